@@ -1,0 +1,330 @@
+"""A pre-trained diffusion U-Net as one call: noisy image and timestep in, clean image and features out.
+
+b  batch        t  timestep index 0..T-1 of the schedule the network was trained with
+x  noisy image, float32 (b, 3, R, R)
+x0_hat  the network's estimate of the clean image, same shape
+
+What the network was trained to predict (noise, image, velocity) ends here; no sampler knows it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from diffusers import UNet2DModel
+from safetensors.torch import load_file, save_file
+
+from extractor.errors import BackboneError, NonFiniteActivation
+from extractor.schedule import NoiseSchedule, noise_schedule
+from extractor.unet import build_unet, decoder_blocks, unet_config
+from store.spec import Block, Precision
+
+Prediction = Literal["epsilon", "sample", "v_prediction"]
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+DIFFUSION_FILE = "scheduler_config.json"
+_BETA_SCHEDULES = {"squaredcos_cap_v2": "cosine", "linear": "linear"}
+
+
+class Estimate(NamedTuple):
+    """What one forward gives: x0_hat (b, 3, R, R) float32, None if the forward was cut short, and
+    the feature maps {block: (b, c, h, w)}."""
+
+    x0: torch.Tensor | None
+    features: dict[str, torch.Tensor]
+
+
+def _from_epsilon(x: torch.Tensor, output: torch.Tensor, a: float) -> torch.Tensor:
+    return (x - (1 - a) ** 0.5 * output) / a**0.5
+
+
+def _from_sample(x: torch.Tensor, output: torch.Tensor, a: float) -> torch.Tensor:
+    return output
+
+
+def _from_velocity(x: torch.Tensor, output: torch.Tensor, a: float) -> torch.Tensor:
+    return a**0.5 * x - (1 - a) ** 0.5 * output
+
+
+_TO_X0: dict[Prediction, Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]] = {
+    "epsilon": _from_epsilon,
+    "sample": _from_sample,
+    "v_prediction": _from_velocity,
+}
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """How the network was trained.
+
+    Attributes:
+        schedule: the noise schedule.
+        prediction: ``epsilon``, ``sample`` (x0) or ``v_prediction``, in diffusers' words.
+        rescale_timesteps: the network is told t * 1000 / T instead of t.
+        class_label: the class that a class-conditional network is run with.
+    """
+
+    schedule: NoiseSchedule
+    prediction: Prediction = "epsilon"
+    rescale_timesteps: bool = False
+    class_label: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """diffusers' scheduler configuration, with two keys of ours."""
+        kind, steps = self.schedule.name.split("-")
+        beta_schedule = next(theirs for theirs, ours in _BETA_SCHEDULES.items() if ours == kind)
+        return {
+            "_class_name": "DDIMScheduler",
+            "beta_schedule": beta_schedule,
+            "num_train_timesteps": int(steps),
+            "prediction_type": self.prediction,
+            "rescale_timesteps": self.rescale_timesteps,
+            "class_label": self.class_label,
+        }
+
+    @classmethod
+    def from_json(cls, config: Mapping[str, Any]) -> Diffusion:
+        """From diffusers' scheduler configuration; BackboneError for a schedule we do not have."""
+        steps, kind = int(config.get("num_train_timesteps", 1000)), config.get("beta_schedule", "linear")
+        betas = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
+        if kind not in _BETA_SCHEDULES or (
+            kind == "linear" and (steps != 1000 or betas != (1e-4, 0.02)) and "beta_start" in config
+        ):
+            raise BackboneError(
+                f"the noise schedule {kind} with betas {betas} is not supported; linear-1000 and cosine are"
+            )
+        prediction = config.get("prediction_type", "epsilon")
+        if prediction not in _TO_X0:
+            raise BackboneError(f"expected prediction_type to be one of {', '.join(_TO_X0)}, got {prediction!r}")
+        return cls(
+            schedule=noise_schedule(f"{_BETA_SCHEDULES[kind]}-{steps}"),
+            prediction=prediction,
+            rescale_timesteps=bool(config.get("rescale_timesteps", False)),
+            class_label=config.get("class_label"),
+        )
+
+
+class _LastBlockReached(Exception):
+    """Leaves a forward whose remaining blocks nobody asked for."""
+
+
+class Backbone:
+    """A diffusion U-Net, frozen, on one device.
+
+    Args:
+        unet: the network.
+        diffusion: how it was trained.
+        config: the configuration that ``build_unet`` makes the network from.
+        precision: number format of the network's arithmetic; states stay float32.
+        memory_format: channels-last is the faster one on CPUs and GPUs alike.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        diffusion: Diffusion,
+        config: Mapping[str, Any] | None = None,
+        precision: Precision = "float32",
+        memory_format: torch.memory_format = torch.channels_last,
+    ) -> None:
+        self.unet = unet.eval().requires_grad_(False).to(memory_format=memory_format)
+        self.memory_format = memory_format
+        self.diffusion = diffusion
+        self.precision: Precision = precision
+        self.config = unet_config(unet, config or {})
+        self._modules = decoder_blocks(unet)
+        if unet.class_embedding is not None and diffusion.class_label is None:
+            raise BackboneError(
+                f"this network is conditioned on {self.config.get('num_class_embeds')} classes; "
+                "say which one to run it with (class_label)"
+            )
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        return self.diffusion.schedule
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.unet.parameters()).device
+
+    @property
+    def block_names(self) -> tuple[str, ...]:
+        """block_0 (deepest) to block_n, guided-diffusion's ``output_blocks``."""
+        return tuple(self._modules)
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+        return sum(p.numel() for p in self.unet.parameters())
+
+    def to(self, device: torch.device | str) -> Backbone:
+        """The same backbone on another device (the weights move)."""
+        self.unet.to(device)
+        return self
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of configuration and float32 weights; the same on every device."""
+        sha = hashlib.sha256(json.dumps([self.config, self.diffusion.to_json()], sort_keys=True).encode())
+        for name, tensor in sorted(self.unet.state_dict().items()):
+            sha.update(f"{name}{tuple(tensor.shape)}".encode())
+            sha.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return sha.hexdigest()
+
+    def blocks(self, names: Sequence[str | int], resolution: int) -> tuple[Block, ...]:
+        """Names (or guided-diffusion's indices) and shapes of blocks at resolution R.
+
+        Raises:
+            BackboneError: no such block, or R is not a multiple of the network's stride.
+        """
+        wanted = [f"block_{name}" if isinstance(name, int) else name for name in names]
+        if unknown := [name for name in wanted if name not in self._modules]:
+            raise BackboneError(
+                f"no block {', '.join(unknown)} in this backbone; it has {self.block_names[0]} .. {self.block_names[-1]}"
+            )
+        stride = 2 ** (len(self.config["block_out_channels"]) - 1)
+        if resolution % stride:
+            raise BackboneError(f"resolution {resolution} is not a multiple of the network's stride {stride}")
+        # Shapes scale with R, so the smallest legal image is enough to learn them.
+        probe = torch.zeros(1, 3, stride, stride, device=self.device)
+        shapes = self.estimate(probe, 0, wanted, features_only=True).features
+        scale = resolution // stride
+        ordered = [name for name in self.block_names if name in set(wanted)]
+        return tuple(
+            Block(name=name, channels=f.shape[1], height=f.shape[2] * scale, width=f.shape[3] * scale)
+            for name, f in ((name, shapes[name]) for name in ordered)
+        )
+
+    @torch.inference_mode()
+    def estimate(self, x: torch.Tensor, t: int, blocks: Sequence[str] = (), *, features_only: bool = False) -> Estimate:
+        """One forward.
+
+        Args:
+            x: float32 (b, 3, h, w); h and w multiples of the network's stride.
+            t: the ORIGINAL timestep index, 0..T-1.
+            blocks: blocks whose feature maps are returned.
+            features_only: stop behind the last of ``blocks``; x0 is then None.
+
+        Raises:
+            NonFiniteActivation: a feature map or the output holds NaN or infinity.
+        """
+        features: dict[str, torch.Tensor] = {}
+        last = next((name for name in reversed(self.block_names) if name in blocks), None)
+
+        def keep(name: str) -> Callable[..., None]:
+            def hook(_module: Any, _inputs: Any, output: torch.Tensor) -> None:
+                features[name] = _require_finite(output, name, t)
+                if features_only and name == last:
+                    raise _LastBlockReached
+
+            return hook
+
+        handles = [self._modules[name].register_forward_hook(keep(name)) for name in blocks]
+        try:
+            output = self._raw(x, t)
+        except _LastBlockReached:
+            return Estimate(None, features)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return Estimate(self.to_x0(x, output, t), features)
+
+    def to_x0(self, x: torch.Tensor, output: torch.Tensor, t: int) -> torch.Tensor:
+        """x0_hat from the network's output at x_t, float32."""
+        x0 = _TO_X0[self.diffusion.prediction](x, output[:, :3].float(), float(self.schedule.alphas_cumprod[t]))
+        return _require_finite(x0, "output", t)
+
+    def _raw(self, x: torch.Tensor, t: int) -> torch.Tensor:
+        """The network's own output at x_t, (b, 3 or 6, h, w)."""
+        told = t * 1000 / self.schedule.steps if self.diffusion.rescale_timesteps else t
+        timesteps = torch.full((len(x),), told, device=x.device, dtype=torch.float32)
+        label = self.diffusion.class_label
+        labels = None if label is None else torch.full((len(x),), label, device=x.device)
+        with self._autocast():
+            output: torch.Tensor = self.unet(
+                x.to(memory_format=self.memory_format), timesteps, class_labels=labels
+            ).sample
+        return output
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=getattr(torch, self.precision))
+
+    def save(self, folder: Path, half: bool = True) -> None:
+        """Write diffusers' three files; ``half`` stores the weights as float16."""
+        folder.mkdir(parents=True, exist_ok=True)
+        dtype = torch.float16 if half else torch.float32
+        weights = {k: v.detach().to("cpu", dtype).contiguous() for k, v in self.unet.state_dict().items()}
+        save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        (folder / CONFIG_FILE).write_text(json.dumps({"_class_name": "UNet2DModel"} | self.config, indent=2) + "\n")
+        (folder / DIFFUSION_FILE).write_text(json.dumps(self.diffusion.to_json(), indent=2) + "\n")
+
+
+def _require_finite(values: torch.Tensor, where: str, t: int) -> torch.Tensor:
+    if not torch.isfinite(values).all():
+        raise NonFiniteActivation(
+            f"{where} at timestep {t} holds NaN or infinity; the weights are damaged, the image is not in [-1, 1], "
+            "or the precision is too low for this backbone (use float32)"
+        )
+    return values
+
+
+def load_backbone(source: str | Path, precision: Precision = "float32", class_label: int | None = None) -> Backbone:
+    """A backbone from a folder in diffusers' layout or from a hub id.
+
+    Args:
+        source: a folder with config.json, scheduler_config.json and safetensors weights, or a hub
+            id such as ``google/ddpm-celebahq-256`` (downloaded once by huggingface_hub).
+        precision: number format of the network's arithmetic.
+        class_label: for class-conditional networks.
+
+    Raises:
+        BackboneError: files are missing, or weights and configuration do not fit.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = _download(str(source))
+    config = _read_json(folder / CONFIG_FILE)
+    diffusion = Diffusion.from_json(_read_json(folder / DIFFUSION_FILE))
+    if class_label is not None:
+        diffusion = replace(diffusion, class_label=class_label)
+    unet = build_unet(config)
+    weights_file = folder / WEIGHTS_FILE
+    if not weights_file.is_file():
+        raise BackboneError(f"{weights_file}: no such file; weights are read from safetensors only")
+    try:
+        unet.load_state_dict({k: v.float() for k, v in load_file(weights_file).items()})
+    except Exception as error:  # safetensors and torch raise different types for damaged and foreign files
+        raise BackboneError(f"{weights_file}: the weights do not fit {CONFIG_FILE}: {error}") from error
+    return Backbone(unet, diffusion, config, precision)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        loaded: dict[str, Any] = json.loads(path.read_text())
+    except OSError as error:
+        raise BackboneError(f"{path}: cannot be read ({error.strerror}); a backbone folder needs it") from error
+    except json.JSONDecodeError as error:
+        raise BackboneError(f"{path}: not JSON ({error})") from error
+    return loaded
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download  # imported late: only hub ids need it
+
+    if hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
+        raise BackboneError(f"{hub_id}: no such folder, and not a hub id of the form owner/name")
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=[CONFIG_FILE, DIFFUSION_FILE, WEIGHTS_FILE]))
+    except Exception as error:  # the hub client raises many types, all of which mean: not to be had
+        raise BackboneError(f"{hub_id}: no such folder, and the hub did not give it ({error})") from error

@@ -1,0 +1,234 @@
+"""The ``extractor`` command: photographs in, cached diffusion features out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from extractor.architectures import small_unet
+from extractor.backbone import Diffusion, Prediction
+from extractor.datasets import ADAPTERS, DataSet, load_dataset, of_split
+from extractor.errors import ExtractorError
+from extractor.guided_diffusion import Unrecorded, import_checkpoint, read_checkpoint
+from extractor.presets import PRESETS, Preset, open_backbone
+from extractor.runs import RunReport, SizePlan, extract_dataset, plan_size, require_room
+from extractor.schedule import noise_schedule
+from store import console
+from store.console import Exit
+from store.errors import StoreError
+from store.feature_store import FeatureStore
+from store.spec import ElementType, Encoding, Precision, Preprocessing, Trajectory
+
+app = typer.Typer(
+    help="Run a diffusion U-Net once over each photograph and cache its decoder's feature maps.",
+    epilog="Exit codes: 0 all done, 1 failed, 2 wrong usage, 3 some images could not be used (they are listed).",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    add_completion=False,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+@app.command(
+    epilog="Examples: extractor run --dataset folder:photos --store features.zarr · "
+    "extractor run --dataset stare:/data/STARE --split train --store features.zarr --dry-run"
+)
+def run(
+    dataset: Annotated[str, typer.Option(help=f"ADAPTER:PATH; adapters: {', '.join(ADAPTERS)}.", show_default=False)],
+    store: Annotated[str, typer.Option(help="Folder of the feature store.", show_default=False)],
+    name: Annotated[str | None, typer.Option(help="What the data set is called in the store.")] = None,
+    preset: Annotated[str, typer.Option(help=f"Recipe: {', '.join(PRESETS)}.")] = "small",
+    backbone: Annotated[
+        str | None, typer.Option(help="Shipped name, folder or hub id; the preset's if not given.")
+    ] = None,
+    trajectory: Annotated[Trajectory, typer.Option(help="How the noise grid is walked.")] = "ddim",
+    seed: Annotated[int, typer.Option(help="Of the noise; stochastic only.")] = 0,
+    encoding: Annotated[ElementType, typer.Option(help="Element type of stored features.")] = "float16",
+    precision: Annotated[Precision, typer.Option(help="Arithmetic of the network.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    split: Annotated[str | None, typer.Option(help="Only this split.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Compute again what is there.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how much would be written, and stop.")] = False,
+    ignore_space: Annotated[bool, typer.Option("--ignore-space", help="Start even if it may not fit.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Extract a data set into a store; what is there already is left as it is."""
+    data = _selected(load_dataset(dataset, name), split, limit)
+    recipe = dataclasses.replace(_preset(preset), encoding=Encoding(kind=encoding)).along(trajectory, seed)
+    network = open_backbone(backbone or recipe.backbone, precision, device)
+    spec = recipe.spec(network)
+    features = FeatureStore(store)
+    size = plan_size(data, features, spec)
+    _say_size(size, len(data.photographs), as_json and dry_run)
+    if dry_run:
+        return
+    if not ignore_space:
+        require_room(size)
+    from extractor.extraction import Extractor
+
+    with console.progress(f"extracting {data.name}", len(data.photographs), quiet=as_json) as advance:
+        report = extract_dataset(
+            data,
+            features,
+            Extractor(network, spec),
+            overwrite=overwrite,
+            advance=lambda photograph: advance(1, photograph),
+        )
+    _say_report(report, data.name, spec.digest, as_json)
+    if report.failed:
+        raise typer.Exit(Exit.PARTIAL)
+
+
+@app.command(epilog="Example: extractor pretrain --images photos --images more --out runs/backbone --steps 20000")
+def pretrain(
+    images: Annotated[list[Path], typer.Option(help="Folder of photographs; may be given again.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder of the run; an interrupted run goes on.", show_default=False)],
+    config: Annotated[
+        Path | None, typer.Option(help="JSON configuration of a UNet2DModel; the small one if not given.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1)] = 100_000,
+    batch: Annotated[int, typer.Option(min=1, help="Crops in a batch, on each device.")] = 4,
+    accumulate: Annotated[int, typer.Option(min=1, help="Batches summed before a step.")] = 1,
+    crop: Annotated[int, typer.Option(min=8, help="Side of the crops; the resolution for whole images.")] = 128,
+    resolution: Annotated[int, typer.Option(min=8, help="Side of the prepared photographs.")] = 512,
+    learning_rate: Annotated[float, typer.Option(min=0.0)] = 5e-4,
+    schedule: Annotated[str, typer.Option(help="Noise schedule, such as cosine-4000.")] = "cosine-4000",
+    prediction: Annotated[Prediction, typer.Option(help="What the network learns to predict.")] = "v_prediction",
+    level_power: Annotated[float, typer.Option(min=1.0, help="t = T u^p; 1 is uniform.")] = 3.0,
+    photometric: Annotated[float, typer.Option(min=0.0, help="Strength of brightness and colour changes.")] = 1.0,
+    clahe: Annotated[bool, typer.Option(help="Equalise contrast as the presets do.")] = True,
+    mixed_precision: Annotated[str, typer.Option(help="no, fp16 or bf16.")] = "no",
+    checkpoint_every: Annotated[int, typer.Option(min=1)] = 500,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Pre-train a backbone on unlabelled photographs."""
+    from extractor.photographs import PreparedPhotographs, find_images
+    from extractor.pretraining import Pretraining, PretrainingSettings
+
+    settings = PretrainingSettings.model_validate(
+        {
+            "unet": json.loads(config.read_text()) if config else small_unet(),
+            "schedule": schedule,
+            "prediction": prediction,
+            "level_power": level_power,
+            "resolution": resolution,
+            "crop": crop,
+            "photometric": photometric,
+            "batch": batch,
+            "accumulate": accumulate,
+            "steps": steps,
+            "learning_rate": learning_rate,
+            "mixed_precision": mixed_precision,
+            "checkpoint_every": checkpoint_every,
+            "seed": seed,
+        }
+    )
+    paths = find_images(images)
+    how = Preprocessing() if clahe else Preprocessing(clahe=None)
+    with console.progress("preparing photographs", len(paths)) as advance:
+        photographs = PreparedPhotographs(paths, out / "prepared", resolution, how, lambda _: advance())
+    for reason in photographs.rejected:
+        console.err.print(f"left out: {reason}", highlight=False, soft_wrap=True)
+    training = Pretraining(settings, photographs, out)
+    with console.progress("pre-training", steps - training.step) as advance:
+        training.run(lambda _, loss: advance(1, f"loss {loss:.3f}"))
+    console.out.print(f"backbone: {out / 'backbone'}  (pictures and TensorBoard beside it)")
+
+
+@app.command(
+    "import-checkpoint",
+    epilog="Example: extractor import-checkpoint ema_0.9999_120000.pt backbone_512 --schedule cosine-4000 "
+    "--prediction sample --head-channels 64",
+)
+def import_command(
+    checkpoint: Annotated[Path, typer.Argument(help="guided-diffusion's .pt, or .safetensors.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder for the backbone.", show_default=False)],
+    schedule: Annotated[str, typer.Option(help="Noise schedule, such as linear-1000.")] = "linear-1000",
+    prediction: Annotated[Prediction, typer.Option(help="'sample' if it was trained with predict_xstart.")] = "epsilon",
+    head_channels: Annotated[int | None, typer.Option(min=1, help="num_head_channels.")] = None,
+    heads: Annotated[int | None, typer.Option(min=1, help="num_heads, where num_head_channels was -1.")] = None,
+    new_attention_order: Annotated[bool, typer.Option("--new-attention-order")] = False,
+    rescale_timesteps: Annotated[bool, typer.Option("--rescale-timesteps")] = False,
+    class_label: Annotated[int | None, typer.Option(min=0, help="Class to run a class-conditional model with.")] = None,
+    half: Annotated[bool, typer.Option("--half", help="Store float16 weights.")] = False,
+) -> None:
+    """Import a guided-diffusion checkpoint: widths, blocks and classes are read off the weights."""
+    if head_channels is None and heads is None:
+        head_channels = 64
+    unrecorded = Unrecorded(None if heads else head_channels, heads, new_attention_order)
+    diffusion = Diffusion(noise_schedule(schedule), prediction, rescale_timesteps, class_label)
+    backbone = import_checkpoint(read_checkpoint(checkpoint), unrecorded, diffusion)
+    backbone.save(out, half=half)
+    console.out.print(
+        f"{out}: {backbone.parameters / 1e6:.1f} M weights, blocks {backbone.block_names[0]} .. "
+        f"{backbone.block_names[-1]}, {schedule}, predicts {prediction}, fingerprint {backbone.fingerprint[:12]}"
+    )
+
+
+@app.command(epilog="Example: extractor presets --json")
+def presets(as_json: AsJson = False) -> None:
+    """Print the recipes."""
+    values = {name: _preset_json(build()) for name, build in PRESETS.items()}
+    if as_json:
+        console.print_json(values)
+        return
+    for name, value in values.items():
+        console.out.print(f"[bold]{name}[/]  {(PRESETS[name].__doc__ or '').splitlines()[0]}")
+        for field, setting in value.items():
+            console.out.print(f"  {field:14} {setting}", highlight=False)
+
+
+def _preset(name: str) -> Preset:
+    if name not in PRESETS:
+        raise typer.BadParameter(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+    return PRESETS[name]()
+
+
+def _preset_json(preset: Preset) -> dict[str, Any]:
+    plain = {f.name: getattr(preset, f.name) for f in dataclasses.fields(preset)}
+    return plain | {k: plain[k].model_dump(mode="json") for k in ("preprocessing", "encoding")}
+
+
+def _selected(data: DataSet, split: str | None, limit: int | None) -> DataSet:
+    photographs = data.photographs if split is None else tuple(of_split(data.photographs, split))
+    return DataSet(data.name, photographs[:limit])
+
+
+def _say_size(size: SizePlan, images: int, as_json: bool) -> None:
+    if as_json:
+        console.print_json(size._asdict() | {"bytes_total": size.bytes_total})
+        return
+    free = "unknown" if size.free is None else console.human_bytes(size.free)
+    console.err.print(
+        f"{size.images} of {images} images to do, at most {console.human_bytes(sum(size.bytes_by_block.values()))} each, "
+        f"{console.human_bytes(size.bytes_total)} in all, {free} free"
+    )
+    blocks = ", ".join(f"{name} {console.human_bytes(count)}" for name, count in size.bytes_by_block.items())
+    console.err.print(f"by block: {blocks}", highlight=False)
+
+
+def _say_report(report: RunReport, name: str, digest: str, as_json: bool) -> None:
+    if as_json:
+        console.print_json(dataclasses.asdict(report) | {"dataset": name, "spec": digest})
+        return
+    console.out.print(
+        f"{name}: {report.extracted} extracted, {report.present} there already, {len(report.failed)} left out; "
+        f"{report.forwards} forwards, {console.human_bytes(report.bytes_stored)} written; spec {digest[:12]}"
+    )
+    for _, reason in report.failed:
+        console.err.print(f"left out: {reason}", highlight=False, soft_wrap=True)
+
+
+def main() -> NoReturn:
+    """Entry point of the command."""
+    console.run(app, ExtractorError, StoreError)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Everything that can go wrong between a file and its features.
+
+ExtractorError
+├── ImageError             bytes that are no photograph, or one that cannot be used
+│   ├── ImageTooLarge      more pixels than the limit
+│   └── NoFieldOfView      nothing that looks like a retina
+├── DatasetError           a folder that is not the data set it was called
+├── ScheduleError          a noise schedule or grid that cannot be meant
+├── BackboneError          a backbone that cannot be loaded or used
+│   └── CheckpointError    a checkpoint that does not fit
+├── NonFiniteActivation    NaN or infinity inside the network; names block and timestep
+└── PretrainingError       pre-training that cannot start or go on
+"""
+
+
+class ExtractorError(Exception):
+    """Base of all errors of the extractor; the message says what to do."""
+
+
+class ImageError(ExtractorError, ValueError):
+    """These bytes are no image that can be used."""
+
+
+class ImageTooLarge(ImageError):
+    """The image has more pixels than the limit allows."""
+
+
+class NoFieldOfView(ImageError):
+    """No lit region was found in the image."""
+
+
+class DatasetError(ExtractorError, ValueError):
+    """The folder does not hold the data set that was named."""
+
+
+class ScheduleError(ExtractorError, ValueError):
+    """The noise schedule or the grid of timesteps cannot be meant."""
+
+
+class BackboneError(ExtractorError, ValueError):
+    """The backbone cannot be loaded or cannot do what was asked."""
+
+
+class CheckpointError(BackboneError):
+    """The checkpoint does not fit the architecture; lists what does not."""
+
+
+class NonFiniteActivation(ExtractorError, ArithmeticError):
+    """The network produced NaN or infinity; names block and timestep."""
+
+
+class PretrainingError(ExtractorError, ValueError):
+    """Pre-training cannot start or go on."""

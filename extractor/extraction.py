@@ -1,0 +1,100 @@
+"""From the bytes of a photograph to its features: decode, preprocess, invert, collect.
+
+The one path that batch runs, training data and the service share.
+
+t  timesteps kept      c, h, w  channels and size of a block's map      R  network's square
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from extractor.backbone import Backbone
+from extractor.errors import BackboneError
+from extractor.images import MAX_PIXELS, decode_image, image_id
+from extractor.inversion import Step, anchor, diffuse, invert
+from extractor.preprocess import NetworkInput, preprocess
+from store.feature_store import Features, Key
+from store.spec import FeatureSpec
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A decoded photograph, ready for the network."""
+
+    key: Key
+    pixels: NDArray[np.uint8]
+    input: NetworkInput
+
+
+class Extractor:
+    """A backbone together with the spec of what is read from it.
+
+    Args:
+        backbone: the network; its fingerprint must be the spec's.
+        spec: what is read.
+
+    Attributes:
+        forwards: network forwards so far, counted by image and grid step.
+    """
+
+    def __init__(self, backbone: Backbone, spec: FeatureSpec) -> None:
+        if backbone.fingerprint != spec.backbone:
+            raise BackboneError(
+                f"the spec was made with backbone {spec.backbone[:12]}, this one is {backbone.fingerprint[:12]}"
+            )
+        self.backbone = backbone
+        self.spec = spec
+        self.forwards = 0
+
+    def prepare(self, data: bytes, name: str = "image", max_pixels: int = MAX_PIXELS) -> Prepared:
+        """Decode and preprocess; raises ImageError for what is no photograph."""
+        pixels = decode_image(data, name, max_pixels)
+        network_input = preprocess(pixels, self.spec.resolution, self.spec.preprocessing, name)
+        return Prepared(Key(image_id(data)), pixels, network_input)
+
+    def features(self, prepared: Sequence[Prepared]) -> list[Features]:
+        """Features of several photographs in one batch.
+
+        Returns:
+            For each photograph, float32 maps (t, c, h, w) on the host.
+
+        Raises:
+            NonFiniteActivation: names block and timestep.
+        """
+        x0 = torch.cat([one.input.x0 for one in prepared]).to(self.backbone.device)
+        by_block: dict[str, list[torch.Tensor]] = {block.name: [] for block in self.spec.blocks}
+        for step in self._walk(x0, prepared):
+            for name, feature in step.features.items():
+                by_block[name].append(feature.float().cpu())
+        self.forwards += len(prepared) * len(self.spec.grid)
+        stacked = {name: torch.stack(maps, dim=1).contiguous().numpy() for name, maps in by_block.items()}
+        return [
+            Features({name: maps[i] for name, maps in stacked.items()}, one.input.fov, one.input.geometry)
+            for i, one in enumerate(prepared)
+        ]
+
+    def _walk(self, x0: torch.Tensor, prepared: Sequence[Prepared]) -> Iterator[Step]:
+        spec, blocks = self.spec, [block.name for block in self.spec.blocks]
+        match spec.trajectory:
+            case "ddim":
+                return invert(self.backbone, x0, spec.grid, blocks, keep=spec.timesteps, clip=spec.clip)
+            case "anchored":
+                return anchor(self.backbone, x0, spec.timesteps, blocks)
+            case "stochastic":
+                assert spec.seed is not None
+                noise = torch.cat([image_noise(one.key, spec.seed, spec.resolution) for one in prepared])
+                return diffuse(self.backbone, x0, spec.timesteps, blocks, noise.to(x0.device))
+
+
+def image_noise(key: Key, seed: int, resolution: int) -> torch.Tensor:
+    """Gaussian noise, float32 (1, 3, R, R), that depends on image, view and seed and not on the batch."""
+    name = hashlib.sha256(f"{seed}/{key.image_id}/{key.view}".encode()).digest()
+    random = np.random.default_rng(np.frombuffer(name, dtype=np.uint32))
+    return torch.from_numpy(random.standard_normal((1, 3, resolution, resolution), dtype=np.float32))

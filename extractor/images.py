@@ -1,0 +1,139 @@
+"""Bytes to pixels.
+
+Every image is returned as uint8 (H, W, 3), RGB, upright: EXIF orientation is applied, grey is
+repeated, alpha is laid over black, CMYK is converted, 16 bits become 8 by keeping the high byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from extractor.errors import ImageError, ImageTooLarge
+
+FORMATS = ("PNG", "JPEG", "TIFF", "PPM", "GIF", "BMP")
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".gif", ".bmp"})
+MAX_PIXELS = 120_000_000
+
+
+def image_id(data: bytes) -> str:
+    """sha256 of the file's bytes: the name of a photograph in the store."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a file; ImageError names the file that cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def decode_image(data: bytes, name: str = "image", max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Decode a photograph.
+
+    Args:
+        data: contents of a PNG, JPEG, TIFF, PPM, GIF or BMP file.
+        name: for messages.
+        max_pixels: larger images are refused before their pixels are decoded.
+
+    Returns:
+        uint8 (H, W, 3), RGB.
+
+    Raises:
+        ImageError: not an image of these formats, truncated, or empty.
+        ImageTooLarge: more than ``max_pixels``.
+    """
+    with _opened(data, name, max_pixels) as image:
+        if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+            pixels = _deep_to_8_bit(np.asarray(image), name)
+        else:
+            pixels = np.asarray(_to_rgb(image))
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[..., None], 3, axis=2)
+    return np.ascontiguousarray(pixels, dtype=np.uint8)
+
+
+def decode_mask(data: bytes, name: str = "mask", max_pixels: int = MAX_PIXELS) -> NDArray[np.bool_]:
+    """Decode a binary mask to bool (H, W).
+
+    Masks are found as 0/255, as 0/1, as one bit and as palettes. What is above the middle of the
+    range is True; an image that holds nothing above 1 is read as 0/1.
+    """
+    with _opened(data, name, max_pixels) as image:
+        pixels = np.asarray(image.convert("L") if not image.mode.startswith("I") else image)
+    return np.asarray(pixels > (0 if pixels.max(initial=0) <= 1 else np.iinfo(pixels.dtype).max // 2))
+
+
+class _opened:
+    """Pillow's image of ``data``, upright, with every failure told as an ImageError."""
+
+    def __init__(self, data: bytes, name: str, max_pixels: int) -> None:
+        self._name = name
+        if not data:
+            raise ImageError(f"{name}: the file is empty")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow's own size warning; the limit below decides
+                image = Image.open(io.BytesIO(data), formats=FORMATS)
+                if image.width * image.height > max_pixels:
+                    raise ImageTooLarge(
+                        f"{name}: {image.width} x {image.height} pixels are more than the limit of {max_pixels}"
+                    )
+                image.load()
+            self._image = ImageOps.exif_transpose(image)
+        except UnidentifiedImageError as error:
+            deep = _decode_deep_tiff(data, name, max_pixels)
+            if deep is None:
+                raise ImageError(f"{name}: not an image; expected one of {', '.join(FORMATS)}") from error
+            self._image = Image.fromarray(deep)
+        except ImageError:
+            raise
+        except Exception as error:  # Pillow's decoders raise almost anything on damaged files
+            raise ImageError(f"{name}: damaged or truncated image ({error})") from error
+
+    def __enter__(self) -> Image.Image:
+        return self._image
+
+    def __exit__(self, *_: object) -> None:
+        self._image.close()
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        over_black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        return Image.alpha_composite(over_black, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def _deep_to_8_bit(pixels: NDArray[np.generic], name: str) -> NDArray[np.uint8]:
+    """16 bits a channel to 8: the high byte, so that nothing depends on the contents."""
+    if pixels.dtype == np.float32:
+        raise ImageError(f"{name}: floating-point pixels have no defined range; save the image as 8 or 16 bit")
+    values = pixels.astype(np.int64)
+    if values.size and (values.min() < 0 or values.max() > 65535):
+        raise ImageError(f"{name}: expected 8 or 16 bits a channel, found values outside 0..65535")
+    return (values >> 8).astype(np.uint8)
+
+
+def _decode_deep_tiff(data: bytes, name: str, max_pixels: int) -> NDArray[np.uint8] | None:
+    """16-bit RGB TIFF, which Pillow does not identify; None if OpenCV does not either."""
+    if data[:4] not in (b"II*\x00", b"MM\x00*"):
+        return None
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.dtype != np.uint16:
+        return None
+    if pixels.shape[0] * pixels.shape[1] > max_pixels:
+        raise ImageTooLarge(f"{name}: {pixels.shape[1]} x {pixels.shape[0]} pixels are more than {max_pixels}")
+    eight_bit = _deep_to_8_bit(pixels, name)
+    if eight_bit.ndim == 2:
+        return eight_bit
+    order = cv2.COLOR_BGRA2RGBA if eight_bit.shape[2] == 4 else cv2.COLOR_BGR2RGB
+    return np.asarray(cv2.cvtColor(eight_bit, order), dtype=np.uint8)

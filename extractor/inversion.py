@@ -1,0 +1,124 @@
+"""Three ways up the noise grid, and the way back down.
+
+x0     clean image, float32 (b, 3, R, R) in [-1, 1]
+x_t    state at timestep t, float32, same shape
+a_t    alphas_cumprod[t], float64
+grid   strictly increasing timesteps; the photograph is taken as the state at grid[0]
+
+Each trajectory yields one ``Step`` for every timestep that is kept. ``invert`` is DiffDGSS (MICCAI
+2024), Eq. 6:
+
+    eps    = (sqrt(1 / a_t) x_t - x0_hat) / sqrt(1 / a_t - 1)
+    x_next = sqrt(a_next) x0_hat + sqrt(1 - a_next) eps
+
+The factors are rounded to float32 where guided-diffusion rounds them: a backbone amplifies the
+rounding of the first steps, and features must be those of the original code
+(docs/decisions/0002-inversion-arithmetic.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from extractor.backbone import Backbone
+from extractor.errors import ScheduleError
+from extractor.schedule import NoiseSchedule
+
+
+class Step(NamedTuple):
+    """State x_t, features {block: (b, c, h, w)} at t, and x0_hat where it was computed."""
+
+    t: int
+    x: torch.Tensor
+    features: dict[str, torch.Tensor]
+    x0_hat: torch.Tensor | None
+
+
+def invert(
+    backbone: Backbone,
+    x0: torch.Tensor,
+    grid: Sequence[int],
+    blocks: Sequence[str],
+    *,
+    keep: Sequence[int] | None = None,
+    clip: bool = False,
+    final_estimate: bool = False,
+) -> Iterator[Step]:
+    """Deterministic DDIM inversion: one forward for every timestep of the grid.
+
+    Args:
+        keep: the timesteps that are yielded; all of the grid if None.
+        clip: x0_hat is clipped to [-1, 1].
+        final_estimate: compute x0_hat at the last timestep too, where only features are needed.
+    """
+    _require_grid(backbone.schedule, grid)
+    x = x0
+    for t, t_next in pairwise([*grid, None]):
+        assert t is not None
+        kept = keep is None or t in keep
+        features_only = t_next is None and not final_estimate
+        x0_hat, features = backbone.estimate(x, t, blocks if kept else (), features_only=features_only)
+        if x0_hat is not None and clip:
+            x0_hat = x0_hat.clamp(-1, 1)
+        if kept:
+            yield Step(t, x, features, x0_hat)
+        if t_next is not None:
+            assert x0_hat is not None
+            x = ddim_step(backbone.schedule, x, x0_hat, t, t_next)
+
+
+def anchor(backbone: Backbone, x0: torch.Tensor, timesteps: Sequence[int], blocks: Sequence[str]) -> Iterator[Step]:
+    """The clean image at every timestep."""
+    _require_grid(backbone.schedule, timesteps)
+    for t in timesteps:
+        yield Step(t, x0, backbone.estimate(x0, t, blocks, features_only=True).features, None)
+
+
+def diffuse(
+    backbone: Backbone, x0: torch.Tensor, timesteps: Sequence[int], blocks: Sequence[str], noise: torch.Tensor
+) -> Iterator[Step]:
+    """q(x_t | x0) with the given noise, float32 (b, 3, R, R), the same at every timestep (DDPM-Seg)."""
+    _require_grid(backbone.schedule, timesteps)
+    for t in timesteps:
+        a = float(backbone.schedule.alphas_cumprod[t])
+        x = a**0.5 * x0 + (1 - a) ** 0.5 * noise
+        yield Step(t, x, backbone.estimate(x, t, blocks, features_only=True).features, None)
+
+
+def reconstruct(backbone: Backbone, x: torch.Tensor, grid: Sequence[int], *, clip: bool = False) -> torch.Tensor:
+    """Walk back down (Eq. 4 with eta = 0) from the state at grid[-1] to a clean image.
+
+    The last step goes from grid[0] to no noise at all, where the state is x0_hat itself.
+    """
+    _require_grid(backbone.schedule, grid)
+    for t, t_next in pairwise([*reversed(grid), None]):
+        assert t is not None
+        x0_hat = backbone.estimate(x, t).x0
+        assert x0_hat is not None
+        if clip:
+            x0_hat = x0_hat.clamp(-1, 1)
+        x = x0_hat if t_next is None else ddim_step(backbone.schedule, x, x0_hat, t, t_next)
+    return x
+
+
+def ddim_step(schedule: NoiseSchedule, x: torch.Tensor, x0_hat: torch.Tensor, t: int, t_next: int) -> torch.Tensor:
+    """One step of Eq. 6 (t_next > t) or Eq. 4 with eta = 0 (t_next < t)."""
+    a, a_next = float(schedule.alphas_cumprod[t]), float(schedule.alphas_cumprod[t_next])
+    epsilon = (_float32((1 / a) ** 0.5) * x - x0_hat) / _float32((1 / a - 1) ** 0.5)
+    return x0_hat * _float32(_float32(a_next) ** 0.5) + _float32((1 - _float32(a_next)) ** 0.5) * epsilon
+
+
+def _float32(value: float) -> float:
+    return float(np.float32(value))
+
+
+def _require_grid(schedule: NoiseSchedule, grid: Sequence[int]) -> None:
+    if not grid or list(grid) != sorted(set(grid)):
+        raise ScheduleError(f"expected strictly increasing timesteps, got {tuple(grid)}")
+    if grid[0] < 0 or grid[-1] >= schedule.steps:
+        raise ScheduleError(f"expected timesteps within 0..{schedule.steps - 1} of {schedule.name}, got {tuple(grid)}")

@@ -1,0 +1,135 @@
+"""Unlabelled photographs, prepared once and read in crops.
+
+Decoding and CLAHE of a photograph take longer than a training step on a crop of it, so every
+photograph is preprocessed once into an uncompressed ``.npy`` file that crops are read from
+through a memory map.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from extractor.errors import ImageError, PretrainingError
+from extractor.images import SUFFIXES, decode_image, image_id, read_bytes
+from extractor.photometric import photometric_change
+from extractor.preprocess import preprocess, to_network_range, to_pixels
+from store.spec import Preprocessing
+
+
+def find_images(folders: Sequence[Path]) -> list[Path]:
+    """Every image file below the folders, sorted; PretrainingError names a folder without any."""
+    found: list[Path] = []
+    for folder in folders:
+        here = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        if not here:
+            raise PretrainingError(f"{folder}: no image files here; expected {', '.join(sorted(SUFFIXES))}")
+        found += here
+    return found
+
+
+class PreparedPhotographs:
+    """Photographs at resolution R as uint8 (R, R, 3) files.
+
+    Args:
+        paths: image files; those that cannot be used are left out and listed in ``rejected``.
+        folder: where prepared files are kept, by image id; existing ones are used again.
+        resolution: R.
+        how: preprocessing.
+        report: called with the number of photographs done.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        folder: Path,
+        resolution: int,
+        how: Preprocessing,
+        report: Callable[[int], None] | None = None,
+    ) -> None:
+        self.resolution = resolution
+        self.rejected: list[str] = []
+        self._files: list[Path] = []
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def prepare(path: Path) -> Path | ImageError:
+            try:
+                return _prepare(path, folder, resolution, how)
+            except ImageError as error:
+                return error
+
+        with ThreadPoolExecutor() as pool:
+            for done, outcome in enumerate(pool.map(prepare, paths), 1):
+                if isinstance(outcome, ImageError):
+                    self.rejected.append(str(outcome))
+                else:
+                    self._files.append(outcome)
+                if report is not None:
+                    report(done)
+        if not self._files:
+            raise PretrainingError(f"none of {len(paths)} images can be used; the first: {self.rejected[:1]}")
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        """uint8 (R, R, 3), memory-mapped."""
+        mapped: NDArray[np.uint8] = np.load(self._files[index], mmap_mode="r")
+        return mapped
+
+    def network_input(self, index: int) -> torch.Tensor:
+        """float32 (1, 3, R, R) in [-1, 1]."""
+        return to_network_range(np.asarray(self[index]))
+
+
+def _prepare(path: Path, folder: Path, resolution: int, how: Preprocessing) -> Path:
+    data = read_bytes(path)
+    target = folder / f"{image_id(data)}-{resolution}.npy"
+    if not target.exists():
+        x0 = preprocess(decode_image(data, str(path)), resolution, how, str(path)).x0
+        partial = target.with_suffix(f".{os.getpid()}.tmp")
+        with partial.open("wb") as file:
+            np.save(file, to_pixels(x0)[0])
+        partial.rename(target)
+    return target
+
+
+class CropDataset(Dataset[torch.Tensor]):
+    """An endless sequence of augmented crops; the i-th depends on the seed and i alone."""
+
+    def __init__(self, photographs: PreparedPhotographs, size: int, photometric: float, seed: int) -> None:
+        if size > photographs.resolution:
+            raise PretrainingError(f"crops of {size} do not fit into photographs of {photographs.resolution} pixels")
+        self._photographs = photographs
+        self._size = size
+        self._photometric = photometric
+        self._seed = seed
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        """float32 (3, s, s) in [-1, 1]."""
+        random = np.random.default_rng([self._seed, index])
+        photograph = self._photographs[int(random.integers(len(self._photographs)))]
+        crop = np.asarray(self._mostly_lit(photograph, random))
+        if self._photometric > 0:
+            crop = photometric_change(crop, random, self._photometric)
+        crop = np.rot90(crop, int(random.integers(4)))
+        if random.random() < 0.5:
+            crop = crop[:, ::-1]
+        return to_network_range(crop)[0]
+
+    def _mostly_lit(self, photograph: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:
+        """A crop at a random place, of which at least half is not black (after ten tries: any)."""
+        room = self._photographs.resolution - self._size + 1
+        for _ in range(10):
+            top, left = random.integers(room, size=2)
+            crop = photograph[top : top + self._size, left : left + self._size]
+            if np.median(crop[::8, ::8].max(axis=2)) > 8:
+                break
+        return crop

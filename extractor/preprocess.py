@@ -1,0 +1,78 @@
+"""From pixels to x0, the clean sample that the inversion starts from.
+
+H, W  native size        R  side of the network's square
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from extractor.field_of_view import find_field_of_view
+from store.geometry import Geometry, Interpolation
+from store.spec import Clahe, Preprocessing
+
+
+@dataclass(frozen=True)
+class NetworkInput:
+    """A photograph as the network sees it.
+
+    Attributes:
+        x0: float32 (1, 3, R, R), RGB in [-1, 1].
+        fov: bool (R, R), True inside the field of view.
+        geometry: undoes crop and resize.
+    """
+
+    x0: torch.Tensor
+    fov: NDArray[np.bool_]
+    geometry: Geometry
+
+
+def preprocess(image: NDArray[np.uint8], resolution: int, how: Preprocessing, name: str = "image") -> NetworkInput:
+    """Crop to the field of view, resize, equalise, scale.
+
+    Args:
+        image: uint8 (H, W, 3), RGB.
+        resolution: R.
+        how: the spec's preprocessing.
+        name: for messages.
+
+    Raises:
+        NoFieldOfView: nothing lit in the image.
+    """
+    fov = find_field_of_view(image, name)
+    height, width = fov.shape
+    geometry = (
+        Geometry.square_around(fov, resolution) if how.crop == "fov" else Geometry.whole(height, width, resolution)
+    )
+    small = geometry.apply(image, Interpolation[how.interpolation.upper()]).astype(np.uint8)
+    small_fov = geometry.apply(fov, Interpolation.NEAREST).astype(np.bool_)
+    if how.clahe is not None:
+        small = equalise_lightness(small, how.clahe)
+    if how.mask_outside:
+        small[~small_fov] = 0
+    return NetworkInput(to_network_range(small), small_fov, geometry)
+
+
+def equalise_lightness(image: NDArray[np.uint8], clahe: Clahe) -> NDArray[np.uint8]:
+    """CLAHE of L in CIELAB; uint8 (H, W, 3) RGB in and out."""
+    lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
+    equaliser = cv2.createCLAHE(clipLimit=clahe.clip_limit, tileGridSize=(clahe.tiles, clahe.tiles))
+    lab[..., 0] = equaliser.apply(lab[..., 0])
+    return np.asarray(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB), dtype=np.uint8)
+
+
+def to_network_range(image: NDArray[np.uint8]) -> torch.Tensor:
+    """uint8 (h, w, 3) in 0..255 -> float32 (1, 3, h, w) in [-1, 1]."""
+    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float()
+    return (pixels / 127.5 - 1)[None]
+
+
+def to_pixels(x: torch.Tensor) -> NDArray[np.uint8]:
+    """float (b, 3, h, w) in [-1, 1], clipped -> uint8 (b, h, w, 3)."""
+    pixels = ((x.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).cpu().numpy()

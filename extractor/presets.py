@@ -1,0 +1,94 @@
+"""Named recipes: which features are read from a backbone, and how photographs are prepared.
+
+A preset is everything of a FeatureSpec that does not depend on the weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from extractor.backbone import Backbone, load_backbone
+from extractor.errors import BackboneError
+from store.spec import Encoding, FeatureSpec, Precision, Preprocessing, Trajectory
+
+MODELS = Path(__file__).parent / "models"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A recipe.
+
+    Attributes:
+        backbone: name of a shipped backbone, a folder or a hub id.
+        grid: timesteps the network is run at.
+        timesteps: timesteps whose features are kept.
+        blocks: guided-diffusion's indices of decoder blocks.
+        resolution: R.
+    """
+
+    name: str
+    backbone: str
+    grid: tuple[int, ...]
+    timesteps: tuple[int, ...]
+    blocks: tuple[int, ...]
+    resolution: int
+    trajectory: Trajectory = "ddim"
+    clip: bool = False
+    seed: int | None = None
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    encoding: Encoding = field(default_factory=Encoding)
+
+    def spec(self, backbone: Backbone) -> FeatureSpec:
+        """The FeatureSpec of this recipe read from this backbone."""
+        return FeatureSpec(
+            backbone=backbone.fingerprint,
+            schedule=backbone.schedule.name,
+            trajectory=self.trajectory,
+            grid=self.grid if self.trajectory == "ddim" else self.timesteps,
+            timesteps=self.timesteps,
+            blocks=backbone.blocks(self.blocks, self.resolution),
+            resolution=self.resolution,
+            clip=self.clip,
+            precision=backbone.precision,
+            preprocessing=self.preprocessing,
+            encoding=self.encoding,
+            seed=self.seed,
+        )
+
+    def along(self, trajectory: Trajectory, seed: int = 0) -> Preset:
+        """The same recipe along another trajectory (the paper's ablations)."""
+        return replace(self, trajectory=trajectory, seed=seed if trajectory == "stochastic" else None)
+
+
+def small() -> Preset:
+    """The shipped backbone: one block of each level from 64 to 512 pixels, the paper's timesteps."""
+    timesteps = (1, 10, 100, 500)
+    return Preset("small", "small", timesteps, timesteps, blocks=(2, 4, 6, 8), resolution=512)
+
+
+def paper() -> Preset:
+    """DiffDGSS (MICCAI 2024): ADM at 512, T = 4000, the blocks behind the tenth.
+
+    The backbone is yours to bring: import a guided-diffusion checkpoint into a folder and name it.
+    """
+    timesteps = (1, 10, 100, 500)
+    return Preset("paper", "backbone_512", timesteps, timesteps, blocks=tuple(range(11, 21)), resolution=512)
+
+
+PRESETS = {"small": small, "paper": paper}
+
+
+def open_backbone(name: str, precision: Precision = "float32", device: str = "cpu") -> Backbone:
+    """A shipped backbone by name, or one from a folder or hub id.
+
+    Raises:
+        BackboneError: neither shipped nor found.
+    """
+    shipped = MODELS / name
+    known = ", ".join(sorted(path.name for path in MODELS.iterdir() if path.is_dir())) if MODELS.is_dir() else "none"
+    try:
+        is_shipped = "/" not in name and shipped.is_dir()
+        return load_backbone(shipped if is_shipped else name, precision).to(device)
+    except BackboneError as error:
+        raise BackboneError(f"{error} (shipped backbones: {known})") from error

@@ -1,0 +1,250 @@
+"""Pre-training of a diffusion U-Net on unlabelled photographs.
+
+x0  clean crops (b, 3, s, s) in [-1, 1]      t  timestep      v  what the network predicts
+
+The loss is the mean squared error of the network's own target (noise, image or velocity), whose
+weighting of noise levels is that of the target; which levels are seen how often is ``level_power``:
+t = T u^p with u uniform, so p = 1 is uniform and p = 3 spends half of the steps below T / 8, where
+features are read.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, set_seed
+from diffusers import UNet2DModel
+from diffusers.optimization import get_cosine_schedule_with_warmup
+from diffusers.training_utils import EMAModel
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from torch.nn import functional
+from torch.utils.data import DataLoader, Subset
+
+from extractor.backbone import Backbone, Diffusion, Prediction
+from extractor.errors import PretrainingError
+from extractor.inversion import invert, reconstruct
+from extractor.photographs import CropDataset, PreparedPhotographs
+from extractor.preprocess import to_pixels
+from extractor.schedule import NoiseSchedule, noise_schedule
+from extractor.unet import build_unet
+
+RECONSTRUCTION_GRID = (1, 10, 100, 500)
+STATE_FOLDER = "state"
+
+
+class PretrainingSettings(BaseModel):
+    """What one pre-training run is made of; written beside its results."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    unet: dict[str, Any] = Field(description="configuration of diffusers' UNet2DModel")
+    schedule: str = "cosine-4000"
+    prediction: Prediction = "v_prediction"
+    level_power: float = Field(default=3.0, ge=1, description="t = T u^p; 1 is uniform")
+    resolution: int = Field(default=512, gt=0, description="side R of the prepared photographs")
+    crop: int = Field(default=128, gt=0, description="side of the training crops; R for whole images")
+    photometric: float = Field(default=1.0, ge=0, description="strength of brightness, contrast and colour changes")
+    batch: int = Field(default=4, gt=0)
+    accumulate: int = Field(default=1, gt=0, description="batches summed before a step")
+    steps: int = Field(default=100_000, gt=0)
+    learning_rate: float = Field(default=5e-4, gt=0)
+    warmup: int = Field(default=200, ge=0)
+    ema_decay: float = Field(default=0.999, gt=0, lt=1)
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    checkpoint_every: int = Field(default=500, gt=0)
+    seed: int = 0
+
+
+Report = Callable[[int, float], None]
+
+
+class Pretraining:
+    """One run in one folder: ``run`` starts it or goes on where it stopped.
+
+    Args:
+        settings: of the run; on resume they must be those it was started with, except ``steps``.
+        photographs: prepared images.
+        folder: receives settings.json, state/, tensorboard/, pictures/ and, at every checkpoint,
+            the averaged backbone in backbone/.
+    """
+
+    def __init__(self, settings: PretrainingSettings, photographs: PreparedPhotographs, folder: Path) -> None:
+        self.settings = settings
+        self.folder = folder
+        self._require_same_settings()
+        self._photographs = photographs
+        self.schedule: NoiseSchedule = noise_schedule(settings.schedule)
+        self.accelerator = Accelerator(
+            mixed_precision=settings.mixed_precision,
+            gradient_accumulation_steps=settings.accumulate,
+            project_config=ProjectConfiguration(project_dir=str(folder)),
+            log_with=None,
+        )
+        set_seed(settings.seed)
+        unet = build_unet(settings.unet)
+        optimizer = torch.optim.Adam(unet.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99))
+        rate = get_cosine_schedule_with_warmup(optimizer, settings.warmup, settings.steps)
+        self.ema = EMAModel(unet.parameters(), decay=settings.ema_decay, use_ema_warmup=True, power=0.75)
+        self.unet: UNet2DModel
+        self.unet, self.optimizer, self.rate = self.accelerator.prepare(unet, optimizer, rate)
+        self.ema.to(self.accelerator.device)
+        self.step = 0
+        self.accelerator.register_for_checkpointing(self)
+        self._resume()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "ema": self.ema.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+        self.ema.load_state_dict(state["ema"])
+
+    def run(self, report: Report | None = None) -> Backbone:
+        """Train to ``settings.steps``; returns the averaged backbone.
+
+        Args:
+            report: called with the step and its loss.
+        """
+        from torch.utils.tensorboard import SummaryWriter  # imported late: takes a second
+
+        writer = SummaryWriter(str(self.folder / "tensorboard")) if self.accelerator.is_main_process else None
+        for x0 in self._batches():
+            loss, t = self._train_step(x0)
+            if not np.isfinite(loss):
+                raise PretrainingError(
+                    f"the loss became {loss} at step {self.step}; start again from the last checkpoint with a "
+                    "lower learning rate or without mixed precision"
+                )
+            if writer is not None:
+                writer.add_scalar("loss", loss, self.step)
+                writer.add_scalar(f"loss_by_level/{_level_name(t)}", loss, self.step)
+            if report is not None:
+                report(self.step, loss)
+            if self.step % self.settings.checkpoint_every == 0 or self.step == self.settings.steps:
+                self._checkpoint()
+                if writer is not None:
+                    self._draw(writer)
+        if writer is not None:
+            writer.close()
+        return self.averaged()
+
+    def averaged(self) -> Backbone:
+        """The backbone with the exponential moving average of the weights."""
+        unet = build_unet(self.settings.unet)
+        unet.load_state_dict(self.accelerator.unwrap_model(self.unet).state_dict())
+        self.ema.copy_to(unet.parameters())
+        return Backbone(unet, Diffusion(self.schedule, self.settings.prediction), self.settings.unet)
+
+    def _batches(self) -> Iterator[torch.Tensor]:
+        """float32 (b, 3, s, s) from the first batch not yet seen; the i-th crop depends on seed and i only."""
+        crops = CropDataset(self._photographs, self.settings.crop, self.settings.photometric, self.settings.seed)
+        per_step = self.settings.batch * self.settings.accumulate * self.accelerator.num_processes
+        first, last = self.step * per_step, self.settings.steps * per_step
+        loader = DataLoader(Subset(crops, range(first, last)), batch_size=self.settings.batch, num_workers=0)
+        yield from islice(self.accelerator.prepare(loader), (last - first) // self.settings.batch)
+
+    def _train_step(self, x0: torch.Tensor) -> tuple[float, int]:
+        generator = np.random.default_rng([self.settings.seed, self.step, self.accelerator.process_index])
+        # One level for each step: losses by level can be told apart, and a step costs no more.
+        t = int(self.schedule.steps * generator.random() ** self.settings.level_power)
+        noise = torch.from_numpy(generator.standard_normal(x0.shape, dtype=np.float32)).to(x0.device)
+        with self.accelerator.accumulate(self.unet):
+            x, target = noisy_pair(self.schedule, self.settings.prediction, x0, noise, t)
+            output = self.unet(x, torch.full((len(x),), t, device=x.device)).sample
+            loss = functional.mse_loss(output.float(), target)
+            self.accelerator.backward(loss)
+            if self.accelerator.sync_gradients:
+                self.accelerator.clip_grad_norm_(self.unet.parameters(), 1.0)
+            self.optimizer.step()
+            self.rate.step()
+            self.optimizer.zero_grad()
+        if self.accelerator.sync_gradients:
+            self.ema.step(self.unet.parameters())
+            self.step += 1
+        return float(loss.detach()), t
+
+    def _checkpoint(self) -> None:
+        """State and averaged backbone, each replaced in one rename."""
+        self.accelerator.wait_for_everyone()
+        fresh, current = self.folder / f"{STATE_FOLDER}.new", self.folder / STATE_FOLDER
+        self.accelerator.save_state(str(fresh))
+        if self.accelerator.is_main_process:
+            shutil.rmtree(current, ignore_errors=True)
+            fresh.rename(current)
+            self.averaged().save(self.folder / "backbone")
+
+    def _resume(self) -> None:
+        current, fresh = self.folder / STATE_FOLDER, self.folder / f"{STATE_FOLDER}.new"
+        if not current.is_dir() and fresh.is_dir():
+            fresh.rename(current)  # killed between removing the old state and renaming the new one
+        if current.is_dir():
+            self.accelerator.load_state(str(current))
+
+    def _require_same_settings(self) -> None:
+        path = self.folder / "settings.json"
+        mine = self.settings.model_dump(mode="json")
+        if path.is_file():
+            theirs = json.loads(path.read_text())
+            differing = [k for k in mine if mine[k] != theirs.get(k) and k not in ("steps", "checkpoint_every")]
+            if differing:
+                raise PretrainingError(
+                    f"{self.folder} holds a run with other {', '.join(differing)}; choose another folder to start anew"
+                )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(mine, indent=2) + "\n")
+
+    def _draw(self, writer: Any) -> None:
+        """Reconstructions after inversion over the sparse grid, and samples from noise."""
+        backbone = self.averaged()
+        x0 = self._photographs.network_input(0)
+        last = list(invert(backbone, x0, RECONSTRUCTION_GRID, (), final_estimate=True))[-1]
+        back = reconstruct(backbone, last.x, RECONSTRUCTION_GRID)
+        psnr = 10 * float(torch.log10(4 / functional.mse_loss(back.clamp(-1, 1), x0)))
+        side = min(256, self.settings.resolution)
+        noise = torch.from_numpy(
+            np.random.default_rng(self.settings.seed).standard_normal((2, 3, side, side), dtype=np.float32)
+        )
+        grid = sorted({round(t) for t in np.linspace(1, 0.99 * self.schedule.steps, 20)})
+        samples = reconstruct(backbone, noise, grid, clip=True)
+        writer.add_scalar("reconstruction_psnr", psnr, self.step)
+        for name, picture in (
+            ("reconstruction", np.concatenate([to_pixels(x0)[0], to_pixels(back)[0]], axis=1)),
+            ("samples", np.concatenate(list(to_pixels(samples)), axis=1)),
+        ):
+            writer.add_image(name, picture, self.step, dataformats="HWC")
+            _save_picture(picture, self.folder / "pictures" / f"{name}_{self.step:07d}.png")
+
+
+def noisy_pair(
+    schedule: NoiseSchedule, prediction: Prediction, x0: torch.Tensor, noise: torch.Tensor, t: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """x_t ~ q(x_t | x0) and the target that a network of this prediction type learns; shapes of x0."""
+    a = float(schedule.alphas_cumprod[t])
+    x = a**0.5 * x0 + (1 - a) ** 0.5 * noise
+    match prediction:
+        case "epsilon":
+            return x, noise
+        case "sample":
+            return x, x0
+        case "v_prediction":
+            return x, a**0.5 * noise - (1 - a) ** 0.5 * x0
+
+
+def _level_name(t: int) -> str:
+    return f"t_below_{10 ** len(str(max(t, 1)))}"
+
+
+def _save_picture(picture: NDArray[np.uint8], path: Path) -> None:
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path)

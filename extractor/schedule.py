@@ -1,0 +1,66 @@
+"""Noise schedules: how much of the photograph is left at timestep t.
+
+T     number of steps
+a_t   alphas_cumprod[t], the share of x0's variance left in x_t, t = 0..T-1
+
+    q(x_t | x_0) = N(sqrt(a_t) x_0, (1 - a_t) I)
+
+Tables are float64, as in guided-diffusion; a schedule is named ``cosine-4000`` or ``linear-1000``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from extractor.errors import ScheduleError
+
+MAX_BETA = 0.999
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """A named table of a_t, float64 (T,)."""
+
+    name: str
+    alphas_cumprod: NDArray[np.float64]
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return len(self.alphas_cumprod)
+
+    def sigma(self, t: int) -> float:
+        """Standard deviation sqrt(1 - a_t) of the noise in x_t."""
+        return math.sqrt(1.0 - self.alphas_cumprod[t])
+
+
+def cosine(steps: int) -> NoiseSchedule:
+    """Nichol and Dhariwal 2021, Eq. 17: a(s) = cos^2(((s + 0.008) / 1.008) pi / 2), s = t / T."""
+
+    def alpha_bar(s: float) -> float:
+        return math.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    betas = [min(1 - alpha_bar((t + 1) / steps) / alpha_bar(t / steps), MAX_BETA) for t in range(steps)]
+    return NoiseSchedule(f"cosine-{steps}", np.cumprod(1 - np.array(betas)))
+
+
+def linear(steps: int) -> NoiseSchedule:
+    """Ho et al. 2020: beta from 1e-4 to 0.02 at T = 1000, scaled by 1000 / T for other T."""
+    scale = 1000 / steps
+    betas = np.linspace(scale * 1e-4, scale * 0.02, steps, dtype=np.float64)
+    return NoiseSchedule(f"linear-{steps}", np.cumprod(1 - betas))
+
+
+_BUILDERS = {"cosine": cosine, "linear": linear}
+
+
+def noise_schedule(name: str) -> NoiseSchedule:
+    """The schedule of that name, such as ``cosine-4000``."""
+    kind, _, steps = name.partition("-")
+    if kind not in _BUILDERS or not steps.isdigit() or int(steps) < 2:
+        raise ScheduleError(f"unknown noise schedule {name!r}; expected one like cosine-4000 or linear-1000")
+    return _BUILDERS[kind](int(steps))

@@ -1,0 +1,67 @@
+"""diffusers' ``UNet2DModel``, with the two things that guided-diffusion networks need beyond it.
+
+They stand in the same configuration, beside diffusers' own keys:
+
+    base_width        width of the sinusoidal embedding where it is not the first level's width
+                      (ADM-512: channel_mult starts with 0.5)
+    attention_heads   number of heads where that is fixed and the width of a head is not
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffusers import UNet2DModel
+from diffusers.models.attention_processor import Attention
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from torch import nn
+
+from extractor.errors import BackboneError
+
+OWN_KEYS = ("base_width", "attention_heads")
+
+
+def build_unet(config: Mapping[str, Any]) -> UNet2DModel:
+    """A U-Net with random weights from diffusers' configuration and the keys above.
+
+    Raises:
+        BackboneError: the configuration is not one of a UNet2DModel.
+    """
+    diffusers_config = {key: value for key, value in config.items() if key not in OWN_KEYS and key[0] != "_"}
+    base_width = config.get("base_width")
+    if base_width is not None:
+        diffusers_config["time_embedding_dim"] = 4 * base_width
+    try:
+        unet = UNet2DModel(**diffusers_config)
+    except (TypeError, ValueError) as error:
+        raise BackboneError(f"not the configuration of a UNet2DModel: {error}") from error
+    if base_width is not None:
+        unet.time_proj = Timesteps(base_width, unet.config.flip_sin_to_cos, unet.config.freq_shift)
+        unet.time_embedding = TimestepEmbedding(base_width, 4 * base_width)
+    if (heads := config.get("attention_heads")) is not None:
+        for module in unet.modules():
+            if isinstance(module, Attention):
+                module.heads = heads
+    return unet
+
+
+def unet_config(unet: UNet2DModel, own: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration that ``build_unet`` makes this network from."""
+    public = {key: value for key, value in unet.config.items() if key[0] != "_"}
+    return public | {key: own[key] for key in OWN_KEYS if own.get(key) is not None}
+
+
+def decoder_blocks(unet: UNet2DModel) -> dict[str, nn.Module]:
+    """block_k -> the module whose output is guided-diffusion's ``output_blocks[k]``.
+
+    A block ends with its attention where it has one; the last block of a level ends with the
+    upsampler where the level has one.
+    """
+    ends: list[nn.Module] = []
+    for level in unet.up_blocks:
+        attentions = getattr(level, "attentions", ())
+        ends += list(attentions) or list(level.resnets)
+        if level.upsamplers is not None:
+            ends[-1] = level.upsamplers[0]
+    return {f"block_{k}": module for k, module in enumerate(ends)}

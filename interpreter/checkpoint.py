@@ -1,0 +1,88 @@
+"""An interpreter on disk: weights as safetensors and everything else as one readable JSON file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.torch import load_file, save_file
+
+from interpreter.errors import CheckpointError
+from interpreter.network import Interpreter, InterpreterConfig
+from interpreter.task import Task
+from store.spec import FeatureSpec
+
+CARD_FILE = "interpreter.json"
+WEIGHTS_FILE = "interpreter.safetensors"
+MODELS = Path(__file__).parent / "models"
+
+
+class Card(BaseModel):
+    """What an interpreter is and where it comes from.
+
+    Attributes:
+        spec: the features it reads, and no others.
+        backbone: name or place of the backbone those features come from.
+        task: classes and colours.
+        config: of the network.
+        training_ids: image ids it was fitted to.
+        validation_ids: image ids its weights were selected on.
+        training: settings of the training.
+        metrics: measured on validation.
+        licence: of the weights.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    spec: FeatureSpec
+    backbone: str
+    task: Task
+    config: InterpreterConfig
+    training_ids: tuple[str, ...] = ()
+    validation_ids: tuple[str, ...] = ()
+    training: dict[str, Any] = Field(default_factory=dict)
+    metrics: dict[str, float] = Field(default_factory=dict)
+    licence: str = "Apache-2.0"
+
+
+def save_interpreter(folder: Path, interpreter: Interpreter, card: Card) -> None:
+    """Write weights (float16) and card; the card last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {k: v.detach().to("cpu", torch.float16).contiguous() for k, v in interpreter.state_dict().items()}
+    save_file(weights, folder / WEIGHTS_FILE)
+    partial = folder / f"{CARD_FILE}.tmp"
+    partial.write_text(card.model_dump_json(indent=2) + "\n")
+    partial.rename(folder / CARD_FILE)
+
+
+def load_interpreter(name: str | Path) -> tuple[Interpreter, Card]:
+    """A shipped interpreter by name, or one from a folder; in evaluation mode, on the CPU.
+
+    Raises:
+        CheckpointError: not found, damaged, or weights and card do not fit.
+    """
+    folder = MODELS / name if "/" not in str(name) and (MODELS / name).is_dir() else Path(name)
+    if not (folder / CARD_FILE).is_file():
+        raise CheckpointError(
+            f"{name}: no {CARD_FILE} in it, and no shipped interpreter of that name (shipped: {', '.join(shipped())})"
+        )
+    try:
+        card = Card.model_validate_json((folder / CARD_FILE).read_text())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(f"{folder / CARD_FILE}: {where}: {first['msg']}") from error
+    interpreter = Interpreter(card.spec, card.config)
+    try:
+        weights = load_file(folder / WEIGHTS_FILE)
+        interpreter.load_state_dict({k: v.float() for k, v in weights.items()})
+    except Exception as error:  # safetensors and torch raise different types for damaged and foreign files
+        raise CheckpointError(f"{folder / WEIGHTS_FILE}: cannot be loaded ({error})") from error
+    return interpreter.eval(), card
+
+
+def shipped() -> list[str]:
+    """Names of the interpreters in this package."""
+    return sorted(path.parent.name for path in MODELS.glob(f"*/{CARD_FILE}"))

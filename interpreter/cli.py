@@ -1,0 +1,181 @@
+"""The ``interpreter`` command: from cached features and a few masks to a network that segments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from PIL import Image
+from rich.table import Table
+
+from interpreter.checkpoint import load_interpreter, shipped
+from interpreter.data import Labelled, labelled_images, require_features, store_spec
+from interpreter.errors import InterpreterError
+from interpreter.network import InterpreterConfig
+from interpreter.prediction import Prediction
+from interpreter.task import Task
+from interpreter.vss import Variant
+from store import console
+from store.errors import StoreError
+from store.feature_store import FeatureStore
+
+app = typer.Typer(
+    help="Train a small network to read cached diffusion features, and measure it.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (run again to go on).",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    add_completion=False,
+)
+
+StoreOption = Annotated[str, typer.Option(help="Folder of the feature store.", show_default=False)]
+Datasets = Annotated[
+    list[str],
+    typer.Option(
+        "--dataset", help="Data set in the store, NAME or NAME:SPLIT; may be given again.", show_default=False
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+@app.command(
+    epilog="Example: interpreter train --store features.zarr --dataset stare:train --dataset hrf:train "
+    "--target vessel --out runs/vessels"
+)
+def train(
+    store: StoreOption,
+    dataset: Datasets,
+    out: Annotated[Path, typer.Option(help="Folder of the run; an interrupted run goes on.", show_default=False)],
+    target: Annotated[list[str], typer.Option(help="Mask that becomes a class; later ones cover earlier ones.")] = [
+        "mask"
+    ],  # noqa: B006
+    task: Annotated[str | None, typer.Option(help="Name of the task; the targets' names if not given.")] = None,
+    spec: Annotated[str | None, typer.Option(help="Spec to read, if the store holds several.")] = None,
+    backbone: Annotated[
+        str, typer.Option(help="Backbone the features come from: shipped name, folder or hub id.")
+    ] = "small",
+    epochs: Annotated[int, typer.Option(min=1)] = 100,
+    batch: Annotated[int, typer.Option(min=1)] = 4,
+    learning_rate: Annotated[float, typer.Option(min=0.0)] = 2e-4,
+    decay: Annotated[str, typer.Option(help="Of the learning rate: none or cosine.")] = "none",
+    evaluate_every: Annotated[int, typer.Option(min=1, help="Epochs between validations.")] = 5,
+    patience: Annotated[int | None, typer.Option(min=1, help="Validations without gain before stopping.")] = None,
+    flips: Annotated[bool, typer.Option(help="Flip cached maps at random.")] = True,
+    vss: Annotated[Variant, typer.Option(help="Variant of the VSS block.")] = "v0",
+    vss_max_size: Annotated[int, typer.Option(min=0, help="No VSS block on levels larger than this.")] = 128,
+    max_width: Annotated[int, typer.Option(min=8)] = 64,
+    seed: Annotated[int, typer.Option()] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Train on labelled images of a store; validation images are split off from them by seed."""
+    from interpreter.training import Training, TrainingSettings  # imported late: takes a second
+
+    features = FeatureStore(store, read_only=True)
+    what = Task(name=task or "_".join(target), targets=tuple(target))
+    settings = TrainingSettings.model_validate(
+        {
+            "epochs": epochs,
+            "batch": batch,
+            "learning_rate": learning_rate,
+            "decay": decay,
+            "evaluate_every": evaluate_every,
+            "patience": patience,
+            "flips": flips,
+            "seed": seed,
+        }
+    )
+    config = InterpreterConfig(classes=len(what.classes), vss=vss, vss_max_size=vss_max_size, max_width=max_width)
+    images = [image for reference in dataset for image in _labelled(features, reference, what)]
+    training = Training(features, store_spec(features, spec), what, images, config, settings, out, backbone)
+    console.err.print(
+        f"{len(training.train_images)} training and {len(training.validation_images)} validation images, "
+        f"{training.network.parameter_count / 1e3:.0f} k weights"
+    )
+    steps = (epochs - training.epoch) * training.steps_per_epoch - training.next_batch
+    with console.progress("training", steps, quiet=as_json) as advance:
+        best = training.run(lambda epoch, _, loss: advance(1, f"epoch {epoch + 1}, loss {loss:.3f}"))
+    if as_json:
+        console.print_json({"interpreter": str(out), "validation_dice": best, "epochs": training.epoch})
+    else:
+        console.out.print(f"{out}: validation Dice {100 * best:.2f}; try it: service --model {out}")
+
+
+@app.command(epilog="Example: interpreter evaluate --store features.zarr --dataset chase_db1:test --model vessels")
+def evaluate(
+    store: StoreOption,
+    dataset: Datasets,
+    model: Annotated[str, typer.Option(help="Shipped name or folder of an interpreter.")] = "vessels",
+    masks: Annotated[Path | None, typer.Option(help="Write each native label map as PNG into this folder.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score an interpreter on labelled images: at the network's size, inside the field of view."""
+    from interpreter.evaluation import evaluate as evaluate_images
+
+    features = FeatureStore(store, read_only=True)
+    interpreter, card = load_interpreter(model)
+    images = [image for reference in dataset for image in _labelled(features, reference, card.task)]
+    if seen := {image.key.image_id for image in images} & {*card.training_ids, *card.validation_ids}:
+        console.err.print(f"[yellow]note:[/] {len(seen)} of these images were used to train this interpreter")
+    require_features(features, card.spec, images)
+    with console.progress("evaluating", len(images), quiet=as_json) as advance:
+
+        def on_image(image: Labelled, _prediction: Prediction, native: NDArray[np.uint8]) -> None:
+            if masks is not None:
+                masks.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(native).save(masks / f"{image.name.replace('/', '_')}.png")
+            advance(1, image.name)
+
+        scores = evaluate_images(interpreter, features, card.spec, card.task, images, on_image)
+    summary = scores.summary()
+    if as_json:
+        console.print_json(summary)
+        return
+    table = Table("Dice", "95 % interval", *[f"t = {t}" for t in card.spec.timesteps], "sensitivity", "specificity")
+    low, high = summary["dice_interval_95"]  # type: ignore[misc]
+    table.add_row(
+        f"{summary['dice']:.2f}",
+        f"{low:.2f} to {high:.2f}",
+        *[f"{100 * dice:.2f}" for dice in scores.by_timestep().values()],
+        f"{summary['sensitivity']:.2f}",
+        f"{summary['specificity']:.2f}",
+    )
+    console.out.print(table)
+    for image in scores.images:
+        console.out.print(f"  {image.name:30} {100 * image.dice:6.2f}", highlight=False)
+
+
+@app.command(epilog="Example: interpreter models --json")
+def models(as_json: AsJson = False) -> None:
+    """List the shipped interpreters."""
+    cards = {name: load_interpreter(name)[1] for name in shipped()}
+    if as_json:
+        console.print_json({name: card.model_dump(mode="json") for name, card in cards.items()})
+        return
+    table = Table("name", "classes", "spec", "training images", "validation Dice", "licence")
+    for name, card in cards.items():
+        dice = card.metrics.get("validation_dice")
+        table.add_row(
+            name,
+            ", ".join(card.task.classes[1:]),
+            card.spec.digest[:12],
+            str(len(card.training_ids)),
+            f"{100 * dice:.1f}" if dice is not None else "",
+            card.licence,
+        )
+    console.out.print(table)
+
+
+def _labelled(store: FeatureStore, reference: str, task: Task) -> list[Labelled]:
+    name, _, split = reference.partition(":")
+    return labelled_images(store, name, split or None, task)
+
+
+def main() -> NoReturn:
+    """Entry point of the command."""
+    console.run(app, InterpreterError, StoreError)
+
+
+if __name__ == "__main__":
+    main()

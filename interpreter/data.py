@@ -1,0 +1,110 @@
+"""Labelled images of a store, ready for training and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from interpreter.errors import TrainingDataError
+from interpreter.task import Task
+from store.collection import Sample
+from store.errors import MissingEntry
+from store.feature_store import FeatureEntry, FeatureStore, Key
+from store.geometry import Interpolation
+from store.spec import FeatureSpec
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One image with its labels.
+
+    Attributes:
+        dataset: the collection it comes from.
+        sample: its record there.
+        key: its entry in the store.
+    """
+
+    dataset: str
+    sample: Sample
+    key: Key
+
+    @property
+    def name(self) -> str:
+        return f"{self.dataset}/{self.sample.name}"
+
+
+def labelled_images(store: FeatureStore, dataset: str, split: str | None, task: Task) -> list[Labelled]:
+    """The images of a collection that carry every target of the task.
+
+    Args:
+        split: only this split; None takes all.
+
+    Raises:
+        TrainingDataError: none is labelled so; names the targets there are.
+    """
+    collection = store.collections.read(dataset)
+    in_split = [s for s in collection.samples if split is None or s.split == split]
+    found = [s for s in in_split if all(target in s.masks for target in task.targets)]
+    if not found:
+        raise TrainingDataError(
+            f"{dataset}: no image of split {split or 'any'} is labelled with {', '.join(task.targets)}; targets there: "
+            f"{', '.join(collection.targets) or 'none'}; splits: {', '.join(sorted({s.split or '-' for s in collection.samples}))}"
+        )
+    return [Labelled(dataset, sample, Key(sample.image_id)) for sample in found]
+
+
+def require_features(store: FeatureStore, spec: FeatureSpec, images: Iterable[Labelled]) -> None:
+    """TrainingDataError names every image whose features of this spec are not in the store."""
+    missing = [image.name for image in images if not store.has(spec, image.key)]
+    if missing:
+        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise TrainingDataError(
+            f"{store.location} lacks features of {shown} for spec {spec.digest[:12]}; "
+            "run `extractor run --dataset ... --store ...` with the same preset first"
+        )
+
+
+def native_truth(store: FeatureStore, image: Labelled, task: Task) -> NDArray[np.uint8]:
+    """Class ids uint8 (H, W)."""
+    return task.labels({target: store.collections.mask(image.sample.masks[target]) for target in task.targets})
+
+
+def network_truth(entry: FeatureEntry, truth: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Class ids uint8 (R, R) from native ones, by nearest neighbour."""
+    return entry.geometry.apply(truth, Interpolation.NEAREST).astype(np.uint8)
+
+
+def split_off(images: Sequence[Labelled], share: float, seed: int) -> tuple[list[Labelled], list[Labelled]]:
+    """(training, validation): whole groups, drawn by seed, from every data set alike.
+
+    At least one image of each data set goes to validation, and at least one stays.
+    """
+    train: list[Labelled] = []
+    validation: list[Labelled] = []
+    for dataset in sorted({image.dataset for image in images}):
+        members = [image for image in images if image.dataset == dataset]
+        groups = sorted({image.sample.group or image.sample.name for image in members})
+        if len(groups) < 2:
+            train += members
+            continue
+        count = min(max(1, round(share * len(groups))), len(groups) - 1)
+        chosen = set(np.random.default_rng([seed, len(groups)]).permutation(groups)[:count])
+        for image in members:
+            (validation if (image.sample.group or image.sample.name) in chosen else train).append(image)
+    return train, validation
+
+
+def store_spec(store: FeatureStore, digest: str | None) -> FeatureSpec:
+    """The spec that begins with ``digest``; without one, the only spec of the store."""
+    if digest is not None:
+        return store.spec(digest)
+    specs = store.specs()
+    if len(specs) == 1:
+        return specs[0]
+    if not specs:
+        raise MissingEntry(f"{store.location}: no features here; `extractor run --dataset ... --store ...` makes them")
+    listed = ", ".join(spec.digest[:12] for spec in specs)
+    raise MissingEntry(f"{store.location}: features of several specs are here, choose one with --spec: {listed}")

@@ -1,0 +1,73 @@
+"""How good a segmentation is. Masks are bool arrays of one shape; ``inside`` limits what counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Pixels of a confusion matrix; counts of several images add up to pooled metrics."""
+
+    true_positive: int
+    false_positive: int
+    false_negative: int
+    true_negative: int
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            self.true_positive + other.true_positive,
+            self.false_positive + other.false_positive,
+            self.false_negative + other.false_negative,
+            self.true_negative + other.true_negative,
+        )
+
+    @property
+    def dice(self) -> float:
+        """2 TP / (2 TP + FP + FN); 1 where both masks are empty."""
+        return _ratio(2 * self.true_positive, 2 * self.true_positive + self.false_positive + self.false_negative)
+
+    @property
+    def iou(self) -> float:
+        """TP / (TP + FP + FN); 1 where both masks are empty."""
+        return _ratio(self.true_positive, self.true_positive + self.false_positive + self.false_negative)
+
+    @property
+    def sensitivity(self) -> float:
+        """TP / (TP + FN); 1 where nothing was to be found."""
+        return _ratio(self.true_positive, self.true_positive + self.false_negative)
+
+    @property
+    def specificity(self) -> float:
+        """TN / (TN + FP); 1 where there is no background."""
+        return _ratio(self.true_negative, self.true_negative + self.false_positive)
+
+
+def count(predicted: Mask, truth: Mask, inside: Mask | None = None) -> Counts:
+    """The confusion matrix of two masks."""
+    if predicted.shape != truth.shape or (inside is not None and inside.shape != truth.shape):
+        raise ValueError(f"expected masks of one shape, got {predicted.shape} and {truth.shape}")
+    if inside is not None:
+        predicted, truth = predicted[inside], truth[inside]
+    both = int(np.count_nonzero(predicted & truth))
+    positive, real = int(np.count_nonzero(predicted)), int(np.count_nonzero(truth))
+    return Counts(both, positive - both, real - both, truth.size - positive - real + both)
+
+
+def bootstrap_interval(
+    values: NDArray[np.floating], seed: int = 0, draws: int = 10_000, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap confidence interval of the mean over images."""
+    random = np.random.default_rng(seed)
+    means = random.choice(values, size=(draws, len(values))).mean(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else 1.0

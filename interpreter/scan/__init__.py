@@ -1,0 +1,115 @@
+"""The selective scan of Mamba (Gu and Dao 2023, Algorithm 2), on whatever device the tensors are.
+
+b  batch    d  channels    l  positions    n  state size    g  groups of channels that share B and C
+
+    delta_l = softplus(delta_l + delta_bias)
+    h_l     = exp(delta_l A) h_{l-1} + delta_l B_l u_l        h (b, d, n), h_0 = 0
+    y_l     = C_l h_l + D u_l
+
+``u, delta`` (b, d, l); ``A`` (d, n), negative; ``B, C`` (b, g, n, l); ``D, delta_bias`` (d,). The
+arithmetic is float32 whatever the autocast; the result has the type of ``u``.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal, Protocol
+
+import torch
+
+from interpreter.errors import ScanUnavailable
+from interpreter.scan.reference import selective_scan as _reference
+
+logger = logging.getLogger(__name__)
+Method = Literal["auto", "reference", "numba", "mamba_ssm"]
+_announced: set[str] = set()
+
+
+class Scan(Protocol):
+    """A function with the signature of ``selective_scan``."""
+
+    def __call__(
+        self,
+        u: torch.Tensor,
+        delta: torch.Tensor,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        C: torch.Tensor,
+        D: torch.Tensor,
+        delta_bias: torch.Tensor,
+    ) -> torch.Tensor: ...
+
+
+def selective_scan(
+    u: torch.Tensor,
+    delta: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor,
+    delta_bias: torch.Tensor,
+    method: Method = "auto",
+) -> torch.Tensor:
+    """y (b, d, l) of the recurrence above, differentiable in every argument.
+
+    Args:
+        method: ``auto`` takes Numba for CPU tensors and mamba_ssm's kernel for CUDA tensors where
+            it is installed, else the reference; any other is forced.
+
+    Raises:
+        ScanUnavailable: the forced method cannot run on these tensors.
+    """
+    name = _choose(u.device) if method == "auto" else method
+    if name not in _announced:
+        _announced.add(name)
+        logger.info("selective scan on %s: %s", u.device.type, name)
+    scan = _implementation(name, u.device)
+    with torch.autocast(u.device.type, enabled=False):
+        float32 = [tensor.float().contiguous() for tensor in (u, delta, A, B, C, D, delta_bias)]
+        return scan(*float32).to(u.dtype)
+
+
+def _choose(device: torch.device) -> str:
+    if device.type == "cpu":
+        return "numba"
+    if device.type == "cuda" and _mamba() is not None:
+        return "mamba_ssm"
+    return "reference"
+
+
+def _implementation(name: str, device: torch.device) -> Scan:
+    match name:
+        case "reference":
+            return _reference
+        case "numba" if device.type == "cpu":
+            from interpreter.scan.numba_cpu import selective_scan as numba_scan  # compiles on first use
+
+            return numba_scan
+        case "mamba_ssm" if device.type == "cuda" and (kernel := _mamba()) is not None:
+            return kernel
+    raise ScanUnavailable(
+        f"the scan {name!r} cannot run on {device.type} tensors here; numba needs CPU tensors, mamba_ssm needs CUDA "
+        "tensors and its kernel (`make gpu` builds it)"
+    )
+
+
+def _mamba() -> Scan | None:
+    """mamba_ssm's CUDA kernel behind our signature; None where it is not installed."""
+    try:
+        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+    except Exception:  # a missing package, or a build without the kernel, which fails in many ways
+        return None
+
+    def scan(
+        u: torch.Tensor,
+        delta: torch.Tensor,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        C: torch.Tensor,
+        D: torch.Tensor,
+        delta_bias: torch.Tensor,
+    ) -> torch.Tensor:
+        y: torch.Tensor = selective_scan_fn(u, delta, A, B, C, D, delta_bias=delta_bias, delta_softplus=True)
+        return y
+
+    return scan

@@ -1,0 +1,30 @@
+"""The selective scan as one reads it: a loop over positions. Letters as in ``interpreter.scan``."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+
+def selective_scan(
+    u: torch.Tensor,
+    delta: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor,
+    delta_bias: torch.Tensor,
+) -> torch.Tensor:
+    """y (b, d, l); any float type, differentiable by autograd."""
+    b, d, length = u.shape
+    share = d // B.shape[1]
+    delta = functional.softplus(delta + delta_bias[:, None])
+    B = B.repeat_interleave(share, dim=1)  # (b, d, n, l)
+    C = C.repeat_interleave(share, dim=1)  # (b, d, n, l)
+    h = u.new_zeros(b, d, A.shape[1])
+    y = []
+    for l in range(length):  # noqa: E741  # the paper's letter
+        step = delta[:, :, l, None]  # (b, d, 1)
+        h = torch.exp(step * A) * h + step * B[:, :, :, l] * u[:, :, l, None]  # (b, d, n)
+        y.append((C[:, :, :, l] * h).sum(-1))  # (b, d)
+    return torch.stack(y, dim=-1) + D[:, None] * u

@@ -1,0 +1,40 @@
+"""What is segmented: which targets of a data set become which class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+PALETTE = ("#e63946", "#2a9d8f", "#457b9d", "#f4a261", "#9b5de5", "#ffd166", "#06d6a0", "#118ab2")
+
+
+class Task(BaseModel):
+    """Mutually exclusive classes.
+
+    Attributes:
+        name: such as ``vessels``.
+        targets: target i of the data set becomes class i + 1; later ones cover earlier ones (a cup
+            lies inside its disc). Class 0 is what none of them covers.
+        colours: of classes 1 to n - 1, for overlays.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    targets: tuple[str, ...] = Field(min_length=1)
+    colours: tuple[str, ...] = PALETTE
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of all classes, background first."""
+        return ("background", *self.targets)
+
+    def labels(self, masks: Mapping[str, NDArray[np.bool_]]) -> NDArray[np.uint8]:
+        """Masks bool (H, W) of all targets -> class ids uint8 (H, W)."""
+        labels = np.zeros(next(iter(masks.values())).shape, dtype=np.uint8)
+        for class_id, target in enumerate(self.targets, 1):
+            labels[masks[target]] = class_id
+        return labels

@@ -1,0 +1,119 @@
+"""The visual state-space block of VMamba (Liu et al. 2024), as DiffDGSS uses it.
+
+b  batch   c  channels of the block   d  inner channels (2 c)   h, w  size   l  h * w
+n  state size   r  rank of delta   k  four directions: rows, columns, and both backwards
+
+    VSS(x) = x + out_proj( LN(SS2D(SiLU(dwconv(x_in)))) * SiLU(z) ),   (x_in, z) = in_proj(LN(x))
+
+``v0`` is the first VMamba (state 16, gate z); ``v05`` the later, faster one (state 1, no gate).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from einops import einsum, rearrange
+from torch import nn
+from torch.nn import functional
+
+from interpreter.scan import Method, selective_scan
+
+Variant = Literal["v0", "v05"]
+
+
+@dataclass(frozen=True)
+class VssShape:
+    """What distinguishes the variants."""
+
+    state: int
+    gate: bool
+
+
+VARIANTS: dict[Variant, VssShape] = {"v0": VssShape(state=16, gate=True), "v05": VssShape(state=1, gate=False)}
+
+
+class SS2D(nn.Module):
+    """Selective scan over a map along four directions; (b, d, h, w) in and out."""
+
+    def __init__(self, d: int, n: int, method: Method = "auto") -> None:
+        super().__init__()
+        self.r, self.n, self.method = math.ceil(d / 32), n, method  # r = ceil(c / 16), c = d / 2
+        self.project = nn.Parameter(torch.stack([_linear(self.r + 2 * n, d) for _ in range(4)]))  # (k, r + 2n, d)
+        self.delta_weight = nn.Parameter(torch.empty(4, d, self.r).uniform_(-1, 1) * self.r**-0.5)
+        self.delta_bias = nn.Parameter(torch.stack([_delta_bias(d) for _ in range(4)]))  # (k, d)
+        self.A_log = nn.Parameter(torch.log(torch.arange(1, n + 1).float()).repeat(4 * d, 1))  # (k d, n)
+        self.D = nn.Parameter(torch.ones(4 * d))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h, w = x.shape[2:]
+        rows = x.flatten(2)  # (b, d, l)
+        columns = x.transpose(2, 3).flatten(2)
+        both = torch.stack([rows, columns], dim=1)
+        u = torch.cat([both, both.flip(-1)], dim=1)  # (b, k, d, l)
+        mixed = einsum(u, self.project, "b k d l, k m d -> b k m l")
+        low_rank, B, C = mixed.split([self.r, self.n, self.n], dim=2)
+        delta = einsum(low_rank, self.delta_weight, "b k r l, k d r -> b k d l")
+        y = selective_scan(
+            rearrange(u, "b k d l -> b (k d) l"),
+            rearrange(delta, "b k d l -> b (k d) l"),
+            -torch.exp(self.A_log.float()),
+            B,
+            C,
+            self.D,
+            self.delta_bias.flatten(),
+            self.method,
+        )
+        y = rearrange(y, "b (k d) l -> b k d l", k=4)
+        forth = y[:, :2] + y[:, 2:].flip(-1)
+        by_rows, by_columns = forth[:, 0], forth[:, 1]
+        return by_rows.unflatten(2, (h, w)) + by_columns.unflatten(2, (w, h)).transpose(2, 3)
+
+
+class VssBlock(nn.Module):
+    """One VSS block; (b, c, h, w) in and out.
+
+    Args:
+        c: channels.
+        variant: ``v0`` or ``v05``.
+        drop_path: probability that the block is skipped for an image in training.
+    """
+
+    def __init__(self, c: int, variant: Variant = "v0", drop_path: float = 0.0, method: Method = "auto") -> None:
+        super().__init__()
+        shape, d = VARIANTS[variant], 2 * c
+        self.gate, self.drop_path = shape.gate, drop_path
+        self.norm = nn.LayerNorm(c)
+        self.in_proj = nn.Linear(c, 2 * d if shape.gate else d, bias=False)
+        self.conv = nn.Conv2d(d, d, 3, padding=1, groups=d)
+        self.scan = SS2D(d, shape.state, method)
+        self.out_norm = nn.LayerNorm(d)
+        self.out_proj = nn.Linear(d, c, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        channels_last = rearrange(x, "b c h w -> b h w c")
+        inner = self.in_proj(self.norm(channels_last))
+        inner, z = inner.chunk(2, dim=-1) if self.gate else (inner, None)
+        inner = functional.silu(self.conv(rearrange(inner, "b h w d -> b d h w")))
+        y = self.out_norm(rearrange(self.scan(inner), "b d h w -> b h w d"))
+        if z is not None:
+            y = y * functional.silu(z)
+        return x + self._drop(rearrange(self.out_proj(y), "b h w c -> b c h w"))
+
+    def _drop(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.drop_path == 0:
+            return x
+        keep = torch.rand(len(x), 1, 1, 1, device=x.device) >= self.drop_path
+        return x * keep / (1 - self.drop_path)
+
+
+def _linear(rows: int, columns: int) -> torch.Tensor:
+    return nn.Linear(columns, rows, bias=False).weight.detach()
+
+
+def _delta_bias(d: int, smallest: float = 1e-3, largest: float = 0.1) -> torch.Tensor:
+    """The inverse softplus of steps drawn log-uniformly, as in Mamba: (d,)."""
+    steps = torch.exp(torch.rand(d) * (math.log(largest) - math.log(smallest)) + math.log(smallest))
+    return steps + torch.log(-torch.expm1(-steps))

@@ -1,0 +1,108 @@
+"""A collection: which images make up a named data set, their splits, groups and masks.
+
+The extractor writes it beside the features, so that a trainer needs the store and nothing else.
+Masks are stored once, at native size, under the sha256 of their pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from store.entries import ArrayToWrite, Entry, read_group, write_entry, write_group
+from store.errors import DamagedEntry, MissingEntry
+from store.objects import Objects
+
+COLLECTIONS = "datasets"
+LABELS = "labels"
+
+
+class Sample(BaseModel):
+    """One image of a collection.
+
+    Attributes:
+        image_id: sha256 of the image file.
+        name: readable and unique in the collection.
+        split: ``train``, ``val``, ``test`` or whatever the data set says.
+        group: images of one group (a patient, say) never part in a random split.
+        masks: {target: digest of its mask}, such as {"vessel": "ab12..."}.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image_id: str
+    name: str
+    split: str | None = None
+    group: str | None = None
+    masks: dict[str, str] = Field(default_factory=dict)
+
+
+class Collection(BaseModel):
+    """A named data set as it was extracted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    samples: tuple[Sample, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        names = [sample.name for sample in self.samples]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"expected every sample name once, found {', '.join(twice[:5])} more often")
+        return self
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of everything that is labelled on at least one sample."""
+        return tuple(sorted({target for sample in self.samples for target in sample.masks}))
+
+
+class Collections:
+    """The collections and masks of one store."""
+
+    def __init__(self, objects: Objects) -> None:
+        self.objects = objects
+
+    def write(self, collection: Collection) -> None:
+        """Write or replace the collection of that name, in one object."""
+        write_group(
+            self.objects, f"{COLLECTIONS}/{collection.name}", {"collection": collection.model_dump(mode="json")}
+        )
+
+    def read(self, name: str) -> Collection:
+        """The collection of that name; MissingEntry lists those there are."""
+        try:
+            attributes = read_group(self.objects, f"{COLLECTIONS}/{name}")
+        except MissingEntry as error:
+            known = ", ".join(self.names()) or "none"
+            raise MissingEntry(
+                f"{self.objects.location}: no data set {name!r} here (known: {known}); "
+                "`extractor run --dataset ...` adds one"
+            ) from error
+        try:
+            return Collection.model_validate(attributes["collection"])
+        except (KeyError, ValidationError) as error:
+            raise DamagedEntry(f"{self.objects.location}: the data set {name} is damaged ({error})") from error
+
+    def names(self) -> list[str]:
+        """Names of all collections, sorted."""
+        return self.objects.names(COLLECTIONS)
+
+    def write_mask(self, mask: NDArray[np.bool_]) -> str:
+        """Store a native mask, bool (H, W), and return its digest."""
+        digest = hashlib.sha256(f"{mask.shape}".encode() + np.packbits(mask).tobytes()).hexdigest()
+        path = f"{LABELS}/{digest}"
+        try:
+            Entry(self.objects, path)
+        except (MissingEntry, DamagedEntry):
+            write_entry(self.objects, path, {"mask": ArrayToWrite(mask, ("y", "x"), mask.shape)}, {})
+        return digest
+
+    def mask(self, digest: str) -> NDArray[np.bool_]:
+        """A native mask, bool (H, W)."""
+        return Entry(self.objects, f"{LABELS}/{digest}").array("mask")[...].astype(np.bool_)

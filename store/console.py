@@ -1,0 +1,108 @@
+"""How the four commands talk: progress on stderr, results on stdout, errors in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from typing import Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+out = Console()
+err = Console(stderr=True)
+
+
+class Exit(IntEnum):
+    """Exit codes of all commands."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    PARTIAL = 3  # some of the work was done, the rest is listed
+    DAMAGED = 4  # the store holds damaged or incomplete entries
+    INTERRUPTED = 130
+
+
+def run(app: typer.Typer, *expected: type[Exception]) -> NoReturn:
+    """Run a command and exit; expected errors become one line on stderr."""
+    try:
+        code = app(standalone_mode=False)
+    except expected as error:
+        err.print(f"[bold red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
+        sys.exit(Exit.FAILED)
+    except (typer.Abort, KeyboardInterrupt):
+        err.print("interrupted; run the same command again to go on")
+        sys.exit(Exit.INTERRUPTED)
+    except BrokenPipeError:  # the reader of stdout went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(Exit.FAILED)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # click's usage errors
+            err.print(
+                f"[bold red]error:[/] {_plain(error.format_message())}; see --help", highlight=False, soft_wrap=True
+            )
+            sys.exit(getattr(error, "exit_code", Exit.USAGE))
+        raise
+    sys.exit(code if isinstance(code, int) else Exit.OK)
+
+
+def _plain(message: object) -> str:
+    return str(message).replace("[", r"\[")
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    typer.echo(json.dumps(value, indent=2, default=str))
+
+
+def human_bytes(count: float) -> str:
+    """1536 -> '1.5 kB', in powers of 1000 as file managers and cloud bills do."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.2f}/s" if task.speed else "", style="cyan")
+
+
+@contextmanager
+def progress(description: str, total: int | None, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
+    """A bar with count, rate and time left on stderr; yields ``advance(done, note="")``."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=err,
+        disable=quiet,
+    )
+    with bar:
+        task = bar.add_task(description, total=total, note="")
+
+        def advance(done: int = 1, note: str = "") -> None:
+            bar.update(task, advance=done, note=note)
+
+        yield advance

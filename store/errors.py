@@ -1,0 +1,43 @@
+"""Everything that can go wrong in the store.
+
+StoreError
+├── SpecError              a FeatureSpec that cannot be meant
+│   └── SpecMismatch       two specs that had to be the same are not
+├── MissingEntry           features or labels that were never written
+├── DamagedEntry           features that were written and are no longer what they were
+├── FormatError            a store of a format that this version does not read
+├── NonFiniteFeatures      NaN or infinity where a number was expected
+└── StoreFull              no room left for what is to be written
+"""
+
+
+class StoreError(Exception):
+    """Base of all errors of the store; the message says what to do."""
+
+
+class SpecError(StoreError, ValueError):
+    """A FeatureSpec whose fields contradict each other."""
+
+
+class SpecMismatch(SpecError):
+    """Features of one spec were offered where another spec was expected."""
+
+
+class MissingEntry(StoreError, LookupError):
+    """The store does not hold what was asked for."""
+
+
+class DamagedEntry(StoreError):
+    """Stored bytes differ from those that were written; names image and block."""
+
+
+class FormatError(StoreError):
+    """The store was written in a format that this version cannot read."""
+
+
+class NonFiniteFeatures(StoreError, ArithmeticError):
+    """A feature map holds NaN or infinity; names the block."""
+
+
+class StoreFull(StoreError, OSError):
+    """There is no room for the bytes that are to be written."""
