@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from diffusers import UNet2DModel
 from safetensors.torch import load_file, save_file
@@ -43,22 +45,11 @@ class Estimate(NamedTuple):
     features: dict[str, torch.Tensor]
 
 
-def _from_epsilon(x: torch.Tensor, output: torch.Tensor, a: float) -> torch.Tensor:
-    return (x - (1 - a) ** 0.5 * output) / a**0.5
-
-
-def _from_sample(x: torch.Tensor, output: torch.Tensor, a: float) -> torch.Tensor:
-    return output
-
-
-def _from_velocity(x: torch.Tensor, output: torch.Tensor, a: float) -> torch.Tensor:
-    return a**0.5 * x - (1 - a) ** 0.5 * output
-
-
+# x0_hat from x_t, the network's output and a_t.
 _TO_X0: dict[Prediction, Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]] = {
-    "epsilon": _from_epsilon,
-    "sample": _from_sample,
-    "v_prediction": _from_velocity,
+    "epsilon": lambda x, epsilon, a: (x - math.sqrt(1 - a) * epsilon) / math.sqrt(a),
+    "sample": lambda _, x0, __: x0,
+    "v_prediction": lambda x, v, a: math.sqrt(a) * x - math.sqrt(1 - a) * v,
 }
 
 
@@ -95,13 +86,13 @@ class Diffusion:
     def from_json(cls, config: Mapping[str, Any]) -> Diffusion:
         """From diffusers' scheduler configuration; BackboneError for a schedule we do not have."""
         steps, kind = int(config.get("num_train_timesteps", 1000)), config.get("beta_schedule", "linear")
-        betas = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
-        if kind not in _BETA_SCHEDULES or (
-            kind == "linear" and (steps != 1000 or betas != (1e-4, 0.02)) and "beta_start" in config
-        ):
-            raise BackboneError(
-                f"the noise schedule {kind} with betas {betas} is not supported; linear-1000 and cosine are"
-            )
+        if kind not in _BETA_SCHEDULES:
+            known = ", ".join(_BETA_SCHEDULES)
+            raise BackboneError(f"the noise schedule {kind!r} is not supported; expected one of {known}")
+        scale = 1000 / steps
+        betas = config.get("beta_start", 1e-4 * scale), config.get("beta_end", 0.02 * scale)
+        if kind == "linear" and not np.allclose(betas, (1e-4 * scale, 0.02 * scale)):
+            raise BackboneError(f"a linear schedule from {betas[0]} to {betas[1]} over {steps} steps is not supported")
         prediction = config.get("prediction_type", "epsilon")
         if prediction not in _TO_X0:
             raise BackboneError(f"expected prediction_type to be one of {', '.join(_TO_X0)}, got {prediction!r}")
@@ -154,7 +145,8 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        return next(self.unet.parameters()).device
+        device: torch.device = next(self.unet.parameters()).device
+        return device
 
     @property
     def block_names(self) -> tuple[str, ...]:
@@ -189,7 +181,7 @@ class Backbone:
         wanted = [f"block_{name}" if isinstance(name, int) else name for name in names]
         if unknown := [name for name in wanted if name not in self._modules]:
             raise BackboneError(
-                f"no block {', '.join(unknown)} in this backbone; it has {self.block_names[0]} .. {self.block_names[-1]}"
+                f"no block {', '.join(unknown)} here; this backbone has {self.block_names[0]} .. {self.block_names[-1]}"
             )
         stride = 2 ** (len(self.config["block_out_channels"]) - 1)
         if resolution % stride:

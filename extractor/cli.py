@@ -206,7 +206,8 @@ def _say_size(size: SizePlan, images: int, as_json: bool) -> None:
         return
     free = "unknown" if size.free is None else console.human_bytes(size.free)
     console.err.print(
-        f"{size.images} of {images} images to do, at most {console.human_bytes(sum(size.bytes_by_block.values()))} each, "
+        f"{size.images} of {images} images to do, "
+        f"at most {console.human_bytes(sum(size.bytes_by_block.values()))} each, "
         f"{console.human_bytes(size.bytes_total)} in all, {free} free"
     )
     blocks = ", ".join(f"{name} {console.human_bytes(count)}" for name, count in size.bytes_by_block.items())

@@ -43,7 +43,8 @@ class Photograph:
         mask = decode_mask(read_bytes(path), str(path))
         if mask.shape != size:
             raise DatasetError(
-                f"{path}: mask of {mask.shape[1]} x {mask.shape[0]} pixels for {self.image.name} of {size[1]} x {size[0]}"
+                f"{path}: mask of {mask.shape[1]} x {mask.shape[0]} pixels, its image {self.image.name} has "
+                f"{size[1]} x {size[0]}"
             )
         return mask
 

@@ -16,7 +16,7 @@ from extractor.errors import NoFieldOfView
 
 WORKING_SIDE = 512
 DARK_FRAME = 48  # a corner brighter than this (of 255) is not a camera's black frame
-TOWARDS_OTSU = 0.35  # the threshold's place between the frame's level (0) and Otsu's (1)
+TOWARDS_OTSU = 0.2  # the threshold's place between the frame's level (0) and Otsu's (1)
 MIN_SOLIDITY = 0.85  # lit share of a disc; 0.93 to 1 in photographs, at most 0.67 in OCT angiograms
 MIN_AREA = 0.05  # smaller lit regions are reflections, not retinas
 
@@ -37,7 +37,8 @@ def find_field_of_view(image: NDArray[np.uint8], name: str = "image") -> NDArray
     height, width = image.shape[:2]
     shrink = min(1.0, WORKING_SIDE / max(height, width))
     size = max(1, round(width * shrink)), max(1, round(height * shrink))
-    level = cv2.GaussianBlur(cv2.resize(image, size, interpolation=cv2.INTER_AREA).max(axis=2), (5, 5), 0)
+    shrunk = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    level = np.asarray(cv2.GaussianBlur(_brightness(shrunk), (5, 5), 0), dtype=np.uint8)
 
     bright = float(np.percentile(level, 95))
     frame = _corner_level(level)
@@ -48,7 +49,8 @@ def find_field_of_view(image: NDArray[np.uint8], name: str = "image") -> NDArray
 
     otsu, _ = cv2.threshold(level, 0, 255, cv2.THRESH_OTSU)
     lit = (level > frame + max(6.0, TOWARDS_OTSU * (otsu - frame))).astype(np.uint8)
-    lit = cv2.morphologyEx(lit, cv2.MORPH_OPEN, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (7, 7)))
+    opening = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (7, 7))
+    lit = np.asarray(cv2.morphologyEx(lit, cv2.MORPH_OPEN, opening), dtype=np.uint8)
     disc = _largest_region_filled(lit)
     if disc.any() and lit[disc > 0].mean() < MIN_SOLIDITY:
         return np.ones((height, width), dtype=np.bool_)
@@ -58,6 +60,12 @@ def find_field_of_view(image: NDArray[np.uint8], name: str = "image") -> NDArray
             f"a field of view covers at least {100 * MIN_AREA:.0f} %"
         )
     return cv2.resize(disc, (width, height), interpolation=cv2.INTER_LINEAR) > 0
+
+
+def _brightness(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Red, in which retinas are bright and film frames are not; in red-free images the brightest channel."""
+    red, brightest = image[..., 0], image.max(axis=2)
+    return red if np.percentile(red, 95) > 0.5 * np.percentile(brightest, 95) else brightest
 
 
 def _corner_level(level: NDArray[np.uint8]) -> float:

@@ -51,11 +51,9 @@ def decode_image(data: bytes, name: str = "image", max_pixels: int = MAX_PIXELS)
         ImageError: not an image of these formats, truncated, or empty.
         ImageTooLarge: more than ``max_pixels``.
     """
-    with _opened(data, name, max_pixels) as image:
-        if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-            pixels = _deep_to_8_bit(np.asarray(image), name)
-        else:
-            pixels = np.asarray(_to_rgb(image))
+    image = _open(data, name, max_pixels)
+    deep = image.mode.startswith("I") or image.mode == "F"
+    pixels = _deep_to_8_bit(np.asarray(image), name) if deep else np.asarray(_to_rgb(image))
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[..., None], 3, axis=2)
     return np.ascontiguousarray(pixels, dtype=np.uint8)
@@ -67,43 +65,32 @@ def decode_mask(data: bytes, name: str = "mask", max_pixels: int = MAX_PIXELS) -
     Masks are found as 0/255, as 0/1, as one bit and as palettes. What is above the middle of the
     range is True; an image that holds nothing above 1 is read as 0/1.
     """
-    with _opened(data, name, max_pixels) as image:
-        pixels = np.asarray(image.convert("L") if not image.mode.startswith("I") else image)
+    image = _open(data, name, max_pixels)
+    pixels = np.asarray(image if image.mode.startswith("I") else image.convert("L"))
     return np.asarray(pixels > (0 if pixels.max(initial=0) <= 1 else np.iinfo(pixels.dtype).max // 2))
 
 
-class _opened:
-    """Pillow's image of ``data``, upright, with every failure told as an ImageError."""
-
-    def __init__(self, data: bytes, name: str, max_pixels: int) -> None:
-        self._name = name
-        if not data:
-            raise ImageError(f"{name}: the file is empty")
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow's own size warning; the limit below decides
-                image = Image.open(io.BytesIO(data), formats=FORMATS)
-                if image.width * image.height > max_pixels:
-                    raise ImageTooLarge(
-                        f"{name}: {image.width} x {image.height} pixels are more than the limit of {max_pixels}"
-                    )
-                image.load()
-            self._image = ImageOps.exif_transpose(image)
-        except UnidentifiedImageError as error:
-            deep = _decode_deep_tiff(data, name, max_pixels)
-            if deep is None:
-                raise ImageError(f"{name}: not an image; expected one of {', '.join(FORMATS)}") from error
-            self._image = Image.fromarray(deep)
-        except ImageError:
-            raise
-        except Exception as error:  # Pillow's decoders raise almost anything on damaged files
-            raise ImageError(f"{name}: damaged or truncated image ({error})") from error
-
-    def __enter__(self) -> Image.Image:
-        return self._image
-
-    def __exit__(self, *_: object) -> None:
-        self._image.close()
+def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
+    """Pillow's image of ``data``, decoded and upright; every failure is told as an ImageError."""
+    if not data:
+        raise ImageError(f"{name}: the file is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own size warning; the limit below decides
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if image.width * image.height > max_pixels:
+                raise ImageTooLarge(f"{name}: {image.width} x {image.height} pixels are more than {max_pixels}")
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except UnidentifiedImageError as error:
+        deep = _decode_deep_tiff(data, name, max_pixels)
+        if deep is None:
+            raise ImageError(f"{name}: not an image; expected one of {', '.join(FORMATS)}") from error
+        return Image.fromarray(deep)
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged files
+        raise ImageError(f"{name}: damaged or truncated image ({error})") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

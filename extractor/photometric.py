@@ -37,4 +37,4 @@ def photometric_change(
     if blur:
         pixels = cv2.GaussianBlur(pixels, (0, 0), blur)
     pixels[black] = 0
-    return (np.clip(pixels, 0, 1) * 255).round().astype(np.uint8)
+    return np.asarray((np.clip(pixels, 0, 1) * 255).round(), dtype=np.uint8)

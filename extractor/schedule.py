@@ -45,14 +45,14 @@ def cosine(steps: int) -> NoiseSchedule:
         return math.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2
 
     betas = [min(1 - alpha_bar((t + 1) / steps) / alpha_bar(t / steps), MAX_BETA) for t in range(steps)]
-    return NoiseSchedule(f"cosine-{steps}", np.cumprod(1 - np.array(betas)))
+    return NoiseSchedule(f"cosine-{steps}", np.cumprod(1 - np.array(betas, dtype=np.float64), dtype=np.float64))
 
 
 def linear(steps: int) -> NoiseSchedule:
     """Ho et al. 2020: beta from 1e-4 to 0.02 at T = 1000, scaled by 1000 / T for other T."""
     scale = 1000 / steps
     betas = np.linspace(scale * 1e-4, scale * 0.02, steps, dtype=np.float64)
-    return NoiseSchedule(f"linear-{steps}", np.cumprod(1 - betas))
+    return NoiseSchedule(f"linear-{steps}", np.cumprod(1 - betas, dtype=np.float64))
 
 
 _BUILDERS = {"cosine": cosine, "linear": linear}

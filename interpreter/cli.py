@@ -48,9 +48,9 @@ def train(
     store: StoreOption,
     dataset: Datasets,
     out: Annotated[Path, typer.Option(help="Folder of the run; an interrupted run goes on.", show_default=False)],
-    target: Annotated[list[str], typer.Option(help="Mask that becomes a class; later ones cover earlier ones.")] = [
-        "mask"
-    ],  # noqa: B006
+    target: Annotated[
+        list[str] | None, typer.Option(help="Mask that becomes a class; later ones cover earlier ones. [default: mask]")
+    ] = None,
     task: Annotated[str | None, typer.Option(help="Name of the task; the targets' names if not given.")] = None,
     spec: Annotated[str | None, typer.Option(help="Spec to read, if the store holds several.")] = None,
     backbone: Annotated[
@@ -73,7 +73,8 @@ def train(
     from interpreter.training import Training, TrainingSettings  # imported late: takes a second
 
     features = FeatureStore(store, read_only=True)
-    what = Task(name=task or "_".join(target), targets=tuple(target))
+    targets = tuple(target or ["mask"])
+    what = Task(name=task or "_".join(targets), targets=targets)
     settings = TrainingSettings.model_validate(
         {
             "epochs": epochs,
@@ -128,18 +129,17 @@ def evaluate(
             advance(1, image.name)
 
         scores = evaluate_images(interpreter, features, card.spec, card.task, images, on_image)
-    summary = scores.summary()
     if as_json:
-        console.print_json(summary)
+        console.print_json(scores.summary())
         return
     table = Table("Dice", "95 % interval", *[f"t = {t}" for t in card.spec.timesteps], "sensitivity", "specificity")
-    low, high = summary["dice_interval_95"]  # type: ignore[misc]
+    low, high = scores.interval()
     table.add_row(
-        f"{summary['dice']:.2f}",
-        f"{low:.2f} to {high:.2f}",
+        f"{100 * scores.mean_dice:.2f}",
+        f"{100 * low:.2f} to {100 * high:.2f}",
         *[f"{100 * dice:.2f}" for dice in scores.by_timestep().values()],
-        f"{summary['sensitivity']:.2f}",
-        f"{summary['specificity']:.2f}",
+        f"{100 * scores.pooled().sensitivity:.2f}",
+        f"{100 * scores.pooled().specificity:.2f}",
     )
     console.out.print(table)
     for image in scores.images:

@@ -49,9 +49,10 @@ def labelled_images(store: FeatureStore, dataset: str, split: str | None, task: 
     in_split = [s for s in collection.samples if split is None or s.split == split]
     found = [s for s in in_split if all(target in s.masks for target in task.targets)]
     if not found:
+        splits = sorted({s.split for s in collection.samples if s.split})
         raise TrainingDataError(
             f"{dataset}: no image of split {split or 'any'} is labelled with {', '.join(task.targets)}; targets there: "
-            f"{', '.join(collection.targets) or 'none'}; splits: {', '.join(sorted({s.split or '-' for s in collection.samples}))}"
+            f"{', '.join(collection.targets) or 'none'}; splits: {', '.join(splits) or 'none'}"
         )
     return [Labelled(dataset, sample, Key(sample.image_id)) for sample in found]
 

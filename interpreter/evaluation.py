@@ -57,9 +57,13 @@ class Scores:
         """The confusion matrix of class 1 over all images."""
         return sum((image.voted[0] for image in self.images[1:]), self.images[0].voted[0])
 
+    def interval(self) -> tuple[float, float]:
+        """95 % bootstrap interval of ``mean_dice`` over images."""
+        return bootstrap_interval(np.array([image.dice for image in self.images]))
+
     def summary(self) -> dict[str, object]:
         """Everything as plain numbers, Dice in points of 100."""
-        low, high = bootstrap_interval(np.array([image.dice for image in self.images]))
+        low, high = self.interval()
         pooled = self.pooled()
         return {
             "images": len(self.images),

@@ -130,7 +130,7 @@ class Interpreter(nn.Module):
         )
         self.blocks = nn.ModuleDict({str(s): SegmentationBlock(widths[s], s, config) for s in self.levels})
         self.head = nn.Conv2d(coarser[-1], config.classes, 1)
-        self.to(memory_format=torch.channels_last)  # depthwise convolutions on CPUs are three times faster
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # depthwise convolutions on CPUs are three times faster
 
     @property
     def parameter_count(self) -> int:

@@ -80,6 +80,6 @@ def native_labels(prediction: Prediction, fov: NDArray[np.bool_], geometry: Geom
     """
     scores = np.moveaxis(prediction.votes + prediction.probabilities, 0, -1)
     native = geometry.restore(np.ascontiguousarray(scores, dtype=np.float32), Interpolation.LINEAR)
-    labels = native.argmax(axis=-1).astype(np.uint8)
+    labels: NDArray[np.uint8] = native.argmax(axis=-1).astype(np.uint8)
     labels[~geometry.restore(fov).astype(np.bool_)] = 0
     return labels

@@ -131,10 +131,10 @@ class Training:
     def _run_epoch(self, writer: Any, report: Report | None) -> None:
         for batch in self._batches():
             loss = self._step(batch)
-            self.next_batch = batch.index + 1
-            writer.add_scalar("loss", loss, self.epoch * self.steps_per_epoch + batch.index)
+            self.next_batch = batch.position + 1
+            writer.add_scalar("loss", loss, self.epoch * self.steps_per_epoch + batch.position)
             if report is not None:
-                report(self.epoch, batch.index, loss)
+                report(self.epoch, batch.position, loss)
 
     def _batches(self) -> Iterator[Batch]:
         keys = [image.key for image in self.train_images]
@@ -148,11 +148,11 @@ class Training:
         labels = torch.from_numpy(np.stack([self._truths[key][0] for key in batch.keys])).long()
         inside = torch.from_numpy(np.stack([self._truths[key][1] for key in batch.keys]))
         if self.settings.flips:
-            random = np.random.default_rng([self.settings.seed, self.epoch, batch.index])
+            random = np.random.default_rng([self.settings.seed, self.epoch, batch.position])
             axes = [a for a, flip in zip((-1, -2), random.random(2) < 0.5, strict=True) if flip]
             maps = {name: m.flip(axes) for name, m in maps.items()}
             labels, inside = labels.flip(axes), inside.flip(axes)
-        self._set_learning_rate(batch.index)
+        self._set_learning_rate(batch.position)
         self.network.train()
         logits = self.network(maps, torch.from_numpy(batch.timesteps[:, 0]))
         loss = segmentation_loss(logits, labels, inside)
@@ -212,7 +212,8 @@ class Training:
             theirs = json.loads(path.read_text())
             if differing := [field for field in mine if mine[field] != theirs.get(field)]:
                 raise ConfigurationError(
-                    f"{self.folder} holds a training with other {', '.join(differing)}; choose another folder to start anew"
+                    f"{self.folder} holds a training with other {', '.join(differing)}; "
+                    "choose another folder to start anew"
                 )
         path.write_text(json.dumps(mine, indent=2) + "\n")
 

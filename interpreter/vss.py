@@ -69,7 +69,8 @@ class SS2D(nn.Module):
         y = rearrange(y, "b (k d) l -> b k d l", k=4)
         forth = y[:, :2] + y[:, 2:].flip(-1)
         by_rows, by_columns = forth[:, 0], forth[:, 1]
-        return by_rows.unflatten(2, (h, w)) + by_columns.unflatten(2, (w, h)).transpose(2, 3)
+        merged: torch.Tensor = by_rows.unflatten(2, (h, w)) + by_columns.unflatten(2, (w, h)).transpose(2, 3)
+        return merged
 
 
 class VssBlock(nn.Module):

@@ -26,13 +26,13 @@ class Batch(NamedTuple):
     """A batch in memory.
 
     Attributes:
-        index: position in the epoch, from 0.
+        position: position in the epoch, from 0.
         keys: b images.
         timesteps: (b, t), the timesteps of each image's maps.
         maps: {block: (b, t, c, h, w)} in the store's element type.
     """
 
-    index: int
+    position: int
     keys: tuple[Key, ...]
     timesteps: NDArray[np.int64]
     maps: dict[str, NDArray[np.floating]]

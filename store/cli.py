@@ -32,7 +32,7 @@ def list_entries(path: StorePath, spec: SpecOption = None, as_json: AsJson = Fal
     """List every entry: spec, image, view, bytes, complete or not."""
     store = FeatureStore(path, read_only=True)
     names = _image_names(store)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for one in _specs(store, spec):
         for key in store.keys(one):
             try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from store.objects import Objects, held_in_memory
 
 FORMAT_VERSION = 1
 MARKER = "diffdgss"
+_ADVICE = "`store verify` lists all damage; `extractor run --overwrite` makes the entry anew"
 
 
 @dataclass(frozen=True)
@@ -111,16 +112,14 @@ class Entry:
         """One array; nothing but metadata is read yet.
 
         Raises:
-            DamagedEntry: an object of the array is gone or has another size.
+            DamagedEntry: its metadata is gone or damaged.
         """
-        for key, expected in self._checksums.items():
-            if key.startswith(f"{name}/"):
-                self._check_size(key, expected["bytes"])
+        where = f"{self._objects.location}: {self.path}/{name}"
         try:
             array = zarr.open_array(self._objects.zarr_store, path=f"{self.path}/{name}", mode="r")
         except Exception as error:  # zarr raises many types for metadata that is gone or damaged
-            raise DamagedEntry(f"{self._objects.location}: {self.path}/{name} cannot be opened ({error})") from error
-        return CheckedArray(array, f"{self._objects.location}: {self.path}/{name}")
+            raise DamagedEntry(f"{where} cannot be opened ({error}); {_ADVICE}") from error
+        return CheckedArray(array, where, lambda: self._missing(name))
 
     def verify(self) -> list[str]:
         """Read every object and compare; one line for each that is damaged or gone."""
@@ -137,23 +136,23 @@ class Entry:
                 problems.append(f"{self.path}/{key}: the bytes differ from those that were written")
         return problems
 
-    def _check_size(self, key: str, expected: int) -> None:
-        full = f"{self.path}/{key}"
-        advice = "`store verify` lists all damage; delete the entry and extract the image again"
-        try:
-            found = self._objects.size(full)
-        except MissingEntry as error:
-            raise DamagedEntry(f"{self._objects.location}: {full} is gone; {advice}") from error
-        if found != expected:
-            raise DamagedEntry(f"{self._objects.location}: {full} has {found} bytes, {expected} were written; {advice}")
+    def _missing(self, name: str) -> list[str]:
+        """Objects of an array that are not there any more."""
+        keys = [key for key in self._checksums if key.startswith(f"{name}/")]
+        return [key for key in keys if not self._objects.exists(f"{self.path}/{key}")]
 
 
 class CheckedArray:
-    """A Zarr array whose damage is told with the name of its entry; sliced like a NumPy array."""
+    """A Zarr array whose damage is told with the name of its entry; sliced like a NumPy array.
 
-    def __init__(self, array: zarr.Array[Any], where: str) -> None:
+    Damaged bytes fail their CRC-32C. Bytes that are gone would read as zeros, so zeros alone are
+    believed only after a look for the object.
+    """
+
+    def __init__(self, array: zarr.Array[Any], where: str, missing: Callable[[], list[str]]) -> None:
         self._array = array
         self._where = where
+        self._missing = missing
         self.shape: tuple[int, ...] = array.shape
         self.dtype: np.dtype[Any] = np.dtype(array.dtype)
         self.ndim = len(array.shape)
@@ -162,12 +161,12 @@ class CheckedArray:
 
     def __getitem__(self, selection: Any) -> NDArray[Any]:
         try:
-            return np.asarray(self._array[selection])
+            values = np.asarray(self._array[selection])
         except Exception as error:  # the codecs raise many types on damaged bytes
-            raise DamagedEntry(
-                f"{self._where} is damaged ({error}); `store verify` lists all damage; "
-                "delete the entry and extract the image again"
-            ) from error
+            raise DamagedEntry(f"{self._where} is damaged ({error}); {_ADVICE}") from error
+        if not values.any() and (gone := self._missing()):
+            raise DamagedEntry(f"{self._where}: {', '.join(gone)} is gone; {_ADVICE}")
+        return values
 
 
 def _encode(staged: MemoryStore, name: str, array: ArrayToWrite) -> None:

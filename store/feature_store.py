@@ -208,7 +208,7 @@ class FeatureStore:
 
     def delete(self, spec: FeatureSpec, key: Key) -> None:
         """Remove one entry: the marker first, so that it never exists half."""
-        self.objects.delete(_path(spec, key) + "/zarr.json")
+        self.objects.remove(_path(spec, key) + "/zarr.json")
         self.objects.delete(_path(spec, key))
 
     def keys(self, spec: FeatureSpec) -> Iterator[Key]:

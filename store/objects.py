@@ -67,6 +67,10 @@ class Objects:
         """Names directly below a prefix, sorted."""
         return sorted(name.rstrip("/") for name in sync(_collected(lambda: self.zarr_store.list_dir(prefix))))
 
+    def remove(self, key: str) -> None:
+        """Remove one object, if it is there."""
+        sync(self.zarr_store.delete(key))
+
     def delete(self, prefix: str) -> None:
         """Remove everything below a prefix."""
         sync(self.zarr_store.delete_dir(prefix))

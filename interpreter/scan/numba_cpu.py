@@ -17,6 +17,8 @@ depend on the number of threads.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numba
@@ -44,7 +46,7 @@ def _bits_to_float(_context: Any, bits: Any) -> Any:
 
 
 @njit(inline="always", fastmath=True)  # type: ignore[untyped-decorator]
-def _exp(x: float) -> float:
+def _exp(x: Any) -> Any:
     """exp(x) for x <= 0 to about 1e-7 relative, in operations that vectorise (Cephes' expf)."""
     x = max(np.float32(x), np.float32(-87.0))
     k = np.floor(x * np.float32(1.44269504088896341) + np.float32(0.5))
@@ -60,7 +62,7 @@ def _exp(x: float) -> float:
 
 
 @njit(inline="always", fastmath=True)  # type: ignore[untyped-decorator]
-def _softplus(x: float) -> float:
+def _softplus(x: Any) -> Any:
     return x if x > 20 else np.log1p(np.exp(x))
 
 
@@ -150,29 +152,29 @@ class _SelectiveScan(torch.autograd.Function):
     def forward(ctx: FunctionCtx, *tensors: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(*tensors)
         arrays, share = _as_arrays(tensors)
-        with _threads():
+        with _torch_threads():
             return torch.from_numpy(_forward(*arrays, share, min(TASKS_PER_GROUP, share)))
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
         arrays, share = _as_arrays(ctx.saved_tensors)
         gy = gradients[0].float().contiguous().numpy()
-        with _threads():
+        with _torch_threads():
             gu, gdelta, gA, gB, gC, gD, gbias = _backward(gy, *arrays, share, min(TASKS_PER_GROUP, share))
         gB, gC = (np.moveaxis(g.sum(axis=0), -1, -2) for g in (gB, gC))
         results = gu, gdelta, gA.sum(axis=0), gB, gC, gD.sum(axis=0), gbias.sum(axis=0)
         return tuple(torch.from_numpy(np.ascontiguousarray(g)) for g in results)
 
 
-class _threads:
+@contextmanager
+def _torch_threads() -> Iterator[None]:
     """Numba uses as many threads as torch does while the kernel runs."""
-
-    def __enter__(self) -> None:
-        self._before = numba.get_num_threads()
-        numba.set_num_threads(max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)))
-
-    def __exit__(self, *_: object) -> None:
-        numba.set_num_threads(self._before)
+    before = numba.get_num_threads()
+    numba.set_num_threads(max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)))
+    try:
+        yield
+    finally:
+        numba.set_num_threads(before)
 
 
 def _as_arrays(tensors: tuple[torch.Tensor, ...]) -> tuple[list[Floats], int]:

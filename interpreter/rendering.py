@@ -1,0 +1,46 @@
+"""Label maps as pictures. H, W native size."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageColor
+
+
+def encode_labels(labels: NDArray[np.uint8], colours: Sequence[str]) -> bytes:
+    """A PNG whose pixel values are the class ids and whose palette shows them in colour.
+
+    Args:
+        labels: uint8 (H, W), class ids.
+        colours: of classes 1, 2, ...; class 0 is black.
+    """
+    palette = [0, 0, 0, *(value for colour in colours for value in ImageColor.getrgb(colour))]
+    image = Image.fromarray(labels)
+    image.putpalette(palette)
+    return _png(image)
+
+
+def overlay(
+    photograph: NDArray[np.uint8], labels: NDArray[np.uint8], colours: Sequence[str], opacity: float = 0.55
+) -> NDArray[np.uint8]:
+    """The photograph, uint8 (H, W, 3), with every class but the background tinted."""
+    tinted = photograph.astype(np.float32)
+    for class_id in range(1, int(labels.max(initial=0)) + 1):
+        here = labels == class_id
+        colour = np.array(ImageColor.getrgb(colours[(class_id - 1) % len(colours)])[:3], dtype=np.float32)
+        tinted[here] = (1 - opacity) * tinted[here] + opacity * colour
+    return tinted.round().astype(np.uint8)
+
+
+def encode_picture(picture: NDArray[np.uint8]) -> bytes:
+    """uint8 (H, W, 3) as PNG."""
+    return _png(Image.fromarray(picture))
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=False)
+    return buffer.getvalue()

@@ -1,0 +1,68 @@
+"""Batches through Dask: the planned maps, in the planned order, read as they are needed."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+from store import DamagedEntry, FeatureSpec, FeatureStore, Key, MissingEntry, lazy_maps, plan_epoch, stream
+
+
+@pytest.fixture
+def keys(filled_store: FeatureStore, spec: FeatureSpec) -> list[Key]:
+    return list(filled_store.keys(spec))
+
+
+def test_batches_hold_what_the_store_holds(filled_store: FeatureStore, spec: FeatureSpec, keys: list[Key]) -> None:
+    plans = plan_epoch(spec, keys, 4, seed=3)
+    batches = list(stream(filled_store, spec, plans))
+    assert [len(batch.keys) for batch in batches] == [4, 2]
+    assert sorted(key for batch in batches for key in batch.keys) == sorted(keys)
+    for batch in batches:
+        for name, maps in batch.maps.items():
+            expected = np.stack([filled_store.entry(spec, key).read(name) for key in batch.keys])
+            np.testing.assert_array_equal(maps, expected)
+
+
+def test_one_timestep_is_drawn_for_each_image(filled_store: FeatureStore, spec: FeatureSpec, keys: list[Key]) -> None:
+    plans = [plan for e in range(8) for plan in plan_epoch(spec, keys, 3, seed=1, epoch=e, one_timestep=True)]
+    assert {int(t) for plan in plans for t in plan.timesteps[:, 0]} == set(spec.timesteps)
+    batch = next(stream(filled_store, spec, plans, ["block_2"]))
+    for row, key, timesteps in zip(batch.maps["block_2"], batch.keys, batch.timesteps, strict=True):
+        expected = filled_store.entry(spec, key).read("block_2", [int(timesteps[0])])
+        np.testing.assert_array_equal(row, expected)
+
+
+def test_an_epoch_can_be_entered_in_the_middle(filled_store: FeatureStore, spec: FeatureSpec, keys: list[Key]) -> None:
+    plans = plan_epoch(spec, keys, 2, seed=5, epoch=2)
+    whole = list(stream(filled_store, spec, plans))
+    rest = list(stream(filled_store, spec, plan_epoch(spec, keys, 2, seed=5, epoch=2), start=1))
+    assert [batch.keys for batch in rest] == [batch.keys for batch in whole[1:]]
+    assert [batch.position for batch in rest] == [1, 2]
+
+
+def test_epochs_differ_and_seeds_repeat(spec: FeatureSpec) -> None:
+    keys = [Key(f"{i:064x}") for i in range(20)]
+    order = [plan.keys for plan in plan_epoch(spec, keys, 5, seed=0, epoch=0)]
+    assert order == [plan.keys for plan in plan_epoch(spec, keys, 5, seed=0, epoch=0)]
+    assert order != [plan.keys for plan in plan_epoch(spec, keys, 5, seed=0, epoch=1)]
+    assert [key for plan in plan_epoch(spec, keys, 5) for key in plan.keys] == keys
+
+
+def test_lazy_maps_read_nothing_before_they_are_computed(
+    filled_store: FeatureStore, spec: FeatureSpec, keys: list[Key]
+) -> None:
+    lazy = lazy_maps(filled_store, spec, plan_epoch(spec, keys, 2)[0])
+    block = spec.block("block_2")
+    assert lazy["block_2"].shape == (2, 3, block.channels, block.height, block.width)
+    shutil.rmtree(f"{filled_store.location}/{spec.digest}")
+    with pytest.raises(DamagedEntry, match="is gone"):
+        lazy["block_2"].compute()
+
+
+def test_a_missing_image_stops_the_stream(filled_store: FeatureStore, spec: FeatureSpec) -> None:
+    plans = plan_epoch(spec, [Key("f" * 64)], 1)
+    with pytest.raises(MissingEntry, match="ffffffffffff"):
+        list(stream(filled_store, spec, plans))

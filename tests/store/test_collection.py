@@ -1,0 +1,41 @@
+"""Data sets and masks beside the features."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from store import Collection, DamagedEntry, FeatureStore, MissingEntry, Sample
+
+
+def test_masks_are_stored_once_and_come_back() -> None:
+    collections = FeatureStore("memory://").collections
+    mask = np.random.default_rng(0).random((31, 17)) < 0.3
+    digest = collections.write_mask(mask)
+    assert collections.write_mask(mask) == digest
+    assert collections.write_mask(mask.T) != digest
+    np.testing.assert_array_equal(collections.mask(digest), mask)
+
+
+def test_a_collection_comes_back_and_an_unknown_one_lists_the_known() -> None:
+    collections = FeatureStore("memory://").collections
+    written = Collection(name="eyes", samples=(Sample(image_id="a" * 64, name="one", masks={"vessel": "b"}),))
+    collections.write(written)
+    assert collections.read("eyes") == written
+    assert written.targets == ("vessel",)
+    with pytest.raises(MissingEntry, match=r"no data set 'ears' here \(known: eyes\)"):
+        collections.read("ears")
+
+
+def test_two_samples_of_one_name_are_refused() -> None:
+    sample = Sample(image_id="a" * 64, name="one")
+    with pytest.raises(ValidationError, match="every sample name once"):
+        Collection(name="eyes", samples=(sample, sample))
+
+
+def test_a_damaged_collection_is_told() -> None:
+    store = FeatureStore("memory://")
+    store.objects.put("datasets/eyes/zarr.json", b'{"attributes": {"collection": {"name": "eyes"}}}')
+    with pytest.raises(DamagedEntry, match="the data set eyes is damaged"):
+        store.collections.read("eyes")

@@ -1,0 +1,80 @@
+"""A spec names what was computed, and refuses what contradicts itself."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from store import Clahe, Encoding, FeatureSpec, Preprocessing, SpecError, SpecMismatch, parse_spec
+from tests.conftest import changed
+
+
+def test_digest_is_that_of_the_canonical_json_and_survives_a_round_trip(spec: FeatureSpec) -> None:
+    again = parse_spec(spec.model_dump_json())
+    assert again == spec
+    assert again.digest == spec.digest
+    assert " " not in spec.canonical_json
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"backbone": "1" * 64},
+        {"schedule": "linear-1000"},
+        {"trajectory": "anchored"},
+        {"grid": (1, 5, 10, 100)},
+        {"timesteps": (1, 10)},
+        {"resolution": 64},
+        {"clip": True},
+        {"precision": "bfloat16"},
+        {"encoding": Encoding(kind="float32")},
+        {"preprocessing": Preprocessing(clahe=Clahe(clip_limit=3))},
+        {"trajectory": "stochastic", "seed": 1},
+    ],
+)
+def test_whatever_changes_a_number_changes_the_digest(spec: FeatureSpec, change: dict[str, object]) -> None:
+    assert changed(spec, **change).digest != spec.digest
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"grid": (10, 1)}, r"strictly increasing grid, got \(10, 1\)"),
+        ({"timesteps": ()}, "strictly increasing timesteps"),
+        ({"timesteps": (1, 7)}, r"timesteps \[7\] are kept but not in the grid"),
+        ({"grid": (1, 10, 100, 200)}, r"within 0\.\.199 of cosine-200"),
+        ({"trajectory": "stochastic"}, "a seed for the stochastic trajectory"),
+        ({"seed": 3}, "a seed for the stochastic trajectory"),
+        ({"backbone": "abc"}, "backbone"),
+    ],
+)
+def test_contradictions_are_refused(spec: FeatureSpec, change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        changed(spec, **change)
+
+
+def test_two_blocks_of_one_name_are_refused(spec: FeatureSpec) -> None:
+    with pytest.raises(ValidationError, match="every block once"):
+        changed(spec, blocks=(spec.blocks[0], spec.blocks[0]))
+
+
+def test_a_mismatch_says_what_differs(spec: FeatureSpec) -> None:
+    other = changed(spec, clip=True)
+    with pytest.raises(SpecMismatch, match="clip: False here, True there"):
+        spec.require(other)
+    spec.require(spec)
+
+
+def test_a_damaged_spec_names_the_field(spec: FeatureSpec) -> None:
+    with pytest.raises(SpecError, match="resolution"):
+        parse_spec(spec.model_dump_json().replace('"resolution":32', '"resolution":-1'))
+
+
+def test_an_unknown_block_lists_those_there_are(spec: FeatureSpec) -> None:
+    with pytest.raises(SpecError, match="no block 'block_99' in this spec; it has block_0, block_2"):
+        spec.block("block_99")
+
+
+def test_entry_bytes_counts_every_number(spec: FeatureSpec) -> None:
+    values = sum(b.channels * b.height * b.width for b in spec.blocks)
+    assert spec.entry_bytes() == values * 3 * 2
