@@ -222,7 +222,7 @@ class Backbone:
 
         handles = [self._modules[name].register_forward_hook(keep(name)) for name in blocks]
         try:
-            output = self._raw(x, t)
+            output = self.raw_output(x, t)
         except _LastBlockReached:
             return Estimate(None, features)
         finally:
@@ -235,7 +235,8 @@ class Backbone:
         x0 = _TO_X0[self.diffusion.prediction](x, output[:, :3].float(), float(self.schedule.alphas_cumprod[t]))
         return _require_finite(x0, "output", t)
 
-    def _raw(self, x: torch.Tensor, t: int) -> torch.Tensor:
+    @torch.inference_mode()
+    def raw_output(self, x: torch.Tensor, t: int) -> torch.Tensor:
         """The network's own output at x_t, (b, 3 or 6, h, w)."""
         told = t * 1000 / self.schedule.steps if self.diffusion.rescale_timesteps else t
         timesteps = torch.full((len(x),), told, device=x.device, dtype=torch.float32)

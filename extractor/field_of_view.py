@@ -16,7 +16,7 @@ from extractor.errors import NoFieldOfView
 
 WORKING_SIDE = 512
 DARK_FRAME = 48  # a corner brighter than this (of 255) is not a camera's black frame
-TOWARDS_OTSU = 0.2  # the threshold's place between the frame's level (0) and Otsu's (1)
+TOWARDS_OTSU = 0.25  # the threshold's place between the frame's level (0) and Otsu's (1)
 MIN_SOLIDITY = 0.85  # lit share of a disc; 0.93 to 1 in photographs, at most 0.67 in OCT angiograms
 MIN_AREA = 0.05  # smaller lit regions are reflections, not retinas
 
@@ -40,10 +40,10 @@ def find_field_of_view(image: NDArray[np.uint8], name: str = "image") -> NDArray
     shrunk = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
     level = np.asarray(cv2.GaussianBlur(_brightness(shrunk), (5, 5), 0), dtype=np.uint8)
 
-    bright = float(np.percentile(level, 95))
+    bright = float(np.percentile(level, 98))
     frame = _corner_level(level)
     if bright < 16:
-        raise NoFieldOfView(f"{name}: too dark, nothing lit was found (95 % of its pixels are below {bright:.0f})")
+        raise NoFieldOfView(f"{name}: too dark, nothing lit was found (98 % of its pixels are below {bright:.0f})")
     if frame > DARK_FRAME or frame > 0.5 * bright:
         return np.ones((height, width), dtype=np.bool_)
 

@@ -1,0 +1,113 @@
+"""Bytes to pixels, for every kind of file that photographs and masks are found in."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from extractor.errors import ImageError, ImageTooLarge
+from extractor.images import decode_image, decode_mask, image_id, read_bytes
+
+RGB = np.random.default_rng(0).integers(0, 256, (21, 34, 3), dtype=np.uint8)
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM", "BMP"])
+def test_lossless_formats_give_back_every_pixel(kind: str) -> None:
+    np.testing.assert_array_equal(decode_image(encoded(Image.fromarray(RGB), kind)), RGB)
+
+
+def test_jpeg_is_close() -> None:
+    smooth = np.tile(np.linspace(0, 255, 64, dtype=np.uint8)[:, None, None], (1, 48, 3))
+    decoded = decode_image(encoded(Image.fromarray(smooth), "JPEG", quality=95))
+    assert np.abs(decoded.astype(int) - smooth).max() < 8
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_grey_is_repeated(kind: str) -> None:
+    grey = RGB[..., 0]
+    decoded = decode_image(encoded(Image.fromarray(grey), kind))
+    np.testing.assert_array_equal(decoded, np.repeat(grey[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_grey_keeps_the_high_byte(kind: str) -> None:
+    deep = RGB[..., 0].astype(np.uint16) * 256 + 17
+    np.testing.assert_array_equal(decode_image(encoded(Image.fromarray(deep), kind))[..., 1], RGB[..., 0])
+
+
+@pytest.mark.parametrize("suffix", [".tiff", ".png"])
+def test_16_bit_colour_keeps_the_high_byte(suffix: str) -> None:
+    ok, data = cv2.imencode(suffix, cv2.cvtColor(RGB, cv2.COLOR_RGB2BGR).astype(np.uint16) * 256 + 99)
+    assert ok
+    np.testing.assert_array_equal(decode_image(data.tobytes()), RGB)
+
+
+def test_alpha_is_laid_over_black() -> None:
+    half = np.dstack([np.full((4, 4, 3), 200, np.uint8), np.full((4, 4), 128, np.uint8)])
+    decoded = decode_image(encoded(Image.fromarray(half), "PNG"))
+    assert np.abs(decoded.astype(int) - 100).max() <= 1
+
+
+def test_cmyk_becomes_rgb() -> None:
+    assert decode_image(encoded(Image.fromarray(RGB).convert("CMYK"), "JPEG")).shape == RGB.shape
+
+
+def test_exif_orientation_is_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise to stand upright
+    decoded = decode_image(encoded(Image.fromarray(RGB), "PNG", exif=exif))
+    np.testing.assert_array_equal(decoded, np.rot90(RGB, -1))
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("1", "PNG"), ("L", "PNG"), ("L", "TIFF"), ("P", "GIF"), ("L", "PPM"), ("RGB", "PNG")]
+)
+def test_masks_of_every_kind(mode: str, kind: str) -> None:
+    mask = RGB[..., 0] > 128
+    image = Image.fromarray(mask.astype(np.uint8) * 255).convert(mode)
+    np.testing.assert_array_equal(decode_mask(encoded(image, kind)), mask)
+
+
+def test_masks_of_0_and_1_and_of_16_bit() -> None:
+    mask = RGB[..., 0] > 128
+    np.testing.assert_array_equal(decode_mask(encoded(Image.fromarray(mask.astype(np.uint8)), "PNG")), mask)
+    np.testing.assert_array_equal(decode_mask(encoded(Image.fromarray(mask.astype(np.uint16) * 65535), "PNG")), mask)
+    assert not decode_mask(encoded(Image.fromarray(np.zeros((5, 5), np.uint8)), "PNG")).any()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "the file is empty"),
+        (b"hello", "not an image"),
+        (b"II*\x00 not a tiff", "image"),
+        (encoded(Image.fromarray(RGB), "PNG")[:200], "damaged or truncated"),
+        (encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), "floating-point"),
+    ],
+)
+def test_what_is_no_image_is_refused_by_name(data: bytes, message: str) -> None:
+    with pytest.raises(ImageError, match=message) as caught:
+        decode_image(data, "eye.png")
+    assert "eye.png" in str(caught.value)
+
+
+def test_too_many_pixels_are_refused_before_decoding() -> None:
+    with pytest.raises(ImageTooLarge, match="34 x 21 pixels are more than 100"):
+        decode_image(encoded(Image.fromarray(RGB), "PNG")[:120], max_pixels=100)
+
+
+def test_identity_is_that_of_the_bytes(tmp_path: Path) -> None:
+    assert image_id(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    with pytest.raises(ImageError, match=r"nowhere\.png: cannot be read"):
+        read_bytes(tmp_path / "nowhere.png")

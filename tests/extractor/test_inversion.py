@@ -1,0 +1,175 @@
+"""The inversion against a closed form, and what it refuses.
+
+For Gaussian data of standard deviation s the ideal network is linear, x0_hat = k x with
+k = sqrt(a) s^2 / (a s^2 + 1 - a), and the walk is known: x_t = x_0 sqrt(a_t s^2 + 1 - a_t) / s where the
+walk starts. DDIM is first order in the number of steps against it.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DModel
+
+from extractor.architectures import tiny_unet
+from extractor.backbone import Backbone, Diffusion, Prediction, load_backbone
+from extractor.errors import BackboneError, NonFiniteActivation, ScheduleError
+from extractor.inversion import anchor, diffuse, invert, reconstruct
+from extractor.schedule import noise_schedule
+from extractor.unet import build_unet
+
+S = 0.5
+
+
+class GaussianBackbone(Backbone):
+    """The ideal network for Gaussian data, in place of the U-Net's output."""
+
+    def raw_output(self, x: torch.Tensor, t: int) -> torch.Tensor:
+        a = float(self.schedule.alphas_cumprod[t])
+        x0 = a**0.5 * S**2 / (a * S**2 + 1 - a) * x.double()
+        noise = (x.double() - a**0.5 * x0) / (1 - a) ** 0.5
+        match self.diffusion.prediction:
+            case "sample":
+                return x0.float()
+            case "epsilon":
+                return noise.float()
+            case "v_prediction":
+                return (a**0.5 * noise - (1 - a) ** 0.5 * x0).float()
+
+
+def gaussian(prediction: Prediction) -> GaussianBackbone:
+    return GaussianBackbone(build_unet(tiny_unet()), Diffusion(noise_schedule("cosine-1000"), prediction), tiny_unet())
+
+
+def final_error(steps: int) -> float:
+    backbone = gaussian("epsilon")
+    grid = [int(t) for t in np.unique(np.linspace(10, 800, steps).astype(int))]
+    x0 = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    last = list(invert(backbone, x0, grid, ()))[-1]
+    a, a0 = (float(backbone.schedule.alphas_cumprod[t]) for t in (grid[-1], grid[0]))
+    exact = x0 * ((a * S**2 + 1 - a) / (a0 * S**2 + 1 - a0)) ** 0.5
+    return float((last.x - exact).abs().max() / exact.abs().max())
+
+
+def test_inversion_converges_to_the_closed_form_at_first_order() -> None:
+    errors = [final_error(steps) for steps in (20, 40, 80)]
+    assert errors[0] < 0.2
+    for coarse, fine in pairwise(errors):
+        assert 1.7 < coarse / fine < 2.4
+
+
+def test_all_predictions_walk_the_same_way() -> None:
+    x0 = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    ends = [list(invert(gaussian(p), x0, (10, 100, 500), ()))[-1].x for p in ("epsilon", "sample", "v_prediction")]
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ends[0], ends[2], rtol=1e-4, atol=1e-5)
+
+
+def test_walking_back_down_returns_to_the_image() -> None:
+    backbone = gaussian("v_prediction")
+    grid = list(range(5, 400, 3))
+    x0 = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(2))
+    last = list(invert(backbone, x0, grid, ()))[-1]
+    assert float((reconstruct(backbone, last.x, grid) - x0).abs().max()) < 0.05
+
+
+def test_one_forward_for_each_step_and_none_behind_the_last_block(backbone: Backbone) -> None:
+    calls: list[str] = []
+    handles = [
+        backbone.unet.conv_in.register_forward_hook(lambda *_: calls.append("in")),
+        backbone.unet.conv_out.register_forward_hook(lambda *_: calls.append("out")),
+    ]
+    steps = list(invert(backbone, torch.zeros(2, 3, 32, 32), (1, 10, 100), ["block_2"], keep=(1, 100)))
+    for handle in handles:
+        handle.remove()
+    assert [step.t for step in steps] == [1, 100]
+    assert calls == ["in", "out", "in", "out", "in"]
+    assert steps[0].features["block_2"].shape == (2, 8, 32, 32)
+
+
+def test_anchored_keeps_the_image_and_stochastic_adds_the_noise(backbone: Backbone) -> None:
+    x0, noise = torch.full((1, 3, 32, 32), 0.5), torch.ones(1, 3, 32, 32)
+    assert all((step.x == x0).all() for step in anchor(backbone, x0, (1, 100), ["block_0"]))
+    steps = list(diffuse(backbone, x0, (1, 100), ["block_0"], noise))
+    a = backbone.schedule.alphas_cumprod[100]
+    assert float(steps[1].x[0, 0, 0, 0]) == pytest.approx(a**0.5 * 0.5 + (1 - a) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"), [((10, 1), "strictly increasing"), ((), "strictly increasing"), ((1, 200), r"within 0\.\.199")]
+)
+def test_wrong_grids_are_refused(backbone: Backbone, grid: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ScheduleError, match=message):
+        list(invert(backbone, torch.zeros(1, 3, 32, 32), grid, ()))
+
+
+@pytest.mark.parametrize("name", ["cosine", "spiral-100", "cosine-1", "linear-x"])
+def test_unknown_schedules_are_refused(name: str) -> None:
+    with pytest.raises(ScheduleError, match="unknown noise schedule"):
+        noise_schedule(name)
+
+
+def test_non_finite_features_stop_with_the_name_of_their_block() -> None:
+    broken = Backbone(build_unet(tiny_unet()), Diffusion(noise_schedule("cosine-200")), tiny_unet())
+    broken.unet.up_blocks[1].resnets[0].conv1.weight[0] = torch.inf
+    with pytest.raises(NonFiniteActivation, match="block_2 at timestep 10"):
+        list(invert(broken, torch.zeros(1, 3, 32, 32), (10, 20), ["block_0", "block_2"]))
+    with pytest.raises(NonFiniteActivation, match="output at timestep 10"):
+        list(invert(broken, torch.zeros(1, 3, 32, 32), (10, 20), ["block_0"]))
+
+
+def test_blocks_by_name_or_index(backbone: Backbone) -> None:
+    blocks = backbone.blocks([2, "block_0"], 64)
+    assert [(b.name, b.channels, b.height) for b in blocks] == [("block_0", 16, 32), ("block_2", 8, 64)]
+    with pytest.raises(BackboneError, match=r"no block block_9 here; this backbone has block_0 \.\. block_3"):
+        backbone.blocks([9], 64)
+    with pytest.raises(BackboneError, match="not a multiple of the network's stride 2"):
+        backbone.blocks([0], 33)
+
+
+def test_half_precision_is_close(backbone: Backbone) -> None:
+    x0 = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    half = Backbone(backbone.unet, backbone.diffusion, backbone.config, "bfloat16")
+    exact, rounded = (list(invert(b, x0, (1, 10, 100), ["block_2"])) for b in (backbone, half))
+    assert rounded[-1].x.dtype == torch.float32
+    difference = (rounded[-1].features["block_2"].float() - exact[-1].features["block_2"]).abs().max()
+    assert 0 < float(difference) < 0.1 * float(exact[-1].features["block_2"].abs().max())
+
+
+def test_a_folder_of_diffusers_own_making_is_read(tmp_path: Any) -> None:
+    unet = UNet2DModel(**tiny_unet())
+    unet.save_pretrained(tmp_path)
+    with pytest.raises(BackboneError, match=r"scheduler_config.json: cannot be read"):
+        load_backbone(tmp_path)
+    (tmp_path / "scheduler_config.json").write_text('{"beta_schedule": "linear", "num_train_timesteps": 1000}')
+    loaded = load_backbone(tmp_path)
+    assert loaded.schedule.name == "linear-1000"
+    x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(loaded.raw_output(x, 7), unet(x, 7).sample, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("scheduler_config.json", '{"beta_schedule": "scaled_linear"}', "scaled_linear"),
+        ("scheduler_config.json", '{"beta_schedule": "linear", "beta_end": 0.5}', "from 0.0001 to 0.5"),
+        ("scheduler_config.json", '{"prediction_type": "flow"}', "prediction_type"),
+        ("config.json", "{", "not JSON"),
+        ("config.json", '{"block_out_channels": [8], "rubbish": 1}', "not the configuration of a UNet2DModel"),
+        ("diffusion_pytorch_model.safetensors", "rubbish", "the weights do not fit"),
+    ],
+)
+def test_damaged_backbones_are_refused(backbone: Backbone, tmp_path: Any, file: str, text: str, message: str) -> None:
+    backbone.save(tmp_path)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(BackboneError, match=message):
+        load_backbone(tmp_path)
+
+
+def test_neither_folder_nor_hub_id() -> None:
+    with pytest.raises(BackboneError, match="not a hub id"):
+        load_backbone("nowhere")

@@ -1,0 +1,106 @@
+"""Batch runs: nothing twice, nothing lost, everything that fails named."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from extractor.backbone import Backbone, Diffusion
+from extractor.datasets import load_dataset
+from extractor.errors import BackboneError, DatasetError
+from extractor.extraction import Extractor
+from extractor.runs import SizePlan, extract_dataset, plan_size, require_room
+from store import FeatureSpec, FeatureStore, StoreFull
+from tests.conftest import TINY, changed
+
+
+def test_a_second_run_does_nothing(backbone: Backbone, spec: FeatureSpec, dataset_folder: Path) -> None:
+    store, extractor = FeatureStore("memory://"), Extractor(backbone, spec)
+    dataset = load_dataset(f"folder:{dataset_folder}", "eyes")
+    assert plan_size(dataset, store, spec).images == 6
+    seen: list[str] = []
+    first = extract_dataset(dataset, store, extractor, advance=seen.append)
+    assert (first.extracted, first.present, first.failed) == (6, 0, [])
+    assert first.forwards == 6 * len(spec.grid)
+    assert first.bytes_stored > 0
+    assert seen == [photograph.name for photograph in dataset.photographs]
+    second = extract_dataset(dataset, store, extractor)
+    assert (second.extracted, second.present, second.forwards, second.bytes_stored) == (0, 6, 0, 0)
+    assert plan_size(dataset, store, spec).images == 0
+    third = extract_dataset(dataset, store, extractor, overwrite=True)
+    assert third.extracted == 6
+
+
+def test_features_masks_and_names_arrive(filled_store: FeatureStore, spec: FeatureSpec, dataset_folder: Path) -> None:
+    collection = filled_store.collections.read("eyes")
+    assert [sample.name for sample in collection.samples] == [f"eye{i}" for i in range(6)]
+    photographs = load_dataset(f"folder:{dataset_folder}").photographs
+    for sample, photograph in zip(collection.samples, photographs, strict=True):
+        truth = photograph.read_mask("mask", (80, 96))
+        np.testing.assert_array_equal(filled_store.collections.mask(sample.masks["mask"]), truth)
+    assert all(filled_store.verify(spec, key) == [] for key in filled_store.keys(spec))
+
+
+def test_unusable_images_are_listed_and_the_rest_is_done(
+    backbone: Backbone, spec: FeatureSpec, dataset_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(dataset_folder / "images", tmp_path / "mixed")
+    (tmp_path / "mixed" / "broken.png").write_bytes(b"rubbish")
+    store = FeatureStore("memory://")
+    report = extract_dataset(load_dataset(f"folder:{tmp_path / 'mixed'}"), store, Extractor(backbone, spec))
+    assert report.extracted == 6
+    assert len(report.failed) == 1
+    assert "broken.png: not an image" in report.failed[0][1]
+    assert len(store.collections.read("mixed").samples) == 6
+
+
+def test_a_data_set_without_a_usable_image_is_an_error(backbone: Backbone, spec: FeatureSpec, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"rubbish")
+    with pytest.raises(DatasetError, match="none of the 1 images could be used"):
+        extract_dataset(load_dataset(f"folder:{tmp_path}", "x"), FeatureStore("memory://"), Extractor(backbone, spec))
+
+
+def test_the_features_do_not_depend_on_the_batch(backbone: Backbone, spec: FeatureSpec, dataset_folder: Path) -> None:
+    for trajectory in ("ddim", "stochastic"):
+        extractor = Extractor(backbone, TINY.along(trajectory).spec(backbone))  # type: ignore[arg-type]
+        prepared = [extractor.prepare(p.read_bytes()) for p in sorted((dataset_folder / "images").iterdir())[:3]]
+        together = extractor.features(prepared)
+        for one, expected in zip(prepared, together, strict=True):
+            alone = extractor.features([one])[0]
+            for name, maps in alone.maps.items():
+                scale = np.abs(maps).max()
+                np.testing.assert_allclose(maps, expected.maps[name], atol=1e-4 * scale)
+
+
+def test_trajectories_differ_and_seeds_repeat(backbone: Backbone, dataset_folder: Path) -> None:
+    data = next((dataset_folder / "images").iterdir()).read_bytes()
+
+    def maps(preset: object) -> np.ndarray:
+        extractor = Extractor(backbone, preset.spec(backbone))  # type: ignore[attr-defined]
+        return np.asarray(extractor.features([extractor.prepare(data)])[0].maps["block_2"])
+
+    ddim, anchored, stochastic = maps(TINY), maps(TINY.along("anchored")), maps(TINY.along("stochastic", 1))
+    np.testing.assert_array_equal(ddim[0], anchored[0])  # the walk starts at the image
+    assert not np.allclose(ddim[2], anchored[2])
+    np.testing.assert_array_equal(stochastic, maps(TINY.along("stochastic", 1)))
+    assert not np.allclose(stochastic, maps(TINY.along("stochastic", 2)))
+
+
+def test_another_backbone_is_refused(backbone: Backbone, spec: FeatureSpec) -> None:
+    with pytest.raises(BackboneError, match="the spec was made with backbone 00000"):
+        Extractor(backbone, changed(spec, backbone="0" * 64))
+
+
+def test_the_fingerprint_is_that_of_weights_and_configuration(backbone: Backbone) -> None:
+    other = Backbone(backbone.unet, Diffusion(backbone.schedule, "epsilon"), backbone.config)
+    assert other.fingerprint != backbone.fingerprint
+
+
+def test_a_run_that_cannot_fit_is_stopped_before_it_starts() -> None:
+    require_room(SizePlan(10, {"block_0": 100}, free=1000))
+    require_room(SizePlan(10, {"block_0": 100}, free=None))
+    with pytest.raises(StoreFull, match="10 images will take up to"):
+        require_room(SizePlan(10, {"block_0": 101}, free=1000))
