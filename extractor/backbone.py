@@ -3,38 +3,32 @@
 b  batch        t  timestep index 0..T-1 of the schedule the network was trained with
 x  noisy image, float32 (b, 3, R, R)
 x0_hat  the network's estimate of the clean image, same shape
-
-What the network was trained to predict (noise, image, velocity) ends here; no sampler knows it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from diffusers import UNet2DModel
 from safetensors.torch import load_file, save_file
 
+from extractor.diffusion import Diffusion
 from extractor.errors import BackboneError, NonFiniteActivation
-from extractor.schedule import NoiseSchedule, noise_schedule
+from extractor.schedule import NoiseSchedule
 from extractor.unet import build_unet, decoder_blocks, unet_config
 from store.spec import Block, Precision
-
-Prediction = Literal["epsilon", "sample", "v_prediction"]
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 DIFFUSION_FILE = "scheduler_config.json"
-_BETA_SCHEDULES = {"squaredcos_cap_v2": "cosine", "linear": "linear"}
 
 
 class Estimate(NamedTuple):
@@ -43,65 +37,6 @@ class Estimate(NamedTuple):
 
     x0: torch.Tensor | None
     features: dict[str, torch.Tensor]
-
-
-# x0_hat from x_t, the network's output and a_t.
-_TO_X0: dict[Prediction, Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]] = {
-    "epsilon": lambda x, epsilon, a: (x - math.sqrt(1 - a) * epsilon) / math.sqrt(a),
-    "sample": lambda _, x0, __: x0,
-    "v_prediction": lambda x, v, a: math.sqrt(a) * x - math.sqrt(1 - a) * v,
-}
-
-
-@dataclass(frozen=True)
-class Diffusion:
-    """How the network was trained.
-
-    Attributes:
-        schedule: the noise schedule.
-        prediction: ``epsilon``, ``sample`` (x0) or ``v_prediction``, in diffusers' words.
-        rescale_timesteps: the network is told t * 1000 / T instead of t.
-        class_label: the class that a class-conditional network is run with.
-    """
-
-    schedule: NoiseSchedule
-    prediction: Prediction = "epsilon"
-    rescale_timesteps: bool = False
-    class_label: int | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """diffusers' scheduler configuration, with two keys of ours."""
-        kind, steps = self.schedule.name.split("-")
-        beta_schedule = next(theirs for theirs, ours in _BETA_SCHEDULES.items() if ours == kind)
-        return {
-            "_class_name": "DDIMScheduler",
-            "beta_schedule": beta_schedule,
-            "num_train_timesteps": int(steps),
-            "prediction_type": self.prediction,
-            "rescale_timesteps": self.rescale_timesteps,
-            "class_label": self.class_label,
-        }
-
-    @classmethod
-    def from_json(cls, config: Mapping[str, Any]) -> Diffusion:
-        """From diffusers' scheduler configuration; BackboneError for a schedule we do not have."""
-        steps, kind = int(config.get("num_train_timesteps", 1000)), config.get("beta_schedule", "linear")
-        if kind not in _BETA_SCHEDULES:
-            known = ", ".join(_BETA_SCHEDULES)
-            raise BackboneError(f"the noise schedule {kind!r} is not supported; expected one of {known}")
-        scale = 1000 / steps
-        betas = config.get("beta_start", 1e-4 * scale), config.get("beta_end", 0.02 * scale)
-        if kind == "linear" and not np.allclose(betas, (1e-4 * scale, 0.02 * scale)):
-            raise BackboneError(f"a linear schedule from {betas[0]} to {betas[1]} over {steps} steps is not supported")
-        prediction = config.get("prediction_type", "epsilon")
-        if prediction not in _TO_X0:
-            raise BackboneError(f"expected prediction_type to be one of {', '.join(_TO_X0)}, got {prediction!r}")
-        return cls(
-            schedule=noise_schedule(f"{_BETA_SCHEDULES[kind]}-{steps}"),
-            prediction=prediction,
-            rescale_timesteps=bool(config.get("rescale_timesteps", False)),
-            class_label=config.get("class_label"),
-        )
 
 
 class _LastBlockReached(Exception):
@@ -232,8 +167,7 @@ class Backbone:
 
     def to_x0(self, x: torch.Tensor, output: torch.Tensor, t: int) -> torch.Tensor:
         """x0_hat from the network's output at x_t, float32."""
-        x0 = _TO_X0[self.diffusion.prediction](x, output[:, :3].float(), float(self.schedule.alphas_cumprod[t]))
-        return _require_finite(x0, "output", t)
+        return _require_finite(self.diffusion.to_x0(x, output[:, :3].float(), t), "output", t)
 
     @torch.inference_mode()
     def raw_output(self, x: torch.Tensor, t: int) -> torch.Tensor:

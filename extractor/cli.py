@@ -5,23 +5,24 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from extractor.architectures import small_unet
-from extractor.backbone import Diffusion, Prediction
 from extractor.datasets import ADAPTERS, DataSet, load_dataset, of_split
+from extractor.diffusion import Diffusion, Prediction
 from extractor.errors import ExtractorError
-from extractor.guided_diffusion import Unrecorded, import_checkpoint, read_checkpoint
 from extractor.presets import PRESETS, Preset, open_backbone
-from extractor.runs import RunReport, SizePlan, extract_dataset, plan_size, require_room
 from extractor.schedule import noise_schedule
 from store import console
 from store.console import Exit
 from store.errors import StoreError
 from store.feature_store import FeatureStore
 from store.spec import ElementType, Encoding, Precision, Preprocessing, Trajectory
+
+if TYPE_CHECKING:
+    from extractor.runs import RunReport, SizePlan
 
 app = typer.Typer(
     help="Run a diffusion U-Net once over each photograph and cache its decoder's feature maps.",
@@ -59,6 +60,9 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Extract a data set into a store; what is there already is left as it is."""
+    from extractor.extraction import Extractor  # imported late: loading diffusers takes seconds
+    from extractor.runs import extract_dataset, plan_size, require_room
+
     data = _selected(load_dataset(dataset, name), split, limit)
     recipe = dataclasses.replace(_preset(preset), encoding=Encoding(kind=encoding)).along(trajectory, seed)
     network = open_backbone(backbone or recipe.backbone, precision, device)
@@ -70,8 +74,6 @@ def run(
         return
     if not ignore_space:
         require_room(size)
-    from extractor.extraction import Extractor
-
     with console.progress(f"extracting {data.name}", len(data.photographs), quiet=as_json) as advance:
         report = extract_dataset(
             data,
@@ -159,6 +161,8 @@ def import_command(
     half: Annotated[bool, typer.Option("--half", help="Store float16 weights.")] = False,
 ) -> None:
     """Import a guided-diffusion checkpoint: widths, blocks and classes are read off the weights."""
+    from extractor.guided_diffusion import Unrecorded, import_checkpoint, read_checkpoint
+
     if head_channels is None and heads is None:
         head_channels = 64
     unrecorded = Unrecorded(None if heads else head_channels, heads, new_attention_order)

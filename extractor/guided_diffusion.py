@@ -18,7 +18,8 @@ from diffusers import UNet2DModel
 from safetensors.torch import load_file
 from torch import nn
 
-from extractor.backbone import Backbone, Diffusion
+from extractor.backbone import Backbone
+from extractor.diffusion import Diffusion
 from extractor.errors import CheckpointError
 from extractor.unet import build_unet
 

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from extractor.backbone import Backbone, load_backbone
 from extractor.errors import BackboneError
 from store.spec import Encoding, FeatureSpec, Precision, Preprocessing, Trajectory
+
+if TYPE_CHECKING:  # loading diffusers takes seconds; recipes are read without it
+    from extractor.backbone import Backbone
 
 MODELS = Path(__file__).parent / "models"
 
@@ -85,6 +88,8 @@ def open_backbone(name: str, precision: Precision = "float32", device: str = "cp
     Raises:
         BackboneError: neither shipped nor found.
     """
+    from extractor.backbone import load_backbone
+
     shipped = MODELS / name
     known = ", ".join(sorted(path.name for path in MODELS.iterdir() if path.is_dir())) if MODELS.is_dir() else "none"
     try:

@@ -29,7 +29,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch.nn import functional
 from torch.utils.data import DataLoader, Subset
 
-from extractor.backbone import Backbone, Diffusion, Prediction
+from extractor.backbone import Backbone
+from extractor.diffusion import Diffusion, Prediction
 from extractor.errors import PretrainingError
 from extractor.inversion import invert, reconstruct
 from extractor.photographs import CropDataset, PreparedPhotographs

@@ -8,7 +8,6 @@ from typing import Annotated, NoReturn
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from PIL import Image
 from rich.table import Table
 
 from interpreter.checkpoint import load_interpreter, shipped
@@ -16,6 +15,7 @@ from interpreter.data import Labelled, labelled_images, require_features, store_
 from interpreter.errors import InterpreterError
 from interpreter.network import InterpreterConfig
 from interpreter.prediction import Prediction
+from interpreter.rendering import encode_labels
 from interpreter.task import Task
 from interpreter.vss import Variant
 from store import console
@@ -125,7 +125,8 @@ def evaluate(
         def on_image(image: Labelled, _prediction: Prediction, native: NDArray[np.uint8]) -> None:
             if masks is not None:
                 masks.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(native).save(masks / f"{image.name.replace('/', '_')}.png")
+                encoded = encode_labels(native, card.task.colours)
+                (masks / f"{image.name.replace('/', '_')}.png").write_bytes(encoded)
             advance(1, image.name)
 
         scores = evaluate_images(interpreter, features, card.spec, card.task, images, on_image)

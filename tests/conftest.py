@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from extractor.architectures import tiny_unet
-from extractor.backbone import Backbone, Diffusion
+from extractor.backbone import Backbone
 from extractor.datasets import load_dataset
+from extractor.diffusion import Diffusion
 from extractor.extraction import Extractor
 from extractor.presets import Preset
 from extractor.runs import extract_dataset

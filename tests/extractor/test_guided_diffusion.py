@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from extractor.backbone import Backbone, Diffusion, load_backbone
+from extractor.backbone import Backbone, load_backbone
+from extractor.diffusion import Diffusion
 from extractor.errors import BackboneError, CheckpointError
 from extractor.guided_diffusion import Unrecorded, import_checkpoint, read_checkpoint
 from extractor.inversion import Step, anchor, diffuse, invert, reconstruct

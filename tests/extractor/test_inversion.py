@@ -16,7 +16,8 @@ import torch
 from diffusers import UNet2DModel
 
 from extractor.architectures import tiny_unet
-from extractor.backbone import Backbone, Diffusion, Prediction, load_backbone
+from extractor.backbone import Backbone, load_backbone
+from extractor.diffusion import Diffusion, Prediction
 from extractor.errors import BackboneError, NonFiniteActivation, ScheduleError
 from extractor.inversion import anchor, diffuse, invert, reconstruct
 from extractor.schedule import noise_schedule

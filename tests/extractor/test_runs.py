@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from extractor.backbone import Backbone, Diffusion
+from extractor.backbone import Backbone
 from extractor.datasets import load_dataset
+from extractor.diffusion import Diffusion
 from extractor.errors import BackboneError, DatasetError
 from extractor.extraction import Extractor
 from extractor.runs import SizePlan, extract_dataset, plan_size, require_room

@@ -1,0 +1,85 @@
+"""What a diffusion network was trained with: its noise schedule and what it predicts.
+
+x  noisy image x_t, float32 (b, 3, R, R)    a  alphas_cumprod[t]    T  steps of the schedule
+
+What the network was trained to predict (noise, image, velocity) ends here; no sampler knows it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from extractor.errors import BackboneError
+from extractor.schedule import NoiseSchedule, noise_schedule
+
+Prediction = Literal["epsilon", "sample", "v_prediction"]
+
+_BETA_SCHEDULES = {"squaredcos_cap_v2": "cosine", "linear": "linear"}
+
+# x0_hat from x_t, the network's output and a_t.
+_TO_X0: dict[Prediction, Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]] = {
+    "epsilon": lambda x, epsilon, a: (x - math.sqrt(1 - a) * epsilon) / math.sqrt(a),
+    "sample": lambda _, x0, __: x0,
+    "v_prediction": lambda x, v, a: math.sqrt(a) * x - math.sqrt(1 - a) * v,
+}
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """How the network was trained.
+
+    Attributes:
+        schedule: the noise schedule.
+        prediction: ``epsilon``, ``sample`` (x0) or ``v_prediction``, in diffusers' words.
+        rescale_timesteps: the network is told t * 1000 / T instead of t.
+        class_label: the class that a class-conditional network is run with.
+    """
+
+    schedule: NoiseSchedule
+    prediction: Prediction = "epsilon"
+    rescale_timesteps: bool = False
+    class_label: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """diffusers' scheduler configuration, with two keys of ours."""
+        kind, steps = self.schedule.name.split("-")
+        beta_schedule = next(theirs for theirs, ours in _BETA_SCHEDULES.items() if ours == kind)
+        return {
+            "_class_name": "DDIMScheduler",
+            "beta_schedule": beta_schedule,
+            "num_train_timesteps": int(steps),
+            "prediction_type": self.prediction,
+            "rescale_timesteps": self.rescale_timesteps,
+            "class_label": self.class_label,
+        }
+
+    @classmethod
+    def from_json(cls, config: Mapping[str, Any]) -> Diffusion:
+        """From diffusers' scheduler configuration; BackboneError for a schedule we do not have."""
+        steps, kind = int(config.get("num_train_timesteps", 1000)), config.get("beta_schedule", "linear")
+        if kind not in _BETA_SCHEDULES:
+            known = ", ".join(_BETA_SCHEDULES)
+            raise BackboneError(f"the noise schedule {kind!r} is not supported; expected one of {known}")
+        scale = 1000 / steps
+        betas = config.get("beta_start", 1e-4 * scale), config.get("beta_end", 0.02 * scale)
+        if kind == "linear" and not np.allclose(betas, (1e-4 * scale, 0.02 * scale)):
+            raise BackboneError(f"a linear schedule from {betas[0]} to {betas[1]} over {steps} steps is not supported")
+        prediction = config.get("prediction_type", "epsilon")
+        if prediction not in _TO_X0:
+            raise BackboneError(f"expected prediction_type to be one of {', '.join(_TO_X0)}, got {prediction!r}")
+        return cls(
+            schedule=noise_schedule(f"{_BETA_SCHEDULES[kind]}-{steps}"),
+            prediction=prediction,
+            rescale_timesteps=bool(config.get("rescale_timesteps", False)),
+            class_label=config.get("class_label"),
+        )
+
+    def to_x0(self, x: torch.Tensor, output: torch.Tensor, t: int) -> torch.Tensor:
+        """x0_hat from the network's output (b, 3, R, R) at x_t."""
+        return _TO_X0[self.prediction](x, output, float(self.schedule.alphas_cumprod[t]))

@@ -1,0 +1,150 @@
+"""Pre-training: the loss falls, a stopped run goes on as if it had not been, wrong input is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from extractor.architectures import tiny_unet
+from extractor.backbone import Backbone, load_backbone
+from extractor.errors import PretrainingError
+from extractor.photographs import CropDataset, PreparedPhotographs, find_images
+from extractor.photometric import photometric_change
+from extractor.pretraining import Pretraining, PretrainingSettings, noisy_pair
+from extractor.schedule import noise_schedule
+from store import Preprocessing
+from tests.conftest import draw_fundus
+
+SETTINGS = PretrainingSettings(
+    unet=tiny_unet(), resolution=32, crop=16, batch=4, steps=6, warmup=0, checkpoint_every=3, learning_rate=1e-3
+)
+
+
+@pytest.fixture
+def photographs(dataset_folder: Path, tmp_path: Path) -> PreparedPhotographs:
+    return PreparedPhotographs(
+        find_images([dataset_folder / "images"]), tmp_path / "prepared", 32, Preprocessing(clahe=None)
+    )
+
+
+def weights(run: Pretraining) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in run.unet.parameters()])
+
+
+def denoising_error(backbone: Backbone, photographs: PreparedPhotographs) -> float:
+    """Mean squared error of x0_hat over a few noise levels of one photograph."""
+    x0 = photographs.network_input(0)
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    errors = []
+    for t in (300, 1000, 2000):
+        x, _ = noisy_pair(backbone.schedule, "sample", x0, noise, t)
+        x0_hat = backbone.estimate(x, t).x0
+        assert x0_hat is not None
+        errors.append(float((x0_hat - x0).square().mean()))
+    return sum(errors)
+
+
+def test_the_loss_falls_and_the_backbone_can_be_loaded(photographs: PreparedPhotographs, tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"steps": 80, "checkpoint_every": 80, "learning_rate": 5e-3})
+    run = Pretraining(settings, photographs, tmp_path / "run")
+    before = denoising_error(run.averaged(), photographs)
+    backbone = run.run()
+    assert denoising_error(backbone, photographs) < 0.8 * before
+    saved = load_backbone(tmp_path / "run" / "backbone")
+    assert saved.schedule.name == "cosine-4000"
+    assert saved.diffusion.prediction == "v_prediction"
+    for name, tensor in backbone.unet.state_dict().items():
+        torch.testing.assert_close(saved.unet.state_dict()[name], tensor, rtol=1e-3, atol=1e-3)
+    pictures = sorted(path.name for path in (tmp_path / "run" / "pictures").iterdir())
+    assert pictures == ["reconstruction_0000080.png", "samples_0000080.png"]
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(photographs: PreparedPhotographs, tmp_path: Path) -> None:
+    whole = Pretraining(SETTINGS, photographs, tmp_path / "whole")
+    whole.run()
+
+    def stop(step: int, _loss: float) -> None:
+        if step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Pretraining(SETTINGS, photographs, tmp_path / "parts").run(stop)
+    rest = Pretraining(SETTINGS, photographs, tmp_path / "parts")
+    assert rest.step == 3  # the last checkpoint
+    rest.run()
+    assert torch.equal(weights(whole), weights(rest))
+    shadow = [torch.equal(a, b) for a, b in zip(whole.ema.shadow_params, rest.ema.shadow_params, strict=True)]
+    assert all(shadow)
+
+
+def test_a_checkpoint_killed_between_its_two_renames_is_found(photographs: PreparedPhotographs, tmp_path: Path) -> None:
+    run = Pretraining(SETTINGS, photographs, tmp_path / "run")
+    run.run()
+    (tmp_path / "run" / "state").rename(tmp_path / "run" / "state.new")
+    assert Pretraining(SETTINGS, photographs, tmp_path / "run").step == 6
+
+
+def test_a_folder_belongs_to_one_run(photographs: PreparedPhotographs, tmp_path: Path) -> None:
+    Pretraining(SETTINGS, photographs, tmp_path / "run")
+    Pretraining(SETTINGS.model_copy(update={"steps": 9}), photographs, tmp_path / "run")
+    with pytest.raises(PretrainingError, match="a run with other batch, seed"):
+        Pretraining(SETTINGS.model_copy(update={"seed": 1, "batch": 2}), photographs, tmp_path / "run")
+
+
+def test_gradients_of_several_batches_are_one_step(photographs: PreparedPhotographs, tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"accumulate": 2, "steps": 2, "batch": 2, "checkpoint_every": 2})
+    run = Pretraining(settings, photographs, tmp_path / "run")
+    run.run()
+    assert run.step == 2
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+def test_targets_belong_to_their_noisy_images(prediction: str) -> None:
+    schedule, t = noise_schedule("cosine-100"), 40
+    x0, noise = torch.randn(1, 3, 4, 4), torch.randn(1, 3, 4, 4)
+    x, target = noisy_pair(schedule, prediction, x0, noise, t)  # type: ignore[arg-type]
+    a = float(schedule.alphas_cumprod[t])
+    recovered = {
+        "epsilon": lambda: (x - a**0.5 * x0) / (1 - a) ** 0.5,
+        "sample": lambda: x0,
+        "v_prediction": lambda: (a**0.5 * x - x0) / (1 - a) ** 0.5,
+    }[prediction]()
+    torch.testing.assert_close(target, recovered, rtol=1e-4, atol=1e-4)
+
+
+def test_crops_depend_on_seed_and_index_alone(photographs: PreparedPhotographs) -> None:
+    crops, other = CropDataset(photographs, 16, 1.0, seed=0), CropDataset(photographs, 16, 1.0, seed=1)
+    assert torch.equal(crops[5], CropDataset(photographs, 16, 1.0, seed=0)[5])
+    assert not torch.equal(crops[5], crops[6])
+    assert not torch.equal(crops[5], other[5])
+    assert crops[5].shape == (3, 16, 16)
+    assert crops[5].abs().max() <= 1
+    with pytest.raises(PretrainingError, match="crops of 64 do not fit"):
+        CropDataset(photographs, 64, 1.0, seed=0)
+
+
+def test_unusable_photographs_are_listed(dataset_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"rubbish")
+    good = find_images([dataset_folder / "images"])
+    prepared = PreparedPhotographs([*good, tmp_path / "broken.png"], tmp_path / "p", 32, Preprocessing())
+    assert len(prepared) == 6
+    assert "broken.png" in prepared.rejected[0]
+    with pytest.raises(PretrainingError, match="none of 1 images can be used"):
+        PreparedPhotographs([tmp_path / "broken.png"], tmp_path / "q", 32, Preprocessing())
+    with pytest.raises(PretrainingError, match="no image files here"):
+        find_images([tmp_path / "q"])
+
+
+def test_photometric_changes_keep_black_and_follow_their_seed() -> None:
+    image, _ = draw_fundus()
+    changed = photometric_change(image, np.random.default_rng(3))
+    np.testing.assert_array_equal(changed, photometric_change(image, np.random.default_rng(3)))
+    assert not changed[image.max(axis=2) < 4].any()
+    assert np.abs(changed.astype(int) - image).max() > 10
+    unchanged = photometric_change(image, np.random.default_rng(3), strength=0)
+    lit = image.max(axis=2) >= 4
+    assert np.abs(unchanged.astype(int) - image)[lit].max() <= 1

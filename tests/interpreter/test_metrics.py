@@ -1,0 +1,55 @@
+"""Metrics against known values and scikit-learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
+
+from interpreter.metrics import bootstrap_interval, count
+
+RANDOM = np.random.default_rng(0)
+
+
+def test_counts_and_scores_agree_with_scikit_learn() -> None:
+    predicted, truth = RANDOM.random((40, 50)) < 0.3, RANDOM.random((40, 50)) < 0.2
+    inside = RANDOM.random((40, 50)) < 0.7
+    counts = count(predicted, truth, inside)
+    p, t = predicted[inside], truth[inside]
+    (tn, fp), (fn, tp) = confusion_matrix(t, p)
+    assert (counts.true_positive, counts.false_positive, counts.false_negative, counts.true_negative) == (
+        tp,
+        fp,
+        fn,
+        tn,
+    )
+    assert counts.dice == pytest.approx(f1_score(t, p))
+    assert counts.iou == pytest.approx(jaccard_score(t, p))
+    assert counts.sensitivity == pytest.approx(tp / (tp + fn))
+    assert counts.specificity == pytest.approx(tn / (tn + fp))
+
+
+def test_known_values() -> None:
+    a, b = np.array([1, 1, 0, 0], dtype=bool), np.array([1, 0, 1, 0], dtype=bool)
+    assert count(a, b).dice == 0.5
+    assert count(a, b).iou == pytest.approx(1 / 3)
+    empty = np.zeros(4, dtype=bool)
+    assert count(empty, empty).dice == 1
+    assert count(a, empty).dice == 0
+    assert (count(a, b) + count(empty, empty)).dice == 0.5
+
+
+def test_masks_of_other_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match="one shape"):
+        count(np.zeros(3, dtype=bool), np.zeros(4, dtype=bool))
+
+
+def test_the_bootstrap_interval_covers_the_mean_as_often_as_it_says() -> None:
+    low, high = bootstrap_interval(np.full(9, 0.7))
+    assert low == pytest.approx(0.7)
+    assert high == pytest.approx(0.7)
+    covered = 0
+    for seed in range(200):
+        low, high = bootstrap_interval(np.random.default_rng(seed).normal(size=40), seed=seed, draws=500)
+        covered += low < 0 < high
+    assert 0.88 < covered / 200 < 0.99

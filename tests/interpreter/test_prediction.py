@@ -1,0 +1,68 @@
+"""The vote and its ties, and labels at native size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from interpreter.network import Interpreter, InterpreterConfig
+from interpreter.prediction import native_labels, predict, segment, vote
+from store import FeatureSpec, FeatureStore, Geometry
+
+
+def one_pixel(*by_timestep: tuple[float, ...]) -> np.ndarray:
+    return np.array(by_timestep, dtype=np.float32)[:, :, None, None]
+
+
+def test_the_majority_wins_even_against_the_mean() -> None:
+    prediction = vote(one_pixel((0.49, 0.51), (0.49, 0.51), (0.99, 0.01)))
+    assert prediction.labels[0, 0] == 1
+    assert prediction.probabilities[0, 0, 0] > 0.5
+    assert prediction.votes[:, 0, 0].tolist() == [1, 2]
+    assert prediction.by_timestep[:, 0, 0].tolist() == [1, 1, 0]
+
+
+@pytest.mark.parametrize(("sure", "winner"), [(0.95, 1), (0.6, 0)])
+def test_ties_go_to_the_larger_mean_probability(sure: float, winner: int) -> None:
+    prediction = vote(one_pixel((0.7, 0.3), (0.7, 0.3), (1 - sure, sure), (1 - sure, sure)))
+    assert prediction.votes[:, 0, 0].tolist() == [2, 2]
+    assert prediction.labels[0, 0] == winner
+
+
+def test_a_class_without_votes_never_wins_a_tie() -> None:
+    prediction = vote(one_pixel((0.51, 0.0, 0.49), (0.0, 0.51, 0.49)))
+    assert prediction.labels[0, 0] in (0, 1)
+    assert prediction.probabilities[:, 0, 0].argmax() == 2
+
+
+def test_disagreement_is_the_entropy_of_the_votes() -> None:
+    assert vote(one_pixel((0.9, 0.1), (0.8, 0.2))).disagreement[0, 0] == 0
+    assert vote(one_pixel((0.9, 0.1), (0.1, 0.9))).disagreement[0, 0] == pytest.approx(np.log(2))
+
+
+def test_every_timestep_is_read_with_its_own_maps(filled_store: FeatureStore, spec: FeatureSpec) -> None:
+    torch.manual_seed(0)
+    network = Interpreter(spec, InterpreterConfig())
+    maps = filled_store.entry(spec, next(iter(filled_store.keys(spec)))).features().maps
+    prediction = predict(network, maps)
+    for i, t in enumerate(spec.timesteps):
+        at_t = {name: torch.from_numpy(m[i : i + 1]) for name, m in maps.items()}
+        labels = network(at_t, torch.tensor([t])).argmax(dim=1)[0].numpy()
+        np.testing.assert_array_equal(prediction.by_timestep[i], labels)
+    again = predict(network, maps)
+    np.testing.assert_array_equal(prediction.probabilities, again.probabilities)
+
+
+def test_native_labels_follow_the_vote_and_stay_inside_the_field_of_view(
+    filled_store: FeatureStore, spec: FeatureSpec
+) -> None:
+    torch.manual_seed(0)
+    network = Interpreter(spec, InterpreterConfig())
+    features = filled_store.entry(spec, next(iter(filled_store.keys(spec)))).features()
+    prediction, native = segment(network, features)
+    assert native.shape == (80, 96)
+    assert not native[~features.geometry.restore(features.fov).astype(bool)].any()
+    same_size = Geometry.whole(32, 32, 32)
+    everywhere = np.ones((32, 32), dtype=np.bool_)
+    np.testing.assert_array_equal(native_labels(prediction, everywhere, same_size), prediction.labels)

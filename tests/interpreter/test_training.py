@@ -1,0 +1,190 @@
+"""Training from a store: it learns, repeats, resumes, and refuses what it cannot use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from interpreter.checkpoint import load_interpreter
+from interpreter.data import labelled_images, split_off, store_spec
+from interpreter.errors import CheckpointError, ConfigurationError, TrainingDataError
+from interpreter.evaluation import evaluate
+from interpreter.network import InterpreterConfig
+from interpreter.task import Task
+from interpreter.training import Training, TrainingSettings, segmentation_loss
+from store import Collection, FeatureSpec, FeatureStore, MissingEntry, Sample, SpecMismatch
+from tests.conftest import changed
+
+TASK = Task(name="vessels", targets=("mask",))
+SETTINGS = TrainingSettings(epochs=4, batch=2, learning_rate=5e-3, evaluate_every=2, validation_share=0.2)
+
+
+def training(store: FeatureStore, spec: FeatureSpec, folder: Path, settings: TrainingSettings = SETTINGS) -> Training:
+    images = labelled_images(store, "eyes", None, TASK)
+    return Training(store, spec, TASK, images, InterpreterConfig(), settings, folder)
+
+
+def weights(run: Training) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in run.network.parameters()])
+
+
+def test_it_learns_and_the_best_interpreter_is_kept(
+    filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path
+) -> None:
+    losses: list[float] = []
+    settings = SETTINGS.model_copy(update={"epochs": 20, "evaluate_every": 5, "decay": "cosine"})
+    run = training(filled_store, spec, tmp_path / "run", settings)
+    best = run.run(lambda _, __, loss: losses.append(loss))
+    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
+    network, card = load_interpreter(tmp_path / "run")
+    assert card.spec == spec
+    assert card.task == TASK
+    assert not set(card.training_ids) & set(card.validation_ids)
+    assert len(card.training_ids) == 5
+    scores = evaluate(network, filled_store, spec, TASK, run.validation_images)
+    assert scores.mean_dice == pytest.approx(best, abs=0.02)  # the file holds float16
+    assert scores.mean_dice > 0.5
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(
+    filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path
+) -> None:
+    runs = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run = training(filled_store, spec, tmp_path / name, SETTINGS.model_copy(update={"epochs": 2, "seed": seed}))
+        run.run()
+        runs.append(weights(run))
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C, at a place of the test's choosing."""
+
+
+def test_a_run_stopped_in_mid_epoch_goes_on_as_if_it_had_not(
+    filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path
+) -> None:
+    whole = training(filled_store, spec, tmp_path / "whole")
+    whole.run()
+
+    def stop(epoch: int, position: int, _loss: float) -> None:
+        if (epoch, position) == (1, 1):
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        training(filled_store, spec, tmp_path / "parts").run(stop)
+    rest = training(filled_store, spec, tmp_path / "parts")
+    assert (rest.epoch, rest.next_batch) == (1, 2)
+    rest.run()
+    assert torch.equal(weights(whole), weights(rest))
+    assert rest.best == whole.best
+
+
+def test_patience_ends_a_run(filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"epochs": 50, "evaluate_every": 1, "patience": 1, "learning_rate": 1e-12})
+    run = training(filled_store, spec, tmp_path / "run", settings)
+    run.run()
+    assert run.epoch < 5
+
+
+def test_a_folder_belongs_to_one_run(filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path) -> None:
+    training(filled_store, spec, tmp_path / "run")
+    with pytest.raises(ConfigurationError, match="a training with other training"):
+        training(filled_store, spec, tmp_path / "run", SETTINGS.model_copy(update={"batch": 3}))
+
+
+def test_missing_features_are_named_with_the_command_that_makes_them(
+    filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path
+) -> None:
+    filled_store.delete(spec, next(iter(filled_store.keys(spec))))
+    with pytest.raises(TrainingDataError, match=r"lacks features of eyes/eye\d .*`extractor run"):
+        training(filled_store, spec, tmp_path / "run")
+
+
+def test_missing_labels_are_told_with_those_there_are(filled_store: FeatureStore) -> None:
+    with pytest.raises(TrainingDataError, match="is labelled with cup; targets there: mask"):
+        labelled_images(filled_store, "eyes", None, Task(name="x", targets=("cup",)))
+    with pytest.raises(TrainingDataError, match="no image of split test"):
+        labelled_images(filled_store, "eyes", "test", TASK)
+
+
+def test_one_image_is_too_few(filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path) -> None:
+    images = labelled_images(filled_store, "eyes", None, TASK)[:1]
+    with pytest.raises(TrainingDataError, match="one has to be kept for validation"):
+        Training(filled_store, spec, TASK, images, InterpreterConfig(), SETTINGS, tmp_path / "run")
+
+
+def test_classes_must_agree(filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path) -> None:
+    images = labelled_images(filled_store, "eyes", None, TASK)
+    with pytest.raises(ConfigurationError, match="the task has 2 classes, the network 3"):
+        Training(filled_store, spec, TASK, images, InterpreterConfig(classes=3), SETTINGS, tmp_path / "run")
+
+
+def test_groups_never_part() -> None:
+    store = FeatureStore("memory://")
+    digest = store.collections.write_mask(np.ones((2, 2), dtype=np.bool_))
+    samples = tuple(
+        Sample(image_id=f"{i:064x}", name=str(i), group=str(i // 2), masks={"mask": digest}) for i in range(20)
+    )
+    store.collections.write(Collection(name="eyes", samples=samples))
+    train, validation = split_off(labelled_images(store, "eyes", None, TASK), 0.3, seed=4)
+    assert len(validation) == 6
+    assert not {i.sample.group for i in train} & {i.sample.group for i in validation}
+    assert split_off(train + validation, 0.3, seed=5)[1] != validation
+
+
+def test_another_spec_is_refused(filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path) -> None:
+    run = training(filled_store, spec, tmp_path / "run")
+    with pytest.raises(SpecMismatch, match="clip"):
+        evaluate(run.network, filled_store, changed(spec, clip=True), TASK, run.validation_images)
+
+
+def test_the_only_spec_is_taken_and_of_several_one_must_be_named(filled_store: FeatureStore, spec: FeatureSpec) -> None:
+    assert store_spec(filled_store, None) == spec
+    filled_store.register(changed(spec, clip=True))
+    assert store_spec(filled_store, spec.digest[:8]) == spec
+    with pytest.raises(MissingEntry, match="choose one with --spec"):
+        store_spec(filled_store, None)
+    with pytest.raises(MissingEntry, match="no features here"):
+        store_spec(FeatureStore("memory://"), None)
+
+
+def test_the_loss_ignores_what_lies_outside_the_field_of_view() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(2, 3, 8, 8, generator=generator), torch.randint(3, (2, 8, 8), generator=generator)
+    inside = torch.rand(2, 8, 8, generator=generator) < 0.5
+    loss = segmentation_loss(logits, labels, inside)
+    changed_outside = torch.where(inside[:, None], logits, logits + 5)
+    torch.testing.assert_close(segmentation_loss(changed_outside, labels, inside), loss)
+    perfect = torch.nn.functional.one_hot(labels, 3).permute(0, 3, 1, 2) * 40.0
+    assert float(segmentation_loss(perfect, labels, inside)) < 1e-3 < float(loss)
+
+
+def test_later_targets_cover_earlier_ones() -> None:
+    disc, cup = np.array([[1, 1, 0]], dtype=bool), np.array([[0, 1, 0]], dtype=bool)
+    task = Task(name="disc_cup", targets=("disc", "cup"))
+    assert task.labels({"disc": disc, "cup": cup}).tolist() == [[1, 2, 0]]
+    assert task.classes == ("background", "disc", "cup")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("interpreter.json", "{}", "spec: Field required"),
+        ("interpreter.safetensors", "rubbish", "cannot be loaded"),
+    ],
+)
+def test_damaged_interpreters_are_refused(
+    filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path, file: str, text: str, message: str
+) -> None:
+    training(filled_store, spec, tmp_path / "run", SETTINGS.model_copy(update={"epochs": 1})).run()
+    (tmp_path / "run" / file).write_text(text)
+    with pytest.raises(CheckpointError, match=message):
+        load_interpreter(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="no shipped interpreter of that name"):
+        load_interpreter("nothing")

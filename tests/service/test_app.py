@@ -1,0 +1,219 @@
+"""The service answers like `interpreter evaluate`, caches, and tells bad input from its own trouble."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from PIL import Image
+from typer.testing import CliRunner
+
+from extractor.backbone import Backbone
+from extractor.extraction import Extractor
+from extractor.images import image_id
+from interpreter.checkpoint import Card, save_interpreter
+from interpreter.cli import app as interpreter_app
+from interpreter.network import Interpreter, InterpreterConfig
+from interpreter.task import Task
+from service.app import create_app
+from service.engine import Engine, load_engine
+from service.settings import Settings
+from store import FeatureSpec, FeatureStore, StoreFull
+from store.feature_store import Key
+from tests.conftest import draw_fundus
+
+
+@pytest.fixture(scope="session")
+def model_folder(backbone: Backbone, spec: FeatureSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained interpreter and its backbone, as files."""
+    root = tmp_path_factory.mktemp("model")
+    torch.manual_seed(3)
+    network = Interpreter(spec, InterpreterConfig())
+    torch.nn.init.normal_(network.head.weight, std=1.0)
+    backbone.save(root / "backbone", half=False)
+    task = Task(name="vessels", targets=("mask",))
+    save_interpreter(root, network, Card(spec=spec, backbone=str(root / "backbone"), task=task, config=network.config))
+    return root
+
+
+@pytest.fixture
+def engine(model_folder: Path, filled_store: FeatureStore) -> Engine:
+    return load_engine(str(model_folder), filled_store.location, max_pixels=100_000)
+
+
+@pytest.fixture
+def client(engine: Engine) -> Iterator[TestClient]:
+    with TestClient(create_app(Settings(max_bytes=200_000, max_pixels=100_000), lambda: engine)) as client:
+        client.app.state.engine.result()  # type: ignore[attr-defined]
+        yield client
+
+
+def png(seed: int = 50, side: int = 80) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(draw_fundus(side, seed)[0]).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def post(client: TestClient, data: bytes, accept: str = "application/json", name: str = "eye.png"):  # type: ignore[no-untyped-def]
+    return client.post("/segment", files={"image": (name, data)}, headers={"Accept": accept})
+
+
+def test_a_new_photograph_is_inverted_once(client: TestClient) -> None:
+    first = post(client, png()).json()
+    assert first["cached"] is False
+    assert first["forwards"] == 3
+    assert first["image_id"] == image_id(png())
+    again = post(client, png()).json()
+    assert again["cached"] is True
+    assert again["forwards"] == 0
+    assert again["mask_png"] == first["mask_png"]
+
+
+def test_the_json_answer_is_complete(client: TestClient) -> None:
+    answer = post(client, png()).json()
+    assert (answer["width"], answer["height"]) == (96, 80)
+    assert [c["name"] for c in answer["classes"]] == ["background", "mask"]
+    assert sum(c["pixels"] for c in answer["classes"]) == 80 * 96
+    assert sum(c["share"] for c in answer["classes"]) == pytest.approx(1)
+    assert 1 / 3 <= answer["mean_agreement"] <= 1
+    assert answer["disclaimer"].startswith("For research only")
+    mask = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["mask_png"]))))
+    assert mask.shape == (80, 96)
+    assert int((mask == 1).sum()) == answer["classes"][1]["pixels"]
+
+
+def test_masks_are_those_of_interpreter_evaluate(
+    client: TestClient, model_folder: Path, filled_store: FeatureStore, dataset_folder: Path, tmp_path: Path
+) -> None:
+    arguments = ["evaluate", "--store", filled_store.location, "--dataset", "eyes", "--model", str(model_folder)]
+    result = CliRunner().invoke(interpreter_app, [*arguments, "--masks", str(tmp_path / "masks"), "--json"])
+    assert result.exit_code == 0, result.output
+    fresh = FeatureStore("memory://")
+    other = Engine(client.app.state.engine.result().extractor, *_interpreter(model_folder), fresh)  # type: ignore[attr-defined]
+    for image in sorted((dataset_folder / "images").iterdir()):
+        offline = (tmp_path / "masks" / f"eyes_{image.name}").read_bytes()
+        assert post(client, image.read_bytes(), "image/png").content == offline  # from the cache
+        from interpreter.rendering import encode_labels
+
+        inverted = other.segment(image.read_bytes())
+        assert not inverted.cached
+        assert encode_labels(inverted.labels, other.card.task.colours) == offline  # inverted anew
+
+
+def _interpreter(folder: Path) -> tuple[Interpreter, Card]:
+    from interpreter.checkpoint import load_interpreter
+
+    return load_interpreter(folder)
+
+
+def test_health_readiness_and_the_page(client: TestClient, spec: FeatureSpec) -> None:
+    assert client.get("/healthz").json() == {"status": "alive"}
+    assert client.get("/readyz").json() == {"status": "ready", "model": "vessels", "spec": spec.digest}
+    page = client.get("/")
+    assert page.status_code == 200
+    assert "not a medical device" in page.text
+    assert "http://" not in page.text  # nothing is fetched from elsewhere
+    assert page.headers["X-Content-Type-Options"] == "nosniff"
+    assert "default-src 'none'" in page.headers["Content-Security-Policy"]
+
+
+def test_the_schema_tells_every_answer(client: TestClient) -> None:
+    operation = client.get("/openapi.json").json()["paths"]["/segment"]["post"]
+    assert set(operation["responses"]) >= {"200", "400", "406", "413", "415", "422", "503"}
+    assert set(operation["responses"]["200"]["content"]) == {"application/json", "image/png"}
+    assert "multipart/form-data" in operation["requestBody"]["content"]
+
+
+def dark() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "reason"),
+    [
+        (b"", 415, "empty"),
+        (b"rubbish", 415, "not an image"),
+        (png()[:300], 415, "damaged or truncated"),
+        (dark(), 422, "too dark"),
+        (png(side=400), 413, "pixels are more than 100000"),
+        (b"x" * 250_000, 413, "the limit is 200000"),
+    ],
+)
+def test_bad_images_are_refused_with_a_reason(client: TestClient, data: bytes, status: int, reason: str) -> None:
+    response = post(client, data)
+    assert response.status_code == status
+    assert reason in response.json()["detail"]
+    assert post(client, png()).status_code == 200  # the next good request is fine
+
+
+def test_requests_without_an_image_are_refused(client: TestClient) -> None:
+    assert client.post("/segment").status_code == 400
+    assert client.post("/segment", files={"picture": ("a.png", png())}).status_code == 400
+    assert client.post("/segment", data={"image": "text"}).status_code == 400
+    broken = client.post("/segment", content=b"--x", headers={"Content-Type": "multipart/form-data; boundary=y"})
+    assert broken.status_code == 400
+    assert post(client, png(), "text/plain").status_code == 406
+
+
+def test_names_cannot_leave_the_request(client: TestClient) -> None:
+    response = post(client, b"rubbish", name="../../etc/passwd")
+    assert response.json()["detail"].startswith("passwd: not an image")
+
+
+def test_until_models_are_loaded_it_says_so_and_a_failure_too() -> None:
+    def fail() -> Engine:
+        raise FileNotFoundError("weights are gone")
+
+    with TestClient(create_app(Settings(), fail)) as client:
+        client.app.state.engine.exception()  # type: ignore[attr-defined]
+        assert client.get("/healthz").status_code == 200
+        response = client.get("/readyz")
+        assert response.status_code == 503
+        assert "weights are gone" in response.json()["detail"]
+        assert response.headers["Retry-After"]
+        assert post(client, png()).status_code == 503
+
+
+class FullStore(FeatureStore):
+    """A store on a disk without room."""
+
+    def write(self, *_: object) -> int:
+        raise StoreFull("no room")
+
+
+def test_a_full_store_is_no_reason_not_to_answer(engine: Engine) -> None:
+    full = Engine(engine.extractor, engine.interpreter, engine.card, FullStore("memory://"))
+    answer = full.segment(png(), "eye.png")
+    assert "could not be stored" in answer.warnings[0]
+    expected = engine.segment(png(), "eye.png")
+    np.testing.assert_array_equal(answer.labels, expected.labels)
+
+
+def test_damaged_features_are_made_anew(engine: Engine, spec: FeatureSpec, filled_store: FeatureStore) -> None:
+    expected = engine.segment(png())
+    key = Key(expected.image_id)
+    shard = next((Path(filled_store.location) / spec.digest / key.image_id / "identity" / "block_2" / "c").rglob("0"))
+    while shard.is_dir():
+        shard = shard / "0"
+    shard.write_bytes(shard.read_bytes()[:-5])
+    answer = engine.segment(png())
+    assert not answer.cached
+    assert "damaged" in answer.warnings[0]
+    np.testing.assert_array_equal(answer.labels, expected.labels)
+    assert engine.segment(png()).cached
+
+
+def test_another_backbone_is_refused(engine: Engine, model_folder: Path, spec: FeatureSpec) -> None:
+    from tests.conftest import changed
+
+    other = Extractor(engine.extractor.backbone, changed(spec, clip=True))
+    with pytest.raises(ValueError, match="clip"):
+        Engine(other, engine.interpreter, engine.card, engine.store)

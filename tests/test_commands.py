@@ -1,0 +1,172 @@
+"""The commands as a user meets them: help, results, one-line errors, exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from extractor.architectures import tiny_unet
+from extractor.backbone import Backbone
+from store import FeatureSpec, FeatureStore
+
+
+class Result(NamedTuple):
+    """What a command left behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command's entry point in this process."""
+
+    def run_command(command: str, *arguments: str | Path) -> Result:
+        monkeypatch.setattr(sys, "argv", [command, *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            importlib.import_module(f"{command}.cli").main()
+        captured = capsys.readouterr()
+        return Result(int(stopped.value.code or 0), captured.out, captured.err)
+
+    return run_command
+
+
+@pytest.fixture(scope="module")
+def wide_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A backbone with as many blocks as the small preset reads, at two levels of two channels."""
+    import torch
+
+    from extractor.architectures import plain_unet
+    from extractor.diffusion import Diffusion
+    from extractor.schedule import noise_schedule
+    from extractor.unet import build_unet
+
+    torch.manual_seed(0)
+    config = plain_unet((4, 4, 4, 4, 4), norm_groups=2)
+    folder = tmp_path_factory.mktemp("wide")
+    Backbone(build_unet(config), Diffusion(noise_schedule("cosine-4000")), config).save(folder)
+    return folder
+
+
+@pytest.mark.parametrize("command", ["extractor", "interpreter", "store", "service"])
+def test_help_in_a_process_of_its_own(command: str) -> None:
+    call = [sys.executable, "-m", f"{command}.cli", "--help"]
+    result = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert result.returncode == 0
+    assert "Exit codes" in result.stdout
+    assert "Traceback" not in result.stderr
+
+
+def test_the_whole_way_by_commands(run: Run, dataset_folder: Path, wide_backbone: Path, tmp_path: Path) -> None:
+    store, model = tmp_path / "features.zarr", tmp_path / "model"
+    extract = ["run", "--dataset", f"folder:{dataset_folder}", "--name", "eyes", "--backbone", wide_backbone]
+    planned = run("extractor", *extract, "--store", store, "--dry-run", "--json")
+    assert planned.returncode == 0, planned.stderr
+    assert json.loads(planned.stdout)["images"] == 6
+    done = run("extractor", *extract, "--store", store, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["extracted"], report["failed"]) == (6, [])
+    assert report["bytes_stored"] <= json.loads(planned.stdout)["bytes_total"] * 1.01
+    again = json.loads(run("extractor", *extract, "--store", store, "--json").stdout)
+    assert (again["extracted"], again["present"], again["forwards"]) == (0, 6, 0)
+
+    train = ["train", "--store", store, "--dataset", "eyes", "--out", model, "--backbone", wide_backbone]
+    trained = run("interpreter", *train, "--epochs", "1", "--vss-max-size", "0", "--max-width", "8", "--json")
+    assert trained.returncode == 0, trained.stderr
+    assert json.loads(trained.stdout)["epochs"] == 1
+    scored = run("interpreter", *["evaluate", "--dataset", "eyes", "--json"], "--store", store, "--model", model)
+    assert scored.returncode == 0, scored.stderr
+    summary = json.loads(scored.stdout)
+    assert summary["images"] == 6
+    assert set(summary["dice_by_timestep"]) == {"1", "10", "100", "500"}
+    assert "were used to train" in scored.stderr
+
+
+def test_an_image_that_cannot_be_used_makes_the_run_partial(
+    run: Run, dataset_folder: Path, wide_backbone: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "good.png").write_bytes((dataset_folder / "images" / "eye0.png").read_bytes())
+    (folder / "broken.png").write_bytes(b"rubbish")
+    arguments = ["run", "--dataset", f"folder:{folder}", "--backbone", wide_backbone, "--store", tmp_path / "s"]
+    result = run("extractor", *arguments)
+    assert result.returncode == 3
+    assert "broken.png: not an image" in result.stderr
+
+
+def test_store_commands(run: Run, filled_store: FeatureStore, spec: FeatureSpec) -> None:
+    place = filled_store.location
+    listed = json.loads(run("store", "ls", place, "--json").stdout)
+    assert len(listed) == 6
+    assert all(row["complete"] and row["name"].startswith("eyes/eye") for row in listed)
+    info = json.loads(run("store", "info", place, "--json").stdout)
+    assert info["specs"][0]["entries"] == 6
+    assert info["specs"][0]["ratio_to_float32"] > 1.5
+    assert info["datasets"] == [{"name": "eyes", "images": 6, "splits": {"-": 6}, "targets": ["mask"]}]
+    assert run("store", "verify", place).returncode == 0
+    victim = Path(place) / spec.digest / listed[0]["image_id"] / "identity" / "zarr.json"
+    victim.unlink()
+    broken = run("store", "verify", place, "--json")
+    assert broken.returncode == 4
+    assert listed[0]["image_id"] in json.loads(broken.stdout)["problems"][0]
+    assert "incomplete" in run("store", "ls", place).stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "code", "message"),
+    [
+        ("extractor", ["run", "--dataset", "folder:/no/such", "--store", "x"], 1, "no such file or folder"),
+        ("extractor", ["run", "--store", "x"], 2, "Missing option"),
+        ("extractor", ["run", "--dataset", "a:b", "--store", "x", "--preset", "huge"], 1, "expected ADAPTER:PATH"),
+        ("extractor", ["import-checkpoint", "/no/such.pt", "x"], 1, "no such file"),
+        ("interpreter", ["train", "--store", "/no/such", "--dataset", "a", "--out", "x"], 1, "no such store"),
+        ("interpreter", ["evaluate", "--store", "/no/such", "--dataset", "a"], 1, "no such store"),
+        ("store", ["ls", "/no/such"], 1, "no such store"),
+        ("store", ["frobnicate"], 2, "No such command"),
+        ("service", ["--model", "nothing"], 1, "no shipped interpreter"),
+        ("service", ["--port", "70000"], 2, "less than or equal to 65535"),
+    ],
+)
+def test_errors_are_one_line_and_an_exit_code(
+    run: Run, command: str, arguments: list[str], code: int, message: str
+) -> None:
+    result = run(command, *arguments)
+    assert result.returncode == code, result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_presets_are_printed(run: Run) -> None:
+    presets = json.loads(run("extractor", "presets", "--json").stdout)
+    assert presets["paper"]["timesteps"] == [1, 10, 100, 500]
+    assert presets["paper"]["blocks"] == list(range(11, 21))
+    assert "small" in run("extractor", "presets").stdout
+
+
+def test_pretrain_and_import_by_command(run: Run, dataset_folder: Path, shared: Path, tmp_path: Path) -> None:
+    (tmp_path / "unet.json").write_text(json.dumps(tiny_unet()))
+    arguments = ["pretrain", "--images", dataset_folder / "images", "--out", tmp_path / "run", "--steps", "2"]
+    small = ["--crop", "16", "--resolution", "32", "--config", tmp_path / "unet.json", "--checkpoint-every", "2"]
+    trained = run("extractor", *arguments, *small)
+    assert trained.returncode == 0, trained.stderr
+    assert (tmp_path / "run" / "backbone" / "config.json").is_file()
+    imported = run(
+        "extractor", "import-checkpoint", shared / "fixtures" / "imagenet_tiny.safetensors", tmp_path / "imported"
+    )
+    assert imported.returncode == 0, imported.stderr
+    assert "blocks block_0 .. block_8, linear-1000, predicts epsilon" in " ".join(imported.stdout.split())

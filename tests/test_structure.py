@@ -1,0 +1,65 @@
+"""Rules that the packages agreed on, read from the code itself."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ALLOWED = {
+    "store": {"store"},
+    "extractor": {"extractor", "store"},
+    "interpreter": {"interpreter", "store"},
+    "service": {"service", "interpreter", "extractor", "store"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of all imports in a file, wherever they stand."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_imports_go_one_way(package: str) -> None:
+    files = list((ROOT / package).rglob("*.py"))
+    assert files
+    for path in files:
+        wrong = (imported(path) & set(ALLOWED)) - ALLOWED[package]
+        assert not wrong, f"{path.relative_to(ROOT)} imports {', '.join(wrong)}"
+
+
+def test_no_room_without_a_name_of_its_own() -> None:
+    rooms = {"utils", "util", "helpers", "common", "misc"}
+    assert not [path for package in ALLOWED for path in (ROOT / package).rglob("*") if path.stem in rooms]
+
+
+def test_every_command_has_its_entry_point() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(project["scripts"]) == set(ALLOWED)
+    for target in project["scripts"].values():
+        module, _, function = target.partition(":")
+        assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_the_public_surface_of_the_store() -> None:
+    import store
+
+    assert sorted(store.__all__) == store.__all__
+    assert all(hasattr(store, name) for name in store.__all__)
+
+
+def test_the_lock_is_for_every_machine() -> None:
+    lock = (ROOT / "requirements.lock").read_text()
+    assert "torch==2.13.0\n" in lock
+    for unwanted in ("+cpu", "--hash", "mamba-ssm", "://", "nvidia"):
+        assert unwanted not in lock, unwanted
