@@ -1,12 +1,14 @@
 # The service on a CPU. Build from the root of the repository:
 #   docker build -f docker/service.Dockerfile -t diffdgss-service .
+# The index decides which build of torch it is; choose another with --build-arg PIP_INDEX_URL=...
 #   docker run --read-only --tmpfs /tmp -v features:/data -p 8000:8000 diffdgss-service
 FROM python:3.11-slim AS build
+ARG PIP_INDEX_URL
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/venv
 WORKDIR /src
 COPY requirements.lock pyproject.toml README.md LICENSE ./
-RUN /opt/venv/bin/pip install --index-url https://download.pytorch.org/whl/cpu torch==2.13.0 \
+RUN /opt/venv/bin/pip install torch==2.13.0 \
     && /opt/venv/bin/pip install -r requirements.lock
 COPY store store
 COPY extractor extractor

@@ -20,6 +20,7 @@ from store.console import Exit
 from store.errors import StoreError
 from store.feature_store import FeatureStore
 from store.spec import ElementType, Encoding, Precision, Preprocessing, Trajectory
+from store.views import parse_views
 
 if TYPE_CHECKING:
     from extractor.runs import RunReport, SizePlan
@@ -52,6 +53,9 @@ def run(
     encoding: Annotated[ElementType, typer.Option(help="Element type of stored features.")] = "float16",
     precision: Annotated[Precision, typer.Option(help="Arithmetic of the network.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    views: Annotated[
+        str, typer.Option(help="Renderings of each image, such as identity,flips,photometric:8.")
+    ] = "identity",
     split: Annotated[str | None, typer.Option(help="Only this split.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Compute again what is there.")] = False,
@@ -68,17 +72,20 @@ def run(
     network = open_backbone(backbone or recipe.backbone, precision, device)
     spec = recipe.spec(network)
     features = FeatureStore(store)
-    size = plan_size(data, features, spec)
-    _say_size(size, len(data.photographs), as_json and dry_run)
+    renderings = parse_views(views)
+    entries = len(data.photographs) * len(renderings)
+    size = plan_size(data, features, spec, renderings)
+    _say_size(size, entries, as_json and dry_run)
     if dry_run:
         return
     if not ignore_space:
         require_room(size)
-    with console.progress(f"extracting {data.name}", len(data.photographs), quiet=as_json) as advance:
+    with console.progress(f"extracting {data.name}", entries, quiet=as_json) as advance:
         report = extract_dataset(
             data,
             features,
             Extractor(network, spec),
+            views=renderings,
             overwrite=overwrite,
             advance=lambda photograph: advance(1, photograph),
         )
@@ -210,7 +217,7 @@ def _say_size(size: SizePlan, images: int, as_json: bool) -> None:
         return
     free = "unknown" if size.free is None else console.human_bytes(size.free)
     console.err.print(
-        f"{size.images} of {images} images to do, "
+        f"{size.images} of {images} entries to do, "
         f"at most {console.human_bytes(sum(size.bytes_by_block.values()))} each, "
         f"{console.human_bytes(size.bytes_total)} in all, {free} free"
     )

@@ -8,7 +8,7 @@ t  timesteps kept      c, h, w  channels and size of a block's map      R  netwo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,9 +19,11 @@ from extractor.backbone import Backbone
 from extractor.errors import BackboneError
 from extractor.images import MAX_PIXELS, decode_image, image_id
 from extractor.inversion import Step, anchor, diffuse, invert
+from extractor.photometric import camera_rendering
 from extractor.preprocess import NetworkInput, preprocess
 from store.feature_store import Features, Key
 from store.spec import FeatureSpec
+from store.views import IDENTITY, flipped_axes, photometric_seed
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,15 @@ class Extractor:
         self.spec = spec
         self.forwards = 0
 
-    def prepare(self, data: bytes, name: str = "image", max_pixels: int = MAX_PIXELS) -> Prepared:
-        """Decode and preprocess; raises ImageError for what is no photograph."""
+    def prepare(self, data: bytes, name: str = "image", max_pixels: int = MAX_PIXELS, view: str = IDENTITY) -> Prepared:
+        """Decode, preprocess and render a view; raises ImageError for what is no photograph."""
         pixels = decode_image(data, name, max_pixels)
-        network_input = preprocess(pixels, self.spec.resolution, self.spec.preprocessing, name)
-        return Prepared(Key(image_id(data)), pixels, network_input)
+        key = Key(image_id(data), view)
+        spec = self.spec
+        plain = preprocess(pixels, spec.resolution, spec.preprocessing, name, _rendering(key))
+        axes = flipped_axes(view)
+        fov = np.ascontiguousarray(np.flip(plain.fov, axes))
+        return Prepared(key, pixels, NetworkInput(plain.x0.flip(axes), fov, plain.geometry))
 
     def features(self, prepared: Sequence[Prepared]) -> list[Features]:
         """Features of several photographs in one batch.
@@ -91,6 +97,14 @@ class Extractor:
                 assert spec.seed is not None
                 noise = torch.cat([image_noise(one.key, spec.seed, spec.resolution) for one in prepared])
                 return diffuse(self.backbone, x0, spec.timesteps, blocks, noise.to(x0.device))
+
+
+def _rendering(key: Key) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None:
+    """The photometric change of a view; a function of image and seed."""
+    seed = photometric_seed(key.view)
+    if seed is None:
+        return None
+    return lambda image: camera_rendering(image, np.random.default_rng([seed, int(key.image_id[:16], 16)]))
 
 
 def image_noise(key: Key, seed: int, resolution: int) -> torch.Tensor:

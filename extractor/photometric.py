@@ -11,6 +11,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+def camera_rendering(image: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:
+    """The photograph as another camera might have made it: uneven light, another colour balance, JPEG.
+
+    Args:
+        image: uint8 (h, w, 3), RGB.
+        random: draws the rendering.
+    """
+    lit = np.clip(image * _illumination(image.shape[:2], random)[..., None], 0, 255).astype(np.uint8)
+    changed = photometric_change(lit, random)
+    quality = int(random.integers(60, 96))
+    ok, encoded = cv2.imencode(".jpg", cv2.cvtColor(changed, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    assert ok
+    decoded = cv2.cvtColor(np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR)), cv2.COLOR_BGR2RGB)
+    return np.where(image.max(axis=2, keepdims=True) < 4, 0, decoded).astype(np.uint8)
+
+
+def _illumination(size: tuple[int, int], random: np.random.Generator) -> NDArray[np.float32]:
+    """A smooth field around 1, brighter on one side and darker towards the rim: (h, w)."""
+    y, x = np.mgrid[-1 : 1 : size[0] * 1j, -1 : 1 : size[1] * 1j]
+    slope_y, slope_x = random.normal(0, 0.12, size=2)
+    vignette = random.uniform(0, 0.3)
+    return np.asarray(1 + slope_y * y + slope_x * x - vignette * (x**2 + y**2) / 2, dtype=np.float32)
+
+
 def photometric_change(
     image: NDArray[np.uint8], random: np.random.Generator, strength: float = 1.0
 ) -> NDArray[np.uint8]:

@@ -5,6 +5,7 @@ H, W  native size        R  side of the network's square
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -32,14 +33,22 @@ class NetworkInput:
     geometry: Geometry
 
 
-def preprocess(image: NDArray[np.uint8], resolution: int, how: Preprocessing, name: str = "image") -> NetworkInput:
-    """Crop to the field of view, resize, equalise, scale.
+def preprocess(
+    image: NDArray[np.uint8],
+    resolution: int,
+    how: Preprocessing,
+    name: str = "image",
+    rendering: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
+) -> NetworkInput:
+    """Crop to the field of view, resize, render, equalise, scale.
 
     Args:
         image: uint8 (H, W, 3), RGB.
         resolution: R.
         how: the spec's preprocessing.
         name: for messages.
+        rendering: changes the resized photograph, uint8 (R, R, 3), before it is equalised; where the
+            field of view lies is decided before, so all renderings have one geometry.
 
     Raises:
         NoFieldOfView: nothing lit in the image.
@@ -51,6 +60,8 @@ def preprocess(image: NDArray[np.uint8], resolution: int, how: Preprocessing, na
     )
     small = geometry.apply(image, Interpolation[how.interpolation.upper()]).astype(np.uint8)
     small_fov = geometry.apply(fov, Interpolation.NEAREST).astype(np.bool_)
+    if rendering is not None:
+        small = rendering(small)
     if how.clahe is not None:
         small = equalise_lightness(small, how.clahe)
     if how.mask_outside:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from store.collection import Collection, Sample
 from store.errors import StoreFull
 from store.feature_store import FeatureStore, Key
 from store.spec import FeatureSpec
+from store.views import IDENTITY
 
 DECODED_AHEAD = 4
 WRITTEN_BEHIND = 2
@@ -33,8 +34,8 @@ class RunReport:
     """What a run did.
 
     Attributes:
-        extracted: images whose features were computed.
-        present: images whose features were there already.
+        extracted: views of images whose features were computed.
+        present: views of images whose features were there already.
         failed: (image file, reason) for images that could not be used.
         bytes_stored: bytes written.
         forwards: network forwards.
@@ -51,8 +52,8 @@ class SizePlan(NamedTuple):
     """What a run will write, before the lossless codec: an upper bound.
 
     Attributes:
-        images: images still to do.
-        bytes_by_block: for one image.
+        images: views of images still to do.
+        bytes_by_block: for one view of one image.
         free: bytes free where the store is; None if that cannot be known.
     """
 
@@ -65,14 +66,15 @@ class SizePlan(NamedTuple):
         return self.images * sum(self.bytes_by_block.values())
 
 
-def plan_size(dataset: DataSet, store: FeatureStore, spec: FeatureSpec) -> SizePlan:
+def plan_size(dataset: DataSet, store: FeatureStore, spec: FeatureSpec, views: Sequence[str] = (IDENTITY,)) -> SizePlan:
     """Count the images that are not in the store yet and the bytes they will take."""
     todo = 0
     for photograph in dataset.photographs:
         try:
-            todo += not store.has(spec, Key(image_id(read_bytes(photograph.image))))
+            name = image_id(read_bytes(photograph.image))
         except ImageError:
             continue  # the run will list it
+        todo += sum(not store.has(spec, Key(name, view)) for view in views)
     per_value = spec.encoding.bytes_per_value * len(spec.timesteps)
     by_block = {block.name: block.values * per_value for block in spec.blocks}
     return SizePlan(todo, by_block, _free_bytes(store))
@@ -92,14 +94,16 @@ def extract_dataset(
     store: FeatureStore,
     extractor: Extractor,
     *,
+    views: Sequence[str] = (IDENTITY,),
     overwrite: bool = False,
     advance: Callable[[str], None] | None = None,
 ) -> RunReport:
     """Extract every photograph of a data set and record the set in the store.
 
     Args:
+        views: renderings of each photograph to extract (``store.views``).
         overwrite: compute again what is there.
-        advance: called with the name of each photograph that is done.
+        advance: called with the name of each view that is done.
 
     Raises:
         DatasetError: a mask does not belong to its image, or no image could be used.
@@ -108,10 +112,11 @@ def extract_dataset(
     report = RunReport()
     started = extractor.forwards
     store.register(extractor.spec)
-    samples: list[Sample] = []
+    samples: dict[str, Sample] = {}
+    work = [(photograph, view) for photograph in dataset.photographs for view in views]
     with ThreadPoolExecutor(2) as decoders, ThreadPoolExecutor(1) as writer:
         writing: deque[Future[int]] = deque()
-        for photograph, decoding in _decoded_ahead(dataset.photographs, decoders, store, extractor, overwrite):
+        for photograph, decoding in _decoded_ahead(work, decoders, store, extractor, overwrite):
             try:
                 key, prepared = decoding.result()
                 if prepared is None:
@@ -122,10 +127,11 @@ def extract_dataset(
                     report.extracted += 1
                 while len(writing) > WRITTEN_BEHIND:
                     report.bytes_stored += writing.popleft().result()
-                samples.append(_record(photograph, key, store, extractor.spec, prepared))
-            except (ImageError, ExtractorError) as error:
-                if isinstance(error, DatasetError):
-                    raise
+                if photograph.name not in samples:
+                    samples[photograph.name] = _record(photograph, key, store, extractor.spec, prepared)
+            except DatasetError:
+                raise
+            except ExtractorError as error:
                 report.failed.append((str(photograph.image), str(error)))
             if advance is not None:
                 advance(photograph.name)
@@ -133,7 +139,7 @@ def extract_dataset(
     report.forwards = extractor.forwards - started
     if not samples:
         raise DatasetError(f"none of the {len(dataset.photographs)} images could be used; first: {report.failed[0][1]}")
-    store.collections.write(Collection(name=dataset.name, samples=tuple(samples)))
+    store.collections.write(Collection(name=dataset.name, samples=tuple(samples.values())))
     return report
 
 
@@ -141,24 +147,24 @@ _Decoding = Future[tuple[Key, Prepared | None]]
 
 
 def _decoded_ahead(
-    photographs: Iterable[Photograph],
+    work: Iterable[tuple[Photograph, str]],
     pool: ThreadPoolExecutor,
     store: FeatureStore,
     extractor: Extractor,
     overwrite: bool,
 ) -> Iterator[tuple[Photograph, _Decoding]]:
-    """Each photograph with its decoding, ``DECODED_AHEAD`` of them under way."""
+    """Each photograph with the decoding of its view, ``DECODED_AHEAD`` of them under way."""
 
-    def decode(photograph: Photograph) -> tuple[Key, Prepared | None]:
+    def decode(photograph: Photograph, view: str) -> tuple[Key, Prepared | None]:
         data = read_bytes(photograph.image)
-        key = Key(image_id(data))
+        key = Key(image_id(data), view)
         if not overwrite and store.has(extractor.spec, key):
             return key, None
-        return key, extractor.prepare(data, str(photograph.image))
+        return key, extractor.prepare(data, str(photograph.image), view=view)
 
     waiting: deque[tuple[Photograph, _Decoding]] = deque()
-    for photograph in photographs:
-        waiting.append((photograph, pool.submit(decode, photograph)))
+    for photograph, view in work:
+        waiting.append((photograph, pool.submit(decode, photograph, view)))
         if len(waiting) >= DECODED_AHEAD:
             yield waiting.popleft()
     yield from waiting

@@ -21,6 +21,7 @@ from interpreter.vss import Variant
 from store import console
 from store.errors import StoreError
 from store.feature_store import FeatureStore
+from store.views import parse_views
 
 app = typer.Typer(
     help="Train a small network to read cached diffusion features, and measure it.",
@@ -63,6 +64,9 @@ def train(
     evaluate_every: Annotated[int, typer.Option(min=1, help="Epochs between validations.")] = 5,
     patience: Annotated[int | None, typer.Option(min=1, help="Validations without gain before stopping.")] = None,
     flips: Annotated[bool, typer.Option(help="Flip cached maps at random.")] = True,
+    views: Annotated[
+        str, typer.Option(help="Extracted renderings to draw from, such as identity,photometric:8.")
+    ] = "identity",
     vss: Annotated[Variant, typer.Option(help="Variant of the VSS block.")] = "v0",
     vss_max_size: Annotated[int, typer.Option(min=0, help="No VSS block on levels larger than this.")] = 128,
     max_width: Annotated[int, typer.Option(min=8)] = 64,
@@ -84,6 +88,7 @@ def train(
             "evaluate_every": evaluate_every,
             "patience": patience,
             "flips": flips,
+            "views": parse_views(views),
             "seed": seed,
         }
     )

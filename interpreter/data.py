@@ -15,6 +15,7 @@ from store.errors import MissingEntry
 from store.feature_store import FeatureEntry, FeatureStore, Key
 from store.geometry import Interpolation
 from store.spec import FeatureSpec
+from store.views import IDENTITY
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,21 @@ def labelled_images(store: FeatureStore, dataset: str, split: str | None, task: 
     return [Labelled(dataset, sample, Key(sample.image_id)) for sample in found]
 
 
-def require_features(store: FeatureStore, spec: FeatureSpec, images: Iterable[Labelled]) -> None:
-    """TrainingDataError names every image whose features of this spec are not in the store."""
-    missing = [image.name for image in images if not store.has(spec, image.key)]
+def require_features(
+    store: FeatureStore, spec: FeatureSpec, images: Iterable[Labelled], views: Sequence[str] = (IDENTITY,)
+) -> None:
+    """TrainingDataError names every image one of whose views is not in the store under this spec."""
+    missing = [
+        f"{image.name} ({view})"
+        for image in images
+        for view in views
+        if not store.has(spec, Key(image.key.image_id, view))
+    ]
     if missing:
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise TrainingDataError(
             f"{store.location} lacks features of {shown} for spec {spec.digest[:12]}; "
-            "run `extractor run --dataset ... --store ...` with the same preset first"
+            f"run `extractor run --dataset ... --store ... --views {','.join(views)}` with the same preset first"
         )
 
 

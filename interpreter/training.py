@@ -25,8 +25,9 @@ from interpreter.evaluation import evaluate
 from interpreter.network import Interpreter, InterpreterConfig
 from interpreter.task import Task
 from store.batches import Batch, plan_epoch, stream
-from store.feature_store import FeatureStore
+from store.feature_store import FeatureStore, Key
 from store.spec import FeatureSpec
+from store.views import IDENTITY, flipped_axes
 
 STATE_FILE = "state.pt"
 
@@ -40,7 +41,8 @@ class TrainingSettings(BaseModel):
     epochs: int = Field(default=100, gt=0)
     learning_rate: float = Field(default=2e-4, gt=0)
     decay: Literal["none", "cosine"] = "none"
-    flips: bool = True
+    flips: bool = Field(default=True, description="flip cached maps at random")
+    views: tuple[str, ...] = Field(default=(IDENTITY,), min_length=1, description="drawn from for each image")
     validation_share: float = Field(default=0.15, gt=0, lt=1)
     evaluate_every: int = Field(default=5, gt=0, description="epochs between validations")
     patience: int | None = Field(default=None, gt=0, description="validations without gain before stopping")
@@ -80,12 +82,13 @@ class Training:
     ) -> None:
         if config.classes != len(task.classes):
             raise ConfigurationError(f"the task has {len(task.classes)} classes, the network {config.classes}")
-        require_features(store, spec, images)
         self.train_images, self.validation_images = split_off(images, settings.validation_share, settings.seed)
+        require_features(store, spec, self.train_images, settings.views)
+        require_features(store, spec, self.validation_images)
         if not self.validation_images:
             raise TrainingDataError(f"{len(images)} image(s) are too few; one has to be kept for validation")
         self.store, self.spec, self.task, self.settings, self.folder = store, spec, task, settings, folder
-        self._truths = {image.key: self._truth(image) for image in self.train_images}
+        self._truths = {image.key.image_id: self._truth(image) for image in self.train_images}
         torch.manual_seed(settings.seed)
         self.network = Interpreter(spec, config)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=settings.learning_rate)
@@ -137,7 +140,10 @@ class Training:
                 report(self.epoch, batch.position, loss)
 
     def _batches(self) -> Iterator[Batch]:
-        keys = [image.key for image in self.train_images]
+        drawn = np.random.default_rng([self.settings.seed, self.epoch, 1]).choice(
+            self.settings.views, size=len(self.train_images)
+        )
+        keys = [Key(i.key.image_id, str(view)) for i, view in zip(self.train_images, drawn, strict=True)]
         plans = plan_epoch(
             self.spec, keys, self.settings.batch, seed=self.settings.seed, epoch=self.epoch, one_timestep=True
         )
@@ -145,8 +151,9 @@ class Training:
 
     def _step(self, batch: Batch) -> float:
         maps = {name: torch.from_numpy(m[:, 0]) for name, m in batch.maps.items()}
-        labels = torch.from_numpy(np.stack([self._truths[key][0] for key in batch.keys])).long()
-        inside = torch.from_numpy(np.stack([self._truths[key][1] for key in batch.keys]))
+        truths = self.truths(batch)
+        labels = torch.from_numpy(np.stack([labels for labels, _ in truths])).long()
+        inside = torch.from_numpy(np.stack([inside for _, inside in truths]))
         if self.settings.flips:
             random = np.random.default_rng([self.settings.seed, self.epoch, batch.position])
             axes = [a for a, flip in zip((-1, -2), random.random(2) < 0.5, strict=True) if flip]
@@ -160,6 +167,15 @@ class Training:
         loss.backward()
         self.optimizer.step()
         return float(loss.detach())
+
+    def truths(self, batch: Batch) -> list[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
+        """Labels and field of view, each (R, R), of every image of a batch, flipped as its view is."""
+        flipped = []
+        for key in batch.keys:
+            labels, inside = self._truths[key.image_id]
+            axes = flipped_axes(key.view)
+            flipped.append((np.flip(labels, axes), np.flip(inside, axes)))
+        return flipped
 
     def _set_learning_rate(self, batch_index: int) -> None:
         done = (self.epoch + batch_index / self.steps_per_epoch) / self.settings.epochs

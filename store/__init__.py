@@ -15,6 +15,7 @@ from store.errors import (
 from store.feature_store import FeatureEntry, Features, FeatureStore, Key
 from store.geometry import Geometry, Interpolation
 from store.spec import Block, Clahe, Encoding, FeatureSpec, Preprocessing, parse_spec
+from store.views import parse_views
 
 __all__ = [
     "Batch",
@@ -43,6 +44,7 @@ __all__ = [
     "StoreFull",
     "lazy_maps",
     "parse_spec",
+    "parse_views",
     "plan_epoch",
     "stream",
 ]

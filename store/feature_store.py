@@ -26,8 +26,8 @@ from store.errors import DamagedEntry, MissingEntry, NonFiniteFeatures, SpecErro
 from store.geometry import Geometry
 from store.objects import open_objects
 from store.spec import FeatureSpec
+from store.views import IDENTITY
 
-IDENTITY = "identity"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 

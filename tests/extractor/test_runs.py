@@ -105,3 +105,29 @@ def test_a_run_that_cannot_fit_is_stopped_before_it_starts() -> None:
     require_room(SizePlan(10, {"block_0": 100}, free=None))
     with pytest.raises(StoreFull, match="10 images will take up to"):
         require_room(SizePlan(10, {"block_0": 101}, free=1000))
+
+
+def test_views_are_renderings_with_one_geometry(backbone: Backbone, spec: FeatureSpec, dataset_folder: Path) -> None:
+    extractor = Extractor(backbone, spec)
+    data = next((dataset_folder / "images").iterdir()).read_bytes()
+    plain = extractor.prepare(data).input
+    flipped = extractor.prepare(data, view="flip-h").input
+    np.testing.assert_array_equal(flipped.x0.numpy(), plain.x0.numpy()[..., ::-1])
+    np.testing.assert_array_equal(flipped.fov, plain.fov[:, ::-1])
+    rendered = [extractor.prepare(data, view=f"photometric-{seed}").input for seed in (0, 0, 1)]
+    assert all(one.geometry == plain.geometry and (one.fov == plain.fov).all() for one in rendered)
+    np.testing.assert_array_equal(rendered[0].x0, rendered[1].x0)
+    assert not np.allclose(rendered[0].x0, plain.x0, atol=0.02)
+    assert not np.allclose(rendered[0].x0, rendered[2].x0, atol=0.02)
+    assert (rendered[0].x0[0, :, ~plain.fov] == -1).all()
+
+
+def test_views_are_entries_of_their_own(backbone: Backbone, spec: FeatureSpec, dataset_folder: Path) -> None:
+    store, extractor = FeatureStore("memory://"), Extractor(backbone, spec)
+    dataset = load_dataset(f"folder:{dataset_folder}", "eyes")
+    views = ("identity", "flip-v", "photometric-0")
+    assert plan_size(dataset, store, spec, views).images == 18
+    assert extract_dataset(dataset, store, extractor, views=views).extracted == 18
+    assert {key.view for key in store.keys(spec)} == set(views)
+    assert len(store.collections.read("eyes").samples) == 6
+    assert extract_dataset(dataset, store, extractor).present == 6

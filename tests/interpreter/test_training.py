@@ -8,6 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from extractor.backbone import Backbone
+from extractor.datasets import load_dataset
+from extractor.extraction import Extractor
+from extractor.runs import extract_dataset
 from interpreter.checkpoint import load_interpreter
 from interpreter.data import labelled_images, split_off, store_spec
 from interpreter.errors import CheckpointError, ConfigurationError, TrainingDataError
@@ -60,6 +64,28 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(
         runs.append(weights(run))
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
+
+
+def test_views_are_drawn_with_their_labels(
+    backbone: Backbone, spec: FeatureSpec, dataset_folder: Path, tmp_path: Path
+) -> None:
+    store = FeatureStore("memory://")
+    views = ("flip-h", "flip-v")
+    dataset = load_dataset(f"folder:{dataset_folder}", "eyes")
+    extract_dataset(dataset, store, Extractor(backbone, spec))
+    settings = SETTINGS.model_copy(update={"views": views, "flips": False, "epochs": 1})
+    with pytest.raises(TrainingDataError, match=r"eye\d \(flip-h\).*--views flip-h,flip-v"):
+        training(store, spec, tmp_path / "run", settings)
+    extract_dataset(dataset, store, Extractor(backbone, spec), views=views)
+    run = training(store, spec, tmp_path / "run", settings)
+    seen: set[str] = set()
+    for epoch in range(4):
+        run.epoch = epoch
+        for batch in run._batches():
+            seen |= {key.view for key in batch.keys}
+            for key, truth in zip(batch.keys, run.truths(batch), strict=True):
+                np.testing.assert_array_equal(truth[1], store.entry(spec, key).fov)
+    assert seen == set(views)
 
 
 class Stopped(KeyboardInterrupt):

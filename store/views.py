@@ -1,0 +1,51 @@
+"""Views: renderings of a photograph that are extracted and stored beside the photograph itself.
+
+What augmentation is to a network, views are to a cache. A view is part of an entry's key:
+
+    identity        the photograph
+    flip-h, flip-v, flip-hv   exact flips of the network's square, along width, height, both
+    photometric-K   the photograph as another camera might have rendered it, K a seed
+"""
+
+from __future__ import annotations
+
+from store.errors import SpecError
+
+IDENTITY = "identity"
+FLIPS = {"flip-h": (-1,), "flip-v": (-2,), "flip-hv": (-2, -1)}
+_PHOTOMETRIC = "photometric-"
+
+
+def parse_views(text: str) -> tuple[str, ...]:
+    """Names of views from a list such as ``identity,flips,photometric:8``.
+
+    ``flips`` stands for all three, ``photometric:N`` for seeds 0 to N - 1; single views may be named.
+
+    Raises:
+        SpecError: something in the list is no view, or stands there twice.
+    """
+    views: list[str] = []
+    for part in (part.strip() for part in text.split(",")):
+        name, _, count = part.partition(":")
+        if name == "photometric" and count.isdigit() and int(count) > 0:
+            views += [f"{_PHOTOMETRIC}{seed}" for seed in range(int(count))]
+        elif part == "flips":
+            views += FLIPS
+        elif part == IDENTITY or part in FLIPS or photometric_seed(part) is not None:
+            views.append(part)
+        else:
+            raise SpecError(f"no view {part!r}; expected identity, flips, {', '.join(FLIPS)}, photometric:N")
+    if len(set(views)) != len(views):
+        raise SpecError(f"a view stands twice in {text!r}")
+    return tuple(views)
+
+
+def flipped_axes(view: str) -> tuple[int, ...]:
+    """Axes (from the end) along which a view shows the photograph reversed; none for most views."""
+    return FLIPS.get(view, ())
+
+
+def photometric_seed(view: str) -> int | None:
+    """The seed of a photometric view; None for any other view."""
+    seed = view.removeprefix(_PHOTOMETRIC)
+    return int(seed) if seed != view and seed.isdigit() else None

@@ -1,0 +1,34 @@
+"""Names of views."""
+
+from __future__ import annotations
+
+import pytest
+
+from store import SpecError, parse_views
+from store.views import flipped_axes, photometric_seed
+
+
+def test_lists_are_spelled_out() -> None:
+    assert parse_views("identity") == ("identity",)
+    assert parse_views("identity, flips,photometric:2") == (
+        "identity", "flip-h", "flip-v", "flip-hv", "photometric-0", "photometric-1",
+    )  # fmt: skip
+    assert parse_views("flip-v,photometric-7") == ("flip-v", "photometric-7")
+
+
+@pytest.mark.parametrize("text", ["", "sideways", "photometric:0", "photometric:x", "photometric-", "identity,"])
+def test_what_is_no_view_is_refused(text: str) -> None:
+    with pytest.raises(SpecError, match="no view"):
+        parse_views(text)
+
+
+def test_a_view_named_twice_is_refused() -> None:
+    with pytest.raises(SpecError, match="twice"):
+        parse_views("flips,flip-h")
+
+
+def test_what_a_view_does() -> None:
+    assert flipped_axes("flip-hv") == (-2, -1)
+    assert flipped_axes("photometric-3") == ()
+    assert photometric_seed("photometric-3") == 3
+    assert photometric_seed("identity") is None
