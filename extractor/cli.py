@@ -50,6 +50,10 @@ def run(
     ] = None,
     trajectory: Annotated[Trajectory, typer.Option(help="How the noise grid is walked.")] = "ddim",
     seed: Annotated[int, typer.Option(help="Of the noise; stochastic only.")] = 0,
+    timesteps: Annotated[str | None, typer.Option(help="Timesteps to keep, such as 1,10,100; the preset's.")] = None,
+    grid: Annotated[str | None, typer.Option(help="Timesteps to run the network at; the kept ones.")] = None,
+    blocks: Annotated[str | None, typer.Option(help="Decoder blocks by index, such as 4,6,8; the preset's.")] = None,
+    clip: Annotated[bool, typer.Option("--clip", help="Clip x0_hat to [-1, 1] at every step.")] = False,
     encoding: Annotated[ElementType, typer.Option(help="Element type of stored features.")] = "float16",
     precision: Annotated[Precision, typer.Option(help="Arithmetic of the network.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
@@ -68,7 +72,8 @@ def run(
     from extractor.runs import extract_dataset, plan_size, require_room
 
     data = _selected(load_dataset(dataset, name), split, limit)
-    recipe = dataclasses.replace(_preset(preset), encoding=Encoding(kind=encoding)).along(trajectory, seed)
+    recipe = dataclasses.replace(_preset(preset), encoding=Encoding(kind=encoding), clip=clip)
+    recipe = recipe.along(trajectory, seed).reading(_integers(timesteps), _integers(grid), _integers(blocks))
     network = open_backbone(backbone or recipe.backbone, precision, device)
     spec = recipe.spec(network)
     features = FeatureStore(store)
@@ -87,6 +92,7 @@ def run(
             Extractor(network, spec),
             views=renderings,
             overwrite=overwrite,
+            part_of_a_set=split is not None or limit is not None,
             advance=lambda photograph: advance(1, photograph),
         )
     _say_report(report, data.name, spec.digest, as_json)
@@ -193,6 +199,39 @@ def presets(as_json: AsJson = False) -> None:
         console.out.print(f"[bold]{name}[/]  {(PRESETS[name].__doc__ or '').splitlines()[0]}")
         for field, setting in value.items():
             console.out.print(f"  {field:14} {setting}", highlight=False)
+
+
+@app.command(epilog="Example: extractor reconstruct photo.jpg --out both.png")
+def reconstruct(
+    image: Annotated[Path, typer.Argument(help="A photograph.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="PNG: what went in on the left, what came back on the right.")],
+    backbone: Annotated[str, typer.Option(help="Shipped name, folder or hub id.")] = "small",
+    grid: Annotated[str, typer.Option(help="Timesteps to walk up and down again.")] = "1,10,100,500",
+    resolution: Annotated[int, typer.Option(min=8)] = 512,
+    as_json: AsJson = False,
+) -> None:
+    """Invert a photograph, walk back down (Eq. 4) and say how much was lost: does this backbone know such images?"""
+    from extractor.images import decode_image, read_bytes
+    from extractor.inversion import round_trip
+    from extractor.preprocess import preprocess, save_side_by_side
+
+    pixels = decode_image(read_bytes(image), str(image))
+    x0 = preprocess(pixels, resolution, Preprocessing(), str(image)).x0
+    back, psnr = round_trip(open_backbone(backbone), x0, _integers(grid) or ())
+    save_side_by_side(x0, back, out)
+    if as_json:
+        console.print_json({"psnr_db": psnr, "picture": str(out)})
+    else:
+        console.out.print(f"{out}: PSNR {psnr:.2f} dB after walking up to t = {grid.split(',')[-1]} and back")
+
+
+def _integers(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"expected whole numbers separated by commas, got {text!r}") from error
 
 
 def _preset(name: str) -> Preset:

@@ -18,6 +18,7 @@ rounding of the first steps, and features must be those of the original code
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -104,6 +105,16 @@ def reconstruct(backbone: Backbone, x: torch.Tensor, grid: Sequence[int], *, cli
             x0_hat = x0_hat.clamp(-1, 1)
         x = x0_hat if t_next is None else ddim_step(backbone.schedule, x, x0_hat, t, t_next)
     return x
+
+
+def round_trip(
+    backbone: Backbone, x0: torch.Tensor, grid: Sequence[int], *, clip: bool = False
+) -> tuple[torch.Tensor, float]:
+    """Invert up to grid[-1] and walk back down: the reconstruction and its PSNR in dB (range [-1, 1])."""
+    *_, last = invert(backbone, x0, grid, (), clip=clip)
+    back = reconstruct(backbone, last.x, grid, clip=clip).clamp(-1, 1)
+    error = float((back - x0).square().mean())
+    return back, 10 * math.log10(4 / error) if error else math.inf
 
 
 def ddim_step(schedule: NoiseSchedule, x: torch.Tensor, x0_hat: torch.Tensor, t: int, t_next: int) -> torch.Tensor:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from extractor.field_of_view import find_field_of_view
 from store.geometry import Geometry, Interpolation
@@ -81,6 +83,12 @@ def to_network_range(image: NDArray[np.uint8]) -> torch.Tensor:
     """uint8 (h, w, 3) in 0..255 -> float32 (1, 3, h, w) in [-1, 1]."""
     pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float()
     return (pixels / 127.5 - 1)[None]
+
+
+def save_side_by_side(x: torch.Tensor, y: torch.Tensor, path: Path) -> None:
+    """Two images (1, 3, h, w) in [-1, 1] as one picture."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate([to_pixels(x)[0], to_pixels(y)[0]], axis=1)).save(path)
 
 
 def to_pixels(x: torch.Tensor) -> NDArray[np.uint8]:

@@ -9,7 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from extractor.errors import BackboneError
+from store.errors import SpecError
 from store.spec import Encoding, FeatureSpec, Precision, Preprocessing, Trajectory
 
 if TYPE_CHECKING:  # loading diffusers takes seconds; recipes are read without it
@@ -43,7 +46,13 @@ class Preset:
     encoding: Encoding = field(default_factory=Encoding)
 
     def spec(self, backbone: Backbone) -> FeatureSpec:
-        """The FeatureSpec of this recipe read from this backbone."""
+        """The FeatureSpec of this recipe read from this backbone; SpecError if it cannot be meant."""
+        try:
+            return self._spec(backbone)
+        except ValidationError as error:
+            raise SpecError(f"the recipe {self.name!r}: {error.errors()[0]['msg']}") from error
+
+    def _spec(self, backbone: Backbone) -> FeatureSpec:
         return FeatureSpec(
             backbone=backbone.fingerprint,
             schedule=backbone.schedule.name,
@@ -57,6 +66,23 @@ class Preset:
             preprocessing=self.preprocessing,
             encoding=self.encoding,
             seed=self.seed,
+        )
+
+    def reading(
+        self,
+        timesteps: tuple[int, ...] | None = None,
+        grid: tuple[int, ...] | None = None,
+        blocks: tuple[int, ...] | None = None,
+    ) -> Preset:
+        """The same recipe at other timesteps and blocks; None leaves a choice as it is.
+
+        Where only the timesteps are given, the network is run at them and nowhere else.
+        """
+        return replace(
+            self,
+            timesteps=timesteps or self.timesteps,
+            grid=grid or timesteps or self.grid,
+            blocks=blocks or self.blocks,
         )
 
     def along(self, trajectory: Trajectory, seed: int = 0) -> Preset:

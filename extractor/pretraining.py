@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader, Subset
 from extractor.backbone import Backbone
 from extractor.diffusion import Diffusion, Prediction
 from extractor.errors import PretrainingError
-from extractor.inversion import invert, reconstruct
+from extractor.inversion import reconstruct, round_trip
 from extractor.photographs import CropDataset, PreparedPhotographs
 from extractor.preprocess import to_pixels
 from extractor.schedule import NoiseSchedule, noise_schedule
@@ -207,9 +207,7 @@ class Pretraining:
         """Reconstructions after inversion over the sparse grid, and samples from noise."""
         backbone = self.averaged()
         x0 = self._photographs.network_input(0)
-        last = list(invert(backbone, x0, RECONSTRUCTION_GRID, (), final_estimate=True))[-1]
-        back = reconstruct(backbone, last.x, RECONSTRUCTION_GRID)
-        psnr = 10 * float(torch.log10(4 / functional.mse_loss(back.clamp(-1, 1), x0)))
+        back, psnr = round_trip(backbone, x0, RECONSTRUCTION_GRID)
         side = min(256, self.settings.resolution)
         noise = torch.from_numpy(
             np.random.default_rng(self.settings.seed).standard_normal((2, 3, side, side), dtype=np.float32)

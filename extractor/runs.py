@@ -96,6 +96,7 @@ def extract_dataset(
     *,
     views: Sequence[str] = (IDENTITY,),
     overwrite: bool = False,
+    part_of_a_set: bool = False,
     advance: Callable[[str], None] | None = None,
 ) -> RunReport:
     """Extract every photograph of a data set and record the set in the store.
@@ -103,6 +104,7 @@ def extract_dataset(
     Args:
         views: renderings of each photograph to extract (``store.views``).
         overwrite: compute again what is there.
+        part_of_a_set: other images that the store knows under the same name stay in the set.
         advance: called with the name of each view that is done.
 
     Raises:
@@ -139,6 +141,9 @@ def extract_dataset(
     report.forwards = extractor.forwards - started
     if not samples:
         raise DatasetError(f"none of the {len(dataset.photographs)} images could be used; first: {report.failed[0][1]}")
+    if part_of_a_set and dataset.name in store.collections.names():
+        known = {sample.name: sample for sample in store.collections.read(dataset.name).samples}
+        samples = known | samples
     store.collections.write(Collection(name=dataset.name, samples=tuple(samples.values())))
     return report
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -85,3 +89,29 @@ def filled_store(backbone: Backbone, spec: FeatureSpec, dataset_folder: Path, tm
     store = FeatureStore(tmp_path / "features.zarr")
     extract_dataset(load_dataset(f"folder:{dataset_folder}", "eyes"), store, Extractor(backbone, spec))
     return store
+
+
+class Result(NamedTuple):
+    """What a command left behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command's entry point in this process."""
+
+    def run_command(command: str, *arguments: str | Path) -> Result:
+        monkeypatch.setattr(sys, "argv", [command, *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            importlib.import_module(f"{command}.cli").main()
+        captured = capsys.readouterr()
+        return Result(int(stopped.value.code or 0), captured.out, captured.err)
+
+    return run_command

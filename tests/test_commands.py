@@ -2,45 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from extractor.architectures import tiny_unet
 from extractor.backbone import Backbone
 from store import FeatureSpec, FeatureStore
-
-
-class Result(NamedTuple):
-    """What a command left behind."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command's entry point in this process."""
-
-    def run_command(command: str, *arguments: str | Path) -> Result:
-        monkeypatch.setattr(sys, "argv", [command, *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            importlib.import_module(f"{command}.cli").main()
-        captured = capsys.readouterr()
-        return Result(int(stopped.value.code or 0), captured.out, captured.err)
-
-    return run_command
+from tests.conftest import Run
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +104,8 @@ def test_store_commands(run: Run, filled_store: FeatureStore, spec: FeatureSpec)
         ("extractor", ["run", "--dataset", "folder:/no/such", "--store", "x"], 1, "no such file or folder"),
         ("extractor", ["run", "--store", "x"], 2, "Missing option"),
         ("extractor", ["run", "--dataset", "a:b", "--store", "x", "--preset", "huge"], 1, "expected ADAPTER:PATH"),
+        ("extractor", ["run", "--dataset", "folder:.", "--store", "x", "--blocks", "4,x"], 2, "whole numbers"),
+        ("extractor", ["reconstruct", "/no/such.png", "--out", "x"], 1, "cannot be read"),
         ("extractor", ["import-checkpoint", "/no/such.pt", "x"], 1, "no such file"),
         ("interpreter", ["train", "--store", "/no/such", "--dataset", "a", "--out", "x"], 1, "no such store"),
         ("interpreter", ["evaluate", "--store", "/no/such", "--dataset", "a"], 1, "no such store"),
@@ -170,3 +144,13 @@ def test_pretrain_and_import_by_command(run: Run, dataset_folder: Path, shared: 
     )
     assert imported.returncode == 0, imported.stderr
     assert "blocks block_0 .. block_8, linear-1000, predicts epsilon" in " ".join(imported.stdout.split())
+
+
+def test_a_photograph_walks_up_and_back(run: Run, dataset_folder: Path, wide_backbone: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "both.png"
+    image = dataset_folder / "images" / "eye0.png"
+    arguments = ["reconstruct", image, "--out", picture, "--backbone", wide_backbone, "--resolution", "32"]
+    result = run("extractor", *arguments, "--grid", "1,10", "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["psnr_db"] > 10
+    assert picture.is_file()

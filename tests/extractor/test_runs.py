@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from extractor.backbone import Backbone
-from extractor.datasets import load_dataset
+from extractor.datasets import DataSet, load_dataset
 from extractor.diffusion import Diffusion
 from extractor.errors import BackboneError, DatasetError
 from extractor.extraction import Extractor
 from extractor.runs import SizePlan, extract_dataset, plan_size, require_room
-from store import FeatureSpec, FeatureStore, StoreFull
+from store import FeatureSpec, FeatureStore, SpecError, StoreFull
 from tests.conftest import TINY, changed
 
 
@@ -131,3 +131,22 @@ def test_views_are_entries_of_their_own(backbone: Backbone, spec: FeatureSpec, d
     assert {key.view for key in store.keys(spec)} == set(views)
     assert len(store.collections.read("eyes").samples) == 6
     assert extract_dataset(dataset, store, extractor).present == 6
+
+
+def test_a_part_of_a_set_joins_what_is_known_of_it(backbone: Backbone, spec: FeatureSpec, dataset_folder: Path) -> None:
+    store, extractor = FeatureStore("memory://"), Extractor(backbone, spec)
+    dataset = load_dataset(f"folder:{dataset_folder}", "eyes")
+    for part in (dataset.photographs[:2], dataset.photographs[1:4]):
+        extract_dataset(DataSet("eyes", part), store, extractor, part_of_a_set=True)
+    assert [sample.name for sample in store.collections.read("eyes").samples] == ["eye0", "eye1", "eye2", "eye3"]
+    extract_dataset(DataSet("eyes", dataset.photographs[4:]), store, extractor)
+    assert [sample.name for sample in store.collections.read("eyes").samples] == ["eye4", "eye5"]
+
+
+def test_recipes_at_other_timesteps(backbone: Backbone) -> None:
+    spec = TINY.reading(timesteps=(5, 50), blocks=(1,)).spec(backbone)
+    assert (spec.grid, spec.timesteps, [b.name for b in spec.blocks]) == ((5, 50), (5, 50), ["block_1"])
+    assert TINY.reading(grid=(1, 10, 50, 100)).spec(backbone).timesteps == TINY.timesteps
+    assert TINY.reading().spec(backbone) == TINY.spec(backbone)
+    with pytest.raises(SpecError, match=r"timesteps \[50\] are kept but not in the grid"):
+        TINY.reading(timesteps=(5, 50), grid=(5, 10)).spec(backbone)

@@ -1,0 +1,115 @@
+"""What the documents say is what happens: the README's commands and code are run."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from PIL import Image
+
+from tests.conftest import Run, draw_fundus
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = ("extractor", "interpreter", "store", "service")
+
+
+def blocks(language: str) -> list[str]:
+    """Fenced code blocks of the README in that language."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    return [code for found, code in fenced if found == language]
+
+
+def calls() -> list[list[str]]:
+    """Every call of one of our commands in the README, split into words."""
+    text = "\n".join(blocks("bash") + blocks("")).replace("\\\n", " ")
+    lines = [shlex.split(line, comments=True) for line in text.splitlines() if line.strip()]
+    return [words for words in lines if words[0] in COMMANDS]
+
+
+@pytest.mark.parametrize("words", calls(), ids=" ".join)
+def test_every_call_has_the_options_it_names(words: list[str]) -> None:
+    command = typer.main.get_command(importlib.import_module(f"{words[0]}.cli").app)
+    subcommands = getattr(command, "commands", None)
+    if subcommands is None:
+        context = command.make_context(words[0], words[1:])
+    else:
+        context = subcommands[words[1]].make_context(words[1], words[2:])
+    assert context.params
+
+
+def test_links_lead_somewhere() -> None:
+    for document in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\((?!http)([^)#]+)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_what_docker_copies_exists() -> None:
+    for dockerfile in (ROOT / "docker").glob("*.Dockerfile"):
+        for line in re.findall(r"^COPY (?!--from)(.*)$", dockerfile.read_text(), re.MULTILINE):
+            for source in line.split()[:-1]:
+                assert (ROOT / source).exists(), f"{dockerfile.name} copies {source}"
+
+
+@pytest.fixture
+def retina() -> Path:
+    """The photograph that scikit-image ships."""
+    import skimage
+
+    return Path(skimage.__file__).parent / "data" / "retina.jpg"
+
+
+def test_the_python_example_runs(
+    retina: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("photo.jpg").write_bytes(retina.read_bytes())
+    (code,) = blocks("python")
+    exec(compile(code, "README.md", "exec"), {})  # what a reader would paste
+    assert capsys.readouterr().out.startswith("(1411, 1411) ")
+
+
+def test_the_demo_inverts_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from service import demo
+
+    last_lines = []
+    for _ in range(2):
+        monkeypatch.setattr(sys, "argv", ["demo", "--out", str(tmp_path / "demo")])
+        with pytest.raises(SystemExit) as stopped:
+            demo.main()
+        assert stopped.value.code == 0
+        last_lines.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
+    first, second = last_lines
+    assert (first["forwards"], second["forwards"]) == (4, 0)
+    assert first["bytes_stored"] > 1e6
+    assert second["bytes_stored"] == 0
+    assert set(first["seconds"]) >= {"load", "decode", "invert", "interpret"}
+    assert Image.open(first["mask"]).size == (1411, 1411)
+    assert Image.open(first["overlay"]).mode == "RGB"
+    assert "not a medical device" in Path(first["report"]).read_text()
+
+
+@pytest.mark.slow
+def test_the_path_on_own_photographs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    monkeypatch.chdir(tmp_path)
+    for part in ("images", "masks"):
+        Path("photos", part).mkdir(parents=True)
+    for i in range(3):
+        image, vessel = draw_fundus(256, i)
+        Image.fromarray(image).save(f"photos/images/{i}.png")
+        Image.fromarray(vessel).save(f"photos/masks/{i}.png")
+    (block,) = blocks("bash")
+    for line in block.splitlines():
+        words = shlex.split(line)
+        if words[0] != "service":
+            quick = ["--epochs", "1"] if words[1] == "train" else []
+            result = run(*words, *quick)
+            assert result.returncode == 0, result.stderr
