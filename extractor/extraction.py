@@ -28,10 +28,9 @@ from store.views import IDENTITY, flipped_axes, photometric_seed
 
 @dataclass(frozen=True)
 class Prepared:
-    """A decoded photograph, ready for the network."""
+    """A view of a photograph, ready for the network."""
 
     key: Key
-    pixels: NDArray[np.uint8]
     input: NetworkInput
 
 
@@ -57,13 +56,15 @@ class Extractor:
 
     def prepare(self, data: bytes, name: str = "image", max_pixels: int = MAX_PIXELS, view: str = IDENTITY) -> Prepared:
         """Decode, preprocess and render a view; raises ImageError for what is no photograph."""
-        pixels = decode_image(data, name, max_pixels)
-        key = Key(image_id(data), view)
+        return self.render(decode_image(data, name, max_pixels), Key(image_id(data), view), name)
+
+    def render(self, pixels: NDArray[np.uint8], key: Key, name: str = "image") -> Prepared:
+        """Preprocess a decoded photograph, uint8 (H, W, 3), and render the view that ``key`` names."""
         spec = self.spec
         plain = preprocess(pixels, spec.resolution, spec.preprocessing, name, _rendering(key))
-        axes = flipped_axes(view)
+        axes = flipped_axes(key.view)
         fov = np.ascontiguousarray(np.flip(plain.fov, axes))
-        return Prepared(key, pixels, NetworkInput(plain.x0.flip(axes), fov, plain.geometry))
+        return Prepared(key, NetworkInput(plain.x0.flip(axes), fov, plain.geometry))
 
     def features(self, prepared: Sequence[Prepared]) -> list[Features]:
         """Features of several photographs in one batch.

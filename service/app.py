@@ -61,8 +61,8 @@ def create_app(settings: Settings, load: Callable[[], Engine] | None = None) -> 
     app.state.settings = settings
 
     @app.middleware("http")
-    async def security_headers(request: Request, call_next: Callable[[Request], Future[Response]]) -> Response:
-        response: Response = await call_next(request)  # type: ignore[misc]
+    async def security_headers(request: Request, call_next: RequestResponseEndpoint) -> Response:
+        response = await call_next(request)
         response.headers.update(_SECURITY_HEADERS)
         return response
 

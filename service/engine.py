@@ -121,7 +121,7 @@ class Engine:
             features = self._cached(key, work)
             cached = features is not None
             if features is None:
-                features = self._extracted(data, name, key, work)
+                features = self._extracted(pixels, name, key, work)
             with work.stage("interpret"):
                 prediction, labels = segment(self.interpreter, features)
         return Answer(
@@ -147,11 +147,11 @@ class Engine:
                 work.warnings.append("cached features were damaged and have been made anew")
         return None
 
-    def _extracted(self, data: bytes, name: str, key: Key, work: _Work) -> Features:
+    def _extracted(self, pixels: NDArray[np.uint8], name: str, key: Key, work: _Work) -> Features:
         """Invert, encode as the store does, and store; an answer is given even if that fails."""
         before = self.extractor.forwards
         with work.stage("prepare"):
-            prepared = self.extractor.prepare(data, name, self._max_pixels)
+            prepared = self.extractor.render(pixels, key, name)
         with work.stage("invert"):
             raw = self.extractor.features([prepared])[0]
         work.forwards = self.extractor.forwards - before

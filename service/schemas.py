@@ -55,7 +55,7 @@ def to_response(
     """The JSON form of an answer."""
     height, width = answer.labels.shape
     counts = np.bincount(answer.labels.ravel(), minlength=len(classes))
-    inside = int((answer.fov.mean() or 1) * answer.fov.size)
+    inside = max(1, int(np.count_nonzero(answer.fov)))
     at_network = np.bincount(answer.prediction.labels[answer.fov], minlength=len(classes)) / inside
     return SegmentResponse(
         image_id=answer.image_id,

@@ -23,4 +23,4 @@ class Settings(BaseSettings):
     )
     device: str = Field(default="cpu", description="cpu, cuda or cuda:N")
     max_bytes: int = Field(default=64_000_000, gt=0, description="of one request")
-    max_pixels: int = Field(default=120_000_000, gt=0, description="of one image")
+    max_pixels: int = Field(default=50_000_000, gt=0, description="of one image")

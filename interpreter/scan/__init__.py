@@ -13,7 +13,8 @@ arithmetic is float32 whatever the autocast; the result has the type of ``u``.
 from __future__ import annotations
 
 import logging
-from typing import Literal, Protocol
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 
@@ -22,22 +23,8 @@ from interpreter.scan.reference import selective_scan as _reference
 
 logger = logging.getLogger(__name__)
 Method = Literal["auto", "reference", "numba", "mamba_ssm"]
+Scan = Callable[..., torch.Tensor]  # of u, delta, A, B, C, D, delta_bias
 _announced: set[str] = set()
-
-
-class Scan(Protocol):
-    """A function with the signature of ``selective_scan``."""
-
-    def __call__(
-        self,
-        u: torch.Tensor,
-        delta: torch.Tensor,
-        A: torch.Tensor,
-        B: torch.Tensor,
-        C: torch.Tensor,
-        D: torch.Tensor,
-        delta_bias: torch.Tensor,
-    ) -> torch.Tensor: ...
 
 
 def selective_scan(
@@ -100,16 +87,8 @@ def _mamba() -> Scan | None:
     except Exception:  # a missing package, or a build without the kernel, which fails in many ways
         return None
 
-    def scan(
-        u: torch.Tensor,
-        delta: torch.Tensor,
-        A: torch.Tensor,
-        B: torch.Tensor,
-        C: torch.Tensor,
-        D: torch.Tensor,
-        delta_bias: torch.Tensor,
-    ) -> torch.Tensor:
-        y: torch.Tensor = selective_scan_fn(u, delta, A, B, C, D, delta_bias=delta_bias, delta_softplus=True)
+    def scan(*tensors: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = selective_scan_fn(*tensors[:6], delta_bias=tensors[6], delta_softplus=True)
         return y
 
     return scan

@@ -184,15 +184,7 @@ def _as_arrays(tensors: tuple[torch.Tensor, ...]) -> tuple[list[Floats], int]:
     return [u, delta, A, B, C, D, bias], u.shape[1] // B.shape[1]
 
 
-def selective_scan(
-    u: torch.Tensor,
-    delta: torch.Tensor,
-    A: torch.Tensor,
-    B: torch.Tensor,
-    C: torch.Tensor,
-    D: torch.Tensor,
-    delta_bias: torch.Tensor,
-) -> torch.Tensor:
-    """y (b, d, l); contiguous float32 CPU tensors."""
-    y: torch.Tensor = _SelectiveScan.apply(u, delta, A, B, C, D, delta_bias)
+def selective_scan(*tensors: torch.Tensor) -> torch.Tensor:
+    """y (b, d, l) of u, delta, A, B, C, D, delta_bias: contiguous float32 CPU tensors."""
+    y: torch.Tensor = _SelectiveScan.apply(*tensors)
     return y
