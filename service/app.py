@@ -13,6 +13,7 @@ from fastapi import Depends, FastAPI, Request, Response, UploadFile
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.datastructures import UploadFile as StarletteUpload
+from starlette.middleware.base import RequestResponseEndpoint
 
 from interpreter.rendering import encode_labels
 from service.engine import Engine, load_engine
