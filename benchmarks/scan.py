@@ -79,7 +79,7 @@ def main() -> None:
     lines = [
         "# Benchmarks",
         "",
-        "Ratios of one run on two CPU cores, medians; absolute times would be this machine's alone.",
+        "Ratios of one run on two CPU cores, medians; absolute times depend on the machine and are not given.",
         "",
         "## Selective scan",
         "",

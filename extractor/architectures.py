@@ -6,7 +6,7 @@ from typing import Any
 
 
 def small_unet() -> dict[str, Any]:
-    """3.6 M weights, 16 to 128 channels from 512 to 32 pixels, no attention.
+    """3.4 M weights, 16 to 128 channels from 512 to 32 pixels, no attention.
 
     Without attention the network sees a crop and a whole photograph alike, so it can be trained on
     crops; its narrow first level keeps a forward at 512 near one second on two CPU cores.

@@ -30,6 +30,16 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 DIFFUSION_FILE = "scheduler_config.json"
 
+# What of the configuration changes the output, and is not a shape of the weights already. A newer
+# diffusers may know more keys; the fingerprints of today's backbones must not change with it.
+_FINGERPRINTED = (
+    "act_fn", "add_attention", "attention_head_dim", "attention_heads", "attn_norm_num_groups", "base_width",
+    "block_out_channels", "center_input_sample", "class_embed_type", "down_block_types", "downsample_padding",
+    "downsample_type", "flip_sin_to_cos", "freq_shift", "layers_per_block", "mid_block_scale_factor",
+    "mid_block_type", "norm_eps", "norm_num_groups", "num_class_embeds", "resnet_time_scale_shift",
+    "time_embedding_type", "up_block_types", "upsample_type",
+)  # fmt: skip
+
 
 class Estimate(NamedTuple):
     """What one forward gives: x0_hat (b, 3, R, R) float32, None if the forward was cut short, and
@@ -73,6 +83,11 @@ class Backbone:
                 f"this network is conditioned on {self.config.get('num_class_embeds')} classes; "
                 "say which one to run it with (class_label)"
             )
+        classes = self.config.get("num_class_embeds")
+        if diffusion.class_label is not None and not 0 <= diffusion.class_label < (classes or 0):
+            raise BackboneError(
+                f"class {diffusion.class_label} was asked for; this network has {classes or 'no'} classes"
+            )
 
     @property
     def schedule(self) -> NoiseSchedule:
@@ -101,11 +116,22 @@ class Backbone:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of configuration and float32 weights; the same on every device."""
-        sha = hashlib.sha256(json.dumps([self.config, self.diffusion.to_json()], sort_keys=True).encode())
+        config = {key: self.config.get(key) for key in _FINGERPRINTED}
+        sha = hashlib.sha256(json.dumps([config, self.diffusion.to_json()], sort_keys=True).encode())
         for name, tensor in sorted(self.unet.state_dict().items()):
             sha.update(f"{name}{tuple(tensor.shape)}".encode())
             sha.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return sha.hexdigest()
+
+    @property
+    def stride(self) -> int:
+        """Sides of images must be multiples of this."""
+        return int(2 ** (len(self.config["block_out_channels"]) - 1))
+
+    def require_resolution(self, resolution: int) -> None:
+        """BackboneError unless images of this side fit."""
+        if resolution % self.stride:
+            raise BackboneError(f"resolution {resolution} is not a multiple of the network's stride {self.stride}")
 
     def blocks(self, names: Sequence[str | int], resolution: int) -> tuple[Block, ...]:
         """Names (or guided-diffusion's indices) and shapes of blocks at resolution R.
@@ -118,9 +144,8 @@ class Backbone:
             raise BackboneError(
                 f"no block {', '.join(unknown)} here; this backbone has {self.block_names[0]} .. {self.block_names[-1]}"
             )
-        stride = 2 ** (len(self.config["block_out_channels"]) - 1)
-        if resolution % stride:
-            raise BackboneError(f"resolution {resolution} is not a multiple of the network's stride {stride}")
+        self.require_resolution(resolution)
+        stride = self.stride
         # Shapes scale with R, so the smallest legal image is enough to learn them.
         probe = torch.zeros(1, 3, stride, stride, device=self.device)
         shapes = self.estimate(probe, 0, wanted, features_only=True).features
@@ -221,19 +246,33 @@ def load_backbone(source: str | Path, precision: Precision = "float32", class_la
     folder = Path(source)
     if not folder.is_dir():
         folder = _download(str(source))
-    config = _read_json(folder / CONFIG_FILE)
-    diffusion = Diffusion.from_json(_read_json(folder / DIFFUSION_FILE))
+    pipeline = (folder / "unet" / CONFIG_FILE).is_file()  # a folder that a diffusers pipeline wrote
+    unet_folder, scheduler_folder = (folder / "unet", folder / "scheduler") if pipeline else (folder, folder)
+    config = _read_json(unet_folder / CONFIG_FILE)
+    diffusion = Diffusion.from_json(_read_json(scheduler_folder / DIFFUSION_FILE))
     if class_label is not None:
         diffusion = replace(diffusion, class_label=class_label)
     unet = build_unet(config)
-    weights_file = folder / WEIGHTS_FILE
+    weights_file = unet_folder / WEIGHTS_FILE
     if not weights_file.is_file():
         raise BackboneError(f"{weights_file}: no such file; weights are read from safetensors only")
     try:
-        unet.load_state_dict({k: v.float() for k, v in load_file(weights_file).items()})
+        weights = {k: v.float() for k, v in load_file(weights_file).items()}
+        unet.load_state_dict({_todays_name(k): v for k, v in weights.items()})
     except Exception as error:  # safetensors and torch raise different types for damaged and foreign files
         raise BackboneError(f"{weights_file}: the weights do not fit {CONFIG_FILE}: {error}") from error
     return Backbone(unet, diffusion, config, precision)
+
+
+_FORMER_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def _todays_name(name: str) -> str:
+    """Names of attention layers as diffusers wrote them before its version 0.15."""
+    head, _, kind = name.rpartition(".")
+    stem, _, layer = head.rpartition(".")
+    is_attention = ".attentions." in stem and layer in _FORMER_ATTENTION
+    return f"{stem}.{_FORMER_ATTENTION[layer]}.{kind}" if is_attention else name
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -252,6 +291,8 @@ def _download(hub_id: str) -> Path:
     if hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
         raise BackboneError(f"{hub_id}: no such folder, and not a hub id of the form owner/name")
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=[CONFIG_FILE, DIFFUSION_FILE, WEIGHTS_FILE]))
+        return Path(
+            snapshot_download(hub_id, allow_patterns=[f"*{CONFIG_FILE}", f"*{DIFFUSION_FILE}", f"*{WEIGHTS_FILE}"])
+        )
     except Exception as error:  # the hub client raises many types, all of which mean: not to be had
         raise BackboneError(f"{hub_id}: no such folder, and the hub did not give it ({error})") from error

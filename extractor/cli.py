@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -49,7 +49,8 @@ def run(
         str | None, typer.Option(help="Shipped name, folder or hub id; the preset's if not given.")
     ] = None,
     trajectory: Annotated[Trajectory, typer.Option(help="How the noise grid is walked.")] = "ddim",
-    seed: Annotated[int, typer.Option(help="Of the noise; stochastic only.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise; stochastic only.")] = 0,
+    class_label: Annotated[int | None, typer.Option(min=0, help="For class-conditional backbones.")] = None,
     timesteps: Annotated[str | None, typer.Option(help="Timesteps to keep, such as 1,10,100; the preset's.")] = None,
     grid: Annotated[str | None, typer.Option(help="Timesteps to run the network at; the kept ones.")] = None,
     blocks: Annotated[str | None, typer.Option(help="Decoder blocks by index, such as 4,6,8; the preset's.")] = None,
@@ -74,17 +75,19 @@ def run(
     data = _selected(load_dataset(dataset, name), split, limit)
     recipe = dataclasses.replace(_preset(preset), encoding=Encoding(kind=encoding), clip=clip)
     recipe = recipe.along(trajectory, seed).reading(_integers(timesteps), _integers(grid), _integers(blocks))
-    network = open_backbone(backbone or recipe.backbone, precision, device)
+    source = backbone or recipe.backbone
+    network = open_backbone(source, precision, device, class_label)
     spec = recipe.spec(network)
     features = FeatureStore(store)
     renderings = parse_views(views)
     entries = len(data.photographs) * len(renderings)
-    size = plan_size(data, features, spec, renderings)
+    size = plan_size(data, features, spec, renderings, overwrite=overwrite)
     _say_size(size, entries, as_json and dry_run)
     if dry_run:
         return
     if not ignore_space:
         require_room(size)
+    features.register(spec, backbone=str(Path(source).resolve()) if Path(source).is_dir() else source)
     with console.progress(f"extracting {data.name}", entries, quiet=as_json) as advance:
         report = extract_dataset(
             data,
@@ -112,20 +115,21 @@ def pretrain(
     accumulate: Annotated[int, typer.Option(min=1, help="Batches summed before a step.")] = 1,
     crop: Annotated[int, typer.Option(min=8, help="Side of the crops; the resolution for whole images.")] = 128,
     resolution: Annotated[int, typer.Option(min=8, help="Side of the prepared photographs.")] = 512,
-    learning_rate: Annotated[float, typer.Option(min=0.0)] = 5e-4,
+    learning_rate: Annotated[float, typer.Option(min=1e-9)] = 5e-4,
     schedule: Annotated[str, typer.Option(help="Noise schedule, such as cosine-4000.")] = "cosine-4000",
     prediction: Annotated[Prediction, typer.Option(help="What the network learns to predict.")] = "v_prediction",
     level_power: Annotated[float, typer.Option(min=1.0, help="t = T u^p; 1 is uniform.")] = 3.0,
     photometric: Annotated[float, typer.Option(min=0.0, help="Strength of brightness and colour changes.")] = 1.0,
     clahe: Annotated[bool, typer.Option(help="Equalise contrast as the presets do.")] = True,
-    mixed_precision: Annotated[str, typer.Option(help="no, fp16 or bf16.")] = "no",
+    mixed_precision: Annotated[Literal["no", "fp16", "bf16"], typer.Option()] = "no",
     checkpoint_every: Annotated[int, typer.Option(min=1)] = 500,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Pre-train a backbone on unlabelled photographs."""
     from extractor.photographs import PreparedPhotographs, find_images
     from extractor.pretraining import Pretraining, PretrainingSettings
 
+    how = Preprocessing() if clahe else Preprocessing(clahe=None)
     settings = PretrainingSettings.model_validate(
         {
             "unet": json.loads(config.read_text()) if config else small_unet(),
@@ -133,6 +137,7 @@ def pretrain(
             "prediction": prediction,
             "level_power": level_power,
             "resolution": resolution,
+            "preprocessing": how,
             "crop": crop,
             "photometric": photometric,
             "batch": batch,
@@ -145,11 +150,10 @@ def pretrain(
         }
     )
     paths = find_images(images)
-    how = Preprocessing() if clahe else Preprocessing(clahe=None)
     with console.progress("preparing photographs", len(paths)) as advance:
         photographs = PreparedPhotographs(paths, out / "prepared", resolution, how, lambda _: advance())
     for reason in photographs.rejected:
-        console.err.print(f"left out: {reason}", highlight=False, soft_wrap=True)
+        console.err.print(f"left out: {reason}", highlight=False, markup=False, soft_wrap=True)
     training = Pretraining(settings, photographs, out)
     with console.progress("pre-training", steps - training.step) as advance:
         training.run(lambda _, loss: advance(1, f"loss {loss:.3f}"))
@@ -216,8 +220,10 @@ def reconstruct(
     from extractor.preprocess import preprocess, save_side_by_side
 
     pixels = decode_image(read_bytes(image), str(image))
+    network = open_backbone(backbone)
+    network.require_resolution(resolution)
     x0 = preprocess(pixels, resolution, Preprocessing(), str(image)).x0
-    back, psnr = round_trip(open_backbone(backbone), x0, _integers(grid) or ())
+    back, psnr = round_trip(network, x0, _integers(grid) or ())
     save_side_by_side(x0, back, out)
     if as_json:
         console.print_json({"psnr_db": psnr, "picture": str(out)})
@@ -273,7 +279,7 @@ def _say_report(report: RunReport, name: str, digest: str, as_json: bool) -> Non
         f"{report.forwards} forwards, {console.human_bytes(report.bytes_stored)} written; spec {digest[:12]}"
     )
     for _, reason in report.failed:
-        console.err.print(f"left out: {reason}", highlight=False, soft_wrap=True)
+        console.err.print(f"left out: {reason}", highlight=False, markup=False, soft_wrap=True)
 
 
 def main() -> NoReturn:

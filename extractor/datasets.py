@@ -7,6 +7,8 @@ opens no image. ``load_dataset("drive:/data/DRIVE")`` names adapter and place.
 from __future__ import annotations
 
 import csv
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,17 +63,17 @@ Adapter = Callable[[Path], Iterator[Photograph]]
 
 
 def drive(root: Path) -> Iterator[Photograph]:
-    """DRIVE: training/{images,1st_manual,mask} and test/{images,1st_manual,mask}."""
+    """DRIVE: training/{images,1st_manual,mask} and test/{images,mask}, where some copies have 1st_manual too."""
     for split, folder in (("train", "training"), ("test", "test")):
         for image in _images(root / folder / "images"):
             number = image.stem.split("_")[0]
             yield Photograph(
                 name=f"{folder}_{number}",
                 image=image,
-                masks={
-                    "vessel": _one(root / folder / "1st_manual", f"{number}_manual1"),
-                    "fov": _one(root / folder / "mask", f"{image.stem}_mask"),
-                },
+                masks=_targets(
+                    vessel=(_one if split == "train" else _maybe)(root / folder / "1st_manual", f"{number}_manual1"),
+                    fov=_maybe(root / folder / "mask", f"{image.stem}_mask"),
+                ),
                 split=split,
             )
 
@@ -112,7 +114,7 @@ def chase_db1(root: Path) -> Iterator[Photograph]:
                 vessel2=_maybe(second, f"{image.stem}_2ndHO"),
                 fov=_maybe(root / "fov", image.stem),
             ),
-            split="train" if int(number[:2]) <= 10 else "test",
+            split="train" if _number(image, number[:2]) <= 10 else "test",
             group=number[:2],
         )
 
@@ -130,7 +132,7 @@ def hrf(root: Path) -> Iterator[Photograph]:
                 vessel=_one(root / "manual1", image.stem),
                 fov=_maybe(root / "mask", f"{image.stem}_mask") or _maybe(root / "fov", image.stem),
             ),
-            split="train" if int(image.stem[:2]) <= 5 else "test",
+            split="train" if _number(image, image.stem[:2]) <= 5 else "test",
         )
 
 
@@ -167,7 +169,7 @@ def octa_500(root: Path) -> Iterator[Photograph]:
     images = _first_of(root, "Projection Maps/OCTA(ILM_OPL)", "OCTA(ILM_OPL)", "images")
     labels = _first_of(root, "GT_LargeVessel", "Label/GT_LargeVessel", "labels")
     for image in _images(images):
-        number = int(image.stem)
+        number = _number(image, image.stem)
         last_train, last_val = (10180, 10200) if number <= 10300 else (10440, 10450)
         split = "train" if number <= last_train else "val" if number <= last_val else "test"
         yield Photograph(name=image.stem, image=image, masks={"vessel": _one(labels, image.stem)}, split=split)
@@ -206,7 +208,8 @@ def folder(root: Path) -> Iterator[Photograph]:
     """
     images = _first_of(root, "images", ".")
     masks = root / "masks"
-    targets = sorted(path for path in masks.iterdir() if path.is_dir()) if masks.is_dir() else []
+    subfolders = sorted(path for path in masks.iterdir() if path.is_dir()) if masks.is_dir() else []
+    targets = [path for path in subfolders if any(p.suffix.lower() in SUFFIXES for p in path.iterdir())]
     for image in _images(images):
         found = {path.name: _maybe(path, image.stem) for path in targets} or {"mask": _maybe(masks, image.stem)}
         yield Photograph(name=image.stem, image=image, masks=_targets(**found))
@@ -279,11 +282,12 @@ def load_dataset(reference: str, name: str | None = None) -> DataSet:
     photographs = tuple(ADAPTERS[adapter](path))
     if not photographs:
         raise DatasetError(f"{path}: no images found for {adapter}")
-    names = [photograph.name for photograph in photographs]
-    if len(set(names)) != len(names):
-        twice = next(n for n in names if names.count(n) > 1)
-        raise DatasetError(f"{path}: two images are called {twice!r}; names must differ")
-    own = path.resolve().stem.replace(" ", "_") if adapter in ("folder", "manifest") else adapter
+    [(most, count)] = Counter(photograph.name for photograph in photographs).most_common(1)
+    if count > 1:
+        raise DatasetError(f"{path}: {count} images are called {most!r}; names must differ")
+    own = re.sub(r"[^\w.-]+", "_", path.resolve().stem) if adapter in ("folder", "manifest") else adapter
+    if name is not None and not re.fullmatch(r"[\w.-]+", name):
+        raise DatasetError(f"the name {name!r} holds more than letters, digits, '_', '-' and '.'; choose another")
     return DataSet(name or own, photographs)
 
 
@@ -294,6 +298,12 @@ def _images(folder: Path, wanted: Callable[[Path], bool] = lambda _: True) -> li
     if not found:
         raise DatasetError(f"{folder}: no images in it; expected files ending in {', '.join(sorted(SUFFIXES))}")
     return found
+
+
+def _number(image: Path, digits: str) -> int:
+    if not digits.isdigit():
+        raise DatasetError(f"{image}: expected a number in the name; is this the data set it was called?")
+    return int(digits)
 
 
 def _maybe(folder: Path, stem: str) -> Path | None:

@@ -70,20 +70,25 @@ class Extractor:
         """Features of several photographs in one batch.
 
         Returns:
-            For each photograph, float32 maps (t, c, h, w) on the host.
+            For each photograph, maps (t, c, h, w) on the host, in the spec's element type: they are
+            rounded on the device, before they are copied.
 
         Raises:
             NonFiniteActivation: names block and timestep.
         """
+        spec, count = self.spec, len(prepared)
         x0 = torch.cat([one.input.x0 for one in prepared]).to(self.backbone.device)
-        by_block: dict[str, list[torch.Tensor]] = {block.name: [] for block in self.spec.blocks}
-        for step in self._walk(x0, prepared):
+        element = getattr(torch, spec.encoding.kind)
+        maps = {
+            b.name: torch.empty(count, len(spec.timesteps), b.channels, b.height, b.width, dtype=element)
+            for b in spec.blocks
+        }
+        for i, step in enumerate(self._walk(x0, prepared)):
             for name, feature in step.features.items():
-                by_block[name].append(feature.float().cpu())
-        self.forwards += len(prepared) * len(self.spec.grid)
-        stacked = {name: torch.stack(maps, dim=1).contiguous().numpy() for name, maps in by_block.items()}
+                maps[name][:, i] = feature.to(element)
+        self.forwards += count * len(spec.grid)
         return [
-            Features({name: maps[i] for name, maps in stacked.items()}, one.input.fov, one.input.geometry)
+            Features({name: m[i].numpy() for name, m in maps.items()}, one.input.fov, one.input.geometry)
             for i, one in enumerate(prepared)
         ]
 

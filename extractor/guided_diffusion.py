@@ -65,7 +65,10 @@ def import_checkpoint(weights: Weights, unrecorded: Unrecorded, diffusion: Diffu
             "no input_blocks.0.0.weight or time_embed.0.weight: not a guided-diffusion U-Net "
             "(a classifier or another project's checkpoint?)"
         )
-    config = derive_config(weights, unrecorded)
+    try:
+        config = derive_config(weights, unrecorded)
+    except KeyError as error:
+        raise CheckpointError(f"{error.args[0]} is missing; is this a U-Net with learned resampling, whole?") from error
     unet = build_unet(config)
     _fill(unet, weights, unrecorded)
     return Backbone(unet, diffusion, config)

@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from extractor.errors import ImageError, ImageTooLarge
 
@@ -62,12 +62,25 @@ def decode_image(data: bytes, name: str = "image", max_pixels: int = MAX_PIXELS)
 def decode_mask(data: bytes, name: str = "mask", max_pixels: int = MAX_PIXELS) -> NDArray[np.bool_]:
     """Decode a binary mask to bool (H, W).
 
-    Masks are found as 0/255, as 0/1, as one bit and as palettes. What is above the middle of the
-    range is True; an image that holds nothing above 1 is read as 0/1.
+    Masks are found with any two values, in any colour, as one bit and as palettes: of two values the
+    larger is True. Of more, as JPEG and soft masks have them, those above the middle of 0..255 (of
+    16-bit masks: of their own range) are.
+
+    Raises:
+        ImageError: more than two values and none above the middle, such as class ids.
     """
     image = _open(data, name, max_pixels)
-    pixels = np.asarray(image if image.mode.startswith("I") else image.convert("L"))
-    return np.asarray(pixels > (0 if pixels.max(initial=0) <= 1 else np.iinfo(pixels.dtype).max // 2))
+    pixels = np.asarray(image) if image.mode.startswith("I") else np.asarray(_to_rgb(image)).max(axis=2)
+    levels = np.unique(pixels)
+    if len(levels) <= 2:
+        return np.asarray(pixels > levels[0]) if len(levels) == 2 or levels[0] == 0 else pixels > 0
+    middle = 127 if levels[-1] <= 255 else int(levels[-1]) // 2
+    if levels[-1] <= middle:
+        raise ImageError(
+            f"{name}: expected a binary mask, found {len(levels)} values from {levels[0]} to {levels[-1]}; "
+            "save one mask for each target, with two values"
+        )
+    return np.asarray(pixels > middle)
 
 
 def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
@@ -89,6 +102,8 @@ def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
         return Image.fromarray(deep)
     except ImageError:
         raise
+    except Image.DecompressionBombError as error:
+        raise ImageTooLarge(f"{name}: more pixels than the limit of {max_pixels}") from error
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
         raise ImageError(f"{name}: damaged or truncated image ({error})") from error
 
@@ -114,13 +129,28 @@ def _decode_deep_tiff(data: bytes, name: str, max_pixels: int) -> NDArray[np.uin
     """16-bit RGB TIFF, which Pillow does not identify; None if OpenCV does not either."""
     if data[:4] not in (b"II*\x00", b"MM\x00*"):
         return None
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    try:
+        width, height = _tiff_size(data)
+        if width * height > max_pixels:
+            raise ImageTooLarge(f"{name}: {width} x {height} pixels are more than {max_pixels}")
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except ImageTooLarge:
+        raise
+    except Exception as error:  # damaged directories and OpenCV's own refusals
+        raise ImageError(f"{name}: damaged or truncated image ({type(error).__name__})") from error
     if pixels is None or pixels.dtype != np.uint16:
         return None
-    if pixels.shape[0] * pixels.shape[1] > max_pixels:
-        raise ImageTooLarge(f"{name}: {pixels.shape[1]} x {pixels.shape[0]} pixels are more than {max_pixels}")
     eight_bit = _deep_to_8_bit(pixels, name)
     if eight_bit.ndim == 2:
         return eight_bit
     order = cv2.COLOR_BGRA2RGBA if eight_bit.shape[2] == 4 else cv2.COLOR_BGR2RGB
     return np.asarray(cv2.cvtColor(eight_bit, order), dtype=np.uint8)
+
+
+def _tiff_size(data: bytes) -> tuple[int, int]:
+    """Width and height as the first directory declares them, before anything is decoded."""
+    file = io.BytesIO(data)
+    directory = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+    file.seek(directory.next)
+    directory.load(file)
+    return int(directory[TiffImagePlugin.IMAGEWIDTH]), int(directory[TiffImagePlugin.IMAGELENGTH])

@@ -7,7 +7,8 @@ through a memory map.
 
 from __future__ import annotations
 
-import os
+import hashlib
+import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -91,10 +92,11 @@ class PreparedPhotographs:
 
 def _prepare(path: Path, folder: Path, resolution: int, how: Preprocessing) -> Path:
     data = read_bytes(path)
-    target = folder / f"{image_id(data)}-{resolution}.npy"
+    recipe = hashlib.sha256(how.model_dump_json().encode()).hexdigest()[:12]
+    target = folder / f"{image_id(data)}-{resolution}-{recipe}.npy"
     if not target.exists():
         x0 = preprocess(decode_image(data, str(path)), resolution, how, str(path)).x0
-        partial = target.with_suffix(f".{os.getpid()}.tmp")
+        partial = target.with_suffix(f".{uuid.uuid4().hex}.tmp")
         with partial.open("wb") as file:
             np.save(file, to_pixels(x0)[0])
         partial.rename(target)

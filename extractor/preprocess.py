@@ -88,7 +88,7 @@ def to_network_range(image: NDArray[np.uint8]) -> torch.Tensor:
 def save_side_by_side(x: torch.Tensor, y: torch.Tensor, path: Path) -> None:
     """Two images (1, 3, h, w) in [-1, 1] as one picture."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate([to_pixels(x)[0], to_pixels(y)[0]], axis=1)).save(path)
+    Image.fromarray(np.concatenate([to_pixels(x)[0], to_pixels(y)[0]], axis=1)).save(path, format="PNG")
 
 
 def to_pixels(x: torch.Tensor) -> NDArray[np.uint8]:

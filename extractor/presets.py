@@ -57,7 +57,7 @@ class Preset:
             backbone=backbone.fingerprint,
             schedule=backbone.schedule.name,
             trajectory=self.trajectory,
-            grid=self.grid if self.trajectory == "ddim" else self.timesteps,
+            grid=self.grid,
             timesteps=self.timesteps,
             blocks=backbone.blocks(self.blocks, self.resolution),
             resolution=self.resolution,
@@ -87,7 +87,8 @@ class Preset:
 
     def along(self, trajectory: Trajectory, seed: int = 0) -> Preset:
         """The same recipe along another trajectory (the paper's ablations)."""
-        return replace(self, trajectory=trajectory, seed=seed if trajectory == "stochastic" else None)
+        grid = self.grid if trajectory == "ddim" else self.timesteps
+        return replace(self, trajectory=trajectory, grid=grid, seed=seed if trajectory == "stochastic" else None)
 
 
 def small() -> Preset:
@@ -108,7 +109,9 @@ def paper() -> Preset:
 PRESETS = {"small": small, "paper": paper}
 
 
-def open_backbone(name: str, precision: Precision = "float32", device: str = "cpu") -> Backbone:
+def open_backbone(
+    name: str, precision: Precision = "float32", device: str = "cpu", class_label: int | None = None
+) -> Backbone:
     """A shipped backbone by name, or one from a folder or hub id.
 
     Raises:
@@ -120,6 +123,10 @@ def open_backbone(name: str, precision: Precision = "float32", device: str = "cp
     known = ", ".join(sorted(path.name for path in MODELS.iterdir() if path.is_dir())) if MODELS.is_dir() else "none"
     try:
         is_shipped = "/" not in name and shipped.is_dir()
-        return load_backbone(shipped if is_shipped else name, precision).to(device)
+        loaded = load_backbone(shipped if is_shipped else name, precision, class_label)
     except BackboneError as error:
         raise BackboneError(f"{error} (shipped backbones: {known})") from error
+    try:
+        return loaded.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch's ways to say that there is no such device
+        raise BackboneError(f"the device {device!r} cannot be used: {str(error).splitlines()[0]}") from error

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +36,7 @@ from extractor.photographs import CropDataset, PreparedPhotographs
 from extractor.preprocess import to_pixels
 from extractor.schedule import NoiseSchedule, noise_schedule
 from extractor.unet import build_unet
+from store.spec import Preprocessing
 
 RECONSTRUCTION_GRID = (1, 10, 100, 500)
 STATE_FOLDER = "state"
@@ -52,6 +52,7 @@ class PretrainingSettings(BaseModel):
     prediction: Prediction = "v_prediction"
     level_power: float = Field(default=3.0, ge=1, description="t = T u^p; 1 is uniform")
     resolution: int = Field(default=512, gt=0, description="side R of the prepared photographs")
+    preprocessing: Preprocessing = Preprocessing()
     crop: int = Field(default=128, gt=0, description="side of the training crops; R for whole images")
     photometric: float = Field(default=1.0, ge=0, description="strength of brightness, contrast and colour changes")
     batch: int = Field(default=4, gt=0)
@@ -81,6 +82,7 @@ class Pretraining:
     def __init__(self, settings: PretrainingSettings, photographs: PreparedPhotographs, folder: Path) -> None:
         self.settings = settings
         self.folder = folder
+        self._require_fitting_sizes()
         self._require_same_settings()
         self._photographs = photographs
         self.schedule: NoiseSchedule = noise_schedule(settings.schedule)
@@ -93,7 +95,9 @@ class Pretraining:
         set_seed(settings.seed)
         unet = build_unet(settings.unet)
         optimizer = torch.optim.Adam(unet.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99))
-        rate = get_cosine_schedule_with_warmup(optimizer, settings.warmup, settings.steps)
+        # accelerate steps a prepared schedule once for each process.
+        processes = self.accelerator.num_processes
+        rate = get_cosine_schedule_with_warmup(optimizer, settings.warmup * processes, settings.steps * processes)
         self.ema = EMAModel(unet.parameters(), decay=settings.ema_decay, use_ema_warmup=True, power=0.75)
         self.unet: UNet2DModel
         self.unet, self.optimizer, self.rate = self.accelerator.prepare(unet, optimizer, rate)
@@ -108,6 +112,7 @@ class Pretraining:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
         self.ema.load_state_dict(state["ema"])
+        self.ema.to(self.accelerator.device)
 
     def run(self, report: Report | None = None) -> Backbone:
         """Train to ``settings.steps``; returns the averaged backbone.
@@ -118,13 +123,11 @@ class Pretraining:
         from torch.utils.tensorboard import SummaryWriter  # imported late: takes a second
 
         writer = SummaryWriter(str(self.folder / "tensorboard")) if self.accelerator.is_main_process else None
-        for x0 in self._batches():
-            loss, t = self._train_step(x0)
-            if not np.isfinite(loss):
-                raise PretrainingError(
-                    f"the loss became {loss} at step {self.step}; start again from the last checkpoint with a "
-                    "lower learning rate or without mixed precision"
-                )
+        for position, x0 in enumerate(self._batches()):
+            loss, t = self._train_step(x0, position % self.settings.accumulate)
+            if not self.accelerator.sync_gradients:
+                continue  # the step ends with the last of its batches
+            self._require_finite(loss)
             if writer is not None:
                 writer.add_scalar("loss", loss, self.step)
                 writer.add_scalar(f"loss_by_level/{_level_name(t)}", loss, self.step)
@@ -138,6 +141,13 @@ class Pretraining:
             writer.close()
         return self.averaged()
 
+    def _require_finite(self, loss: float) -> None:
+        if not np.isfinite(loss):
+            raise PretrainingError(
+                f"the loss became {loss} at step {self.step}; start again from the last checkpoint with a "
+                "lower learning rate or without mixed precision"
+            )
+
     def averaged(self) -> Backbone:
         """The backbone with the exponential moving average of the weights."""
         unet = build_unet(self.settings.unet)
@@ -149,12 +159,14 @@ class Pretraining:
         """float32 (b, 3, s, s) from the first batch not yet seen; the i-th crop depends on seed and i only."""
         crops = CropDataset(self._photographs, self.settings.crop, self.settings.photometric, self.settings.seed)
         per_step = self.settings.batch * self.settings.accumulate * self.accelerator.num_processes
-        first, last = self.step * per_step, self.settings.steps * per_step
+        first, last = self.step * per_step, max(self.step, self.settings.steps) * per_step
         loader = DataLoader(Subset(crops, range(first, last)), batch_size=self.settings.batch, num_workers=0)
-        yield from islice(self.accelerator.prepare(loader), (last - first) // self.settings.batch)
+        if last > first:
+            yield from self.accelerator.prepare(loader)
 
-    def _train_step(self, x0: torch.Tensor) -> tuple[float, int]:
-        generator = np.random.default_rng([self.settings.seed, self.step, self.accelerator.process_index])
+    def _train_step(self, x0: torch.Tensor, part: int) -> tuple[float, int]:
+        rank = self.accelerator.process_index
+        generator = np.random.default_rng([self.settings.seed, self.step, part, rank])
         # One level for each step: losses by level can be told apart, and a step costs no more.
         t = int(self.schedule.steps * generator.random() ** self.settings.level_power)
         noise = torch.from_numpy(generator.standard_normal(x0.shape, dtype=np.float32)).to(x0.device)
@@ -174,21 +186,32 @@ class Pretraining:
         return float(loss.detach()), t
 
     def _checkpoint(self) -> None:
-        """State and averaged backbone, each replaced in one rename."""
-        self.accelerator.wait_for_everyone()
-        fresh, current = self.folder / f"{STATE_FOLDER}.new", self.folder / STATE_FOLDER
+        """State and averaged backbone. At every moment a complete state stands under one of two names."""
+        fresh, current, former = (self.folder / f"{STATE_FOLDER}{suffix}" for suffix in (".new", "", ".old"))
         self.accelerator.save_state(str(fresh))
+        self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            shutil.rmtree(current, ignore_errors=True)
+            shutil.rmtree(former, ignore_errors=True)
+            if current.is_dir():
+                current.rename(former)
             fresh.rename(current)
+            shutil.rmtree(former, ignore_errors=True)
             self.averaged().save(self.folder / "backbone")
+        self.accelerator.wait_for_everyone()
 
     def _resume(self) -> None:
-        current, fresh = self.folder / STATE_FOLDER, self.folder / f"{STATE_FOLDER}.new"
-        if not current.is_dir() and fresh.is_dir():
-            fresh.rename(current)  # killed between removing the old state and renaming the new one
-        if current.is_dir():
-            self.accelerator.load_state(str(current))
+        """Load the last complete state; a run that was killed while writing one has it under ``.old``."""
+        for name in (STATE_FOLDER, f"{STATE_FOLDER}.old"):
+            if (self.folder / name).is_dir():
+                self.accelerator.load_state(str(self.folder / name))
+                return
+
+    def _require_fitting_sizes(self) -> None:
+        settings = self.settings
+        stride = 2 ** (len(settings.unet["block_out_channels"]) - 1)
+        for name, side in (("crop", settings.crop), ("resolution", settings.resolution)):
+            if side % stride:
+                raise PretrainingError(f"{name} {side} is not a multiple of the network's stride {stride}")
 
     def _require_same_settings(self) -> None:
         path = self.folder / "settings.json"
@@ -207,7 +230,7 @@ class Pretraining:
         """Reconstructions after inversion over the sparse grid, and samples from noise."""
         backbone = self.averaged()
         x0 = self._photographs.network_input(0)
-        back, psnr = round_trip(backbone, x0, RECONSTRUCTION_GRID)
+        back, psnr = round_trip(backbone, x0, [t for t in RECONSTRUCTION_GRID if t < self.schedule.steps])
         side = min(256, self.settings.resolution)
         noise = torch.from_numpy(
             np.random.default_rng(self.settings.seed).standard_normal((2, 3, side, side), dtype=np.float32)

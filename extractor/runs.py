@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from extractor.datasets import DataSet, Photograph
-from extractor.errors import DatasetError, ExtractorError, ImageError
+from extractor.errors import DatasetError, ImageError
 from extractor.extraction import Extractor, Prepared
 from extractor.images import image_id, read_bytes
 from store.collection import Collection, Sample
@@ -26,7 +26,7 @@ from store.spec import FeatureSpec
 from store.views import IDENTITY
 
 DECODED_AHEAD = 4
-WRITTEN_BEHIND = 2
+WRITTEN_BEHIND = 1
 
 
 @dataclass
@@ -66,15 +66,22 @@ class SizePlan(NamedTuple):
         return self.images * sum(self.bytes_by_block.values())
 
 
-def plan_size(dataset: DataSet, store: FeatureStore, spec: FeatureSpec, views: Sequence[str] = (IDENTITY,)) -> SizePlan:
-    """Count the images that are not in the store yet and the bytes they will take."""
+def plan_size(
+    dataset: DataSet,
+    store: FeatureStore,
+    spec: FeatureSpec,
+    views: Sequence[str] = (IDENTITY,),
+    *,
+    overwrite: bool = False,
+) -> SizePlan:
+    """Count the images that a run will extract and the bytes they will take."""
     todo = 0
     for photograph in dataset.photographs:
         try:
             name = image_id(read_bytes(photograph.image))
         except ImageError:
             continue  # the run will list it
-        todo += sum(not store.has(spec, Key(name, view)) for view in views)
+        todo += sum(overwrite or not store.has(spec, Key(name, view)) for view in views)
     per_value = spec.encoding.bytes_per_value * len(spec.timesteps)
     by_block = {block.name: block.values * per_value for block in spec.blocks}
     return SizePlan(todo, by_block, _free_bytes(store))
@@ -131,9 +138,7 @@ def extract_dataset(
                     report.bytes_stored += writing.popleft().result()
                 if photograph.name not in samples:
                     samples[photograph.name] = _record(photograph, key, store, extractor.spec, prepared)
-            except DatasetError:
-                raise
-            except ExtractorError as error:
+            except ImageError as error:
                 report.failed.append((str(photograph.image), str(error)))
             if advance is not None:
                 advance(photograph.name)

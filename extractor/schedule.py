@@ -33,10 +33,6 @@ class NoiseSchedule:
         """T."""
         return len(self.alphas_cumprod)
 
-    def sigma(self, t: int) -> float:
-        """Standard deviation sqrt(1 - a_t) of the noise in x_t."""
-        return math.sqrt(1.0 - self.alphas_cumprod[t])
-
 
 def cosine(steps: int) -> NoiseSchedule:
     """Nichol and Dhariwal 2021, Eq. 17: a(s) = cos^2(((s + 0.008) / 1.008) pi / 2), s = t / T."""

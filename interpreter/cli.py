@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import numpy as np
+import torch
 import typer
 from numpy.typing import NDArray
 from rich.table import Table
 
 from interpreter.checkpoint import load_interpreter, shipped
 from interpreter.data import Labelled, labelled_images, require_features, store_spec
-from interpreter.errors import InterpreterError
+from interpreter.errors import ConfigurationError, InterpreterError
 from interpreter.network import InterpreterConfig
 from interpreter.prediction import Prediction
 from interpreter.rendering import encode_labels
@@ -55,12 +56,13 @@ def train(
     task: Annotated[str | None, typer.Option(help="Name of the task; the targets' names if not given.")] = None,
     spec: Annotated[str | None, typer.Option(help="Spec to read, if the store holds several.")] = None,
     backbone: Annotated[
-        str, typer.Option(help="Backbone the features come from: shipped name, folder or hub id.")
-    ] = "small",
+        str | None, typer.Option(help="Backbone the features come from; the store knows it, unless it was moved.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     epochs: Annotated[int, typer.Option(min=1)] = 100,
     batch: Annotated[int, typer.Option(min=1)] = 4,
-    learning_rate: Annotated[float, typer.Option(min=0.0)] = 2e-4,
-    decay: Annotated[str, typer.Option(help="Of the learning rate: none or cosine.")] = "none",
+    learning_rate: Annotated[float, typer.Option(min=1e-9)] = 2e-4,
+    decay: Annotated[Literal["none", "cosine"], typer.Option(help="Of the learning rate.")] = "none",
     evaluate_every: Annotated[int, typer.Option(min=1, help="Epochs between validations.")] = 5,
     patience: Annotated[int | None, typer.Option(min=1, help="Validations without gain before stopping.")] = None,
     flips: Annotated[bool, typer.Option(help="Flip cached maps at random.")] = True,
@@ -70,7 +72,7 @@ def train(
     vss: Annotated[Variant, typer.Option(help="Variant of the VSS block.")] = "v0",
     vss_max_size: Annotated[int, typer.Option(min=0, help="No VSS block on levels larger than this.")] = 128,
     max_width: Annotated[int, typer.Option(min=8)] = 64,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Train on labelled images of a store; validation images are split off from them by seed."""
@@ -94,7 +96,9 @@ def train(
     )
     config = InterpreterConfig(classes=len(what.classes), vss=vss, vss_max_size=vss_max_size, max_width=max_width)
     images = [image for reference in dataset for image in _labelled(features, reference, what)]
-    training = Training(features, store_spec(features, spec), what, images, config, settings, out, backbone)
+    read = store_spec(features, spec)
+    source = backbone or features.backbone_of(read) or "small"
+    training = Training(features, read, what, images, config, settings, out, source, require_device(device))
     console.err.print(
         f"{len(training.train_images)} training and {len(training.validation_images)} validation images, "
         f"{training.network.parameter_count / 1e3:.0f} k weights"
@@ -114,6 +118,7 @@ def evaluate(
     dataset: Datasets,
     model: Annotated[str, typer.Option(help="Shipped name or folder of an interpreter.")] = "vessels",
     masks: Annotated[Path | None, typer.Option(help="Write each native label map as PNG into this folder.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Score an interpreter on labelled images: at the network's size, inside the field of view."""
@@ -121,6 +126,7 @@ def evaluate(
 
     features = FeatureStore(store, read_only=True)
     interpreter, card = load_interpreter(model)
+    interpreter.to(require_device(device))
     images = [image for reference in dataset for image in _labelled(features, reference, card.task)]
     if seen := {image.key.image_id for image in images} & {*card.training_ids, *card.validation_ids}:
         console.err.print(f"[yellow]note:[/] {len(seen)} of these images were used to train this interpreter")
@@ -149,7 +155,7 @@ def evaluate(
     )
     console.out.print(table)
     for image in scores.images:
-        console.out.print(f"  {image.name:30} {100 * image.dice:6.2f}", highlight=False)
+        console.out.print(f"  {image.name:30} {100 * image.dice:6.2f}", highlight=False, markup=False)
 
 
 @app.command(epilog="Example: interpreter models --json")
@@ -171,6 +177,16 @@ def models(as_json: AsJson = False) -> None:
             card.licence,
         )
     console.out.print(table)
+
+
+def require_device(device: str) -> str:
+    """The device, if tensors can be put on it; ConfigurationError says why not."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch's ways to say that there is no such device
+        reason = str(error).splitlines()[0]
+        raise ConfigurationError(f"the device {device!r} cannot be used: {reason}") from error
+    return device
 
 
 def _labelled(store: FeatureStore, reference: str, task: Task) -> list[Labelled]:

@@ -76,6 +76,16 @@ def require_features(
         )
 
 
+def without_duplicates(images: Iterable[Labelled]) -> list[Labelled]:
+    """Each photograph once, whatever its names; TrainingDataError if its masks differ."""
+    first: dict[str, Labelled] = {}
+    for image in images:
+        known = first.setdefault(image.key.image_id, image)
+        if known.sample.masks != image.sample.masks:
+            raise TrainingDataError(f"{known.name} and {image.name} are one photograph with different masks; keep one")
+    return list(first.values())
+
+
 def native_truth(store: FeatureStore, image: Labelled, task: Task) -> NDArray[np.uint8]:
     """Class ids uint8 (H, W)."""
     return task.labels({target: store.collections.mask(image.sample.masks[target]) for target in task.targets})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from itertools import cycle, islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,8 @@ def encode_labels(labels: NDArray[np.uint8], colours: Sequence[str]) -> bytes:
         labels: uint8 (H, W), class ids.
         colours: of classes 1, 2, ...; class 0 is black.
     """
-    palette = [0, 0, 0, *(value for colour in colours for value in ImageColor.getrgb(colour))]
+    shown = islice(cycle(colours), int(labels.max(initial=0)) or 1)
+    palette = [0, 0, 0, *(value for colour in shown for value in ImageColor.getrgb(colour)[:3])]
     image = Image.fromarray(labels)
     image.putpalette(palette)
     return _png(image)

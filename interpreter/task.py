@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-PALETTE = ("#e63946", "#2a9d8f", "#457b9d", "#f4a261", "#9b5de5", "#ffd166", "#06d6a0", "#118ab2")
+# Bright and far from the reds and oranges of a fundus.
+PALETTE = ("#1fe0ff", "#7cff6b", "#ff7bf2", "#ffffff", "#4d7cff", "#00b894", "#c9a7ff", "#e8ff4d")
 
 
 class Task(BaseModel):

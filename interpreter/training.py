@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from interpreter.checkpoint import Card, save_interpreter
-from interpreter.data import Labelled, native_truth, network_truth, require_features, split_off
+from interpreter.data import (
+    Labelled,
+    native_truth,
+    network_truth,
+    require_features,
+    split_off,
+    without_duplicates,
+)
 from interpreter.errors import ConfigurationError, TrainingDataError
 from interpreter.evaluation import evaluate
 from interpreter.network import Interpreter, InterpreterConfig
@@ -64,6 +71,7 @@ class Training:
         settings: of the training.
         folder: receives the best interpreter, the state to resume from, and tensorboard/.
         backbone: name or place of the backbone, for the card.
+        device: where the network is trained.
 
     Raises:
         TrainingDataError: features are missing, or there are too few images.
@@ -79,9 +87,11 @@ class Training:
         settings: TrainingSettings,
         folder: Path,
         backbone: str = "small",
+        device: str = "cpu",
     ) -> None:
         if config.classes != len(task.classes):
             raise ConfigurationError(f"the task has {len(task.classes)} classes, the network {config.classes}")
+        images = without_duplicates(images)
         self.train_images, self.validation_images = split_off(images, settings.validation_share, settings.seed)
         require_features(store, spec, self.train_images, settings.views)
         require_features(store, spec, self.validation_images)
@@ -90,7 +100,8 @@ class Training:
         self.store, self.spec, self.task, self.settings, self.folder = store, spec, task, settings, folder
         self._truths = {image.key.image_id: self._truth(image) for image in self.train_images}
         torch.manual_seed(settings.seed)
-        self.network = Interpreter(spec, config)
+        self.device = torch.device(device)
+        self.network = Interpreter(spec, config).to(self.device)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=settings.learning_rate)
         self._card = Card(
             spec=spec,
@@ -150,10 +161,10 @@ class Training:
         return stream(self.store, self.spec, plans, start=self.next_batch)
 
     def _step(self, batch: Batch) -> float:
-        maps = {name: torch.from_numpy(m[:, 0]) for name, m in batch.maps.items()}
+        maps = {name: torch.from_numpy(m[:, 0]).to(self.device) for name, m in batch.maps.items()}
         truths = self.truths(batch)
-        labels = torch.from_numpy(np.stack([labels for labels, _ in truths])).long()
-        inside = torch.from_numpy(np.stack([inside for _, inside in truths]))
+        labels = torch.from_numpy(np.stack([labels for labels, _ in truths])).to(self.device).long()
+        inside = torch.from_numpy(np.stack([inside for _, inside in truths])).to(self.device)
         if self.settings.flips:
             random = np.random.default_rng([self.settings.seed, self.epoch, batch.position])
             axes = [a for a, flip in zip((-1, -2), random.random(2) < 0.5, strict=True) if flip]
@@ -161,7 +172,7 @@ class Training:
             labels, inside = labels.flip(axes), inside.flip(axes)
         self._set_learning_rate(batch.position)
         self.network.train()
-        logits = self.network(maps, torch.from_numpy(batch.timesteps[:, 0]))
+        logits = self.network(maps, torch.from_numpy(batch.timesteps[:, 0]).to(self.device))
         loss = segmentation_loss(logits, labels, inside)
         self.optimizer.zero_grad()
         loss.backward()
@@ -215,7 +226,7 @@ class Training:
     def _resume(self) -> None:
         path = self.folder / STATE_FILE
         if path.is_file():
-            state = torch.load(path, weights_only=True)
+            state = torch.load(path, map_location=self.device, weights_only=True)
             self.network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.epoch, self.next_batch, self.best, self.since_best = state["progress"]

@@ -14,6 +14,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.datastructures import UploadFile as StarletteUpload
 from starlette.middleware.base import RequestResponseEndpoint
+from starlette.types import Message, Receive
 
 from interpreter.rendering import encode_labels
 from service.engine import Engine, load_engine
@@ -23,7 +24,6 @@ from service.settings import Settings
 
 logger = structlog.get_logger(__name__)
 PAGE = Path(__file__).parent / "page.html"
-_CHUNK = 1 << 20
 _SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -69,6 +69,7 @@ def create_app(settings: Settings, load: Callable[[], Engine] | None = None) -> 
 
     for kind in EXPECTED:
         app.add_exception_handler(kind, _told)
+    app.add_exception_handler(Exception, _broken)
     _add_routes(app)
     return app
 
@@ -79,6 +80,12 @@ async def _told(_request: Request, error: Exception) -> JSONResponse:
         logger.error("request failed", problem=str(error), status=status)
     headers = {"Retry-After": "5"} if status == 503 else None
     return JSONResponse({"detail": str(error)}, status_code=status, headers=headers)
+
+
+async def _broken(_request: Request, error: Exception) -> JSONResponse:
+    """What nobody expected: said without its text, which is for the log."""
+    logger.error("unexpected error", kind=type(error).__name__, problem=str(error))
+    return JSONResponse({"detail": "internal error; the log of the service has more"}, status_code=500)
 
 
 def _engine(request: Request) -> Engine:
@@ -167,13 +174,24 @@ async def _uploaded(request: Request) -> tuple[bytes, str]:
         raise BodyTooLarge(f"the request has {declared} bytes, the limit is {limit}")
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise NoImage("expected multipart/form-data with the photograph in the field 'image'")
-    async with request.form(max_files=1, max_fields=10) as form:
+    limited = Request(request.scope, receive=_limited(request.receive, limit))
+    async with limited.form(max_files=1, max_fields=10) as form:
         upload = form.get("image")
         if not isinstance(upload, (UploadFile, StarletteUpload)):
             raise NoImage("expected a file in the field 'image'")
-        received = bytearray()
-        while chunk := await upload.read(_CHUNK):
-            received += chunk
-            if len(received) > limit:
-                raise BodyTooLarge(f"the image has more than {limit} bytes")
-        return bytes(received), Path(upload.filename or "image").name
+        return await upload.read(), Path(upload.filename or "image").name
+
+
+def _limited(receive: Receive, limit: int) -> Receive:
+    """The body as it arrives, cut off with BodyTooLarge: a length need not be declared, or true."""
+    received = 0
+
+    async def receive_limited() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > limit:
+            raise BodyTooLarge(f"the request has more than {limit} bytes")
+        return message
+
+    return receive_limited

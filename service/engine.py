@@ -145,6 +145,9 @@ class Engine:
             except (MissingEntry, DamagedEntry) as error:
                 logger.warning("cached features are damaged and made anew", problem=str(error))
                 work.warnings.append("cached features were damaged and have been made anew")
+            except OSError as error:
+                logger.warning("the store cannot be read", problem=str(error))
+                work.warnings.append("the feature store cannot be read")
         return None
 
     def _extracted(self, pixels: NDArray[np.uint8], name: str, key: Key, work: _Work) -> Features:

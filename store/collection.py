@@ -7,6 +7,7 @@ Masks are stored once, at native size, under the sha256 of their pixels.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from typing import Self
 
 import numpy as np
@@ -51,8 +52,8 @@ class Collection(BaseModel):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
-        names = [sample.name for sample in self.samples]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
+        counts = Counter(sample.name for sample in self.samples)
+        if twice := sorted(name for name, count in counts.items() if count > 1):
             raise ValueError(f"expected every sample name once, found {', '.join(twice[:5])} more often")
         return self
 

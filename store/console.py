@@ -11,6 +11,7 @@ from enum import IntEnum
 from typing import Any, NoReturn
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -52,7 +53,17 @@ def run(app: typer.Typer, *expected: type[Exception]) -> NoReturn:
     except BrokenPipeError:  # the reader of stdout went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(Exit.FAILED)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        err.print(f"[bold red]error:[/] {_plain(where)}: {_plain(first['msg'])}", highlight=False, soft_wrap=True)
+        sys.exit(Exit.USAGE)
+    except (OSError, json.JSONDecodeError) as error:
+        err.print(f"[bold red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
+        sys.exit(Exit.FAILED)
     except Exception as error:
+        if hasattr(error, "format_message") and not error.format_message():  # help was asked for and printed
+            sys.exit(getattr(error, "exit_code", Exit.USAGE))
         if hasattr(error, "format_message"):  # click's usage errors
             err.print(
                 f"[bold red]error:[/] {_plain(error.format_message())}; see --help", highlight=False, soft_wrap=True
@@ -95,7 +106,7 @@ def progress(description: str, total: int | None, *, quiet: bool = False) -> Ite
         _Rate(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=err,
         disable=quiet,
     )

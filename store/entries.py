@@ -48,6 +48,7 @@ def write_entry(objects: Objects, path: str, arrays: Mapping[str, ArrayToWrite],
     staged = MemoryStore()
     for name, array in arrays.items():
         _encode(staged, name, array)
+    objects.remove(f"{path}/zarr.json")  # while objects are replaced, the entry does not exist
     checksums: dict[str, dict[str, int | str]] = {}
     written = 0
     for key, data in held_in_memory(staged):
@@ -103,10 +104,6 @@ class Entry:
     def bytes(self) -> int:
         """Stored bytes of all arrays."""
         return sum(int(entry["bytes"]) for entry in self._checksums.values())
-
-    def bytes_of(self, name: str) -> int:
-        """Stored bytes of one array."""
-        return sum(int(e["bytes"]) for key, e in self._checksums.items() if key.startswith(f"{name}/"))
 
     def array(self, name: str) -> CheckedArray:
         """One array; nothing but metadata is read yet.

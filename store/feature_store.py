@@ -66,10 +66,6 @@ class FeatureEntry:
         """Stored bytes."""
         return self._entry.bytes
 
-    def bytes_of(self, block: str) -> int:
-        """Stored bytes of one block."""
-        return self._entry.bytes_of(block)
-
     @property
     def fov(self) -> NDArray[np.bool_]:
         """bool (R, R), True inside the field of view."""
@@ -120,11 +116,19 @@ class FeatureStore:
     def location(self) -> str:
         return self.objects.location
 
-    def register(self, spec: FeatureSpec) -> None:
-        """Write the spec beside its features; entries may follow."""
-        path = f"{spec.digest}/zarr.json"
-        if not self.objects.exists(path):
-            write_group(self.objects, spec.digest, {"spec": spec.model_dump(mode="json")})
+    def register(self, spec: FeatureSpec, backbone: str | None = None) -> None:
+        """Write the spec beside its features; entries may follow.
+
+        Args:
+            backbone: name or place of the backbone, for those who have to find it again.
+        """
+        if not self.objects.exists(f"{spec.digest}/zarr.json"):
+            write_group(self.objects, spec.digest, {"spec": spec.model_dump(mode="json"), "backbone": backbone})
+
+    def backbone_of(self, spec: FeatureSpec) -> str | None:
+        """Name or place of the backbone that a registered spec was read from, if it was told."""
+        backbone: str | None = read_group(self.objects, spec.digest).get("backbone")
+        return backbone
 
     def specs(self) -> list[FeatureSpec]:
         """Every spec that has been registered, by digest."""

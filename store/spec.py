@@ -108,6 +108,12 @@ class FeatureSpec(_Frozen):
                 raise ValueError(f"expected {name} within 0..{steps - 1} of {self.schedule}, got {values}")
         if missing := sorted(set(self.timesteps) - set(self.grid)):
             raise ValueError(f"timesteps {missing} are kept but not in the grid {self.grid}; add them to the grid")
+        if self.grid[-1] != self.timesteps[-1]:
+            raise ValueError(
+                f"the grid {self.grid} goes on behind {self.timesteps[-1]}, the last timestep that is kept"
+            )
+        if self.trajectory != "ddim" and (self.grid != self.timesteps or self.clip):
+            raise ValueError(f"a grid of its own and clipping belong to the ddim trajectory, not to {self.trajectory}")
         names = [block.name for block in self.blocks]
         if len(set(names)) != len(names):
             raise ValueError(f"expected every block once, got {names}")

@@ -107,6 +107,8 @@ def test_store_commands(run: Run, filled_store: FeatureStore, spec: FeatureSpec)
         ("extractor", ["run", "--dataset", "folder:.", "--store", "x", "--blocks", "4,x"], 2, "whole numbers"),
         ("extractor", ["reconstruct", "/no/such.png", "--out", "x"], 1, "cannot be read"),
         ("extractor", ["import-checkpoint", "/no/such.pt", "x"], 1, "no such file"),
+        ("extractor", ["pretrain", "--images", ".", "--out", "x", "--config", "/no/such"], 1, "No such file"),
+        ("extractor", ["reconstruct", "x.png", "--out", "y", "--grid", "a"], 1, "cannot be read"),
         ("interpreter", ["train", "--store", "/no/such", "--dataset", "a", "--out", "x"], 1, "no such store"),
         ("interpreter", ["evaluate", "--store", "/no/such", "--dataset", "a"], 1, "no such store"),
         ("store", ["ls", "/no/such"], 1, "no such store"),

@@ -136,7 +136,7 @@ def test_a_missing_mask_is_named(tmp_path: Path) -> None:
 
 def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
     touch(tmp_path, "a.png", "a.jpg")
-    with pytest.raises(DatasetError, match="two images are called 'a'"):
+    with pytest.raises(DatasetError, match="2 images are called 'a'"):
         load_dataset(f"folder:{tmp_path}")
 
 

@@ -84,6 +84,40 @@ def test_masks_of_0_and_1_and_of_16_bit() -> None:
     np.testing.assert_array_equal(decode_mask(encoded(Image.fromarray(mask.astype(np.uint8)), "PNG")), mask)
     np.testing.assert_array_equal(decode_mask(encoded(Image.fromarray(mask.astype(np.uint16) * 65535), "PNG")), mask)
     assert not decode_mask(encoded(Image.fromarray(np.zeros((5, 5), np.uint8)), "PNG")).any()
+    assert decode_mask(encoded(Image.fromarray(np.full((5, 5), 255, np.uint8)), "PNG")).all()
+
+
+def test_masks_in_any_two_values_and_any_colour() -> None:
+    mask = RGB[..., 0] > 128
+    red = Image.fromarray(mask.astype(np.uint8))
+    red.putpalette([0, 0, 0, 255, 0, 0])
+    painted = np.dstack([mask * 255, mask * 0, mask * 0]).astype(np.uint8)
+    kinds = {
+        "palette": encoded(red, "TIFF"),
+        "red": encoded(Image.fromarray(painted), "PNG"),
+        "16 bit of 255": encoded(Image.fromarray(mask.astype(np.uint16) * 255), "PNG"),
+        "32 bit": encoded(Image.fromarray(mask.astype(np.int32) * 255), "TIFF"),
+        "two": encoded(Image.fromarray(mask.astype(np.uint8) * 2), "PNG"),
+    }
+    for kind, data in kinds.items():
+        np.testing.assert_array_equal(decode_mask(data), mask, err_msg=kind)
+    soft = np.where(mask, 191, 64).astype(np.uint8)
+    soft[0, 0] = 0
+    np.testing.assert_array_equal(decode_mask(encoded(Image.fromarray(soft), "PNG"))[1:], mask[1:])
+
+
+def test_class_ids_are_no_binary_mask() -> None:
+    with pytest.raises(ImageError, match=r"ids\.png: expected a binary mask, found 4 values from 0 to 3"):
+        decode_mask(encoded(Image.fromarray(RGB[..., 0] // 64), "PNG"), "ids.png")
+
+
+def test_a_deep_tiff_that_lies_about_its_size_is_refused() -> None:
+    ok, data = cv2.imencode(".tiff", np.zeros((8, 8, 3), np.uint16))
+    assert ok
+    with pytest.raises(ImageTooLarge, match="8 x 8 pixels are more than 10"):
+        decode_image(data.tobytes(), max_pixels=10)
+    with pytest.raises(ImageError):
+        decode_image(data.tobytes()[:40])
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from extractor.photographs import CropDataset, PreparedPhotographs, find_images
 from extractor.photometric import photometric_change
 from extractor.pretraining import Pretraining, PretrainingSettings, noisy_pair
 from extractor.schedule import noise_schedule
-from store import Preprocessing
+from store import Clahe, Preprocessing
 from tests.conftest import draw_fundus
 
 SETTINGS = PretrainingSettings(
@@ -84,7 +84,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(photographs: PreparedPhotog
 def test_a_checkpoint_killed_between_its_two_renames_is_found(photographs: PreparedPhotographs, tmp_path: Path) -> None:
     run = Pretraining(SETTINGS, photographs, tmp_path / "run")
     run.run()
-    (tmp_path / "run" / "state").rename(tmp_path / "run" / "state.new")
+    (tmp_path / "run" / "state").rename(tmp_path / "run" / "state.old")
+    (tmp_path / "run" / "state.new").mkdir()  # begun, never finished
     assert Pretraining(SETTINGS, photographs, tmp_path / "run").step == 6
 
 
@@ -98,8 +99,28 @@ def test_a_folder_belongs_to_one_run(photographs: PreparedPhotographs, tmp_path:
 def test_gradients_of_several_batches_are_one_step(photographs: PreparedPhotographs, tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"accumulate": 2, "steps": 2, "batch": 2, "checkpoint_every": 2})
     run = Pretraining(settings, photographs, tmp_path / "run")
+    reported: list[int] = []
+    run.run(lambda step, _: reported.append(step))
+    assert reported == [1, 2]
+
+
+def test_sizes_that_do_not_fit_are_told_before_the_first_step(photographs: PreparedPhotographs, tmp_path: Path) -> None:
+    with pytest.raises(PretrainingError, match="crop 15 is not a multiple of the network's stride 2"):
+        Pretraining(SETTINGS.model_copy(update={"crop": 15}), photographs, tmp_path / "run")
+
+
+def test_a_finished_run_is_finished(photographs: PreparedPhotographs, tmp_path: Path) -> None:
+    run = Pretraining(SETTINGS, photographs, tmp_path / "run")
     run.run()
-    assert run.step == 2
+    shorter = Pretraining(SETTINGS.model_copy(update={"steps": 4}), photographs, tmp_path / "run")
+    shorter.run(lambda *_: pytest.fail("nothing was left to do"))
+    assert torch.equal(weights(run), weights(shorter))
+
+
+def test_photographs_prepared_otherwise_are_prepared_again(dataset_folder: Path, tmp_path: Path) -> None:
+    paths = find_images([dataset_folder / "images"])
+    plain, equalised = (PreparedPhotographs(paths, tmp_path, 32, Preprocessing(clahe=c)) for c in (None, Clahe()))
+    assert not np.array_equal(plain[0], equalised[0])
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from extractor.architectures import tiny_unet
 from extractor.backbone import Backbone
 from extractor.datasets import DataSet, load_dataset
 from extractor.diffusion import Diffusion
-from extractor.errors import BackboneError, DatasetError
+from extractor.errors import BackboneError, DatasetError, NonFiniteActivation
 from extractor.extraction import Extractor
 from extractor.runs import SizePlan, extract_dataset, plan_size, require_room
-from store import FeatureSpec, FeatureStore, SpecError, StoreFull
+from extractor.unet import build_unet
+from store import Encoding, FeatureSpec, FeatureStore, SpecError, StoreFull
 from tests.conftest import TINY, changed
 
 
@@ -58,6 +61,20 @@ def test_unusable_images_are_listed_and_the_rest_is_done(
     assert len(store.collections.read("mixed").samples) == 6
 
 
+def test_non_finite_features_stop_a_run(spec: FeatureSpec, backbone: Backbone, dataset_folder: Path) -> None:
+    broken = Backbone(build_unet(tiny_unet()), backbone.diffusion, tiny_unet())
+    broken.unet.up_blocks[0].resnets[0].conv1.weight[0] = np.inf
+    dataset = load_dataset(f"folder:{dataset_folder}", "eyes")
+    with pytest.raises(NonFiniteActivation, match="block_0 at timestep 1"):
+        extract_dataset(dataset, FeatureStore("memory://"), Extractor(broken, TINY.spec(backbone_like(broken, spec))))
+
+
+def backbone_like(broken: Backbone, spec: FeatureSpec) -> Backbone:
+    """The broken backbone, whose block shapes are known from the spec without running it."""
+    broken.blocks = lambda *_: spec.blocks  # type: ignore[method-assign]
+    return broken
+
+
 def test_a_data_set_without_a_usable_image_is_an_error(backbone: Backbone, spec: FeatureSpec, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"rubbish")
     with pytest.raises(DatasetError, match="none of the 1 images could be used"):
@@ -65,8 +82,9 @@ def test_a_data_set_without_a_usable_image_is_an_error(backbone: Backbone, spec:
 
 
 def test_the_features_do_not_depend_on_the_batch(backbone: Backbone, spec: FeatureSpec, dataset_folder: Path) -> None:
+    exact = replace(TINY, encoding=Encoding(kind="float32"))
     for trajectory in ("ddim", "stochastic"):
-        extractor = Extractor(backbone, TINY.along(trajectory).spec(backbone))  # type: ignore[arg-type]
+        extractor = Extractor(backbone, exact.along(trajectory).spec(backbone))  # type: ignore[arg-type]
         prepared = [extractor.prepare(p.read_bytes()) for p in sorted((dataset_folder / "images").iterdir())[:3]]
         together = extractor.features(prepared)
         for one, expected in zip(prepared, together, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from extractor.datasets import load_dataset
 from extractor.extraction import Extractor
 from extractor.runs import extract_dataset
 from interpreter.checkpoint import load_interpreter
-from interpreter.data import labelled_images, split_off, store_spec
+from interpreter.data import labelled_images, split_off, store_spec, without_duplicates
 from interpreter.errors import CheckpointError, ConfigurationError, TrainingDataError
 from interpreter.evaluation import evaluate
 from interpreter.network import InterpreterConfig
@@ -137,6 +138,14 @@ def test_missing_labels_are_told_with_those_there_are(filled_store: FeatureStore
         labelled_images(filled_store, "eyes", None, Task(name="x", targets=("cup",)))
     with pytest.raises(TrainingDataError, match="no image of split test"):
         labelled_images(filled_store, "eyes", "test", TASK)
+
+
+def test_one_photograph_under_two_names_is_one_image(filled_store: FeatureStore) -> None:
+    images = labelled_images(filled_store, "eyes", None, TASK)
+    assert without_duplicates([*images, *images]) == images
+    other = dataclasses.replace(images[0], sample=images[0].sample.model_copy(update={"masks": {"mask": "x"}}))
+    with pytest.raises(TrainingDataError, match="one photograph with different masks"):
+        without_duplicates([*images, other])
 
 
 def test_one_image_is_too_few(filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path) -> None:

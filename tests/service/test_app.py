@@ -182,6 +182,25 @@ def test_until_models_are_loaded_it_says_so_and_a_failure_too() -> None:
         assert post(client, png()).status_code == 503
 
 
+def test_an_undeclared_length_is_cut_off_as_it_arrives(client: TestClient) -> None:
+    def endless() -> Iterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
+        for _ in range(50):
+            yield b"0" * 10_000
+
+    response = client.post("/segment", content=endless(), headers={"Content-Type": "multipart/form-data; boundary=x"})
+    assert response.status_code == 413
+    assert "more than 200000 bytes" in response.json()["detail"]
+
+
+def test_a_store_that_cannot_be_reached_is_no_reason_not_to_answer(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    unreachable = FeatureStore(tmp_path / "file" / "store")
+    answer = Engine(engine.extractor, engine.interpreter, engine.card, unreachable).segment(png())
+    assert "could not be stored" in answer.warnings[-1]
+    np.testing.assert_array_equal(answer.labels, engine.segment(png()).labels)
+
+
 class FullStore(FeatureStore):
     """A store on a disk without room."""
 
