@@ -72,9 +72,9 @@ def run(
     from extractor.extraction import Extractor  # imported late: loading diffusers takes seconds
     from extractor.runs import extract_dataset, plan_size, require_room
 
-    data = _selected(load_dataset(dataset, name), split, limit)
     recipe = dataclasses.replace(_preset(preset), encoding=Encoding(kind=encoding), clip=clip)
     recipe = recipe.along(trajectory, seed).reading(_integers(timesteps), _integers(grid), _integers(blocks))
+    data = _selected(load_dataset(dataset, name), split, limit)
     source = backbone or recipe.backbone
     network = open_backbone(source, precision, device, class_label)
     spec = recipe.spec(network)

@@ -103,7 +103,8 @@ def test_store_commands(run: Run, filled_store: FeatureStore, spec: FeatureSpec)
     [
         ("extractor", ["run", "--dataset", "folder:/no/such", "--store", "x"], 1, "no such file or folder"),
         ("extractor", ["run", "--store", "x"], 2, "Missing option"),
-        ("extractor", ["run", "--dataset", "a:b", "--store", "x", "--preset", "huge"], 1, "expected ADAPTER:PATH"),
+        ("extractor", ["run", "--dataset", "a:b", "--store", "x"], 1, "expected ADAPTER:PATH"),
+        ("extractor", ["run", "--dataset", "a:b", "--store", "x", "--preset", "huge"], 2, "no preset 'huge'"),
         ("extractor", ["run", "--dataset", "folder:.", "--store", "x", "--blocks", "4,x"], 2, "whole numbers"),
         ("extractor", ["reconstruct", "/no/such.png", "--out", "x"], 1, "cannot be read"),
         ("extractor", ["import-checkpoint", "/no/such.pt", "x"], 1, "no such file"),

@@ -92,8 +92,9 @@ def test_the_demo_inverts_once(
     assert first["bytes_stored"] > 1e6
     assert second["bytes_stored"] == 0
     assert set(first["seconds"]) >= {"load", "decode", "invert", "interpret"}
-    assert Image.open(first["mask"]).size == (1411, 1411)
-    assert Image.open(first["overlay"]).mode == "RGB"
+    with Image.open(first["mask"]) as mask, Image.open(first["overlay"]) as overlay:
+        assert mask.size == overlay.size == (1411, 1411)
+        assert overlay.mode == "RGB"
     assert "not a medical device" in Path(first["report"]).read_text()
 
 
