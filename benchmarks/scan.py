@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true", help="a shorter sequence, one repeat; writes nothing")
     options = parser.parse_args()
-    channels, length, repeats = (64, 2048, 1) if options.quick else (256, 16384, 3)
+    channels, length, repeats = (64, 2048, 1) if options.quick else (256, 16384, 2)
     results = {state: measure(channels, length, state, repeats) for state in (16, 1)}
     lines = [
         "# Benchmarks",
