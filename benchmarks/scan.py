@@ -97,7 +97,7 @@ def main() -> None:
         )
     lines += [
         "",
-        "Most of the backward ratio is the reference's own: autograd fills a gradient of full length for every position.",
+        "Most of the backward ratio is the reference's own: autograd fills a full gradient for every position.",
     ]
     print("\n".join(lines))
     if not options.quick:
