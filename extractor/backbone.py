@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from extractor.diffusion import Diffusion
 from extractor.errors import BackboneError, NonFiniteActivation
 from extractor.schedule import NoiseSchedule
-from extractor.unet import build_unet, decoder_blocks, unet_config
+from extractor.unet import build_unet, decoder_blocks, stride, unet_config
 from store.spec import Block, Precision
 
 CONFIG_FILE = "config.json"
@@ -126,7 +126,7 @@ class Backbone:
     @property
     def stride(self) -> int:
         """Sides of images must be multiples of this."""
-        return int(2 ** (len(self.config["block_out_channels"]) - 1))
+        return stride(self.config)
 
     def require_resolution(self, resolution: int) -> None:
         """BackboneError unless images of this side fit."""
@@ -145,11 +145,10 @@ class Backbone:
                 f"no block {', '.join(unknown)} here; this backbone has {self.block_names[0]} .. {self.block_names[-1]}"
             )
         self.require_resolution(resolution)
-        stride = self.stride
         # Shapes scale with R, so the smallest legal image is enough to learn them.
-        probe = torch.zeros(1, 3, stride, stride, device=self.device)
+        probe = torch.zeros(1, 3, self.stride, self.stride, device=self.device)
         shapes = self.estimate(probe, 0, wanted, features_only=True).features
-        scale = resolution // stride
+        scale = resolution // self.stride
         ordered = [name for name in self.block_names if name in set(wanted)]
         return tuple(
             Block(name=name, channels=f.shape[1], height=f.shape[2] * scale, width=f.shape[3] * scale)

@@ -73,7 +73,7 @@ def decode_mask(data: bytes, name: str = "mask", max_pixels: int = MAX_PIXELS) -
     pixels = np.asarray(image) if image.mode.startswith("I") else np.asarray(_to_rgb(image)).max(axis=2)
     levels = np.unique(pixels)
     if len(levels) <= 2:
-        return np.asarray(pixels > levels[0]) if len(levels) == 2 or levels[0] == 0 else pixels > 0
+        return np.asarray(pixels > (levels[0] if len(levels) == 2 else 0))
     middle = 127 if levels[-1] <= 255 else int(levels[-1]) // 2
     if levels[-1] <= middle:
         raise ImageError(

@@ -35,7 +35,7 @@ from extractor.inversion import reconstruct, round_trip
 from extractor.photographs import CropDataset, PreparedPhotographs
 from extractor.preprocess import to_pixels
 from extractor.schedule import NoiseSchedule, noise_schedule
-from extractor.unet import build_unet
+from extractor.unet import build_unet, stride
 from store.spec import Preprocessing
 
 RECONSTRUCTION_GRID = (1, 10, 100, 500)
@@ -208,10 +208,10 @@ class Pretraining:
 
     def _require_fitting_sizes(self) -> None:
         settings = self.settings
-        stride = 2 ** (len(settings.unet["block_out_channels"]) - 1)
+        multiple = stride(settings.unet)
         for name, side in (("crop", settings.crop), ("resolution", settings.resolution)):
-            if side % stride:
-                raise PretrainingError(f"{name} {side} is not a multiple of the network's stride {stride}")
+            if side % multiple:
+                raise PretrainingError(f"{name} {side} is not a multiple of the network's stride {multiple}")
 
     def _require_same_settings(self) -> None:
         path = self.folder / "settings.json"

@@ -52,6 +52,11 @@ def unet_config(unet: UNet2DModel, own: Mapping[str, Any]) -> dict[str, Any]:
     return public | {key: own[key] for key in OWN_KEYS if own.get(key) is not None}
 
 
+def stride(config: Mapping[str, Any]) -> int:
+    """Sides of images must be multiples of this: each level but the last halves them."""
+    return int(2 ** (len(config["block_out_channels"]) - 1))
+
+
 def decoder_blocks(unet: UNet2DModel) -> dict[str, nn.Module]:
     """block_k -> the module whose output is guided-diffusion's ``output_blocks[k]``.
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Annotated
 
 import structlog
-from fastapi import Depends, FastAPI, Request, Response, UploadFile
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, JSONResponse
-from starlette.datastructures import UploadFile as StarletteUpload
+from starlette.datastructures import UploadFile
 from starlette.middleware.base import RequestResponseEndpoint
 from starlette.types import Message, Receive
 
@@ -177,7 +177,7 @@ async def _uploaded(request: Request) -> tuple[bytes, str]:
     limited = Request(request.scope, receive=_limited(request.receive, limit))
     async with limited.form(max_files=1, max_fields=10) as form:
         upload = form.get("image")
-        if not isinstance(upload, (UploadFile, StarletteUpload)):
+        if not isinstance(upload, UploadFile):
             raise NoImage("expected a file in the field 'image'")
         return await upload.read(), Path(upload.filename or "image").name
 

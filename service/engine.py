@@ -23,7 +23,7 @@ from interpreter.checkpoint import Card, load_interpreter
 from interpreter.network import Interpreter
 from interpreter.prediction import Prediction, segment
 from store.errors import DamagedEntry, MissingEntry, StoreFull
-from store.feature_store import Features, FeatureStore, Key, encode
+from store.feature_store import Features, FeatureStore, Key
 
 logger = structlog.get_logger(__name__)
 
@@ -151,22 +151,20 @@ class Engine:
         return None
 
     def _extracted(self, pixels: NDArray[np.uint8], name: str, key: Key, work: _Work) -> Features:
-        """Invert, encode as the store does, and store; an answer is given even if that fails."""
+        """Invert and store; an answer is given even if that fails. The maps are in the store's own type."""
         before = self.extractor.forwards
         with work.stage("prepare"):
             prepared = self.extractor.render(pixels, key, name)
         with work.stage("invert"):
-            raw = self.extractor.features([prepared])[0]
+            features = self.extractor.features([prepared])[0]
         work.forwards = self.extractor.forwards - before
         with work.stage("store"):
             try:
-                work.bytes_stored = self.store.write(self.extractor.spec, key, raw)
+                work.bytes_stored = self.store.write(self.extractor.spec, key, features)
             except (StoreFull, OSError) as error:
                 logger.warning("features could not be stored", problem=str(error))
                 work.warnings.append("features could not be stored; the next request inverts again")
-        spec = self.extractor.spec
-        encoded = {block: encode(maps, spec, block) for block, maps in raw.maps.items()}
-        return Features(encoded, raw.fov, raw.geometry)
+        return features
 
 
 def load_engine(

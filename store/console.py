@@ -45,8 +45,7 @@ def run(app: typer.Typer, *expected: type[Exception]) -> NoReturn:
     try:
         code = app(standalone_mode=False)
     except expected as error:
-        err.print(f"[bold red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
-        sys.exit(Exit.FAILED)
+        _fail(error, Exit.FAILED)
     except (typer.Abort, KeyboardInterrupt):
         err.print("interrupted; run the same command again to go on")
         sys.exit(Exit.INTERRUPTED)
@@ -55,26 +54,24 @@ def run(app: typer.Typer, *expected: type[Exception]) -> NoReturn:
         sys.exit(Exit.FAILED)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        err.print(f"[bold red]error:[/] {_plain(where)}: {_plain(first['msg'])}", highlight=False, soft_wrap=True)
-        sys.exit(Exit.USAGE)
+        _fail(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}", Exit.USAGE)
     except (OSError, json.JSONDecodeError) as error:
-        err.print(f"[bold red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
-        sys.exit(Exit.FAILED)
+        _fail(error, Exit.FAILED)
     except Exception as error:
-        if hasattr(error, "format_message") and not error.format_message():  # help was asked for and printed
-            sys.exit(getattr(error, "exit_code", Exit.USAGE))
-        if hasattr(error, "format_message"):  # click's usage errors
-            err.print(
-                f"[bold red]error:[/] {_plain(error.format_message())}; see --help", highlight=False, soft_wrap=True
-            )
-            sys.exit(getattr(error, "exit_code", Exit.USAGE))
-        raise
+        if not hasattr(error, "format_message"):
+            raise
+        code = getattr(error, "exit_code", Exit.USAGE)  # one of click's usage errors
+        if message := error.format_message():  # empty where help was asked for and printed
+            _fail(f"{message}; see --help", code)
+        sys.exit(code)
     sys.exit(code if isinstance(code, int) else Exit.OK)
 
 
-def _plain(message: object) -> str:
-    return str(message).replace("[", r"\[")
+def _fail(message: object, code: int) -> NoReturn:
+    """One line on stderr, and the end of the process."""
+    plain = str(message).replace("[", r"\[")  # file names are no markup
+    err.print(f"[bold red]error:[/] {plain}", highlight=False, soft_wrap=True)
+    sys.exit(code)
 
 
 def print_json(value: Any) -> None:
