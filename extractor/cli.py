@@ -13,13 +13,14 @@ from extractor.architectures import small_unet
 from extractor.datasets import ADAPTERS, DataSet, load_dataset, of_split
 from extractor.diffusion import Diffusion, Prediction
 from extractor.errors import ExtractorError
-from extractor.presets import PRESETS, Preset, open_backbone
+from extractor.presets import PRESETS, Preset, encoding_of, open_backbone
 from extractor.schedule import noise_schedule
 from store import console
+from store.codebook import DISTORTION
 from store.console import Exit
 from store.errors import StoreError
 from store.feature_store import FeatureStore
-from store.spec import ElementType, Encoding, Precision, Preprocessing, Trajectory
+from store.spec import EncodingName, Precision, Preprocessing, Trajectory
 from store.views import parse_views
 
 if TYPE_CHECKING:
@@ -55,7 +56,10 @@ def run(
     grid: Annotated[str | None, typer.Option(help="Timesteps to run the network at; the kept ones.")] = None,
     blocks: Annotated[str | None, typer.Option(help="Decoder blocks by index, such as 4,6,8; the preset's.")] = None,
     clip: Annotated[bool, typer.Option("--clip", help="Clip x0_hat to [-1, 1] at every step.")] = False,
-    encoding: Annotated[ElementType, typer.Option(help="Element type of stored features.")] = "float16",
+    encoding: Annotated[EncodingName, typer.Option(help="How features are stored; compact is smallest.")] = "float16",
+    codebook: Annotated[
+        Path | None, typer.Option(help="Of the compact encoding (fit-codebook); the backbone's own if not given.")
+    ] = None,
     precision: Annotated[Precision, typer.Option(help="Arithmetic of the network.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     views: Annotated[
@@ -72,13 +76,15 @@ def run(
     from extractor.extraction import Extractor  # imported late: loading diffusers takes seconds
     from extractor.runs import extract_dataset, plan_size, require_room
 
-    recipe = dataclasses.replace(_preset(preset), encoding=Encoding(kind=encoding), clip=clip)
-    recipe = recipe.along(trajectory, seed).reading(_integers(timesteps), _integers(grid), _integers(blocks))
+    recipe = dataclasses.replace(_preset(preset), clip=clip).along(trajectory, seed)
+    recipe = recipe.reading(_integers(timesteps), _integers(grid), _integers(blocks))
     data = _selected(load_dataset(dataset, name), split, limit)
     source = backbone or recipe.backbone
+    how, code = encoding_of(encoding, source, codebook)
     network = open_backbone(source, precision, device, class_label)
-    spec = recipe.spec(network)
+    spec = dataclasses.replace(recipe, encoding=how).spec(network)
     features = FeatureStore(store)
+    extractor = Extractor(network, spec, code)
     renderings = parse_views(views)
     entries = len(data.photographs) * len(renderings)
     size = plan_size(data, features, spec, renderings, overwrite=overwrite)
@@ -87,12 +93,12 @@ def run(
         return
     if not ignore_space:
         require_room(size)
-    features.register(spec, backbone=str(Path(source).resolve()) if Path(source).is_dir() else source)
+    features.register(spec, str(Path(source).resolve()) if Path(source).is_dir() else source, code)
     with console.progress(f"extracting {data.name}", entries, quiet=as_json) as advance:
         report = extract_dataset(
             data,
             features,
-            Extractor(network, spec),
+            extractor,
             views=renderings,
             overwrite=overwrite,
             part_of_a_set=split is not None or limit is not None,
@@ -101,6 +107,58 @@ def run(
     _say_report(report, data.name, spec.digest, as_json)
     if report.failed:
         raise typer.Exit(Exit.PARTIAL)
+
+
+@app.command(
+    "fit-codebook",
+    epilog="Example: extractor fit-codebook --dataset folder:photos --out codebook.safetensors && "
+    "extractor run --dataset folder:photos --store features.zarr --encoding compact --codebook codebook.safetensors",
+)
+def fit_codebook_command(
+    dataset: Annotated[
+        list[str],
+        typer.Option(help="Photographs to fit to, ADAPTER:PATH; may be given again.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option(help="The codebook's file.", show_default=False)],
+    photographs: Annotated[int, typer.Option(min=1, help="How many of each data set, evenly spread.")] = 16,
+    distortion: Annotated[
+        float, typer.Option(min=1e-6, max=0.999, help="Share of the maps' variance that may be lost.")
+    ] = DISTORTION,
+    preset: Annotated[str, typer.Option(help=f"Recipe: {', '.join(PRESETS)}.")] = "small",
+    backbone: Annotated[
+        str | None, typer.Option(help="Shipped name, folder or hub id; the preset's if not given.")
+    ] = None,
+    trajectory: Annotated[Trajectory, typer.Option(help="How the noise grid is walked.")] = "ddim",
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise; stochastic only.")] = 0,
+    timesteps: Annotated[str | None, typer.Option(help="Timesteps to keep; the preset's.")] = None,
+    grid: Annotated[str | None, typer.Option(help="Timesteps to run the network at; the kept ones.")] = None,
+    blocks: Annotated[str | None, typer.Option(help="Decoder blocks by index; the preset's.")] = None,
+    precision: Annotated[Precision, typer.Option(help="Arithmetic of the network.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Fit the codebook of the compact encoding to some photographs; they need no labels."""
+    from extractor.calibration import evenly_spread, fit_codebook
+
+    recipe = _preset(preset).along(trajectory, seed)
+    recipe = recipe.reading(_integers(timesteps), _integers(grid), _integers(blocks))
+    chosen = [one for source in dataset for one in evenly_spread(load_dataset(source).photographs, photographs)]
+    network = open_backbone(backbone or recipe.backbone, precision, device)
+    with console.progress("fitting", len(chosen), quiet=as_json) as advance:
+        code = fit_codebook(network, recipe, chosen, distortion, lambda name: advance(1, name))
+    code.save(out)
+    spec = recipe.spec(network).encoded_as(code.encoding)
+    report = {
+        "codebook": code.digest,
+        "file": str(out),
+        "components": {name: len(one.bits) for name, one in code.blocks.items()},
+        "float32_over_compact_before_the_lossless_codec": spec.float32_bytes() / spec.entry_bytes(),
+    }
+    if as_json:
+        console.print_json(report)
+        return
+    kept = ", ".join(f"{name} {len(one.bits)} of {len(one.mean)}" for name, one in code.blocks.items())
+    console.out.print(f"{out}: codebook {code.digest[:12]}; components kept: {kept}", soft_wrap=True)
 
 
 @app.command(epilog="Example: extractor pretrain --images photos --images more --out runs/backbone --steps 20000")

@@ -21,6 +21,9 @@ from extractor.images import MAX_PIXELS, decode_image, image_id
 from extractor.inversion import Step, anchor, diffuse, invert
 from extractor.photometric import camera_rendering
 from extractor.preprocess import NetworkInput, preprocess
+from store.codebook import Codebook
+from store.codecs import codec_for
+from store.encoded import Encoded, stacked
 from store.feature_store import Features, Key
 from store.spec import FeatureSpec
 from store.views import IDENTITY, flipped_axes, photometric_seed
@@ -40,18 +43,21 @@ class Extractor:
     Args:
         backbone: the network; its fingerprint must be the spec's.
         spec: what is read.
+        codebook: of the compact encoding.
 
     Attributes:
+        codec: encodes the maps.
         forwards: network forwards so far, counted by image and grid step.
     """
 
-    def __init__(self, backbone: Backbone, spec: FeatureSpec) -> None:
+    def __init__(self, backbone: Backbone, spec: FeatureSpec, codebook: Codebook | None = None) -> None:
         if backbone.fingerprint != spec.backbone:
             raise BackboneError(
                 f"the spec was made with backbone {spec.backbone[:12]}, this one is {backbone.fingerprint[:12]}"
             )
         self.backbone = backbone
         self.spec = spec
+        self.codec = codec_for(spec, codebook)
         self.forwards = 0
 
     def prepare(self, data: bytes, name: str = "image", max_pixels: int = MAX_PIXELS, view: str = IDENTITY) -> Prepared:
@@ -70,29 +76,30 @@ class Extractor:
         """Features of several photographs in one batch.
 
         Returns:
-            For each photograph, maps (t, c, h, w) on the host, in the spec's element type: they are
-            rounded on the device, before they are copied.
+            For each photograph its maps on the host, as the spec's encoding has them: they are
+            encoded on the device, before they are copied.
 
         Raises:
             NonFiniteActivation: names block and timestep.
+            NonFiniteFeatures: numbers that the encoding cannot hold.
         """
-        spec, count = self.spec, len(prepared)
         x0 = torch.cat([one.input.x0 for one in prepared]).to(self.backbone.device)
-        element = getattr(torch, spec.encoding.kind)
-        maps = {
-            b.name: torch.empty(count, len(spec.timesteps), b.channels, b.height, b.width, dtype=element)
-            for b in spec.blocks
-        }
-        for i, step in enumerate(self._walk(x0, prepared)):
-            for name, feature in step.features.items():
-                maps[name][:, i] = feature.to(element)
-        self.forwards += count * len(spec.grid)
+        steps: dict[str, list[Encoded]] = {block.name: [] for block in self.spec.blocks}
+        for step in self.walk(x0, prepared):
+            for name, maps in step.features.items():
+                steps[name].append(self.codec.encode(name, maps))
+        self.forwards += len(prepared) * len(self.spec.grid)
         return [
-            Features({name: m[i].numpy() for name, m in maps.items()}, one.input.fov, one.input.geometry)
+            Features(
+                {name: stacked([encoded[i] for encoded in at]) for name, at in steps.items()},
+                one.input.fov,
+                one.input.geometry,
+            )
             for i, one in enumerate(prepared)
         ]
 
-    def _walk(self, x0: torch.Tensor, prepared: Sequence[Prepared]) -> Iterator[Step]:
+    def walk(self, x0: torch.Tensor, prepared: Sequence[Prepared]) -> Iterator[Step]:
+        """The spec's trajectory of x0, float32 (b, 3, R, R), with the maps at every kept timestep."""
         spec, blocks = self.spec, [block.name for block in self.spec.blocks]
         match spec.trajectory:
             case "ddim":

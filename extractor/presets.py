@@ -12,13 +12,24 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from extractor.errors import BackboneError
+from store.codebook import Codebook, load_codebook
 from store.errors import SpecError
-from store.spec import Encoding, FeatureSpec, Precision, Preprocessing, Trajectory
+from store.spec import (
+    AffineEncoding,
+    Encoding,
+    EncodingName,
+    FeatureSpec,
+    FloatEncoding,
+    Precision,
+    Preprocessing,
+    Trajectory,
+)
 
 if TYPE_CHECKING:  # loading diffusers takes seconds; recipes are read without it
     from extractor.backbone import Backbone
 
 MODELS = Path(__file__).parent / "models"
+CODEBOOK_FILE = "codebook.safetensors"
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,7 @@ class Preset:
     clip: bool = False
     seed: int | None = None
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
-    encoding: Encoding = field(default_factory=Encoding)
+    encoding: Encoding = field(default_factory=FloatEncoding)
 
     def spec(self, backbone: Backbone) -> FeatureSpec:
         """The FeatureSpec of this recipe read from this backbone; SpecError if it cannot be meant."""
@@ -104,6 +115,23 @@ def paper() -> Preset:
     """
     timesteps = (1, 10, 100, 500)
     return Preset("paper", "backbone_512", timesteps, timesteps, blocks=tuple(range(11, 21)), resolution=512)
+
+
+def encoding_of(name: EncodingName, backbone: str, codebook: Path | None = None) -> tuple[Encoding, Codebook | None]:
+    """An encoding by name, and the codebook of the compact one.
+
+    Args:
+        backbone: the one whose codebook is taken where none is given: ``codebook.safetensors`` beside its weights.
+        codebook: a file that ``extractor fit-codebook`` made.
+
+    Raises:
+        MissingEntry: the encoding is compact and there is no codebook.
+    """
+    if name == "compact":
+        shipped = MODELS / backbone if "/" not in backbone else Path(backbone)
+        code = load_codebook(codebook or shipped / CODEBOOK_FILE)
+        return code.encoding, code
+    return (AffineEncoding() if name == "int8" else FloatEncoding(kind=name)), None
 
 
 PRESETS = {"small": small, "paper": paper}

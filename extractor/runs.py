@@ -7,12 +7,10 @@ threads of their own, so that at most a few photographs are in memory.
 
 from __future__ import annotations
 
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 from extractor.datasets import DataSet, Photograph
@@ -82,9 +80,7 @@ def plan_size(
         except ImageError:
             continue  # the run will list it
         todo += sum(overwrite or not store.has(spec, Key(name, view)) for view in views)
-    per_value = spec.encoding.bytes_per_value * len(spec.timesteps)
-    by_block = {block.name: block.values * per_value for block in spec.blocks}
-    return SizePlan(todo, by_block, _free_bytes(store))
+    return SizePlan(todo, spec.block_bytes(), store.objects.free_bytes())
 
 
 def require_room(plan: SizePlan) -> None:
@@ -194,10 +190,3 @@ def _record(
         group=photograph.group,
         masks=masks,
     )
-
-
-def _free_bytes(store: FeatureStore) -> int | None:
-    folder = Path(store.location)
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return shutil.disk_usage(folder).free if "://" not in store.location else None

@@ -12,10 +12,13 @@ from safetensors.torch import load_file, save_file
 from interpreter.errors import CheckpointError
 from interpreter.network import Interpreter, InterpreterConfig
 from interpreter.task import Task
-from store.spec import FeatureSpec
+from store.codebook import load_codebook
+from store.errors import StoreError
+from store.spec import FeatureSpec, TransformEncoding
 
 CARD_FILE = "interpreter.json"
 WEIGHTS_FILE = "interpreter.safetensors"
+CODEBOOK_FILE = "codebook.safetensors"
 MODELS = Path(__file__).parent / "models"
 
 
@@ -48,10 +51,12 @@ class Card(BaseModel):
 
 
 def save_interpreter(folder: Path, interpreter: Interpreter, card: Card) -> None:
-    """Write weights (float16) and card; the card last."""
+    """Write weights (float16), codebook and card; the card last."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {k: v.detach().to("cpu", torch.float16).contiguous() for k, v in interpreter.state_dict().items()}
     save_file(weights, folder / WEIGHTS_FILE)
+    if interpreter.codebook is not None:
+        interpreter.codebook.save(folder / CODEBOOK_FILE)
     partial = folder / f"{CARD_FILE}.tmp"
     partial.write_text(card.model_dump_json(indent=2) + "\n")
     partial.rename(folder / CARD_FILE)
@@ -74,7 +79,13 @@ def load_interpreter(name: str | Path) -> tuple[Interpreter, Card]:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise CheckpointError(f"{folder / CARD_FILE}: {where}: {first['msg']}") from error
-    interpreter = Interpreter(card.spec, card.config)
+    codebook = None
+    if isinstance(card.spec.encoding, TransformEncoding):
+        try:
+            codebook = load_codebook(folder / CODEBOOK_FILE)
+        except StoreError as error:
+            raise CheckpointError(f"{name}: {error}") from error
+    interpreter = Interpreter(card.spec, card.config, codebook)
     try:
         weights = load_file(folder / WEIGHTS_FILE)
         interpreter.load_state_dict({k: v.float() for k, v in weights.items()})

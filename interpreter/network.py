@@ -20,6 +20,9 @@ from torch.nn import functional
 
 from interpreter.errors import ConfigurationError
 from interpreter.vss import Variant, VssBlock
+from store.codebook import Codebook
+from store.codecs import codec_for
+from store.encoded import Encoded
 from store.spec import FeatureSpec
 
 
@@ -109,11 +112,13 @@ class Interpreter(nn.Module):
     Args:
         spec: what its features are; decides levels and widths.
         config: its free choices.
+        codebook: of features in the compact encoding.
     """
 
-    def __init__(self, spec: FeatureSpec, config: InterpreterConfig) -> None:
+    def __init__(self, spec: FeatureSpec, config: InterpreterConfig, codebook: Codebook | None = None) -> None:
         super().__init__()
-        self.spec, self.config = spec, config
+        self.spec, self.config, self.codebook = spec, config, codebook
+        self.codec = codec_for(spec, codebook)
         self.levels: dict[int, list[str]] = {}
         channels: dict[int, int] = {}
         for block in sorted(spec.blocks, key=lambda block: block.height):
@@ -136,6 +141,20 @@ class Interpreter(nn.Module):
     def parameter_count(self) -> int:
         """Number of weights."""
         return sum(p.numel() for p in self.parameters())
+
+    def read(self, maps: Mapping[str, Encoded], t: torch.Tensor) -> torch.Tensor:
+        """Class scores of stored features, decoded on this network's device.
+
+        Args:
+            maps: {block: Encoded (b, k, h, w)} of one timestep for each image.
+            t: (b,), timestep of each image.
+
+        Returns:
+            Logits, float32 (b, n, R, R).
+        """
+        device = self.head.weight.device
+        logits: torch.Tensor = self({n: self.codec.decode(n, m, device) for n, m in maps.items()}, t.to(device))
+        return logits
 
     def forward(self, maps: Mapping[str, torch.Tensor], t: torch.Tensor) -> torch.Tensor:
         """Class scores.

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from interpreter.network import Interpreter
+from store.encoded import Encoded
 from store.feature_store import Features
 from store.geometry import Geometry, Interpolation
 
@@ -54,14 +55,12 @@ def vote(probabilities: NDArray[np.float32]) -> Prediction:
 
 
 @torch.inference_mode()
-def predict(interpreter: Interpreter, maps: Mapping[str, NDArray[np.floating]]) -> Prediction:
-    """Read stored maps {block: (t, c, h, w)} at every timestep of the spec and vote."""
-    device = next(interpreter.parameters()).device
+def predict(interpreter: Interpreter, maps: Mapping[str, Encoded]) -> Prediction:
+    """Read stored maps {block: Encoded (t, k, h, w)} at every timestep of the spec and vote."""
     interpreter.eval()
     probabilities = []
     for i, t in enumerate(interpreter.spec.timesteps):
-        at_t = {name: torch.from_numpy(np.ascontiguousarray(m[i : i + 1])).to(device) for name, m in maps.items()}
-        logits = interpreter(at_t, torch.tensor([t], device=device))
+        logits = interpreter.read({name: m[i : i + 1] for name, m in maps.items()}, torch.tensor([t]))
         probabilities.append(torch.softmax(logits, dim=1)[0].cpu().numpy())
     return vote(np.stack(probabilities))
 

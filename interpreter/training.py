@@ -101,7 +101,7 @@ class Training:
         self._truths = {image.key.image_id: self._truth(image) for image in self.train_images}
         torch.manual_seed(settings.seed)
         self.device = torch.device(device)
-        self.network = Interpreter(spec, config).to(self.device)
+        self.network = Interpreter(spec, config, store.codebook(spec)).to(self.device)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=settings.learning_rate)
         self._card = Card(
             spec=spec,
@@ -161,7 +161,8 @@ class Training:
         return stream(self.store, self.spec, plans, start=self.next_batch)
 
     def _step(self, batch: Batch) -> float:
-        maps = {name: torch.from_numpy(m[:, 0]).to(self.device) for name, m in batch.maps.items()}
+        codec = self.network.codec
+        maps = {name: codec.decode(name, m[:, 0], self.device) for name, m in batch.maps.items()}
         truths = self.truths(batch)
         labels = torch.from_numpy(np.stack([labels for labels, _ in truths])).to(self.device).long()
         inside = torch.from_numpy(np.stack([inside for _, inside in truths])).to(self.device)

@@ -160,6 +160,7 @@ class Engine:
         work.forwards = self.extractor.forwards - before
         with work.stage("store"):
             try:
+                self.store.register(self.extractor.spec, self.card.backbone, self.interpreter.codebook)
                 work.bytes_stored = self.store.write(self.extractor.spec, key, features)
             except (StoreFull, OSError) as error:
                 logger.warning("features could not be stored", problem=str(error))
@@ -173,5 +174,5 @@ def load_engine(
     """Load an interpreter, the backbone it reads, and the store."""
     interpreter, card = load_interpreter(model)
     network = open_backbone(backbone or card.backbone, card.spec.precision, device)
-    extractor = Extractor(network, card.spec)
+    extractor = Extractor(network, card.spec, interpreter.codebook)
     return Engine(extractor, interpreter.to(device), card, FeatureStore(store), max_pixels)

@@ -1,7 +1,9 @@
 """Deterministic diffusion features, kept: specs, geometry, Zarr layout, batches through Dask."""
 
 from store.batches import Batch, Plan, lazy_maps, plan_epoch, stream
+from store.codebook import Codebook, Moments, load_codebook
 from store.collection import Collection, Collections, Sample
+from store.encoded import Encoded
 from store.errors import (
     DamagedEntry,
     FormatError,
@@ -11,29 +13,45 @@ from store.errors import (
     SpecMismatch,
     StoreError,
     StoreFull,
+    StoreUnavailable,
 )
 from store.feature_store import FeatureEntry, Features, FeatureStore, Key
 from store.geometry import Geometry, Interpolation
-from store.spec import Block, Clahe, Encoding, FeatureSpec, Preprocessing, parse_spec
+from store.spec import (
+    AffineEncoding,
+    Block,
+    Clahe,
+    Encoding,
+    FeatureSpec,
+    FloatEncoding,
+    Preprocessing,
+    TransformEncoding,
+    parse_spec,
+)
 from store.views import parse_views
 
 __all__ = [
+    "AffineEncoding",
     "Batch",
     "Block",
     "Clahe",
+    "Codebook",
     "Collection",
     "Collections",
     "DamagedEntry",
+    "Encoded",
     "Encoding",
     "FeatureEntry",
     "FeatureSpec",
     "FeatureStore",
     "Features",
+    "FloatEncoding",
     "FormatError",
     "Geometry",
     "Interpolation",
     "Key",
     "MissingEntry",
+    "Moments",
     "NonFiniteFeatures",
     "Plan",
     "Preprocessing",
@@ -42,7 +60,10 @@ __all__ = [
     "SpecMismatch",
     "StoreError",
     "StoreFull",
+    "StoreUnavailable",
+    "TransformEncoding",
     "lazy_maps",
+    "load_codebook",
     "parse_spec",
     "parse_views",
     "plan_epoch",

@@ -1,25 +1,32 @@
 """Features in batches, read through Dask.
 
-b  images in a batch      t  timesteps of each      c, h, w  channels and size of a block's map
+b  images in a batch        t  timesteps of each         c, h, w  channels and size of a block's map
+k  stored planes: channels, or components of the compact encoding
 
-Nothing is read until a batch is computed; reading runs on Dask's threaded scheduler (the codecs
-release the GIL) in the background, ``prefetch`` batches ahead and no further.
+Nothing is read until a batch is computed. Reading runs on Dask's threaded scheduler (the codecs
+release the GIL) or on a Dask client whose workers are threads of this process, in the background,
+``prefetch`` batches ahead and no further.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dask
 import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
-from store.feature_store import FeatureEntry, FeatureStore, Key, timestep_indices
+from store.encoded import Encoded, stacked
+from store.errors import SpecError
+from store.feature_store import STORED_TYPES, FeatureEntry, FeatureStore, Key
 from store.spec import FeatureSpec
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 
 class Batch(NamedTuple):
@@ -29,13 +36,13 @@ class Batch(NamedTuple):
         position: position in the epoch, from 0.
         keys: b images.
         timesteps: (b, t), the timesteps of each image's maps.
-        maps: {block: (b, t, c, h, w)} in the store's element type.
+        maps: {block: Encoded (b, t, k, h, w)}; the spec's codec makes feature maps of them.
     """
 
     position: int
     keys: tuple[Key, ...]
     timesteps: NDArray[np.int64]
-    maps: dict[str, NDArray[np.floating]]
+    maps: dict[str, Encoded]
 
 
 class Plan(NamedTuple):
@@ -43,29 +50,6 @@ class Plan(NamedTuple):
 
     keys: tuple[Key, ...]
     timesteps: NDArray[np.int64]
-
-
-def lazy_maps(
-    store: FeatureStore, spec: FeatureSpec, plan: Plan, blocks: Sequence[str] | None = None
-) -> dict[str, da.Array]:
-    """{block: dask array (b, t, c, h, w)}; computing it reads the planned timesteps and no others."""
-    entries = [store.entry(spec, key) for key in plan.keys]
-    names = [block.name for block in spec.blocks] if blocks is None else list(blocks)
-    return {name: _lazy_block(spec, entries, plan, name) for name in names}
-
-
-def _lazy_block(spec: FeatureSpec, entries: Sequence[FeatureEntry], plan: Plan, block: str) -> da.Array:
-    rows = []
-    for entry, key, timesteps in zip(entries, plan.keys, plan.timesteps, strict=True):
-        stored = entry.array(block)
-        lazy = da.from_array(
-            stored,
-            chunks=stored.chunks,
-            name=f"{block}-{key.view}-{key.image_id[:16]}-{spec.digest[:16]}",
-            meta=np.empty((0,) * 4, dtype=stored.dtype),
-        )
-        rows.append(da.stack([lazy[i] for i in timestep_indices(spec, [int(t) for t in timesteps])]))
-    return da.stack(rows)
 
 
 def plan_epoch(
@@ -107,20 +91,28 @@ def stream(
     *,
     start: int = 0,
     prefetch: int = 2,
+    client: Client | None = None,
 ) -> Iterator[Batch]:
     """Read the planned batches in order, ``prefetch`` of them ahead.
 
     Args:
+        blocks: names; all of the spec's if None.
         start: first batch; an epoch that was left after batch n goes on with ``start=n + 1``.
         prefetch: batches in flight; memory holds at most ``prefetch + 1``.
+        client: a Dask client whose workers are threads of this process
+            (``Client(processes=False)``); the threaded scheduler if None.
 
     Raises:
         DamagedEntry, MissingEntry: from the batch that is damaged or gone.
+        SpecError: the client's workers are processes of their own, which would send every map through a socket.
     """
+    if client is not None:
+        _require_threads(client)
+    names = [block.name for block in spec.blocks] if blocks is None else list(blocks)
 
     def load(index: int) -> Batch:
         plan = plans[index]
-        return Batch(index, plan.keys, plan.timesteps, compute(lazy_maps(store, spec, plan, blocks)))
+        return Batch(index, plan.keys, plan.timesteps, _read(store, spec, plan, names, client))
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as reader:
         waiting: deque[Future[Batch]] = deque()
@@ -137,7 +129,86 @@ def stream(
                 pending.cancel()
 
 
-def compute(maps: Mapping[str, da.Array]) -> dict[str, NDArray[np.floating]]:
-    """Read all maps at once on the threaded scheduler."""
-    values = dask.compute(*maps.values(), scheduler="threads")
-    return dict(zip(maps, values, strict=True))
+def _read(
+    store: FeatureStore, spec: FeatureSpec, plan: Plan, names: Sequence[str], client: Client | None
+) -> dict[str, Encoded]:
+    """{block: Encoded (b, t, k, h, w)}; one task for each block of each image."""
+    entries = [store.entry(spec, key) for key in plan.keys]
+    if client is not None:
+        return _read_with(client, entries, plan, names)
+    # Every task writes into its own slice, so that nothing is copied once it has been decoded.
+    shape = plan.timesteps.shape
+    element = STORED_TYPES[spec.encoding.kind]
+    targets = {name: np.empty((*shape, *spec.stored_shape(name)[1:]), element) for name in names}
+    tasks = [
+        dask.delayed(_encoded, pure=False)(entry, name, timesteps, targets[name][i])
+        for i, (entry, timesteps) in enumerate(zip(entries, plan.timesteps, strict=True))
+        for name in names
+    ]
+    parts = dask.compute(*tasks, scheduler="threads", optimize_graph=False)
+    maps = {}
+    for position, name in enumerate(names):
+        rows = parts[position :: len(names)]
+        maps[name] = Encoded(targets[name], _beside(rows, "scale"), _beside(rows, "offset"))
+    return maps
+
+
+def _read_with(client: Client, entries: Sequence[FeatureEntry], plan: Plan, names: Sequence[str]) -> dict[str, Encoded]:
+    tasks = [(entry, name, steps) for name in names for entry, steps in zip(entries, plan.timesteps, strict=True)]
+    parts = client.gather([client.submit(_encoded, *task, None, pure=False) for task in tasks])
+    return {name: stacked(parts[i * len(entries) : (i + 1) * len(entries)]) for i, name in enumerate(names)}
+
+
+def _encoded(entry: FeatureEntry, block: str, timesteps: NDArray[np.int64], out: NDArray[Any] | None) -> Encoded:
+    return entry.encoded(block, [int(t) for t in timesteps], out)
+
+
+def _beside(parts: Sequence[Encoded], parameter: str) -> NDArray[np.float32] | None:
+    values = [getattr(part, parameter) for part in parts]
+    return None if values[0] is None else np.stack(values)
+
+
+def _require_threads(client: Client) -> None:
+    addresses = list(client.scheduler_info()["workers"])
+    if foreign := [address for address in addresses if not address.startswith("inproc://")]:
+        raise SpecError(
+            f"the workers {', '.join(foreign[:3])} are processes of their own; reading wants threads: "
+            "Client(processes=False)"
+        )
+
+
+def lazy_maps(
+    store: FeatureStore, spec: FeatureSpec, plan: Plan, blocks: Sequence[str] | None = None
+) -> dict[str, da.Array]:
+    """{block: dask array, float32 (b, t, c, h, w)}: feature maps, decoded.
+
+    Nothing but the entries' metadata is read here; computing an array, or a part of it, reads the
+    planned timesteps and no others, one chunk for each image and timestep.
+    """
+    entries = [store.entry(spec, key) for key in plan.keys]
+    names = [block.name for block in spec.blocks] if blocks is None else list(blocks)
+    return {name: da.stack([_lazy(spec, e, k, t, name) for e, k, t in _rows(entries, plan)]) for name in names}
+
+
+def _rows(entries: Sequence[FeatureEntry], plan: Plan) -> list[tuple[FeatureEntry, Key, list[int]]]:
+    timesteps = [[int(t) for t in row] for row in plan.timesteps]
+    return list(zip(entries, plan.keys, timesteps, strict=True))
+
+
+def _lazy(spec: FeatureSpec, entry: FeatureEntry, key: Key, timesteps: list[int], name: str) -> da.Array:
+    """(t, c, h, w) of one image."""
+    block = spec.block(name)
+    shape = (block.channels, block.height, block.width)
+    label = f"{name}-{key.view}-{key.image_id}-{spec.digest}"
+    read = dask.delayed(_map_at, pure=True)
+    return da.stack(
+        [
+            da.from_delayed(read(entry, name, t, dask_key_name=f"{label}-{t}"), shape, dtype=np.float32)
+            for t in timesteps
+        ]
+    )
+
+
+def _map_at(entry: FeatureEntry, block: str, t: int) -> NDArray[np.float32]:
+    maps: NDArray[np.float32] = entry.read(block, [t])[0]
+    return maps

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from store import console
 from store.console import Exit
-from store.errors import DamagedEntry, MissingEntry, StoreError
-from store.feature_store import FeatureStore, Key
+from store.errors import StoreError
+from store.feature_store import FeatureStore
 from store.spec import FeatureSpec
 
 app = typer.Typer(
@@ -35,10 +35,7 @@ def list_entries(path: StorePath, spec: SpecOption = None, as_json: AsJson = Fal
     rows: list[dict[str, Any]] = []
     for one in _specs(store, spec):
         for key in store.keys(one):
-            try:
-                size: int | None = store.entry(one, key).bytes
-            except (MissingEntry, DamagedEntry):
-                size = None
+            size = store.stored_bytes(one, key)
             rows.append(
                 {
                     "spec": one.digest,
@@ -118,9 +115,8 @@ def _image_names(store: FeatureStore) -> dict[str, str]:
 
 
 def _spec_info(store: FeatureStore, spec: FeatureSpec) -> dict[str, Any]:
-    complete: list[Key] = [key for key in store.keys(spec) if store.has(spec, key)]
-    stored = sum(store.entry(spec, key).bytes for key in complete)
-    as_float32 = len(complete) * len(spec.timesteps) * 4 * sum(block.values for block in spec.blocks)
+    sizes = [size for key in store.keys(spec) if (size := store.stored_bytes(spec, key)) is not None]
+    stored = sum(sizes)
     return {
         "digest": spec.digest,
         "trajectory": spec.trajectory,
@@ -128,9 +124,9 @@ def _spec_info(store: FeatureStore, spec: FeatureSpec) -> dict[str, Any]:
         "blocks": [block.name for block in spec.blocks],
         "encoding": spec.encoding.kind,
         "resolution": spec.resolution,
-        "entries": len(complete),
+        "entries": len(sizes),
         "bytes": stored,
-        "ratio_to_float32": as_float32 / stored if stored else None,
+        "ratio_to_float32": len(sizes) * spec.float32_bytes() / stored if stored else None,
     }
 
 

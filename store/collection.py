@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from store.entries import ArrayToWrite, Entry, read_group, write_entry, write_group
+from store.arrays import ArrayToWrite
+from store.entries import Entry, read_group, write_entry, write_group
 from store.errors import DamagedEntry, MissingEntry
 from store.objects import Objects
 
@@ -101,9 +102,9 @@ class Collections:
         try:
             Entry(self.objects, path)
         except (MissingEntry, DamagedEntry):
-            write_entry(self.objects, path, {"mask": ArrayToWrite(mask, ("y", "x"), mask.shape)}, {})
+            write_entry(self.objects, path, {"mask": ArrayToWrite(mask, ("y", "x"))}, {})
         return digest
 
     def mask(self, digest: str) -> NDArray[np.bool_]:
         """A native mask, bool (H, W)."""
-        return Entry(self.objects, f"{LABELS}/{digest}").array("mask")[...].astype(np.bool_)
+        return Entry(self.objects, f"{LABELS}/{digest}").array("mask").read().astype(np.bool_)

@@ -7,7 +7,8 @@ StoreError
 ├── DamagedEntry           features that were written and are no longer what they were
 ├── FormatError            a store of a format that this version does not read
 ├── NonFiniteFeatures      NaN or infinity where a number was expected
-└── StoreFull              no room left for what is to be written
+├── StoreFull              no room left for what is to be written
+└── StoreUnavailable       the storage refuses or does not answer
 """
 
 
@@ -41,3 +42,7 @@ class NonFiniteFeatures(StoreError, ArithmeticError):
 
 class StoreFull(StoreError, OSError):
     """There is no room for the bytes that are to be written."""
+
+
+class StoreUnavailable(StoreError, OSError):
+    """Object storage that refuses, fails or does not answer in time."""

@@ -1,32 +1,54 @@
 """The feature store: feature maps under the spec that made them and the image they belong to.
 
-    <store>/<spec digest>/                  group; attributes hold the spec
-    <store>/<spec digest>/<image_id>/<view>/   entry: one array (t, c, h, w) for each block, and fov
-    <store>/datasets/<name>/                collections
-    <store>/labels/<digest>/                masks
+    <store>/zarr.json                          group; attributes hold the format
+    <store>/<spec digest>/                     group; attributes hold the spec
+    <store>/<spec digest>/codebook/            of the compact encoding
+    <store>/<spec digest>/<image_id>/<view>/   entry: one array (t, k, h, w) for each block, and fov
+    <store>/datasets/<name>/                   collections
+    <store>/labels/<digest>/                   masks
+    <store>/used/, claims/, runs/              when entries were used, who makes them, how they were made
 
-t timesteps kept      c, h, w  channels and size of a block's map      R  network's square
+t timesteps kept    c channels of a block    k stored planes: c, or components    h, w size of its map
+R network's square
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from zarr.abc.store import Store
 
+from store.arrays import ArrayToWrite, Compressor, StoredArray
+from store.codebook import Codebook, codebook_of
 from store.collection import Collections
-from store.entries import ArrayToWrite, CheckedArray, Entry, read_group, write_entry, write_group
-from store.errors import DamagedEntry, MissingEntry, NonFiniteFeatures, SpecError, SpecMismatch
+from store.encoded import Encoded
+from store.entries import FORMAT_VERSION, MARKER, Entry, read_group, require_format, write_entry, write_group
+from store.errors import DamagedEntry, MissingEntry, SpecError, SpecMismatch
 from store.geometry import Geometry
-from store.objects import open_objects
-from store.spec import FeatureSpec
+from store.objects import Objects, open_objects
+from store.spec import FeatureSpec, TransformEncoding
+from store.uses import Uses
 from store.views import IDENTITY
+
+if TYPE_CHECKING:  # loading torch takes seconds; looking into a store does without
+    from store.codecs import Codec
+
+CODEBOOK = "codebook"
+STORED_TYPES = {"float32": "float32", "float16": "float16", "int8": "int8", "compact": "uint8"}
+COMPRESSORS: dict[str, Compressor] = {
+    "float32": "lz4-bits",
+    "float16": "lz4-bits",
+    "int8": "lz4",
+    "compact": "zstd-bits",
+}
+"""Chosen from the table in docs/benchmarks.md."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -43,22 +65,28 @@ class Features:
     """What one entry holds, in memory.
 
     Attributes:
-        maps: {block: float (t, c, h, w)} in the spec's order of timesteps.
+        maps: {block: Encoded (t, k, h, w)} in the spec's order of timesteps.
         fov: bool (R, R).
         geometry: undoes crop and resize.
     """
 
-    maps: Mapping[str, NDArray[np.floating]]
+    maps: Mapping[str, Encoded]
     fov: NDArray[np.bool_]
     geometry: Geometry
 
 
 class FeatureEntry:
-    """A stored entry; maps are read when asked for."""
+    """A stored entry; maps are read when asked for.
 
-    def __init__(self, entry: Entry, spec: FeatureSpec) -> None:
+    Args:
+        entry: the entry.
+        spec: what it holds.
+        codec: makes maps of what is stored.
+    """
+
+    def __init__(self, entry: Entry, spec: FeatureSpec, codec: Codec) -> None:
         self._entry = entry
-        self.spec = spec
+        self.spec, self.codec = spec, codec
         self.geometry = Geometry.model_validate(entry.attributes["geometry"])
 
     @property
@@ -69,28 +97,37 @@ class FeatureEntry:
     @property
     def fov(self) -> NDArray[np.bool_]:
         """bool (R, R), True inside the field of view."""
-        return self._entry.array("fov")[...].astype(np.bool_)
+        return self._entry.array("fov").read().astype(np.bool_)
 
-    def array(self, block: str) -> CheckedArray:
-        """The stored array (t, c, h, w) of a block, read in slices."""
-        self.spec.block(block)
-        return self._entry.array(block)
+    def encoded(self, block: str, timesteps: Sequence[int] | None = None, out: NDArray[Any] | None = None) -> Encoded:
+        """One block as it is stored, (t, k, h, w), at the given timesteps (all of the spec's if None).
 
-    def read(self, block: str, timesteps: Sequence[int] | None = None) -> NDArray[np.floating]:
-        """Maps of one block, (t, c, h, w), at the given timesteps (all of the spec's if None).
+        Args:
+            out: receives the values.
 
         Raises:
             DamagedEntry: names image and block.
             SpecError: the spec has no such block or timestep.
         """
-        array = self.array(block)
-        if timesteps is None:
-            return array[...]
-        return np.concatenate([array[i : i + 1] for i in timestep_indices(self.spec, timesteps)])
+        self.spec.block(block)
+        rows = None if timesteps is None else timestep_indices(self.spec, timesteps)
+        array = self._entry.array(block)
+        values = array.read(rows, out)
+        return Encoded(values, _of_rows(array, "scale", rows), _of_rows(array, "offset", rows))
+
+    def read(self, block: str, timesteps: Sequence[int] | None = None) -> NDArray[np.float32]:
+        """Feature maps of one block, float32 (t, c, h, w), at the given timesteps (all of the spec's if None).
+
+        Raises:
+            DamagedEntry: names image and block.
+            SpecError: the spec has no such block or timestep.
+        """
+        maps: NDArray[np.float32] = self.codec.decode(block, self.encoded(block, timesteps)).numpy()
+        return maps
 
     def features(self) -> Features:
         """Everything, read and checked."""
-        return Features({block.name: self.read(block.name) for block in self.spec.blocks}, self.fov, self.geometry)
+        return Features({block.name: self.encoded(block.name) for block in self.spec.blocks}, self.fov, self.geometry)
 
     def verify(self) -> list[str]:
         """One line for each damaged object."""
@@ -101,8 +138,11 @@ class FeatureStore:
     """Features of any number of specs and images at one location.
 
     Args:
-        location: a folder, ``memory://`` or a Zarr store.
-        read_only: refuse to create or change anything.
+        location: a folder, ``s3://bucket/prefix``, ``memory://`` or a Zarr store.
+        read_only: refuse to create or change anything; only when entries are used is noted, where that can be.
+
+    Raises:
+        FormatError: written by a newer version, or no place for a store.
 
     Attributes:
         collections: the data sets and masks that are kept beside the features.
@@ -111,19 +151,53 @@ class FeatureStore:
     def __init__(self, location: str | Path | Store, *, read_only: bool = False) -> None:
         self.objects = open_objects(location, read_only=read_only)
         self.collections = Collections(self.objects)
+        self.uses = Uses(Objects(self.objects.zarr_store.with_read_only(False), self.objects.location))
+        self._codecs: dict[str, Codec] = {}
+        with suppress(MissingEntry):  # a new store
+            require_format(read_group(self.objects, "").get(MARKER, {"format": 1}), self.location)
 
     @property
     def location(self) -> str:
         return self.objects.location
 
-    def register(self, spec: FeatureSpec, backbone: str | None = None) -> None:
+    def register(self, spec: FeatureSpec, backbone: str | None = None, codebook: Codebook | None = None) -> None:
         """Write the spec beside its features; entries may follow.
 
         Args:
             backbone: name or place of the backbone, for those who have to find it again.
+            codebook: of the compact encoding.
+
+        Raises:
+            SpecError: the encoding is compact and the codebook is not its own.
         """
-        if not self.objects.exists(f"{spec.digest}/zarr.json"):
-            write_group(self.objects, spec.digest, {"spec": spec.model_dump(mode="json"), "backbone": backbone})
+        if self.objects.exists(f"{spec.digest}/zarr.json"):
+            return
+        if isinstance(spec.encoding, TransformEncoding):
+            if codebook is None or codebook.digest != spec.encoding.codebook:
+                raise SpecError(f"the spec was coded with the codebook {spec.encoding.codebook[:12]}; register it too")
+            arrays = {name: ArrayToWrite(a, tuple("ck"[: a.ndim])) for name, a in codebook.arrays().items()}
+            write_entry(self.objects, f"{spec.digest}/{CODEBOOK}", arrays, {})
+        if not self.objects.exists("zarr.json"):
+            write_group(self.objects, "", {MARKER: {"format": FORMAT_VERSION}})
+        write_group(self.objects, spec.digest, {"spec": spec.model_dump(mode="json"), "backbone": backbone})
+
+    def codebook(self, spec: FeatureSpec) -> Codebook | None:
+        """The codebook of a registered compact spec; None for every other encoding."""
+        if not isinstance(spec.encoding, TransformEncoding):
+            return None
+        path = f"{spec.digest}/{CODEBOOK}"
+        entry = Entry(self.objects, path)
+        names = {key.split("/")[0] for key in entry.checksums}
+        arrays = {name: entry.array(name).read() for name in names}
+        return codebook_of(arrays, [block.name for block in spec.blocks], f"{self.location}: {path}")
+
+    def codec(self, spec: FeatureSpec) -> Codec:
+        """What makes feature maps of the numbers stored under a spec."""
+        if spec.digest not in self._codecs:
+            from store.codecs import codec_for
+
+            self._codecs[spec.digest] = codec_for(spec, self.codebook(spec))
+        return self._codecs[spec.digest]
 
     def backbone_of(self, spec: FeatureSpec) -> str | None:
         """Name or place of the backbone that a registered spec was read from, if it was told."""
@@ -155,12 +229,8 @@ class FeatureStore:
         return spec
 
     def has(self, spec: FeatureSpec, key: Key) -> bool:
-        """Whether a complete entry is there."""
-        try:
-            Entry(self.objects, _path(spec, key))
-        except (MissingEntry, DamagedEntry):
-            return False
-        return True
+        """Whether a complete entry is there. Does not count as a use."""
+        return self.stored_bytes(spec, key) is not None
 
     def entry(self, spec: FeatureSpec, key: Key) -> FeatureEntry:
         """A stored entry.
@@ -168,8 +238,9 @@ class FeatureStore:
         Raises:
             MissingEntry: never completed; if the image is there under other specs, their difference is told.
         """
+        self.uses.stamp(entry_path(spec, key))
         try:
-            return FeatureEntry(Entry(self.objects, _path(spec, key)), spec)
+            return FeatureEntry(Entry(self.objects, entry_path(spec, key)), spec, self.codec(spec))
         except MissingEntry as error:
             for other in self.specs():
                 if other.digest != spec.digest and self.has(other, key):
@@ -183,37 +254,40 @@ class FeatureStore:
             ) from error
 
     def write(self, spec: FeatureSpec, key: Key, features: Features) -> int:
-        """Store one entry; the marker is written last.
+        """Store one entry; the marker is written last. A compact spec must be registered before.
 
         Args:
-            features: maps of exactly the spec's blocks, shapes (t, c, h, w), in any float type.
+            features: exactly the spec's blocks, encoded as the spec says.
 
         Returns:
             Bytes written.
 
         Raises:
-            NonFiniteFeatures: a map holds NaN or infinity, or overflows the encoding.
-            SpecError: blocks or shapes differ from the spec.
+            SpecError: blocks, shapes or types differ from the spec.
             StoreFull: no room left.
         """
         if set(features.maps) != {block.name for block in spec.blocks}:
             raise SpecError(f"expected blocks {[b.name for b in spec.blocks]}, got {sorted(features.maps)}")
         arrays = {}
         for block in spec.blocks:
-            shape = (len(spec.timesteps), block.channels, block.height, block.width)
-            encoded = encode(features.maps[block.name], spec, block.name)
-            if encoded.shape != shape:
-                raise SpecError(f"{block.name}: expected maps of shape {shape}, got {encoded.shape}")
-            arrays[block.name] = ArrayToWrite(encoded, ("t", "c", "h", "w"), (1, *shape[1:]))
-        arrays["fov"] = ArrayToWrite(features.fov, ("h", "w"), features.fov.shape)
+            encoded = features.maps[block.name]
+            shape, dtype = spec.stored_shape(block.name), np.dtype(STORED_TYPES[spec.encoding.kind])
+            if encoded.values.shape != shape or encoded.values.dtype != dtype:
+                raise SpecError(
+                    f"{block.name}: expected {dtype} {shape}, got {encoded.values.dtype} {encoded.values.shape}"
+                )
+            arrays[block.name] = _to_write(encoded, spec)
+        arrays["fov"] = ArrayToWrite(features.fov, ("h", "w"))
         self.register(spec)
+        path = entry_path(spec, key)
+        self.uses.stamp(path)
         attributes = {"geometry": features.geometry.model_dump(), "timesteps": list(spec.timesteps)}
-        return write_entry(self.objects, _path(spec, key), arrays, attributes)
+        return write_entry(self.objects, path, arrays, attributes)
 
     def delete(self, spec: FeatureSpec, key: Key) -> None:
         """Remove one entry: the marker first, so that it never exists half."""
-        self.objects.remove(_path(spec, key) + "/zarr.json")
-        self.objects.delete(_path(spec, key))
+        self.objects.remove(entry_path(spec, key) + "/zarr.json")
+        self.objects.delete(entry_path(spec, key))
 
     def keys(self, spec: FeatureSpec) -> Iterator[Key]:
         """Keys of all entries below a spec, complete or not, by image and view."""
@@ -223,27 +297,21 @@ class FeatureStore:
                     if view != "zarr.json":
                         yield Key(image_id, view)
 
+    def stored_bytes(self, spec: FeatureSpec, key: Key) -> int | None:
+        """Stored bytes of an entry; None if it is incomplete. Does not count as a use."""
+        try:
+            return Entry(self.objects, entry_path(spec, key)).bytes
+        except (MissingEntry, DamagedEntry):
+            return None
+
     def verify(self, spec: FeatureSpec, key: Key) -> list[str]:
         """Read everything of one entry; one line for each problem."""
         try:
-            return Entry(self.objects, _path(spec, key)).verify()
+            return Entry(self.objects, entry_path(spec, key)).verify()
         except MissingEntry:
-            return [f"{_path(spec, key)}: incomplete, never finished"]
+            return [f"{entry_path(spec, key)}: incomplete, never finished"]
         except DamagedEntry as error:
             return [str(error)]
-
-
-def encode(maps: NDArray[np.floating], spec: FeatureSpec, block: str) -> NDArray[np.floating]:
-    """Maps in the spec's element type; NonFiniteFeatures if a number does not survive it."""
-    with np.errstate(over="ignore"):
-        encoded = np.asarray(maps, dtype=spec.encoding.kind)
-    if not np.isfinite(encoded).all():
-        largest = float(np.abs(np.asarray(maps, dtype=np.float64)).max())
-        raise NonFiniteFeatures(
-            f"{block}: features hold NaN, infinity or numbers beyond {spec.encoding.kind} (largest {largest:.3g}); "
-            "encode as float32"
-        )
-    return encoded
 
 
 def timestep_indices(spec: FeatureSpec, timesteps: Sequence[int]) -> list[int]:
@@ -253,5 +321,20 @@ def timestep_indices(spec: FeatureSpec, timesteps: Sequence[int]) -> list[int]:
     return [spec.timesteps.index(t) for t in timesteps]
 
 
-def _path(spec: FeatureSpec, key: Key) -> str:
+def entry_path(spec: FeatureSpec, key: Key) -> str:
+    """Where an entry is, below the store."""
     return f"{spec.digest}/{key.image_id}/{key.view}"
+
+
+def _to_write(encoded: Encoded, spec: FeatureSpec) -> ArrayToWrite:
+    parameters = {"scale": encoded.scale, "offset": encoded.offset}
+    attributes = {name: values.tolist() for name, values in parameters.items() if values is not None}
+    planes = "k" if isinstance(spec.encoding, TransformEncoding) else "c"
+    return ArrayToWrite(encoded.values, ("t", planes, "h", "w"), True, COMPRESSORS[spec.encoding.kind], attributes)
+
+
+def _of_rows(array: StoredArray, name: str, rows: list[int] | None) -> NDArray[np.float32] | None:
+    if name not in array.attributes:
+        return None
+    values = np.asarray(array.attributes[name], dtype=np.float32)
+    return values if rows is None else values[rows]

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import AsyncIterator, Callable, Iterator
+import os
+import shutil
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from zarr.abc.store import Store
+from zarr.abc.store import RangeByteRequest, Store
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore
 
-from store.errors import FormatError, MissingEntry, StoreFull
+from store.errors import FormatError, MissingEntry, StoreFull, StoreUnavailable
 
 T = TypeVar("T")
 
@@ -26,25 +29,116 @@ class Objects:
     """Keys and bytes below one location.
 
     Args:
-        zarr_store: local folder, memory or any other Zarr store.
+        zarr_store: local folder, memory, object storage or any other Zarr store.
         location: for messages.
+
+    Every method raises StoreUnavailable where object storage refuses or does not answer, after
+    the retries that its client makes by itself.
     """
 
     def __init__(self, zarr_store: Store, location: str) -> None:
         self.zarr_store = zarr_store
         self.location = location
+        self._folder = Path(zarr_store.root) if isinstance(zarr_store, LocalStore) else None
 
     def get(self, key: str) -> bytes:
         """All bytes of one object; MissingEntry if there is none."""
-        buffer = sync(self.zarr_store.get(key, default_buffer_prototype()))
+        if self._folder is not None:  # without the detour over the event loop, which costs two copies
+            try:
+                return (self._folder / key).read_bytes()
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+                raise MissingEntry(f"{self.location}: no object {key}") from error
+        buffer = self._wait(self.zarr_store.get(key, default_buffer_prototype()))
+        if buffer is None:
+            raise MissingEntry(f"{self.location}: no object {key}")
+        return buffer.to_bytes()
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """Some bytes of one object, fewer where it ends before; MissingEntry if there is none."""
+        if self._folder is not None:
+            try:
+                with (self._folder / key).open("rb") as file:
+                    return os.pread(file.fileno(), length, start)
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+                raise MissingEntry(f"{self.location}: no object {key}") from error
+        wanted = RangeByteRequest(start, start + length)
+        buffer = self._wait(self.zarr_store.get(key, default_buffer_prototype(), wanted))
         if buffer is None:
             raise MissingEntry(f"{self.location}: no object {key}")
         return buffer.to_bytes()
 
     def put(self, key: str, data: bytes) -> None:
         """Write or replace one object; StoreFull if there is no room."""
+        with self._room_for(key):
+            self._wait(self.zarr_store.set(key, default_buffer_prototype().buffer.from_bytes(data)))
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write one object unless there is one already; of several at once, one succeeds.
+
+        Args:
+            data: must differ from what others write, so that a lost answer can be told from a lost race.
+
+        Returns:
+            Whether the object is now this one.
+        """
+        with self._room_for(key):
+            self._wait(self.zarr_store.set_if_not_exists(key, default_buffer_prototype().buffer.from_bytes(data)))
         try:
-            sync(self.zarr_store.set(key, default_buffer_prototype().buffer.from_bytes(data)))
+            return self.get(key) == data
+        except MissingEntry:  # whoever held it has just removed it
+            return False
+
+    def exists(self, key: str) -> bool:
+        return self._wait(self.zarr_store.exists(key))
+
+    def size(self, key: str) -> int:
+        """Bytes of one object; MissingEntry if there is none."""
+        try:
+            return self._wait(self.zarr_store.getsize(key))
+        except FileNotFoundError as error:
+            raise MissingEntry(f"{self.location}: no object {key}") from error
+
+    def names(self, prefix: str) -> list[str]:
+        """Names directly below a prefix, sorted."""
+        found = self._wait(_collected(lambda: self.zarr_store.list_dir(prefix)))
+        return sorted({name.rstrip("/") for name in found} - {""})
+
+    def keys(self, prefix: str) -> list[str]:
+        """Keys of all objects below a prefix, sorted."""
+        return sorted(self._wait(_collected(lambda: self.zarr_store.list_prefix(f"{prefix}/" if prefix else ""))))
+
+    def remove(self, key: str) -> None:
+        """Remove one object, if it is there."""
+        self._wait(self.zarr_store.delete(key))
+
+    def delete(self, prefix: str) -> None:
+        """Remove everything below a prefix."""
+        with contextlib.suppress(FileNotFoundError):  # another process removes the same
+            self._wait(self.zarr_store.delete_dir(prefix))
+
+    def free_bytes(self) -> int | None:
+        """Bytes free where the objects are; None where that cannot be known."""
+        if self._folder is None:
+            return None
+        folder = self._folder.absolute()
+        while not folder.exists():
+            folder = folder.parent
+        return shutil.disk_usage(folder).free
+
+    def _wait(self, operation: Coroutine[Any, Any, T]) -> T:
+        try:
+            return sync(operation)
+        except _client_errors() as error:
+            reason = str(error).strip().splitlines()[0]
+            raise StoreUnavailable(
+                f"{self.location}: the object storage refuses or does not answer ({reason}); check endpoint and "
+                "credentials (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...) and run the same command again"
+            ) from error
+
+    @contextlib.contextmanager
+    def _room_for(self, key: str) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise StoreFull(
@@ -53,35 +147,21 @@ class Objects:
                 ) from error
             raise
 
-    def exists(self, key: str) -> bool:
-        return sync(self.zarr_store.exists(key))
-
-    def size(self, key: str) -> int:
-        """Bytes of one object; MissingEntry if there is none."""
-        try:
-            return sync(self.zarr_store.getsize(key))
-        except FileNotFoundError as error:
-            raise MissingEntry(f"{self.location}: no object {key}") from error
-
-    def names(self, prefix: str) -> list[str]:
-        """Names directly below a prefix, sorted."""
-        return sorted(name.rstrip("/") for name in sync(_collected(lambda: self.zarr_store.list_dir(prefix))))
-
-    def remove(self, key: str) -> None:
-        """Remove one object, if it is there."""
-        sync(self.zarr_store.delete(key))
-
-    def delete(self, prefix: str) -> None:
-        """Remove everything below a prefix."""
-        sync(self.zarr_store.delete_dir(prefix))
-
 
 async def _collected(start: Callable[[], AsyncIterator[T]]) -> list[T]:
     return [item async for item in start()]
 
 
+def _client_errors() -> tuple[type[Exception], ...]:
+    """The errors of the object storage client, if one has been loaded; a missing object is none of them."""
+    module = sys.modules.get("obstore.exceptions")
+    if module is None:
+        return ()
+    return (module.GenericError, module.PermissionDeniedError, module.UnauthenticatedError, module.InvalidPathError)
+
+
 def open_objects(location: str | Path | Store, *, read_only: bool = False) -> Objects:
-    """Objects of a local folder, of ``memory://`` or of a Zarr store that was made elsewhere.
+    """Objects of a local folder, of ``memory://``, of ``s3://bucket/prefix`` or of a Zarr store made elsewhere.
 
     Raises:
         MissingEntry: read-only, and the folder does not exist.
@@ -91,8 +171,12 @@ def open_objects(location: str | Path | Store, *, read_only: bool = False) -> Ob
         return Objects(location, str(location))
     if str(location) == "memory://":
         return Objects(MemoryStore(), "memory://")
+    if str(location).startswith("s3://"):
+        return Objects(_s3(str(location), read_only), str(location))
     if "://" in str(location):
-        raise FormatError(f"{location}: expected a folder or memory://; pass other storage as a zarr Store")
+        raise FormatError(
+            f"{location}: expected a folder, s3://bucket/prefix or memory://; pass other storage as a zarr Store"
+        )
     folder = Path(location).expanduser()
     if read_only and not folder.is_dir():
         raise MissingEntry(f"{folder}: no such store; `extractor run --dataset ... --store {folder}` makes it")
@@ -101,10 +185,26 @@ def open_objects(location: str | Path | Store, *, read_only: bool = False) -> Ob
     return Objects(LocalStore(folder, read_only=read_only), str(folder))
 
 
+def _s3(url: str, read_only: bool) -> Store:
+    """S3 or what speaks like it; endpoint, region and credentials by the usual environment variables."""
+    try:
+        from obstore.store import S3Store
+    except ImportError as error:
+        raise FormatError(f"{url}: object storage needs obstore; `pip install diffdgss[s3]`") from error
+    from zarr.storage import ObjectStore
+
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    options: dict[str, Any] = {"client_options": {"allow_http": True}} if (endpoint or "").startswith("http:") else {}
+    if endpoint:
+        options["endpoint"] = endpoint
+    if "AWS_REGION" not in os.environ and "AWS_DEFAULT_REGION" not in os.environ:
+        options["region"] = "us-east-1"
+    return ObjectStore(S3Store.from_url(url.rstrip("/"), **options), read_only=read_only)
+
+
 def held_in_memory(zarr_store: MemoryStore) -> Iterator[tuple[str, bytes]]:
     """(key, bytes) of everything in a memory store, by key."""
     objects = Objects(zarr_store, "memory://")
-    keys: list[str] = sync(_collected(zarr_store.list))
-    for key in sorted(keys):
+    for key in objects.keys(""):
         with contextlib.suppress(MissingEntry):
             yield key, objects.get(key)

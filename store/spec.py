@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cached_property
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -18,7 +18,7 @@ from store.errors import SpecError, SpecMismatch
 
 Trajectory = Literal["ddim", "anchored", "stochastic"]
 Precision = Literal["float32", "bfloat16", "float16"]
-ElementType = Literal["float32", "float16"]
+EncodingName = Literal["float32", "float16", "int8", "compact"]
 
 
 class _Frozen(BaseModel):
@@ -57,14 +57,33 @@ class Preprocessing(_Frozen):
     clahe: Clahe | None = Clahe()
 
 
-class Encoding(_Frozen):
-    """How feature maps are written: the element type of the stored arrays."""
+class FloatEncoding(_Frozen):
+    """Every number as it is, rounded to the element type."""
 
-    kind: ElementType = "float16"
+    kind: Literal["float32", "float16"] = "float16"
 
-    @property
-    def bytes_per_value(self) -> int:
-        return {"float32": 4, "float16": 2}[self.kind]
+
+class AffineEncoding(_Frozen):
+    """8 bits for each number, with a scale and an offset for each image, timestep and channel."""
+
+    kind: Literal["int8"] = "int8"
+
+
+class TransformEncoding(_Frozen):
+    """Principal components of each block, rounded to steps that share the distortion out evenly.
+
+    Attributes:
+        codebook: digest of the ``Codebook`` that holds bases, steps and bits.
+        bits: for each block of the spec, bits of each kept component; the components that got
+            none are left out.
+    """
+
+    kind: Literal["compact"] = "compact"
+    codebook: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bits: tuple[tuple[Annotated[int, Field(ge=1, le=8)], ...], ...]
+
+
+Encoding = Annotated[FloatEncoding | AffineEncoding | TransformEncoding, Field(discriminator="kind")]
 
 
 class FeatureSpec(_Frozen):
@@ -94,7 +113,7 @@ class FeatureSpec(_Frozen):
     clip: bool = False
     precision: Precision = "float32"
     preprocessing: Preprocessing = Preprocessing()
-    encoding: Encoding = Encoding()
+    encoding: Encoding = FloatEncoding()
     seed: int | None = None
 
     @model_validator(mode="after")
@@ -114,6 +133,12 @@ class FeatureSpec(_Frozen):
             )
         if self.trajectory != "ddim" and (self.grid != self.timesteps or self.clip):
             raise ValueError(f"a grid of its own and clipping belong to the ddim trajectory, not to {self.trajectory}")
+        if isinstance(self.encoding, TransformEncoding):
+            if len(self.encoding.bits) != len(self.blocks):
+                raise ValueError(f"expected bits for {len(self.blocks)} blocks, got {len(self.encoding.bits)}")
+            for block, bits in zip(self.blocks, self.encoding.bits, strict=True):
+                if not 0 < len(bits) <= block.channels:
+                    raise ValueError(f"{block.name}: expected 1 to {block.channels} components, got {len(bits)}")
         names = [block.name for block in self.blocks]
         if len(set(names)) != len(names):
             raise ValueError(f"expected every block once, got {names}")
@@ -138,10 +163,39 @@ class FeatureSpec(_Frozen):
                 return block
         raise SpecError(f"no block {name!r} in this spec; it has {', '.join(b.name for b in self.blocks)}")
 
+    def stored_shape(self, block: str) -> tuple[int, int, int, int]:
+        """Shape (t, k, h, w) of a block's stored array; k is c, or the components that are kept."""
+        one = self.block(block)
+        planes = one.channels
+        if isinstance(self.encoding, TransformEncoding):
+            planes = len(self.encoding.bits[self.blocks.index(one)])
+        return len(self.timesteps), planes, one.height, one.width
+
+    def block_bytes(self) -> dict[str, int]:
+        """{block: bytes of one image's features before the lossless codec}."""
+        sizes = {}
+        for i, block in enumerate(self.blocks):
+            match self.encoding:
+                case TransformEncoding(bits=bits):
+                    bits_per_pixel = sum(bits[i])
+                case AffineEncoding():
+                    bits_per_pixel = 8 * block.channels
+                case FloatEncoding(kind=kind):
+                    bits_per_pixel = {"float32": 32, "float16": 16}[kind] * block.channels
+            sizes[block.name] = len(self.timesteps) * block.height * block.width * bits_per_pixel // 8
+        return sizes
+
     def entry_bytes(self) -> int:
         """Bytes of one image's features before the lossless codec."""
-        values = sum(block.values for block in self.blocks)
-        return values * len(self.timesteps) * self.encoding.bytes_per_value
+        return sum(self.block_bytes().values())
+
+    def float32_bytes(self) -> int:
+        """Bytes of one image's features as float32 arrays: what every encoding is compared with."""
+        return 4 * len(self.timesteps) * sum(block.values for block in self.blocks)
+
+    def encoded_as(self, encoding: Encoding) -> FeatureSpec:
+        """The same features in another encoding."""
+        return FeatureSpec.model_validate(self.model_dump() | {"encoding": encoding.model_dump()})
 
     def difference(self, other: FeatureSpec) -> str:
         """One line for each field that differs; empty if none does."""

@@ -17,7 +17,7 @@ from extractor.errors import BackboneError, DatasetError, NonFiniteActivation
 from extractor.extraction import Extractor
 from extractor.runs import SizePlan, extract_dataset, plan_size, require_room
 from extractor.unet import build_unet
-from store import Encoding, FeatureSpec, FeatureStore, SpecError, StoreFull
+from store import FeatureSpec, FeatureStore, FloatEncoding, SpecError, StoreFull
 from tests.conftest import TINY, changed
 
 
@@ -82,7 +82,7 @@ def test_a_data_set_without_a_usable_image_is_an_error(backbone: Backbone, spec:
 
 
 def test_the_features_do_not_depend_on_the_batch(backbone: Backbone, spec: FeatureSpec, dataset_folder: Path) -> None:
-    exact = replace(TINY, encoding=Encoding(kind="float32"))
+    exact = replace(TINY, encoding=FloatEncoding(kind="float32"))
     for trajectory in ("ddim", "stochastic"):
         extractor = Extractor(backbone, exact.along(trajectory).spec(backbone))  # type: ignore[arg-type]
         prepared = [extractor.prepare(p.read_bytes()) for p in sorted((dataset_folder / "images").iterdir())[:3]]
@@ -90,8 +90,8 @@ def test_the_features_do_not_depend_on_the_batch(backbone: Backbone, spec: Featu
         for one, expected in zip(prepared, together, strict=True):
             alone = extractor.features([one])[0]
             for name, maps in alone.maps.items():
-                scale = np.abs(maps).max()
-                np.testing.assert_allclose(maps, expected.maps[name], atol=1e-4 * scale)
+                scale = np.abs(maps.values).max()
+                np.testing.assert_allclose(maps.values, expected.maps[name].values, atol=1e-4 * scale)
 
 
 def test_trajectories_differ_and_seeds_repeat(backbone: Backbone, dataset_folder: Path) -> None:
@@ -99,7 +99,7 @@ def test_trajectories_differ_and_seeds_repeat(backbone: Backbone, dataset_folder
 
     def maps(preset: object) -> np.ndarray:
         extractor = Extractor(backbone, preset.spec(backbone))  # type: ignore[attr-defined]
-        return np.asarray(extractor.features([extractor.prepare(data)])[0].maps["block_2"])
+        return np.asarray(extractor.features([extractor.prepare(data)])[0].maps["block_2"].values)
 
     ddim, anchored, stochastic = maps(TINY), maps(TINY.along("anchored")), maps(TINY.along("stochastic", 1))
     np.testing.assert_array_equal(ddim[0], anchored[0])  # the walk starts at the image

@@ -6,8 +6,20 @@ import shutil
 
 import numpy as np
 import pytest
+from distributed import Client
 
-from store import DamagedEntry, FeatureSpec, FeatureStore, Key, MissingEntry, lazy_maps, plan_epoch, stream
+from store import (
+    DamagedEntry,
+    FeatureSpec,
+    FeatureStore,
+    Key,
+    MissingEntry,
+    SpecError,
+    lazy_maps,
+    plan_epoch,
+    stream,
+)
+from tests.store.conftest import ENCODINGS, coded, some_features
 
 
 @pytest.fixture
@@ -23,14 +35,14 @@ def test_batches_hold_what_the_store_holds(filled_store: FeatureStore, spec: Fea
     for batch in batches:
         for name, maps in batch.maps.items():
             expected = np.stack([filled_store.entry(spec, key).read(name) for key in batch.keys])
-            np.testing.assert_array_equal(maps, expected)
+            np.testing.assert_array_equal(maps.values, expected)
 
 
 def test_one_timestep_is_drawn_for_each_image(filled_store: FeatureStore, spec: FeatureSpec, keys: list[Key]) -> None:
     plans = [plan for e in range(8) for plan in plan_epoch(spec, keys, 3, seed=1, epoch=e, one_timestep=True)]
     assert {int(t) for plan in plans for t in plan.timesteps[:, 0]} == set(spec.timesteps)
     batch = next(stream(filled_store, spec, plans, ["block_2"]))
-    for row, key, timesteps in zip(batch.maps["block_2"], batch.keys, batch.timesteps, strict=True):
+    for row, key, timesteps in zip(batch.maps["block_2"].values, batch.keys, batch.timesteps, strict=True):
         expected = filled_store.entry(spec, key).read("block_2", [int(timesteps[0])])
         np.testing.assert_array_equal(row, expected)
 
@@ -60,6 +72,37 @@ def test_lazy_maps_read_nothing_before_they_are_computed(
     shutil.rmtree(f"{filled_store.location}/{spec.digest}")
     with pytest.raises(DamagedEntry, match="is gone"):
         lazy["block_2"].compute()
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_every_encoding_streams_alike(spec: FeatureSpec, encoding: str) -> None:
+    spec, codebook = coded(spec, encoding)
+    store = FeatureStore("memory://")
+    store.register(spec, codebook=codebook)
+    keys = [Key(f"{i:064x}") for i in range(3)]
+    for i, key in enumerate(keys):
+        store.write(spec, key, some_features(spec, i, codebook))
+    plans = plan_epoch(spec, keys, 2, seed=1, one_timestep=True)
+    codec = store.codec(spec)
+    with Client(processes=False, n_workers=1, threads_per_worker=2, dashboard_address=None) as client:
+        for batch, again in zip(stream(store, spec, plans), stream(store, spec, plans, client=client), strict=True):
+            lazy = lazy_maps(store, spec, plans[batch.position])
+            for name, encoded in batch.maps.items():
+                decoded = codec.decode(name, encoded).numpy()
+                wanted = zip(batch.keys, batch.timesteps, strict=True)
+                expected = np.stack([store.entry(spec, key).read(name, [int(t[0])]) for key, t in wanted])
+                np.testing.assert_allclose(decoded, expected, rtol=1e-5, atol=1e-5)
+                np.testing.assert_array_equal(lazy[name].compute(scheduler="threads"), expected)
+                np.testing.assert_array_equal(again.maps[name].values, encoded.values)
+
+
+def test_workers_in_other_processes_are_refused(filled_store: FeatureStore, spec: FeatureSpec, keys: list[Key]) -> None:
+    class Foreign:
+        def scheduler_info(self) -> dict[str, dict[str, None]]:
+            return {"workers": {"tcp://10.0.0.1:4040": None}}
+
+    with pytest.raises(SpecError, match=r"tcp://10.0.0.1:4040 are processes of their own.*processes=False"):
+        next(stream(filled_store, spec, plan_epoch(spec, keys, 2), client=Foreign()))  # type: ignore[arg-type]
 
 
 def test_a_missing_image_stops_the_stream(filled_store: FeatureStore, spec: FeatureSpec) -> None:

@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from store import Clahe, Encoding, FeatureSpec, Preprocessing, SpecError, SpecMismatch, parse_spec
+from interpreter.checkpoint import load_interpreter
+from store import (
+    AffineEncoding,
+    Clahe,
+    FeatureSpec,
+    FloatEncoding,
+    Preprocessing,
+    SpecError,
+    SpecMismatch,
+    TransformEncoding,
+    parse_spec,
+)
 from tests.conftest import changed
 
 
@@ -27,7 +38,9 @@ def test_digest_is_that_of_the_canonical_json_and_survives_a_round_trip(spec: Fe
         {"resolution": 64},
         {"clip": True},
         {"precision": "bfloat16"},
-        {"encoding": Encoding(kind="float32")},
+        {"encoding": FloatEncoding(kind="float32")},
+        {"encoding": AffineEncoding()},
+        {"encoding": TransformEncoding(codebook="1" * 64, bits=((8, 3), (4,)))},
         {"preprocessing": Preprocessing(clahe=Clahe(clip_limit=3))},
         {"trajectory": "stochastic", "seed": 1},
     ],
@@ -49,6 +62,8 @@ def test_whatever_changes_a_number_changes_the_digest(spec: FeatureSpec, change:
         ({"trajectory": "stochastic"}, "a seed for the stochastic trajectory"),
         ({"seed": 3}, "a seed for the stochastic trajectory"),
         ({"backbone": "abc"}, "backbone"),
+        ({"encoding": TransformEncoding(codebook="1" * 64, bits=((8,),))}, "bits for 2 blocks, got 1"),
+        ({"encoding": TransformEncoding(codebook="1" * 64, bits=((8,) * 99, (1,)))}, "block_0: expected 1 to"),
     ],
 )
 def test_contradictions_are_refused(spec: FeatureSpec, change: dict[str, object], message: str) -> None:
@@ -81,3 +96,15 @@ def test_an_unknown_block_lists_those_there_are(spec: FeatureSpec) -> None:
 def test_entry_bytes_counts_every_number(spec: FeatureSpec) -> None:
     values = sum(b.channels * b.height * b.width for b in spec.blocks)
     assert spec.entry_bytes() == values * 3 * 2
+    assert spec.float32_bytes() == values * 3 * 4
+    assert spec.encoded_as(AffineEncoding()).entry_bytes() == values * 3
+    compact = spec.encoded_as(TransformEncoding(codebook="1" * 64, bits=((8, 3), (4,))))
+    pixels = [b.height * b.width * 3 for b in spec.blocks]
+    assert compact.entry_bytes() == pixels[0] * 11 // 8 + pixels[1] * 4 // 8
+    assert compact.stored_shape("block_0") == (3, 2, spec.blocks[0].height, spec.blocks[0].width)
+
+
+def test_the_spec_of_the_shipped_interpreter_keeps_its_digest() -> None:
+    """Stores that are out there are found by it."""
+    spec = load_interpreter("vessels")[1].spec
+    assert spec.digest == "6d1d6cf53c841b548007a8bcf8a2392a17e5c4cb0c6e18cb323fdeae8dd9d935"

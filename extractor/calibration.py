@@ -1,0 +1,56 @@
+"""Fitting the codebook of the compact encoding to photographs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from extractor.backbone import Backbone
+from extractor.datasets import Photograph
+from extractor.extraction import Extractor
+from extractor.images import read_bytes
+from extractor.presets import Preset
+from store.codebook import DISTORTION, Codebook, Moments
+from store.spec import FloatEncoding
+
+
+def fit_codebook(
+    backbone: Backbone,
+    recipe: Preset,
+    photographs: Sequence[Photograph],
+    distortion: float = DISTORTION,
+    advance: Callable[[str], None] | None = None,
+) -> Codebook:
+    """Gather mean and covariance of every block's channels over some photographs and all timesteps.
+
+    Args:
+        backbone: whose maps are coded.
+        recipe: which of them.
+        photographs: to fit to; no labels are looked at.
+        distortion: share of each block's variance that may be lost.
+        advance: called with the name of each photograph that is done.
+
+    Raises:
+        ImageError: a photograph cannot be used.
+    """
+    spec = replace(recipe, encoding=FloatEncoding(kind="float32")).spec(backbone)
+    extractor = Extractor(backbone, spec)
+    moments = {block.name: Moments(block.channels) for block in spec.blocks}
+    for chosen in photographs:
+        prepared = extractor.prepare(read_bytes(chosen.image), str(chosen.image))
+        with torch.inference_mode():
+            for step in extractor.walk(prepared.input.x0.to(backbone.device), [prepared]):
+                for name, maps in step.features.items():
+                    moments[name].add(maps.float().cpu().numpy())
+        if advance is not None:
+            advance(chosen.name)
+    return Codebook({name: one.fit(distortion) for name, one in moments.items()})
+
+
+def evenly_spread(photographs: Sequence[Photograph], count: int) -> list[Photograph]:
+    """At most ``count`` of them, first and last included."""
+    chosen = np.linspace(0, len(photographs) - 1, min(count, len(photographs))).round().astype(int)
+    return [photographs[i] for i in chosen]

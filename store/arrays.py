@@ -1,0 +1,163 @@
+"""Arrays as they are stored: plain sharded Zarr v3, one object each, written by zarr and read here.
+
+An array is one shard; its chunks are cut along the first axis alone, so that one timestep can be
+read and checked by itself. zarr-python reads these arrays too; this reader exists because reading is
+what training waits for: it decodes every chunk straight into the caller's memory, which is several
+times faster (docs/benchmarks.md), and it takes a chunk that is gone for damage where zarr fills in zeros.
+
+    shard = chunk 0, chunk 1, ..., index, CRC-32C of the index
+    index = (offset, length) of every chunk, uint64
+    chunk = Blosc frame, CRC-32C of the frame
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import google_crc32c
+import numpy as np
+import zarr
+from numcodecs import Blosc
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.storage import MemoryStore
+
+from store.errors import DamagedEntry, MissingEntry
+from store.objects import Objects
+
+Compressor = Literal["lz4", "lz4-bits", "zstd-bits"]
+"""Lossless codecs: LZ4 of the bytes as they are, LZ4 or Zstandard behind a shuffle of their bits."""
+
+_CODECS = {
+    "lz4": {"cname": "lz4", "clevel": 5, "shuffle": "noshuffle"},
+    "lz4-bits": {"cname": "lz4", "clevel": 5, "shuffle": "bitshuffle"},
+    "zstd-bits": {"cname": "zstd", "clevel": 3, "shuffle": "bitshuffle"},
+}
+_ADVICE = "`store verify --repair` makes the entry anew"
+
+
+@dataclass(frozen=True)
+class ArrayToWrite:
+    """An array, the names of its axes, and how it is cut and packed.
+
+    Attributes:
+        values: any numbers.
+        axes: a name for each axis.
+        by_row: a chunk for each index of the first axis; else one chunk.
+        compressor: lossless codec.
+        attributes: kept beside the array.
+    """
+
+    values: NDArray[np.generic]
+    axes: tuple[str, ...]
+    by_row: bool = False
+    compressor: Compressor = "lz4-bits"
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def stage(staged: MemoryStore, name: str, array: ArrayToWrite) -> None:
+    """Encode an array in memory."""
+    values = array.values
+    target = zarr.create_array(
+        staged,
+        name=name,
+        shape=values.shape,
+        dtype=values.dtype,
+        shards=values.shape,
+        chunks=(1, *values.shape[1:]) if array.by_row else values.shape,
+        compressors=[BloscCodec(**_CODECS[array.compressor]), Crc32cCodec()],  # type: ignore[arg-type]
+        dimension_names=array.axes,
+        attributes=dict(array.attributes),
+        fill_value=False if values.dtype == np.bool_ else 0,
+        config={"write_empty_chunks": True},
+    )
+    target[...] = values
+
+
+class StoredArray:
+    """An array of a complete entry, opened for reading.
+
+    Args:
+        objects: where it is.
+        path: of the array.
+        metadata: contents of its zarr.json.
+        stored_bytes: size of its shard when it was written.
+
+    Raises:
+        DamagedEntry: the metadata are not those of an array that was written here.
+    """
+
+    def __init__(self, objects: Objects, path: str, metadata: bytes, stored_bytes: int) -> None:
+        self._objects = objects
+        self._where = f"{objects.location}: {path}"
+        try:
+            described = json.loads(metadata)
+            self.shape = tuple(described["shape"])
+            self.dtype = np.dtype(described["data_type"])
+            self.attributes: dict[str, Any] = described.get("attributes", {})
+            self.axes: tuple[str, ...] = tuple(described["dimension_names"])
+            self._rows = self.shape[0] // described["codecs"][0]["configuration"]["chunk_shape"][0]
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise DamagedEntry(f"{self._where}: cannot be opened ({error}); {_ADVICE}") from error
+        self._key = f"{path}/c{'/0' * len(self.shape)}"
+        self._stored_bytes = stored_bytes
+
+    def read(self, rows: Sequence[int] | None = None, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Read and check some indices of the first axis, in the order given; all of them if None.
+
+        Args:
+            out: C-contiguous, receives the values.
+
+        Raises:
+            DamagedEntry: bytes are gone or differ from those that were written.
+        """
+        wanted = list(range(self._rows)) if rows is None or self._rows == 1 else list(rows)
+        height = self.shape[0] // self._rows
+        values = np.empty((len(wanted) * height, *self.shape[1:]), self.dtype) if out is None else out
+        try:
+            for i, chunk in enumerate(self._chunks(wanted)):
+                self._decode(chunk, values[i * height : (i + 1) * height])
+        except MissingEntry as error:
+            raise DamagedEntry(f"{self._where}: the object is gone; {_ADVICE}") from error
+        return values
+
+    def _chunks(self, rows: list[int]) -> list[NDArray[np.uint8]]:
+        """The chunks' bytes, CRC included."""
+        index_bytes = 16 * self._rows + 4
+        if len(rows) == self._rows:
+            shard = np.frombuffer(self._objects.get(self._key), np.uint8)
+            if len(shard) != self._stored_bytes:
+                raise self._damaged(f"{len(shard)} bytes, {self._stored_bytes} were written")
+            index = self._index(shard[-index_bytes:])
+            return [shard[start : start + length] for start, length in index[rows]]
+        index = self._index(self._range(self._stored_bytes - index_bytes, index_bytes))
+        return [self._range(start, length) for start, length in index[rows]]
+
+    def _range(self, start: int, length: int) -> NDArray[np.uint8]:
+        return np.frombuffer(self._objects.get_range(self._key, int(start), int(length)), np.uint8)
+
+    def _index(self, data: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """(offset, length) of every chunk, (rows, 2)."""
+        if len(data) != 16 * self._rows + 4:
+            raise self._damaged("it was cut short")
+        return self._checked(data).view("<u8").reshape(self._rows, 2).astype(np.int64)
+
+    def _decode(self, chunk: NDArray[np.uint8], out: NDArray[Any]) -> None:
+        frame = self._checked(chunk)
+        try:
+            Blosc().decode(frame, out)
+        except (RuntimeError, ValueError) as error:
+            raise self._damaged(str(error)) from error
+
+    def _checked(self, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The bytes before their CRC-32C."""
+        body = data[:-4]
+        if len(data) < 4 or google_crc32c.value(body) != int(data[-4:].view("<u4")[0]):
+            raise self._damaged("the checksum differs")
+        return body
+
+    def _damaged(self, reason: str) -> DamagedEntry:
+        return DamagedEntry(f"{self._where} is damaged ({reason}); {_ADVICE}")

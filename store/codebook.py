@@ -1,0 +1,180 @@
+"""The codebook of the compact encoding: a basis for each block, and how finely each component is kept.
+
+c  channels of a block      k  components that are kept      D  distortion of a component, a variance
+
+The channels of a feature map are correlated, so most of their variance lies in a few directions.
+For Gaussian components of variances s_k^2 the fewest bits for a mean squared error are those of
+reverse water-filling (Cover and Thomas, Elements of Information Theory, section 10.3.3): every
+component with s_k^2 > D is kept with error D, the others are dropped. A uniform quantiser of step
+sqrt(12 D) has that error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from store.errors import DamagedEntry, MissingEntry, SpecError
+from store.spec import Block, TransformEncoding
+
+DISTORTION = 0.02
+"""Share of a block's variance that is lost unless told otherwise: a signal-to-noise ratio of 17 dB."""
+RANGE = 8.0
+"""A component is kept within +- RANGE standard deviations; what lies beyond is cut off there."""
+
+
+@dataclass(frozen=True)
+class BlockCode:
+    """How one block's maps are coded.
+
+    Attributes:
+        mean: float32 (c).
+        basis: float32 (c, k), orthonormal columns, by falling variance.
+        step: float32 (k), width of a quantiser's step.
+        bits: uint8 (k), 1 to 8.
+    """
+
+    mean: NDArray[np.float32]
+    basis: NDArray[np.float32]
+    step: NDArray[np.float32]
+    bits: NDArray[np.uint8]
+
+
+_TYPES = {"mean": np.float32, "basis": np.float32, "step": np.float32, "bits": np.uint8}
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """One code for each block, by name in the spec's order."""
+
+    blocks: Mapping[str, BlockCode]
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of all numbers, 64 hexadecimal digits."""
+        digest = hashlib.sha256()
+        for name, values in sorted(self.arrays().items()):
+            digest.update(f"{name}{values.dtype.str}{values.shape}".encode())
+            digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()
+
+    @property
+    def encoding(self) -> TransformEncoding:
+        """What a spec says of this codebook."""
+        bits = tuple(tuple(int(b) for b in code.bits) for code in self.blocks.values())
+        return TransformEncoding(codebook=self.digest, bits=bits)
+
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """{"<block>.<field>": array}, what is written to a file or a store."""
+        return {f"{block}.{field}": getattr(code, field) for block, code in self.blocks.items() for field in _TYPES}
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(save({name: np.ascontiguousarray(values) for name, values in self.arrays().items()}))
+
+    def require_blocks(self, blocks: tuple[Block, ...]) -> None:
+        """SpecError unless this codebook was fitted to exactly these blocks."""
+        mine = {name: len(code.mean) for name, code in self.blocks.items()}
+        theirs = {block.name: block.channels for block in blocks}
+        if mine != theirs:
+            raise SpecError(
+                f"the codebook {self.digest[:12]} codes blocks {mine}, the spec has {theirs} (name: channels); "
+                "fit another with `extractor fit-codebook`"
+            )
+
+
+def codebook_of(arrays: Mapping[str, NDArray[np.generic]], blocks: list[str], where: str) -> Codebook:
+    """A codebook from its named arrays; DamagedEntry if some are missing."""
+    try:
+        return Codebook({b: BlockCode(**{f: arrays[f"{b}.{f}"].astype(t) for f, t in _TYPES.items()}) for b in blocks})
+    except KeyError as error:
+        raise DamagedEntry(f"{where}: the codebook has no {error}") from error
+
+
+def load_codebook(path: Path) -> Codebook:
+    """A codebook from a safetensors file.
+
+    Raises:
+        MissingEntry: no such file.
+        DamagedEntry: it is none.
+    """
+    try:
+        arrays = load(path.read_bytes())
+    except OSError as error:
+        raise MissingEntry(f"{path}: no codebook here; `extractor fit-codebook` makes one") from error
+    except SafetensorError as error:
+        raise DamagedEntry(f"{path}: no codebook, or a damaged one ({error})") from error
+    names = sorted({name.rpartition(".")[0] for name in arrays}, key=_by_number)
+    return codebook_of(arrays, names, str(path))
+
+
+def _by_number(name: str) -> tuple[str, int]:
+    stem, _, number = name.rpartition("_")
+    return stem, int(number) if number.isdigit() else 0
+
+
+class Moments:
+    """Mean and covariance of a block's channels, gathered map by map.
+
+    Args:
+        c: channels.
+    """
+
+    def __init__(self, c: int) -> None:
+        self.count = 0
+        self._sum = np.zeros(c)
+        self._products = np.zeros((c, c))
+
+    def add(self, maps: NDArray[np.float32]) -> None:
+        """Take in maps, float (..., c, h, w)."""
+        c = len(self._sum)
+        for one in maps.reshape(-1, c, maps.shape[-2] * maps.shape[-1]):
+            self.count += one.shape[1]
+            self._sum += one.sum(axis=1, dtype=np.float64)
+            self._products += (one @ one.T).astype(np.float64)
+
+    def fit(self, distortion: float) -> BlockCode:
+        """The code that loses at most this share of the block's variance, in the mean.
+
+        Args:
+            distortion: 0 to 1; 0.02 is a signal-to-noise ratio of 17 dB.
+        """
+        if not 0 < distortion < 1:
+            raise SpecError(f"expected a distortion between 0 and 1, got {distortion}")
+        mean = self._sum / self.count
+        covariance = self._products / self.count - np.outer(mean, mean)
+        variances, basis = np.linalg.eigh(covariance)
+        variances, basis = variances[::-1].clip(min=0), basis[:, ::-1]
+        largest = basis[np.abs(basis).argmax(axis=0), range(len(mean))]
+        basis = basis * np.where(largest < 0, -1, 1)  # eigh leaves the signs open
+        level = water_level(variances, distortion * float(variances.sum()))
+        kept = variances > level
+        kept[0] = True  # a block that is constant still needs an array
+        reach = RANGE * np.sqrt(variances[kept])
+        step = np.maximum(np.sqrt(12 * level), reach / 127)
+        step[step == 0] = 1.0
+        bits = np.ceil(np.log2(2 * reach / step + 1)).clip(1, 8)
+        return BlockCode(
+            mean.astype(np.float32), basis[:, kept].astype(np.float32), step.astype(np.float32), bits.astype(np.uint8)
+        )
+
+
+def water_level(variances: NDArray[np.float64], distortion: float) -> float:
+    """D with sum of min(D, s_k^2) = distortion, by bisection; variances float (c)."""
+    low, high = 0.0, float(variances.max())
+    for _ in range(100):
+        level = (low + high) / 2
+        if np.minimum(level, variances).sum() > distortion:
+            high = level
+        else:
+            low = level
+    return low

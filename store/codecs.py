@@ -1,0 +1,152 @@
+"""Encodings at work: feature maps to stored numbers and back, on whatever device the maps are.
+
+c  channels of a block      k  stored planes: channels, or components      h, w  size of its map
+
+Leading axes are any number of images and timesteps, shown as "...".
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from store.codebook import Codebook
+from store.encoded import Encoded
+from store.errors import NonFiniteFeatures, SpecError
+from store.spec import AffineEncoding, FeatureSpec, FloatEncoding, TransformEncoding
+
+
+class Codec(Protocol):
+    """One encoding of one spec."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the stored arrays."""
+
+    def encode(self, block: str, maps: torch.Tensor) -> Encoded:
+        """Encode float maps (..., c, h, w) where they are and bring the result to the host.
+
+        Raises:
+            NonFiniteFeatures: NaN or infinity, or numbers that the encoding cannot hold.
+        """
+
+    def decode(self, block: str, encoded: Encoded, device: torch.device | str = "cpu") -> torch.Tensor:
+        """Bring stored numbers to a device and make float32 maps (..., c, h, w) of them there."""
+
+
+class FloatCodec:
+    """float32 and float16."""
+
+    def __init__(self, encoding: FloatEncoding) -> None:
+        self._element: torch.dtype = getattr(torch, encoding.kind)
+        self.dtype = np.dtype(encoding.kind)
+
+    def encode(self, block: str, maps: torch.Tensor) -> Encoded:
+        encoded = maps.to(self._element)
+        if not torch.isfinite(encoded).all():
+            raise NonFiniteFeatures(
+                f"{block}: features hold NaN, infinity or numbers beyond {self.dtype} "
+                f"(largest {maps.abs().max().item():.3g}); encode as float32"
+            )
+        return Encoded(_to_host(encoded))
+
+    def decode(self, block: str, encoded: Encoded, device: torch.device | str = "cpu") -> torch.Tensor:  # noqa: ARG002
+        return _to_device(encoded.values, device).float()
+
+
+class AffineCodec:
+    """int8: value = scale * stored + offset, so that -128 and 127 are a channel's smallest and largest number."""
+
+    dtype = np.dtype(np.int8)
+
+    def encode(self, block: str, maps: torch.Tensor) -> Encoded:
+        maps = _finite(block, maps)
+        smallest, largest = maps.amin(dim=(-2, -1)), maps.amax(dim=(-2, -1))
+        scale = (largest - smallest) / 255
+        scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # a channel that is constant
+        offset = smallest + 128 * scale
+        stored = ((maps - offset[..., None, None]) / scale[..., None, None]).round_().clamp_(-128, 127)
+        return Encoded(_to_host(stored.to(torch.int8)), _to_host(scale), _to_host(offset))
+
+    def decode(self, block: str, encoded: Encoded, device: torch.device | str = "cpu") -> torch.Tensor:
+        if encoded.scale is None or encoded.offset is None:
+            raise SpecError(f"{block}: int8 features without their scale and offset")
+        scale, offset = (_to_device(a, device)[..., None, None] for a in (encoded.scale, encoded.offset))
+        return torch.addcmul(offset, _to_device(encoded.values, device).float(), scale)
+
+
+class TransformCodec:
+    """compact: components rounded to steps; 0, -1, 1, -2, ... are stored as 0, 1, 2, 3, ...
+
+    So small numbers have empty high bits, which the store's bit shuffle gathers and its entropy
+    coder removes: the stored array stays plain, one byte for each number.
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, codebook: Codebook) -> None:
+        self._blocks = {
+            name: tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in (c.mean, c.basis, c.step, _limit(c.bits)))
+            for name, c in codebook.blocks.items()
+        }
+
+    def encode(self, block: str, maps: torch.Tensor) -> Encoded:
+        mean, basis, step, limit = (a.to(maps.device) for a in self._blocks[block])
+        maps = _finite(block, maps)
+        components = torch.einsum("...chw,ck->...khw", maps - mean[:, None, None], basis / step)
+        steps = components.round_().clamp_(-limit[:, None, None] - 1, limit[:, None, None]).to(torch.int16)
+        return Encoded(_to_host(((steps << 1) ^ (steps >> 15)).to(torch.uint8)))
+
+    def decode(self, block: str, encoded: Encoded, device: torch.device | str = "cpu") -> torch.Tensor:
+        mean, basis, step, _ = (a.to(device) for a in self._blocks[block])
+        return torch.einsum("...khw,ck->...chw", self._steps(encoded, device), basis * step) + mean[:, None, None]
+
+    def components(self, block: str, encoded: Encoded, device: torch.device | str = "cpu") -> torch.Tensor:
+        """The kept components as they are, float32 (..., k, h, w): decoding without the way back to channels."""
+        return self._steps(encoded, device) * self._blocks[block][2].to(device)[:, None, None]
+
+    @staticmethod
+    def _steps(encoded: Encoded, device: torch.device | str) -> torch.Tensor:
+        stored = _to_device(encoded.values, device)
+        return ((stored >> 1).to(torch.int8) ^ -(stored & 1).to(torch.int8)).float()
+
+
+def codec_for(spec: FeatureSpec, codebook: Codebook | None = None) -> Codec:
+    """The codec of a spec's encoding.
+
+    Raises:
+        SpecError: a compact spec without its codebook.
+    """
+    match spec.encoding:
+        case FloatEncoding() as encoding:
+            return FloatCodec(encoding)
+        case AffineEncoding():
+            return AffineCodec()
+        case TransformEncoding(codebook=digest):
+            if codebook is None or codebook.digest != digest:
+                found = "none" if codebook is None else codebook.digest[:12]
+                raise SpecError(f"the spec was coded with the codebook {digest[:12]}, given was {found}")
+            codebook.require_blocks(spec.blocks)
+            return TransformCodec(codebook)
+
+
+def _limit(bits: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return (2.0 ** (bits.astype(np.float32) - 1) - 1).astype(np.float32)
+
+
+def _finite(block: str, maps: torch.Tensor) -> torch.Tensor:
+    if not torch.isfinite(maps).all():
+        raise NonFiniteFeatures(f"{block}: features hold NaN or infinity")
+    return maps.float()
+
+
+def _to_host(tensor: torch.Tensor) -> NDArray[Any]:
+    array: NDArray[Any] = tensor.contiguous().cpu().numpy()
+    return array
+
+
+def _to_device(array: NDArray[Any], device: torch.device | str) -> torch.Tensor:
+    return torch.from_numpy(np.require(array, requirements=("C", "W"))).to(device)

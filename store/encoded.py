@@ -1,0 +1,50 @@
+"""Feature maps as they are stored, in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Stored numbers of one block, on the host. A ``Codec`` makes feature maps of them.
+
+    k  stored planes: channels, or components of the compact encoding      h, w  size of the block's map
+
+    Attributes:
+        values: (..., k, h, w) float32, float16, int8 or uint8; "..." are images and timesteps.
+        scale: float32 (..., k), for int8.
+        offset: float32 (..., k), for int8.
+    """
+
+    values: NDArray[Any]
+    scale: NDArray[np.float32] | None = None
+    offset: NDArray[np.float32] | None = None
+
+    def __getitem__(self, index: Any) -> Encoded:
+        """The same of every array; an index into the leading axes."""
+        return Encoded(
+            self.values[index],
+            None if self.scale is None else self.scale[index],
+            None if self.offset is None else self.offset[index],
+        )
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for a in (self.values, self.scale, self.offset) if a is not None)
+
+
+def stacked(parts: Sequence[Encoded], axis: int = 0) -> Encoded:
+    """Parts of equal shape, side by side along a new leading axis."""
+    scales = [part.scale for part in parts if part.scale is not None]
+    offsets = [part.offset for part in parts if part.offset is not None]
+    return Encoded(
+        np.stack([part.values for part in parts], axis),
+        np.stack(scales, axis) if scales else None,
+        np.stack(offsets, axis) if offsets else None,
+    )

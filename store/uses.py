@@ -1,0 +1,51 @@
+"""When each entry was last used, so that the least recently used can go first and none that is being read.
+
+Readers stamp an entry before they open it, at most once in ``GRACE / 2`` seconds. Whoever removes an
+entry leaves those alone that were stamped within ``GRACE``, takes the marker away, looks at the stamp
+again, and puts the marker back if a reader came in between.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+
+from store.errors import MissingEntry, StoreFull, StoreUnavailable
+from store.objects import Objects
+
+USES = "used"
+GRACE = 600.0
+"""Seconds for which an entry counts as being read after it was opened."""
+
+
+class Uses:
+    """Stamps of the entries of one store."""
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+        self._stamped: dict[str, float] = {}
+
+    def stamp(self, path: str) -> None:
+        """Say that an entry is being used. A stamp that cannot be written is left out."""
+        now = time.time()
+        if now - self._stamped.get(path, 0.0) < GRACE / 2:
+            return
+        with suppress(OSError, StoreFull, StoreUnavailable):
+            self._objects.put(_key(path), repr(now).encode())
+            self._stamped[path] = now
+
+    def last(self, path: str) -> float:
+        """Seconds since 1970; 0 if it was never stamped."""
+        try:
+            return float(self._objects.get(_key(path)))
+        except (MissingEntry, ValueError):
+            return 0.0
+
+    def forget(self, path: str) -> None:
+        """Remove the stamp of an entry that is gone."""
+        self._objects.remove(_key(path))
+        self._stamped.pop(path, None)
+
+
+def _key(path: str) -> str:
+    return f"{USES}/{path}"
