@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -20,6 +21,7 @@ from store.codebook import DISTORTION
 from store.console import Exit
 from store.errors import StoreError
 from store.feature_store import FeatureStore
+from store.records import RunRecord
 from store.spec import EncodingName, Precision, Preprocessing, Trajectory
 from store.views import parse_views
 
@@ -42,6 +44,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on
     "extractor run --dataset stare:/data/STARE --split train --store features.zarr --dry-run"
 )
 def run(
+    context: typer.Context,
     dataset: Annotated[str, typer.Option(help=f"ADAPTER:PATH; adapters: {', '.join(ADAPTERS)}.", show_default=False)],
     store: Annotated[str, typer.Option(help="Folder of the feature store.", show_default=False)],
     name: Annotated[str | None, typer.Option(help="What the data set is called in the store.")] = None,
@@ -94,6 +97,9 @@ def run(
     if not ignore_space:
         require_room(size)
     features.register(spec, str(Path(source).resolve()) if Path(source).is_dir() else source, code)
+    record = RunRecord(spec=spec.digest, dataset=data.name, options=_options(context), device=device)
+    features.records.write(record)
+    started = time.perf_counter()
     with console.progress(f"extracting {data.name}", entries, quiet=as_json) as advance:
         report = extract_dataset(
             data,
@@ -104,6 +110,7 @@ def run(
             part_of_a_set=split is not None or limit is not None,
             advance=lambda photograph: advance(1, photograph),
         )
+    features.records.write(record.done(report.counts(), {"all": round(time.perf_counter() - started, 3)}))
     _say_report(report, data.name, spec.digest, as_json)
     if report.failed:
         raise typer.Exit(Exit.PARTIAL)
@@ -312,6 +319,21 @@ def _preset_json(preset: Preset) -> dict[str, Any]:
 def _selected(data: DataSet, split: str | None, limit: int | None) -> DataSet:
     photographs = data.photographs if split is None else tuple(of_split(data.photographs, split))
     return DataSet(data.name, photographs[:limit])
+
+
+_NOT_REPEATED = ("store", "overwrite", "dry_run", "ignore_space", "as_json", "limit", "split")
+
+
+def _options(context: typer.Context) -> dict[str, str | bool]:
+    """The options of ``run`` that make the same entries again, by name on the command line; paths absolute."""
+    options = {name: value for name, value in context.params.items() if value is not None and name not in _NOT_REPEATED}
+    adapter, _, folder = str(options["dataset"]).partition(":")
+    options["dataset"] = f"{adapter}:{Path(folder).expanduser().resolve()}"
+    for name in ("backbone", "codebook"):
+        if name in options and Path(options[name]).exists():
+            options[name] = str(Path(options[name]).resolve())
+    said = {name: value for name, value in options.items() if value is not False}
+    return {name.replace("_", "-"): value if value is True else str(value) for name, value in said.items()}
 
 
 def _say_size(size: SizePlan, images: int, as_json: bool) -> None:

@@ -57,6 +57,7 @@ class Extractor:
             )
         self.backbone = backbone
         self.spec = spec
+        self.codebook = codebook
         self.codec = codec_for(spec, codebook)
         self.forwards = 0
 

@@ -7,6 +7,7 @@ threads of their own, so that at most a few photographs are in memory.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,9 +18,10 @@ from extractor.datasets import DataSet, Photograph
 from extractor.errors import DatasetError, ImageError
 from extractor.extraction import Extractor, Prepared
 from extractor.images import image_id, read_bytes
+from store.claims import Claims
 from store.collection import Collection, Sample
 from store.errors import StoreFull
-from store.feature_store import FeatureStore, Key
+from store.feature_store import Features, FeatureStore, Key, entry_path
 from store.spec import FeatureSpec
 from store.views import IDENTITY
 
@@ -44,6 +46,16 @@ class RunReport:
     failed: list[tuple[str, str]] = field(default_factory=list)
     bytes_stored: int = 0
     forwards: int = 0
+
+    def counts(self) -> dict[str, int]:
+        """All of it as numbers."""
+        return {
+            "extracted": self.extracted,
+            "present": self.present,
+            "failed": len(self.failed),
+            "bytes_stored": self.bytes_stored,
+            "forwards": self.forwards,
+        }
 
 
 class SizePlan(NamedTuple):
@@ -104,6 +116,8 @@ def extract_dataset(
 ) -> RunReport:
     """Extract every photograph of a data set and record the set in the store.
 
+    Several processes, on one machine or many, may do the same at once: each claims what it makes.
+
     Args:
         views: renderings of each photograph to extract (``store.views``).
         overwrite: compute again what is there.
@@ -114,32 +128,12 @@ def extract_dataset(
         DatasetError: a mask does not belong to its image, or no image could be used.
         StoreFull: no room left; run again to go on.
     """
-    report = RunReport()
-    started = extractor.forwards
-    store.register(extractor.spec)
-    samples: dict[str, Sample] = {}
-    work = [(photograph, view) for photograph in dataset.photographs for view in views]
-    with ThreadPoolExecutor(2) as decoders, ThreadPoolExecutor(1) as writer:
-        writing: deque[Future[int]] = deque()
-        for photograph, decoding in _decoded_ahead(work, decoders, store, extractor, overwrite):
-            try:
-                key, prepared = decoding.result()
-                if prepared is None:
-                    report.present += 1
-                else:
-                    features = extractor.features([prepared])[0]
-                    writing.append(writer.submit(store.write, extractor.spec, key, features))
-                    report.extracted += 1
-                while len(writing) > WRITTEN_BEHIND:
-                    report.bytes_stored += writing.popleft().result()
-                if photograph.name not in samples:
-                    samples[photograph.name] = _record(photograph, key, store, extractor.spec, prepared)
-            except ImageError as error:
-                report.failed.append((str(photograph.image), str(error)))
-            if advance is not None:
-                advance(photograph.name)
-        report.bytes_stored += sum(done.result() for done in writing)
-    report.forwards = extractor.forwards - started
+    store.register(extractor.spec, codebook=extractor.codebook)
+    work = [_Work(photograph, view) for photograph in dataset.photographs for view in views]
+    with Claims(store.objects) as claims, ThreadPoolExecutor(2) as decoders, ThreadPoolExecutor(1) as writer:
+        run = _Run(store, extractor, claims, decoders, writer, overwrite, advance)
+        run.complete(work)
+    report, samples = run.report, run.samples
     if not samples:
         raise DatasetError(f"none of the {len(dataset.photographs)} images could be used; first: {report.failed[0][1]}")
     if part_of_a_set and dataset.name in store.collections.names():
@@ -149,31 +143,120 @@ def extract_dataset(
     return report
 
 
-_Decoding = Future[tuple[Key, Prepared | None]]
+class _Work(NamedTuple):
+    """One view of one photograph."""
+
+    photograph: Photograph
+    view: str
 
 
-def _decoded_ahead(
-    work: Iterable[tuple[Photograph, str]],
-    pool: ThreadPoolExecutor,
-    store: FeatureStore,
-    extractor: Extractor,
-    overwrite: bool,
-) -> Iterator[tuple[Photograph, _Decoding]]:
-    """Each photograph with the decoding of its view, ``DECODED_AHEAD`` of them under way."""
+class _Decoded(NamedTuple):
+    """A view that was looked at: ready for the network, there already, or being made elsewhere."""
 
-    def decode(photograph: Photograph, view: str) -> tuple[Key, Prepared | None]:
-        data = read_bytes(photograph.image)
-        key = Key(image_id(data), view)
-        if not overwrite and store.has(extractor.spec, key):
-            return key, None
-        return key, extractor.prepare(data, str(photograph.image), view=view)
+    key: Key
+    prepared: Prepared | None = None
+    elsewhere: bool = False
 
-    waiting: deque[tuple[Photograph, _Decoding]] = deque()
-    for photograph, view in work:
-        waiting.append((photograph, pool.submit(decode, photograph, view)))
-        if len(waiting) >= DECODED_AHEAD:
-            yield waiting.popleft()
-    yield from waiting
+
+class _Run:
+    """The state of one call of ``extract_dataset``."""
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        extractor: Extractor,
+        claims: Claims,
+        decoders: ThreadPoolExecutor,
+        writer: ThreadPoolExecutor,
+        overwrite: bool,
+        advance: Callable[[str], None] | None,
+    ) -> None:
+        self.report = RunReport()
+        self.samples: dict[str, Sample] = {}
+        self._store, self._extractor, self._claims = store, extractor, claims
+        self._decoders, self._writer = decoders, writer
+        self._overwrite, self._advance = overwrite, advance
+        self._writing: deque[Future[int]] = deque()
+        self._made: set[Key] = set()
+
+    def complete(self, work: Sequence[_Work]) -> None:
+        """Do all of it; wait for what other processes make, and take over what they leave undone."""
+        left, wait = list(work), 0.1
+        while left:
+            before = len(left)
+            left = self._extract(left)
+            if left:
+                wait = 0.1 if len(left) < before else min(2 * wait, 2.0)
+                time.sleep(wait)
+
+    def _extract(self, work: Sequence[_Work]) -> list[_Work]:
+        """Do all of it but what other processes are doing, which is returned."""
+        elsewhere = []
+        forwards = self._extractor.forwards
+        for one, decoding in self._decoded_ahead(work):
+            try:
+                decoded = decoding.result()
+                if decoded.elsewhere:
+                    elsewhere.append(one)
+                    continue
+                self._finish(one.photograph, decoded)
+            except ImageError as error:
+                self.report.failed.append((str(one.photograph.image), str(error)))
+            if self._advance is not None:
+                self._advance(one.photograph.name)
+        while self._writing:
+            self.report.bytes_stored += self._writing.popleft().result()
+        self.report.forwards += self._extractor.forwards - forwards
+        return elsewhere
+
+    def _finish(self, photograph: Photograph, decoded: _Decoded) -> None:
+        if decoded.prepared is None:
+            self.report.present += 1
+        else:
+            features = self._extractor.features([decoded.prepared])[0]
+            self._writing.append(self._writer.submit(self._write, decoded.key, features))
+            self.report.extracted += 1
+        while len(self._writing) > WRITTEN_BEHIND:
+            self.report.bytes_stored += self._writing.popleft().result()
+        if photograph.name not in self.samples:
+            spec = self._extractor.spec
+            self.samples[photograph.name] = _record(photograph, decoded.key, self._store, spec, decoded.prepared)
+
+    def _write(self, key: Key, features: Features) -> int:
+        written = self._store.write(self._extractor.spec, key, features)
+        self._made.add(key)
+        self._claims.release(entry_path(self._extractor.spec, key))
+        return written
+
+    def _decoded_ahead(self, work: Iterable[_Work]) -> Iterator[tuple[_Work, Future[_Decoded]]]:
+        """Each view with its decoding, ``DECODED_AHEAD`` of them under way."""
+        waiting: deque[tuple[_Work, Future[_Decoded]]] = deque()
+        for one in work:
+            waiting.append((one, self._decoders.submit(self._decode, one)))
+            if len(waiting) >= DECODED_AHEAD:
+                yield waiting.popleft()
+        yield from waiting
+
+    def _decode(self, work: _Work) -> _Decoded:
+        data = read_bytes(work.photograph.image)
+        key = Key(image_id(data), work.view)
+        claim = entry_path(self._extractor.spec, key)
+        if self._is_there(key):
+            return _Decoded(key)
+        if not self._claims.take(claim):
+            return _Decoded(key, elsewhere=True)
+        try:
+            if self._is_there(key):  # made between the look and the claim
+                self._claims.release(claim)
+                return _Decoded(key)
+            return _Decoded(key, self._extractor.prepare(data, str(work.photograph.image), view=work.view))
+        except ImageError:
+            self._claims.release(claim)
+            raise
+
+    def _is_there(self, key: Key) -> bool:
+        to_do_again = self._overwrite and key not in self._made
+        return not to_do_again and self._store.has(self._extractor.spec, key)
 
 
 def _record(

@@ -1,28 +1,34 @@
-"""The ``store`` command: what is in a feature store, and is it whole."""
+"""The ``store`` command: what is in a feature store, is it whole, and how it is kept."""
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections import Counter
-from typing import Annotated, Any, NoReturn
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.table import Table
 
-from store import console
+from store import console, pruning
 from store.console import Exit
-from store.errors import StoreError
+from store.copying import copy_store
+from store.errors import MissingEntry, StoreError
 from store.feature_store import FeatureStore
+from store.repairing import Checked, check, count_parts, remove, run_again, runs_that_made
 from store.spec import FeatureSpec
 
 app = typer.Typer(
-    help="Look into a feature store and check that it is whole.",
+    help="Look into a feature store, check that it is whole, make room, copy and export.",
     epilog="Exit codes: 0 all well, 1 failed, 2 wrong usage, 4 damaged or incomplete entries.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     add_completion=False,
 )
 
-StorePath = Annotated[str, typer.Argument(help="Folder of the store.", show_default=False)]
+StorePath = Annotated[str, typer.Argument(help="Folder of the store, or s3://bucket/prefix.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 SpecOption = Annotated[str | None, typer.Option("--spec", help="Only this spec (the first digits of its digest do).")]
 
@@ -85,24 +91,163 @@ def info(path: StorePath, as_json: AsJson = False) -> None:
     console.out.print(listing)
 
 
-@app.command(epilog="Example: store verify features.zarr && echo whole")
-def verify(path: StorePath, spec: SpecOption = None, as_json: AsJson = False) -> None:
+@app.command(epilog="Examples: store verify features.zarr && echo whole · store verify features.zarr --repair")
+def verify(
+    path: StorePath,
+    spec: SpecOption = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Remove what is damaged and run again the runs that made it.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Read everything and name each damaged or incomplete entry; exit code 4 if there is one."""
-    store = FeatureStore(path, read_only=True)
-    work = [(one, key) for one in _specs(store, spec) for key in store.keys(one)]
-    problems: list[str] = []
-    with console.progress("verifying", len(work), quiet=as_json) as advance:
-        for one, key in work:
-            problems += store.verify(one, key)
-            advance()
+    store = FeatureStore(path, read_only=not repair)
+    count, damaged = _damage(store, spec, as_json)
+    report: dict[str, Any] = {"checked": count, "problems": [p for one in damaged for p in one.problems]}
+    if repair and damaged:
+        records, report["removed"] = runs_that_made(store, damaged)
+        remove(store, damaged)
+        failed = run_again(records, path)
+        _, damaged = _damage(store, spec, as_json)
+        report["problems_left"] = [problem for one in damaged for problem in one.problems] + failed
     if as_json:
-        console.print_json({"entries": len(work), "problems": problems})
+        console.print_json(report)
     else:
-        for problem in problems:
-            console.out.print(problem, soft_wrap=True, highlight=False)
-        console.out.print(f"{len(work)} entries, {len(problems)} problems")
-    if problems:
+        _say(report["problems"])
+        console.out.print(f"{count} entries, masks and data sets, {len(report['problems'])} problems")
+        if "problems_left" in report:
+            _say(f"{entry}: no recorded run made it; removed" for entry in report["removed"])
+            _say(report["problems_left"])
+            console.out.print(f"after the repair {len(report['problems_left'])} problems")
+    if report.get("problems_left", report["problems"]):
         raise typer.Exit(Exit.DAMAGED)
+
+
+@app.command(epilog="Example: store prune features.zarr --max-bytes 100GB --older-than 30d --dry-run")
+def prune(
+    path: StorePath,
+    max_bytes: Annotated[str | None, typer.Option(help="What may stay in all, such as 100GB.")] = None,
+    older_than: Annotated[
+        str | None, typer.Option(help="What was not used for so long goes, such as 12h or 30d.")
+    ] = None,
+    spec: SpecOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and stop.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove entries, the least recently used first; what was used in the last ten minutes stays."""
+    limit = None if max_bytes is None else _measured(max_bytes, _SIZES)
+    age = None if older_than is None else _measured(older_than, _AGES)
+    store = FeatureStore(path, read_only=dry_run)
+    entries = pruning.stored_entries(store, _specs(store, spec))
+    chosen = pruning.to_prune(entries, max_bytes=limit, older_than=age)
+    removed = chosen
+    if not dry_run:
+        with console.progress("pruning", len(chosen), quiet=as_json) as advance:
+            removed = pruning.prune(store, chosen, lambda: advance(1))
+    freed, total = sum(entry.bytes for entry in removed), sum(entry.bytes for entry in entries)
+    if as_json:
+        gone = [
+            {"spec": e.spec.digest, "image_id": e.key.image_id, "view": e.key.view, "bytes": e.bytes} for e in removed
+        ]
+        console.print_json({"dry_run": dry_run, "removed": gone, "bytes_removed": freed, "bytes_left": total - freed})
+        return
+    did = "would remove" if dry_run else "removed"
+    left = f"{len(entries) - len(removed)} entries of {console.human_bytes(total - freed)} left"
+    console.out.print(f"{did} {len(removed)} entries of {console.human_bytes(freed)}; {left}", highlight=False)
+    if limit is not None and total - freed > limit:
+        console.err.print(f"{path} still holds more than {max_bytes}: the rest was used in the last ten minutes")
+
+
+@app.command(epilog="Example: store export features.zarr exported --format zarr --dataset stare")
+def export(
+    path: StorePath,
+    out: Annotated[Path, typer.Argument(help="Folder that is made.", show_default=False)],
+    form: Annotated[
+        Literal["npy", "zarr"], typer.Option("--format", help="The authors' .npy files, or one group for xarray.")
+    ] = "zarr",
+    spec: SpecOption = None,
+    dataset: Annotated[str | None, typer.Option(help="Only images of this data set, in its order.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write decoded float32 feature maps for other programs; an interrupted export goes on."""
+    from store.exporting import export_npy, export_zarr
+
+    store = FeatureStore(path, read_only=True)
+    one = _only(_specs(store, spec), store)
+    keys = [key for key in store.keys(one) if store.has(one, key)]
+    if dataset is not None:
+        order = [sample.image_id for sample in store.collections.read(dataset).samples]
+        keys = [key for image_id in order for key in keys if key.image_id == image_id]
+    if not keys:
+        raise MissingEntry(f"{path}: no complete entry to export")
+    with console.progress("exporting", len(keys), quiet=as_json) as advance:
+        (export_npy if form == "npy" else export_zarr)(store, one, keys, out, lambda: advance(1))
+    if as_json:
+        console.print_json({"out": str(out), "format": form, "entries": len(keys), "spec": one.digest})
+        return
+    console.out.print(f"{out}: {len(keys)} entries", highlight=False, soft_wrap=True)
+
+
+@app.command(epilog="Example: store copy features.zarr s3://bucket/features")
+def copy(
+    source: StorePath,
+    destination: Annotated[str, typer.Argument(help="Folder or s3://bucket/prefix.", show_default=False)],
+    spec: SpecOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Copy entries, data sets, masks and run records; what is there already is left, so a copy can be resumed."""
+    store = FeatureStore(source, read_only=True)
+    specs = _specs(store, spec)
+    count = sum(1 for one in specs for _ in store.keys(one))
+    with console.progress("copying", count, quiet=as_json) as advance:
+        report = copy_store(store, FeatureStore(destination), specs, lambda: advance(1))
+    if as_json:
+        console.print_json(dataclasses.asdict(report))
+    else:
+        _say(report.problems)
+        console.out.print(
+            f"{report.copied} entries copied ({console.human_bytes(report.bytes)}), {report.present} there already, "
+            f"{len(report.problems)} left out",
+            highlight=False,
+        )
+    if report.problems:
+        raise typer.Exit(Exit.DAMAGED)
+
+
+_SIZES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_AGES = {"s": 1, "min": 60, "h": 3600, "d": 86400}
+
+
+def _measured(text: str, units: Mapping[str, int]) -> int:
+    """100GB -> 100 * 10**9."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)", text)
+    if match is None or match[2] not in units:
+        raise typer.BadParameter(f"expected a number and one of {', '.join(units)}, got {text!r}")
+    return int(float(match[1]) * units[match[2]])
+
+
+def _damage(store: FeatureStore, spec: str | None, quiet: bool) -> tuple[int, list[Checked]]:
+    """How many things were read, and those that have problems."""
+    specs = _specs(store, spec)
+    count = count_parts(store, specs)
+    with console.progress("verifying", count, quiet=quiet) as advance:
+        damaged = []
+        for one in check(store, specs):
+            damaged += [one] if one.problems else []
+            advance()
+    return count, damaged
+
+
+def _say(lines: Iterable[str]) -> None:
+    for line in lines:
+        console.out.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _only(specs: list[FeatureSpec], store: FeatureStore) -> FeatureSpec:
+    if len(specs) != 1:
+        listed = ", ".join(spec.digest[:12] for spec in specs) or "none"
+        raise MissingEntry(f"{store.location}: choose one spec with --spec; there are: {listed}")
+    return specs[0]
 
 
 def _specs(store: FeatureStore, digest: str | None) -> list[FeatureSpec]:

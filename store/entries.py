@@ -35,6 +35,7 @@ def write_entry(objects: Objects, path: str, arrays: Mapping[str, ArrayToWrite],
     for name, array in arrays.items():
         stage(staged, name, array)
     objects.remove(f"{path}/zarr.json")  # while objects are replaced, the entry does not exist
+    objects.delete(path)  # what a writer that was killed may have left
     checksums: dict[str, dict[str, int | str]] = {}
     written = 0
     for key, data in held_in_memory(staged):
@@ -125,6 +126,16 @@ class Entry:
             elif hashlib.sha256(data).hexdigest() != expected["sha256"]:
                 problems.append(f"{self.path}/{key}: the bytes differ from those that were written")
         return problems
+
+
+def verify_entry(objects: Objects, path: str) -> list[str]:
+    """Read everything of an entry; one line for each problem."""
+    try:
+        return Entry(objects, path).verify()
+    except MissingEntry:
+        return [f"{path}: incomplete, never finished"]
+    except DamagedEntry as error:
+        return [str(error)]
 
 
 def require_format(marker: Mapping[str, Any], where: str) -> None:

@@ -29,10 +29,20 @@ from store.arrays import ArrayToWrite, Compressor, StoredArray
 from store.codebook import Codebook, codebook_of
 from store.collection import Collections
 from store.encoded import Encoded
-from store.entries import FORMAT_VERSION, MARKER, Entry, read_group, require_format, write_entry, write_group
+from store.entries import (
+    FORMAT_VERSION,
+    MARKER,
+    Entry,
+    read_group,
+    require_format,
+    verify_entry,
+    write_entry,
+    write_group,
+)
 from store.errors import DamagedEntry, MissingEntry, SpecError, SpecMismatch
 from store.geometry import Geometry
 from store.objects import Objects, open_objects
+from store.records import Records
 from store.spec import FeatureSpec, TransformEncoding
 from store.uses import Uses
 from store.views import IDENTITY
@@ -129,10 +139,6 @@ class FeatureEntry:
         """Everything, read and checked."""
         return Features({block.name: self.encoded(block.name) for block in self.spec.blocks}, self.fov, self.geometry)
 
-    def verify(self) -> list[str]:
-        """One line for each damaged object."""
-        return self._entry.verify()
-
 
 class FeatureStore:
     """Features of any number of specs and images at one location.
@@ -146,11 +152,14 @@ class FeatureStore:
 
     Attributes:
         collections: the data sets and masks that are kept beside the features.
+        records: of the runs that made them.
+        uses: when each entry was last used.
     """
 
     def __init__(self, location: str | Path | Store, *, read_only: bool = False) -> None:
         self.objects = open_objects(location, read_only=read_only)
         self.collections = Collections(self.objects)
+        self.records = Records(self.objects)
         self.uses = Uses(Objects(self.objects.zarr_store.with_read_only(False), self.objects.location))
         self._codecs: dict[str, Codec] = {}
         with suppress(MissingEntry):  # a new store
@@ -306,12 +315,7 @@ class FeatureStore:
 
     def verify(self, spec: FeatureSpec, key: Key) -> list[str]:
         """Read everything of one entry; one line for each problem."""
-        try:
-            return Entry(self.objects, entry_path(spec, key)).verify()
-        except MissingEntry:
-            return [f"{entry_path(spec, key)}: incomplete, never finished"]
-        except DamagedEntry as error:
-            return [str(error)]
+        return verify_entry(self.objects, entry_path(spec, key))
 
 
 def timestep_indices(spec: FeatureSpec, timesteps: Sequence[int]) -> list[int]:

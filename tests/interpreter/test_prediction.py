@@ -47,7 +47,7 @@ def test_every_timestep_is_read_with_its_own_maps(filled_store: FeatureStore, sp
     maps = filled_store.entry(spec, next(iter(filled_store.keys(spec)))).features().maps
     prediction = predict(network, maps)
     for i, t in enumerate(spec.timesteps):
-        at_t = {name: torch.from_numpy(m[i : i + 1]) for name, m in maps.items()}
+        at_t = {name: torch.from_numpy(m.values[i : i + 1]) for name, m in maps.items()}
         labels = network(at_t, torch.tensor([t])).argmax(dim=1)[0].numpy()
         np.testing.assert_array_equal(prediction.by_timestep[i], labels)
     again = predict(network, maps)

@@ -1,0 +1,94 @@
+"""Copying a store, or a part of it, to another place; what is there already is left as it is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from store.collection import COLLECTIONS, LABELS
+from store.entries import Entry
+from store.errors import DamagedEntry, MissingEntry
+from store.feature_store import FeatureStore, entry_path
+from store.objects import Objects
+from store.records import RUNS
+from store.spec import FeatureSpec
+
+
+@dataclass
+class CopyReport:
+    """What was copied.
+
+    Attributes:
+        copied: entries that are new at the destination.
+        present: entries that were there already.
+        bytes: copied.
+        problems: one line for each entry that is incomplete or damaged here; it was left out.
+    """
+
+    copied: int = 0
+    present: int = 0
+    bytes: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+def copy_store(
+    source: FeatureStore,
+    destination: FeatureStore,
+    specs: Iterable[FeatureSpec],
+    advance: Callable[[], None] | None = None,
+) -> CopyReport:
+    """Copy the entries of some specs, every data set, mask and run record.
+
+    Every object is compared with its checksum on the way. Stopped and started again, the copy goes on.
+
+    Raises:
+        StoreFull, StoreUnavailable: the destination cannot take more now.
+    """
+    report = CopyReport()
+    for spec in specs:
+        destination.register(spec, source.backbone_of(spec), source.codebook(spec))
+        for key in source.keys(spec):
+            _copy_entry(source.objects, destination.objects, entry_path(spec, key), report)
+            if advance is not None:
+                advance()
+    for label in source.objects.names(LABELS):
+        _copy_entry(source.objects, destination.objects, f"{LABELS}/{label}", CopyReport(problems=report.problems))
+    for folder in (COLLECTIONS, RUNS):
+        for name in source.objects.names(folder):
+            path = f"{folder}/{name}/zarr.json"
+            destination.objects.put(path, source.objects.get(path))
+    return report
+
+
+def _copy_entry(source: Objects, destination: Objects, path: str, report: CopyReport) -> None:
+    """All objects, then the marker."""
+    try:
+        Entry(destination, path)
+    except (MissingEntry, DamagedEntry):
+        pass
+    else:
+        report.present += 1
+        return
+    try:
+        entry = Entry(source, path)
+    except MissingEntry:
+        report.problems.append(f"{path}: incomplete, never finished")
+        return
+    except DamagedEntry as error:
+        report.problems.append(str(error))
+        return
+    destination.remove(f"{path}/zarr.json")
+    for key, expected in entry.checksums.items():
+        try:
+            data = source.get(f"{path}/{key}")
+        except MissingEntry:
+            report.problems.append(f"{path}/{key}: gone")
+            return
+        if hashlib.sha256(data).hexdigest() != expected["sha256"]:
+            report.problems.append(f"{path}/{key}: the bytes differ from those that were written")
+            return
+        destination.put(f"{path}/{key}", data)
+        report.bytes += len(data)
+    destination.put(f"{path}/zarr.json", source.get(f"{path}/zarr.json"))
+    report.copied += 1

@@ -1,0 +1,181 @@
+"""Features for other programs: the authors' .npy files, one plain Zarr group, an xarray Dataset.
+
+i  images (each view is one)      t  timesteps      c, h, w  channels and size of a block's map
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+from zarr.codecs import BloscCodec
+
+from store.batches import Plan, lazy_maps
+from store.errors import FormatError, MissingEntry
+from store.feature_store import FeatureStore, Key
+from store.spec import Block, FeatureSpec
+
+if TYPE_CHECKING:
+    import xarray
+
+Advance = Callable[[], None]
+
+AUTHORS_LEVELS = {
+    "first": (0, 1),
+    "second": (2, 3, 4),
+    "third": (5, 6, 7),
+    "fine": (8, 9, 10),
+    "low": (11, 12, 13),
+    "mid": (14, 15, 16),
+    "high": (17, 18, 19, 20),
+}
+"""How the authors' later code groups the 21 decoder blocks of ADM-512 (Xyporz/DiffDGSSv2)."""
+
+
+def export_npy(
+    store: FeatureStore, spec: FeatureSpec, keys: Sequence[Key], folder: Path, advance: Advance | None = None
+) -> None:
+    """X_{t}_{level}_{row}.npy, float32 (c, h, w), as the authors' code writes and reads them.
+
+    A level is the concatenation of the blocks that the authors group where their maps have one size;
+    every other block is a level of its own and lends it its name. ``index.json`` says which image
+    and view each row is.
+
+    Raises:
+        FormatError: the folder holds something else.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    index = {
+        "spec": spec.model_dump(mode="json"),
+        "levels": {name: [block.name for block in blocks] for name, blocks in authors_levels(spec).items()},
+        "rows": [{"image_id": key.image_id, "view": key.view} for key in keys],
+    }
+    _require_same(folder / "index.json", index)
+    for row, key in enumerate(keys):
+        entry = store.entry(spec, key)
+        for level, blocks in authors_levels(spec).items():
+            maps = np.concatenate([entry.read(block.name) for block in blocks], axis=1)
+            for t, of_t in zip(spec.timesteps, maps, strict=True):
+                _save(folder / f"X_{t}_{level}_{row}.npy", of_t)
+        if advance is not None:
+            advance()
+
+
+def authors_levels(spec: FeatureSpec) -> dict[str, list[Block]]:
+    """The spec's blocks by the authors' levels."""
+    levels: dict[str, list[Block]] = {}
+    for block in spec.blocks:
+        number = block.name.rpartition("_")[2]
+        name = next((n for n, indices in AUTHORS_LEVELS.items() if number.isdigit() and int(number) in indices), None)
+        levels.setdefault(name or block.name, []).append(block)
+    named: dict[str, list[Block]] = {}
+    for name, blocks in levels.items():
+        if len({(block.height, block.width) for block in blocks}) == 1 and _like_adm(spec):
+            named[name] = blocks
+        else:
+            named |= {block.name: [block] for block in blocks}
+    return named
+
+
+def _like_adm(spec: FeatureSpec) -> bool:
+    """Whether the decoder may be that of ADM-512: it has blocks behind the tenth."""
+    return any(int(b.name.rpartition("_")[2]) > 10 for b in spec.blocks if b.name.rpartition("_")[2].isdigit())
+
+
+def export_zarr(
+    store: FeatureStore, spec: FeatureSpec, keys: Sequence[Key], folder: Path, advance: Advance | None = None
+) -> None:
+    """One Zarr v3 group: an array float32 (image, t, c, h, w) for each block, decoded.
+
+    ``xarray.open_zarr(folder)`` reads it; so does any other reader of Zarr v3. Images are named in the
+    group's attributes, timesteps are the coordinate ``t``.
+
+    Raises:
+        FormatError: the folder holds something else.
+    """
+    _require_same(folder / "index.json", {"spec": spec.digest, "keys": [list(key) for key in keys]})
+    group = zarr.open_group(str(folder), mode="a", attributes=_names(spec, keys))
+    _array(group, "t", np.asarray(spec.timesteps, dtype=np.int64).shape, "int64", ("t",))[...] = spec.timesteps
+    arrays = {}
+    for block in spec.blocks:
+        shape = (len(keys), len(spec.timesteps), block.channels, block.height, block.width)
+        arrays[block.name] = _array(group, block.name, shape, "float32", ("image", "t", *dimensions(block)))
+    for row, key in enumerate(keys):
+        entry = store.entry(spec, key)
+        for block in spec.blocks:
+            arrays[block.name][row] = entry.read(block.name)
+        if advance is not None:
+            advance()
+
+
+def to_xarray(
+    store: FeatureStore, spec: FeatureSpec, keys: Sequence[Key] | None = None, blocks: Sequence[str] | None = None
+) -> xarray.Dataset:
+    """A Dataset of lazily read feature maps, float32 (image, t, c, h, w) for each block.
+
+    Args:
+        keys: images and views; every complete entry if None.
+        blocks: names; all of the spec's if None.
+
+    Raises:
+        FormatError: xarray is not installed.
+        MissingEntry: an image is not there.
+    """
+    try:
+        import xarray
+    except ImportError as error:
+        raise FormatError("an xarray Dataset needs xarray; `pip install xarray`") from error
+    chosen = [key for key in store.keys(spec) if store.has(spec, key)] if keys is None else list(keys)
+    if not chosen:
+        raise MissingEntry(f"{store.location}: no complete entry of spec {spec.digest[:12]}")
+    plan = Plan(tuple(chosen), np.tile(np.asarray(spec.timesteps, dtype=np.int64), (len(chosen), 1)))
+    maps = lazy_maps(store, spec, plan, blocks)
+    return xarray.Dataset(
+        {name: (("image", "t", *dimensions(spec.block(name))), array) for name, array in maps.items()},
+        coords={
+            "t": list(spec.timesteps),
+            "image_id": ("image", [key.image_id for key in chosen]),
+            "view": ("image", [key.view for key in chosen]),
+        },
+        attrs={"spec": spec.digest},
+    )
+
+
+def dimensions(block: Block) -> tuple[str, str, str]:
+    """Names of a map's axes; blocks of one size share theirs."""
+    return f"c_{block.name}", f"y_{block.height}", f"x_{block.width}"
+
+
+def _array(group: zarr.Group, name: str, shape: tuple[int, ...], dtype: str, axes: tuple[str, ...]) -> Any:
+    if name in group:
+        return group[name]
+    chunks = (1,) * min(2, len(shape) - 1) + shape[2:] if len(shape) > 1 else shape
+    codec = BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle")
+    return group.create_array(name, shape=shape, chunks=chunks, dtype=dtype, dimension_names=axes, compressors=[codec])
+
+
+def _names(spec: FeatureSpec, keys: Sequence[Key]) -> dict[str, Any]:
+    images = {"image_id": [key.image_id for key in keys], "view": [key.view for key in keys]}
+    return {"spec": spec.model_dump(mode="json"), "spec_digest": spec.digest} | images
+
+
+def _require_same(path: Path, index: dict[str, Any]) -> None:
+    """An export that was begun may be gone on with; any other folder must be empty."""
+    if path.is_file():
+        if json.loads(path.read_text()) != index:
+            raise FormatError(f"{path.parent}: holds an export of other features; choose another folder")
+    elif path.parent.is_dir() and any(path.parent.iterdir()):
+        raise FormatError(f"{path.parent}: is not empty; choose another folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(index, indent=1) + "\n")
+
+
+def _save(path: Path, maps: np.ndarray) -> None:
+    partial = path.with_suffix(".tmp")
+    with partial.open("wb") as file:
+        np.save(file, maps)
+    partial.rename(path)

@@ -1,0 +1,86 @@
+"""How entries were made: one record for each run that writes features.
+
+<store>/runs/<started>-<number>/zarr.json
+"""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime
+from importlib import metadata
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from store.entries import read_group, write_group
+from store.errors import DamagedEntry
+from store.objects import Objects
+
+RUNS = "runs"
+_PACKAGES = ("diffdgss", "torch", "diffusers", "numpy", "zarr", "numcodecs")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in _PACKAGES}
+
+
+class RunRecord(BaseModel):
+    """One run of ``extractor run``.
+
+    Attributes:
+        spec: digest of what was extracted.
+        dataset: name of the data set in the store.
+        options: the command's options, such as {"dataset": "stare:/data/STARE", "views": "identity"}; the
+            same command makes the same entries again.
+        device: the network ran on it.
+        versions: of this package and of those that decide the numbers.
+        started: UTC, ISO 8601.
+        finished: the same; None while it runs, and for ever if it was killed.
+        counts: what it did.
+        seconds: where the time went.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str = Field(default_factory=lambda: f"{_now().replace(':', '')[:17]}-{uuid.uuid4().hex[:8]}")
+    spec: str
+    dataset: str
+    options: dict[str, str | bool] = Field(default_factory=dict)
+    device: str = "cpu"
+    versions: dict[str, str] = Field(default_factory=_versions)
+    started: str = Field(default_factory=_now)
+    finished: str | None = None
+    counts: dict[str, int] = Field(default_factory=dict)
+    seconds: dict[str, float] = Field(default_factory=dict)
+
+    def done(self, counts: dict[str, int], seconds: dict[str, float]) -> RunRecord:
+        """This record at the end of its run."""
+        return self.model_copy(update={"finished": _now(), "counts": counts, "seconds": seconds})
+
+
+class Records:
+    """The run records of one store."""
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+
+    def write(self, record: RunRecord) -> None:
+        """Write or replace a record."""
+        write_group(self._objects, f"{RUNS}/{record.name}", {"run": record.model_dump(mode="json")})
+
+    def all(self) -> list[RunRecord]:
+        """Every record, the oldest first.
+
+        Raises:
+            DamagedEntry: names the record.
+        """
+        return [self._read(name) for name in self._objects.names(RUNS)]
+
+    def _read(self, name: str) -> RunRecord:
+        try:
+            return RunRecord.model_validate(read_group(self._objects, f"{RUNS}/{name}")["run"])
+        except (KeyError, ValidationError) as error:
+            raise DamagedEntry(f"{self._objects.location}: the run record {name} is damaged ({error})") from error

@@ -1,0 +1,123 @@
+"""Damage found, and put right: what cannot be trusted is removed, and the runs that made it are run again."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from store.collection import COLLECTIONS, LABELS
+from store.entries import verify_entry
+from store.errors import DamagedEntry, MissingEntry, StoreError
+from store.feature_store import CODEBOOK, FeatureStore, Key, entry_path
+from store.records import RunRecord
+from store.spec import FeatureSpec, TransformEncoding
+
+_OPTION = re.compile(r"[a-z][a-z-]*")
+
+
+class Checked(NamedTuple):
+    """One thing that was read from end to end.
+
+    Attributes:
+        path: below the store.
+        problems: one line each; empty if all is well.
+        spec: whose it is; None for data sets and masks, which belong to every spec.
+        key: of an entry.
+    """
+
+    path: str
+    problems: list[str]
+    spec: FeatureSpec | None = None
+    key: Key | None = None
+
+
+def count_parts(store: FeatureStore, specs: Sequence[FeatureSpec]) -> int:
+    """How many things ``check`` will read."""
+    coded = sum(isinstance(spec.encoding, TransformEncoding) for spec in specs)
+    entries = sum(1 for spec in specs for _ in store.keys(spec))
+    return coded + entries + len(store.objects.names(LABELS)) + len(store.objects.names(COLLECTIONS))
+
+
+def check(store: FeatureStore, specs: Sequence[FeatureSpec]) -> Iterator[Checked]:
+    """Read the codebooks and entries of some specs, and all data sets and masks."""
+    for spec in specs:
+        if isinstance(spec.encoding, TransformEncoding):
+            path = f"{spec.digest}/{CODEBOOK}"
+            yield Checked(path, verify_entry(store.objects, path), spec)
+        for key in store.keys(spec):
+            path = entry_path(spec, key)
+            yield Checked(path, verify_entry(store.objects, path), spec, key)
+    for digest in store.objects.names(LABELS):
+        yield Checked(f"{LABELS}/{digest}", verify_entry(store.objects, f"{LABELS}/{digest}"))
+    for name in store.collections.names():
+        try:
+            store.collections.read(name)
+        except (DamagedEntry, MissingEntry) as error:
+            yield Checked(f"{COLLECTIONS}/{name}", [str(error)])
+        else:
+            yield Checked(f"{COLLECTIONS}/{name}", [])
+
+
+def remove(store: FeatureStore, damaged: Iterable[Checked]) -> None:
+    """Take away what is damaged, so that a run makes it anew."""
+    for one in damaged:
+        store.objects.remove(f"{one.path}/zarr.json")
+        store.objects.delete(one.path)
+        if one.spec is not None and one.key is None:  # a spec without its codebook has to be registered again
+            store.objects.remove(f"{one.spec.digest}/zarr.json")
+
+
+def runs_that_made(store: FeatureStore, damaged: Sequence[Checked]) -> tuple[list[RunRecord], list[str]]:
+    """The runs that have to be run again, each once, and the paths that no recorded run made."""
+    records = store.records.all()
+    chosen: dict[tuple[tuple[str, str | bool], ...], RunRecord] = {}
+    orphans = []
+    for one in damaged:
+        makers = [record for record in records if _may_have_made(store, record, one)]
+        if not makers:
+            orphans.append(one.path)
+        for record in makers:
+            chosen[tuple(sorted(record.options.items()))] = record
+    return list(chosen.values()), orphans
+
+
+def command_of(record: RunRecord, location: str) -> list[str]:
+    """The command line that repeats a run; StoreError if the record is no such thing."""
+    options = []
+    for name, value in record.options.items():
+        if not _OPTION.fullmatch(name) or name == "store":
+            raise StoreError(f"the run record {record.name} holds the option {name!r}; it was not written here")
+        options.append(f"--{name}" if value is True else f"--{name}={value}")
+    return [sys.executable, "-m", "extractor.cli", "run", f"--store={location}", *options]
+
+
+def run_again(records: Sequence[RunRecord], location: str) -> list[str]:
+    """Repeat runs, in processes of their own; one line for each that failed."""
+    problems = []
+    for record in records:
+        call = command_of(record, location)
+        done = subprocess.run(call, stdout=sys.stderr, check=False)
+        if done.returncode:
+            problems.append(f"`extractor {' '.join(call[3:])}` failed with exit code {done.returncode}")
+    return problems
+
+
+def _may_have_made(store: FeatureStore, record: RunRecord, damaged: Checked) -> bool:
+    """A run made the entries of its data set under its spec; one that was killed did not write the set."""
+    if damaged.spec is not None and damaged.spec.digest != record.spec:
+        return False
+    if damaged.path == f"{COLLECTIONS}/{record.dataset}":
+        return True
+    if damaged.path.startswith(f"{COLLECTIONS}/"):
+        return False
+    try:
+        samples = store.collections.read(record.dataset).samples
+    except (MissingEntry, DamagedEntry):
+        return True
+    if damaged.key is not None:
+        return any(sample.image_id == damaged.key.image_id for sample in samples)
+    label = damaged.path.removeprefix(f"{LABELS}/")
+    return damaged.spec is not None or any(label in sample.masks.values() for sample in samples)

@@ -1,0 +1,92 @@
+"""Of several processes one makes an entry; what a dead one has claimed is free."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from store import FeatureStore
+from store.claims import Claims
+from store.objects import Objects
+
+
+def test_one_of_many_gets_the_claim(store: FeatureStore) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        several = [Claims(store.objects) for _ in range(8)]
+        assert sum(pool.map(lambda claims: claims.take("a/b"), several)) == 1
+
+
+def test_a_claim_is_held_until_it_is_released(store: FeatureStore) -> None:
+    with Claims(store.objects) as mine, Claims(store.objects) as theirs:
+        assert mine.take("a")
+        assert not mine.take("a")
+        assert not theirs.take("a")
+        assert theirs.take("b")
+        mine.release("a")
+        assert theirs.take("a")
+    assert store.objects.keys("claims") == []
+
+
+def test_the_claim_of_a_process_that_died_here_is_free_at_once(store: FeatureStore) -> None:
+    gone = multiprocessing.get_context("spawn").Process()
+    gone.start()
+    gone.join()
+    abandoned(store.objects, "a", process=gone.pid or 0)
+    with ThreadPoolExecutor(4) as pool:
+        several = [Claims(store.objects) for _ in range(4)]
+        assert sum(pool.map(lambda claims: claims.take("a"), several)) == 1
+    winner = next(claims for claims in several if claims._held)
+    winner.release("a")
+    assert store.objects.keys("claims") == []
+
+
+def test_the_claim_of_another_machine_is_free_when_its_lease_is_over(store: FeatureStore) -> None:
+    abandoned(store.objects, "a", machine="elsewhere")
+    claims = Claims(store.objects, lease=0.3)
+    assert not claims.take("a")
+    time.sleep(0.35)
+    assert claims.take("a")
+
+
+def test_a_claim_is_renewed_while_its_owner_lives(store: FeatureStore) -> None:
+    with Claims(store.objects, lease=0.4) as mine:
+        assert mine.take("a")
+        claimed = json.loads(store.objects.get("claims/a"))
+        time.sleep(0.5)
+        assert json.loads(store.objects.get("claims/a"))["renewed"] > claimed["renewed"]
+        assert not Claims(store.objects, lease=0.4).take("a")
+
+
+def test_an_object_is_created_once(store: FeatureStore) -> None:
+    assert store.objects.create("a", b"1")
+    assert not store.objects.create("a", b"2")
+    assert store.objects.get("a") == b"1"
+
+
+@pytest.mark.parametrize("key", ["a", "a/b/c"])
+def test_objects_do_what_they_say(store: FeatureStore, key: str) -> None:
+    objects = store.objects
+    assert not objects.exists(key)
+    objects.put(key, b"0123456789")
+    assert objects.exists(key)
+    assert objects.size(key) == 10
+    assert objects.get_range(key, 2, 3) == b"234"
+    assert objects.get_range(key, 8, 2) == b"89"
+    assert objects.keys("") == [key]
+    assert objects.names("") == ["a"]
+    objects.remove(key)
+    objects.remove(key)
+    objects.delete("a")
+    assert objects.keys("") == []
+
+
+def abandoned(objects: Objects, name: str, machine: str | None = None, process: int = 1) -> None:
+    """A claim whose owner is not here to renew it."""
+    mine = Claims(objects)
+    assert mine.take(name)
+    claim = json.loads(objects.get(f"claims/{name}")) | {"process": process}
+    objects.put(f"claims/{name}", json.dumps(claim | ({"machine": machine} if machine else {})).encode())
