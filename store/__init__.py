@@ -15,6 +15,7 @@ from store.errors import (
     StoreFull,
     StoreUnavailable,
 )
+from store.exporting import to_xarray
 from store.feature_store import FeatureEntry, Features, FeatureStore, Key
 from store.geometry import Geometry, Interpolation
 from store.spec import (
@@ -68,4 +69,5 @@ __all__ = [
     "parse_views",
     "plan_epoch",
     "stream",
+    "to_xarray",
 ]

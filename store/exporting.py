@@ -54,7 +54,8 @@ def export_npy(
         "levels": {name: [block.name for block in blocks] for name, blocks in authors_levels(spec).items()},
         "rows": [{"image_id": key.image_id, "view": key.view} for key in keys],
     }
-    _require_same(folder / "index.json", index)
+    _require_same(folder / "index.json", index, lambda path: json.loads(path.read_text()))
+    (folder / "index.json").write_text(json.dumps(index, indent=1) + "\n")
     for row, key in enumerate(keys):
         entry = store.entry(spec, key)
         for level, blocks in authors_levels(spec).items():
@@ -97,8 +98,9 @@ def export_zarr(
     Raises:
         FormatError: the folder holds something else.
     """
-    _require_same(folder / "index.json", {"spec": spec.digest, "keys": [list(key) for key in keys]})
-    group = zarr.open_group(str(folder), mode="a", attributes=_names(spec, keys))
+    names = _names(spec, keys)
+    _require_same(folder / "zarr.json", names, lambda path: json.loads(path.read_text())["attributes"])
+    group = zarr.open_group(str(folder), mode="a", attributes=names)
     _array(group, "t", np.asarray(spec.timesteps, dtype=np.int64).shape, "int64", ("t",))[...] = spec.timesteps
     arrays = {}
     for block in spec.blocks:
@@ -160,18 +162,16 @@ def _array(group: zarr.Group, name: str, shape: tuple[int, ...], dtype: str, axe
 
 def _names(spec: FeatureSpec, keys: Sequence[Key]) -> dict[str, Any]:
     images = {"image_id": [key.image_id for key in keys], "view": [key.view for key in keys]}
-    return {"spec": spec.model_dump(mode="json"), "spec_digest": spec.digest} | images
+    return {"spec": json.loads(spec.canonical_json), "spec_digest": spec.digest} | images
 
 
-def _require_same(path: Path, index: dict[str, Any]) -> None:
+def _require_same(path: Path, index: dict[str, Any], read: Callable[[Path], Any]) -> None:
     """An export that was begun may be gone on with; any other folder must be empty."""
     if path.is_file():
-        if json.loads(path.read_text()) != index:
+        if read(path) != index:
             raise FormatError(f"{path.parent}: holds an export of other features; choose another folder")
     elif path.parent.is_dir() and any(path.parent.iterdir()):
         raise FormatError(f"{path.parent}: is not empty; choose another folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(index, indent=1) + "\n")
 
 
 def _save(path: Path, maps: np.ndarray) -> None:

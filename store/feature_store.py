@@ -215,7 +215,7 @@ class FeatureStore:
 
     def specs(self) -> list[FeatureSpec]:
         """Every spec that has been registered, by digest."""
-        return [self.spec(name) for name in self.objects.names("") if _DIGEST.fullmatch(name)]
+        return [self.spec(digest) for digest in self._digests()]
 
     def spec(self, digest: str) -> FeatureSpec:
         """The spec with this digest, or whose digest begins so.
@@ -223,7 +223,7 @@ class FeatureStore:
         Raises:
             MissingEntry: no such spec, or several.
         """
-        found = [n for n in self.objects.names("") if _DIGEST.fullmatch(n) and n.startswith(digest)]
+        found = [full for full in self._digests() if full.startswith(digest)]
         if len(found) != 1:
             raise MissingEntry(
                 f"{self.location}: {len(found) or 'no'} specs begin with {digest[:12]!r}; see `store info`"
@@ -236,6 +236,10 @@ class FeatureStore:
         if spec.digest != found[0]:
             raise DamagedEntry(f"{self.location}: the spec under {found[0][:12]} has the digest {spec.digest[:12]}")
         return spec
+
+    def _digests(self) -> list[str]:
+        names = [name for name in self.objects.names("") if _DIGEST.fullmatch(name)]
+        return [name for name in names if self.objects.exists(f"{name}/zarr.json")]
 
     def has(self, spec: FeatureSpec, key: Key) -> bool:
         """Whether a complete entry is there. Does not count as a use."""

@@ -140,6 +140,8 @@ class Objects:
         try:
             yield
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and self._folder is None:
+                raise StoreUnavailable(f"{self.location}: there is no such bucket; create it first") from error
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise StoreFull(
                     f"{self.location}: no room left while writing {key}; free some space and run the same command "

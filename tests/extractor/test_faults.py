@@ -51,9 +51,8 @@ def test_a_full_disk_stops_a_run_which_then_goes_on(dataset_folder: Path, tmp_pa
     own = ("unshare", "--mount", "--map-root-user")
     if shutil.which("unshare") is None or subprocess.run([*own, "sh", "-c", mount], check=False).returncode:
         pytest.skip("this user may not mount a small tmpfs")
-    result = writers(
-        "full", folder, dataset_folder / "images", inside=(*own, "sh", "-c", f'{mount} && exec "$@"', "sh")
-    )
+    mounted = (*own, "sh", "-c", f'{mount} && exec "$@"', "sh")
+    result = writers("full", folder, dataset_folder / "images", inside=mounted)
     is_whole(result)
     assert "no room left while writing" in result["message"]
     assert "run the same command again" in result["message"]

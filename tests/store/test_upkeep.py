@@ -1,0 +1,225 @@
+"""Making room, copying, exporting and repairing."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray
+import zarr
+
+from store import Collection, FeatureSpec, FeatureStore, FormatError, Key, MissingEntry, Sample, StoreError, to_xarray
+from store.copying import copy_store
+from store.exporting import authors_levels, export_npy, export_zarr
+from store.feature_store import entry_path
+from store.pruning import prune, stored_entries, to_prune
+from store.records import RunRecord
+from store.repairing import check, command_of, remove, runs_that_made
+from store.spec import Block
+from store.uses import GRACE
+from tests.conftest import Run, changed
+from tests.store.conftest import ENCODINGS, coded, some_features
+
+KEYS = [Key(f"{i:064x}") for i in range(4)]
+
+
+def fill(store: FeatureStore, spec: FeatureSpec, encoding: str = "float16") -> FeatureSpec:
+    """Four entries, the first of which was used longest ago; a data set and a mask."""
+    spec, codebook = coded(spec, encoding)
+    store.register(spec, "tiny", codebook)
+    mask = store.collections.write_mask(np.eye(8, dtype=bool))
+    for i, key in enumerate(KEYS):
+        store.write(spec, key, some_features(spec, i, codebook))
+        used_ago(store, spec, key, GRACE + 1000 - i)
+    samples = tuple(Sample(image_id=k.image_id, name=f"eye{i}", masks={"mask": mask}) for i, k in enumerate(KEYS))
+    store.collections.write(Collection(name="eyes", samples=samples))
+    return spec
+
+
+def used_ago(store: FeatureStore, spec: FeatureSpec, key: Key, seconds: float) -> None:
+    path = entry_path(spec, key)
+    store.objects.put(f"used/{path}", repr(time.time() - seconds).encode())
+    store.uses._stamped.pop(path, None)
+
+
+def test_the_least_recently_used_go_first(store: FeatureStore, spec: FeatureSpec) -> None:
+    fill(store, spec)
+    store.entry(spec, KEYS[0])  # now the most recent one
+    entries = stored_entries(store, [spec])
+    assert [entry.key for entry in entries] == [KEYS[1], KEYS[2], KEYS[3], KEYS[0]]
+    chosen = to_prune(entries, max_bytes=2 * max(entry.bytes for entry in entries))
+    assert [entry.key for entry in chosen] == [KEYS[1], KEYS[2]]
+    assert prune(store, chosen) == chosen
+    assert list(store.keys(spec)) == [KEYS[0], KEYS[3]]
+    assert all(store.verify(spec, key) == [] for key in store.keys(spec))
+    assert store.objects.keys(f"used/{entry_path(spec, KEYS[1])}") == []
+
+
+def test_age_counts_from_the_last_use(store: FeatureStore, spec: FeatureSpec) -> None:
+    fill(store, spec)
+    used_ago(store, spec, KEYS[2], 86400)
+    assert [entry.key for entry in to_prune(stored_entries(store, [spec]), older_than=3600)] == [KEYS[2]]
+
+
+def test_what_is_being_read_stays(store: FeatureStore, spec: FeatureSpec) -> None:
+    fill(store, spec)
+    for key in KEYS[:3]:
+        store.entry(spec, key)
+    assert [entry.key for entry in to_prune(stored_entries(store, [spec]), max_bytes=0)] == [KEYS[3]]
+
+
+def test_a_reader_that_comes_in_between_keeps_its_entry(store: FeatureStore, spec: FeatureSpec) -> None:
+    fill(store, spec)
+    chosen = to_prune(stored_entries(store, [spec]), max_bytes=0)
+    features = store.entry(spec, KEYS[1]).features()  # after the list was made
+    removed = prune(store, chosen)
+    assert [entry.key for entry in removed] == [KEYS[0], KEYS[2], KEYS[3]]
+    again = store.entry(spec, KEYS[1]).features()
+    np.testing.assert_array_equal(again.maps["block_2"].values, features.maps["block_2"].values)
+
+
+def test_incomplete_entries_go_but_not_those_being_written(store: FeatureStore, spec: FeatureSpec) -> None:
+    fill(store, spec)
+    for key in KEYS[:2]:
+        store.objects.remove(f"{entry_path(spec, key)}/zarr.json")
+    used_ago(store, spec, KEYS[1], 1)
+    chosen = to_prune(stored_entries(store, [spec]))
+    assert [entry.key for entry in chosen] == [KEYS[0]]
+    prune(store, chosen)
+    assert list(store.keys(spec)) == KEYS[1:]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_copy_is_the_same_and_can_be_gone_on_with(
+    store: FeatureStore, spec: FeatureSpec, tmp_path: Path, encoding: str
+) -> None:
+    spec = fill(store, spec, encoding)
+    store.records.write(RunRecord(spec=spec.digest, dataset="eyes"))
+    target = FeatureStore(tmp_path / "copy")
+    assert copy_store(store, target, [spec]).copied == 4
+    target.delete(spec, KEYS[2])
+    again = copy_store(store, target, store.specs())
+    assert (again.copied, again.present, again.problems) == (1, 3, [])
+    assert target.specs() == [spec]
+    assert target.backbone_of(spec) == "tiny"
+    assert target.records.all() == store.records.all()
+    collection = target.collections.read("eyes")
+    assert collection == store.collections.read("eyes")
+    assert target.collections.mask(collection.samples[0].masks["mask"]).sum() == 8
+    for key in KEYS:
+        np.testing.assert_array_equal(target.entry(spec, key).read("block_2"), store.entry(spec, key).read("block_2"))
+    assert not any(one.problems for one in check(target, [spec]))
+
+
+def test_damage_is_not_copied(spec: FeatureSpec, tmp_path: Path) -> None:
+    store = FeatureStore("memory://")
+    fill(store, spec)
+    damage(store, f"{entry_path(spec, KEYS[1])}/block_2/c/0/0/0/0")
+    store.objects.remove(f"{entry_path(spec, KEYS[2])}/zarr.json")
+    target = FeatureStore(tmp_path / "copy")
+    report = copy_store(store, target, [spec])
+    assert report.copied == 2
+    assert len(report.problems) == 2
+    assert [target.has(spec, key) for key in KEYS] == [True, False, False, True]
+
+
+def test_the_authors_files_are_written(store: FeatureStore, spec: FeatureSpec, tmp_path: Path) -> None:
+    fill(store, spec)
+    export_npy(store, spec, KEYS, tmp_path / "npy")
+    export_npy(store, spec, KEYS, tmp_path / "npy")  # gone on with
+    maps = np.load(tmp_path / "npy" / "X_10_block_2_3.npy")
+    assert maps.dtype == np.float32
+    np.testing.assert_array_equal(maps, store.entry(spec, KEYS[3]).read("block_2", [10])[0])
+    index = json.loads((tmp_path / "npy" / "index.json").read_text())
+    assert index["rows"][3]["image_id"] == KEYS[3].image_id
+    with pytest.raises(FormatError, match="holds an export of other features"):
+        export_npy(store, spec, KEYS[:2], tmp_path / "npy")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("")
+    with pytest.raises(FormatError, match="is not empty"):
+        export_npy(store, spec, KEYS, tmp_path / "full")
+
+
+def test_the_authors_levels_of_the_paper(spec: FeatureSpec) -> None:
+    sizes = {11: 128, 12: 128, 13: 128, 14: 256, 15: 256, 16: 256, 17: 512, 18: 512, 19: 512, 20: 512}
+    blocks = tuple(Block(name=f"block_{k}", channels=8, height=s, width=s) for k, s in sizes.items())
+    levels = authors_levels(changed(spec, blocks=blocks))
+    assert {name: len(members) for name, members in levels.items()} == {"low": 3, "mid": 3, "high": 4}
+
+
+def test_xarray_reads_what_is_exported(store: FeatureStore, spec: FeatureSpec, tmp_path: Path) -> None:
+    spec = fill(store, spec, "int8")
+    export_zarr(store, spec, KEYS, tmp_path / "exported")
+    export_zarr(store, spec, KEYS, tmp_path / "exported")
+    expected = store.entry(spec, KEYS[2]).read("block_2", [100])[0]
+    with xarray.open_zarr(tmp_path / "exported", consolidated=False) as dataset:
+        np.testing.assert_array_equal(dataset["block_2"].sel(t=100)[2], expected)
+        assert dataset.attrs["image_id"][2] == KEYS[2].image_id
+    array = zarr.open_group(str(tmp_path / "exported"), mode="r")["block_2"]
+    np.testing.assert_array_equal(array[2, 2], expected)  # type: ignore[index]
+
+
+def test_a_lazy_dataset(store: FeatureStore, spec: FeatureSpec) -> None:
+    spec = fill(store, spec, "compact")
+    dataset = to_xarray(store, spec)
+    assert list(dataset["image_id"].values) == [key.image_id for key in KEYS]
+    assert dataset["block_2"].dims == ("image", "t", "c_block_2", "y_32", "x_32")
+    one = dataset["block_2"].isel(image=1).sel(t=10)
+    np.testing.assert_array_equal(one.values, store.entry(spec, KEYS[1]).read("block_2", [10])[0])
+    with pytest.raises(MissingEntry, match="no complete entry"):
+        to_xarray(FeatureStore("memory://"), spec)
+
+
+def damage(store: FeatureStore, key: str) -> None:
+    data = bytearray(store.objects.get(key))
+    data[len(data) // 2] ^= 0xFF
+    store.objects.put(key, bytes(data))
+
+
+def test_every_part_is_checked(store: FeatureStore, spec: FeatureSpec) -> None:
+    spec = fill(store, spec, "compact")
+    label = store.objects.names("labels")[0]
+    damage(store, f"{spec.digest}/codebook/block_0.basis/c/0/0")
+    damage(store, f"{entry_path(spec, KEYS[0])}/fov/c/0/0")
+    damage(store, f"labels/{label}/mask/c/0/0")
+    store.objects.put("datasets/eyes/zarr.json", b"{}")
+    damaged = [one for one in check(store, [spec]) if one.problems]
+    assert [one.path.split("/")[-1] for one in damaged] == ["codebook", "identity", label, "eyes"]
+    store.records.write(RunRecord(spec=spec.digest, dataset="eyes", options={"dataset": "folder:/photos"}))
+    records, orphans = runs_that_made(store, damaged)
+    assert [record.options["dataset"] for record in records] == ["folder:/photos"]
+    assert orphans == []
+    remove(store, damaged)
+    assert not any(one.problems for one in check(store, store.specs()))
+
+
+def test_only_options_of_a_run_are_run_again() -> None:
+    record = RunRecord(spec="0" * 64, dataset="eyes", options={"dataset": "folder:/a b", "clip": True})
+    assert command_of(record, "s")[2:] == ["extractor.cli", "run", "--store=s", "--dataset=folder:/a b", "--clip"]
+    for name in ("store", "x; rm", "-c"):
+        with pytest.raises(StoreError, match="it was not written here"):
+            command_of(RunRecord(spec="0" * 64, dataset="eyes", options={name: "y"}), "s")
+
+
+def test_the_commands(run: Run, spec: FeatureSpec, tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path / "store")
+    fill(store, spec)
+    one = store.stored_bytes(spec, KEYS[0]) or 0
+    planned = json.loads(run("store", "prune", store.location, "--max-bytes", f"{one}B", "--dry-run", "--json").stdout)
+    assert [entry["image_id"] for entry in planned["removed"]] == [key.image_id for key in KEYS[:3]]
+    assert list(store.keys(spec)) == KEYS
+    pruned = run("store", "prune", store.location, "--max-bytes", f"{one / 1e6}MB")
+    assert "removed 3 entries" in pruned.stdout
+    assert list(store.keys(spec)) == KEYS[3:]
+    assert run("store", "prune", store.location, "--older-than", "soon").returncode == 2
+    copied = json.loads(run("store", "copy", store.location, tmp_path / "copy", "--json").stdout)
+    assert (copied["copied"], copied["problems"]) == (1, [])
+    exported = run("store", "export", store.location, tmp_path / "npy", "--format", "npy", "--dataset", "eyes")
+    assert exported.returncode == 0, exported.stderr
+    assert (tmp_path / "npy" / "X_1_block_0_0.npy").is_file()
+    assert run("store", "export", tmp_path / "copy", tmp_path / "zarr", "--json").returncode == 0
+    assert run("store", "export", store.location, tmp_path / "x", "--dataset", "ears").returncode == 1
+    assert json.loads(run("store", "verify", store.location, "--json").stdout)["checked"] == 3
