@@ -99,7 +99,7 @@ def run_again(records: Sequence[RunRecord], location: str) -> list[str]:
     problems = []
     for record in records:
         call = command_of(record, location)
-        done = subprocess.run(call, stdout=sys.stderr, check=False)
+        done = subprocess.run(call, stdout=subprocess.DEVNULL, check=False)
         if done.returncode:
             problems.append(f"`extractor {' '.join(call[3:])}` failed with exit code {done.returncode}")
     return problems

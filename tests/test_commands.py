@@ -157,3 +157,62 @@ def test_a_photograph_walks_up_and_back(run: Run, dataset_folder: Path, wide_bac
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["psnr_db"] > 10
     assert picture.is_file()
+
+
+def test_damage_is_repaired_by_the_runs_that_made_it(
+    run: Run, dataset_folder: Path, wide_backbone: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "features.zarr"
+    extract = ["run", "--dataset", f"folder:{dataset_folder}", "--name", "eyes", "--backbone", wide_backbone]
+    done = run("extractor", *extract, "--store", store, "--encoding", "int8", "--views", "identity,flip-h", "--json")
+    assert done.returncode == 0, done.stderr
+    spec = json.loads(done.stdout)["spec"]
+    entries = sorted(path for path in (store / spec).glob("*/*") if path.is_dir())
+    assert len(entries) == 12
+    shard = next(path for path in (entries[0] / "block_8" / "c").rglob("*") if path.is_file())
+    shard.write_bytes(shard.read_bytes()[:-1])
+    (entries[1] / "zarr.json").unlink()
+    next(path for path in (store / "labels").rglob("*") if path.is_file() and path.name != "zarr.json").unlink()
+    found = run("store", "verify", store)
+    assert found.returncode == 4
+    assert "3 problems" in found.stdout
+    repaired = run("store", "verify", store, "--repair", "--json")
+    assert repaired.returncode == 0, repaired.stderr
+    report = json.loads(repaired.stdout)
+    assert (len(report["problems"]), report["problems_left"], report["removed"]) == (3, [], [])
+    assert run("store", "verify", store).returncode == 0
+    assert len(json.loads(run("store", "ls", store, "--json").stdout)) == 12
+
+
+def test_damage_that_no_run_made_is_removed_and_told(run: Run, filled_store: FeatureStore, spec: FeatureSpec) -> None:
+    key = next(iter(filled_store.keys(spec)))
+    (Path(filled_store.location) / spec.digest / key.image_id / key.view / "zarr.json").unlink()
+    repaired = run("store", "verify", filled_store.location, "--repair")
+    assert repaired.returncode == 0
+    assert "no recorded run made it; removed" in repaired.stdout
+
+
+def test_compact_by_commands(run: Run, dataset_folder: Path, wide_backbone: Path, tmp_path: Path) -> None:
+    recipe = ["--backbone", wide_backbone, "--dataset", f"folder:{dataset_folder}"]
+    extract = ["run", *recipe, "--store", tmp_path / "s", "--encoding", "compact"]
+    missing = run("extractor", *extract)
+    assert missing.returncode == 1
+    assert "`extractor fit-codebook` makes one" in missing.stderr
+    code = tmp_path / "code.safetensors"
+    fitted = run("extractor", "fit-codebook", *recipe, "--out", code, "--photographs", "3", "--json")
+    assert fitted.returncode == 0, fitted.stderr
+    done = run("extractor", *extract, "--codebook", code, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(run("store", "info", tmp_path / "s", "--json").stdout)["specs"][0]["encoding"] == "compact"
+    train = ["train", "--store", tmp_path / "s", "--dataset", Path(dataset_folder).name, "--out", tmp_path / "model"]
+    trained = run("interpreter", *train, "--epochs", "1", "--vss-max-size", "0", "--max-width", "8")
+    assert trained.returncode == 0, trained.stderr
+    scored = run(
+        "interpreter", *["evaluate", "--dataset", Path(dataset_folder).name], "--store", tmp_path / "s",
+        "--model", tmp_path / "model", "--json",
+    )  # fmt: skip
+    assert scored.returncode == 0, scored.stderr
+    (tmp_path / "model" / "codebook.safetensors").unlink()
+    lost = run("interpreter", *["evaluate", "--dataset", "x"], "--store", tmp_path / "s", "--model", tmp_path / "model")
+    assert lost.returncode == 1
+    assert "no codebook here" in lost.stderr
