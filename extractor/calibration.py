@@ -13,7 +13,7 @@ from extractor.datasets import Photograph
 from extractor.extraction import Extractor
 from extractor.images import read_bytes
 from extractor.presets import Preset
-from store.codebook import DISTORTION, Codebook, Moments
+from store.codebook import DISTORTION, FINEST_DISTORTION, Codebook, Moments
 from store.spec import FloatEncoding
 
 
@@ -22,6 +22,7 @@ def fit_codebook(
     recipe: Preset,
     photographs: Sequence[Photograph],
     distortion: float = DISTORTION,
+    finest_distortion: float = FINEST_DISTORTION,
     advance: Callable[[str], None] | None = None,
 ) -> Codebook:
     """Gather mean and covariance of every block's channels over some photographs and all timesteps.
@@ -31,6 +32,7 @@ def fit_codebook(
         recipe: which of them.
         photographs: to fit to; no labels are looked at.
         distortion: share of each block's variance that may be lost.
+        finest_distortion: the same for blocks whose maps have full resolution.
         advance: called with the name of each photograph that is done.
 
     Raises:
@@ -47,7 +49,9 @@ def fit_codebook(
                     moments[name].add(maps.float().cpu().numpy())
         if advance is not None:
             advance(chosen.name)
-    return Codebook({name: one.fit(distortion) for name, one in moments.items()})
+    finest = {block.name for block in spec.blocks if block.height == spec.resolution}
+    lost = {name: finest_distortion if name in finest else distortion for name in moments}
+    return Codebook({name: one.fit(lost[name]) for name, one in moments.items()})
 
 
 def evenly_spread(photographs: Sequence[Photograph], count: int) -> list[Photograph]:

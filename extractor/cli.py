@@ -17,7 +17,7 @@ from extractor.errors import ExtractorError
 from extractor.presets import PRESETS, Preset, encoding_of, open_backbone
 from extractor.schedule import noise_schedule
 from store import console
-from store.codebook import DISTORTION
+from store.codebook import DISTORTION, FINEST_DISTORTION
 from store.console import Exit
 from store.errors import StoreError
 from store.feature_store import FeatureStore
@@ -131,6 +131,9 @@ def fit_codebook_command(
     distortion: Annotated[
         float, typer.Option(min=1e-6, max=0.999, help="Share of the maps' variance that may be lost.")
     ] = DISTORTION,
+    finest_distortion: Annotated[
+        float, typer.Option(min=1e-6, max=0.999, help="The same for blocks whose maps have full resolution.")
+    ] = FINEST_DISTORTION,
     preset: Annotated[str, typer.Option(help=f"Recipe: {', '.join(PRESETS)}.")] = "small",
     backbone: Annotated[
         str | None, typer.Option(help="Shipped name, folder or hub id; the preset's if not given.")
@@ -152,7 +155,7 @@ def fit_codebook_command(
     chosen = [one for source in dataset for one in evenly_spread(load_dataset(source).photographs, photographs)]
     network = open_backbone(backbone or recipe.backbone, precision, device)
     with console.progress("fitting", len(chosen), quiet=as_json) as advance:
-        code = fit_codebook(network, recipe, chosen, distortion, lambda name: advance(1, name))
+        code = fit_codebook(network, recipe, chosen, distortion, finest_distortion, lambda name: advance(1, name))
     code.save(out)
     spec = recipe.spec(network).encoded_as(code.encoding)
     report = {
