@@ -11,15 +11,17 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+sys.path[0] = str(Path(__file__).parents[1])
+
 import torch
 
+from benchmarks.report import write_section
 from interpreter.scan import selective_scan
-
-DOCUMENT = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
 
 def arguments(channels: int, length: int, state: int) -> list[torch.Tensor]:
@@ -79,12 +81,6 @@ def main() -> None:
     channels, length, repeats = (64, 2048, 1) if options.quick else (256, 16384, 2)
     results = {state: measure(channels, length, state, repeats) for state in (16, 1)}
     lines = [
-        "# Benchmarks",
-        "",
-        "Ratios of one run on two CPU cores, medians; absolute times depend on the machine and are not given.",
-        "",
-        "## Selective scan",
-        "",
         f"`python benchmarks/scan.py`: four groups, reference / Numba; forward at "
         f"(1, {channels}, {length}), forward and backward at (1, {channels}, {length // 8}).",
         "",
@@ -101,7 +97,7 @@ def main() -> None:
     ]
     print("\n".join(lines))
     if not options.quick:
-        DOCUMENT.write_text("\n".join(lines) + "\n")
+        write_section("Selective scan", lines)
     if options.json:
         print(json.dumps({str(state): row for state, row in results.items()}))
 

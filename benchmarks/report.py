@@ -1,0 +1,33 @@
+"""The tables of docs/benchmarks.md: each benchmark owns one section and replaces it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+HEAD = """# Benchmarks
+
+Ratios of one run on two CPU cores, medians; absolute times depend on the machine and are not given.
+"""
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """Lines of a Markdown table; floats with three digits."""
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for row in rows:
+        cells = [f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def write_section(title: str, lines: Sequence[str], document: Path = DOCUMENT) -> None:
+    """Replace the section of that title, or add it."""
+    text = document.read_text() if document.is_file() else HEAD
+    section = f"## {title}\n\n" + "\n".join(lines).strip() + "\n"
+    known = re.compile(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+    updated = text.rstrip() + "\n\n" + section
+    if known.search(text):
+        updated = known.sub(lambda _: section + "\n", text)
+    document.write_text(updated.rstrip() + "\n")
