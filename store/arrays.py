@@ -128,16 +128,11 @@ class StoredArray:
         """The chunks' bytes, CRC included."""
         index_bytes = 16 * self._rows + 4
         if len(rows) == self._rows:
-            shard = np.frombuffer(self._objects.get(self._key), np.uint8)
-            if len(shard) != self._stored_bytes:
-                raise self._damaged(f"{len(shard)} bytes, {self._stored_bytes} were written")
+            shard = self._objects.get_range(self._key, 0, self._stored_bytes)
             index = self._index(shard[-index_bytes:])
             return [shard[start : start + length] for start, length in index[rows]]
-        index = self._index(self._range(self._stored_bytes - index_bytes, index_bytes))
-        return [self._range(start, length) for start, length in index[rows]]
-
-    def _range(self, start: int, length: int) -> NDArray[np.uint8]:
-        return np.frombuffer(self._objects.get_range(self._key, int(start), int(length)), np.uint8)
+        index = self._index(self._objects.get_range(self._key, self._stored_bytes - index_bytes, index_bytes))
+        return [self._objects.get_range(self._key, int(start), int(length)) for start, length in index[rows]]
 
     def _index(self, data: NDArray[np.uint8]) -> NDArray[np.int64]:
         """(offset, length) of every chunk, (rows, 2)."""

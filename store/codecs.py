@@ -75,7 +75,7 @@ class AffineCodec:
         if encoded.scale is None or encoded.offset is None:
             raise SpecError(f"{block}: int8 features without their scale and offset")
         scale, offset = (_to_device(a, device)[..., None, None] for a in (encoded.scale, encoded.offset))
-        return torch.addcmul(offset, _to_device(encoded.values, device).float(), scale)
+        return _to_device(encoded.values, device).float().mul_(scale).add_(offset)
 
 
 class TransformCodec:
@@ -96,13 +96,13 @@ class TransformCodec:
     def encode(self, block: str, maps: torch.Tensor) -> Encoded:
         mean, basis, step, limit = (a.to(maps.device) for a in self._blocks[block])
         maps = _finite(block, maps)
-        components = torch.einsum("...chw,ck->...khw", maps - mean[:, None, None], basis / step)
+        components = _along((basis / step).T, maps, -(mean @ (basis / step)))
         steps = components.round_().clamp_(-limit[:, None, None] - 1, limit[:, None, None]).to(torch.int16)
         return Encoded(_to_host(((steps << 1) ^ (steps >> 15)).to(torch.uint8)))
 
     def decode(self, block: str, encoded: Encoded, device: torch.device | str = "cpu") -> torch.Tensor:
         mean, basis, step, _ = (a.to(device) for a in self._blocks[block])
-        return torch.einsum("...khw,ck->...chw", self._steps(encoded, device), basis * step) + mean[:, None, None]
+        return _along(basis * step, self._steps(encoded, device), mean)
 
     def components(self, block: str, encoded: Encoded, device: torch.device | str = "cpu") -> torch.Tensor:
         """The kept components as they are, float32 (..., k, h, w): decoding without the way back to channels."""
@@ -111,7 +111,7 @@ class TransformCodec:
     @staticmethod
     def _steps(encoded: Encoded, device: torch.device | str) -> torch.Tensor:
         stored = _to_device(encoded.values, device)
-        return ((stored >> 1).to(torch.int8) ^ -(stored & 1).to(torch.int8)).float()
+        return ((stored >> 1) ^ (stored & 1).neg_()).view(torch.int8).float()
 
 
 def codec_for(spec: FeatureSpec, codebook: Codebook | None = None) -> Codec:
@@ -131,6 +131,14 @@ def codec_for(spec: FeatureSpec, codebook: Codebook | None = None) -> Codec:
                 raise SpecError(f"the spec was coded with the codebook {digest[:12]}, given was {found}")
             codebook.require_blocks(spec.blocks)
             return TransformCodec(codebook)
+
+
+def _along(matrix: torch.Tensor, maps: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+    """matrix (m, c) applied to the channels of maps (..., c, h, w), plus offset (m): (..., m, h, w)."""
+    *leading, c, h, w = maps.shape
+    flat = maps.reshape(-1, c, h * w)
+    mapped = torch.baddbmm(offset[None, :, None], matrix.expand(len(flat), -1, -1), flat)
+    return mapped.reshape(*leading, len(matrix), h, w)
 
 
 def _limit(bits: NDArray[np.uint8]) -> NDArray[np.float32]:

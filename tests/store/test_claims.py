@@ -74,8 +74,8 @@ def test_objects_do_what_they_say(store: FeatureStore, key: str) -> None:
     objects.put(key, b"0123456789")
     assert objects.exists(key)
     assert objects.size(key) == 10
-    assert objects.get_range(key, 2, 3) == b"234"
-    assert objects.get_range(key, 8, 2) == b"89"
+    assert objects.get_range(key, 2, 3).tobytes() == b"234"
+    assert objects.get_range(key, 8, 5).tobytes() == b"89"
     assert objects.keys("") == [key]
     assert objects.names("") == ["a"]
     objects.remove(key)
