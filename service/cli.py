@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated, NoReturn
 
 import structlog
@@ -24,7 +23,7 @@ def serve(
     backbone: Annotated[
         str | None, typer.Option(help="Shipped name, folder or hub id; the model's if not given.")
     ] = None,
-    store: Annotated[Path | None, typer.Option(help="Folder of the feature store; the trainer's may be it.")] = None,
+    store: Annotated[str | None, typer.Option(help="Folder of the feature store, or s3://bucket/prefix.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535)] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,

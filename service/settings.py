@@ -17,9 +17,9 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     model: str = Field(default="vessels", description="shipped name or folder of an interpreter")
     backbone: str | None = Field(default=None, description="shipped name, folder or hub id; the model's if not given")
-    store: Path = Field(
+    store: str | Path = Field(
         default=Path("~/.cache/diffdgss/features.zarr"),
-        description="feature store; the trainer's may be it",
+        description="feature store, a folder or s3://bucket/prefix; the trainer's may be it",
     )
     device: str = Field(default="cpu", description="cpu, cuda or cuda:N")
     max_bytes: int = Field(default=64_000_000, gt=0, description="of one request")

@@ -62,7 +62,7 @@ class Objects:
             try:
                 with (self._folder / key).open("rb", buffering=0) as file:
                     file.seek(start)
-                    return data[: file.readinto(data)]
+                    return data[: file.readinto(data.data)]
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
                 raise MissingEntry(f"{self.location}: no object {key}") from error
         wanted = RangeByteRequest(start, start + length)

@@ -107,8 +107,7 @@ def test_the_path_on_own_photographs_runs(tmp_path: Path, monkeypatch: pytest.Mo
         image, vessel = draw_fundus(256, i)
         Image.fromarray(image).save(f"photos/images/{i}.png")
         Image.fromarray(vessel).save(f"photos/masks/{i}.png")
-    (block,) = blocks("bash")
-    for line in block.splitlines():
+    for line in "".join(blocks("bash")).splitlines():
         words = shlex.split(line)
         if words[0] != "service":
             quick = ["--epochs", "1"] if words[1] == "train" else []
