@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -205,6 +205,15 @@ class Backbone:
                 x.to(memory_format=self.memory_format), timesteps, class_labels=labels
             ).sample
         return output
+
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """Within this context the network runs in float32, whatever its precision."""
+        precision, self.precision = self.precision, "float32"
+        try:
+            yield
+        finally:
+            self.precision = precision
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.precision == "float32":

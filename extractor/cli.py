@@ -26,7 +26,8 @@ from store.spec import EncodingName, Precision, Preprocessing, Trajectory
 from store.views import parse_views
 
 if TYPE_CHECKING:
-    from extractor.runs import RunReport, SizePlan
+    from extractor.pipeline import RunReport
+    from extractor.runs import SizePlan
 
 app = typer.Typer(
     help="Run a diffusion U-Net once over each photograph and cache its decoder's feature maps.",

@@ -8,6 +8,7 @@ t  timesteps kept      c, h, w  channels and size of a block's map      R  netwo
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,11 +17,12 @@ import torch
 from numpy.typing import NDArray
 
 from extractor.backbone import Backbone
-from extractor.errors import BackboneError
+from extractor.errors import BackboneError, NonFiniteActivation
 from extractor.images import MAX_PIXELS, decode_image, image_id
 from extractor.inversion import Step, anchor, diffuse, invert
 from extractor.photometric import camera_rendering
 from extractor.preprocess import NetworkInput, preprocess
+from extractor.stages import Stages
 from store.codebook import Codebook
 from store.codecs import codec_for
 from store.encoded import Encoded, stacked
@@ -48,6 +50,7 @@ class Extractor:
     Attributes:
         codec: encodes the maps.
         forwards: network forwards so far, counted by image and grid step.
+        stages: where the time went.
     """
 
     def __init__(self, backbone: Backbone, spec: FeatureSpec, codebook: Codebook | None = None) -> None:
@@ -60,6 +63,8 @@ class Extractor:
         self.codebook = codebook
         self.codec = codec_for(spec, codebook)
         self.forwards = 0
+        self.stages = Stages()
+        self._fallbacks: list[str] = []
 
     def prepare(self, data: bytes, name: str = "image", max_pixels: int = MAX_PIXELS, view: str = IDENTITY) -> Prepared:
         """Decode, preprocess and render a view; raises ImageError for what is no photograph."""
@@ -78,17 +83,41 @@ class Extractor:
 
         Returns:
             For each photograph its maps on the host, as the spec's encoding has them: they are
-            encoded on the device, before they are copied.
+            encoded on the device, before they are copied. Photographs that half precision cannot hold
+            are done once more in float32, and noted (``take_fallbacks``).
 
         Raises:
             NonFiniteActivation: names block and timestep.
             NonFiniteFeatures: numbers that the encoding cannot hold.
         """
+        if self.backbone.precision == "float32":
+            return self._features(prepared)
+        try:
+            return self._features(prepared)
+        except NonFiniteActivation:
+            if len(prepared) > 1:  # one of them cannot be held: find out which
+                return [features for one in prepared for features in self.features([one])]
+            with self.backbone.in_float32():
+                features = self._features(prepared)
+            self._fallbacks.append(f"{prepared[0].key.image_id[:12]} ({prepared[0].key.view})")
+            return features
+
+    def take_fallbacks(self) -> list[str]:
+        """Views that were done in float32 since this was last asked."""
+        taken, self._fallbacks = self._fallbacks, []
+        return taken
+
+    def _features(self, prepared: Sequence[Prepared]) -> list[Features]:
         x0 = torch.cat([one.input.x0 for one in prepared]).to(self.backbone.device)
         steps: dict[str, list[Encoded]] = {block.name: [] for block in self.spec.blocks}
+        started, encoding = time.perf_counter(), 0.0
         for step in self.walk(x0, prepared):
+            step_done = time.perf_counter()
             for name, maps in step.features.items():
                 steps[name].append(self.codec.encode(name, maps))
+            encoding += time.perf_counter() - step_done
+        self.stages.add("encode", encoding)
+        self.stages.add("network", time.perf_counter() - started - encoding)
         self.forwards += len(prepared) * len(self.spec.grid)
         return [
             Features(

@@ -34,7 +34,7 @@ Compressor = Literal["lz4", "lz4-bits", "zstd-bits"]
 _CODECS = {
     "lz4": {"cname": "lz4", "clevel": 5, "shuffle": "noshuffle"},
     "lz4-bits": {"cname": "lz4", "clevel": 5, "shuffle": "bitshuffle"},
-    "zstd-bits": {"cname": "zstd", "clevel": 3, "shuffle": "bitshuffle"},
+    "zstd-bits": {"cname": "zstd", "clevel": 3, "shuffle": "bitshuffle", "blocksize": 1 << 20},
 }
 _ADVICE = "`store verify --repair` makes the entry anew"
 

@@ -27,7 +27,7 @@ from store.spec import Block, TransformEncoding
 
 DISTORTION = 0.003
 """Share of a block's variance that is lost unless told otherwise: a signal-to-noise ratio of 25 dB."""
-FINEST_DISTORTION = 0.05
+FINEST_DISTORTION = 0.03
 """The same for maps of full resolution: most of the bytes, most of the noise, least of what a mask depends on."""
 RANGE = 8.0
 """A component is kept within +- RANGE standard deviations; what lies beyond is cut off there."""

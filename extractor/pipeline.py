@@ -1,0 +1,300 @@
+"""One process's way through a list of photographs: decode ahead, run the network, write behind.
+
+Memory is bounded: ``DECODED_AHEAD`` photographs wait for the network beside the batch that is in it, and
+``WRITTEN_BEHIND`` wait to be written; whoever is ahead waits.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import NamedTuple
+
+from extractor.datasets import Photograph
+from extractor.errors import ImageError
+from extractor.extraction import Extractor, Prepared
+from extractor.images import image_id, read_bytes
+from store.claims import Claims
+from store.collection import Sample
+from store.feature_store import Features, FeatureStore, Key, entry_path
+from store.spec import FeatureSpec
+
+DECODED_AHEAD = 4
+WRITTEN_BEHIND = 2
+
+
+@dataclass
+class RunReport:
+    """What a run did.
+
+    Attributes:
+        extracted: views of images whose features were computed.
+        present: views of images whose features were there already.
+        failed: (image file, reason) for images that could not be used.
+        bytes_stored: bytes written.
+        forwards: network forwards.
+        fallbacks: views that half precision could not hold and float32 could.
+        interrupted: stopped before all was done.
+        seconds: by stage, summed over threads.
+    """
+
+    extracted: int = 0
+    present: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    bytes_stored: int = 0
+    forwards: int = 0
+    fallbacks: list[str] = field(default_factory=list)
+    interrupted: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, other: RunReport) -> None:
+        """Take in what another part of the run did."""
+        self.extracted += other.extracted
+        self.present += other.present
+        self.failed += other.failed
+        self.bytes_stored += other.bytes_stored
+        self.forwards += other.forwards
+        self.fallbacks += other.fallbacks
+        self.interrupted |= other.interrupted
+        for stage, seconds in other.seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+    def counts(self) -> dict[str, int]:
+        """All of it as numbers."""
+        return {
+            "extracted": self.extracted,
+            "present": self.present,
+            "failed": len(self.failed),
+            "bytes_stored": self.bytes_stored,
+            "forwards": self.forwards,
+            "fallbacks": len(self.fallbacks),
+        }
+
+
+class Work(NamedTuple):
+    """One view of one photograph."""
+
+    photograph: Photograph
+    view: str
+
+
+class _Decoded(NamedTuple):
+    """A view that was looked at: ready for the network, there already, or being made elsewhere."""
+
+    key: Key
+    prepared: Prepared | None = None
+    elsewhere: bool = False
+
+
+class Stop:
+    """Asked between photographs; set by the first Ctrl-C. A second one interrupts at once."""
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+
+    def __bool__(self) -> bool:
+        return self._asked.is_set()
+
+    def ask(self) -> None:
+        """Let what is in flight be finished, and nothing new be begun."""
+        self._asked.set()
+
+    @contextmanager
+    def on_interrupt(self, say: Callable[[], None]) -> Iterator[None]:
+        """While in this context, Ctrl-C asks instead of interrupting; only the main thread can listen."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def asked(_number: int, _frame: FrameType | None) -> None:
+            if self:
+                raise KeyboardInterrupt
+            self.ask()
+            say()
+
+        before = signal.signal(signal.SIGINT, asked)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+class Pipeline:
+    """Extracts views into a store, together with any other process that does the same.
+
+    Args:
+        store: receives the features.
+        extractor: makes them.
+        batch: views in one forward.
+        overwrite: compute again what is there.
+        advance: called with the name of each view that is done.
+        stop: asked between views.
+
+    Attributes:
+        report: what was done so far.
+        samples: a record of each photograph, by name.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        extractor: Extractor,
+        *,
+        batch: int = 1,
+        overwrite: bool = False,
+        advance: Callable[[str], None] | None = None,
+        stop: Stop | None = None,
+    ) -> None:
+        self.report = RunReport()
+        self.samples: dict[str, Sample] = {}
+        self._store, self._extractor = store, extractor
+        self._batch, self._overwrite, self._advance, self._stop = batch, overwrite, advance, stop or Stop()
+        self._writing: deque[tuple[str, Future[int]]] = deque()
+        self._made: set[Key] = set()
+        self._stages = extractor.stages
+        self._claims: Claims
+
+    def run(self, work: Sequence[Work]) -> None:
+        """Do all of it; wait for what other processes make, and take over what they leave undone.
+
+        Raises:
+            StoreFull: no room left; run again to go on.
+        """
+        forwards, before = self._extractor.forwards, dict(self._stages.seconds)
+        with (
+            Claims(self._store.objects) as self._claims,
+            ThreadPoolExecutor(2) as self._decoders,
+            ThreadPoolExecutor(1) as self._writer,
+        ):
+            self._complete(work)
+        self.report.forwards += self._extractor.forwards - forwards
+        for stage, seconds in self._stages.seconds.items():
+            self.report.seconds[stage] = seconds - before.get(stage, 0.0)
+
+    def _complete(self, work: Sequence[Work]) -> None:
+        left, wait = list(work), 0.1
+        while left and not self._stop:
+            before = len(left)
+            left = self._once(left)
+            if left and not self._stop:
+                wait = 0.1 if len(left) < before else min(2 * wait, 2.0)
+                time.sleep(wait)
+        self.report.interrupted = bool(left)
+
+    def _once(self, work: Sequence[Work]) -> list[Work]:
+        """Go through the work; returns what other processes are doing, or what was not begun."""
+        left: list[Work] = []
+        together: list[tuple[Work, _Decoded]] = []
+        for one, decoding in self._decoded_ahead(work):
+            if decoding is None:
+                left.append(one)
+                continue
+            try:
+                with self._stages("wait for decoding"):
+                    decoded = decoding.result()
+            except ImageError as error:
+                self.report.failed.append((str(one.photograph.image), str(error)))
+                self._done(one)
+                continue
+            if decoded.elsewhere:
+                left.append(one)
+            elif decoded.prepared is None:
+                self.report.present += 1
+                self._record(one.photograph, decoded)
+                self._done(one)
+            else:
+                together.append((one, decoded))
+                if len(together) == self._batch:
+                    self._extract(together)
+                    together = []
+        if together:
+            self._extract(together)
+        while self._writing:
+            self._await_write()
+        return left
+
+    def _extract(self, together: Sequence[tuple[Work, _Decoded]]) -> None:
+        prepared = [decoded.prepared for _, decoded in together if decoded.prepared is not None]
+        for (one, decoded), features in zip(together, self._extractor.features(prepared), strict=True):
+            self._writing.append((one.photograph.name, self._writer.submit(self._write, decoded.key, features)))
+            self.report.extracted += 1
+            self._record(one.photograph, decoded)
+        self.report.fallbacks += self._extractor.take_fallbacks()
+        while len(self._writing) > WRITTEN_BEHIND:
+            self._await_write()
+
+    def _await_write(self) -> None:
+        name, writing = self._writing.popleft()
+        with self._stages("wait for writing"):
+            self.report.bytes_stored += writing.result()
+        if self._advance is not None:
+            self._advance(name)
+
+    def _done(self, one: Work) -> None:
+        if self._advance is not None:
+            self._advance(one.photograph.name)
+
+    def _record(self, photograph: Photograph, decoded: _Decoded) -> None:
+        if photograph.name not in self.samples:
+            spec = self._extractor.spec
+            with self._stages("masks"):
+                self.samples[photograph.name] = _sample(photograph, decoded, self._store, spec)
+
+    def _write(self, key: Key, features: Features) -> int:
+        with self._stages("write"):
+            written = self._store.write(self._extractor.spec, key, features)
+            self._made.add(key)
+            self._claims.release(entry_path(self._extractor.spec, key))
+        return written
+
+    def _decoded_ahead(self, work: Iterable[Work]) -> Iterator[tuple[Work, Future[_Decoded] | None]]:
+        """Each view with its decoding, ``DECODED_AHEAD`` of them under way; None for what is not begun any more."""
+        waiting: deque[tuple[Work, Future[_Decoded] | None]] = deque()
+        for one in work:
+            waiting.append((one, None if self._stop else self._decoders.submit(self._decode, one)))
+            if len(waiting) > DECODED_AHEAD:
+                yield waiting.popleft()
+        yield from waiting
+
+    def _decode(self, work: Work) -> _Decoded:
+        with self._stages("decode"):
+            data = read_bytes(work.photograph.image)
+            key = Key(image_id(data), work.view)
+            claim = entry_path(self._extractor.spec, key)
+            if self._is_there(key):
+                return _Decoded(key)
+            if not self._claims.take(claim):
+                return _Decoded(key, elsewhere=True)
+            try:
+                if not self._is_there(key):  # else it was made between the look and the claim
+                    return _Decoded(key, self._extractor.prepare(data, str(work.photograph.image), view=work.view))
+            except ImageError:
+                self._claims.release(claim)
+                raise
+            self._claims.release(claim)
+            return _Decoded(key)
+
+    def _is_there(self, key: Key) -> bool:
+        to_do_again = self._overwrite and key not in self._made
+        return not to_do_again and self._store.has(self._extractor.spec, key)
+
+
+def _sample(photograph: Photograph, decoded: _Decoded, store: FeatureStore, spec: FeatureSpec) -> Sample:
+    """The photograph as a sample of a collection; its masks go into the store."""
+    prepared = decoded.prepared
+    geometry = prepared.input.geometry if prepared else store.entry(spec, decoded.key).geometry
+    size = geometry.height, geometry.width
+    return Sample(
+        image_id=decoded.key.image_id,
+        name=photograph.name,
+        split=photograph.split,
+        group=photograph.group,
+        masks={t: store.collections.write_mask(photograph.read_mask(t, size)) for t in photograph.masks},
+    )
