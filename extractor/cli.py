@@ -14,7 +14,7 @@ from extractor.architectures import small_unet
 from extractor.datasets import ADAPTERS, DataSet, load_dataset, of_split
 from extractor.diffusion import Diffusion, Prediction
 from extractor.errors import ExtractorError
-from extractor.presets import PRESETS, Preset, encoding_of, open_backbone
+from extractor.presets import PRESETS, Preset, encoding_of, is_shipped, open_backbone
 from extractor.schedule import noise_schedule
 from store import console
 from store.codebook import DISTORTION, FINEST_DISTORTION
@@ -91,13 +91,14 @@ def run(
     extractor = Extractor(network, spec, code)
     renderings = parse_views(views)
     entries = len(data.photographs) * len(renderings)
-    size = plan_size(data, features, spec, renderings, overwrite=overwrite)
+    with console.progress("looking for features", len(data.photographs), quiet=as_json) as advance:
+        size = plan_size(data, features, spec, renderings, overwrite=overwrite, advance=advance)
     _say_size(size, entries, as_json and dry_run)
     if dry_run:
         return
     if not ignore_space:
         require_room(size)
-    features.register(spec, str(Path(source).resolve()) if Path(source).is_dir() else source, code)
+    features.register(spec, _lasting(source), code)
     record = RunRecord(spec=spec.digest, dataset=data.name, options=_options(context), device=device)
     features.records.write(record)
     started = time.perf_counter()
@@ -130,10 +131,10 @@ def fit_codebook_command(
     out: Annotated[Path, typer.Option(help="The codebook's file.", show_default=False)],
     photographs: Annotated[int, typer.Option(min=1, help="How many of each data set, evenly spread.")] = 16,
     distortion: Annotated[
-        float, typer.Option(min=1e-6, max=0.999, help="Share of the maps' variance that may be lost.")
+        float, typer.Option(min=0.0005, max=0.999, help="Share of the maps' variance that may be lost.")
     ] = DISTORTION,
     finest_distortion: Annotated[
-        float, typer.Option(min=1e-6, max=0.999, help="The same for blocks whose maps have full resolution.")
+        float, typer.Option(min=0.0005, max=0.999, help="The same for blocks whose maps have full resolution.")
     ] = FINEST_DISTORTION,
     preset: Annotated[str, typer.Option(help=f"Recipe: {', '.join(PRESETS)}.")] = "small",
     backbone: Annotated[
@@ -144,6 +145,8 @@ def fit_codebook_command(
     timesteps: Annotated[str | None, typer.Option(help="Timesteps to keep; the preset's.")] = None,
     grid: Annotated[str | None, typer.Option(help="Timesteps to run the network at; the kept ones.")] = None,
     blocks: Annotated[str | None, typer.Option(help="Decoder blocks by index; the preset's.")] = None,
+    clip: Annotated[bool, typer.Option("--clip", help="Clip x0_hat to [-1, 1] at every step.")] = False,
+    class_label: Annotated[int | None, typer.Option(min=0, help="For class-conditional backbones.")] = None,
     precision: Annotated[Precision, typer.Option(help="Arithmetic of the network.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     as_json: AsJson = False,
@@ -151,14 +154,14 @@ def fit_codebook_command(
     """Fit the codebook of the compact encoding to some photographs; they need no labels."""
     from extractor.calibration import evenly_spread, fit_codebook
 
-    recipe = _preset(preset).along(trajectory, seed)
+    recipe = dataclasses.replace(_preset(preset), clip=clip).along(trajectory, seed)
     recipe = recipe.reading(_integers(timesteps), _integers(grid), _integers(blocks))
     chosen = [one for source in dataset for one in evenly_spread(load_dataset(source).photographs, photographs)]
-    network = open_backbone(backbone or recipe.backbone, precision, device)
+    network = open_backbone(backbone or recipe.backbone, precision, device, class_label)
     with console.progress("fitting", len(chosen), quiet=as_json) as advance:
         code = fit_codebook(network, recipe, chosen, distortion, finest_distortion, lambda name: advance(1, name))
-    code.save(out)
     spec = recipe.spec(network).encoded_as(code.encoding)
+    code.save(out)
     report = {
         "codebook": code.digest,
         "file": str(out),
@@ -325,7 +328,12 @@ def _selected(data: DataSet, split: str | None, limit: int | None) -> DataSet:
     return DataSet(data.name, photographs[:limit])
 
 
-_NOT_REPEATED = ("store", "overwrite", "dry_run", "ignore_space", "as_json", "limit", "split")
+_NOT_REPEATED = ("store", "overwrite", "dry_run", "ignore_space", "as_json")
+
+
+def _lasting(backbone: str) -> str:
+    """The backbone's name or place as it can be found again from another folder."""
+    return str(Path(backbone).resolve()) if not is_shipped(backbone) and Path(backbone).is_dir() else backbone
 
 
 def _options(context: typer.Context) -> dict[str, str | bool]:
@@ -333,9 +341,10 @@ def _options(context: typer.Context) -> dict[str, str | bool]:
     options = {name: value for name, value in context.params.items() if value is not None and name not in _NOT_REPEATED}
     adapter, _, folder = str(options["dataset"]).partition(":")
     options["dataset"] = f"{adapter}:{Path(folder).expanduser().resolve()}"
-    for name in ("backbone", "codebook"):
-        if name in options and Path(options[name]).exists():
-            options[name] = str(Path(options[name]).resolve())
+    if "codebook" in options:
+        options["codebook"] = str(Path(options["codebook"]).resolve())
+    if "backbone" in options:
+        options["backbone"] = _lasting(options["backbone"])
     said = {name: value for name, value in options.items() if value is not False}
     return {name.replace("_", "-"): value if value is True else str(value) for name, value in said.items()}
 
@@ -350,7 +359,10 @@ def _say_size(size: SizePlan, images: int, as_json: bool) -> None:
         f"at most {console.human_bytes(sum(size.bytes_by_block.values()))} each, "
         f"{console.human_bytes(size.bytes_total)} in all, {free} free"
     )
-    blocks = ", ".join(f"{name} {console.human_bytes(count)}" for name, count in size.bytes_by_block.items())
+    blocks = ", ".join(
+        f"{name} {console.human_bytes(count)} ({console.human_bytes(count * size.images)} in all)"
+        for name, count in size.bytes_by_block.items()
+    )
     console.err.print(f"by block: {blocks}", highlight=False)
 
 

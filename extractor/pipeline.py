@@ -136,6 +136,7 @@ class Pipeline:
         overwrite: compute again what is there.
         advance: called with the name of each view that is done.
         stop: asked between views.
+        say: called with what a user should know meanwhile.
 
     Attributes:
         report: what was done so far.
@@ -151,11 +152,13 @@ class Pipeline:
         overwrite: bool = False,
         advance: Callable[[str], None] | None = None,
         stop: Stop | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         self.report = RunReport()
         self.samples: dict[str, Sample] = {}
         self._store, self._extractor = store, extractor
-        self._batch, self._overwrite, self._advance, self._stop = batch, overwrite, advance, stop or Stop()
+        self._batch, self._overwrite, self._stop = batch, overwrite, stop or Stop()
+        self._advance, self._say = advance, say
         self._writing: deque[tuple[str, Future[int]]] = deque()
         self._made: set[Key] = set()
         self._stages = extractor.stages
@@ -179,11 +182,14 @@ class Pipeline:
             self.report.seconds[stage] = seconds - before.get(stage, 0.0)
 
     def _complete(self, work: Sequence[Work]) -> None:
-        left, wait = list(work), 0.1
+        left, wait, said = list(work), 0.1, False
         while left and not self._stop:
             before = len(left)
             left = self._once(left)
             if left and not self._stop:
+                if self._say is not None and not said:
+                    self._say(f"waiting for another process that makes {len(left)} of the entries")
+                    said = True
                 wait = 0.1 if len(left) < before else min(2 * wait, 2.0)
                 time.sleep(wait)
         self.report.interrupted = bool(left)
@@ -249,9 +255,11 @@ class Pipeline:
 
     def _write(self, key: Key, features: Features) -> int:
         with self._stages("write"):
-            written = self._store.write(self._extractor.spec, key, features)
+            claim = entry_path(self._extractor.spec, key)
+            # A process that slept longer than its lease leaves the entry to whoever took over.
+            written = self._store.write(self._extractor.spec, key, features) if self._claims.is_ours(claim) else 0
             self._made.add(key)
-            self._claims.release(entry_path(self._extractor.spec, key))
+            self._claims.release(claim)
         return written
 
     def _decoded_ahead(self, work: Iterable[Work]) -> Iterator[tuple[Work, Future[_Decoded] | None]]:
@@ -274,6 +282,7 @@ class Pipeline:
                 return _Decoded(key, elsewhere=True)
             try:
                 if not self._is_there(key):  # else it was made between the look and the claim
+                    self._store.clear(self._extractor.spec, key)
                     return _Decoded(key, self._extractor.prepare(data, str(work.photograph.image), view=work.view))
             except ImageError:
                 self._claims.release(claim)

@@ -128,13 +128,22 @@ def encoding_of(name: EncodingName, backbone: str, codebook: Path | None = None)
         MissingEntry: the encoding is compact and there is no codebook.
     """
     if name == "compact":
-        shipped = MODELS / backbone if "/" not in backbone else Path(backbone)
-        code = load_codebook(codebook or shipped / CODEBOOK_FILE)
+        code = load_codebook(codebook or Path(backbone_source(backbone)) / CODEBOOK_FILE)
         return code.encoding, code
     return (AffineEncoding() if name == "int8" else FloatEncoding(kind=name)), None
 
 
 PRESETS = {"small": small, "paper": paper}
+
+
+def is_shipped(backbone: str) -> bool:
+    """Whether a name is that of a shipped backbone, which goes before a folder of that name."""
+    return "/" not in backbone and (MODELS / backbone).is_dir()
+
+
+def backbone_source(name: str) -> str:
+    """The folder of a shipped backbone; any other name, a folder or a hub id, as it is."""
+    return str(MODELS / name) if is_shipped(name) else name
 
 
 def open_backbone(
@@ -147,11 +156,9 @@ def open_backbone(
     """
     from extractor.backbone import load_backbone
 
-    shipped = MODELS / name
     known = ", ".join(sorted(path.name for path in MODELS.iterdir() if path.is_dir())) if MODELS.is_dir() else "none"
     try:
-        is_shipped = "/" not in name and shipped.is_dir()
-        loaded = load_backbone(shipped if is_shipped else name, precision, class_label)
+        loaded = load_backbone(backbone_source(name), precision, class_label)
     except BackboneError as error:
         raise BackboneError(f"{error} (shipped backbones: {known})") from error
     try:

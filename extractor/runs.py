@@ -46,10 +46,17 @@ def plan_size(
     views: Sequence[str] = (IDENTITY,),
     *,
     overwrite: bool = False,
+    advance: Callable[[], None] | None = None,
 ) -> SizePlan:
-    """Count the images that a run will extract and the bytes they will take."""
+    """Count the images that a run will extract and the bytes they will take.
+
+    Args:
+        advance: called for each photograph that was looked at.
+    """
     todo = 0
     for photograph in dataset.photographs:
+        if advance is not None:
+            advance()
         try:
             name = image_id(read_bytes(photograph.image))
         except ImageError:
@@ -78,6 +85,7 @@ def extract_dataset(
     part_of_a_set: bool = False,
     advance: Callable[[str], None] | None = None,
     stop: Stop | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> RunReport:
     """Extract every photograph of a data set and record the set in the store.
 
@@ -90,13 +98,14 @@ def extract_dataset(
         part_of_a_set: other images that the store knows under the same name stay in the set.
         advance: called with the name of each view that is done.
         stop: asked between views; what is in flight is finished.
+        say: called with what a user should know meanwhile.
 
     Raises:
         DatasetError: a mask does not belong to its image, or no image could be used.
         StoreFull: no room left; run again to go on.
     """
     store.register(extractor.spec, codebook=extractor.codebook)
-    pipeline = Pipeline(store, extractor, batch=batch, overwrite=overwrite, advance=advance, stop=stop)
+    pipeline = Pipeline(store, extractor, batch=batch, overwrite=overwrite, advance=advance, stop=stop, say=say)
     pipeline.run(work_of(dataset, views))
     record_collection(store, dataset, pipeline.report, pipeline.samples, part_of_a_set=part_of_a_set)
     return pipeline.report
@@ -120,7 +129,5 @@ def record_collection(
             return
         raise DatasetError(f"none of the {len(dataset.photographs)} images could be used; first: {report.failed[0][1]}")
     ordered = {p.name: samples[p.name] for p in dataset.photographs if p.name in samples}
-    if (part_of_a_set or report.interrupted) and dataset.name in store.collections.names():
-        known = {sample.name: sample for sample in store.collections.read(dataset.name).samples}
-        ordered = known | ordered
-    store.collections.write(Collection(name=dataset.name, samples=tuple(ordered.values())))
+    collection = Collection(name=dataset.name, samples=tuple(ordered.values()))
+    store.collections.update(collection, keep=part_of_a_set or report.interrupted)

@@ -22,8 +22,9 @@ from extractor.presets import open_backbone
 from interpreter.checkpoint import Card, load_interpreter
 from interpreter.network import Interpreter
 from interpreter.prediction import Prediction, segment
+from store.claims import Claims
 from store.errors import DamagedEntry, MissingEntry, StoreFull
-from store.feature_store import Features, FeatureStore, Key
+from store.feature_store import Features, FeatureStore, Key, entry_path
 
 logger = structlog.get_logger(__name__)
 
@@ -160,12 +161,22 @@ class Engine:
         work.forwards = self.extractor.forwards - before
         with work.stage("store"):
             try:
-                self.store.register(self.extractor.spec, self.card.backbone, self.interpreter.codebook)
-                work.bytes_stored = self.store.write(self.extractor.spec, key, features)
+                work.bytes_stored = self._store(key, features)
             except (StoreFull, OSError) as error:
                 logger.warning("features could not be stored", problem=str(error))
                 work.warnings.append("features could not be stored; the next request inverts again")
         return features
+
+    def _store(self, key: Key, features: Features) -> int:
+        """Keep the features, unless another process is just about to."""
+        spec, claims = self.extractor.spec, Claims(self.store.objects)
+        self.store.register(spec, self.card.backbone, self.interpreter.codebook)
+        if not claims.take(entry_path(spec, key)):
+            return 0
+        try:
+            return self.store.write(spec, key, features)
+        finally:
+            claims.release(entry_path(spec, key))
 
 
 def load_engine(

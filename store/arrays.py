@@ -114,7 +114,7 @@ class StoredArray:
         Raises:
             DamagedEntry: bytes are gone or differ from those that were written.
         """
-        wanted = list(range(self._rows)) if rows is None or self._rows == 1 else list(rows)
+        wanted = list(range(self._rows)) if rows is None else list(rows)
         height = self.shape[0] // self._rows
         values = np.empty((len(wanted) * height, *self.shape[1:]), self.dtype) if out is None else out
         try:

@@ -11,13 +11,15 @@ successor that is named after the dead claim's token; of several, one succeeds.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
 import threading
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -33,6 +35,8 @@ LEASE = 120.0
 class Claims:
     """The claims of one process; a context in which they are renewed, and behind which they are released.
 
+    Without the context nothing is renewed, which is enough for work that takes less than a lease.
+
     Args:
         objects: where they are kept.
         lease: seconds without renewal after which a claim of another machine is dead.
@@ -41,6 +45,7 @@ class Claims:
     def __init__(self, objects: Objects, lease: float = LEASE) -> None:
         self._objects, self._lease = objects, lease
         self._held: dict[str, tuple[list[str], str]] = {}  # name: keys of its chain, token
+        self._unreadable: dict[str, float] = {}  # token of a claim that cannot be read: when it was first seen
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._renewal = threading.Thread(target=self._renew_until_stopped, name="claims", daemon=True)
@@ -66,14 +71,11 @@ class Claims:
         token = uuid.uuid4().hex
         chain = [f"{CLAIMS}/{name}"]
         while not self._objects.create(chain[-1], _claim(token)):
-            try:
-                holder = json.loads(self._objects.get(chain[-1]))
-            except MissingEntry:
+            holder = self._holder(chain[-1])
+            if holder is None:
                 if len(chain) > 1:
                     return False  # the successor has just been released, and what it guarded is done
                 continue  # released in between: try again
-            except ValueError:
-                return False  # being written at this moment
             if self._lives(holder):
                 return False
             chain.append(f"{CLAIMS}/{name}@{holder['token']}")
@@ -84,12 +86,68 @@ class Claims:
     def release(self, name: str) -> None:
         """Give a claim up, whether its work was done or not."""
         with self._lock:
-            chain, _ = self._held.pop(name)
+            chain, token = self._held.pop(name)
+            if not self._is(chain[-1], token):
+                return  # this process slept longer than its lease, and another one has taken over
             for key in chain:  # the first one first: from then on the name is free
                 self._objects.remove(key)
 
+    def is_ours(self, name: str) -> bool:
+        """Whether a claim that was taken has not been taken over since."""
+        with self._lock:
+            chain, token = self._held.get(name, ([], ""))
+        if not chain or not self._is(chain[-1], token):
+            return False
+        return not self._objects.exists(f"{CLAIMS}/{name}@{token}")
+
+    def is_held(self, name: str) -> bool:
+        """Whether a living process, this one included, holds the claim."""
+        key = f"{CLAIMS}/{name}"
+        while (holder := self._holder(key)) is not None:
+            if self._lives(holder):
+                return True
+            key = f"{CLAIMS}/{name}@{holder['token']}"
+        return False
+
+    @contextmanager
+    def waiting(self, name: str, seconds: float = LEASE) -> Iterator[None]:
+        """Hold a claim, as soon as whoever holds it is done.
+
+        Raises:
+            StoreError: not within so many seconds.
+        """
+        deadline = time.monotonic() + seconds
+        while not self.take(name):
+            if time.monotonic() > deadline:
+                raise StoreError(f"{self._objects.location}: another process has been at {name} for {seconds:.0f} s")
+            time.sleep(0.05)
+        try:
+            yield
+        finally:
+            self.release(name)
+
+    def _holder(self, key: str) -> dict[str, Any] | None:
+        """What a claim says; None if it is gone. One that cannot be read gets a name by its bytes."""
+        try:
+            data = self._objects.get(key)
+        except MissingEntry:
+            return None
+        with suppress(ValueError, KeyError, TypeError):
+            holder = json.loads(data)
+            return {"token": str(holder["token"]), "machine": str(holder["machine"])} | {
+                "process": int(holder["process"]),
+                "renewed": float(holder["renewed"]),
+            }
+        token = hashlib.sha256(key.encode() + data).hexdigest()[:32]
+        seen = self._unreadable.setdefault(token, time.time())
+        return {"token": token, "machine": "", "process": 0, "renewed": seen}
+
+    def _is(self, key: str, token: str) -> bool:
+        holder = self._holder(key)
+        return holder is not None and holder["token"] == token
+
     def _lives(self, holder: dict[str, Any]) -> bool:
-        if holder["machine"] == _machine() and not _runs(int(holder["process"])):
+        if holder["machine"] == _machine() and not _runs(holder["process"]):
             return False
         return time.time() - float(holder["renewed"]) < self._lease
 
@@ -107,9 +165,12 @@ def _claim(token: str) -> bytes:
 
 
 def _machine() -> str:
-    """This machine, or the container on it within which process numbers are unique."""
-    namespace = Path("/proc/self/ns/pid")
-    return f"{socket.gethostname()} {namespace.readlink() if namespace.exists() else ''}".strip()
+    """This machine since it was started, or the container on it within which process numbers are unique."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return " ".join(parts)
 
 
 def _runs(process: int) -> bool:

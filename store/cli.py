@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -16,8 +16,17 @@ from store import console, pruning
 from store.console import Exit
 from store.copying import copy_store
 from store.errors import MissingEntry, StoreError
-from store.feature_store import FeatureStore
-from store.repairing import Checked, check, count_parts, remove, run_again, runs_that_made
+from store.feature_store import FeatureStore, Key
+from store.repairing import (
+    Checked,
+    check,
+    command_of,
+    count_parts,
+    lost_specs,
+    run_again,
+    runs_that_made,
+    set_aside,
+)
 from store.spec import FeatureSpec
 
 app = typer.Typer(
@@ -39,9 +48,11 @@ def list_entries(path: StorePath, spec: SpecOption = None, as_json: AsJson = Fal
     store = FeatureStore(path, read_only=True)
     names = _image_names(store)
     rows: list[dict[str, Any]] = []
-    for one in _specs(store, spec):
-        for key in store.keys(one):
+    work = [(one, key) for one in _specs(store, spec) for key in store.keys(one)]
+    with console.progress("looking", len(work), quiet=as_json) as advance:
+        for one, key in work:
             size = store.stored_bytes(one, key)
+            advance()
             rows.append(
                 {
                     "spec": one.digest,
@@ -66,7 +77,8 @@ def list_entries(path: StorePath, spec: SpecOption = None, as_json: AsJson = Fal
 def info(path: StorePath, as_json: AsJson = False) -> None:
     """Specs, data sets, images, bytes and the ratio to float32 arrays."""
     store = FeatureStore(path, read_only=True)
-    specs = [_spec_info(store, spec) for spec in store.specs()]
+    with console.progress("looking", None, quiet=as_json) as advance:
+        specs = [_spec_info(store, spec, advance) for spec in store.specs()]
     datasets = [_dataset_info(store, name) for name in store.collections.names()]
     if as_json:
         console.print_json({"location": store.location, "specs": specs, "datasets": datasets})
@@ -95,28 +107,29 @@ def info(path: StorePath, as_json: AsJson = False) -> None:
 def verify(
     path: StorePath,
     spec: SpecOption = None,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Remove what is damaged and run again the runs that made it.")
-    ] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Run again the runs that made what is damaged.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Read everything and name each damaged or incomplete entry; exit code 4 if there is one."""
     store = FeatureStore(path, read_only=not repair)
     count, damaged = _damage(store, spec, as_json)
-    report: dict[str, Any] = {"checked": count, "problems": [p for one in damaged for p in one.problems]}
-    if repair and damaged:
-        records, report["removed"] = runs_that_made(store, damaged)
-        remove(store, damaged)
-        failed = run_again(records, path)
-        _, damaged = _damage(store, spec, as_json)
-        report["problems_left"] = [problem for one in damaged for problem in one.problems] + failed
+    report: dict[str, Any] = {"checked": count, "problems": _problems(store, damaged)}
+    if repair and report["problems"]:
+        records, made, orphans = runs_that_made(store, damaged)
+        if store.lost():
+            records = store.records.all()
+        commands = [command_of(record, path) for record in records]
+        with set_aside(store, made):
+            failed = run_again(commands)
+        report["made_by_no_recorded_run"] = [one.path for one in orphans]
+        report["problems_left"] = _problems(store, _damage(store, spec, as_json)[1]) + failed
     if as_json:
         console.print_json(report)
     else:
         _say(report["problems"])
         console.out.print(f"{count} entries, masks and data sets, {len(report['problems'])} problems")
         if "problems_left" in report:
-            _say(f"{entry}: no recorded run made it; removed" for entry in report["removed"])
+            _say(f"{entry}: no recorded run made it" for entry in report["made_by_no_recorded_run"])
             _say(report["problems_left"])
             console.out.print(f"after the repair {len(report['problems_left'])} problems")
     if report.get("problems_left", report["problems"]):
@@ -169,15 +182,20 @@ def export(
     dataset: Annotated[str | None, typer.Option(help="Only images of this data set, in its order.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write decoded float32 feature maps for other programs; an interrupted export goes on."""
+    """Write decoded float32 feature maps for other programs; an interrupted export can be repeated."""
     from store.exporting import export_npy, export_zarr
 
+    if "://" in str(out) or ":/" in str(out):
+        raise typer.BadParameter(f"{out}: an export goes into a folder; `store copy` copies to object storage")
     store = FeatureStore(path, read_only=True)
     one = _only(_specs(store, spec), store)
     keys = [key for key in store.keys(one) if store.has(one, key)]
     if dataset is not None:
-        order = [sample.image_id for sample in store.collections.read(dataset).samples]
-        keys = [key for image_id in order for key in keys if key.image_id == image_id]
+        of_image: dict[str, list[Key]] = {}
+        for key in keys:
+            of_image.setdefault(key.image_id, []).append(key)
+        samples = store.collections.read(dataset).samples
+        keys = [key for sample in samples for key in of_image.get(sample.image_id, [])]
     if not keys:
         raise MissingEntry(f"{path}: no complete entry to export")
     with console.progress("exporting", len(keys), quiet=as_json) as advance:
@@ -196,6 +214,8 @@ def copy(
     as_json: AsJson = False,
 ) -> None:
     """Copy entries, data sets, masks and run records; what is there already is left, so a copy can be resumed."""
+    if destination == "memory://":
+        raise typer.BadParameter("memory:// ends with this command; name a folder or s3://bucket/prefix")
     store = FeatureStore(source, read_only=True)
     specs = _specs(store, spec)
     count = sum(1 for one in specs for _ in store.keys(one))
@@ -238,6 +258,10 @@ def _damage(store: FeatureStore, spec: str | None, quiet: bool) -> tuple[int, li
     return count, damaged
 
 
+def _problems(store: FeatureStore, damaged: Iterable[Checked]) -> list[str]:
+    return lost_specs(store) + [problem for one in damaged for problem in one.problems]
+
+
 def _say(lines: Iterable[str]) -> None:
     for line in lines:
         console.out.print(line, soft_wrap=True, highlight=False, markup=False)
@@ -259,8 +283,12 @@ def _image_names(store: FeatureStore) -> dict[str, str]:
     return {sample.image_id: f"{c.name}/{sample.name}" for c in collections for sample in c.samples}
 
 
-def _spec_info(store: FeatureStore, spec: FeatureSpec) -> dict[str, Any]:
-    sizes = [size for key in store.keys(spec) if (size := store.stored_bytes(spec, key)) is not None]
+def _spec_info(store: FeatureStore, spec: FeatureSpec, advance: Callable[[], None]) -> dict[str, Any]:
+    sizes = []
+    for key in store.keys(spec):
+        if (size := store.stored_bytes(spec, key)) is not None:
+            sizes.append(size)
+        advance()
     stored = sum(sizes)
     return {
         "digest": spec.digest,

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from store.errors import DamagedEntry, MissingEntry, SpecError
+from store.errors import DamagedEntry, MissingEntry, NonFiniteFeatures, SpecError
 from store.spec import Block, TransformEncoding
 
 DISTORTION = 0.003
@@ -133,13 +133,19 @@ class Moments:
 
     def __init__(self, c: int) -> None:
         self.count = 0
+        self._shift: NDArray[np.float32] | None = None  # of the first map; else a large mean drowns the covariance
         self._sum = np.zeros(c)
         self._products = np.zeros((c, c))
 
     def add(self, maps: NDArray[np.float32]) -> None:
-        """Take in maps, float (..., c, h, w)."""
+        """Take in maps, float (..., c, h, w); NonFiniteFeatures if they hold NaN or infinity."""
         c = len(self._sum)
+        if not np.isfinite(maps).all():
+            raise NonFiniteFeatures("a codebook cannot be fitted to NaN or infinity")
         for one in maps.reshape(-1, c, maps.shape[-2] * maps.shape[-1]):
+            if self._shift is None:
+                self._shift = one.mean(axis=1, keepdims=True)
+            one = one - self._shift
             self.count += one.shape[1]
             self._sum += one.sum(axis=1, dtype=np.float64)
             self._products += (one @ one.T).astype(np.float64)
@@ -148,12 +154,15 @@ class Moments:
         """The code that loses at most this share of the block's variance, in the mean.
 
         Args:
-            distortion: 0 to 1; 0.003 is a signal-to-noise ratio of 25 dB.
+            distortion: 0 to 1, not much below 0.0005, where eight bits end; 0.003 is a signal-to-noise ratio of 25 dB.
         """
         if not 0 < distortion < 1:
             raise SpecError(f"expected a distortion between 0 and 1, got {distortion}")
-        mean = self._sum / self.count
-        covariance = self._products / self.count - np.outer(mean, mean)
+        if self._shift is None:
+            raise SpecError("a codebook cannot be fitted to no maps at all")
+        shifted = self._sum / self.count
+        covariance = self._products / self.count - np.outer(shifted, shifted)
+        mean = shifted + self._shift[:, 0]
         variances, basis = np.linalg.eigh(covariance)
         variances, basis = variances[::-1].clip(min=0), basis[:, ::-1]
         largest = basis[np.abs(basis).argmax(axis=0), range(len(mean))]

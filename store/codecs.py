@@ -65,10 +65,10 @@ class AffineCodec:
     def encode(self, block: str, maps: torch.Tensor) -> Encoded:
         maps = _finite(block, maps)
         smallest, largest = maps.amin(dim=(-2, -1)), maps.amax(dim=(-2, -1))
-        scale = (largest - smallest) / 255
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # a channel that is constant
+        scale = (largest - smallest) / 255  # 0 where a channel is constant: then its offset says all
         offset = smallest + 128 * scale
-        stored = ((maps - offset[..., None, None]) / scale[..., None, None]).round_().clamp_(-128, 127)
+        divisor = torch.where(scale > 0, scale, torch.ones_like(scale))[..., None, None]
+        stored = ((maps - offset[..., None, None]) / divisor).round_().clamp_(-128, 127)
         return Encoded(_to_host(stored.to(torch.int8)), _to_host(scale), _to_host(offset))
 
     def decode(self, block: str, encoded: Encoded, device: torch.device | str = "cpu") -> torch.Tensor:

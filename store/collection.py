@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from store.arrays import ArrayToWrite
+from store.claims import Claims
 from store.entries import Entry, read_group, write_entry, write_group
 from store.errors import DamagedEntry, MissingEntry
 from store.objects import Objects
@@ -34,7 +35,7 @@ class Sample(BaseModel):
         masks: {target: digest of its mask}, such as {"vessel": "ab12..."}.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     image_id: str
     name: str
@@ -46,7 +47,7 @@ class Sample(BaseModel):
 class Collection(BaseModel):
     """A named data set as it was extracted."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     name: str = Field(pattern=r"^[\w.-]+$")
     samples: tuple[Sample, ...] = Field(min_length=1)
@@ -93,7 +94,20 @@ class Collections:
 
     def names(self) -> list[str]:
         """Names of all collections, sorted."""
-        return self.objects.names(COLLECTIONS)
+        names = self.objects.names(COLLECTIONS)
+        return [name for name in names if self.objects.exists(f"{COLLECTIONS}/{name}/zarr.json")]
+
+    def update(self, collection: Collection, *, keep: bool) -> None:
+        """Write a collection, one process at a time.
+
+        Args:
+            keep: samples that are known under other names stay, before the new ones.
+        """
+        with Claims(self.objects) as claims, claims.waiting(f"{COLLECTIONS}/{collection.name}"):
+            samples = {sample.name: sample for sample in collection.samples}
+            if keep and collection.name in self.names():
+                samples = {sample.name: sample for sample in self.read(collection.name).samples} | samples
+            self.write(Collection(name=collection.name, samples=tuple(samples.values())))
 
     def write_mask(self, mask: NDArray[np.bool_]) -> str:
         """Store a native mask, bool (H, W), and return its digest."""

@@ -6,12 +6,11 @@ import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from store.collection import COLLECTIONS, LABELS
+from store.collection import LABELS, Collection
 from store.entries import Entry
 from store.errors import DamagedEntry, MissingEntry
 from store.feature_store import FeatureStore, entry_path
 from store.objects import Objects
-from store.records import RUNS
 from store.spec import FeatureSpec
 
 
@@ -49,16 +48,29 @@ def copy_store(
     for spec in specs:
         destination.register(spec, source.backbone_of(spec), source.codebook(spec))
         for key in source.keys(spec):
-            _copy_entry(source.objects, destination.objects, entry_path(spec, key), report)
+            path = entry_path(spec, key)
+            if not destination.has(spec, key):
+                destination.uses.stamp(path)  # `prune` leaves alone what is being written
+            _copy_entry(source.objects, destination.objects, path, report)
             if advance is not None:
                 advance()
     for label in source.objects.names(LABELS):
         _copy_entry(source.objects, destination.objects, f"{LABELS}/{label}", CopyReport(problems=report.problems))
-    for folder in (COLLECTIONS, RUNS):
-        for name in source.objects.names(folder):
-            path = f"{folder}/{name}/zarr.json"
-            destination.objects.put(path, source.objects.get(path))
+    for name in source.collections.names():
+        _copy_collection(source, destination, name)
+    known = {record.name for record in destination.records.all()}
+    for record in source.records.all():
+        if record.name not in known:
+            destination.records.write(record)
     return report
+
+
+def _copy_collection(source: FeatureStore, destination: FeatureStore, name: str) -> None:
+    """Samples that the destination knows stay as they are; the others join them."""
+    samples = {sample.name: sample for sample in source.collections.read(name).samples}
+    if name in destination.collections.names():
+        samples |= {sample.name: sample for sample in destination.collections.read(name).samples}
+    destination.collections.update(Collection(name=name, samples=tuple(samples.values())), keep=True)
 
 
 def _copy_entry(source: Objects, destination: Objects, path: str, report: CopyReport) -> None:

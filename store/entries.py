@@ -35,7 +35,6 @@ def write_entry(objects: Objects, path: str, arrays: Mapping[str, ArrayToWrite],
     for name, array in arrays.items():
         stage(staged, name, array)
     objects.remove(f"{path}/zarr.json")  # while objects are replaced, the entry does not exist
-    objects.delete(path)  # what a writer that was killed may have left
     checksums: dict[str, dict[str, int | str]] = {}
     written = 0
     for key, data in held_in_memory(staged):
@@ -62,6 +61,8 @@ def read_group(objects: Objects, path: str) -> dict[str, Any]:
     raw = objects.get(key)
     try:
         attributes: dict[str, Any] = json.loads(raw)["attributes"]
+        if not isinstance(attributes, dict):
+            raise TypeError("its attributes are none")
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedEntry(f"{objects.location}: {key} is damaged ({error})") from error
     return attributes
@@ -134,7 +135,7 @@ def verify_entry(objects: Objects, path: str) -> list[str]:
         return Entry(objects, path).verify()
     except MissingEntry:
         return [f"{path}: incomplete, never finished"]
-    except DamagedEntry as error:
+    except (DamagedEntry, FormatError) as error:
         return [str(error)]
 
 

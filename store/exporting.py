@@ -48,13 +48,13 @@ def export_npy(
     Raises:
         FormatError: the folder holds something else.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     index = {
         "spec": spec.model_dump(mode="json"),
         "levels": {name: [block.name for block in blocks] for name, blocks in authors_levels(spec).items()},
         "rows": [{"image_id": key.image_id, "view": key.view} for key in keys],
     }
     _require_same(folder / "index.json", index, lambda path: json.loads(path.read_text()))
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "index.json").write_text(json.dumps(index, indent=1) + "\n")
     for row, key in enumerate(keys):
         entry = store.entry(spec, key)
@@ -172,6 +172,8 @@ def _require_same(path: Path, index: dict[str, Any], read: Callable[[Path], Any]
             raise FormatError(f"{path.parent}: holds an export of other features; choose another folder")
     elif path.parent.is_dir() and any(path.parent.iterdir()):
         raise FormatError(f"{path.parent}: is not empty; choose another folder")
+    elif path.parent.exists() and not path.parent.is_dir():
+        raise FormatError(f"{path.parent}: is a file; choose a folder")
 
 
 def _save(path: Path, maps: np.ndarray) -> None:

@@ -15,6 +15,7 @@ R network's square
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from zarr.abc.store import Store
 
 from store.arrays import ArrayToWrite, Compressor, StoredArray
+from store.claims import CLAIMS
 from store.codebook import Codebook, codebook_of
 from store.collection import Collections
 from store.encoded import Encoded
@@ -92,10 +94,11 @@ class FeatureEntry:
         entry: the entry.
         spec: what it holds.
         codec: makes maps of what is stored.
+        uses: stamped whenever something is read.
     """
 
-    def __init__(self, entry: Entry, spec: FeatureSpec, codec: Codec) -> None:
-        self._entry = entry
+    def __init__(self, entry: Entry, spec: FeatureSpec, codec: Codec, uses: Uses) -> None:
+        self._entry, self._uses = entry, uses
         self.spec, self.codec = spec, codec
         self.geometry = Geometry.model_validate(entry.attributes["geometry"])
 
@@ -120,6 +123,7 @@ class FeatureEntry:
             SpecError: the spec has no such block or timestep.
         """
         self.spec.block(block)
+        self._uses.stamp(self._entry.path)
         rows = None if timesteps is None else timestep_indices(self.spec, timesteps)
         array = self._entry.array(block)
         values = array.read(rows, out)
@@ -160,10 +164,13 @@ class FeatureStore:
         self.objects = open_objects(location, read_only=read_only)
         self.collections = Collections(self.objects)
         self.records = Records(self.objects)
-        self.uses = Uses(Objects(self.objects.zarr_store.with_read_only(False), self.objects.location))
+        self.uses = Uses(_writable(self.objects))
         self._codecs: dict[str, Codec] = {}
-        with suppress(MissingEntry):  # a new store
+        try:
             require_format(read_group(self.objects, "").get(MARKER, {"format": 1}), self.location)
+        except MissingEntry:  # a new store, or one of the first format
+            if read_only and not self.objects.names(""):
+                raise MissingEntry(f"{self.location}: no store here") from None
 
     @property
     def location(self) -> str:
@@ -179,16 +186,25 @@ class FeatureStore:
         Raises:
             SpecError: the encoding is compact and the codebook is not its own.
         """
-        if self.objects.exists(f"{spec.digest}/zarr.json"):
-            return
-        if isinstance(spec.encoding, TransformEncoding):
+        known = self._is_registered(spec)
+        if isinstance(spec.encoding, TransformEncoding) and (
+            not known or verify_entry(self.objects, f"{spec.digest}/{CODEBOOK}")
+        ):
             if codebook is None or codebook.digest != spec.encoding.codebook:
                 raise SpecError(f"the spec was coded with the codebook {spec.encoding.codebook[:12]}; register it too")
             arrays = {name: ArrayToWrite(a, tuple("ck"[: a.ndim])) for name, a in codebook.arrays().items()}
             write_entry(self.objects, f"{spec.digest}/{CODEBOOK}", arrays, {})
+        if known:
+            return
         if not self.objects.exists("zarr.json"):
             write_group(self.objects, "", {MARKER: {"format": FORMAT_VERSION}})
         write_group(self.objects, spec.digest, {"spec": spec.model_dump(mode="json"), "backbone": backbone})
+
+    def _is_registered(self, spec: FeatureSpec) -> bool:
+        try:
+            return FeatureSpec.model_validate(read_group(self.objects, spec.digest)["spec"]) == spec
+        except (MissingEntry, DamagedEntry, KeyError, ValueError):
+            return False
 
     def codebook(self, spec: FeatureSpec) -> Codebook | None:
         """The codebook of a registered compact spec; None for every other encoding."""
@@ -199,6 +215,12 @@ class FeatureStore:
         names = {key.split("/")[0] for key in entry.checksums}
         arrays = {name: entry.array(name).read() for name in names}
         return codebook_of(arrays, [block.name for block in spec.blocks], f"{self.location}: {path}")
+
+    def clear(self, spec: FeatureSpec, key: Key) -> None:
+        """Remove what a writer that was killed has left of an incomplete entry; only under its claim."""
+        path = entry_path(spec, key)
+        if not self.has(spec, key) and self.objects.names(path):
+            self.objects.delete(path)
 
     def codec(self, spec: FeatureSpec) -> Codec:
         """What makes feature maps of the numbers stored under a spec."""
@@ -214,8 +236,12 @@ class FeatureStore:
         return backbone
 
     def specs(self) -> list[FeatureSpec]:
-        """Every spec that has been registered, by digest."""
-        return [self.spec(digest) for digest in self._digests()]
+        """Every spec that has been registered and can be read, by digest; ``lost`` has the others."""
+        found = []
+        for digest in self._digests():
+            with suppress(DamagedEntry):
+                found.append(self.spec(digest))
+        return found
 
     def spec(self, digest: str) -> FeatureSpec:
         """The spec with this digest, or whose digest begins so.
@@ -237,6 +263,17 @@ class FeatureStore:
             raise DamagedEntry(f"{self.location}: the spec under {found[0][:12]} has the digest {spec.digest[:12]}")
         return spec
 
+    def lost(self) -> list[str]:
+        """Digests below which there are entries, and whose spec is gone or damaged."""
+        found = []
+        for digest in (name for name in self.objects.names("") if _DIGEST.fullmatch(name)):
+            try:
+                self.spec(digest)
+            except (MissingEntry, DamagedEntry):
+                if any(_DIGEST.fullmatch(name) for name in self.objects.names(digest)):
+                    found.append(digest)
+        return found
+
     def _digests(self) -> list[str]:
         names = [name for name in self.objects.names("") if _DIGEST.fullmatch(name)]
         return [name for name in names if self.objects.exists(f"{name}/zarr.json")]
@@ -253,7 +290,7 @@ class FeatureStore:
         """
         self.uses.stamp(entry_path(spec, key))
         try:
-            return FeatureEntry(Entry(self.objects, entry_path(spec, key)), spec, self.codec(spec))
+            return FeatureEntry(self._open(entry_path(spec, key)), spec, self.codec(spec), self.uses)
         except MissingEntry as error:
             for other in self.specs():
                 if other.digest != spec.digest and self.has(other, key):
@@ -265,6 +302,16 @@ class FeatureStore:
                 f"{self.location}: no features of image {key.image_id[:12]}, view {key.view}, spec {spec.digest[:12]}; "
                 "`extractor run` makes them"
             ) from error
+
+    def _open(self, path: str) -> Entry:
+        """An entry; looked for once more if ``prune`` has a hand on it, which puts back what is being read."""
+        try:
+            return Entry(self.objects, path)
+        except MissingEntry:
+            if not self.objects.exists(f"{CLAIMS}/{path}"):
+                raise
+            time.sleep(0.2)
+            return Entry(self.objects, path)
 
     def write(self, spec: FeatureSpec, key: Key, features: Features) -> int:
         """Store one entry; the marker is written last. A compact spec must be registered before.
@@ -299,8 +346,10 @@ class FeatureStore:
 
     def delete(self, spec: FeatureSpec, key: Key) -> None:
         """Remove one entry: the marker first, so that it never exists half."""
-        self.objects.remove(entry_path(spec, key) + "/zarr.json")
-        self.objects.delete(entry_path(spec, key))
+        path = entry_path(spec, key)
+        self.objects.remove(f"{path}/zarr.json")
+        self.objects.delete(path)
+        self.uses.forget(path)
 
     def keys(self, spec: FeatureSpec) -> Iterator[Key]:
         """Keys of all entries below a spec, complete or not, by image and view."""
@@ -327,6 +376,14 @@ def timestep_indices(spec: FeatureSpec, timesteps: Sequence[int]) -> list[int]:
     if missing := [t for t in timesteps if t not in spec.timesteps]:
         raise SpecError(f"timesteps {missing} are not kept by this spec; it keeps {spec.timesteps}")
     return [spec.timesteps.index(t) for t in timesteps]
+
+
+def _writable(objects: Objects) -> Objects:
+    """The same place for notes of use; a Zarr store that cannot be reopened is taken as it is."""
+    try:
+        return Objects(objects.zarr_store.with_read_only(False), objects.location)
+    except NotImplementedError:
+        return objects
 
 
 def entry_path(spec: FeatureSpec, key: Key) -> str:

@@ -25,6 +25,7 @@ from zarr.storage import LocalStore, MemoryStore
 from store.errors import FormatError, MissingEntry, StoreFull, StoreUnavailable
 
 T = TypeVar("T")
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 class Objects:
@@ -62,7 +63,10 @@ class Objects:
             try:
                 with (self._folder / key).open("rb", buffering=0) as file:
                     file.seek(start)
-                    return data[: file.readinto(data.data)]
+                    filled = 0  # one call reads at most 2 GiB, and less on some network file systems
+                    while filled < length and (count := file.readinto(data[filled:].data)):
+                        filled += count
+                    return data[:filled]
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
                 raise MissingEntry(f"{self.location}: no object {key}") from error
         wanted = RangeByteRequest(start, start + length)
@@ -86,11 +90,22 @@ class Objects:
             Whether the object is now this one.
         """
         with self._room_for(key):
-            self._wait(self.zarr_store.set_if_not_exists(key, default_buffer_prototype().buffer.from_bytes(data)))
+            try:
+                self._wait(self.zarr_store.set_if_not_exists(key, default_buffer_prototype().buffer.from_bytes(data)))
+            except OSError as error:
+                if self._folder is None or error.errno not in _NO_LINKS:
+                    raise
+                self._create_without_links(key, data)
         try:
             return self.get(key) == data
         except MissingEntry:  # whoever held it has just removed it
             return False
+
+    def _create_without_links(self, key: str, data: bytes) -> None:
+        """On file systems without hard links a reader may see the object before it is filled."""
+        assert self._folder is not None
+        with contextlib.suppress(FileExistsError), (self._folder / key).open("xb") as file:
+            file.write(data)
 
     def exists(self, key: str) -> bool:
         return self._wait(self.zarr_store.exists(key))

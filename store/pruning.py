@@ -1,16 +1,18 @@
-"""Making room: the entries that were used least recently go first, and none that is being read.
+"""Making room: the entries that were used least recently go first, and none that is being read or made.
 
-Readers stamp an entry before they open it (``store.uses``). An entry is taken away in three steps:
-its marker goes, its stamp is looked at once more, its bytes go. A reader that came before the second
-step is seen there, and the marker is put back; one that comes later finds no entry.
+Readers stamp an entry before they open it (``store.uses``). An entry is taken away under a claim, so that
+nobody makes it meanwhile: its marker goes, its stamp is looked at once more, its bytes go. A reader that
+came before the second look is seen there, and the marker is put back; one that comes later finds no entry.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import NamedTuple
 
+from store.claims import Claims
 from store.errors import MissingEntry
 from store.feature_store import FeatureStore, Key, entry_path
 from store.spec import FeatureSpec
@@ -18,7 +20,7 @@ from store.uses import GRACE
 
 
 class Stored(NamedTuple):
-    """An entry with its size and when it was last used (seconds since 1970; 0 if nobody knows)."""
+    """An entry with its size and when it was last used (seconds since 1970)."""
 
     spec: FeatureSpec
     key: Key
@@ -32,10 +34,10 @@ def stored_entries(store: FeatureStore, specs: Iterable[FeatureSpec]) -> list[St
     found = []
     for spec in specs:
         for key in store.keys(spec):
-            size = store.stored_bytes(spec, key)
             path = entry_path(spec, key)
-            on_disk = size if size is not None else sum(store.objects.size(k) for k in store.objects.keys(path))
-            found.append(Stored(spec, key, on_disk, store.uses.last(path), size is not None))
+            size = store.stored_bytes(spec, key)
+            stored = _bytes_below(store, path) if size is None else size
+            found.append(Stored(spec, key, stored, store.uses.last(path), size is not None))
     return sorted(found, key=lambda entry: (entry.complete, entry.used, entry.key))
 
 
@@ -66,27 +68,36 @@ def to_prune(
 
 
 def prune(store: FeatureStore, entries: Iterable[Stored], advance: Callable[[], None] | None = None) -> list[Stored]:
-    """Remove entries, but those that somebody began to read since they were listed; returns what was removed."""
+    """Remove entries, but those that somebody reads or makes since they were listed; returns what was removed."""
     removed = []
-    for entry in entries:
-        if _remove(store, entry):
-            removed.append(entry)
-        if advance is not None:
-            advance()
+    with Claims(store.objects) as claims:
+        for entry in entries:
+            path = entry_path(entry.spec, entry.key)
+            if claims.take(path):
+                if _remove(store, path, entry):
+                    removed.append(entry)
+                claims.release(path)
+            if advance is not None:
+                advance()
     return removed
 
 
-def _remove(store: FeatureStore, entry: Stored) -> bool:
-    path = entry_path(entry.spec, entry.key)
-    try:
-        marker = store.objects.get(f"{path}/zarr.json")
-    except MissingEntry:
-        marker = None
+def _remove(store: FeatureStore, path: str, entry: Stored) -> bool:
+    if store.has(entry.spec, entry.key) != entry.complete or store.uses.last(path) != entry.used:
+        return False
+    marker = store.objects.get(f"{path}/zarr.json") if entry.complete else None
     store.objects.remove(f"{path}/zarr.json")
     if store.uses.last(path) != entry.used:
         if marker is not None:
             store.objects.put(f"{path}/zarr.json", marker)
         return False
-    store.objects.delete(path)
-    store.uses.forget(path)
+    store.delete(entry.spec, entry.key)
     return True
+
+
+def _bytes_below(store: FeatureStore, path: str) -> int:
+    total = 0
+    for key in store.objects.keys(path):
+        with suppress(MissingEntry):  # a file that its writer has renamed since
+            total += store.objects.size(key)
+    return total

@@ -77,7 +77,8 @@ class Records:
         Raises:
             DamagedEntry: names the record.
         """
-        return [self._read(name) for name in self._objects.names(RUNS)]
+        names = self._objects.names(RUNS)
+        return [self._read(name) for name in names if self._objects.exists(f"{RUNS}/{name}/zarr.json")]
 
     def _read(self, name: str) -> RunRecord:
         try:

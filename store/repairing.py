@@ -1,4 +1,8 @@
-"""Damage found, and put right: what cannot be trusted is removed, and the runs that made it are run again."""
+"""Damage found, and put right: the runs that made what is damaged are run again.
+
+Nothing is thrown away for that. What is damaged loses its marker while they run, and gets it back if
+they do not make it anew.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
+from store.claims import Claims
 from store.collection import COLLECTIONS, LABELS
 from store.entries import verify_entry
 from store.errors import DamagedEntry, MissingEntry, StoreError
@@ -38,50 +44,72 @@ def count_parts(store: FeatureStore, specs: Sequence[FeatureSpec]) -> int:
     """How many things ``check`` will read."""
     coded = sum(isinstance(spec.encoding, TransformEncoding) for spec in specs)
     entries = sum(1 for spec in specs for _ in store.keys(spec))
-    return coded + entries + len(store.objects.names(LABELS)) + len(store.objects.names(COLLECTIONS))
+    return coded + entries + len(store.objects.names(LABELS)) + len(store.collections.names())
 
 
 def check(store: FeatureStore, specs: Sequence[FeatureSpec]) -> Iterator[Checked]:
-    """Read the codebooks and entries of some specs, and all data sets and masks."""
+    """Read the codebooks and entries of some specs, and all data sets and masks.
+
+    An entry that somebody is making at this moment is no problem.
+    """
+    claims = Claims(store.objects)
     for spec in specs:
         if isinstance(spec.encoding, TransformEncoding):
             path = f"{spec.digest}/{CODEBOOK}"
             yield Checked(path, verify_entry(store.objects, path), spec)
         for key in store.keys(spec):
             path = entry_path(spec, key)
-            yield Checked(path, verify_entry(store.objects, path), spec, key)
-    for digest in store.objects.names(LABELS):
-        yield Checked(f"{LABELS}/{digest}", verify_entry(store.objects, f"{LABELS}/{digest}"))
+            problems = verify_entry(store.objects, path)
+            yield Checked(path, [] if problems and claims.is_held(path) else problems, spec, key)
+    named: set[str] = set()
     for name in store.collections.names():
         try:
-            store.collections.read(name)
+            collection = store.collections.read(name)
         except (DamagedEntry, MissingEntry) as error:
             yield Checked(f"{COLLECTIONS}/{name}", [str(error)])
         else:
+            named |= {digest for sample in collection.samples for digest in sample.masks.values()}
             yield Checked(f"{COLLECTIONS}/{name}", [])
+    for digest in sorted(named | set(store.objects.names(LABELS))):
+        yield Checked(f"{LABELS}/{digest}", verify_entry(store.objects, f"{LABELS}/{digest}"))
 
 
-def remove(store: FeatureStore, damaged: Iterable[Checked]) -> None:
-    """Take away what is damaged, so that a run makes it anew."""
+def lost_specs(store: FeatureStore) -> list[str]:
+    """Folders of features whose spec is gone or damaged: nothing below them can be used."""
+    return [f"{digest}: its spec is gone; `extractor run` with the same options writes it" for digest in store.lost()]
+
+
+@contextmanager
+def set_aside(store: FeatureStore, damaged: Iterable[Checked]) -> Iterator[None]:
+    """While in this context, what is damaged does not exist; what was not made anew is put back as it was."""
+    markers = {}
     for one in damaged:
-        store.objects.remove(f"{one.path}/zarr.json")
-        store.objects.delete(one.path)
-        if one.spec is not None and one.key is None:  # a spec without its codebook has to be registered again
-            store.objects.remove(f"{one.spec.digest}/zarr.json")
+        key = f"{one.path}/zarr.json"
+        with suppress(MissingEntry):
+            markers[key] = store.objects.get(key)
+            store.objects.remove(key)
+    try:
+        yield
+    finally:
+        for key, marker in markers.items():
+            if not store.objects.exists(key):
+                store.objects.put(key, marker)
 
 
-def runs_that_made(store: FeatureStore, damaged: Sequence[Checked]) -> tuple[list[RunRecord], list[str]]:
-    """The runs that have to be run again, each once, and the paths that no recorded run made."""
+def runs_that_made(
+    store: FeatureStore, damaged: Sequence[Checked]
+) -> tuple[list[RunRecord], list[Checked], list[Checked]]:
+    """The runs that have to be run again, each once; what they may make; what no recorded run made."""
     records = store.records.all()
     chosen: dict[tuple[tuple[str, str | bool], ...], RunRecord] = {}
-    orphans = []
+    made: list[Checked] = []
+    orphans: list[Checked] = []
     for one in damaged:
         makers = [record for record in records if _may_have_made(store, record, one)]
-        if not makers:
-            orphans.append(one.path)
+        (made if makers else orphans).append(one)
         for record in makers:
             chosen[tuple(sorted(record.options.items()))] = record
-    return list(chosen.values()), orphans
+    return list(chosen.values()), made, orphans
 
 
 def command_of(record: RunRecord, location: str) -> list[str]:
@@ -94,11 +122,10 @@ def command_of(record: RunRecord, location: str) -> list[str]:
     return [sys.executable, "-m", "extractor.cli", "run", f"--store={location}", *options]
 
 
-def run_again(records: Sequence[RunRecord], location: str) -> list[str]:
+def run_again(commands: Sequence[Sequence[str]]) -> list[str]:
     """Repeat runs, in processes of their own; one line for each that failed."""
     problems = []
-    for record in records:
-        call = command_of(record, location)
+    for call in commands:
         done = subprocess.run(call, stdout=subprocess.DEVNULL, check=False)
         if done.returncode:
             problems.append(f"`extractor {' '.join(call[3:])}` failed with exit code {done.returncode}")

@@ -30,16 +30,18 @@ class Uses:
         now = time.time()
         if now - self._stamped.get(path, 0.0) < GRACE / 2:
             return
-        with suppress(OSError, StoreFull, StoreUnavailable):
+        with suppress(OSError, ValueError, StoreFull, StoreUnavailable):  # ValueError: a read-only Zarr store
             self._objects.put(_key(path), repr(now).encode())
             self._stamped[path] = now
 
     def last(self, path: str) -> float:
-        """Seconds since 1970; 0 if it was never stamped."""
+        """Seconds since 1970. What was never stamped counts as used now, and is stamped."""
         try:
             return float(self._objects.get(_key(path)))
         except (MissingEntry, ValueError):
-            return 0.0
+            self._stamped.pop(path, None)
+            self.stamp(path)
+            return time.time()
 
     def forget(self, path: str) -> None:
         """Remove the stamp of an entry that is gone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -179,17 +180,37 @@ def test_damage_is_repaired_by_the_runs_that_made_it(
     repaired = run("store", "verify", store, "--repair", "--json")
     assert repaired.returncode == 0, repaired.stderr
     report = json.loads(repaired.stdout)
-    assert (len(report["problems"]), report["problems_left"], report["removed"]) == (3, [], [])
+    assert (len(report["problems"]), report["problems_left"], report["made_by_no_recorded_run"]) == (3, [], [])
     assert run("store", "verify", store).returncode == 0
     assert len(json.loads(run("store", "ls", store, "--json").stdout)) == 12
 
 
-def test_damage_that_no_run_made_is_removed_and_told(run: Run, filled_store: FeatureStore, spec: FeatureSpec) -> None:
+def test_damage_that_no_run_made_is_told_and_left(run: Run, filled_store: FeatureStore, spec: FeatureSpec) -> None:
     key = next(iter(filled_store.keys(spec)))
-    (Path(filled_store.location) / spec.digest / key.image_id / key.view / "zarr.json").unlink()
+    entry = Path(filled_store.location) / spec.digest / key.image_id / key.view
+    (entry / "zarr.json").unlink()
     repaired = run("store", "verify", filled_store.location, "--repair")
-    assert repaired.returncode == 0
-    assert "no recorded run made it; removed" in repaired.stdout
+    assert repaired.returncode == 4
+    assert "no recorded run made it" in repaired.stdout
+    assert (entry / "fov").is_dir()
+
+
+def test_a_repair_repeats_the_run_and_no_more(
+    run: Run, dataset_folder: Path, wide_backbone: Path, tmp_path: Path
+) -> None:
+    photographs, store = tmp_path / "photographs", tmp_path / "features.zarr"
+    shutil.copytree(dataset_folder, photographs)
+    extract = ["run", "--dataset", f"folder:{photographs}", "--name", "eyes", "--backbone", wide_backbone]
+    assert run("extractor", *extract, "--store", store, "--limit", "1").returncode == 0
+    marker = next(store.glob("*/*/identity/zarr.json"))
+    marker.unlink()
+    assert run("store", "verify", store, "--repair").returncode == 0
+    assert len(json.loads(run("store", "ls", store, "--json").stdout)) == 1
+    marker.write_text("{")
+    shutil.rmtree(photographs)
+    for _ in range(2):  # what cannot be made anew stays named
+        assert run("store", "verify", store, "--repair").returncode == 4
+    assert marker.read_text() == "{"
 
 
 def test_compact_by_commands(run: Run, dataset_folder: Path, wide_backbone: Path, tmp_path: Path) -> None:

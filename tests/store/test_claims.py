@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from store import FeatureStore
+from store import FeatureStore, StoreError
 from store.claims import Claims
 from store.objects import Objects
 
@@ -59,6 +59,41 @@ def test_a_claim_is_renewed_while_its_owner_lives(store: FeatureStore) -> None:
         time.sleep(0.5)
         assert json.loads(store.objects.get("claims/a"))["renewed"] > claimed["renewed"]
         assert not Claims(store.objects, lease=0.4).take("a")
+
+
+def test_a_claim_that_cannot_be_read_is_dead_after_a_lease(store: FeatureStore) -> None:
+    for name, data in (("a", b""), ("b", b"{}")):  # what a lost power supply leaves
+        store.objects.put(f"claims/{name}", data)
+        claims = Claims(store.objects, lease=0.2)
+        assert not claims.take(name)
+        time.sleep(0.25)
+        assert claims.take(name)
+
+
+def test_whoever_slept_too_long_has_lost_the_claim(store: FeatureStore) -> None:
+    slept, awake = Claims(store.objects, lease=0.1), Claims(store.objects, lease=0.1)
+    assert slept.take("a")
+    assert slept.is_ours("a")
+    time.sleep(0.15)
+    assert awake.take("a")
+    assert not slept.is_ours("a")
+    assert awake.is_ours("a")
+    assert awake.is_held("a")
+    slept.release("a")
+    awake.release("a")
+    assert not awake.is_held("a")
+    assert store.objects.keys("claims") == []
+
+
+def test_a_claim_can_be_waited_for(store: FeatureStore) -> None:
+    mine, theirs = Claims(store.objects), Claims(store.objects)
+    assert mine.take("a")
+    with pytest.raises(StoreError, match="another process has been at a"), theirs.waiting("a", seconds=0.1):
+        pass
+    mine.release("a")
+    with theirs.waiting("a"):
+        assert not mine.take("a")
+    assert mine.take("a")
 
 
 def test_an_object_is_created_once(store: FeatureStore) -> None:

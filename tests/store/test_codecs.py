@@ -45,6 +45,27 @@ def test_int8_keeps_the_ends_of_the_range() -> None:
     torch.testing.assert_close(codec.decode("block", encoded)[..., ::2], maps[..., ::2])
 
 
+@pytest.mark.parametrize("value", [0.0, 1e-6, 0.001, -300.0])
+def test_int8_keeps_a_constant_channel(value: float) -> None:
+    codec = AffineCodec()
+    maps = torch.full((1, 2, 3, 3), value)
+    torch.testing.assert_close(codec.decode("b", codec.encode("b", maps)), maps, rtol=0, atol=0)
+
+
+def test_a_large_mean_does_not_drown_the_covariance() -> None:
+    random = np.random.default_rng(0)
+    maps = (300 + 0.1 * random.normal(size=(2, 4, 64, 64))).astype(np.float32)
+    moments = Moments(4)
+    moments.add(maps)
+    codec = TransformCodec(Codebook({"b": moments.fit(0.01)}))
+    lost = (codec.decode("b", codec.encode("b", torch.from_numpy(maps))).numpy() - maps).var() / maps.var()
+    assert lost < 0.012
+    with pytest.raises(NonFiniteFeatures):
+        moments.add(maps * np.nan)
+    with pytest.raises(SpecError, match="no maps at all"):
+        Moments(4).fit(0.01)
+
+
 def test_float16_rounds_and_float32_keeps(spec: FeatureSpec) -> None:
     maps = some_maps(spec)["block_2"]
     half = FloatCodec(FloatEncoding(kind="float16"))

@@ -236,7 +236,9 @@ def test_a_damaged_spec_is_told(on_disk: tuple[FeatureStore, Path], spec: Featur
     path = folder.parents[1] / "zarr.json"
     path.write_text(path.read_text().replace('"clip": false', '"clip": true'))
     with pytest.raises(DamagedEntry, match="has the digest"):
-        store.specs()
+        store.spec(spec.digest)
+    assert store.specs() == []
+    assert store.lost() == [spec.digest]
 
 
 def test_plain_zarr_reads_it(on_disk: tuple[FeatureStore, Path], spec: FeatureSpec) -> None:

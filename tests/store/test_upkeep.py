@@ -12,12 +12,13 @@ import xarray
 import zarr
 
 from store import Collection, FeatureSpec, FeatureStore, FormatError, Key, MissingEntry, Sample, StoreError, to_xarray
+from store.claims import Claims
 from store.copying import copy_store
 from store.exporting import authors_levels, export_npy, export_zarr
 from store.feature_store import entry_path
 from store.pruning import prune, stored_entries, to_prune
 from store.records import RunRecord
-from store.repairing import check, command_of, remove, runs_that_made
+from store.repairing import check, command_of, lost_specs, runs_that_made, set_aside
 from store.spec import Block
 from store.uses import GRACE
 from tests.conftest import Run, changed
@@ -187,13 +188,73 @@ def test_every_part_is_checked(store: FeatureStore, spec: FeatureSpec) -> None:
     damage(store, f"labels/{label}/mask/c/0/0")
     store.objects.put("datasets/eyes/zarr.json", b"{}")
     damaged = [one for one in check(store, [spec]) if one.problems]
-    assert [one.path.split("/")[-1] for one in damaged] == ["codebook", "identity", label, "eyes"]
+    assert [one.path.split("/")[-1] for one in damaged] == ["codebook", "identity", "eyes", label]
     store.records.write(RunRecord(spec=spec.digest, dataset="eyes", options={"dataset": "folder:/photos"}))
-    records, orphans = runs_that_made(store, damaged)
+    records, made, orphans = runs_that_made(store, damaged)
     assert [record.options["dataset"] for record in records] == ["folder:/photos"]
-    assert orphans == []
-    remove(store, damaged)
-    assert not any(one.problems for one in check(store, store.specs()))
+    assert (made, orphans) == (damaged, [])
+
+
+def test_what_is_set_aside_is_put_back_unless_it_was_made_anew(store: FeatureStore, spec: FeatureSpec) -> None:
+    spec = fill(store, spec)
+    for key in KEYS[:2]:
+        damage(store, f"{entry_path(spec, key)}/fov/c/0/0")
+    damaged = [one for one in check(store, [spec]) if one.problems]
+    with set_aside(store, damaged):
+        assert not store.has(spec, KEYS[0])
+        store.write(spec, KEYS[0], some_features(spec, 0))
+    assert [one.path for one in check(store, [spec]) if one.problems] == [entry_path(spec, KEYS[1])]
+
+
+def test_what_is_being_made_is_no_damage_and_is_not_pruned(store: FeatureStore, spec: FeatureSpec) -> None:
+    fill(store, spec)
+    path = entry_path(spec, KEYS[0])
+    store.objects.remove(f"{path}/zarr.json")
+    with Claims(store.objects) as claims:
+        assert claims.take(path)
+        assert not any(one.problems for one in check(store, [spec]))
+        chosen = to_prune(stored_entries(store, [spec]))
+        assert [entry.key for entry in chosen] == [KEYS[0]]
+        assert prune(store, chosen) == []
+    assert [one.path for one in check(store, [spec]) if one.problems] == [path]
+
+
+def test_a_copy_is_not_old(store: FeatureStore, spec: FeatureSpec, tmp_path: Path) -> None:
+    fill(store, spec)
+    target = FeatureStore(tmp_path / "copy")
+    copy_store(store, target, [spec])
+    for key in target.objects.keys("used"):
+        target.objects.remove(key)  # as in a store of an earlier version
+    assert to_prune(stored_entries(target, [spec]), older_than=1, max_bytes=0) == []
+
+
+def test_a_copy_joins_what_is_there(store: FeatureStore, spec: FeatureSpec, tmp_path: Path) -> None:
+    fill(store, spec)
+    target = FeatureStore(tmp_path / "copy")
+    target.collections.write(Collection(name="eyes", samples=(Sample(image_id="f" * 64, name="another"),)))
+    copy_store(store, target, [spec])
+    names = [sample.name for sample in target.collections.read("eyes").samples]
+    assert names == ["another", "eye0", "eye1", "eye2", "eye3"]
+
+
+def test_a_spec_that_is_lost_is_told(store: FeatureStore, spec: FeatureSpec) -> None:
+    fill(store, spec)
+    for break_it in (
+        lambda: store.objects.put(f"{spec.digest}/zarr.json", b"{"),
+        lambda: store.objects.remove(f"{spec.digest}/zarr.json"),
+    ):
+        break_it()
+        assert store.specs() == []
+        assert lost_specs(store)[0].startswith(spec.digest)
+    store.register(spec)
+    assert lost_specs(store) == []
+    assert store.has(spec, KEYS[0])
+
+
+def test_a_mask_that_is_gone_is_told(store: FeatureStore, spec: FeatureSpec) -> None:
+    fill(store, spec)
+    store.objects.delete("labels")
+    assert len([one for one in check(store, [spec]) if one.problems]) == 1
 
 
 def test_only_options_of_a_run_are_run_again() -> None:
