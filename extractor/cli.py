@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
+from rich.table import Table
 
 from extractor.architectures import small_unet
 from extractor.datasets import ADAPTERS, DataSet, load_dataset, of_split
 from extractor.diffusion import Diffusion, Prediction
-from extractor.errors import ExtractorError
+from extractor.errors import DatasetError, ExtractorError
 from extractor.presets import PRESETS, Preset, encoding_of, is_shipped, open_backbone
 from extractor.schedule import noise_schedule
 from store import console
@@ -71,18 +73,24 @@ def run(
     ] = "identity",
     split: Annotated[str | None, typer.Option(help="Only this split.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
+    images: Annotated[
+        str | None, typer.Option(help="Only images whose file names match, such as '*_left.jpg'.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images in one forward. [default: 1; on CUDA 4]")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Compute again what is there.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Print where the time went.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how much would be written, and stop.")] = False,
     ignore_space: Annotated[bool, typer.Option("--ignore-space", help="Start even if it may not fit.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Extract a data set into a store; what is there already is left as it is."""
     from extractor.extraction import Extractor  # imported late: loading diffusers takes seconds
+    from extractor.pipeline import Stop
     from extractor.runs import extract_dataset, plan_size, require_room
 
     recipe = dataclasses.replace(_preset(preset), clip=clip).along(trajectory, seed)
     recipe = recipe.reading(_integers(timesteps), _integers(grid), _integers(blocks))
-    data = _selected(load_dataset(dataset, name), split, limit)
+    data = _selected(load_dataset(dataset, name), split, limit, images)
     source = backbone or recipe.backbone
     how, code = encoding_of(encoding, source, codebook)
     network = open_backbone(source, precision, device, class_label)
@@ -101,19 +109,30 @@ def run(
     features.register(spec, _lasting(source), code)
     record = RunRecord(spec=spec.digest, dataset=data.name, options=_options(context), device=device)
     features.records.write(record)
-    started = time.perf_counter()
-    with console.progress(f"extracting {data.name}", entries, quiet=as_json) as advance:
+    stop, started = Stop(), time.perf_counter()
+    with (
+        stop.on_interrupt(lambda: console.err.print("finishing what is in flight; Ctrl-C again interrupts at once")),
+        console.progress(f"extracting {data.name}", entries, quiet=as_json) as advance,
+    ):
         report = extract_dataset(
             data,
             features,
             extractor,
             views=renderings,
+            batch=batch or (1 if device == "cpu" else 4),
             overwrite=overwrite,
-            part_of_a_set=split is not None or limit is not None,
+            part_of_a_set=any(choice is not None for choice in (split, limit, images)),
             advance=lambda photograph: advance(1, photograph),
+            stop=stop,
+            say=lambda message: console.err.print(message, highlight=False),
         )
-    features.records.write(record.done(report.counts(), {"all": round(time.perf_counter() - started, 3)}))
+    seconds = {"all": time.perf_counter() - started} | report.seconds
+    features.records.write(record.done(report.counts(), {stage: round(s, 3) for stage, s in seconds.items()}))
     _say_report(report, data.name, spec.digest, as_json)
+    if profile:
+        _say_profile(seconds)
+    if report.interrupted:
+        raise KeyboardInterrupt
     if report.failed:
         raise typer.Exit(Exit.PARTIAL)
 
@@ -323,12 +342,16 @@ def _preset_json(preset: Preset) -> dict[str, Any]:
     return plain | {k: plain[k].model_dump(mode="json") for k in ("preprocessing", "encoding")}
 
 
-def _selected(data: DataSet, split: str | None, limit: int | None) -> DataSet:
+def _selected(data: DataSet, split: str | None, limit: int | None, images: str | None) -> DataSet:
     photographs = data.photographs if split is None else tuple(of_split(data.photographs, split))
+    if images is not None:
+        photographs = tuple(p for p in photographs if fnmatch(p.image.name, images))
+        if not photographs:
+            raise DatasetError(f"no image of {data.name} has a name like {images!r}")
     return DataSet(data.name, photographs[:limit])
 
 
-_NOT_REPEATED = ("store", "overwrite", "dry_run", "ignore_space", "as_json")
+_NOT_REPEATED = ("store", "overwrite", "dry_run", "ignore_space", "profile", "as_json")
 
 
 def _lasting(backbone: str) -> str:
@@ -374,8 +397,17 @@ def _say_report(report: RunReport, name: str, digest: str, as_json: bool) -> Non
         f"{name}: {report.extracted} extracted, {report.present} there already, {len(report.failed)} left out; "
         f"{report.forwards} forwards, {console.human_bytes(report.bytes_stored)} written; spec {digest[:12]}"
     )
+    if report.fallbacks:
+        console.err.print(f"done in float32, too large for half precision: {', '.join(report.fallbacks)}")
     for _, reason in report.failed:
         console.err.print(f"left out: {reason}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _say_profile(seconds: dict[str, float]) -> None:
+    table = Table("stage", "seconds", title="sums over threads; stages run beside each other")
+    for stage, spent in sorted(seconds.items(), key=lambda item: -item[1]):
+        table.add_row(stage, f"{spent:.2f}")
+    console.err.print(table)
 
 
 def main() -> NoReturn:

@@ -157,7 +157,8 @@ class Pipeline:
         self.report = RunReport()
         self.samples: dict[str, Sample] = {}
         self._store, self._extractor = store, extractor
-        self._batch, self._overwrite, self._stop = batch, overwrite, stop or Stop()
+        self._batch, self._overwrite = batch, overwrite
+        self._stop = Stop() if stop is None else stop
         self._advance, self._say = advance, say
         self._writing: deque[tuple[str, Future[int]]] = deque()
         self._made: set[Key] = set()
@@ -199,7 +200,7 @@ class Pipeline:
         left: list[Work] = []
         together: list[tuple[Work, _Decoded]] = []
         for one, decoding in self._decoded_ahead(work):
-            if decoding is None:
+            if decoding is None or self._stop:  # the claim of what was only decoded ends with the run
                 left.append(one)
                 continue
             try:

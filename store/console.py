@@ -47,8 +47,7 @@ def run(app: typer.Typer, *expected: type[Exception]) -> NoReturn:
     except expected as error:
         _fail(error, Exit.FAILED)
     except (typer.Abort, KeyboardInterrupt):
-        err.print("interrupted; run the same command again to go on")
-        sys.exit(Exit.INTERRUPTED)
+        code = Exit.INTERRUPTED
     except BrokenPipeError:  # the reader of stdout went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(Exit.FAILED)
@@ -64,6 +63,8 @@ def run(app: typer.Typer, *expected: type[Exception]) -> NoReturn:
         if message := error.format_message():  # empty where help was asked for and printed
             _fail(f"{message}; see --help", code)
         sys.exit(code)
+    if code == Exit.INTERRUPTED:  # typer makes this code of an interrupt
+        err.print("interrupted; run the same command again to go on")
     sys.exit(code if isinstance(code, int) else Exit.OK)
 
 

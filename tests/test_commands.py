@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -237,3 +239,54 @@ def test_compact_by_commands(run: Run, dataset_folder: Path, wide_backbone: Path
     lost = run("interpreter", *["evaluate", "--dataset", "x"], "--store", tmp_path / "s", "--model", tmp_path / "model")
     assert lost.returncode == 1
     assert "no codebook here" in lost.stderr
+
+
+def test_images_are_chosen_by_name_and_the_profile_is_told(
+    run: Run, dataset_folder: Path, wide_backbone: Path, tmp_path: Path
+) -> None:
+    extract = ["run", "--dataset", f"folder:{dataset_folder}", "--name", "eyes", "--backbone", wide_backbone]
+    chosen = run(
+        "extractor", *extract, "--store", tmp_path / "s", "--images", "eye[0-2].*", "--batch", "2", "--profile"
+    )
+    assert chosen.returncode == 0, chosen.stderr
+    assert "3 extracted" in chosen.stdout
+    assert all(stage in chosen.stderr for stage in ("decode", "network", "encode", "write"))
+    info = json.loads(run("store", "info", tmp_path / "s", "--json").stdout)
+    assert info["datasets"][0]["images"] == 3
+    record = FeatureStore(tmp_path / "s").records.all()[0]
+    assert record.counts["extracted"] == 3
+    assert record.options["images"] == "eye[0-2].*"
+    assert {"all", "network", "write"} <= set(record.seconds)
+    none = run("extractor", *extract, "--store", tmp_path / "s", "--images", "*.nef")
+    assert none.returncode == 1
+    assert "no image of eyes has a name like '*.nef'" in none.stderr
+
+
+def test_an_interrupt_finishes_what_is_in_flight(dataset_folder: Path, wide_backbone: Path, tmp_path: Path) -> None:
+    extract = ["run", "--dataset", f"folder:{dataset_folder}", "--name", "eyes", "--backbone", str(wide_backbone)]
+    call = [
+        sys.executable,
+        "-m",
+        "extractor.cli",
+        *extract,
+        "--store",
+        str(tmp_path / "s"),
+        "--views",
+        "photometric:40",
+    ]
+    running = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while len(list((tmp_path / "s").glob("*/*/*/zarr.json"))) < 3:
+        time.sleep(0.05)
+        assert running.poll() is None
+    running.send_signal(signal.SIGINT)
+    _, told = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "finishing what is in flight" in told
+    assert "run the same command again to go on" in told
+    store = FeatureStore(tmp_path / "s")
+    spec = store.specs()[0]
+    keys = list(store.keys(spec))
+    assert 3 <= len(keys) < 240
+    assert all(store.verify(spec, key) == [] for key in keys)
+    assert store.objects.keys("claims") == []
+    assert store.collections.read("eyes").samples

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from extractor.architectures import tiny_unet
 from extractor.backbone import Backbone
@@ -15,6 +16,7 @@ from extractor.datasets import DataSet, load_dataset
 from extractor.diffusion import Diffusion
 from extractor.errors import BackboneError, DatasetError, NonFiniteActivation
 from extractor.extraction import Extractor
+from extractor.pipeline import Stop
 from extractor.runs import SizePlan, extract_dataset, plan_size, require_room
 from extractor.unet import build_unet
 from store import FeatureSpec, FeatureStore, FloatEncoding, SpecError, StoreFull
@@ -168,3 +170,52 @@ def test_recipes_at_other_timesteps(backbone: Backbone) -> None:
     assert TINY.reading().spec(backbone) == TINY.spec(backbone)
     with pytest.raises(SpecError, match=r"timesteps \[50\] are kept but not in the grid"):
         TINY.reading(timesteps=(5, 50), grid=(5, 10)).spec(backbone)
+
+
+def test_half_precision_that_overflows_falls_back_to_float32(
+    backbone: Backbone, dataset_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = Backbone(backbone.unet, backbone.diffusion, backbone.config, precision="float16")
+    extractor = Extractor(half, TINY.spec(half))
+    prepared = [extractor.prepare(p.read_bytes()) for p in sorted((dataset_folder / "images").iterdir())[:3]]
+    exact = Extractor(backbone, TINY.spec(backbone)).features(prepared)
+    estimate = Backbone.estimate
+    too_large = prepared[1].input.x0
+
+    def overflowing(self: Backbone, x: torch.Tensor, t: int, *rest: object, **more: object) -> object:
+        if self.precision == "float16" and any(torch.equal(one, too_large[0]) for one in x):
+            raise NonFiniteActivation("block_0 at timestep 1 holds NaN or infinity")
+        return estimate(self, x, t, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Backbone, "estimate", overflowing)
+    found = extractor.features(prepared)
+    assert extractor.take_fallbacks() == [f"{prepared[1].key.image_id[:12]} (identity)"]
+    assert extractor.take_fallbacks() == []
+    for one, expected in zip(found, exact, strict=True):
+        for name, maps in expected.maps.items():
+            np.testing.assert_allclose(one.maps[name].values, maps.values, atol=0.05 * np.abs(maps.values).max())
+    assert half.precision == "float16"
+
+
+def test_batches_make_the_same_entries(backbone: Backbone, spec: FeatureSpec, dataset_folder: Path) -> None:
+    dataset = load_dataset(f"folder:{dataset_folder}", "eyes")
+    one, four = FeatureStore("memory://"), FeatureStore("memory://")
+    extract_dataset(dataset, one, Extractor(backbone, spec))
+    report = extract_dataset(dataset, four, Extractor(backbone, spec), batch=4)
+    assert (report.extracted, report.forwards) == (6, 6 * len(spec.grid))
+    for key in one.keys(spec):
+        expected = one.entry(spec, key).read("block_2")
+        np.testing.assert_allclose(four.entry(spec, key).read("block_2"), expected, atol=2e-3 * np.abs(expected).max())
+    assert one.collections.read("eyes") == four.collections.read("eyes")
+
+
+def test_a_stop_is_asked_between_views(backbone: Backbone, spec: FeatureSpec, dataset_folder: Path) -> None:
+    store, stop = FeatureStore("memory://"), Stop()
+    dataset = load_dataset(f"folder:{dataset_folder}", "eyes")
+    report = extract_dataset(dataset, store, Extractor(backbone, spec), stop=stop, advance=lambda _: stop.ask())
+    assert report.interrupted
+    assert 0 < report.extracted < 6
+    assert len(store.collections.read("eyes").samples) == report.extracted
+    assert all(store.verify(spec, key) == [] for key in store.keys(spec))
+    assert extract_dataset(dataset, store, Extractor(backbone, spec)).extracted == 6 - report.extracted
+    assert len(store.collections.read("eyes").samples) == 6
