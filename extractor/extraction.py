@@ -26,7 +26,7 @@ from extractor.stages import Stages
 from store.codebook import Codebook
 from store.codecs import codec_for
 from store.encoded import Encoded, stacked
-from store.feature_store import Features, Key
+from store.features import Features, Key
 from store.spec import FeatureSpec
 from store.views import IDENTITY, flipped_axes, photometric_seed
 

@@ -23,7 +23,8 @@ from extractor.extraction import Extractor, Prepared
 from extractor.images import image_id, read_bytes
 from store.claims import Claims
 from store.collection import Sample
-from store.feature_store import Features, FeatureStore, Key, entry_path
+from store.feature_store import FeatureStore
+from store.features import Features, Key, entry_path
 from store.spec import FeatureSpec
 
 DECODED_AHEAD = 4

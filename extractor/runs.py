@@ -16,7 +16,8 @@ from extractor.images import image_id, read_bytes
 from extractor.pipeline import Pipeline, RunReport, Stop, Work
 from store.collection import Collection, Sample
 from store.errors import StoreFull
-from store.feature_store import FeatureStore, Key
+from store.feature_store import FeatureStore
+from store.features import Key
 from store.spec import FeatureSpec
 from store.views import IDENTITY
 

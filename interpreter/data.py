@@ -12,7 +12,8 @@ from interpreter.errors import TrainingDataError
 from interpreter.task import Task
 from store.collection import Sample
 from store.errors import MissingEntry
-from store.feature_store import FeatureEntry, FeatureStore, Key
+from store.feature_store import FeatureStore
+from store.features import FeatureEntry, Key
 from store.geometry import Interpolation
 from store.spec import FeatureSpec
 from store.views import IDENTITY

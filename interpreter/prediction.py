@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from interpreter.network import Interpreter
 from store.encoded import Encoded
-from store.feature_store import Features
+from store.features import Features
 from store.geometry import Geometry, Interpolation
 
 

@@ -32,7 +32,8 @@ from interpreter.evaluation import evaluate
 from interpreter.network import Interpreter, InterpreterConfig
 from interpreter.task import Task
 from store.batches import Batch, plan_epoch, stream
-from store.feature_store import FeatureStore, Key
+from store.feature_store import FeatureStore
+from store.features import Key
 from store.spec import FeatureSpec
 from store.views import IDENTITY, flipped_axes
 

@@ -24,7 +24,8 @@ from interpreter.network import Interpreter
 from interpreter.prediction import Prediction, segment
 from store.claims import Claims
 from store.errors import DamagedEntry, MissingEntry, StoreFull
-from store.feature_store import Features, FeatureStore, Key, entry_path
+from store.feature_store import FeatureStore
+from store.features import Features, Key, entry_path
 
 logger = structlog.get_logger(__name__)
 

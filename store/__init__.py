@@ -16,7 +16,8 @@ from store.errors import (
     StoreUnavailable,
 )
 from store.exporting import to_xarray
-from store.feature_store import FeatureEntry, Features, FeatureStore, Key
+from store.feature_store import FeatureStore
+from store.features import FeatureEntry, Features, Key
 from store.geometry import Geometry, Interpolation
 from store.spec import (
     AffineEncoding,

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from store.encoded import Encoded, stacked
 from store.errors import SpecError
-from store.feature_store import STORED_TYPES, FeatureEntry, FeatureStore, Key
+from store.feature_store import FeatureStore
+from store.features import STORED_TYPES, FeatureEntry, Key
 from store.spec import FeatureSpec
 
 if TYPE_CHECKING:

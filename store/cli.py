@@ -16,7 +16,8 @@ from store import console, pruning
 from store.console import Exit
 from store.copying import copy_store
 from store.errors import MissingEntry, StoreError
-from store.feature_store import FeatureStore, Key
+from store.feature_store import FeatureStore
+from store.features import Key
 from store.repairing import (
     Checked,
     check,

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from store.collection import LABELS, Collection
 from store.entries import Entry
 from store.errors import DamagedEntry, MissingEntry
-from store.feature_store import FeatureStore, entry_path
+from store.feature_store import FeatureStore
+from store.features import entry_path
 from store.objects import Objects
 from store.spec import FeatureSpec
 

@@ -16,7 +16,8 @@ from zarr.codecs import BloscCodec
 
 from store.batches import Plan, lazy_maps
 from store.errors import FormatError, MissingEntry
-from store.feature_store import FeatureStore, Key
+from store.feature_store import FeatureStore
+from store.features import Key
 from store.spec import Block, FeatureSpec
 
 if TYPE_CHECKING:

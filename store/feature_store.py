@@ -16,21 +16,17 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
 from zarr.abc.store import Store
 
-from store.arrays import ArrayToWrite, Compressor, StoredArray
+from store.arrays import ArrayToWrite
 from store.claims import CLAIMS
 from store.codebook import Codebook, codebook_of
 from store.collection import Collections
-from store.encoded import Encoded
 from store.entries import (
     FORMAT_VERSION,
     MARKER,
@@ -42,106 +38,17 @@ from store.entries import (
     write_group,
 )
 from store.errors import DamagedEntry, MissingEntry, SpecError, SpecMismatch
-from store.geometry import Geometry
+from store.features import FeatureEntry, Features, Key, arrays_of, entry_path
 from store.objects import Objects, open_objects
 from store.records import Records
 from store.spec import FeatureSpec, TransformEncoding
 from store.uses import Uses
-from store.views import IDENTITY
 
 if TYPE_CHECKING:  # loading torch takes seconds; looking into a store does without
     from store.codecs import Codec
 
 CODEBOOK = "codebook"
-STORED_TYPES = {"float32": "float32", "float16": "float16", "int8": "int8", "compact": "uint8"}
-COMPRESSORS: dict[str, Compressor] = {
-    "float32": "lz4-bits",
-    "float16": "lz4-bits",
-    "int8": "lz4",
-    "compact": "zstd-bits",
-}
-"""Chosen from the table in docs/benchmarks.md."""
-
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-
-
-class Key(NamedTuple):
-    """One rendering of one image."""
-
-    image_id: str
-    view: str = IDENTITY
-
-
-@dataclass(frozen=True)
-class Features:
-    """What one entry holds, in memory.
-
-    Attributes:
-        maps: {block: Encoded (t, k, h, w)} in the spec's order of timesteps.
-        fov: bool (R, R).
-        geometry: undoes crop and resize.
-    """
-
-    maps: Mapping[str, Encoded]
-    fov: NDArray[np.bool_]
-    geometry: Geometry
-
-
-class FeatureEntry:
-    """A stored entry; maps are read when asked for.
-
-    Args:
-        entry: the entry.
-        spec: what it holds.
-        codec: makes maps of what is stored.
-        uses: stamped whenever something is read.
-    """
-
-    def __init__(self, entry: Entry, spec: FeatureSpec, codec: Codec, uses: Uses) -> None:
-        self._entry, self._uses = entry, uses
-        self.spec, self.codec = spec, codec
-        self.geometry = Geometry.model_validate(entry.attributes["geometry"])
-
-    @property
-    def bytes(self) -> int:
-        """Stored bytes."""
-        return self._entry.bytes
-
-    @property
-    def fov(self) -> NDArray[np.bool_]:
-        """bool (R, R), True inside the field of view."""
-        return self._entry.array("fov").read().astype(np.bool_)
-
-    def encoded(self, block: str, timesteps: Sequence[int] | None = None, out: NDArray[Any] | None = None) -> Encoded:
-        """One block as it is stored, (t, k, h, w), at the given timesteps (all of the spec's if None).
-
-        Args:
-            out: receives the values.
-
-        Raises:
-            DamagedEntry: names image and block.
-            SpecError: the spec has no such block or timestep.
-        """
-        self.spec.block(block)
-        self._uses.stamp(self._entry.path)
-        rows = None if timesteps is None else timestep_indices(self.spec, timesteps)
-        array = self._entry.array(block)
-        values = array.read(rows, out)
-        return Encoded(values, _of_rows(array, "scale", rows), _of_rows(array, "offset", rows))
-
-    def read(self, block: str, timesteps: Sequence[int] | None = None) -> NDArray[np.float32]:
-        """Feature maps of one block, float32 (t, c, h, w), at the given timesteps (all of the spec's if None).
-
-        Raises:
-            DamagedEntry: names image and block.
-            SpecError: the spec has no such block or timestep.
-        """
-        maps: NDArray[np.float32] = self.codec.decode(block, self.encoded(block, timesteps)).numpy()
-        return maps
-
-    def features(self) -> Features:
-        """Everything, read and checked."""
-        return Features({block.name: self.encoded(block.name) for block in self.spec.blocks}, self.fov, self.geometry)
 
 
 class FeatureStore:
@@ -326,18 +233,7 @@ class FeatureStore:
             SpecError: blocks, shapes or types differ from the spec.
             StoreFull: no room left.
         """
-        if set(features.maps) != {block.name for block in spec.blocks}:
-            raise SpecError(f"expected blocks {[b.name for b in spec.blocks]}, got {sorted(features.maps)}")
-        arrays = {}
-        for block in spec.blocks:
-            encoded = features.maps[block.name]
-            shape, dtype = spec.stored_shape(block.name), np.dtype(STORED_TYPES[spec.encoding.kind])
-            if encoded.values.shape != shape or encoded.values.dtype != dtype:
-                raise SpecError(
-                    f"{block.name}: expected {dtype} {shape}, got {encoded.values.dtype} {encoded.values.shape}"
-                )
-            arrays[block.name] = _to_write(encoded, spec)
-        arrays["fov"] = ArrayToWrite(features.fov, ("h", "w"))
+        arrays = arrays_of(features, spec)
         self.register(spec)
         path = entry_path(spec, key)
         self.uses.stamp(path)
@@ -371,35 +267,9 @@ class FeatureStore:
         return verify_entry(self.objects, entry_path(spec, key))
 
 
-def timestep_indices(spec: FeatureSpec, timesteps: Sequence[int]) -> list[int]:
-    """Positions of timesteps in the spec; SpecError names those it does not keep."""
-    if missing := [t for t in timesteps if t not in spec.timesteps]:
-        raise SpecError(f"timesteps {missing} are not kept by this spec; it keeps {spec.timesteps}")
-    return [spec.timesteps.index(t) for t in timesteps]
-
-
 def _writable(objects: Objects) -> Objects:
     """The same place for notes of use; a Zarr store that cannot be reopened is taken as it is."""
     try:
         return Objects(objects.zarr_store.with_read_only(False), objects.location)
     except NotImplementedError:
         return objects
-
-
-def entry_path(spec: FeatureSpec, key: Key) -> str:
-    """Where an entry is, below the store."""
-    return f"{spec.digest}/{key.image_id}/{key.view}"
-
-
-def _to_write(encoded: Encoded, spec: FeatureSpec) -> ArrayToWrite:
-    parameters = {"scale": encoded.scale, "offset": encoded.offset}
-    attributes = {name: values.tolist() for name, values in parameters.items() if values is not None}
-    planes = "k" if isinstance(spec.encoding, TransformEncoding) else "c"
-    return ArrayToWrite(encoded.values, ("t", planes, "h", "w"), True, COMPRESSORS[spec.encoding.kind], attributes)
-
-
-def _of_rows(array: StoredArray, name: str, rows: list[int] | None) -> NDArray[np.float32] | None:
-    if name not in array.attributes:
-        return None
-    values = np.asarray(array.attributes[name], dtype=np.float32)
-    return values if rows is None else values[rows]

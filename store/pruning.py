@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from store.claims import Claims
 from store.errors import MissingEntry
-from store.feature_store import FeatureStore, Key, entry_path
+from store.feature_store import FeatureStore
+from store.features import Key, entry_path
 from store.spec import FeatureSpec
 from store.uses import GRACE
 

@@ -17,7 +17,8 @@ from store.claims import Claims
 from store.collection import COLLECTIONS, LABELS
 from store.entries import verify_entry
 from store.errors import DamagedEntry, MissingEntry, StoreError
-from store.feature_store import CODEBOOK, FeatureStore, Key, entry_path
+from store.feature_store import CODEBOOK, FeatureStore
+from store.features import Key, entry_path
 from store.records import RunRecord
 from store.spec import FeatureSpec, TransformEncoding
 

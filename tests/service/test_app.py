@@ -25,7 +25,7 @@ from service.app import create_app
 from service.engine import Engine, load_engine
 from service.settings import Settings
 from store import FeatureSpec, FeatureStore, StoreFull
-from store.feature_store import Key
+from store.features import Key
 from tests.conftest import draw_fundus
 
 

@@ -15,7 +15,7 @@ from store import Collection, FeatureSpec, FeatureStore, FormatError, Key, Missi
 from store.claims import Claims
 from store.copying import copy_store
 from store.exporting import authors_levels, export_npy, export_zarr
-from store.feature_store import entry_path
+from store.features import entry_path
 from store.pruning import prune, stored_entries, to_prune
 from store.records import RunRecord
 from store.repairing import check, command_of, lost_specs, runs_that_made, set_aside
