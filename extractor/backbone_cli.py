@@ -1,0 +1,229 @@
+"""Commands of ``extractor`` around backbones: make, import, try and calibrate them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from extractor.architectures import small_unet
+from extractor.datasets import load_dataset
+from extractor.diffusion import Diffusion, Prediction
+from extractor.presets import PRESETS, Preset, open_backbone
+from extractor.schedule import noise_schedule
+from store import console
+from store.codebook import DISTORTION, FINEST_DISTORTION
+from store.spec import Precision, Preprocessing, Trajectory
+
+app = typer.Typer()
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+@app.command(
+    "fit-codebook",
+    epilog="Example: extractor fit-codebook --dataset folder:photos --out codebook.safetensors && "
+    "extractor run --dataset folder:photos --store features.zarr --encoding compact --codebook codebook.safetensors",
+)
+def fit_codebook_command(
+    dataset: Annotated[
+        list[str],
+        typer.Option(help="Photographs to fit to, ADAPTER:PATH; may be given again.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option(help="The codebook's file.", show_default=False)],
+    photographs: Annotated[int, typer.Option(min=1, help="How many of each data set, evenly spread.")] = 16,
+    distortion: Annotated[
+        float, typer.Option(min=0.0005, max=0.999, help="Share of the maps' variance that may be lost.")
+    ] = DISTORTION,
+    finest_distortion: Annotated[
+        float, typer.Option(min=0.0005, max=0.999, help="The same for blocks whose maps have full resolution.")
+    ] = FINEST_DISTORTION,
+    preset: Annotated[str, typer.Option(help=f"Recipe: {', '.join(PRESETS)}.")] = "small",
+    backbone: Annotated[
+        str | None, typer.Option(help="Shipped name, folder or hub id; the preset's if not given.")
+    ] = None,
+    trajectory: Annotated[Trajectory, typer.Option(help="How the noise grid is walked.")] = "ddim",
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise; stochastic only.")] = 0,
+    timesteps: Annotated[str | None, typer.Option(help="Timesteps to keep; the preset's.")] = None,
+    grid: Annotated[str | None, typer.Option(help="Timesteps to run the network at; the kept ones.")] = None,
+    blocks: Annotated[str | None, typer.Option(help="Decoder blocks by index; the preset's.")] = None,
+    clip: Annotated[bool, typer.Option("--clip", help="Clip x0_hat to [-1, 1] at every step.")] = False,
+    class_label: Annotated[int | None, typer.Option(min=0, help="For class-conditional backbones.")] = None,
+    precision: Annotated[Precision, typer.Option(help="Arithmetic of the network.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Fit the codebook of the compact encoding to some photographs; they need no labels."""
+    from extractor.calibration import evenly_spread, fit_codebook
+
+    recipe = dataclasses.replace(preset_named(preset), clip=clip).along(trajectory, seed)
+    recipe = recipe.reading(integers(timesteps), integers(grid), integers(blocks))
+    chosen = [one for source in dataset for one in evenly_spread(load_dataset(source).photographs, photographs)]
+    network = open_backbone(backbone or recipe.backbone, precision, device, class_label)
+    with console.progress("fitting", len(chosen), quiet=as_json) as advance:
+        code = fit_codebook(network, recipe, chosen, distortion, finest_distortion, lambda name: advance(1, name))
+    spec = recipe.spec(network).encoded_as(code.encoding)
+    code.save(out)
+    report = {
+        "codebook": code.digest,
+        "file": str(out),
+        "components": {name: len(one.bits) for name, one in code.blocks.items()},
+        "float32_over_compact_before_the_lossless_codec": spec.float32_bytes() / spec.entry_bytes(),
+    }
+    if as_json:
+        console.print_json(report)
+        return
+    kept = ", ".join(f"{name} {len(one.bits)} of {len(one.mean)}" for name, one in code.blocks.items())
+    console.out.print(f"{out}: codebook {code.digest[:12]}; components kept: {kept}", soft_wrap=True)
+
+
+@app.command(epilog="Example: extractor pretrain --images photos --images more --out runs/backbone --steps 20000")
+def pretrain(
+    images: Annotated[list[Path], typer.Option(help="Folder of photographs; may be given again.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder of the run; an interrupted run goes on.", show_default=False)],
+    config: Annotated[
+        Path | None, typer.Option(help="JSON configuration of a UNet2DModel; the small one if not given.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1)] = 100_000,
+    batch: Annotated[int, typer.Option(min=1, help="Crops in a batch, on each device.")] = 4,
+    accumulate: Annotated[int, typer.Option(min=1, help="Batches summed before a step.")] = 1,
+    crop: Annotated[int, typer.Option(min=8, help="Side of the crops; the resolution for whole images.")] = 128,
+    resolution: Annotated[int, typer.Option(min=8, help="Side of the prepared photographs.")] = 512,
+    learning_rate: Annotated[float, typer.Option(min=1e-9)] = 5e-4,
+    schedule: Annotated[str, typer.Option(help="Noise schedule, such as cosine-4000.")] = "cosine-4000",
+    prediction: Annotated[Prediction, typer.Option(help="What the network learns to predict.")] = "v_prediction",
+    level_power: Annotated[float, typer.Option(min=1.0, help="t = T u^p; 1 is uniform.")] = 3.0,
+    photometric: Annotated[float, typer.Option(min=0.0, help="Strength of brightness and colour changes.")] = 1.0,
+    clahe: Annotated[bool, typer.Option(help="Equalise contrast as the presets do.")] = True,
+    mixed_precision: Annotated[Literal["no", "fp16", "bf16"], typer.Option()] = "no",
+    checkpoint_every: Annotated[int, typer.Option(min=1)] = 500,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Pre-train a backbone on unlabelled photographs."""
+    from extractor.photographs import PreparedPhotographs, find_images
+    from extractor.pretraining import Pretraining, PretrainingSettings
+
+    how = Preprocessing() if clahe else Preprocessing(clahe=None)
+    settings = PretrainingSettings.model_validate(
+        {
+            "unet": json.loads(config.read_text()) if config else small_unet(),
+            "schedule": schedule,
+            "prediction": prediction,
+            "level_power": level_power,
+            "resolution": resolution,
+            "preprocessing": how,
+            "crop": crop,
+            "photometric": photometric,
+            "batch": batch,
+            "accumulate": accumulate,
+            "steps": steps,
+            "learning_rate": learning_rate,
+            "mixed_precision": mixed_precision,
+            "checkpoint_every": checkpoint_every,
+            "seed": seed,
+        }
+    )
+    paths = find_images(images)
+    with console.progress("preparing photographs", len(paths)) as advance:
+        photographs = PreparedPhotographs(paths, out / "prepared", resolution, how, lambda _: advance())
+    for reason in photographs.rejected:
+        console.err.print(f"left out: {reason}", highlight=False, markup=False, soft_wrap=True)
+    training = Pretraining(settings, photographs, out)
+    with console.progress("pre-training", steps - training.step) as advance:
+        training.run(lambda _, loss: advance(1, f"loss {loss:.3f}"))
+    console.out.print(f"backbone: {out / 'backbone'}  (pictures and TensorBoard beside it)")
+
+
+@app.command(
+    "import-checkpoint",
+    epilog="Example: extractor import-checkpoint ema_0.9999_120000.pt backbone_512 --schedule cosine-4000 "
+    "--prediction sample --head-channels 64",
+)
+def import_command(
+    checkpoint: Annotated[Path, typer.Argument(help="guided-diffusion's .pt, or .safetensors.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder for the backbone.", show_default=False)],
+    schedule: Annotated[str, typer.Option(help="Noise schedule, such as linear-1000.")] = "linear-1000",
+    prediction: Annotated[Prediction, typer.Option(help="'sample' if it was trained with predict_xstart.")] = "epsilon",
+    head_channels: Annotated[int | None, typer.Option(min=1, help="num_head_channels.")] = None,
+    heads: Annotated[int | None, typer.Option(min=1, help="num_heads, where num_head_channels was -1.")] = None,
+    new_attention_order: Annotated[bool, typer.Option("--new-attention-order")] = False,
+    rescale_timesteps: Annotated[bool, typer.Option("--rescale-timesteps")] = False,
+    class_label: Annotated[int | None, typer.Option(min=0, help="Class to run a class-conditional model with.")] = None,
+    half: Annotated[bool, typer.Option("--half", help="Store float16 weights.")] = False,
+) -> None:
+    """Import a guided-diffusion checkpoint: widths, blocks and classes are read off the weights."""
+    from extractor.guided_diffusion import Unrecorded, import_checkpoint, read_checkpoint
+
+    if head_channels is None and heads is None:
+        head_channels = 64
+    unrecorded = Unrecorded(None if heads else head_channels, heads, new_attention_order)
+    diffusion = Diffusion(noise_schedule(schedule), prediction, rescale_timesteps, class_label)
+    backbone = import_checkpoint(read_checkpoint(checkpoint), unrecorded, diffusion)
+    backbone.save(out, half=half)
+    console.out.print(
+        f"{out}: {backbone.parameters / 1e6:.1f} M weights, blocks {backbone.block_names[0]} .. "
+        f"{backbone.block_names[-1]}, {schedule}, predicts {prediction}, fingerprint {backbone.fingerprint[:12]}"
+    )
+
+
+@app.command(epilog="Example: extractor presets --json")
+def presets(as_json: AsJson = False) -> None:
+    """Print the recipes."""
+    values = {name: _preset_json(build()) for name, build in PRESETS.items()}
+    if as_json:
+        console.print_json(values)
+        return
+    for name, value in values.items():
+        console.out.print(f"[bold]{name}[/]  {(PRESETS[name].__doc__ or '').splitlines()[0]}")
+        for field, setting in value.items():
+            console.out.print(f"  {field:14} {setting}", highlight=False)
+
+
+@app.command(epilog="Example: extractor reconstruct photo.jpg --out both.png")
+def reconstruct(
+    image: Annotated[Path, typer.Argument(help="A photograph.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="PNG: what went in on the left, what came back on the right.")],
+    backbone: Annotated[str, typer.Option(help="Shipped name, folder or hub id.")] = "small",
+    grid: Annotated[str, typer.Option(help="Timesteps to walk up and down again.")] = "1,10,100,500",
+    resolution: Annotated[int, typer.Option(min=8)] = 512,
+    as_json: AsJson = False,
+) -> None:
+    """Invert a photograph, walk back down (Eq. 4) and say how much was lost: does this backbone know such images?"""
+    from extractor.images import decode_image, read_bytes
+    from extractor.inversion import round_trip
+    from extractor.preprocess import preprocess, save_side_by_side
+
+    pixels = decode_image(read_bytes(image), str(image))
+    network = open_backbone(backbone)
+    network.require_resolution(resolution)
+    x0 = preprocess(pixels, resolution, Preprocessing(), str(image)).x0
+    back, psnr = round_trip(network, x0, integers(grid) or ())
+    save_side_by_side(x0, back, out)
+    if as_json:
+        console.print_json({"psnr_db": psnr, "picture": str(out)})
+    else:
+        console.out.print(f"{out}: PSNR {psnr:.2f} dB after walking up to t = {grid.split(',')[-1]} and back")
+
+
+def integers(text: str | None) -> tuple[int, ...] | None:
+    """1,10,100 -> (1, 10, 100)."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"expected whole numbers separated by commas, got {text!r}") from error
+
+
+def preset_named(name: str) -> Preset:
+    """The preset of that name, or a usage error that lists them."""
+    if name not in PRESETS:
+        raise typer.BadParameter(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+    return PRESETS[name]()
+
+
+def _preset_json(preset: Preset) -> dict[str, Any]:
+    plain = {f.name: getattr(preset, f.name) for f in dataclasses.fields(preset)}
+    return plain | {k: plain[k].model_dump(mode="json") for k in ("preprocessing", "encoding")}
