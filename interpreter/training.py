@@ -9,6 +9,7 @@ run that was stopped goes on exactly as it would have.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -192,7 +193,7 @@ class Training:
 
     def _set_learning_rate(self, batch_index: int) -> None:
         done = (self.epoch + batch_index / self.steps_per_epoch) / self.settings.epochs
-        factor = 0.5 * (1 + np.cos(np.pi * done)) if self.settings.decay == "cosine" else 1.0
+        factor = 0.5 * (1 + math.cos(math.pi * done)) if self.settings.decay == "cosine" else 1.0
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * factor
 

@@ -2,8 +2,8 @@
 
 An array is one shard; its chunks are cut along the first axis alone, so that one timestep can be
 read and checked by itself. zarr-python reads these arrays too; this reader exists because reading is
-what training waits for: it decodes every chunk straight into the caller's memory, which is several
-times faster (docs/benchmarks.md), and it takes a chunk that is gone for damage where zarr fills in zeros.
+what training waits for: it decodes every chunk straight into the caller's memory, which takes half the time
+(docs/decisions/0007-own-reader.md), and it takes a chunk that is gone for damage where zarr fills in zeros.
 
     shard = chunk 0, chunk 1, ..., index, CRC-32C of the index
     index = (offset, length) of every chunk, uint64

@@ -93,10 +93,12 @@ class Stopped(KeyboardInterrupt):
     """Ctrl-C, at a place of the test's choosing."""
 
 
+@pytest.mark.parametrize("decay", ["none", "cosine"])
 def test_a_run_stopped_in_mid_epoch_goes_on_as_if_it_had_not(
-    filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path
+    filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path, decay: str
 ) -> None:
-    whole = training(filled_store, spec, tmp_path / "whole")
+    settings = SETTINGS.model_copy(update={"decay": decay})
+    whole = training(filled_store, spec, tmp_path / "whole", settings)
     whole.run()
 
     def stop(epoch: int, position: int, _loss: float) -> None:
@@ -104,8 +106,8 @@ def test_a_run_stopped_in_mid_epoch_goes_on_as_if_it_had_not(
             raise Stopped
 
     with pytest.raises(Stopped):
-        training(filled_store, spec, tmp_path / "parts").run(stop)
-    rest = training(filled_store, spec, tmp_path / "parts")
+        training(filled_store, spec, tmp_path / "parts", settings).run(stop)
+    rest = training(filled_store, spec, tmp_path / "parts", settings)
     assert (rest.epoch, rest.next_batch) == (1, 2)
     rest.run()
     assert torch.equal(weights(whole), weights(rest))
