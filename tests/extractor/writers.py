@@ -30,6 +30,7 @@ from extractor.runs import RunReport, extract_dataset
 from extractor.schedule import noise_schedule
 from extractor.unet import build_unet
 from store import Features, FeatureSpec, FeatureStore, Key, StoreFull, parse_views
+from store.repairing import check
 from tests.conftest import TINY
 
 VIEWS = parse_views("identity,flips,photometric:36")
@@ -115,7 +116,8 @@ def last(store: Path, photographs: Path) -> dict[str, object]:
         "expected": len(VIEWS) * len(load_dataset(f"folder:{photographs}", "eyes").photographs),
         "entries": len(keys),
         "last_run": report.counts(),
-        "problems": [problem for key in keys for problem in features.verify(spec, key)],
+        "problems": [problem for one in check(features, [spec]) for problem in one.problems],
+        "masks": len(features.objects.names("labels")),
         "noted": len(noted(store)),
         "noted_once": len(set(noted(store))),
         "claims_left": features.objects.keys("claims"),
