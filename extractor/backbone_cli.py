@@ -19,6 +19,17 @@ from store.codebook import DISTORTION, FINEST_DISTORTION
 from store.spec import Precision, Preprocessing, Trajectory
 
 app = typer.Typer()
+PresetOption = Annotated[str, typer.Option(help=f"Recipe: {', '.join(PRESETS)}.")]
+BackboneOption = Annotated[str | None, typer.Option(help="Shipped name, folder or hub id; the preset's if not given.")]
+TrajectoryOption = Annotated[Trajectory, typer.Option(help="How the noise grid is walked.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Of the noise; stochastic only.")]
+ClassLabelOption = Annotated[int | None, typer.Option(min=0, help="For class-conditional backbones.")]
+TimestepsOption = Annotated[str | None, typer.Option(help="Timesteps to keep, such as 1,10,100; the preset's.")]
+GridOption = Annotated[str | None, typer.Option(help="Timesteps to run the network at; the kept ones.")]
+BlocksOption = Annotated[str | None, typer.Option(help="Decoder blocks by index, such as 4,6,8; the preset's.")]
+ClipOption = Annotated[bool, typer.Option("--clip", help="Clip x0_hat to [-1, 1] at every step.")]
+PrecisionOption = Annotated[Precision, typer.Option(help="Arithmetic of the network.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
@@ -40,26 +51,23 @@ def fit_codebook_command(
     finest_distortion: Annotated[
         float, typer.Option(min=0.0005, max=0.999, help="The same for blocks whose maps have full resolution.")
     ] = FINEST_DISTORTION,
-    preset: Annotated[str, typer.Option(help=f"Recipe: {', '.join(PRESETS)}.")] = "small",
-    backbone: Annotated[
-        str | None, typer.Option(help="Shipped name, folder or hub id; the preset's if not given.")
-    ] = None,
-    trajectory: Annotated[Trajectory, typer.Option(help="How the noise grid is walked.")] = "ddim",
-    seed: Annotated[int, typer.Option(min=0, help="Of the noise; stochastic only.")] = 0,
-    timesteps: Annotated[str | None, typer.Option(help="Timesteps to keep; the preset's.")] = None,
-    grid: Annotated[str | None, typer.Option(help="Timesteps to run the network at; the kept ones.")] = None,
-    blocks: Annotated[str | None, typer.Option(help="Decoder blocks by index; the preset's.")] = None,
-    clip: Annotated[bool, typer.Option("--clip", help="Clip x0_hat to [-1, 1] at every step.")] = False,
-    class_label: Annotated[int | None, typer.Option(min=0, help="For class-conditional backbones.")] = None,
-    precision: Annotated[Precision, typer.Option(help="Arithmetic of the network.")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    preset: PresetOption = "small",
+    backbone: BackboneOption = None,
+    trajectory: TrajectoryOption = "ddim",
+    seed: SeedOption = 0,
+    timesteps: TimestepsOption = None,
+    grid: GridOption = None,
+    blocks: BlocksOption = None,
+    clip: ClipOption = False,
+    class_label: ClassLabelOption = None,
+    precision: PrecisionOption = "float32",
+    device: DeviceOption = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Fit the codebook of the compact encoding to some photographs; they need no labels."""
     from extractor.calibration import evenly_spread, fit_codebook
 
-    recipe = dataclasses.replace(preset_named(preset), clip=clip).along(trajectory, seed)
-    recipe = recipe.reading(integers(timesteps), integers(grid), integers(blocks))
+    recipe = recipe_of(preset, clip, trajectory, seed, (timesteps, grid, blocks))
     chosen = [one for source in dataset for one in evenly_spread(load_dataset(source).photographs, photographs)]
     network = open_backbone(backbone or recipe.backbone, precision, device, class_label)
     with console.progress("fitting", len(chosen), quiet=as_json) as advance:
@@ -199,7 +207,7 @@ def reconstruct(
     network = open_backbone(backbone)
     network.require_resolution(resolution)
     x0 = preprocess(pixels, resolution, Preprocessing(), str(image)).x0
-    back, psnr = round_trip(network, x0, integers(grid) or ())
+    back, psnr = round_trip(network, x0, _integers(grid) or ())
     save_side_by_side(x0, back, out)
     if as_json:
         console.print_json({"psnr_db": psnr, "picture": str(out)})
@@ -207,7 +215,7 @@ def reconstruct(
         console.out.print(f"{out}: PSNR {psnr:.2f} dB after walking up to t = {grid.split(',')[-1]} and back")
 
 
-def integers(text: str | None) -> tuple[int, ...] | None:
+def _integers(text: str | None) -> tuple[int, ...] | None:
     """1,10,100 -> (1, 10, 100)."""
     if text is None:
         return None
@@ -217,7 +225,15 @@ def integers(text: str | None) -> tuple[int, ...] | None:
         raise typer.BadParameter(f"expected whole numbers separated by commas, got {text!r}") from error
 
 
-def preset_named(name: str) -> Preset:
+def recipe_of(
+    preset: str, clip: bool, trajectory: Trajectory, seed: int, reading: tuple[str | None, str | None, str | None]
+) -> Preset:
+    """The recipe that options describe; ``reading`` is timesteps, grid and blocks as they were typed."""
+    recipe = dataclasses.replace(_preset_named(preset), clip=clip).along(trajectory, seed)
+    return recipe.reading(*(_integers(part) for part in reading))
+
+
+def _preset_named(name: str) -> Preset:
     """The preset of that name, or a usage error that lists them."""
     if name not in PRESETS:
         raise typer.BadParameter(f"no preset {name!r}; there are {', '.join(PRESETS)}")

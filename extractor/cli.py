@@ -11,17 +11,31 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from rich.table import Table
 
-from extractor.backbone_cli import AsJson, integers, preset_named
+from extractor.backbone_cli import (
+    AsJson,
+    BackboneOption,
+    BlocksOption,
+    ClassLabelOption,
+    ClipOption,
+    DeviceOption,
+    GridOption,
+    PrecisionOption,
+    PresetOption,
+    SeedOption,
+    TimestepsOption,
+    TrajectoryOption,
+    recipe_of,
+)
 from extractor.backbone_cli import app as backbone_commands
 from extractor.datasets import ADAPTERS, DataSet, load_dataset, of_split
 from extractor.errors import DatasetError, ExtractorError
-from extractor.presets import PRESETS, encoding_of, is_shipped, open_backbone
+from extractor.presets import encoding_of, is_shipped, open_backbone
 from store import console
 from store.console import Exit
 from store.errors import StoreError
 from store.feature_store import FeatureStore
 from store.records import RunRecord
-from store.spec import EncodingName, Precision, Trajectory
+from store.spec import EncodingName
 from store.views import parse_views
 
 if TYPE_CHECKING:
@@ -46,23 +60,21 @@ def run(
     dataset: Annotated[str, typer.Option(help=f"ADAPTER:PATH; adapters: {', '.join(ADAPTERS)}.", show_default=False)],
     store: Annotated[str, typer.Option(help="Folder of the feature store.", show_default=False)],
     name: Annotated[str | None, typer.Option(help="What the data set is called in the store.")] = None,
-    preset: Annotated[str, typer.Option(help=f"Recipe: {', '.join(PRESETS)}.")] = "small",
-    backbone: Annotated[
-        str | None, typer.Option(help="Shipped name, folder or hub id; the preset's if not given.")
-    ] = None,
-    trajectory: Annotated[Trajectory, typer.Option(help="How the noise grid is walked.")] = "ddim",
-    seed: Annotated[int, typer.Option(min=0, help="Of the noise; stochastic only.")] = 0,
-    class_label: Annotated[int | None, typer.Option(min=0, help="For class-conditional backbones.")] = None,
-    timesteps: Annotated[str | None, typer.Option(help="Timesteps to keep, such as 1,10,100; the preset's.")] = None,
-    grid: Annotated[str | None, typer.Option(help="Timesteps to run the network at; the kept ones.")] = None,
-    blocks: Annotated[str | None, typer.Option(help="Decoder blocks by index, such as 4,6,8; the preset's.")] = None,
-    clip: Annotated[bool, typer.Option("--clip", help="Clip x0_hat to [-1, 1] at every step.")] = False,
+    preset: PresetOption = "small",
+    backbone: BackboneOption = None,
+    trajectory: TrajectoryOption = "ddim",
+    seed: SeedOption = 0,
+    class_label: ClassLabelOption = None,
+    timesteps: TimestepsOption = None,
+    grid: GridOption = None,
+    blocks: BlocksOption = None,
+    clip: ClipOption = False,
     encoding: Annotated[EncodingName, typer.Option(help="How features are stored; compact is smallest.")] = "float16",
     codebook: Annotated[
         Path | None, typer.Option(help="Of the compact encoding (fit-codebook); the backbone's own if not given.")
     ] = None,
-    precision: Annotated[Precision, typer.Option(help="Arithmetic of the network.")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    precision: PrecisionOption = "float32",
+    device: DeviceOption = "cpu",
     views: Annotated[
         str, typer.Option(help="Renderings of each image, such as identity,flips,photometric:8.")
     ] = "identity",
@@ -83,8 +95,7 @@ def run(
     from extractor.pipeline import Stop
     from extractor.runs import extract_dataset, plan_size, require_room
 
-    recipe = dataclasses.replace(preset_named(preset), clip=clip).along(trajectory, seed)
-    recipe = recipe.reading(integers(timesteps), integers(grid), integers(blocks))
+    recipe = recipe_of(preset, clip, trajectory, seed, (timesteps, grid, blocks))
     data = _selected(load_dataset(dataset, name), split, limit, images)
     source = backbone or recipe.backbone
     how, code = encoding_of(encoding, source, codebook)
@@ -104,11 +115,12 @@ def run(
     features.register(spec, _lasting(source), code)
     record = RunRecord(spec=spec.digest, dataset=data.name, options=_options(context), device=device)
     features.records.write(record)
-    stop, started = Stop(), time.perf_counter()
+    stop = Stop()
     with (
         stop.on_interrupt(lambda: console.err.print("finishing what is in flight; Ctrl-C again interrupts at once")),
         console.progress(f"extracting {data.name}", entries, quiet=as_json) as advance,
     ):
+        started = time.perf_counter()
         report = extract_dataset(
             data,
             features,
@@ -121,7 +133,7 @@ def run(
             stop=stop,
             say=lambda message: console.err.print(message, highlight=False),
         )
-    seconds = {"all": time.perf_counter() - started} | report.seconds
+        seconds = {"all": time.perf_counter() - started} | report.seconds
     features.records.write(record.done(report.counts(), {stage: round(s, 3) for stage, s in seconds.items()}))
     _say_report(report, data.name, spec.digest, as_json)
     if profile:

@@ -90,11 +90,11 @@ class Extractor:
             NonFiniteActivation: names block and timestep.
             NonFiniteFeatures: numbers that the encoding cannot hold.
         """
-        if self.backbone.precision == "float32":
-            return self._features(prepared)
         try:
             return self._features(prepared)
         except NonFiniteActivation:
+            if self.backbone.precision == "float32":
+                raise
             if len(prepared) > 1:  # one of them cannot be held: find out which
                 return [features for one in prepared for features in self.features([one])]
             with self.backbone.in_float32():

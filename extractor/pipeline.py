@@ -55,18 +55,6 @@ class RunReport:
     interrupted: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def add(self, other: RunReport) -> None:
-        """Take in what another part of the run did."""
-        self.extracted += other.extracted
-        self.present += other.present
-        self.failed += other.failed
-        self.bytes_stored += other.bytes_stored
-        self.forwards += other.forwards
-        self.fallbacks += other.fallbacks
-        self.interrupted |= other.interrupted
-        for stage, seconds in other.seconds.items():
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
-
     def counts(self) -> dict[str, int]:
         """All of it as numbers."""
         return {
@@ -100,7 +88,8 @@ class Stop:
     def __init__(self) -> None:
         self._asked = threading.Event()
 
-    def __bool__(self) -> bool:
+    @property
+    def asked(self) -> bool:
         return self._asked.is_set()
 
     def ask(self) -> None:
@@ -115,7 +104,7 @@ class Stop:
             return
 
         def asked(_number: int, _frame: FrameType | None) -> None:
-            if self:
+            if self.asked:
                 raise KeyboardInterrupt
             self.ask()
             say()
@@ -159,7 +148,7 @@ class Pipeline:
         self.samples: dict[str, Sample] = {}
         self._store, self._extractor = store, extractor
         self._batch, self._overwrite = batch, overwrite
-        self._stop = Stop() if stop is None else stop
+        self._stop = stop or Stop()
         self._advance, self._say = advance, say
         self._writing: deque[tuple[str, Future[int]]] = deque()
         self._made: set[Key] = set()
@@ -185,10 +174,10 @@ class Pipeline:
 
     def _complete(self, work: Sequence[Work]) -> None:
         left, wait, said = list(work), 0.1, False
-        while left and not self._stop:
+        while left and not self._stop.asked:
             before = len(left)
             left = self._once(left)
-            if left and not self._stop:
+            if left and not self._stop.asked:
                 if self._say is not None and not said:
                     self._say(f"waiting for another process that makes {len(left)} of the entries")
                     said = True
@@ -201,7 +190,7 @@ class Pipeline:
         left: list[Work] = []
         together: list[tuple[Work, _Decoded]] = []
         for one, decoding in self._decoded_ahead(work):
-            if decoding is None or self._stop:  # the claim of what was only decoded ends with the run
+            if decoding is None or self._stop.asked:  # the claim of what was only decoded ends with the run
                 left.append(one)
                 continue
             try:
@@ -268,7 +257,7 @@ class Pipeline:
         """Each view with its decoding, ``DECODED_AHEAD`` of them under way; None for what is not begun any more."""
         waiting: deque[tuple[Work, Future[_Decoded] | None]] = deque()
         for one in work:
-            waiting.append((one, None if self._stop else self._decoders.submit(self._decode, one)))
+            waiting.append((one, None if self._stop.asked else self._decoders.submit(self._decode, one)))
             if len(waiting) > DECODED_AHEAD:
                 yield waiting.popleft()
         yield from waiting

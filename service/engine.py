@@ -103,6 +103,7 @@ class Engine:
         interpreter.spec.require(extractor.spec)
         self.extractor, self.interpreter, self.card, self.store = extractor, interpreter, card, store
         self._max_pixels = max_pixels
+        self._registered = False
         self._device = threading.Lock()  # one request at a time has the network
 
     def segment(self, data: bytes, name: str = "image") -> Answer:
@@ -171,7 +172,9 @@ class Engine:
     def _store(self, key: Key, features: Features) -> int:
         """Keep the features, unless another process is just about to."""
         spec, claims = self.extractor.spec, Claims(self.store.objects)
-        self.store.register(spec, self.card.backbone, self.interpreter.codebook)
+        if not self._registered:  # not at start-up: the engine answers without a store, too
+            self.store.register(spec, self.card.backbone, self.interpreter.codebook)
+            self._registered = True
         if not claims.take(entry_path(spec, key)):
             return 0
         try:

@@ -68,10 +68,12 @@ def copy_store(
 
 def _copy_collection(source: FeatureStore, destination: FeatureStore, name: str) -> None:
     """Samples that the destination knows stay as they are; the others join them."""
-    samples = {sample.name: sample for sample in source.collections.read(name).samples}
+    known: set[str] = set()
     if name in destination.collections.names():
-        samples |= {sample.name: sample for sample in destination.collections.read(name).samples}
-    destination.collections.update(Collection(name=name, samples=tuple(samples.values())), keep=True)
+        known = {sample.name for sample in destination.collections.read(name).samples}
+    new = tuple(sample for sample in source.collections.read(name).samples if sample.name not in known)
+    if new:
+        destination.collections.update(Collection(name=name, samples=new), keep=True)
 
 
 def _copy_entry(source: Objects, destination: Objects, path: str, report: CopyReport) -> None:

@@ -109,8 +109,8 @@ class FeatureStore:
 
     def _is_registered(self, spec: FeatureSpec) -> bool:
         try:
-            return FeatureSpec.model_validate(read_group(self.objects, spec.digest)["spec"]) == spec
-        except (MissingEntry, DamagedEntry, KeyError, ValueError):
+            return self._read_spec(spec.digest) == spec
+        except (MissingEntry, DamagedEntry):
             return False
 
     def codebook(self, spec: FeatureSpec) -> Codebook | None:
@@ -147,7 +147,7 @@ class FeatureStore:
         found = []
         for digest in self._digests():
             with suppress(DamagedEntry):
-                found.append(self.spec(digest))
+                found.append(self._read_spec(digest))
         return found
 
     def spec(self, digest: str) -> FeatureSpec:
@@ -161,13 +161,16 @@ class FeatureStore:
             raise MissingEntry(
                 f"{self.location}: {len(found) or 'no'} specs begin with {digest[:12]!r}; see `store info`"
             )
-        attributes = read_group(self.objects, found[0])
+        return self._read_spec(found[0])
+
+    def _read_spec(self, digest: str) -> FeatureSpec:
+        attributes = read_group(self.objects, digest)
         try:
             spec = FeatureSpec.model_validate(attributes["spec"])
         except (KeyError, ValueError) as error:
-            raise DamagedEntry(f"{self.location}: the spec {found[0][:12]} cannot be read ({error})") from error
-        if spec.digest != found[0]:
-            raise DamagedEntry(f"{self.location}: the spec under {found[0][:12]} has the digest {spec.digest[:12]}")
+            raise DamagedEntry(f"{self.location}: the spec {digest[:12]} cannot be read ({error})") from error
+        if spec.digest != digest:
+            raise DamagedEntry(f"{self.location}: the spec under {digest[:12]} has the digest {spec.digest[:12]}")
         return spec
 
     def lost(self) -> list[str]:
@@ -175,7 +178,7 @@ class FeatureStore:
         found = []
         for digest in (name for name in self.objects.names("") if _DIGEST.fullmatch(name)):
             try:
-                self.spec(digest)
+                self._read_spec(digest)
             except (MissingEntry, DamagedEntry):
                 if any(_DIGEST.fullmatch(name) for name in self.objects.names(digest)):
                     found.append(digest)
@@ -234,7 +237,8 @@ class FeatureStore:
             StoreFull: no room left.
         """
         arrays = arrays_of(features, spec)
-        self.register(spec)
+        if not self.objects.exists(f"{spec.digest}/zarr.json"):
+            self.register(spec)
         path = entry_path(spec, key)
         self.uses.stamp(path)
         attributes = {"geometry": features.geometry.model_dump(), "timesteps": list(spec.timesteps)}
