@@ -84,6 +84,16 @@ def run(
         str | None, typer.Option(help="Only images whose file names match, such as '*_left.jpg'.")
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Images in one forward. [default: 1; on CUDA 4]")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes of one thread each on this machine; on CUDA one for each GPU.")
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(help="Address of a Dask scheduler, such as tcp://scheduler:8786; its workers do the work."),
+    ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="torch.compile the network: minutes at the start, for long runs on GPUs.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Compute again what is there.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Print where the time went.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how much would be written, and stop.")] = False,
@@ -91,18 +101,22 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Extract a data set into a store; what is there already is left as it is."""
+    from extractor.cluster import ExtractionJob, connected, extract_on_cluster
     from extractor.extraction import Extractor  # imported late: loading diffusers takes seconds
     from extractor.pipeline import Stop
     from extractor.runs import extract_dataset, plan_size, require_room
 
+    if workers is not None and scheduler is not None:
+        raise typer.BadParameter("--workers starts a cluster, --scheduler names one; give one of them")
     recipe = recipe_of(preset, clip, trajectory, seed, (timesteps, grid, blocks))
     data = _selected(load_dataset(dataset, name), split, limit, images)
     source = backbone or recipe.backbone
     how, code = encoding_of(encoding, source, codebook)
-    network = open_backbone(source, precision, device, class_label)
+    spread = workers is not None or scheduler is not None
+    # Where others do the work, the backbone is only asked what it is, and this machine may have no GPU.
+    network = open_backbone(source, precision, "cpu" if spread else device, class_label, compiled=compiled)
     spec = dataclasses.replace(recipe, encoding=how).spec(network)
     features = FeatureStore(store)
-    extractor = Extractor(network, spec, code)
     renderings = parse_views(views)
     entries = len(data.photographs) * len(renderings)
     with console.progress("looking for features", len(data.photographs), quiet=as_json) as advance:
@@ -121,18 +135,46 @@ def run(
         console.progress(f"extracting {data.name}", entries, quiet=as_json) as advance,
     ):
         started = time.perf_counter()
-        report = extract_dataset(
-            data,
-            features,
-            extractor,
-            views=renderings,
-            batch=batch or (1 if device == "cpu" else 4),
-            overwrite=overwrite,
-            part_of_a_set=any(choice is not None for choice in (split, limit, images)),
-            advance=lambda photograph: advance(1, photograph),
-            stop=stop,
-            say=lambda message: console.err.print(message, highlight=False),
-        )
+        in_one_forward = batch or (1 if device == "cpu" else 4)
+        part_of_a_set = any(choice is not None for choice in (split, limit, images))
+        if spread:
+            job = ExtractionJob(
+                spec=spec,
+                store=_lasting_store(store),
+                backbone=_lasting(source),
+                encoding=encoding,
+                codebook=codebook and codebook.resolve(),
+                precision=precision,
+                device=device,
+                class_label=class_label,
+                batch=in_one_forward,
+                overwrite=overwrite,
+                compiled=compiled,
+            )
+            with connected(scheduler, workers, gpu=device != "cpu") as client:
+                console.err.print(f"dashboard: {client.dashboard_link}", highlight=False)
+                report = extract_on_cluster(
+                    data,
+                    job,
+                    client,
+                    views=renderings,
+                    part_of_a_set=part_of_a_set,
+                    advance=lambda photograph: advance(1, photograph),
+                    stop=stop,
+                )
+        else:
+            report = extract_dataset(
+                data,
+                features,
+                Extractor(network, spec, code),
+                views=renderings,
+                batch=in_one_forward,
+                overwrite=overwrite,
+                part_of_a_set=part_of_a_set,
+                advance=lambda photograph: advance(1, photograph),
+                stop=stop,
+                say=lambda message: console.err.print(message, highlight=False),
+            )
         seconds = {"all": time.perf_counter() - started} | report.seconds
     features.records.write(record.done(report.counts(), {stage: round(s, 3) for stage, s in seconds.items()}))
     _say_report(report, data.name, spec.digest, as_json)
@@ -153,12 +195,27 @@ def _selected(data: DataSet, split: str | None, limit: int | None, images: str |
     return DataSet(data.name, photographs[:limit])
 
 
-_NOT_REPEATED = ("store", "overwrite", "dry_run", "ignore_space", "profile", "as_json")
+_NOT_REPEATED = (
+    "store",
+    "workers",
+    "scheduler",
+    "compiled",
+    "overwrite",
+    "dry_run",
+    "ignore_space",
+    "profile",
+    "as_json",
+)
 
 
 def _lasting(backbone: str) -> str:
     """The backbone's name or place as it can be found again from another folder."""
     return str(Path(backbone).resolve()) if not is_shipped(backbone) and Path(backbone).is_dir() else backbone
+
+
+def _lasting_store(store: str) -> str:
+    """The store's place as workers find it from another folder."""
+    return store if "://" in store else str(Path(store).expanduser().resolve())
 
 
 def _options(context: typer.Context) -> dict[str, str | bool]:

@@ -8,6 +8,7 @@ ExtractorError
 ├── ScheduleError          a noise schedule or grid that cannot be meant
 ├── BackboneError          a backbone that cannot be loaded or used
 │   └── CheckpointError    a checkpoint that does not fit
+├── ClusterError           a Dask cluster that cannot do the work
 ├── NonFiniteActivation    NaN or infinity inside the network; names block and timestep
 └── PretrainingError       pre-training that cannot start or go on
 """
@@ -43,6 +44,10 @@ class BackboneError(ExtractorError, ValueError):
 
 class CheckpointError(BackboneError):
     """The checkpoint does not fit the architecture; lists what does not."""
+
+
+class ClusterError(ExtractorError, RuntimeError):
+    """The Dask cluster cannot be reached, or its workers cannot do the work."""
 
 
 class NonFiniteActivation(ExtractorError, ArithmeticError):

@@ -28,6 +28,7 @@ from store.codecs import codec_for
 from store.encoded import Encoded, stacked
 from store.features import Features, Key
 from store.spec import FeatureSpec
+from store.transfer import Copies, at_once
 from store.views import IDENTITY, flipped_axes, photometric_seed
 
 
@@ -65,6 +66,7 @@ class Extractor:
         self.forwards = 0
         self.stages = Stages()
         self._fallbacks: list[str] = []
+        self._copies = Copies(backbone.device) if backbone.device.type == "cuda" else None
 
     def prepare(self, data: bytes, name: str = "image", max_pixels: int = MAX_PIXELS, view: str = IDENTITY) -> Prepared:
         """Decode, preprocess and render a view; raises ImageError for what is no photograph."""
@@ -108,14 +110,16 @@ class Extractor:
         return taken
 
     def _features(self, prepared: Sequence[Prepared]) -> list[Features]:
-        x0 = torch.cat([one.input.x0 for one in prepared]).to(self.backbone.device)
+        x0 = self._on_device(torch.cat([one.input.x0 for one in prepared]))
         steps: dict[str, list[Encoded]] = {block.name: [] for block in self.spec.blocks}
         started, encoding = time.perf_counter(), 0.0
         for step in self.walk(x0, prepared):
             step_done = time.perf_counter()
             for name, maps in step.features.items():
-                steps[name].append(self.codec.encode(name, maps))
+                steps[name].append(self.codec.encode(name, maps, self._copies or at_once))
             encoding += time.perf_counter() - step_done
+        if self._copies is not None:
+            self._copies.finish()
         self.stages.add("encode", encoding)
         self.stages.add("network", time.perf_counter() - started - encoding)
         self.forwards += len(prepared) * len(self.spec.grid)
@@ -128,6 +132,12 @@ class Extractor:
             for i, one in enumerate(prepared)
         ]
 
+    def _on_device(self, x0: torch.Tensor) -> torch.Tensor:
+        """x0 where the network is; to a CUDA device from page-locked memory, without waiting."""
+        if self._copies is None:
+            return x0.to(self.backbone.device)
+        return x0.pin_memory().to(self.backbone.device, non_blocking=True)
+
     def walk(self, x0: torch.Tensor, prepared: Sequence[Prepared]) -> Iterator[Step]:
         """The spec's trajectory of x0, float32 (b, 3, R, R), with the maps at every kept timestep."""
         spec, blocks = self.spec, [block.name for block in self.spec.blocks]
@@ -135,11 +145,17 @@ class Extractor:
             case "ddim":
                 return invert(self.backbone, x0, spec.grid, blocks, keep=spec.timesteps, clip=spec.clip)
             case "anchored":
-                return anchor(self.backbone, x0, spec.timesteps, blocks)
+                return anchor(self.backbone, x0, spec.timesteps, blocks, together=self._together)
             case "stochastic":
                 assert spec.seed is not None
                 noise = torch.cat([image_noise(one.key, spec.seed, spec.resolution) for one in prepared])
-                return diffuse(self.backbone, x0, spec.timesteps, blocks, noise.to(x0.device))
+                noise = noise.to(x0.device)
+                return diffuse(self.backbone, x0, spec.timesteps, blocks, noise, together=self._together)
+
+    @property
+    def _together(self) -> int:
+        """Timesteps in one forward where they may share one: a batch costs a CPU memory and gains it nothing."""
+        return 1 if self.backbone.device.type == "cpu" else len(self.spec.timesteps)
 
 
 def _rendering(key: Key) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None:

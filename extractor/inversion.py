@@ -19,7 +19,7 @@ rounding of the first steps, and features must be those of the original code
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -73,22 +73,50 @@ def invert(
             x = ddim_step(backbone.schedule, x, x0_hat, t, t_next)
 
 
-def anchor(backbone: Backbone, x0: torch.Tensor, timesteps: Sequence[int], blocks: Sequence[str]) -> Iterator[Step]:
-    """The clean image at every timestep."""
-    _require_grid(backbone.schedule, timesteps)
-    for t in timesteps:
-        yield Step(t, x0, backbone.estimate(x0, t, blocks, features_only=True).features, None)
+def anchor(
+    backbone: Backbone, x0: torch.Tensor, timesteps: Sequence[int], blocks: Sequence[str], *, together: int = 1
+) -> Iterator[Step]:
+    """The clean image at every timestep.
+
+    Args:
+        together: timesteps in one forward.
+    """
+    return _apart(backbone, dict.fromkeys(timesteps, x0), blocks, together)
 
 
 def diffuse(
-    backbone: Backbone, x0: torch.Tensor, timesteps: Sequence[int], blocks: Sequence[str], noise: torch.Tensor
+    backbone: Backbone,
+    x0: torch.Tensor,
+    timesteps: Sequence[int],
+    blocks: Sequence[str],
+    noise: torch.Tensor,
+    *,
+    together: int = 1,
 ) -> Iterator[Step]:
-    """q(x_t | x0) with the given noise, float32 (b, 3, R, R), the same at every timestep (DDPM-Seg)."""
+    """q(x_t | x0) with the given noise, float32 (b, 3, R, R), the same at every timestep (DDPM-Seg).
+
+    Args:
+        together: timesteps in one forward.
+    """
     _require_grid(backbone.schedule, timesteps)
-    for t in timesteps:
-        a = float(backbone.schedule.alphas_cumprod[t])
-        x = a**0.5 * x0 + (1 - a) ** 0.5 * noise
-        yield Step(t, x, backbone.estimate(x, t, blocks, features_only=True).features, None)
+    alphas = {t: float(backbone.schedule.alphas_cumprod[t]) for t in timesteps}
+    states = {t: a**0.5 * x0 + (1 - a) ** 0.5 * noise for t, a in alphas.items()}
+    return _apart(backbone, states, blocks, together)
+
+
+def _apart(
+    backbone: Backbone, states: Mapping[int, torch.Tensor], blocks: Sequence[str], together: int
+) -> Iterator[Step]:
+    """Features of states that do not follow from each other, so that several timesteps share a forward."""
+    timesteps = list(states)
+    _require_grid(backbone.schedule, timesteps)
+    for start in range(0, len(timesteps), together):
+        ts = timesteps[start : start + together]
+        x = torch.cat([states[t] for t in ts])
+        maps = backbone.features(x, [t for t in ts for _ in states[t]], blocks)
+        parts = {name: m.chunk(len(ts)) for name, m in maps.items()}
+        for i, t in enumerate(ts):
+            yield Step(t, states[t], {name: part[i] for name, part in parts.items()}, None)
 
 
 def reconstruct(backbone: Backbone, x: torch.Tensor, grid: Sequence[int], *, clip: bool = False) -> torch.Tensor:

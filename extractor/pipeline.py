@@ -55,6 +55,17 @@ class RunReport:
     interrupted: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
 
+    def add(self, other: RunReport) -> None:
+        """What another part of the run did."""
+        self.extracted += other.extracted
+        self.present += other.present
+        self.failed += other.failed
+        self.bytes_stored += other.bytes_stored
+        self.forwards += other.forwards
+        self.fallbacks += other.fallbacks
+        for stage, seconds in other.seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
     def counts(self) -> dict[str, int]:
         """All of it as numbers."""
         return {
@@ -131,6 +142,7 @@ class Pipeline:
     Attributes:
         report: what was done so far.
         samples: a record of each photograph, by name.
+        made: keys of the entries that were written.
     """
 
     def __init__(
@@ -151,7 +163,7 @@ class Pipeline:
         self._stop = stop or Stop()
         self._advance, self._say = advance, say
         self._writing: deque[tuple[str, Future[int]]] = deque()
-        self._made: set[Key] = set()
+        self.made: set[Key] = set()
         self._stages = extractor.stages
         self._claims: Claims
 
@@ -249,7 +261,7 @@ class Pipeline:
             claim = entry_path(self._extractor.spec, key)
             # A process that slept longer than its lease leaves the entry to whoever took over.
             written = self._store.write(self._extractor.spec, key, features) if self._claims.is_ours(claim) else 0
-            self._made.add(key)
+            self.made.add(key)
             self._claims.release(claim)
         return written
 
@@ -282,7 +294,7 @@ class Pipeline:
             return _Decoded(key)
 
     def _is_there(self, key: Key) -> bool:
-        to_do_again = self._overwrite and key not in self._made
+        to_do_again = self._overwrite and key not in self.made
         return not to_do_again and self._store.has(self._extractor.spec, key)
 
 

@@ -17,6 +17,7 @@ from store.codebook import Codebook
 from store.encoded import Encoded
 from store.errors import NonFiniteFeatures, SpecError
 from store.spec import AffineEncoding, FeatureSpec, FloatEncoding, TransformEncoding
+from store.transfer import ToHost, at_once
 
 
 class Codec(Protocol):
@@ -26,8 +27,11 @@ class Codec(Protocol):
     def dtype(self) -> np.dtype[Any]:
         """Of the stored arrays."""
 
-    def encode(self, block: str, maps: torch.Tensor) -> Encoded:
+    def encode(self, block: str, maps: torch.Tensor, to_host: ToHost = at_once) -> Encoded:
         """Encode float maps (..., c, h, w) where they are and bring the result to the host.
+
+        Args:
+            to_host: brings it there; arrays are filled when it says so.
 
         Raises:
             NonFiniteFeatures: NaN or infinity, or numbers that the encoding cannot hold.
@@ -44,14 +48,14 @@ class FloatCodec:
         self._element: torch.dtype = getattr(torch, encoding.kind)
         self.dtype = np.dtype(encoding.kind)
 
-    def encode(self, block: str, maps: torch.Tensor) -> Encoded:
+    def encode(self, block: str, maps: torch.Tensor, to_host: ToHost = at_once) -> Encoded:
         encoded = maps.to(self._element)
-        if not torch.isfinite(encoded).all():
+        if not _is_finite(encoded):
             raise NonFiniteFeatures(
                 f"{block}: features hold NaN, infinity or numbers beyond {self.dtype} "
                 f"(largest {maps.abs().max().item():.3g}); encode as float32"
             )
-        return Encoded(_to_host(encoded))
+        return Encoded(to_host(encoded))
 
     def decode(self, block: str, encoded: Encoded, device: torch.device | str = "cpu") -> torch.Tensor:  # noqa: ARG002
         return _to_device(encoded.values, device).float()
@@ -62,14 +66,14 @@ class AffineCodec:
 
     dtype = np.dtype(np.int8)
 
-    def encode(self, block: str, maps: torch.Tensor) -> Encoded:
+    def encode(self, block: str, maps: torch.Tensor, to_host: ToHost = at_once) -> Encoded:
         maps = _finite(block, maps)
         smallest, largest = maps.amin(dim=(-2, -1)), maps.amax(dim=(-2, -1))
         scale = (largest - smallest) / 255  # 0 where a channel is constant: then its offset says all
         offset = smallest + 128 * scale
         divisor = torch.where(scale > 0, scale, torch.ones_like(scale))[..., None, None]
         stored = ((maps - offset[..., None, None]) / divisor).round_().clamp_(-128, 127)
-        return Encoded(_to_host(stored.to(torch.int8)), _to_host(scale), _to_host(offset))
+        return Encoded(to_host(stored.to(torch.int8)), to_host(scale), to_host(offset))
 
     def decode(self, block: str, encoded: Encoded, device: torch.device | str = "cpu") -> torch.Tensor:
         if encoded.scale is None or encoded.offset is None:
@@ -93,12 +97,12 @@ class TransformCodec:
             for name, c in codebook.blocks.items()
         }
 
-    def encode(self, block: str, maps: torch.Tensor) -> Encoded:
+    def encode(self, block: str, maps: torch.Tensor, to_host: ToHost = at_once) -> Encoded:
         mean, basis, step, limit = (a.to(maps.device) for a in self._blocks[block])
         maps = _finite(block, maps)
         components = _along((basis / step).T, maps, -(mean @ (basis / step)))
         steps = components.round_().clamp_(-limit[:, None, None] - 1, limit[:, None, None]).to(torch.int16)
-        return Encoded(_to_host(((steps << 1) ^ (steps >> 15)).to(torch.uint8)))
+        return Encoded(to_host(((steps << 1) ^ (steps >> 15)).to(torch.uint8)))
 
     def decode(self, block: str, encoded: Encoded, device: torch.device | str = "cpu") -> torch.Tensor:
         mean, basis, step, _ = (a.to(device) for a in self._blocks[block])
@@ -146,14 +150,14 @@ def _limit(bits: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def _finite(block: str, maps: torch.Tensor) -> torch.Tensor:
-    if not torch.isfinite(maps).all():
+    if not _is_finite(maps):
         raise NonFiniteFeatures(f"{block}: features hold NaN or infinity")
     return maps.float()
 
 
-def _to_host(tensor: torch.Tensor) -> NDArray[Any]:
-    array: NDArray[Any] = tensor.contiguous().cpu().numpy()
-    return array
+def _is_finite(numbers: torch.Tensor) -> bool:
+    """One pass and no copy: smallest and largest are NaN where any number is."""
+    return bool(torch.isfinite(torch.stack(torch.aminmax(numbers))).all())
 
 
 def _to_device(array: NDArray[Any], device: torch.device | str) -> torch.Tensor:

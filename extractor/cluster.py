@@ -1,0 +1,253 @@
+"""A batch run on many workers of a Dask cluster, on one machine or on many.
+
+Each worker opens backbone and store once. A task is a few views of one photograph: the worker decodes,
+inverts and writes them itself, as ``extractor run`` on one machine does, and answers with names, counts
+and the checksums of what it wrote. No image and no feature map travels. A task whose worker dies is
+given to another one, which takes over the dead one's claims.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from distributed import Client, Future, KilledWorker, LocalCluster, Worker, WorkerPlugin, get_worker, wait
+
+from extractor.datasets import DataSet
+from extractor.errors import ClusterError
+from extractor.extraction import Extractor
+from extractor.pipeline import Pipeline, RunReport, Stop, Work
+from extractor.presets import encoding_of, open_backbone
+from extractor.runs import record_collection, work_of
+from store.collection import Sample
+from store.entries import Entry
+from store.errors import DamagedEntry, MissingEntry
+from store.feature_store import FeatureStore
+from store.features import entry_path
+from store.spec import EncodingName, FeatureSpec, Precision
+from store.views import IDENTITY
+
+PLUGIN = "diffdgss-extraction"
+AHEAD = 2
+"""Tasks for each worker that are handed out at once: enough that none waits, few enough to stop soon."""
+RETRIES = 3
+
+
+@dataclass(frozen=True)
+class ExtractionJob:
+    """All that a worker needs to know; small, and the same for every task.
+
+    Attributes:
+        spec: what is extracted; the worker's own backbone must have its fingerprint.
+        store: where features are written; every worker has to reach it.
+        backbone: shipped name, folder or hub id, found by every worker.
+        device: ``cuda`` gives the workers of one host its GPUs in turn.
+        batch: views in one forward.
+    """
+
+    spec: FeatureSpec
+    store: str
+    backbone: str
+    encoding: EncodingName = "float16"
+    codebook: Path | None = None
+    precision: Precision = "float32"
+    device: str = "cpu"
+    class_label: int | None = None
+    batch: int = 1
+    overwrite: bool = False
+    compiled: bool = False
+
+    @property
+    def task_size(self) -> int:
+        """Views in one task: on a GPU enough to decode and write beside the network."""
+        return self.batch if self.device == "cpu" else 4 * self.batch
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What one task did.
+
+    Attributes:
+        report: as of a run on one machine.
+        samples: records of its photographs, by name.
+        checksums: {entry: {object: sha256}} of what is in the store now.
+    """
+
+    report: RunReport
+    samples: dict[str, Sample]
+    checksums: dict[str, dict[str, str]]
+
+
+class Extraction(WorkerPlugin):
+    """Backbone and store of a worker, opened before its first task."""
+
+    name = PLUGIN
+
+    def __init__(self, job: ExtractionJob) -> None:
+        self.job = job
+
+    def setup(self, worker: Worker) -> None:
+        torch.set_num_threads(max(1, worker.state.nthreads))
+        with suppress(ValueError):  # not this process's main thread: then Ctrl-C does not come here either
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever handed out the tasks decides when they end
+        job = self.job
+        network = open_backbone(
+            job.backbone, job.precision, _device(job.device, worker), job.class_label, compiled=job.compiled
+        )
+        _, codebook = encoding_of(job.encoding, job.backbone, job.codebook)
+        self.extractor = Extractor(network, job.spec, codebook)  # refuses another backbone
+        self.store = FeatureStore(job.store)
+        self.one_at_a_time = threading.Lock()  # a worker of several threads has one network
+
+    def run(self, work: Sequence[Work]) -> TaskResult:
+        """Extract some views into the store."""
+        with self.one_at_a_time:
+            pipeline = Pipeline(self.store, self.extractor, batch=self.job.batch, overwrite=self.job.overwrite)
+            pipeline.run(work)
+        return TaskResult(pipeline.report, pipeline.samples, self._checksums(pipeline))
+
+    def _checksums(self, pipeline: Pipeline) -> dict[str, dict[str, str]]:
+        found = {}
+        for key in pipeline.made:
+            path = entry_path(self.job.spec, key)
+            objects = Entry(self.store.objects, path).checksums
+            found[path] = {name: str(entry["sha256"]) for name, entry in objects.items()}
+        return found
+
+
+def _device(device: str, worker: Worker) -> str:
+    """``cuda`` becomes the GPU with the worker's number, counted round where there are fewer."""
+    name = str(worker.name)
+    if device != "cuda" or not name.isdigit():
+        return device
+    return f"cuda:{int(name) % max(1, torch.cuda.device_count())}"
+
+
+def extract_task(work: Sequence[Work]) -> TaskResult:
+    """A task on its worker."""
+    plugin: Extraction = get_worker().plugins[PLUGIN]
+    return plugin.run(work)
+
+
+@contextmanager
+def connected(
+    scheduler: str | None, workers: int | None, *, gpu: bool = False, patience: float = 10
+) -> Iterator[Client]:
+    """A client of a cluster that is there, or of one of so many processes on this machine.
+
+    Args:
+        scheduler: its address, such as ``tcp://scheduler:8786``.
+        workers: processes of one thread each, where there is no scheduler.
+        gpu: each local worker offers one GPU.
+        patience: seconds to wait for the scheduler.
+
+    Raises:
+        ClusterError: no scheduler answers there.
+    """
+    if scheduler is not None:
+        try:
+            client = Client(scheduler, timeout=patience)
+        except (OSError, ValueError) as error:
+            raise ClusterError(
+                f"no Dask scheduler answers at {scheduler} ({error}); start one: dask scheduler"
+            ) from error
+        with client:
+            yield client
+        return
+    offers = {"GPU": 1} if gpu else None
+    with (
+        LocalCluster(  # no limit of memory: a pipeline bounds its own, and a worker that is paused helps nobody
+            n_workers=workers, threads_per_worker=1, memory_limit=0, resources=offers, dashboard_address="127.0.0.1:0"
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+def extract_on_cluster(
+    dataset: DataSet,
+    job: ExtractionJob,
+    client: Client,
+    *,
+    views: Sequence[str] = (IDENTITY,),
+    part_of_a_set: bool = False,
+    advance: Callable[[str], None] | None = None,
+    stop: Stop | None = None,
+) -> RunReport:
+    """Extract every photograph of a data set on the workers of a cluster; what is there already is left.
+
+    Args:
+        views: renderings of each photograph.
+        part_of_a_set: other images that the store knows under the same name stay in the set.
+        advance: called with the name of each view that is done.
+        stop: asked between tasks; what is in flight is finished.
+
+    Raises:
+        ClusterError: no workers, a task whose workers died again and again, or a store that is another one there.
+        StoreFull: no room left; run again to go on.
+        DatasetError: no image could be used.
+    """
+    stop, store = stop or Stop(), FeatureStore(job.store)
+    _, codebook = encoding_of(job.encoding, job.backbone, job.codebook)
+    store.register(job.spec, job.backbone, codebook)
+    if not client.scheduler_info()["workers"]:
+        raise ClusterError("the Dask cluster has no workers; start some: dask worker ADDRESS --nthreads 1")
+    client.register_plugin(Extraction(job), PLUGIN)
+    report, samples = RunReport(), {}
+    views_of_all = work_of(dataset, views)
+    tasks = [views_of_all[i : i + job.task_size] for i in range(0, len(views_of_all), job.task_size)]
+    done = 0
+    for task, result in _results(client, tasks, job, stop):
+        _require_same_store(store, result)
+        report.add(result.report)
+        samples.update(result.samples)
+        done += len(task)
+        for work in task:
+            if advance is not None:
+                advance(work.photograph.name)
+    report.interrupted = done < len(views_of_all)
+    record_collection(store, dataset, report, samples, part_of_a_set=part_of_a_set)
+    return report
+
+
+def _results(
+    client: Client, tasks: Sequence[list[Work]], job: ExtractionJob, stop: Stop
+) -> Iterator[tuple[list[Work], TaskResult]]:
+    """Each task with what it did, in the order in which they end; a few for each worker are under way."""
+    needs = None if job.device == "cpu" else {"GPU": 1}
+    left, under_way = iter(tasks), dict[Future, list[Work]]()
+    while True:
+        room = 0 if stop.asked else AHEAD * max(1, len(client.scheduler_info()["workers"])) - len(under_way)
+        for task in islice(left, max(0, room)):
+            under_way[client.submit(extract_task, task, pure=False, retries=RETRIES, resources=needs)] = task
+        if not under_way:
+            return
+        for future in wait(list(under_way), return_when="FIRST_COMPLETED").done:
+            task = under_way.pop(future)
+            try:
+                yield task, future.result()
+            except KilledWorker as error:
+                raise ClusterError(
+                    f"the workers that had {task[0].photograph.image.name} died one after the other; their logs say "
+                    "why (often: too little memory). All else is kept; run again to go on"
+                ) from error
+
+
+def _require_same_store(store: FeatureStore, result: TaskResult) -> None:
+    """ClusterError if a worker's entries are not to be seen from here, or are other ones."""
+    for path, written in result.checksums.items():
+        try:
+            here = {name: entry["sha256"] for name, entry in Entry(store.objects, path).checksums.items()}
+        except (MissingEntry, DamagedEntry):
+            here = {}
+        if here != written:
+            raise ClusterError(
+                f"a worker wrote {path}, which is not in {store.location} as seen from here; "
+                "the store has to be one place that every machine reaches, such as s3://bucket/prefix"
+            )

@@ -1,0 +1,130 @@
+"""A Dask cluster of processes: the same store as one process makes, whatever dies meanwhile."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from distributed import Client
+
+from extractor.backbone import Backbone
+from extractor.cluster import ExtractionJob, connected, extract_on_cluster
+from extractor.datasets import load_dataset
+from extractor.errors import BackboneError, ClusterError
+from extractor.extraction import Extractor
+from extractor.pipeline import Stop
+from extractor.presets import open_backbone
+from extractor.runs import extract_dataset
+from store import FeatureSpec, FeatureStore, parse_views
+from tests.conftest import changed
+
+
+@pytest.fixture(scope="module")
+def saved(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("backbone")
+    backbone.save(folder, half=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    with connected(None, 2) as found:
+        found.wait_for_workers(2)
+        yield found
+
+
+def job_in(folder: Path, spec: FeatureSpec, saved: Path) -> ExtractionJob:
+    return ExtractionJob(spec=spec, store=str(folder / "features.zarr"), backbone=str(saved))
+
+
+def test_two_workers_make_what_one_process_makes(
+    client: Client, spec: FeatureSpec, saved: Path, dataset_folder: Path, tmp_path: Path
+) -> None:
+    dataset, views = load_dataset(f"folder:{dataset_folder}", "eyes"), parse_views("identity,flips")
+    job = job_in(tmp_path, spec, saved)
+    seen: list[str] = []
+    report = extract_on_cluster(dataset, job, client, views=views, advance=seen.append)
+    assert (report.extracted, report.present, report.failed, report.interrupted) == (24, 0, [], False)
+    assert sorted(seen) == sorted(p.name for p in dataset.photographs for _ in views)
+    alone, store = FeatureStore("memory://"), FeatureStore(job.store)
+    extract_dataset(dataset, alone, Extractor(open_backbone(str(saved)), spec), views=views)
+    assert store.collections.read("eyes") == alone.collections.read("eyes")
+    assert set(store.keys(spec)) == set(alone.keys(spec))
+    for key in alone.keys(spec):
+        expected = alone.entry(spec, key).read("block_2")  # by two threads, whose sums are rounded in another order
+        np.testing.assert_allclose(store.entry(spec, key).read("block_2"), expected, atol=1e-3 * np.abs(expected).max())
+    again = extract_on_cluster(dataset, job, client, views=views)
+    assert (again.extracted, again.present, again.forwards) == (0, 24, 0)
+
+
+def test_what_cannot_be_used_is_listed(
+    client: Client, spec: FeatureSpec, saved: Path, dataset_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "eye.png").write_bytes((dataset_folder / "images" / "eye0.png").read_bytes())
+    (tmp_path / "broken.png").write_bytes(b"rubbish")
+    report = extract_on_cluster(load_dataset(f"folder:{tmp_path}"), job_in(tmp_path, spec, saved), client)
+    assert report.extracted == 1
+    assert [Path(name).name for name, _ in report.failed] == ["broken.png"]
+
+
+def test_a_stop_leaves_a_clean_store(
+    client: Client, spec: FeatureSpec, saved: Path, dataset_folder: Path, tmp_path: Path
+) -> None:
+    dataset, views = load_dataset(f"folder:{dataset_folder}", "eyes"), parse_views("identity,photometric:4")
+    job, stop = job_in(tmp_path, spec, saved), Stop()
+    report = extract_on_cluster(dataset, job, client, views=views, stop=stop, advance=lambda _: stop.ask())
+    store = FeatureStore(job.store)
+    assert report.interrupted
+    assert 0 < report.extracted < 30
+    assert len(list(store.keys(spec))) == report.extracted
+    assert store.objects.keys("claims") == []
+    assert extract_on_cluster(dataset, job, client, views=views).present == report.extracted
+
+
+def test_a_worker_that_is_killed_loses_nothing(
+    spec: FeatureSpec, saved: Path, dataset_folder: Path, tmp_path: Path
+) -> None:
+    dataset, views = load_dataset(f"folder:{dataset_folder}", "eyes"), parse_views("identity,flips,photometric:4")
+    job = job_in(tmp_path, spec, saved)
+    killed: list[int] = []
+    with connected(None, 2) as client:
+        client.wait_for_workers(2)
+        processes = list(client.run(os.getpid).values())
+
+        def kill(_name: str) -> None:
+            if not killed:
+                killed.append(processes[0])
+                os.kill(processes[0], signal.SIGKILL)
+
+        report = extract_on_cluster(dataset, job, client, views=views, advance=kill)
+        assert killed
+        assert set(client.run(os.getpid).values()) != set(processes)  # another one took its place
+    store = FeatureStore(job.store)
+    assert report.extracted + report.present == 6 * len(views)
+    assert len(list(store.keys(spec))) == 6 * len(views)
+    assert all(store.verify(spec, key) == [] for key in store.keys(spec))
+
+
+def test_no_scheduler_and_another_backbone_are_told(
+    client: Client, spec: FeatureSpec, saved: Path, dataset_folder: Path, tmp_path: Path
+) -> None:
+    with (
+        pytest.raises(ClusterError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:1 "),
+        connected("tcp://127.0.0.1:1", None),
+    ):
+        pass
+    other = job_in(tmp_path, changed(spec, backbone="0" * 64), saved)
+    with pytest.raises(BackboneError, match="the spec was made with backbone 00000"):
+        extract_on_cluster(load_dataset(f"folder:{dataset_folder}"), other, client)
+
+
+def test_a_store_that_only_the_workers_see_is_told(
+    client: Client, spec: FeatureSpec, saved: Path, dataset_folder: Path, tmp_path: Path
+) -> None:
+    job = ExtractionJob(spec=spec, store="memory://", backbone=str(saved))
+    with pytest.raises(ClusterError, match="the store has to be one place that every machine reaches"):
+        extract_on_cluster(load_dataset(f"folder:{dataset_folder}"), job, client)

@@ -1,0 +1,114 @@
+"""The arithmetic for CPUs against torch's own: single convolutions, and whole networks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from extractor.architectures import plain_unet
+from extractor.backbone import Backbone
+from extractor.cpu.convolution import channel_moments, convolve, transform_weights
+from extractor.diffusion import Diffusion
+from extractor.presets import open_backbone
+from extractor.schedule import noise_schedule
+from extractor.unet import build_unet
+
+
+def last(x: torch.Tensor) -> np.ndarray:
+    return x.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def error(found: np.ndarray, expected: torch.Tensor) -> float:
+    """Largest difference over largest value; found (n, h, w, k), expected (n, k, h, w)."""
+    return float((torch.from_numpy(found).permute(0, 3, 1, 2) - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize(("c", "k", "h", "w"), [(8, 16, 4, 4), (16, 32, 36, 20), (24, 48, 64, 12), (96, 16, 8, 132)])
+def test_convolutions(c: int, k: int, h: int, w: int) -> None:
+    random = torch.Generator().manual_seed(0)
+    x, weight, bias, scale, shift, added = (
+        torch.randn(shape, generator=random)
+        for shape in ((2, c, h, w), (k, c, 3, 3), (2, k), (2, c), (2, c), (2, k, h, w))
+    )
+    u = transform_weights(weight.numpy())
+    exact = x.double() * scale[:, :, None, None] + shift[:, :, None, None]
+    expected = functional.conv2d(functional.silu(exact), weight.double(), padding=1) + bias[:, :, None, None]
+    how = scale.numpy(), shift.numpy()
+    assert error(convolve(last(x), u, bias.numpy(), normalising=how), expected) < 1e-5
+    both = convolve(last(x), u, bias.numpy(), normalising=how, added=last(added))
+    assert error(both, expected + added) < 1e-5
+    doubled = functional.interpolate(x.double(), scale_factor=2.0, mode="nearest")
+    expected = functional.conv2d(doubled, weight.double(), padding=1) + bias[:, :, None, None]
+    assert error(convolve(last(x), u, bias.numpy()), expected) < 1e-5
+
+
+def test_moments_of_channels_far_from_zero() -> None:
+    x = torch.randn(2, 8, 20, 12, generator=torch.Generator().manual_seed(0)) + 100
+    mean, variance = channel_moments(last(x))
+    np.testing.assert_allclose(mean, x.double().mean(dim=(2, 3)), rtol=1e-6)
+    np.testing.assert_allclose(variance, x.double().var(dim=(2, 3), correction=0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("time_scale_shift", ["scale_shift", "default"])
+def test_a_quick_network_is_the_same_network(time_scale_shift: str) -> None:
+    config = plain_unet((16, 32, 48), norm_groups=4) | {"resnet_time_scale_shift": time_scale_shift}
+    torch.manual_seed(0)
+    unet = build_unet(config)
+    diffusion = Diffusion(noise_schedule("cosine-200"), "v_prediction")
+    usual = Backbone(build_unet(config), diffusion, config)
+    usual.unet.load_state_dict(unet.state_dict())
+    quick = Backbone(unet, diffusion, config).quickened()
+    assert quick.fingerprint == usual.fingerprint
+    x = torch.randn(2, 3, 64, 64)
+    expected, found = (one.estimate(x, 7, one.block_names) for one in (usual, quick))
+    for name, maps in expected.features.items():
+        assert not torch.equal(found.features[name], maps), name  # it did compute in another way
+        torch.testing.assert_close(found.features[name], maps, rtol=0, atol=1e-5 * float(maps.abs().max()))
+    assert torch.equal(quick.estimate(x, 7).x0, quick.estimate(x, 7).x0)  # type: ignore[arg-type]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    alone = quick.estimate(x, 7, ["block_3"]).features["block_3"]
+    torch.set_num_threads(threads)
+    torch.testing.assert_close(alone, found.features["block_3"], rtol=0, atol=1e-5 * float(alone.abs().max()))
+
+
+def test_weights_that_change_are_transformed_again() -> None:
+    config = plain_unet((16, 16), norm_groups=4)
+    quick = Backbone(build_unet(config), Diffusion(noise_schedule("cosine-200")), config).quickened()
+    usual = Backbone(build_unet(config), quick.diffusion, config)
+    x = torch.randn(1, 3, 32, 32)
+    quick.estimate(x, 1)
+    quick.unet.load_state_dict(usual.unet.state_dict())
+    torch.testing.assert_close(quick.estimate(x, 1).x0, usual.estimate(x, 1).x0, rtol=1e-4, atol=1e-4)
+
+
+def test_what_cannot_be_done_here_is_done_as_usual() -> None:
+    """Odd sizes, gradients and autocast go through diffusers' own code."""
+    config = plain_unet((16, 16), norm_groups=4)
+    usual, quick = (Backbone(build_unet(config), Diffusion(noise_schedule("cosine-200")), config) for _ in range(2))
+    quick.unet.load_state_dict(usual.unet.state_dict())
+    quick.quickened()
+    odd = torch.randn(1, 3, 18, 18)
+    assert torch.equal(quick.estimate(odd, 1).x0, usual.estimate(odd, 1).x0)  # type: ignore[arg-type]
+    x = torch.randn(1, 3, 32, 32).requires_grad_()
+    quick.unet(x, 1).sample.sum().backward()
+    assert x.grad is not None
+
+
+def test_backbones_that_are_opened_by_name_are_quick() -> None:
+    block = open_backbone("small").unet.up_blocks[0].resnets[0]
+    assert "forward" in vars(block)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_network_is_the_same_network() -> None:
+    config = plain_unet((8, 8), norm_groups=4)
+    usual, compiled = (Backbone(build_unet(config), Diffusion(noise_schedule("cosine-200")), config) for _ in range(2))
+    compiled.unet.load_state_dict(usual.unet.state_dict())
+    x = torch.randn(1, 3, 32, 32)
+    expected, found = usual.estimate(x, 7, ["block_0"]), compiled.compiled().estimate(x, 7, ["block_0"])
+    torch.testing.assert_close(found.features["block_0"], expected.features["block_0"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.x0, expected.x0, rtol=1e-4, atol=1e-4)
