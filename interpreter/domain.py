@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -40,7 +41,7 @@ class DomainScore:
     """One photograph against the training images.
 
     Attributes:
-        distance: root mean square of whitened numbers; about 1 for a draw from the training domains.
+        distance: root mean square of whitened numbers; about 1 for photographs like the training images.
         threshold: fitted on training images; larger distances are shifts.
     """
 
@@ -102,10 +103,9 @@ def descriptor(features: Features, codec: Codec) -> NDArray[np.float64]:
     """Means and log standard deviations of every block, timestep and channel inside the map: float64 (d,)."""
     parts: list[NDArray[np.float64]] = []
     for name in sorted(features.maps):
-        maps = codec.decode(name, features.maps[name]).double()
-        means, deviations = maps.mean(dim=(-2, -1)), maps.std(dim=(-2, -1))
-        parts += [means.flatten().numpy(), np.log(deviations.flatten().numpy() + _FLOOR)]
-    return np.concatenate(parts)
+        variances, means = torch.var_mean(codec.decode(name, features.maps[name]), dim=(-2, -1))
+        parts += [means.flatten().numpy(), np.log(variances.sqrt().flatten().numpy() + _FLOOR)]
+    return np.concatenate(parts).astype(np.float64)
 
 
 def fit_domain(spec: FeatureSpec, descriptors: Sequence[NDArray[np.float64]] | Iterable[NDArray[np.float64]]) -> Domain:

@@ -114,7 +114,7 @@ def engine_from(settings: Settings) -> Engine:
     limits = Limits(
         max_pixels=settings.max_pixels,
         formats=settings.formats,
-        batch=settings.batch_size,
+        batch=settings.batch,
         batch_wait=settings.batch_wait,
         queue=settings.queue,
         answers_bytes=settings.answers_bytes,

@@ -66,7 +66,7 @@ def decode_photograph(data: bytes, name: str, max_pixels: int, formats: Sequence
 SIDE = 512
 DARK = 35.0
 BRIGHT = 0.10
-SHARP = 0.012
+SHARP = 0.022
 SMALL = 256
 
 

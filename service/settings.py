@@ -39,7 +39,7 @@ class Settings(BaseSettings):
     max_pixels: int = Field(default=50_000_000, gt=0, description="of one image")
     formats: tuple[str, ...] = Field(default=("PNG", "JPEG", "TIFF", "PPM"), description="image formats that are read")
 
-    batch: int = Field(default=0, ge=0, description="images inverted together; 0: 1 on CPUs, 8 on CUDA")
+    batch: int = Field(default=1, gt=0, description="images inverted together; more may change features by last bits")
     batch_wait: float = Field(default=0.01, ge=0, le=10, description="seconds that a batch waits for company")
     queue: int = Field(default=32, gt=0, description="images at work or waiting; more are answered with 503")
     deadline: float = Field(default=120.0, gt=0, description="seconds that a request may take")
@@ -78,10 +78,6 @@ class Settings(BaseSettings):
     @property
     def jobs_location(self) -> str | Path:
         return MEMORY if self.keep_nothing else self.jobs
-
-    @property
-    def batch_size(self) -> int:
-        return self.batch or (8 if self.device.startswith("cuda") else 1)
 
     @classmethod
     def settings_customise_sources(
