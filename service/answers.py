@@ -57,9 +57,9 @@ class Answer:
     domain: DomainScore | None = None
 
     @property
-    def key(self) -> str:
-        """What ``/v1/features`` calls the features of this photograph."""
-        return feature_key(self.spec, self.image_id)
+    def key(self) -> str | None:
+        """What ``/v1/features`` calls the features of this photograph; None where none were needed."""
+        return feature_key(self.spec, self.image_id) if self.spec else None
 
     @property
     def agreement(self) -> NDArray[np.float32]:

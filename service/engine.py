@@ -239,12 +239,15 @@ class Engine:
     def warm(self) -> None:
         """Run everything once, so that the first request finds kernels compiled and memory allocated."""
         for model in self.models.by_name.values():
-            self.device.run(lambda model=model: _warm(model), lambda: True)  # type: ignore[misc]
+            self._warm(model)
 
     def replace_models(self, models: Models) -> None:
         """Answer with other models from now on; what is under way is finished with the old ones."""
+        known = {(model.name, model.version) for model in self.models.by_name.values()}
+        for model in models.by_name.values():
+            if (model.name, model.version) not in known:
+                self._warm(model)
         self.models = models
-        self.warm()
         self._answers.clear()
         self.metrics.reloads.inc()
 
@@ -253,6 +256,9 @@ class Engine:
         self._flights.close()
         self.device.close()
         self.storage.close()
+
+    def _warm(self, model: Model) -> None:
+        self.device.run(lambda: _run_once(model), lambda: True)
 
     def _join(
         self, key: tuple[object, ...], ticket: Ticket, work: Callable[[Flight[Any]], Any], *, patient: bool = False
@@ -410,7 +416,7 @@ def _scored(model: Model, features: Features) -> DomainScore | None:
     return None if domain is None else domain.score(features, model.extractor.codec)
 
 
-def _warm(model: Model) -> None:
+def _run_once(model: Model) -> None:
     """One inversion and one reading of nothing."""
     spec, extractor = model.card.spec, model.extractor
     side = spec.resolution

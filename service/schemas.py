@@ -82,7 +82,7 @@ class SegmentResponse(BaseModel):
     )  # fmt: skip
 
     image_id: str = Field(description="sha256 of the uploaded bytes")
-    key: str = Field(description="of its features, for /v1/features and for asking again without the photograph")
+    key: str | None = Field(description="of its features: for /v1/features, and to ask again without the photograph")
     width: int
     height: int
     model: str

@@ -49,7 +49,7 @@ async def received(request: Request, limit: int, files: int = 1) -> Upload:
     if content_type.startswith(RAW_TYPES):
         data = b"".join([chunk async for chunk in _limited(request, limit)])
         return Upload([("image", data)] if data else [], {})
-    async for _ in _limited(request, limit):
+    if any([chunk async for chunk in _limited(request, limit)]):
         raise NoImage(
             "expected multipart/form-data with the photograph in the field 'image', or its bytes as image/* or "
             "application/octet-stream"
