@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from service.answers import Answer, at_threshold, of_classes
 from service.errors import BadRequest, NotFound
+
+if TYPE_CHECKING:  # loading torch takes seconds; clients do without
+    from service.answers import Answer
 
 KEY_PATTERN = r"^[0-9a-f]{16}\.[0-9a-f]{64}$"
 
@@ -61,6 +63,8 @@ class Options(BaseModel):
         Raises:
             NotFound: no such class.
         """
+        from service.answers import at_threshold, of_classes
+
         if unknown := sorted(set(self.labels or ()) - set(answer.classes)):
             raise NotFound(f"no class {', '.join(unknown)} in this model; it has {', '.join(answer.classes)}")
         if self.threshold is not None:

@@ -14,7 +14,7 @@ from service.answers import Answer
 from service.errors import UnsupportedAnswer
 from service.options import Options
 from service.photographs import decode_photograph
-from service.schemas import to_response
+from service.responses import to_response
 from store.geometry import Interpolation
 
 

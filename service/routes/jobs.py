@@ -9,7 +9,6 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi import Path as PathParameter
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, Field
 
 from extractor.images import SUFFIXES
 from service.context import Admitted, Context, ReadyEngine, Shared
@@ -20,32 +19,11 @@ from service.jobs import FINISHED, JobRecord
 from service.options import Options, merged
 from service.outputs import negotiated
 from service.routes.problems import problems
+from service.schemas import JobProblem, JobStatus
 from service.uploads import received
 
 router = APIRouter(tags=["jobs"])
 _ID = Annotated[str, PathParameter(pattern="^[0-9a-f]{32}$", description="of the job")]
-
-
-class JobProblem(BaseModel):
-    """A photograph without an answer."""
-
-    name: str
-    detail: str
-
-
-class JobStatus(BaseModel):
-    """How far a job is."""
-
-    id: str
-    state: str = Field(description="queued, running, done or cancelled")
-    total: int
-    done: int
-    failed: int
-    progress: float = Field(description="0..1")
-    created: float = Field(description="seconds since 1970")
-    finished: float | None
-    problems: list[JobProblem] = Field(description="the first hundred")
-    results: str = Field(description="where the ZIP is, once the job is finished")
 
 
 _BODY: dict[str, Any] = {

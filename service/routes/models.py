@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 from fastapi.concurrency import run_in_threadpool
-from pydantic import BaseModel
 
 from service.context import Admitted, ReadyEngine, Shared
 from service.errors import Forbidden
 from service.models import Model
 from service.routes.problems import problems
-from service.schemas import ModelInfo
+from service.schemas import ModelInfo, Reloaded
 
 router = APIRouter(tags=["models"])
-
-
-class Reloaded(BaseModel):
-    """The models that answer from now on."""
-
-    models: list[str]
 
 
 @router.get("/v1/models", response_model=list[ModelInfo], responses=problems(401, 429, 503), operation_id="list_models")

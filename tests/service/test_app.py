@@ -4,68 +4,26 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 from typer.testing import CliRunner
 
-from extractor.backbone import Backbone
 from extractor.extraction import Extractor
 from extractor.images import image_id
-from interpreter.checkpoint import Card, save_interpreter
 from interpreter.cli import app as interpreter_app
-from interpreter.network import Interpreter, InterpreterConfig
-from interpreter.task import Task
 from service.app import create_app
 from service.engine import Engine, load_engine
-from service.metrics import Metrics
 from service.models import Model
 from service.settings import Settings
-from service.storage import Storage
 from store import FeatureSpec, FeatureStore, SpecMismatch, StoreFull
 from store.features import Key
-from tests.conftest import changed, draw_fundus
-
-
-@pytest.fixture(scope="session")
-def model_folder(backbone: Backbone, spec: FeatureSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained interpreter and its backbone, as files."""
-    root = tmp_path_factory.mktemp("model")
-    torch.manual_seed(3)
-    network = Interpreter(spec, InterpreterConfig())
-    torch.nn.init.normal_(network.head.weight, std=1.0)
-    backbone.save(root / "backbone", half=False)
-    task = Task(name="vessels", targets=("mask",))
-    save_interpreter(root, network, Card(spec=spec, backbone=str(root / "backbone"), task=task, config=network.config))
-    return root
-
-
-@pytest.fixture
-def engine(model_folder: Path, filled_store: FeatureStore) -> Engine:
-    return load_engine(str(model_folder), filled_store.location, max_pixels=100_000)
-
-
-@pytest.fixture
-def client(engine: Engine) -> Iterator[TestClient]:
-    settings = Settings(max_bytes=200_000, max_pixels=100_000, keep_nothing=True)
-    with TestClient(create_app(settings, lambda: engine)) as client:
-        client.app.state.engine.result()  # type: ignore[attr-defined]
-        yield client
-
-
-def png(seed: int = 50, side: int = 80) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(draw_fundus(side, seed)[0]).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def post(client: TestClient, data: bytes, accept: str = "application/json", name: str = "eye.png"):  # type: ignore[no-untyped-def]
-    return client.post("/segment", files={"image": (name, data)}, headers={"Accept": accept})
+from tests.conftest import changed
+from tests.service.conftest import png, post, with_store
 
 
 def test_a_new_photograph_is_inverted_once(client: TestClient) -> None:
@@ -189,12 +147,6 @@ def test_an_undeclared_length_is_cut_off_as_it_arrives(client: TestClient) -> No
     response = client.post("/segment", content=endless(), headers={"Content-Type": "multipart/form-data; boundary=x"})
     assert response.status_code == 413
     assert "more than 200000 bytes" in response.json()["detail"]
-
-
-def with_store(engine: Engine, open_store: Callable[[], FeatureStore]) -> Engine:
-    """The same models with another store."""
-    metrics = Metrics()
-    return Engine(engine.models, Storage(open_store, metrics), metrics=metrics)
 
 
 def test_a_store_that_cannot_be_reached_is_no_reason_not_to_answer(engine: Engine, tmp_path: Path) -> None:
