@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from extractor.extraction import Prepared
 from extractor.field_of_view import find_field_of_view
-from extractor.images import FORMATS, MAX_PIXELS, image_id
+from extractor.images import MAX_PIXELS, image_id
 from extractor.preprocess import NetworkInput
 from interpreter.checkpoint import Card
 from interpreter.domain import Domain, DomainScore
@@ -37,7 +37,7 @@ from service.errors import NotFound
 from service.flights import Flight, Flights, Ticket
 from service.metrics import Metrics
 from service.models import Model, Models, load_models
-from service.photographs import decode_photograph, quality_warnings
+from service.photographs import FORMATS, decode_photograph, quality_warnings
 from service.shared import Shared
 from service.storage import Storage
 from store.feature_store import FeatureStore

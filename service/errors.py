@@ -15,6 +15,9 @@ ServiceError
 │   └── Busy               the queue is full, or the deadline passed in it
 ├── DeadlinePassed         the deadline passed while the answer was being made
 └── Abandoned              nobody waits for the answer any more
+
+extractor's ImageError
+└── DicomError             a DICOM file that is no photograph, damaged, or contradicts itself
 """
 
 from __future__ import annotations
@@ -102,6 +105,10 @@ class DeadlinePassed(ServiceError):
 
 class Abandoned(ServiceError):
     """Nobody waits for the answer any more."""
+
+
+class DicomError(ImageError):
+    """Not a DICOM file that can be read here, or one whose parts contradict each other."""
 
 
 EXPECTED = (ServiceError, ExtractorError, InterpreterError, StoreError)

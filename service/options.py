@@ -34,7 +34,10 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     output: str | None = Field(
-        default=None, max_length=40, description="json, png, overlay, npz; goes before Accept", examples=["json"]
+        default=None,
+        max_length=40,
+        description="json, png, overlay, npz, dicom-seg; goes before Accept",
+        examples=["json"],
     )
     model: str | None = Field(default=None, max_length=200, description="of /v1/models", examples=["vessels"])
     key: str | None = Field(default=None, pattern=KEY_PATTERN, description="of /v1/features, instead of a photograph")

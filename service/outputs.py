@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from typing import NamedTuple
 
 import numpy as np
 
 from interpreter.rendering import encode_labels, encode_picture, overlay
 from service.answers import Answer
+from service.dicom_seg import SegmentedBy, check_source, encode_segmentation
 from service.errors import UnsupportedAnswer
 from service.options import Options
 from service.photographs import decode_photograph
@@ -47,12 +49,14 @@ class Output(NamedTuple):
         suffix: of files.
         render: (answer, options, source) -> bytes.
         by_accept: whether the media type means this output; two may share one.
+        check: raises UnsupportedAnswer for a source that cannot be answered so, before any work is done.
     """
 
     media_type: str
     suffix: str
     render: Callable[[Answer, Options, Source], bytes]
     by_accept: bool = True
+    check: Callable[[Source], object] = lambda _source: None
 
 
 def _json(answer: Answer, options: Options, _source: Source) -> bytes:
@@ -66,6 +70,10 @@ def _png(answer: Answer, _options: Options, _source: Source) -> bytes:
 def _overlay(answer: Answer, options: Options, source: Source) -> bytes:
     pixels = decode_photograph(source.bytes_for("an overlay"), source.name, source.max_pixels)
     return encode_picture(overlay(pixels, answer.labels, answer.colours, options.opacity))
+
+
+def _has_pixels(source: Source) -> None:
+    source.bytes_for("an overlay")
 
 
 def _npz(answer: Answer, options: Options, _source: Source) -> bytes:
@@ -86,11 +94,22 @@ def _npz(answer: Answer, options: Options, _source: Source) -> bytes:
     return buffer.getvalue()
 
 
+def _dicom_seg(answer: Answer, _options: Options, source: Source) -> bytes:
+    made_by = SegmentedBy(answer.model, answer.version, metadata.version("diffdgss"))
+    data = source.bytes_for("a DICOM SEG")
+    return encode_segmentation(data, source.name, answer.labels, answer.classes, answer.colours, made_by)
+
+
+def _is_dicom(source: Source) -> None:
+    check_source(source.bytes_for("a DICOM SEG"), source.name)
+
+
 OUTPUTS: dict[str, Output] = {
     "json": Output("application/json", ".json", _json),
     "png": Output("image/png", ".png", _png),
-    "overlay": Output("image/png", ".png", _overlay, by_accept=False),
+    "overlay": Output("image/png", ".png", _overlay, by_accept=False, check=_has_pixels),
     "npz": Output("application/x-npz", ".npz", _npz),
+    "dicom-seg": Output("application/dicom", ".dcm", _dicom_seg, check=_is_dicom),
 }
 
 

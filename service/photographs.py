@@ -14,9 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extractor.errors import ImageError
-from extractor.images import FORMATS, decode_image
+from extractor.images import FORMATS as IMAGE_FORMATS
+from extractor.images import SUFFIXES as IMAGE_SUFFIXES
+from extractor.images import decode_image
+from service.dicom import decode_dicom, is_dicom
 
 Pixels = NDArray[np.uint8]
+FORMATS = (*IMAGE_FORMATS, "DICOM")
+SUFFIXES = IMAGE_SUFFIXES | {".dcm", ".dicom"}
 
 
 class Decoder(NamedTuple):
@@ -37,7 +42,9 @@ def _starts(*signatures: bytes) -> Callable[[bytes], bool]:
     return lambda data: data.startswith(signatures)
 
 
+# DICOM first: its preamble may be made to look like another format, TIFF above all.
 DECODERS: list[Decoder] = [
+    Decoder("DICOM", is_dicom, decode_dicom),
     Decoder("PNG", _starts(b"\x89PNG\r\n\x1a\n"), decode_image),
     Decoder("JPEG", _starts(b"\xff\xd8\xff"), decode_image),
     Decoder("TIFF", _starts(b"II*\x00", b"MM\x00*"), decode_image),

@@ -37,7 +37,9 @@ class Settings(BaseSettings):
 
     max_bytes: int = Field(default=64_000_000, gt=0, description="of one request")
     max_pixels: int = Field(default=50_000_000, gt=0, description="of one image")
-    formats: tuple[str, ...] = Field(default=("PNG", "JPEG", "TIFF", "PPM"), description="image formats that are read")
+    formats: tuple[str, ...] = Field(
+        default=("PNG", "JPEG", "TIFF", "PPM", "DICOM"), description="image formats that are read"
+    )
 
     batch: int = Field(default=1, gt=0, description="images inverted together; more may change features by last bits")
     batch_wait: float = Field(default=0.01, ge=0, le=10, description="seconds that a batch waits for company")

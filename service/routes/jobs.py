@@ -10,7 +10,6 @@ from fastapi import Path as PathParameter
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
-from extractor.images import SUFFIXES
 from service.context import Admitted, Context, ReadyEngine, Shared
 from service.engine import Engine
 from service.errors import BadRequest, Conflict, Forbidden, NoImage, NotFound
@@ -18,6 +17,7 @@ from service.job_runner import inside_allowed
 from service.jobs import FINISHED, JobRecord
 from service.options import Options, merged
 from service.outputs import negotiated
+from service.photographs import SUFFIXES
 from service.routes.problems import problems
 from service.schemas import JobProblem, JobStatus
 from service.uploads import received

@@ -32,7 +32,9 @@ BODY: dict[str, Any] = {
                     "properties": {"image": {"type": "string", "format": "binary"}},
                 }
             },
-            **dict.fromkeys(("image/png", "image/jpeg", "image/tiff", "application/octet-stream"), _BINARY),
+            **dict.fromkeys(
+                ("image/png", "image/jpeg", "image/tiff", "application/dicom", "application/octet-stream"), _BINARY
+            ),
         },
     }
 }
@@ -74,8 +76,9 @@ async def segment(
         raise NoImage("expected a photograph in the field 'image' or as the body, or a key of /v1/features")
     if options.key is not None and data is not None:
         raise BadRequest("expected a photograph or a key, found both")
-    answer = await answered(request, engine, options, file, data, context.settings.deadline)
     source = Source(data, file, context.settings.max_pixels)
+    output.check(source)
+    answer = await answered(request, engine, options, file, data, context.settings.deadline)
     started = time.perf_counter()
     body = await run_in_threadpool(lambda: output.render(options.applied(answer), options, source))
     engine.metrics.observe("render", time.perf_counter() - started)
