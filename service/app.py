@@ -21,7 +21,7 @@ from service.context import Context
 from service.engine import Engine
 from service.envelope import Envelope
 from service.errors import EXPECTED, headers_of, status_of
-from service.routes import features, health, jobs, models, segment
+from service.routes import features, health, jobs, models, page, segment
 from service.settings import Settings
 
 logger = structlog.get_logger(__name__)
@@ -66,7 +66,7 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _cannot_be_meant)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(Exception, _broken)
-    for routes in (health, segment, features, jobs, models):
+    for routes in (page, health, segment, features, jobs, models):
         app.include_router(routes.router)
     if settings.cors_origins:
         app.add_middleware(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Response
 from fastapi import Path as PathParameter
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import HTMLResponse
 from pydantic import BaseModel
 
 from service.context import ReadyEngine, Shared
@@ -19,7 +17,6 @@ from service.routes.problems import problems
 from service.schemas import Ready
 
 router = APIRouter(tags=["health"])
-PAGE = Path(__file__).parents[1] / "page.html"
 
 
 class Alive(BaseModel):
@@ -63,12 +60,6 @@ class ModelReady(BaseModel):
 
     name: str
     ready: bool = True
-
-
-@router.get("/", response_class=HTMLResponse, include_in_schema=False)
-def page() -> str:
-    """The page to drop photographs on."""
-    return PAGE.read_text()
 
 
 @router.get("/healthz", response_model=Alive, responses=problems(), operation_id="healthz")
