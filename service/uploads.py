@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastapi import Request
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from service.errors import BadRequest, BodyTooLarge, NoImage
@@ -61,9 +61,6 @@ async def _multipart(request: Request, limit: int, files: int) -> Upload:
     parser = _InMemory(request.headers, _limited(request, limit), max_files=files, max_fields=20, max_part_size=10_000)
     try:
         form = await parser.parse()
-    except (MultiPartException, KeyError, ValueError, UnicodeError) as error:
-        raise BadRequest(f"not multipart as it should be ({error})") from error
-    async with _closing(form):
         uploads = [(key, value) for key, value in form.multi_items() if isinstance(value, UploadFile)]
         if strange := [key for key, _ in uploads if key != "image"]:
             raise NoImage(f"expected photographs in the field 'image', found a file in {strange[0][:40]!r}")
@@ -72,17 +69,11 @@ async def _multipart(request: Request, limit: int, files: int) -> Upload:
             if isinstance(value, str):
                 fields[key] = f"{fields[key]},{value}" if key in fields else value
         return Upload([(_plain(file.filename), await file.read()) for _, file in uploads], fields)
-
-
-class _closing:  # noqa: N801  # reads like contextlib's
-    def __init__(self, form: FormData) -> None:
-        self._form = form
-
-    async def __aenter__(self) -> None:
-        return None
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._form.close()
+    except (MultiPartException, KeyError, ValueError, UnicodeError) as error:
+        raise BadRequest(f"not multipart as it should be ({error})") from error
+    finally:
+        for file in parser._files_to_close_on_error:  # those of parts that never ended are in no form
+            file.close()
 
 
 async def _limited(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
