@@ -17,7 +17,7 @@ import pytest
 import uvicorn
 from PIL import Image
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from service.app import create_app
@@ -120,9 +120,7 @@ def scale(page: Page) -> float:
 def test_a_photograph_is_shown_with_its_mask(page: Page, request: pytest.FixtureRequest, url: str) -> None:
     segmented(page)
     np.testing.assert_array_equal(pixels(page, "photo")[..., :3], draw_fundus(200, 1)[0])
-    answer = page.request.post(
-        url + "segment?output=png", multipart={"image": upload("eye.png", photograph())}
-    ).body()
+    answer = page.request.post(url + "segment?output=png", multipart={"image": upload("eye.png", photograph())}).body()
     labels = np.asarray(Image.open(io.BytesIO(answer)))
     assert labels.any()
     np.testing.assert_array_equal(pixels(page, "mask")[..., 3] > 0, labels > 0)
