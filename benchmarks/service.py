@@ -281,7 +281,7 @@ def report(
         ),
         "",
         f"{results['requests']} requests from {CLIENTS} clients, {distinct} different photographs, answers compared "
-        "byte by byte with the masks made offline; micro-batches of four (off by default) change last bits of features:",
+        "byte by byte with the masks made offline; micro-batches of four (off by default) change bits of features:",
         "",
         *table(
             [
