@@ -20,7 +20,7 @@ from starlette.middleware.cors import CORSMiddleware
 from service.context import Context
 from service.engine import Engine
 from service.envelope import Envelope
-from service.errors import EXPECTED, headers_of, status_of
+from service.errors import EXPECTED, NotReady, Unavailable, headers_of, status_of
 from service.routes import features, health, jobs, models, page, segment
 from service.settings import Settings
 
@@ -89,10 +89,12 @@ def _reload_on_hangup(context: Context) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: threading.Thread(target=reload).start())
 
 
-async def _told(_request: Request, error: Exception) -> JSONResponse:
+async def _told(request: Request, error: Exception) -> JSONResponse:
     status = status_of(error)
-    if status >= 500:
-        logger.error("request failed", problem=str(error), status=status)
+    request.app.state.context.http.refused.labels(type(error).__name__).inc()
+    if status >= 500 and not isinstance(error, NotReady):  # whoever polls for readiness expects that
+        log = logger.warning if isinstance(error, Unavailable) else logger.error
+        log("request failed", problem=str(error), status=status)
     return JSONResponse({"detail": str(error)}, status_code=status, headers=headers_of(error))
 
 

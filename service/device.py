@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import structlog
 import torch
 
 from extractor.extraction import Extractor, Prepared
@@ -17,6 +18,7 @@ from service.errors import Abandoned, Busy
 from service.metrics import Metrics
 from store.features import Features
 
+logger = structlog.get_logger(__name__)
 T = TypeVar("T")
 Wanted = Callable[[], bool]
 
@@ -151,6 +153,8 @@ class Device:
         else:
             for one, its in zip(batch, features, strict=True):
                 one.future.set_result(its)
+        for done in batch[0].extractor.take_fallbacks():
+            logger.warning("half precision could not hold an image, it was done in float32", image=done)
 
 
 def _settle(futures: Sequence[Future[Any]], work: Callable[[], Sequence[Any]]) -> None:

@@ -26,7 +26,7 @@ import math
 
 from extractor.errors import ExtractorError, ImageError, ImageTooLarge, NoFieldOfView
 from interpreter.errors import InterpreterError
-from store.errors import DamagedEntry, StoreError, StoreUnavailable
+from store.errors import DamagedEntry, StoreError, StoreFull, StoreUnavailable
 
 
 class ServiceError(Exception):
@@ -129,6 +129,7 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (DeadlinePassed, 504),
     (Abandoned, 499),
     (StoreUnavailable, 503),
+    (StoreFull, 503),
     (DamagedEntry, 404),
 )
 
@@ -142,6 +143,6 @@ def headers_of(error: Exception) -> dict[str, str]:
     """What a client should know besides the status: when to ask again, how to say who it is."""
     if isinstance(error, (Unavailable, TooManyRequests)):
         return {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
-    if isinstance(error, StoreUnavailable):
+    if isinstance(error, (StoreUnavailable, StoreFull)):
         return {"Retry-After": "30"}
     return {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorised) else {}

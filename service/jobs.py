@@ -20,7 +20,7 @@ from typing import Literal
 import structlog
 from pydantic import BaseModel, Field, ValidationError
 
-from service.errors import Busy, Conflict, NotFound
+from service.errors import Busy, Conflict, NotFound, Unavailable
 from service.options import Options
 from store.errors import MissingEntry
 from store.objects import Objects
@@ -88,7 +88,7 @@ class Jobs:
             data: of uploads; sources: of files in a folder.
 
         Raises:
-            Busy: too many are unfinished.
+            Busy: too many are unfinished. Unavailable: it cannot be kept.
         """
         self.delete_old()
         unfinished = sum(job.state not in FINISHED for job in self.all())
@@ -98,9 +98,12 @@ class Jobs:
         record = JobRecord(
             id=uuid.uuid4().hex, owner=owner, created=time.time(), options=options, suffix=suffix, items=items
         )
-        for i, one in enumerate(data):
-            self._objects.put(f"{record.id}/inputs/{i:05d}", one)
-        self.save(record)
+        try:
+            for i, one in enumerate(data):
+                self._objects.put(f"{record.id}/inputs/{i:05d}", one)
+            self.save(record)
+        except OSError as error:  # full, read-only or away
+            raise Unavailable(f"the job cannot be kept ({error}); ask again later", retry_after=60) from error
         return record
 
     def get(self, job_id: str, owner: str) -> JobRecord:

@@ -26,7 +26,6 @@ class Metrics:
         self.answers = Counter("diffdgss_answers", "Answers by where they came from", ["model", "source"], registry=r)
         self.joined = Counter("diffdgss_joined", "Requests that shared the work of another one", registry=r)
         self.abstentions = Counter("diffdgss_abstentions", "Answers that advise to abstain", ["model"], registry=r)
-        self.refused = Counter("diffdgss_refused", "Requests that were not taken", ["reason"], registry=r)
         self.store_failures = Counter("diffdgss_store_failures", "Store that did not do it", ["doing"], registry=r)
         self.job_images = Counter("diffdgss_job_images", "Images of jobs", ["result"], registry=r)
         self.reloads = Counter("diffdgss_reloads", "Times that models were loaded anew", registry=r)
@@ -63,6 +62,7 @@ class HttpMetrics:
         self.seconds = Histogram(
             "diffdgss_request_seconds", "Time of requests", ["route"], buckets=_SECONDS, registry=r
         )
+        self.refused = Counter("diffdgss_refused", "Requests without an answer, by error", ["reason"], registry=r)
         self.in_flight = Gauge("diffdgss_requests_in_flight", "Requests being answered", registry=r)
 
     def text(self) -> bytes:

@@ -174,9 +174,8 @@ class Storage:
             raise
         except OSError as error:
             raise self._failed(doing, str(error), rest=False) from error
-        self._troubles.pop(doing, None)
-        if doing == "write":
-            self._troubles.pop("open", None)
+        for over in (doing, "open"):
+            self._troubles.pop(over, None)
         return result
 
     def _failed(self, doing: str, why: str, *, rest: bool) -> OSError:

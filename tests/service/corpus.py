@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from tests.conftest import draw_fundus
+from tests.service.dicom_files import compressed, photograph, written
 
 Case = tuple[str, bytes]
 
@@ -29,6 +30,10 @@ def saved(image: Image.Image, kind: str, **options: object) -> bytes:
 def corpus() -> Iterator[Case]:
     """Named cases, always the same ones, more than 500."""
     whole = {kind: saved(eye(), kind) for kind in ("PNG", "JPEG", "TIFF", "PPM", "GIF", "BMP", "WEBP")}
+    whole |= {
+        "DICOM": written(photograph(draw_fundus(64, 3)[0])),
+        "DICOM of JPEG": written(compressed(draw_fundus(64, 3)[0])),
+    }
     yield from truncated(whole)
     yield from flipped(whole)
     yield from modes()

@@ -32,8 +32,9 @@ def photograph(pixels: NDArray[Any], syntax: UID = ExplicitVRLittleEndian, **ele
     ds.file_meta = FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = syntax
     ds.SOPClassUID = OphthalmicPhotography8BitImageStorage if bits == 8 else OphthalmicPhotography16BitImageStorage
-    ds.SOPInstanceUID = generate_uid()
-    ds.StudyInstanceUID, ds.SeriesInstanceUID = generate_uid(), generate_uid()
+    ds.SOPInstanceUID, ds.StudyInstanceUID, ds.SeriesInstanceUID = (
+        generate_uid(entropy_srcs=[level]) for level in ("instance", "study", "series")
+    )
     ds.PatientID, ds.PatientName, ds.PatientBirthDate, ds.PatientSex = "42", "Doe^Jane", "19700101", "F"
     ds.StudyID, ds.StudyDate, ds.StudyTime, ds.AccessionNumber = "1", "20240102", "030405", "7"
     ds.Modality, ds.ReferringPhysicianName, ds.NumberOfFrames = "OP", "", 1

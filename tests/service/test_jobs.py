@@ -18,6 +18,7 @@ from PIL import Image
 
 from interpreter.rendering import encode_labels
 from service.engine import Engine
+from service.errors import Unavailable
 from service.job_runner import JobRunner
 from service.jobs import Jobs
 from service.options import Options
@@ -153,6 +154,13 @@ def test_old_jobs_are_deleted_and_new_ones_are_bounded(tmp_path: Path) -> None:
     jobs.create("anybody", Options(), ".png", ["a.png"], [b"a"])
     assert jobs.read(record.id) is None
     assert not (tmp_path / record.id / "inputs" / "00000").exists()
+
+
+def test_jobs_that_cannot_be_kept_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    jobs = Jobs(open_objects(tmp_path / "file" / "jobs"), 10, 24)
+    with pytest.raises(Unavailable, match="cannot be kept"):
+        jobs.create("anybody", Options(), ".png", ["a.png"], [b"a"])
 
 
 def test_a_record_that_is_damaged_is_nobodys_end(tmp_path: Path) -> None:

@@ -150,6 +150,7 @@ def test_metrics_count_by_route_and_never_by_path(shared_engine: Engine) -> None
     client.app.state.context.engine.set_result(shared_engine)  # type: ignore[attr-defined]
     post(client, png(8))
     client.get("/somewhere/else")
+    post(client, b"rubbish")
     text = client.get("/metrics").text
     for name in (
         'diffdgss_requests_total{method="POST",route="/segment",status="200"}',
@@ -162,6 +163,7 @@ def test_metrics_count_by_route_and_never_by_path(shared_engine: Engine) -> None
         "diffdgss_device_memory_bytes",
         "diffdgss_abstentions",
         "diffdgss_store_failures",
+        'diffdgss_refused_total{reason="ImageError"}',
     ):
         assert name in text, name
     assert "somewhere" not in text

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 
 from service.engine import Engine
 from service.metrics import Metrics
@@ -65,6 +67,24 @@ def test_readiness_is_degraded_while_the_store_is_away(make_engine: MakeEngine) 
     assert ready["status"] == "degraded"
     assert "does not answer" in str(ready["store"])
     assert ready_of(make_engine())["status"] == "ready"
+
+
+def test_object_storage_that_is_away(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # nobody listens there
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        models, metrics = make_engine().models, Metrics()
+        storage = Storage(lambda: FeatureStore("s3://bucket/prefix"), metrics, timeout=0.5)
+        engine = Engine(models, storage, metrics=metrics)
+        started = time.monotonic()
+        for seed in (90, 91, 92):
+            assert engine.segment(png(seed)).forwards == 3
+        assert time.monotonic() - started < 10  # it is not asked, and waited for, each time
+        ready = ready_of(engine)
+    assert ready["status"] == "degraded"
+    assert ready["store"]
 
 
 def test_a_full_store_keeps_answering(make_engine: MakeEngine) -> None:
