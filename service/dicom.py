@@ -22,7 +22,7 @@ from service.errors import DicomError
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-HEADER_BYTES = 4_000_000
+HEADER_BYTES = 1_000_000
 """A photograph's pixel data begin before this; a longer header would be parsed at the service's cost."""
 
 PHOTOGRAPHS = {

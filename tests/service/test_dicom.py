@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from extractor.errors import ImageTooLarge
-from service.dicom import decode_dicom, is_dicom
+from service.dicom import HEADER_BYTES, decode_dicom, is_dicom
 from service.errors import DicomError
 
 pytest.importorskip("pydicom", reason="the extra dicom is not installed")
@@ -31,6 +31,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
+from tests.conftest import draw_fundus
 from tests.service.dicom_files import LIMIT, compressed, fundus, jpeg, jpeg2000, photograph, written
 
 
@@ -103,6 +104,12 @@ def test_monochrome1_is_a_negative() -> None:
 def test_odd_sizes_are_padded_and_read() -> None:
     odd = np.ascontiguousarray(fundus()[:79, :95])
     np.testing.assert_array_equal(decoded(written(photograph(odd))), odd)
+
+
+def test_pixels_reach_beyond_the_bytes_that_may_be_header() -> None:
+    large = draw_fundus(700)[0]
+    assert large.nbytes > HEADER_BYTES
+    np.testing.assert_array_equal(decode_dicom(written(photograph(large)), "eye.dcm", large.size), large)
 
 
 REFUSED = {
