@@ -8,7 +8,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test test-all lint format lock gpu clean
+.PHONY: help install demo test test-all lint format lock audit gpu clean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make lint      ruff and mypy"
 	@echo "make format    let ruff format and mend what it can"
 	@echo "make lock      resolve requirements.lock anew from pyproject.toml"
+	@echo "make audit     known vulnerabilities of what is installed (needs the network)"
 	@echo "make gpu       build mamba-ssm's CUDA kernel (needs nvcc)"
 	@echo "make clean     remove the virtual environment and caches"
 
@@ -62,6 +63,9 @@ lock: install
 	$(BIN)/pip-compile --quiet --extra s3 --extra dicom --extra demo --extra dev --strip-extras --no-annotate \
 		--no-header --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements.lock pyproject.toml
 	sed -i 's/+cpu//' requirements.lock
+
+audit: install
+	$(BIN)/python -m tests.audit
 
 # A plain install of mamba-ssm ships no scan kernel since 2.3.2; this builds it.
 gpu: install

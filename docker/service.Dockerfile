@@ -1,28 +1,61 @@
-# The service on a CPU. Build from the root of the repository:
-#   docker build -f docker/service.Dockerfile -t diffdgss-service .
-# The index decides which build of torch it is; choose another with --build-arg PIP_INDEX_URL=...
-#   docker run --read-only --tmpfs /tmp -v features:/data -p 8000:8000 diffdgss-service
-FROM python:3.11-slim AS build
+# The service, on a CPU (target cpu) or on CUDA (target cuda). Build from the root of the repository:
+#   docker build -f docker/service.Dockerfile --target cpu -t diffdgss-service .
+# The index decides which build of torch it is; choose another with --build-arg PIP_INDEX_URL=... The CUDA_VERSION
+# must be of the major version that torch was built for.
+#   docker run --read-only --tmpfs /tmp -v features:/data -p 127.0.0.1:8000:8000 diffdgss-service
+ARG CUDA_VERSION=13.0.2
+# A plain install of mamba-ssm ships no scan kernel since 2.3.2; here it is built, and only its wheel is kept.
+FROM nvidia/cuda:${CUDA_VERSION}-devel-ubuntu24.04 AS scan
 ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ARG TORCH_CUDA_ARCH_LIST="8.0;8.6;8.9;9.0+PTX"
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-RUN python -m venv /opt/venv
+# hadolint ignore=DL3008  # Ubuntu keeps one version of Python 3.12, and deletes the one before
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends python3.12-dev python3.12-venv \
+    && rm -rf /var/lib/apt/lists/* \
+    && python3.12 -m venv /opt/venv \
+    && /opt/venv/bin/pip install torch==2.13.0 \
+    && /opt/venv/bin/pip install setuptools==80.9.0 wheel==0.48.0 ninja==1.13.0 packaging==26.0 einops==0.8.1
+ENV MAMBA_KEEP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST} MAX_JOBS=4
+RUN /opt/venv/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels mamba-ssm==2.3.2.post1
+
+FROM python:3.12-slim-trixie AS sources
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/venv \
+    && /opt/venv/bin/pip install torch==2.13.0
 WORKDIR /src
 COPY requirements.lock pyproject.toml README.md LICENSE ./
-RUN /opt/venv/bin/pip install torch==2.13.0 \
-    && /opt/venv/bin/pip install -r requirements.lock
 COPY store store
 COPY extractor extractor
 COPY interpreter interpreter
 COPY service service
-RUN /opt/venv/bin/pip install --no-deps .
 
-FROM python:3.11-slim
-RUN useradd --create-home --uid 10001 diffdgss && mkdir /data && chown diffdgss /data
-COPY --from=build /opt/venv /opt/venv
-USER diffdgss
-ENV PATH=/opt/venv/bin:$PATH DIFFDGSS_HOST=0.0.0.0 DIFFDGSS_STORE=/data/features.zarr NUMBA_CACHE_DIR=/tmp
-VOLUME /data
+FROM sources AS build-cpu
+RUN /opt/venv/bin/pip install --constraint requirements.lock ".[s3,dicom]"
+
+FROM sources AS build-cuda
+COPY --from=scan /wheels /wheels
+RUN /opt/venv/bin/pip install --constraint requirements.lock ".[s3,dicom]" /wheels/*.whl
+
+FROM python:3.12-slim-trixie AS run
+RUN useradd --create-home --uid 10001 diffdgss && mkdir /data /models && chown diffdgss /data /models
+USER 10001:10001
+ENV PATH=/opt/venv/bin:$PATH HOME=/tmp NUMBA_CACHE_DIR=/tmp \
+    DIFFDGSS_HOST=0.0.0.0 DIFFDGSS_STORE=/data/features.zarr DIFFDGSS_JOBS=/data/jobs
+WORKDIR /tmp
+VOLUME ["/data", "/models"]
 EXPOSE 8000
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s \
     CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]
 ENTRYPOINT ["service"]
+
+FROM run AS cuda
+COPY --from=build-cuda /opt/venv /opt/venv
+ENV DIFFDGSS_DEVICE=cuda NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+
+# Last, so that it is what a build without --target makes.
+FROM run AS cpu
+COPY --from=build-cpu /opt/venv /opt/venv

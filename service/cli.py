@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Annotated, NoReturn
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-import structlog
 import typer
 
 from service.errors import EXPECTED
+from service.settings import CONFIG, Settings, described
 from store import console
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
 
-@app.command(
-    epilog="Example: service --model vessels --store features.zarr --port 8000, then open http://127.0.0.1:8000/ . "
-    "Every option can be set in the environment: DIFFDGSS_PORT=8001. Exit codes: 0 stopped, 1 failed, 2 wrong usage."
-)
+class Action(StrEnum):
+    """What the command does."""
+
+    serve = "serve"
+    check = "check"
+
+
+def _epilog() -> str:
+    rows = [f"{name} ({default or 'none'}): {text}" for name, default, text in described()]
+    return "\n\n".join(
+        [
+            "Example: service --model vessels --store features.zarr --port 8000, then open http://127.0.0.1:8000/ . "
+            "service check says what is wrong with the settings and models, and starts nothing.",
+            f"Settings, from the environment or, in small letters without DIFFDGSS_, from the TOML file that {CONFIG} "
+            "names; lists and tables in the environment are JSON:",
+            *(row.replace("[", r"\[") for row in rows),
+            "SIGHUP reads settings, keys and models anew. Exit codes: 0 stopped, 1 failed, 2 wrong usage.",
+        ]
+    )
+
+
+@app.command(epilog=_epilog())
 def serve(
+    action: Annotated[Action, typer.Argument(help="Start it, or check settings and models.")] = Action.serve,
     model: Annotated[str | None, typer.Option(help="Shipped name or folder of an interpreter.")] = None,
     backbone: Annotated[
         str | None, typer.Option(help="Shipped name, folder or hub id; the model's if not given.")
@@ -28,32 +50,60 @@ def serve(
     port: Annotated[int | None, typer.Option(min=0, max=65535)] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
 ) -> None:
-    """Start the service: POST /segment, GET /healthz, GET /readyz, and a page at /."""
+    """Start the service: the API under /v1, POST /segment, and a page at /."""
+    given = {"model": model, "backbone": backbone, "store": store, "host": host, "port": port, "device": device}
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    settings = Settings(**chosen)
+    if action is Action.check:
+        _check(settings)
+    else:
+        _serve(settings, chosen)
+
+
+def _check(settings: Settings) -> None:
+    """Load what would be loaded; errors end the command with a line that says what is wrong."""
+    from service.context import engine_from
+
+    engine = engine_from(settings)
+    troubles = engine.storage.probe(every=0)
+    for model in engine.models.by_name.values():
+        console.out.print(
+            f"model {model.name} ({model.version}): {', '.join(model.card.task.classes)}", highlight=False
+        )
+    keys = (
+        f"{len(settings.api_keys)} API keys" if settings.api_keys else "no API keys: everybody who reaches it may ask"
+    )
+    console.out.print(f"store {settings.store_location}: {troubles or 'can be read and written'}", highlight=False)
+    console.out.print(keys, highlight=False)
+    engine.close()
+    if troubles:
+        raise typer.Exit(console.Exit.FAILED)
+
+
+def _serve(settings: Settings, chosen: dict[str, Any]) -> None:
     import uvicorn  # imported late, with everything that loads torch: `--help` answers at once
 
     from interpreter.checkpoint import load_interpreter
-    from service.app import create_app
-    from service.settings import Settings
+    from service import logs
 
-    given = {
-        "model": model,
-        "backbone": backbone,
-        "store": store,
-        "host": host,
-        "port": port,
-        "device": device,
-    }
-    settings = Settings.model_validate({name: value for name, value in given.items() if value is not None})
-    load_interpreter(settings.model)  # a wrong name is told now, not by the first request
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    for name in (settings.model, *settings.models):
+        load_interpreter(name)  # a wrong name is told now, not by the first request
+    logs.configure(settings.log_level)
+    uvicorn.run(
+        _app(settings, chosen),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(settings.deadline) + 1,
     )
-    uvicorn.run(create_app(settings), host=settings.host, port=settings.port, log_level="info")
+
+
+def _app(settings: Settings, chosen: dict[str, Any]) -> FastAPI:
+    from service.app import create_app
+
+    return create_app(settings, read_settings=lambda: Settings(**chosen))
 
 
 def main() -> NoReturn:

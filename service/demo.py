@@ -16,8 +16,10 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from extractor.images import decode_image
 from interpreter.rendering import encode_labels, encode_picture, overlay
-from service.engine import Answer, Engine, load_engine
+from service.answers import Answer
+from service.engine import load_engine
 from service.errors import EXPECTED
 from service.schemas import DISCLAIMER
 from store import console
@@ -37,23 +39,23 @@ def demo(
     loading = time.perf_counter() - started
     data = image.read_bytes() if image else files("skimage.data").joinpath("retina.jpg").read_bytes()
     answer = engine.segment(data, image.name if image else "retina.jpg")
-    paths = write_report(answer, engine, out)
+    paths = write_report(answer, data, out)
     _tell(answer, loading)
     seconds = {"load": round(loading, 3)} | {stage: round(s, 3) for stage, s in answer.seconds.items()}
     line = {"forwards": answer.forwards, "bytes_stored": answer.bytes_stored, "seconds": seconds}
     typer.echo(json.dumps(line | {name: str(path) for name, path in paths.items()}))
 
 
-def write_report(answer: Answer, engine: Engine, out: Path) -> dict[str, Path]:
-    """Write mask.png, overlay.png and report.html; returns their paths by name."""
-    colours = engine.card.task.colours
+def write_report(answer: Answer, data: bytes, out: Path) -> dict[str, Path]:
+    """Write mask.png, overlay.png and report.html of a photograph; returns their paths by name."""
+    colours = answer.colours
     paths = {"mask": out / "mask.png", "overlay": out / "overlay.png", "report": out / "report.html"}
     out.mkdir(parents=True, exist_ok=True)
     mask = encode_labels(answer.labels, colours)
-    picture = encode_picture(overlay(answer.pixels, answer.labels, colours))
+    picture = encode_picture(overlay(decode_image(data), answer.labels, colours))
     paths["mask"].write_bytes(mask)
     paths["overlay"].write_bytes(picture)
-    paths["report"].write_text(_report(answer, engine, mask, picture))
+    paths["report"].write_text(_report(answer, mask, picture))
     return paths
 
 
@@ -68,14 +70,14 @@ def _tell(answer: Answer, loading: float) -> None:
         console.out.print(f"  {stage:10} {seconds:6.2f} s", highlight=False)
 
 
-def _report(answer: Answer, engine: Engine, mask: bytes, picture: bytes) -> str:
+def _report(answer: Answer, mask: bytes, picture: bytes) -> str:
     rows = {
         "image": answer.image_id,
-        "size": f"{answer.pixels.shape[1]} x {answer.pixels.shape[0]}",
-        "classes": ", ".join(engine.card.task.classes),
+        "size": f"{answer.labels.shape[1]} x {answer.labels.shape[0]}",
+        "classes": ", ".join(answer.classes),
         "mean agreement of the timesteps": f"{100 * answer.mean_agreement:.1f} %",
-        "timesteps": ", ".join(map(str, engine.card.spec.timesteps)),
-        "features": engine.card.spec.digest,
+        "timesteps": ", ".join(map(str, answer.timesteps)),
+        "features": answer.spec,
         "network forwards": str(answer.forwards),
         **{f"seconds: {stage}": f"{seconds:.2f}" for stage, seconds in answer.seconds.items()},
     }
@@ -96,7 +98,7 @@ def _report(answer: Answer, engine: Engine, mask: bytes, picture: bytes) -> str:
   th {{ text-align: left; padding-right: 2rem; font-weight: 500 }}
   td {{ font-variant-numeric: tabular-nums; word-break: break-all }}
 </style>
-<h1>DiffDGSS: {html.escape(engine.card.task.name)}</h1>
+<h1>DiffDGSS: {html.escape(answer.model)}</h1>
 <p>{DISCLAIMER}</p>
 <div class="pictures">{pictures}</div>
 <table>{table}</table>

@@ -1,74 +1,105 @@
 """From the bytes of a photograph to an answer: the features cached, one prediction for each timestep, a vote.
 
-H, W  native size of the photograph
+    request ── finished answers ── flights (one for each question) ── storage ── device (one thread) ── answer
+
+What is asked twice at once is done once; what nobody waits for any more leaves the queue
+(docs/decisions/0011-engine.md).
+
+H, W  native size of the photograph      R  network's square
 """
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import structlog
+import torch
 from numpy.typing import NDArray
 
-from extractor.extraction import Extractor
-from extractor.images import MAX_PIXELS, decode_image, image_id
-from extractor.presets import open_backbone
-from interpreter.checkpoint import Card, load_interpreter
+from extractor.extraction import Prepared
+from extractor.field_of_view import find_field_of_view
+from extractor.images import MAX_PIXELS, image_id
+from extractor.preprocess import NetworkInput
+from interpreter.checkpoint import Card
+from interpreter.domain import Domain, DomainScore
 from interpreter.network import Interpreter
-from interpreter.prediction import Prediction, segment
-from store.claims import Claims
-from store.errors import DamagedEntry, MissingEntry, StoreFull
+from interpreter.prediction import segment, vote
+from service.answers import Answer, AnswerCache, feature_key
+from service.device import Device
+from service.errors import NotFound
+from service.flights import Flight, Flights, Ticket
+from service.metrics import Metrics
+from service.models import Model, Models, load_models
+from service.photographs import FORMATS, decode_photograph, quality_warnings
+from service.shared import Shared
+from service.storage import Storage
 from store.feature_store import FeatureStore
-from store.features import Features, Key, entry_path
-
-logger = structlog.get_logger(__name__)
+from store.features import Features, Key
+from store.geometry import Geometry
+from store.spec import FeatureSpec
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What is known about one photograph.
+class Limits:
+    """How much an engine does at once, and what it reads.
+
+    Attributes:
+        max_pixels: of one image.
+        formats: that are read.
+        batch: images inverted together; ``batch_wait`` seconds are waited for them.
+        queue: images at work or waiting.
+        answers_bytes: memory for finished answers.
+        store_timeout: seconds until a store that hangs is left alone.
+        memory_bytes: of features, where the store is memory; None keeps all.
+    """
+
+    max_pixels: int = MAX_PIXELS
+    formats: tuple[str, ...] = FORMATS
+    batch: int = 1
+    batch_wait: float = 0.01
+    queue: int = 32
+    answers_bytes: int = 0
+    store_timeout: float = 60.0
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked about one photograph.
 
     Attributes:
         image_id: sha256 of its bytes.
-        pixels: the photograph, uint8 (H, W, 3).
-        labels: class ids, uint8 (H, W).
-        prediction: at the network's size.
-        fov: bool (R, R).
-        cached: its features were in the store already.
-        forwards: network forwards that were run.
-        bytes_stored: bytes written to the store.
-        seconds: by stage.
-        warnings: what the reader should know.
+        data: the bytes; None where its features must be in the store.
+        name: for messages.
+        model: reads them.
+        timesteps: that vote; all of the model's if None.
     """
 
     image_id: str
-    pixels: NDArray[np.uint8]
-    labels: NDArray[np.uint8]
-    prediction: Prediction
-    fov: NDArray[np.bool_]
-    cached: bool
-    forwards: int
-    bytes_stored: int
-    seconds: dict[str, float]
-    warnings: tuple[str, ...] = ()
+    data: bytes | None
+    name: str
+    model: Model
+    timesteps: tuple[int, ...] | None = None
 
     @property
-    def mean_agreement(self) -> float:
-        """Mean share of timesteps that voted for the label, inside the field of view."""
-        votes = self.prediction.votes
-        return float((votes.max(axis=0) / votes.sum(axis=0))[self.fov].mean())
+    def key(self) -> tuple[object, ...]:
+        """Equal for questions with equal answers."""
+        return self.image_id, self.model.name, self.model.version, self.timesteps
 
 
 @dataclass
 class _Work:
-    """Bookkeeping of one request."""
+    """Bookkeeping of one answer."""
 
+    metrics: Metrics
+    wanted: Callable[[], bool]
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     bytes_stored: int = 0
@@ -78,116 +109,319 @@ class _Work:
     def stage(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
         yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+        passed = time.perf_counter() - started
+        self.seconds[name] = self.seconds.get(name, 0.0) + passed
+        self.metrics.observe(name, passed)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Features that have been made or found.
+
+    Attributes:
+        key: what ``/v1/features`` calls them.
+        spec: what they are.
+    """
+
+    key: str
+    image_id: str
+    spec: FeatureSpec
+    cached: bool
+    forwards: int
+    warnings: tuple[str, ...]
 
 
 class Engine:
     """Models in memory and the store they share with the trainer; safe to call from several threads.
 
     Args:
-        extractor: makes the features that the interpreter reads.
-        interpreter: in evaluation mode.
-        card: of the interpreter.
-        store: looked into first; new features are written to it.
-        max_pixels: larger photographs are refused.
+        models: by name.
+        storage: looked into first; new features are written to it.
+        limits: how much at once.
+        metrics: counted there.
+        device: cpu, cuda or cuda:N; where the models are.
     """
 
     def __init__(
         self,
-        extractor: Extractor,
-        interpreter: Interpreter,
-        card: Card,
-        store: FeatureStore,
-        max_pixels: int = MAX_PIXELS,
+        models: Models,
+        storage: Storage,
+        limits: Limits | None = None,
+        metrics: Metrics | None = None,
+        device: str = "cpu",
     ) -> None:
-        interpreter.spec.require(extractor.spec)
-        self.extractor, self.interpreter, self.card, self.store = extractor, interpreter, card, store
-        self._max_pixels = max_pixels
-        self._registered = False
-        self._device = threading.Lock()  # one request at a time has the network
+        self.limits = limits or Limits()
+        self.metrics = metrics or Metrics()
+        self.models, self.storage = models, storage
+        self.device = Device(device, self.limits.batch, self.limits.batch_wait, self.metrics)
+        self._answers = AnswerCache(self.limits.answers_bytes)
+        self._flights: Flights[Any] = Flights(2 * self.limits.batch + 2, self.limits.queue)
+        self._shared: Shared[tuple[Features, bool]] = Shared()
+        self._preparing = threading.Semaphore(2)  # decoded photographs are large, whatever the pool's size
+        gauge = self.metrics.gauge
+        gauge("diffdgss_queue_length", "Images at work or waiting", lambda: self._flights.count)
+        gauge("diffdgss_answer_cache_bytes", "Memory of finished answers", lambda: self._answers.bytes)
+        gauge("diffdgss_device_memory_bytes", "Memory of tensors on the device", lambda: self.device.memory_bytes)
+        gauge("diffdgss_models", "Models loaded", lambda: len(self.models.by_name))
 
-    def segment(self, data: bytes, name: str = "image") -> Answer:
-        """Segment one photograph.
+    @property
+    def card(self) -> Card:
+        """Of the default model."""
+        return self.models.default.card
+
+    def segment(
+        self, data: bytes, name: str = "image", model: str | None = None, timesteps: Sequence[int] | None = None
+    ) -> Answer:
+        """Segment one photograph; waits as long as it takes.
 
         Args:
             data: contents of an image file.
             name: for messages.
+            model: the default if None.
+            timesteps: that vote; all of the model's if None.
 
         Raises:
             ImageError: no photograph; NoFieldOfView: nothing lit in it.
         """
-        work = _Work()
-        key = Key(image_id(data))
-        with work.stage("decode"):
-            pixels = decode_image(data, name, self._max_pixels)
-        with self._device:
-            features = self._cached(key, work)
-            cached = features is not None
-            if features is None:
-                features = self._extracted(pixels, name, key, work)
-            with work.stage("interpret"):
-                prediction, labels = segment(self.interpreter, features)
-        return Answer(
-            image_id=key.image_id,
-            pixels=pixels,
+        ticket = Ticket()
+        asked = self.question(data, name, model, timesteps)
+        known = self.finished(asked)
+        return known or self._flights.wait(self.ask(asked, ticket, patient=True), ticket)
+
+    def question(
+        self, data: bytes, name: str = "image", model: str | None = None, timesteps: Sequence[int] | None = None
+    ) -> Question:
+        """What is asked; NotFound for a model that is not here, SpecError for timesteps that it does not have."""
+        chosen = self.models.get(model)
+        return Question(image_id(data), data, name, chosen, _subset(chosen.card.spec, timesteps))
+
+    def question_by_key(self, key: str, model: str | None, timesteps: Sequence[int] | None = None) -> Question:
+        """The same of features that are in the store already.
+
+        Raises:
+            NotFound: no such features for this model.
+        """
+        digest, _, image = key.partition(".")
+        reader = self.models.get(model) if model is not None else self.models.of_spec(digest)
+        if reader is None or not reader.card.spec.digest.startswith(digest):
+            raise NotFound(f"no model here reads features of the spec {digest}; see /v1/models")
+        return Question(image, None, key, reader, _subset(reader.card.spec, timesteps))
+
+    def finished(self, asked: Question) -> Answer | None:
+        """The answer, if it is known already."""
+        answer = self._answers.get(asked.key)
+        if answer is not None:
+            self.metrics.answers.labels(asked.model.name, "answers").inc()
+        return answer
+
+    def ask(self, asked: Question, ticket: Ticket, *, patient: bool = False) -> Flight[Answer]:
+        """Put a question, or join those who wait for its answer.
+
+        Raises:
+            Busy: the queue is full, and the caller is not patient.
+        """
+        return self._join(("answer", *asked.key), ticket, lambda flight: self._answer(asked, flight), patient=patient)
+
+    def ask_features(self, asked: Question, ticket: Ticket) -> Flight[Kept]:
+        """Have the features of a photograph in the store."""
+        key = ("features", asked.image_id, asked.model.card.spec.digest)
+        return self._join(key, ticket, lambda flight: self._kept(asked, flight))
+
+    def ask_field_of_view(self, data: bytes, name: str, ticket: Ticket) -> Flight[Answer]:
+        """The field of view alone, as an answer of two classes; no network is run."""
+        image = image_id(data)
+        return self._join(("fov", image), ticket, lambda _: self._field_of_view(data, image, name))
+
+    def leave(self, flight: Flight[Any], ticket: Ticket) -> None:
+        """Do not wait for an answer any more."""
+        self._flights.leave(flight, ticket)
+
+    def warm(self) -> None:
+        """Run everything once, so that the first request finds kernels compiled and memory allocated."""
+        for model in self.models.by_name.values():
+            self._warm(model)
+
+    def replace_models(self, models: Models) -> None:
+        """Answer with other models from now on; what is under way is finished with the old ones."""
+        known = {(model.name, model.version) for model in self.models.by_name.values()}
+        for model in models.by_name.values():
+            if (model.name, model.version) not in known:
+                self._warm(model)
+        self.models = models
+        self._answers.clear()
+        self.metrics.reloads.inc()
+
+    def close(self) -> None:
+        """Finish what has begun, and stop."""
+        self._flights.close()
+        self.device.close()
+        self.storage.close()
+
+    def _warm(self, model: Model) -> None:
+        self.device.run(lambda: _run_once(model), lambda: True)
+
+    def _join(
+        self, key: tuple[object, ...], ticket: Ticket, work: Callable[[Flight[Any]], Any], *, patient: bool = False
+    ) -> Flight[Any]:
+        before = self._flights.joined
+        flight = self._flights.join(key, ticket, work, patient=patient)
+        self.metrics.joined.inc(self._flights.joined - before)
+        return flight
+
+    def _answer(self, asked: Question, flight: Flight[Any]) -> Answer:
+        if (known := self.finished(asked)) is not None:  # finished between the question and its turn
+            return known
+        work, model = _Work(self.metrics, lambda: flight.wanted), asked.model
+        features, cached = self._features(asked, work)
+        flight.check()
+        with work.stage("interpret"):
+            reader, read = _at_timesteps(model.interpreter, features, asked.timesteps)
+            prediction, labels = self.device.run(lambda: segment(reader, read), work.wanted)
+            score = _scored(model, features)
+        answer = Answer(
+            image_id=asked.image_id,
+            model=model.name,
+            version=model.version,
+            spec=model.card.spec.digest,
+            classes=model.card.task.classes,
+            colours=model.card.task.colours,
+            timesteps=asked.timesteps or model.card.spec.timesteps,
             labels=labels,
             prediction=prediction,
             fov=features.fov,
+            geometry=features.geometry,
             cached=cached,
             forwards=work.forwards,
             bytes_stored=work.bytes_stored,
             seconds=work.seconds,
             warnings=tuple(work.warnings),
+            domain=score,
         )
+        self._count(answer)
+        self._answers.put(asked.key, answer)
+        return answer
 
-    def _cached(self, key: Key, work: _Work) -> Features | None:
-        with work.stage("read"):
-            try:
-                if self.store.has(self.extractor.spec, key):
-                    return self.store.entry(self.extractor.spec, key).features()
-            except (MissingEntry, DamagedEntry) as error:
-                logger.warning("cached features are damaged and made anew", problem=str(error))
-                work.warnings.append("cached features were damaged and have been made anew")
-            except OSError as error:
-                logger.warning("the store cannot be read", problem=str(error))
-                work.warnings.append("the feature store cannot be read")
-        return None
+    def _count(self, answer: Answer) -> None:
+        self.metrics.answers.labels(answer.model, "store" if answer.cached else "inverted").inc()
+        if answer.domain is not None and answer.domain.abstain:
+            self.metrics.abstentions.labels(answer.model).inc()
 
-    def _extracted(self, pixels: NDArray[np.uint8], name: str, key: Key, work: _Work) -> Features:
+    def _kept(self, asked: Question, flight: Flight[Any]) -> Kept:
+        work, spec = _Work(self.metrics, lambda: flight.wanted), asked.model.card.spec
+        _, cached = self._features(asked, work)
+        key = feature_key(spec.digest, asked.image_id)
+        return Kept(key, asked.image_id, spec, cached, work.forwards, tuple(work.warnings))
+
+    def _features(self, asked: Question, work: _Work) -> tuple[Features, bool]:
+        """The features of a photograph, and whether they were in the store."""
+        key, model = Key(asked.image_id), asked.model
+        pixels: NDArray[np.uint8] | None = None
+        if asked.data is not None:
+            with self._preparing, work.stage("decode"):  # a file that is no image is told first, known or not
+                pixels = decode_photograph(asked.data, asked.name, self.limits.max_pixels, self.limits.formats)
+                fov = find_field_of_view(pixels, asked.name)
+                work.warnings += quality_warnings(pixels, fov)
+
+        def found_or_made(wanted: Callable[[], bool]) -> tuple[Features, bool]:
+            with work.stage("read"):
+                features = self.storage.read(model.card.spec, key, work.warnings)
+            if features is not None:
+                return features, True
+            if pixels is None:
+                raise NotFound(f"no features {asked.name} here (any more); send the photograph")
+            return self._extracted(pixels, asked, key, work, wanted), False
+
+        return self._shared.once((model.card.spec.digest, key), work.wanted, found_or_made)
+
+    def _extracted(
+        self, pixels: NDArray[np.uint8], asked: Question, key: Key, work: _Work, wanted: Callable[[], bool]
+    ) -> Features:
         """Invert and store; an answer is given even if that fails. The maps are in the store's own type."""
-        before = self.extractor.forwards
+        extractor, card = asked.model.extractor, asked.model.card
         with work.stage("prepare"):
-            prepared = self.extractor.render(pixels, key, name)
+            prepared = extractor.render(pixels, key, asked.name)
         with work.stage("invert"):
-            features = self.extractor.features([prepared])[0]
-        work.forwards = self.extractor.forwards - before
+            features = self.device.invert(extractor, prepared, wanted)
+        work.forwards = len(card.spec.grid)
         with work.stage("store"):
-            try:
-                work.bytes_stored = self._store(key, features)
-            except (StoreFull, OSError) as error:
-                logger.warning("features could not be stored", problem=str(error))
-                work.warnings.append("features could not be stored; the next request inverts again")
+            work.bytes_stored = self.storage.write(
+                card.spec, key, features, card.backbone, extractor.codebook, work.warnings
+            )
         return features
 
-    def _store(self, key: Key, features: Features) -> int:
-        """Keep the features, unless another process is just about to."""
-        spec, claims = self.extractor.spec, Claims(self.store.objects)
-        if not self._registered:  # not at start-up: the engine answers without a store, too
-            self.store.register(spec, self.card.backbone, self.interpreter.codebook)
-            self._registered = True
-        if not claims.take(entry_path(spec, key)):
-            return 0
-        try:
-            return self.store.write(spec, key, features)
-        finally:
-            claims.release(entry_path(spec, key))
+    def _field_of_view(self, data: bytes, image: str, name: str) -> Answer:
+        work = _Work(self.metrics, lambda: True)
+        with self._preparing, work.stage("decode"):
+            pixels = decode_photograph(data, name, self.limits.max_pixels, self.limits.formats)
+            fov = find_field_of_view(pixels, name)
+        resolution = self.card.spec.resolution
+        geometry = Geometry.whole(fov.shape[0], fov.shape[1], resolution)
+        square = geometry.apply(fov).astype(np.bool_)
+        return Answer(
+            image_id=image,
+            model="field of view",
+            version="1",
+            spec="",
+            classes=("outside", "field of view"),
+            colours=("#ffffff",),
+            timesteps=(0,),
+            labels=fov.astype(np.uint8),
+            prediction=vote(np.stack([~square, square]).astype(np.float32)[None]),
+            fov=np.ones_like(square),
+            geometry=geometry,
+            cached=False,
+            forwards=0,
+            bytes_stored=0,
+            seconds=work.seconds,
+            warnings=tuple(quality_warnings(pixels, fov)),
+        )
 
 
 def load_engine(
     model: str, store: Path | str, backbone: str | None = None, device: str = "cpu", max_pixels: int = MAX_PIXELS
 ) -> Engine:
     """Load an interpreter, the backbone it reads, and the store."""
-    interpreter, card = load_interpreter(model)
-    network = open_backbone(backbone or card.backbone, card.spec.precision, device)
-    extractor = Extractor(network, card.spec, interpreter.codebook)
-    return Engine(extractor, interpreter.to(device), card, FeatureStore(store), max_pixels)
+    metrics = Metrics()
+    models = load_models([model], backbone, device)
+    limits = Limits(max_pixels=max_pixels)
+    storage = Storage(lambda: FeatureStore(store), metrics, limits.store_timeout)
+    return Engine(models, storage, limits, metrics, device)
+
+
+def _subset(spec: FeatureSpec, timesteps: Sequence[int] | None) -> tuple[int, ...] | None:
+    """Timesteps in the spec's order; None for all of them."""
+    if timesteps is None:
+        return None
+    if missing := sorted(set(timesteps) - set(spec.timesteps)):
+        raise NotFound(f"timesteps {missing} are not kept by this model; it has {', '.join(map(str, spec.timesteps))}")
+    chosen = tuple(t for t in spec.timesteps if t in set(timesteps))
+    return None if chosen == spec.timesteps else chosen
+
+
+def _at_timesteps(
+    interpreter: Interpreter, features: Features, timesteps: tuple[int, ...] | None
+) -> tuple[Interpreter, Features]:
+    """The same interpreter, weights shared, and features, at some of the timesteps."""
+    if timesteps is None:
+        return interpreter, features
+    spec = interpreter.spec
+    rows = [spec.timesteps.index(t) for t in timesteps]
+    reader = copy.copy(interpreter)
+    reader.spec = spec.model_copy(update={"timesteps": timesteps})
+    return reader, Features({name: maps[rows] for name, maps in features.maps.items()}, features.fov, features.geometry)
+
+
+def _scored(model: Model, features: Features) -> DomainScore | None:
+    domain: Domain | None = model.domain
+    return None if domain is None else domain.score(features, model.extractor.codec)
+
+
+def _run_once(model: Model) -> None:
+    """One inversion and one reading of nothing."""
+    spec, extractor = model.card.spec, model.extractor
+    side = spec.resolution
+    nothing = NetworkInput(
+        torch.zeros(1, 3, side, side), np.ones((side, side), np.bool_), Geometry.whole(side, side, side)
+    )
+    features = extractor.features([Prepared(Key("0" * 64), nothing)])[0]
+    segment(model.interpreter, features)

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Sequence
+from typing import Literal
 
-import numpy as np
-from pydantic import BaseModel, Field
-
-from interpreter.rendering import encode_labels
-from service.engine import Answer
-from store.spec import FeatureSpec
+from pydantic import BaseModel, ConfigDict, Field
 
 DISCLAIMER = "For research only; not a medical device."
 
@@ -21,24 +15,85 @@ class ClassResult(BaseModel):
     id: int
     name: str
     colour: str | None = Field(description="of the overlay; none for the background")
-    pixels: int = Field(description="at native size")
+    pixels: int = Field(description="area at native size")
     share: float = Field(description="of the field of view, 0..1")
+    score: float | None = Field(description="mean probability of this class where it was chosen, 0..1")
+    agreement: float | None = Field(description="mean share of timesteps that voted for it where it was chosen")
+
+
+class RunLengths(BaseModel):
+    """A label map row by row: ``lengths[i]`` pixels of class ``values[i]``."""
+
+    height: int
+    width: int
+    values: list[int]
+    lengths: list[int]
+
+
+class DomainResult(BaseModel):
+    """How far the photograph is from those that the model was trained on."""
+
+    distance: float = Field(description="about 1 for the training domains")
+    threshold: float
+    abstain: bool
+
+
+class FieldOfView(BaseModel):
+    """The square that the network saw, in native pixels; it may reach beyond the photograph."""
+
+    top: int
+    left: int
+    height: int
+    width: int
 
 
 class SegmentResponse(BaseModel):
     """A segmented photograph."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "image_id": "8f" * 32, "key": "42d1c2ae8e0ab0c1." + "8f" * 32, "width": 1411, "height": 1411,
+                    "model": "vessels", "version": "0a1b2c3d4e5f", "spec": "42" * 32, "timesteps": [1, 10, 100, 500],
+                    "classes": [
+                        {"id": 0, "name": "background", "colour": None, "pixels": 1850000, "share": 0.89,
+                         "score": 0.97, "agreement": 0.99},
+                        {"id": 1, "name": "vessel", "colour": "#1fe0ff", "pixels": 140921, "share": 0.11,
+                         "score": 0.86, "agreement": 0.93},
+                    ],
+                    "mean_agreement": 0.985, "mean_uncertainty": 0.02,
+                    "domain": {"distance": 1.1, "threshold": 1.6, "abstain": False}, "abstain": False,
+                    "field_of_view": {"top": 0, "left": 0, "height": 1411, "width": 1411},
+                    "cached": False, "forwards": 4, "seconds": {"decode": 0.03, "invert": 4.8, "interpret": 1.1},
+                    "mask_png": "iVBORw0KGgo=", "mask_rle": None, "by_timestep": None, "uncertainty_png": None,
+                    "warnings": [], "disclaimer": DISCLAIMER,
+                }
+            ]
+        }
+    )  # fmt: skip
+
     image_id: str = Field(description="sha256 of the uploaded bytes")
+    key: str | None = Field(description="of its features: for /v1/features, and to ask again without the photograph")
     width: int
     height: int
     model: str
+    version: str = Field(description="of the model's files")
     spec: str = Field(description="digest of the features that were read")
+    timesteps: list[int] = Field(description="that voted")
     classes: list[ClassResult]
     mean_agreement: float = Field(description="mean share of timesteps that voted for the label, 0..1")
-    cached: bool = Field(description="the features were in the store already")
+    mean_uncertainty: float = Field(description="mean entropy of the votes over its largest value, 0..1")
+    domain: DomainResult | None = Field(description="null where the model has no statistics of its training images")
+    abstain: bool | None = Field(description="whether the answer should not be relied on; null if that is not known")
+    field_of_view: FieldOfView
+    cached: bool = Field(description="the features, or the answer, were there already")
     forwards: int = Field(description="network forwards that were run")
-    seconds: dict[str, float] = Field(description="by stage")
-    mask_png: str = Field(description="base64 PNG; pixel values are class ids")
+    seconds: dict[str, float] = Field(description="by stage; empty for an answer that was finished already")
+    mask_png: str | None = Field(description="base64 PNG; pixel values are class ids (mask=png)")
+    mask_rle: RunLengths | None = Field(description="the same as run lengths (mask=rle)")
+    by_timestep: dict[str, str] | None = Field(description="timestep: base64 PNG of its own labels, on request")
+    uncertainty_png: str | None = Field(description="base64 grey PNG, 255 where the votes are split evenly, on request")
     warnings: list[str]
     disclaimer: str = DISCLAIMER
 
@@ -46,37 +101,84 @@ class SegmentResponse(BaseModel):
 class Problem(BaseModel):
     """Why there is no answer."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"detail": "eye.png: damaged or truncated image"}]})
+
     detail: str
 
 
-def to_response(
-    answer: Answer, model: str, spec: FeatureSpec, classes: Sequence[str], colours: Sequence[str]
-) -> SegmentResponse:
-    """The JSON form of an answer."""
-    height, width = answer.labels.shape
-    counts = np.bincount(answer.labels.ravel(), minlength=len(classes))
-    inside = max(1, int(np.count_nonzero(answer.fov)))
-    at_network = np.bincount(answer.prediction.labels[answer.fov], minlength=len(classes)) / inside
-    return SegmentResponse(
-        image_id=answer.image_id,
-        width=width,
-        height=height,
-        model=model,
-        spec=spec.digest,
-        classes=[
-            ClassResult(
-                id=i,
-                name=name,
-                colour=colours[(i - 1) % len(colours)] if i else None,
-                pixels=int(counts[i]),
-                share=float(at_network[i]),
-            )
-            for i, name in enumerate(classes)
-        ],
-        mean_agreement=answer.mean_agreement,
-        cached=answer.cached,
-        forwards=answer.forwards,
-        seconds={stage: round(seconds, 4) for stage, seconds in answer.seconds.items()},
-        mask_png=base64.b64encode(encode_labels(answer.labels, colours)).decode(),
-        warnings=list(answer.warnings),
-    )
+class BlockInfo(BaseModel):
+    """One block of features."""
+
+    name: str
+    shape: list[int] = Field(description="(t, c, h, w)")
+
+
+class FeaturesInfo(BaseModel):
+    """Features of one photograph."""
+
+    key: str
+    image_id: str
+    spec: str
+    timesteps: list[int]
+    blocks: list[BlockInfo]
+    cached: bool | None = Field(default=None, description="they were there already")
+    forwards: int | None = Field(default=None, description="network forwards that were run")
+    bytes: int | None = Field(default=None, description="stored")
+    models: list[str] = Field(description="that read them")
+
+
+class ModelInfo(BaseModel):
+    """One model."""
+
+    name: str
+    version: str
+    default: bool
+    classes: list[str]
+    colours: list[str]
+    timesteps: list[int]
+    spec: str
+    backbone: str
+    resolution: int
+    domain_threshold: float | None = Field(description="distances beyond it advise to abstain; null without statistics")
+    metrics: dict[str, float]
+    training_images: int
+    licence: str
+    disclaimer: str = DISCLAIMER
+
+
+class Ready(BaseModel):
+    """The service answers; ``degraded`` if it does so without its store."""
+
+    status: Literal["ready", "degraded"]
+    model: str
+    spec: str
+    models: list[str]
+    store: dict[str, str] = Field(description="troubles by read, write, open; empty if there are none")
+
+
+class JobProblem(BaseModel):
+    """A photograph without an answer."""
+
+    name: str
+    detail: str
+
+
+class JobStatus(BaseModel):
+    """How far a job is."""
+
+    id: str
+    state: str = Field(description="queued, running, done or cancelled")
+    total: int
+    done: int
+    failed: int
+    progress: float = Field(description="0..1")
+    created: float = Field(description="seconds since 1970")
+    finished: float | None
+    problems: list[JobProblem] = Field(description="the first hundred")
+    results: str = Field(description="where the ZIP is, once the job is finished")
+
+
+class Reloaded(BaseModel):
+    """The models that answer from now on."""
+
+    models: list[str]

@@ -1,11 +1,20 @@
-"""Settings of the service, from the environment (``DIFFDGSS_PORT=8001``) or the command line."""
+"""Settings of the service: command line before environment (``DIFFDGSS_PORT=8001``) before file.
+
+The file is TOML and named by ``DIFFDGSS_CONFIG``; keys are the names below. Both are read again on
+reload, so that keys can be rotated without a restart.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+CONFIG = "DIFFDGSS_CONFIG"
+MEMORY = "memory://"
 
 
 class Settings(BaseSettings):
@@ -14,13 +23,92 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="DIFFDGSS_", frozen=True, extra="forbid")
 
     host: str = Field(default="127.0.0.1", description="address to listen on")
-    port: int = Field(default=8000, ge=0, le=65535)
-    model: str = Field(default="vessels", description="shipped name or folder of an interpreter")
+    port: int = Field(default=8000, ge=0, le=65535, description="0 takes a free one")
+    model: str = Field(default="vessels", description="shipped name or folder of an interpreter; the default model")
+    models: tuple[str, ...] = Field(default=(), description="further interpreters; those of one spec share features")
     backbone: str | None = Field(default=None, description="shipped name, folder or hub id; the model's if not given")
     store: str | Path = Field(
         default=Path("~/.cache/diffdgss/features.zarr"),
         description="feature store, a folder or s3://bucket/prefix; the trainer's may be it",
     )
+    keep_nothing: bool = Field(default=False, description="nothing is written to disk: store and jobs are in memory")
+    memory_bytes: int = Field(default=1_000_000_000, gt=0, description="of features, if nothing is kept on disk")
     device: str = Field(default="cpu", description="cpu, cuda or cuda:N")
+
     max_bytes: int = Field(default=64_000_000, gt=0, description="of one request")
     max_pixels: int = Field(default=50_000_000, gt=0, description="of one image")
+    formats: tuple[str, ...] = Field(
+        default=("PNG", "JPEG", "TIFF", "PPM", "DICOM"), description="image formats that are read"
+    )
+
+    batch: int = Field(default=1, gt=0, description="images inverted together; more may change features by last bits")
+    batch_wait: float = Field(default=0.01, ge=0, le=10, description="seconds that a batch waits for company")
+    queue: int = Field(default=32, gt=0, description="images at work or waiting; more are answered with 503")
+    deadline: float = Field(default=120.0, gt=0, description="seconds that a request may take")
+    answers_bytes: int = Field(default=256_000_000, ge=0, description="memory for finished answers; 0 keeps none")
+    store_timeout: float = Field(default=10.0, gt=0, description="seconds until a store that hangs is left alone")
+    max_requests: int = Field(default=64, gt=0, description="requests with a body at the same time")
+
+    jobs: str | Path = Field(
+        default=Path("~/.cache/diffdgss/jobs"), description="where jobs are kept, a folder or s3://"
+    )
+    job_images: int = Field(default=1000, gt=0, description="of one job")
+    job_bytes: int = Field(default=1_000_000_000, gt=0, description="of one job's upload")
+    max_jobs: int = Field(default=100, gt=0, description="unfinished jobs")
+    job_hours: float = Field(default=24.0, gt=0, description="finished jobs are deleted after so long")
+    folders: dict[str, Path] = Field(default={}, description="name = folder that jobs may read, and no other")
+
+    api_keys: dict[str, SecretStr] = Field(
+        default={}, description="name = key, or sha256:<hex> of it; without any, everybody may ask"
+    )
+    admins: tuple[str, ...] = Field(default=(), description="names of keys that may reload")
+    rate: float = Field(default=0.0, ge=0, description="requests a minute of each key; 0: any number")
+    key_requests: int = Field(default=0, ge=0, description="requests of one key at the same time; 0: any number")
+    cors_origins: tuple[str, ...] = Field(default=(), description="web origins that may ask from a browser")
+    log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$", description="of the JSON log")
+
+    @model_validator(mode="after")
+    def _admins_have_keys(self) -> Settings:
+        if unknown := sorted(set(self.admins) - set(self.api_keys)):
+            raise ValueError(f"expected names of api_keys in admins, found {', '.join(unknown)}")
+        return self
+
+    @property
+    def store_location(self) -> str | Path:
+        return MEMORY if self.keep_nothing else self.store
+
+    @property
+    def jobs_location(self) -> str | Path:
+        return MEMORY if self.keep_nothing else self.jobs
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  # the signature is pydantic's
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        file = os.environ.get(CONFIG)
+        sources = (init_settings, env_settings)
+        if file is None:
+            return sources
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"{CONFIG} names {file}, which is no file")
+        return (*sources, TomlConfigSettingsSource(settings_cls, Path(file)))
+
+
+def described() -> list[tuple[str, str, str]]:
+    """(environment variable, default, description) of every setting."""
+    rows = []
+    for name, field in Settings.model_fields.items():
+        default: Any = field.default
+        rows.append((f"DIFFDGSS_{name.upper()}", "" if default is None else _shown(default), field.description or ""))
+    return rows
+
+
+def _shown(default: object) -> str:
+    if isinstance(default, tuple):
+        return ",".join(map(str, default))
+    return "" if default == {} else str(default)

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from benchmarks.report import table, write_section
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +38,15 @@ def test_the_store() -> None:
 def test_the_scan() -> None:
     result = quick("scan.py")
     assert set(result) == {"16", "1"}
+
+
+@pytest.mark.slow
+def test_the_service() -> None:
+    result = quick("service.py")
+    figures = {"overhead_share", "repeat_speedup", "cached_answer_ms", "requests", "wrong_answers", "p50_ms", "p95_ms"}
+    assert figures | {"status_5xx_other_than_503", "p99_ms", "throughput_rps", "memory_growth_ratio"} <= set(result)
+    assert (result["wrong_answers"], result["status_5xx_other_than_503"]) == (0, 0)
+    assert result["requests"] == 32
 
 
 def test_sections_replace_themselves(tmp_path: Path) -> None:

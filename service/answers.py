@@ -1,0 +1,177 @@
+"""Answers, and those that are kept. R network's square, H, W native size, n classes, t timesteps."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from interpreter.domain import DomainScore
+from interpreter.prediction import Prediction
+from store.geometry import Geometry, Interpolation
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is known about one photograph.
+
+    Attributes:
+        image_id: sha256 of its bytes.
+        model: name of the model; ``version`` of its files.
+        spec: digest of the features that were read.
+        classes: names of all classes, background first.
+        colours: of classes 1, 2, ...
+        timesteps: those that voted.
+        labels: class ids, uint8 (H, W).
+        prediction: at the network's size.
+        fov: bool (R, R).
+        geometry: between both sizes.
+        cached: its features, or the answer, were there already.
+        forwards: network forwards that were run.
+        bytes_stored: bytes written to the store.
+        seconds: by stage.
+        warnings: what the reader should know.
+        domain: how far it is from the training images; None where the model cannot tell.
+    """
+
+    image_id: str
+    model: str
+    version: str
+    spec: str
+    classes: tuple[str, ...]
+    colours: tuple[str, ...]
+    timesteps: tuple[int, ...]
+    labels: NDArray[np.uint8]
+    prediction: Prediction
+    fov: NDArray[np.bool_]
+    geometry: Geometry
+    cached: bool
+    forwards: int
+    bytes_stored: int
+    seconds: dict[str, float]
+    warnings: tuple[str, ...] = ()
+    domain: DomainScore | None = None
+
+    @property
+    def key(self) -> str | None:
+        """What ``/v1/features`` calls the features of this photograph; None where none were needed."""
+        return feature_key(self.spec, self.image_id) if self.spec else None
+
+    @property
+    def agreement(self) -> NDArray[np.float32]:
+        """float32 (R, R): share of timesteps that voted for the label."""
+        votes = self.prediction.votes
+        return np.asarray(votes.max(axis=0) / votes.sum(axis=0), dtype=np.float32)
+
+    @property
+    def mean_agreement(self) -> float:
+        """Mean share of timesteps that voted for the label, inside the field of view."""
+        return float(self.agreement[self.fov].mean())
+
+    @property
+    def uncertainty(self) -> NDArray[np.float32]:
+        """float32 (R, R): entropy of the votes over its largest possible value, 0 where all agree, at most 1."""
+        largest = np.log(max(2, min(len(self.timesteps), len(self.classes))))
+        return np.asarray(self.prediction.disagreement / largest, dtype=np.float32)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        p = self.prediction
+        arrays = (self.labels, self.fov, p.labels, p.probabilities, p.votes, p.disagreement, p.by_timestep)
+        return sum(array.nbytes for array in arrays)
+
+    def native_fov(self) -> NDArray[np.bool_]:
+        """bool (H, W)."""
+        return self.geometry.restore(self.fov).astype(np.bool_)
+
+    def native_probabilities(self) -> NDArray[np.float32]:
+        """float32 (n, H, W): mean over timesteps; 0 outside the field of view."""
+        square = np.ascontiguousarray(np.moveaxis(self.prediction.probabilities, 0, -1))
+        native = self.geometry.restore(square, Interpolation.LINEAR)
+        native[~self.native_fov()] = 0
+        return np.ascontiguousarray(np.moveaxis(native, -1, 0), dtype=np.float32)
+
+    def native_map(self, square: NDArray[np.generic], interpolation: Interpolation) -> NDArray[np.generic]:
+        """A map (R, R) at native size (H, W), 0 outside the field of view."""
+        native = self.geometry.restore(square, interpolation)
+        native[~self.native_fov()] = 0
+        return native
+
+
+def at_threshold(answer: Answer, threshold: float) -> Answer:
+    """The same photograph with other labels: the likeliest class but the background where its probability is enough.
+
+    Args:
+        threshold: of the mean probability over timesteps, within 0..1.
+    """
+    probabilities = answer.native_probabilities()
+    best = probabilities[1:].argmax(axis=0).astype(np.uint8) + np.uint8(1)
+    labels = np.where(probabilities[1:].max(axis=0) >= threshold, best, 0).astype(np.uint8)
+    labels[~answer.native_fov()] = 0
+    square = answer.prediction.probabilities
+    chosen = np.where(square[1:].max(axis=0) >= threshold, square[1:].argmax(axis=0) + 1, 0).astype(np.uint8)
+    return replace(answer, labels=labels, prediction=replace(answer.prediction, labels=chosen))
+
+
+def of_classes(answer: Answer, names: Sequence[str]) -> Answer:
+    """The same answer with every class but these left to the background."""
+    others = [i for i, name in enumerate(answer.classes) if i and name not in names]
+
+    def kept(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return np.where(np.isin(labels, others), 0, labels).astype(np.uint8)
+
+    prediction = replace(answer.prediction, labels=kept(answer.prediction.labels))
+    return replace(answer, labels=kept(answer.labels), prediction=prediction)
+
+
+def feature_key(spec: str, image_id: str) -> str:
+    """A name for a photograph's features: 16 digits of the spec, a dot, the image's sha256."""
+    return f"{spec[:16]}.{image_id}"
+
+
+class AnswerCache:
+    """Finished answers, the least recently used ones dropped beyond so many bytes.
+
+    Args:
+        limit: bytes; 0 keeps none.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._answers: OrderedDict[Hashable, Answer] = OrderedDict()
+        self._lock = threading.Lock()
+        self.bytes = 0
+
+    def get(self, key: Hashable) -> Answer | None:
+        """An answer as if just made: cached, without forwards."""
+        with self._lock:
+            answer = self._answers.get(key)
+            if answer is None:
+                return None
+            self._answers.move_to_end(key)
+        return replace(answer, cached=True, forwards=0, bytes_stored=0, seconds={})
+
+    def put(self, key: Hashable, answer: Answer) -> None:
+        """Keep an answer, if it is not larger than all that may be kept."""
+        size = answer.nbytes
+        if size > self._limit:
+            return
+        with self._lock:
+            if key in self._answers:
+                self.bytes -= self._answers.pop(key).nbytes
+            self._answers[key] = answer
+            self.bytes += size
+            while self.bytes > self._limit:
+                _, dropped = self._answers.popitem(last=False)
+                self.bytes -= dropped.nbytes
+
+    def clear(self) -> None:
+        """Drop everything."""
+        with self._lock:
+            self._answers.clear()
+            self.bytes = 0

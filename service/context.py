@@ -1,0 +1,180 @@
+"""What the routes share: settings, engine, keys, jobs; and how a route comes by them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from typing import Annotated, Any, TypeVar
+
+import structlog
+from fastapi import Depends, Request, Security
+from fastapi.security import APIKeyHeader, HTTPBearer
+
+from service.engine import Engine, Limits
+from service.errors import Abandoned, Conflict, NotReady
+from service.flights import Flight, Ticket, late
+from service.job_runner import JobRunner
+from service.jobs import Jobs
+from service.metrics import HttpMetrics, Metrics
+from service.models import load_models
+from service.security import Admission, Keys, presented_key
+from service.settings import Settings
+from service.storage import Storage
+from store.feature_store import FeatureStore
+from store.objects import open_objects
+
+logger = structlog.get_logger(__name__)
+T = TypeVar("T")
+_POLL = 0.25
+
+
+class Context:
+    """The state of one application.
+
+    Args:
+        settings: of the operator.
+        load: makes the engine; by default from the settings.
+        read_settings: reads the settings anew, for a reload.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        load: Callable[[], Engine] | None = None,
+        read_settings: Callable[[], Settings] | None = None,
+    ) -> None:
+        self._load = load or (lambda: engine_from(self.settings))
+        self._read_settings = read_settings or (lambda: settings)
+        self.engine: Future[Engine] = Future()
+        self.runner: JobRunner | None = None
+        self.jobs = Jobs(open_objects(settings.jobs_location), settings.max_jobs, settings.job_hours)
+        self.http = HttpMetrics()
+        self._reloading = threading.Lock()
+        self._adopt(settings)
+
+    def start(self) -> None:
+        """Load the models; jobs that were interrupted go on as soon as they are there."""
+        try:
+            engine = self._load()
+            self.runner = JobRunner(self.jobs, engine, self.settings)
+            self.runner.start()
+        except Exception as error:
+            logger.exception("models could not be loaded")
+            self.engine.set_exception(error)
+        else:
+            self.engine.set_result(engine)
+            logger.info("ready", models=list(engine.models.by_name))
+
+    def reload(self) -> list[str]:
+        """Read settings, keys and models anew; names of the models. What is under way is finished as it began.
+
+        Raises:
+            Conflict: a reload is under way. Any error of settings or models leaves everything as it was.
+        """
+        if not self._reloading.acquire(blocking=False):
+            raise Conflict("a reload is under way")
+        try:
+            engine, settings = self.ready_engine(), self._read_settings()
+            names = (settings.model, *settings.models)
+            models = load_models(names, settings.backbone, engine.device.name, engine.models.extractors())
+            engine.replace_models(models)
+            self._adopt(settings)
+            logger.info("reloaded", models=list(models.by_name), keys=len(settings.api_keys))
+            return list(models.by_name)
+        finally:
+            self._reloading.release()
+
+    def stop(self) -> None:
+        """Jobs stop behind the image they are at; what has begun is finished."""
+        if self.runner is not None:
+            self.runner.stop()
+        if self.engine.done() and self.engine.exception() is None:
+            self.engine.result().close()
+
+    def ready_engine(self) -> Engine:
+        """The engine; NotReady before it is loaded."""
+        if not self.engine.done():
+            raise NotReady("models are still being loaded; try again in a few seconds")
+        if error := self.engine.exception():
+            raise NotReady(f"models could not be loaded: {error}", retry_after=30)
+        return self.engine.result()
+
+    def _adopt(self, settings: Settings) -> None:
+        self.settings = settings
+        self.keys = Keys(settings.api_keys)
+        self.admission = Admission(settings.rate, settings.key_requests, settings.max_requests)
+
+
+def engine_from(settings: Settings) -> Engine:
+    """The engine that the settings describe, warm."""
+    metrics = Metrics()
+    models = load_models((settings.model, *settings.models), settings.backbone, settings.device)
+    limits = Limits(
+        max_pixels=settings.max_pixels,
+        formats=settings.formats,
+        batch=settings.batch,
+        batch_wait=settings.batch_wait,
+        queue=settings.queue,
+        answers_bytes=settings.answers_bytes,
+        store_timeout=settings.store_timeout,
+    )
+    memory = settings.memory_bytes if settings.keep_nothing else None
+    location = settings.store_location
+    storage = Storage(lambda: FeatureStore(location), metrics, limits.store_timeout, memory)
+    engine = Engine(models, storage, limits, metrics, settings.device)
+    engine.warm()
+    return engine
+
+
+def _context(request: Request) -> Context:
+    context: Context = request.app.state.context
+    return context
+
+
+def _engine(request: Request) -> Engine:
+    return _context(request).ready_engine()
+
+
+_bearer = HTTPBearer(auto_error=False, description="An API key, where the operator has set some")
+_header = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same")
+
+
+async def _known(
+    request: Request, _one: Annotated[Any, Security(_bearer)], _other: Annotated[Any, Security(_header)]
+) -> str:
+    """The name of the request's key."""
+    return _context(request).keys.name_of(presented_key(request.headers))
+
+
+async def _admitted(request: Request, name: Annotated[str, Depends(_known)]) -> AsyncIterator[str]:
+    """The same, with a place among the requests that are answered."""
+    with _context(request).admission.admitted(name):
+        yield name
+
+
+Shared = Annotated[Context, Depends(_context)]
+ReadyEngine = Annotated[Engine, Depends(_engine)]
+Known = Annotated[str, Depends(_known)]
+Admitted = Annotated[str, Depends(_admitted)]
+
+
+async def awaited(request: Request, engine: Engine, flight: Flight[T], ticket: Ticket) -> T:
+    """The result of a flight, unless the deadline passes or the client goes away first.
+
+    Raises:
+        Busy, DeadlinePassed: not in time. Abandoned: the client is gone.
+    """
+    future = asyncio.wrap_future(flight.future)
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())  # told below, or nobody listens
+    try:
+        while ticket.wanted and not future.done():
+            await asyncio.wait({future}, timeout=min(_POLL, ticket.remaining or _POLL))
+            if not future.done() and await request.is_disconnected():
+                raise Abandoned("the client went away")
+        if not future.done() or future.cancelled() or isinstance(future.exception(), Abandoned):
+            raise late(flight)
+        return future.result()
+    finally:
+        engine.leave(flight, ticket)

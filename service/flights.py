@@ -1,0 +1,174 @@
+"""Work that somebody waits for: done once for all who ask, and not at all when nobody waits any more."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Generic, TypeVar
+
+from service.errors import Abandoned, Busy, DeadlinePassed
+
+T = TypeVar("T")
+
+
+class Ticket:
+    """One who waits: until a deadline, or until it goes away.
+
+    Args:
+        seconds: from now; None waits for ever.
+    """
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self.deadline = None if seconds is None else time.monotonic() + seconds
+        self._gone = False
+
+    @property
+    def wanted(self) -> bool:
+        return not self._gone and (self.deadline is None or time.monotonic() < self.deadline)
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds until the deadline, at least 0."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+    def leave(self) -> None:
+        """Not waiting any more."""
+        self._gone = True
+
+
+class Flight(Generic[T]):
+    """Work under way, and those who wait for it.
+
+    Attributes:
+        future: its result.
+        started: it has left the queue.
+    """
+
+    def __init__(self, key: Hashable, first: Ticket) -> None:
+        self.key = key
+        self.future: Future[T] = Future()
+        self.started = False
+        self.tickets = [first]
+
+    @property
+    def wanted(self) -> bool:
+        return any(ticket.wanted for ticket in self.tickets)
+
+    def check(self) -> None:
+        """Abandoned if nobody waits any more: called between the stages of the work."""
+        if not self.wanted:
+            raise Abandoned("nobody waits for this answer any more")
+
+
+class Flights(Generic[T]):
+    """A pool of workers that does the same work once, however many ask for it.
+
+    Args:
+        workers: flights at work at the same time.
+        capacity: flights at work or waiting; more are refused.
+    """
+
+    def __init__(self, workers: int, capacity: int) -> None:
+        self.capacity = capacity
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="work")
+        self._lock = threading.Condition()
+        self._by_key: dict[Hashable, Flight[T]] = {}
+        self._open = 0
+        self.joined = 0
+
+    @property
+    def count(self) -> int:
+        """Flights at work or waiting."""
+        return self._open
+
+    def join(
+        self, key: Hashable, ticket: Ticket, work: Callable[[Flight[T]], T], *, patient: bool = False
+    ) -> Flight[T]:
+        """Take part in the work of this key, or start it.
+
+        Args:
+            patient: wait for a place instead of being refused.
+
+        Raises:
+            Busy: no place.
+        """
+        with self._lock:
+            flight = self._by_key.get(key)
+            if flight is not None and (flight.wanted or flight.future.done()):
+                flight.tickets.append(ticket)
+                self.joined += 1
+                return flight
+            while self._open >= self.capacity:
+                if not patient:
+                    raise Busy(f"{self._open} images are at work or waiting, no more are taken; ask again later")
+                self._lock.wait(1.0)
+                if not ticket.wanted:
+                    raise Abandoned("nobody waits for this answer any more")
+            flight = self._by_key[key] = Flight(key, ticket)
+            self._open += 1
+        try:
+            self._pool.submit(self._fly, flight, work)
+        except RuntimeError as error:  # the pool has been shut down
+            self._landed(flight)
+            raise Busy("the service is stopping") from error
+        return flight
+
+    def leave(self, flight: Flight[T], ticket: Ticket) -> None:
+        """Do not wait any more; work that has not begun and that nobody else waits for leaves the queue."""
+        ticket.leave()
+        with self._lock:
+            if flight.started or flight.wanted or flight.future.done():
+                return
+            flight.future.cancel()
+        self._landed(flight)
+
+    def wait(self, flight: Flight[T], ticket: Ticket) -> T:
+        """The result; Busy or DeadlinePassed if it does not come in time."""
+        try:
+            return flight.future.result(ticket.remaining)
+        except (FutureTimeout, CancelledError, Abandoned) as error:
+            self.leave(flight, ticket)
+            raise late(flight) from error
+
+    def close(self) -> None:
+        """Finish what has begun; what has not is dropped."""
+        with self._lock:
+            waiting = [flight for flight in self._by_key.values() if not flight.started]
+        for flight in waiting:
+            flight.future.cancel()
+            self._landed(flight)
+        self._pool.shutdown(wait=True)
+
+    def _fly(self, flight: Flight[T], work: Callable[[Flight[T]], T]) -> None:
+        with self._lock:
+            if not flight.future.set_running_or_notify_cancel():
+                return
+            flight.started = True
+        try:
+            flight.check()
+            result = work(flight)
+        except BaseException as error:
+            self._landed(flight)
+            flight.future.set_exception(error)
+        else:
+            self._landed(flight)
+            flight.future.set_result(result)
+
+    def _landed(self, flight: Flight[T]) -> None:
+        with self._lock:
+            if self._by_key.get(flight.key) is flight:
+                del self._by_key[flight.key]
+            if flight.tickets:
+                flight.tickets = []
+                self._open -= 1
+            self._lock.notify()
+
+
+def late(flight: Flight[T]) -> Exception:
+    """What to tell one whose deadline passed: in the queue it is the load, afterwards the work."""
+    if not flight.started:
+        return Busy("the deadline passed before the image's turn came; ask again later")
+    return DeadlinePassed("the deadline passed while the image was being segmented; ask again, what was done is kept")

@@ -1,0 +1,152 @@
+"""The thread that does jobs: a few photographs at a time, so that requests find room beside them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future
+from pathlib import Path
+from typing import NamedTuple
+
+import structlog
+
+from extractor.images import read_bytes
+from service.answers import Answer
+from service.engine import Engine
+from service.errors import EXPECTED, BodyTooLarge
+from service.flights import Flight, Ticket
+from service.jobs import JobRecord, Jobs
+from service.outputs import OUTPUTS, Source
+from service.settings import Settings
+
+logger = structlog.get_logger(__name__)
+
+
+class _Asked(NamedTuple):
+    number: int
+    data: bytes
+    ticket: Ticket
+    flight: Flight[Answer] | None
+    answer: Answer | None
+
+
+class JobRunner:
+    """Does what is unfinished, oldest first; started anew, it goes on where it was stopped.
+
+    Args:
+        jobs: their state.
+        engine: does the work.
+        settings: folders that may be read, and limits.
+    """
+
+    def __init__(self, jobs: Jobs, engine: Engine, settings: Settings) -> None:
+        self._jobs, self._engine, self._settings = jobs, engine, settings
+        self._at_once = engine.limits.batch + 1
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._wake.set()
+        self._thread.start()
+
+    def wake(self) -> None:
+        """There is a new job."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Stop behind the photographs that are being segmented."""
+        self._stopping.set()
+        self._wake.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._wake.wait(60)
+            self._wake.clear()
+            try:
+                self._jobs.delete_old()
+                for record in self._jobs.unfinished():
+                    self._do(record)
+            except Exception:  # a storage that is away: tried again later, the service goes on
+                logger.exception("jobs cannot be done now")
+                self._stopping.wait(5)
+                self._wake.set()
+
+    def _do(self, record: JobRecord) -> None:
+        record.state = "running"
+        self._jobs.save(record)
+        under_way: deque[_Asked] = deque()
+        for number, item in enumerate(record.items):
+            if self._stopping.is_set() or self._cancelled(record):
+                break
+            if item.state == "waiting":
+                self._ask(record, number, under_way)
+            while len(under_way) >= self._at_once:
+                self._finish(record, under_way.popleft())
+        while under_way:
+            self._finish(record, under_way.popleft())
+        if not record.count("waiting"):
+            record.state, record.finished = "done", time.time()
+            self._jobs.save(record)
+
+    def _cancelled(self, record: JobRecord) -> bool:
+        current = self._jobs.read(record.id)
+        return current is None or current.state == "cancelled"
+
+    def _ask(self, record: JobRecord, number: int, under_way: deque[_Asked]) -> None:
+        item, options, engine = record.items[number], record.options, self._engine
+        try:
+            data = self._data(record, number)
+            asked = engine.question(data, item.name, options.model, options.timesteps)
+            ticket, known = Ticket(), engine.finished(asked)
+            flight = None if known is not None else engine.ask(asked, ticket, patient=True)
+            under_way.append(_Asked(number, data, ticket, flight, known))
+        except EXPECTED as error:
+            self._failed(record, number, error)
+
+    def _finish(self, record: JobRecord, asked: _Asked) -> None:
+        options = record.options
+        try:
+            answer = asked.answer or _result(asked.flight.future if asked.flight else Future())
+            source = Source(asked.data, record.items[asked.number].name, self._settings.max_pixels)
+            rendered = OUTPUTS[options.output or "png"].render(options.applied(answer), options, source)
+        except EXPECTED as error:
+            self._failed(record, asked.number, error)
+            return
+        except Exception as error:  # one photograph's trouble is not the job's
+            logger.exception("an image of a job failed", job=record.id)
+            self._failed(record, asked.number, type(error)("internal error; the log of the service has more"))
+            return
+        self._jobs.put_result(record, asked.number, rendered)
+        record.items[asked.number].state = "done"
+        self._engine.metrics.job_images.labels("done").inc()
+        self._jobs.save(record)
+
+    def _failed(self, record: JobRecord, number: int, error: Exception) -> None:
+        record.items[number].state, record.items[number].problem = "failed", str(error)
+        self._engine.metrics.job_images.labels("failed").inc()
+        self._jobs.save(record)
+
+    def _data(self, record: JobRecord, number: int) -> bytes:
+        source = record.items[number].source
+        if source is None:
+            return self._jobs.input(record, number)
+        path = Path(source)
+        if not inside_allowed(path, self._settings):
+            raise BodyTooLarge(f"{record.items[number].name}: outside the folders that the operator allows")
+        if path.is_file() and path.stat().st_size > self._settings.max_bytes:
+            raise BodyTooLarge(f"{record.items[number].name}: more than {self._settings.max_bytes} bytes")
+        return read_bytes(path)
+
+
+def inside_allowed(path: Path, settings: Settings) -> bool:
+    """Whether a file, its links followed, lies in a folder that jobs may read."""
+    real = path.resolve()
+    return any(real.is_relative_to(folder.expanduser().resolve()) for folder in settings.folders.values())
+
+
+def _result(future: Future[Answer]) -> Answer:
+    return future.result()

@@ -1,0 +1,79 @@
+"""Prometheus metrics of the engine and of HTTP; docs/service.md lists them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_SIZES = (1, 2, 4, 8, 16, 32)
+
+
+class Metrics:
+    """What the engine counts, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = r = CollectorRegistry()
+        self._stages = Histogram(
+            "diffdgss_stage_seconds", "Time by stage of an answer", ["stage"], buckets=_SECONDS, registry=r
+        )
+        self.batch_size = Histogram("diffdgss_batch_size", "Images inverted together", buckets=_SIZES, registry=r)
+        self.answers = Counter("diffdgss_answers", "Answers by where they came from", ["model", "source"], registry=r)
+        self.joined = Counter("diffdgss_joined", "Requests that shared the work of another one", registry=r)
+        self.abstentions = Counter("diffdgss_abstentions", "Answers that advise to abstain", ["model"], registry=r)
+        self.store_failures = Counter("diffdgss_store_failures", "Store that did not do it", ["doing"], registry=r)
+        self.job_images = Counter("diffdgss_job_images", "Images of jobs", ["result"], registry=r)
+        self.reloads = Counter("diffdgss_reloads", "Times that models were loaded anew", registry=r)
+        self.gauge("diffdgss_resident_bytes", "Memory of this process", resident_bytes)
+
+    def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """A figure that is asked for when it is read."""
+        Gauge(name, text, registry=self.registry).set_function(value)
+
+    def observe(self, stage: str, seconds: float) -> None:
+        """Count time towards a stage."""
+        self._stages.labels(stage).observe(seconds)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the time of a block of code towards a stage."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.observe(name, time.perf_counter() - started)
+
+    def text(self) -> bytes:
+        """In Prometheus's format."""
+        return generate_latest(self.registry)
+
+
+class HttpMetrics:
+    """What the HTTP application counts."""
+
+    def __init__(self) -> None:
+        self.registry = r = CollectorRegistry()
+        self.requests = Counter("diffdgss_requests", "Requests", ["route", "method", "status"], registry=r)
+        self.seconds = Histogram(
+            "diffdgss_request_seconds", "Time of requests", ["route"], buckets=_SECONDS, registry=r
+        )
+        self.refused = Counter("diffdgss_refused", "Requests without an answer, by error", ["reason"], registry=r)
+        self.in_flight = Gauge("diffdgss_requests_in_flight", "Requests being answered", registry=r)
+
+    def text(self) -> bytes:
+        """In Prometheus's format."""
+        return generate_latest(self.registry)
+
+
+def resident_bytes() -> float:
+    """Bytes of memory of this process; 0 where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError):
+        return 0.0
+    return float(pages * os.sysconf("SC_PAGE_SIZE"))

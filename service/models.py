@@ -1,0 +1,116 @@
+"""The models of the service: interpreters, and one backbone for all that read the same features."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from extractor.extraction import Extractor
+from extractor.presets import open_backbone
+from interpreter.checkpoint import MODELS, Card, load_interpreter
+from interpreter.domain import Domain, load_domain
+from interpreter.network import Interpreter
+from service.errors import NotFound
+
+
+@dataclass(frozen=True)
+class Model:
+    """An interpreter and what makes the features that it reads.
+
+    Attributes:
+        name: what requests call it.
+        version: 12 hexadecimal digits that change with card and weights.
+        domain: statistics of its training images' features, if it has them.
+    """
+
+    name: str
+    interpreter: Interpreter
+    card: Card
+    extractor: Extractor
+    version: str = "0"
+    domain: Domain | None = None
+
+    def __post_init__(self) -> None:
+        self.interpreter.spec.require(self.extractor.spec)
+
+
+class Models:
+    """Models by name; the first is the default."""
+
+    def __init__(self, models: Iterable[Model]) -> None:
+        self.by_name: Mapping[str, Model] = {model.name: model for model in models}
+
+    @property
+    def default(self) -> Model:
+        return next(iter(self.by_name.values()))
+
+    def get(self, name: str | None) -> Model:
+        """The model of that name; the default for None.
+
+        Raises:
+            NotFound: no such model; names those there are.
+        """
+        if name is None:
+            return self.default
+        if name not in self.by_name:
+            raise NotFound(f"no model {name!r} here; there are {', '.join(self.by_name)}")
+        return self.by_name[name]
+
+    def of_spec(self, digest: str) -> Model | None:
+        """A model that reads features of the spec whose digest begins so."""
+        return next((m for m in self.by_name.values() if m.card.spec.digest.startswith(digest)), None)
+
+    def extractors(self) -> dict[str, Extractor]:
+        """{spec digest: what makes its features}."""
+        return {model.card.spec.digest: model.extractor for model in self.by_name.values()}
+
+
+def load_models(
+    names: Iterable[str], backbone: str | None = None, device: str = "cpu", known: Mapping[str, Extractor] | None = None
+) -> Models:
+    """Load interpreters and backbones.
+
+    Args:
+        names: shipped names or folders.
+        backbone: instead of those that the interpreters name.
+        known: {spec digest: extractor} that need not be loaded again: a digest names weights.
+
+    Raises:
+        InterpreterError, BackboneError: one cannot be loaded.
+    """
+    extractors = dict(known or {})
+    models: list[Model] = []
+    for source in dict.fromkeys(names):
+        interpreter, card = load_interpreter(source)
+        digest = card.spec.digest
+        if digest not in extractors:
+            network = open_backbone(backbone or card.backbone, card.spec.precision, device)
+            extractors[digest] = Extractor(network, card.spec, interpreter.codebook)
+        folder = folder_of(source)
+        name = _free_name(folder.name, card.task.name, [model.name for model in models])
+        domain = load_domain(folder, card.spec)
+        models.append(Model(name, interpreter.to(device), card, extractors[digest], version_of(folder), domain))
+    return Models(models)
+
+
+def folder_of(source: str) -> Path:
+    """The folder of an interpreter, shipped or not."""
+    return MODELS / source if "/" not in source and (MODELS / source).is_dir() else Path(source)
+
+
+def version_of(folder: Path) -> str:
+    """12 hexadecimal digits of the sha256 over an interpreter's files."""
+    sha = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors")):
+        sha.update(path.name.encode() + path.read_bytes())
+    return sha.hexdigest()[:12]
+
+
+def _free_name(folder: str, task: str, taken: list[str]) -> str:
+    """A model is called by its task, and by its folder where that is taken."""
+    for name in (task, folder, *(f"{task}-{i}" for i in range(2, len(taken) + 3))):
+        if name not in taken:
+            return name
+    raise AssertionError("unreachable: there are more names than models")

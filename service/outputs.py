@@ -1,0 +1,152 @@
+"""How an answer is written. One more format is one more ``Output`` in ``OUTPUTS``."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from typing import NamedTuple
+
+import numpy as np
+
+from interpreter.rendering import encode_labels, encode_picture, overlay
+from service.answers import Answer
+from service.dicom_seg import SegmentedBy, check_source, encode_segmentation
+from service.errors import UnsupportedAnswer
+from service.options import Options
+from service.photographs import decode_photograph
+from service.responses import to_response
+from store.geometry import Interpolation
+
+
+@dataclass(frozen=True)
+class Source:
+    """The photograph that an answer is about.
+
+    Attributes:
+        data: its bytes; None where the answer was asked for by key.
+        name: for messages.
+        max_pixels: of one image.
+    """
+
+    data: bytes | None
+    name: str
+    max_pixels: int
+
+    def bytes_for(self, what: str) -> bytes:
+        """The bytes; UnsupportedAnswer where there are none."""
+        if self.data is None:
+            raise UnsupportedAnswer(f"{what} needs the photograph; send it instead of its key")
+        return self.data
+
+
+class Output(NamedTuple):
+    """One way to write an answer.
+
+    Attributes:
+        media_type: of the answer, and by which ``Accept`` asks for it.
+        suffix: of files.
+        render: (answer, options, source) -> bytes.
+        by_accept: whether the media type means this output; two may share one.
+        check: raises UnsupportedAnswer for a source that cannot be answered so, before any work is done.
+    """
+
+    media_type: str
+    suffix: str
+    render: Callable[[Answer, Options, Source], bytes]
+    by_accept: bool = True
+    check: Callable[[Source], object] = lambda _source: None
+
+
+def _json(answer: Answer, options: Options, _source: Source) -> bytes:
+    return to_response(answer, options).model_dump_json().encode()
+
+
+def _png(answer: Answer, _options: Options, _source: Source) -> bytes:
+    return encode_labels(answer.labels, answer.colours)
+
+
+def _overlay(answer: Answer, options: Options, source: Source) -> bytes:
+    pixels = decode_photograph(source.bytes_for("an overlay"), source.name, source.max_pixels)
+    return encode_picture(overlay(pixels, answer.labels, answer.colours, options.opacity))
+
+
+def _has_pixels(source: Source) -> None:
+    source.bytes_for("an overlay")
+
+
+def _npz(answer: Answer, options: Options, _source: Source) -> bytes:
+    """Labels and probabilities at native size, and what else was asked for, as ``numpy.load`` reads them."""
+    arrays: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]] = {
+        "labels": answer.labels,
+        "probabilities": answer.native_probabilities().astype(np.float16),
+        "classes": np.array(answer.classes),
+        "timesteps": np.array(answer.timesteps),
+    }
+    if options.uncertainty:
+        arrays["uncertainty"] = answer.native_map(answer.uncertainty, Interpolation.LINEAR).astype(np.float16)
+    if options.by_timestep:
+        maps = [answer.native_map(one, Interpolation.NEAREST) for one in answer.prediction.by_timestep]
+        arrays["by_timestep"] = np.stack(maps)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # the stub takes its own option for an array
+    return buffer.getvalue()
+
+
+def _dicom_seg(answer: Answer, _options: Options, source: Source) -> bytes:
+    made_by = SegmentedBy(answer.model, answer.version, metadata.version("diffdgss"))
+    data = source.bytes_for("a DICOM SEG")
+    return encode_segmentation(data, source.name, answer.labels, answer.classes, answer.colours, made_by)
+
+
+def _is_dicom(source: Source) -> None:
+    check_source(source.bytes_for("a DICOM SEG"), source.name)
+
+
+OUTPUTS: dict[str, Output] = {
+    "json": Output("application/json", ".json", _json),
+    "png": Output("image/png", ".png", _png),
+    "overlay": Output("image/png", ".png", _overlay, by_accept=False, check=_has_pixels),
+    "npz": Output("application/x-npz", ".npz", _npz),
+    "dicom-seg": Output("application/dicom", ".dcm", _dicom_seg, check=_is_dicom),
+}
+
+
+def negotiated(output: str | None, accept: str) -> tuple[str, Output]:
+    """The output that a client asked for: by name, or the best of its ``Accept``.
+
+    Raises:
+        UnsupportedAnswer: nobody here writes it.
+    """
+    if output is not None:
+        if output not in OUTPUTS:
+            raise UnsupportedAnswer(f"no output {output!r}; there are {', '.join(OUTPUTS)}")
+        return output, OUTPUTS[output]
+    for media_type in _by_preference(accept):
+        for name, one in OUTPUTS.items():
+            if one.by_accept and _matches(media_type, one.media_type):
+                return name, one
+    types = ", ".join(one.media_type for one in OUTPUTS.values() if one.by_accept)
+    raise UnsupportedAnswer(f"cannot answer with {accept[:100]}; these can be had: {types}")
+
+
+def _by_preference(accept: str) -> list[str]:
+    """Media types of an ``Accept`` header, the most wanted first; what has quality 0 is left out."""
+    wanted: list[tuple[float, str]] = []
+    for part in accept.split(","):
+        media_type, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        quality = 1.0
+        for parameter in parameters:
+            if parameter.startswith("q="):
+                try:
+                    quality = float(parameter[2:])
+                except ValueError:
+                    quality = 0.0
+        if quality > 0:
+            wanted.append((quality, media_type or "*/*"))
+    return [media_type for _, media_type in sorted(wanted, key=lambda pair: -pair[0])]
+
+
+def _matches(pattern: str, media_type: str) -> bool:
+    return pattern in ("*/*", media_type, media_type.split("/")[0] + "/*")

@@ -1,0 +1,165 @@
+// One answer: overlay and its controls, who voted, figures, warnings, downloads.
+
+import { ask } from './api.js'
+import { element, get } from './dom.js'
+import { heated, paint, pixelsOf, tinted } from './pictures.js'
+
+const DOWNLOADS = [
+  ['Mask (PNG)', 'png', '_mask.png'],
+  ['Overlay (PNG)', 'overlay', '_overlay.png'],
+  ['JSON', 'json', '.json'],
+  ['Probabilities (NPZ)', 'npz', '.npz'],
+  ['DICOM SEG', 'dicom-seg', '_seg.dcm'],
+]
+const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} %`
+
+export class AnswerPanel {
+  /** `key` tells the API key, `say` tells the reader. */
+  constructor({ key, say }) {
+    Object.assign(this, { key, say, item: null, hidden: new Set(), step: 'vote' })
+    get('show').addEventListener('change', () => this.#visibility())
+    get('uncertain').addEventListener('change', () => this.#visibility())
+    get('opacity').addEventListener('input', () => this.#visibility())
+    this.#visibility()
+  }
+
+  async show(item) {
+    this.item = item
+    const { answer } = item
+    this.votes = { vote: await pixelsOf(answer.mask_png) }
+    for (const [t, mask] of Object.entries(answer.by_timestep ?? {})) this.votes[t] = mask // decoded when looked at
+    if (!(this.step in this.votes)) this.step = 'vote'
+    if (answer.uncertainty_png) paint(get('heat'), heated(await pixelsOf(answer.uncertainty_png)))
+    get('nothing').hidden = true
+    get('answer').hidden = false
+    this.#trust(answer)
+    this.#classes(answer)
+    this.#steps()
+    this.#figures(answer)
+    await this.#downloads()
+    await this.#mask()
+  }
+
+  /** Whether the key meant something here. */
+  press(key) {
+    if (!this.item) return false
+    if (key === 'o') get('show').click()
+    else if (key === 'u') get('uncertain').click()
+    else if (key === '[' || key === ']') this.#turn(key === ']' ? 1 : -1)
+    else return false
+    return true
+  }
+
+  #visibility() {
+    get('mask').style.visibility = get('show').checked ? 'visible' : 'hidden'
+    get('mask').style.opacity = get('opacity').value / 100
+    get('heat').style.visibility = get('uncertain').checked ? 'visible' : 'hidden'
+    get('scale').hidden = !get('uncertain').checked
+  }
+
+  async #mask() {
+    const step = this.step
+    if (typeof this.votes[step] === 'string') this.votes[step] = await pixelsOf(this.votes[step])
+    const shown = this.item.answer.classes.filter((one) => one.colour && !this.hidden.has(one.name))
+    paint(get('mask'), tinted(this.votes[step], new Set(shown.map((one) => one.colour))))
+  }
+
+  #trust(answer) {
+    const { domain } = answer
+    get('abstain').hidden = !answer.abstain
+    get('abstain').textContent = 'Do not rely on this answer: the photograph is unlike those that the model was trained on'
+      + (domain ? ` (distance ${domain.distance.toFixed(2)}, threshold ${domain.threshold.toFixed(2)}).` : '.')
+    get('warnings').replaceChildren(...answer.warnings.map((text) => element('li', {}, text)))
+    get('warnings').hidden = !answer.warnings.length
+  }
+
+  #classes(answer) {
+    get('classes').replaceChildren(...answer.classes.filter((one) => one.colour).map(({ name, colour }) => {
+      const box = element('input', { type: 'checkbox', checked: !this.hidden.has(name) })
+      box.addEventListener('change', () => {
+        if (box.checked) this.hidden.delete(name)
+        else this.hidden.add(name)
+        this.#mask()
+      })
+      return element('label', { className: 'row' }, box, swatch(colour), name)
+    }))
+  }
+
+  #steps() {
+    get('steps').replaceChildren(...Object.keys(this.votes).sort(byTime).map((step) => {
+      const radio = element('input', { type: 'radio', name: 'step', value: step, checked: step === this.step })
+      radio.addEventListener('change', () => this.#choose(step))
+      return element('label', {}, radio, step === 'vote' ? 'all' : `t = ${step}`)
+    }))
+  }
+
+  #choose(step) {
+    this.step = step
+    this.say(step === 'vote' ? 'All timesteps vote.' : `Timestep ${step} alone.`)
+    this.#mask()
+  }
+
+  #turn(by) {
+    const steps = Object.keys(this.votes).sort(byTime)
+    const step = steps[(steps.indexOf(this.step) + by + steps.length) % steps.length]
+    get('steps').querySelector(`[value="${step}"]`).checked = true
+    this.#choose(step)
+  }
+
+  #figures(answer) {
+    const number = (text) => element('td', {}, text)
+    get('shares').replaceChildren(...answer.classes.filter((one) => one.colour).map((one) => {
+      const name = element('th', { scope: 'row' }, one.name)
+      return element('tr', {}, name, number(percent(one.share, 2)), number(one.score === null ? 'none' : percent(one.score, 0)))
+    }))
+    const { domain } = answer
+    const rows = {
+      'Agreement of the timesteps': percent(answer.mean_agreement),
+      'Mean uncertainty': percent(answer.mean_uncertainty),
+      'Distance from training images': domain ? `${domain.distance.toFixed(2)} of ${domain.threshold.toFixed(2)}` : 'not known',
+      Size: `${answer.width} × ${answer.height}`,
+      Model: `${answer.model} ${answer.version.slice(0, 8)}`,
+    }
+    get('facts').replaceChildren(
+      ...Object.entries(rows).flatMap(([name, value]) => [element('dt', {}, name), element('dd', {}, value)]),
+    )
+  }
+
+  async #downloads() {
+    const signature = await this.item.file.slice(128, 132).text()
+    get('downloads').replaceChildren(
+      ...DOWNLOADS.filter(([, output]) => output !== 'dicom-seg' || signature === 'DICM').map(([text, output, suffix]) => {
+        const button = element('button', { type: 'button' }, text)
+        button.addEventListener('click', () => this.#download(button, output, suffix))
+        return button
+      }),
+    )
+  }
+
+  async #download(button, output, suffix) {
+    const { file } = this.item
+    const options = output === 'overlay' ? { output, opacity: get('opacity').value / 100 } : { output }
+    button.disabled = true
+    try {
+      const url = URL.createObjectURL(await (await ask(file, options, { key: this.key() })).blob())
+      element('a', { href: url, download: file.name.replace(/\.\w+$/, '') + suffix }).click()
+      setTimeout(() => URL.revokeObjectURL(url), 60_000)
+      this.say(`${file.name}: downloaded.`)
+    } catch (error) {
+      this.say(error.message, true)
+    } finally {
+      button.disabled = false
+    }
+  }
+}
+
+/** All together first, then by time. */
+function byTime(one, other) {
+  return (one === 'vote' ? -1 : Number(one)) - (other === 'vote' ? -1 : Number(other))
+}
+
+function swatch(colour) {
+  const made = element('span', { className: 'swatch' })
+  made.style.background = colour
+  return made
+}

@@ -1,0 +1,43 @@
+// Talks to the service. What is busy is asked again when the service says.
+
+const PATIENCE = 20
+
+export class Refused extends Error {
+  constructor(status, detail) {
+    super(detail)
+    this.status = status
+  }
+}
+
+/** POST one photograph; the response, or Refused. `options` are those of /v1/segment. */
+export async function ask(file, options, { key = '', signal, waiting = () => {} } = {}) {
+  for (let attempt = 0; ; attempt++) {
+    const body = new FormData()
+    body.append('image', file, file.name)
+    const headers = key ? { Authorization: `Bearer ${key}` } : {}
+    const response = await fetch('v1/segment?' + new URLSearchParams(options), { method: 'POST', body, headers, signal })
+    if (response.ok) return response
+    const pause = Number(response.headers.get('Retry-After'))
+    if (!pause || attempt === PATIENCE) throw new Refused(response.status, await detailOf(response))
+    waiting(pause)
+    await paused(pause * 1000, signal)
+  }
+}
+
+async function detailOf(response) {
+  try {
+    return String((await response.json()).detail)
+  } catch {
+    return `the service answered ${response.status}`
+  }
+}
+
+function paused(milliseconds, signal) {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, milliseconds)
+    signal?.addEventListener('abort', () => {
+      clearTimeout(timer)
+      reject(signal.reason)
+    })
+  })
+}

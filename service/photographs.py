@@ -1,0 +1,113 @@
+"""Files that requests bring, to pixels: only the formats that the operator allows, and what their quality forbids.
+
+A kind of file that is no ordinary image has a decoder in ``DECODERS``; the first that recognises the bytes
+takes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from extractor.errors import ImageError
+from extractor.images import FORMATS as IMAGE_FORMATS
+from extractor.images import SUFFIXES as IMAGE_SUFFIXES
+from extractor.images import decode_image
+from service.dicom import decode_dicom, is_dicom
+
+Pixels = NDArray[np.uint8]
+FORMATS = (*IMAGE_FORMATS, "DICOM")
+SUFFIXES = IMAGE_SUFFIXES | {".dcm", ".dicom"}
+
+
+class Decoder(NamedTuple):
+    """How one kind of file becomes pixels.
+
+    Attributes:
+        name: as in ``formats`` of the settings.
+        recognises: whether these bytes are of this kind, by their first few.
+        decode: (bytes, name for messages, most pixels) -> uint8 (H, W, 3); raises ImageError.
+    """
+
+    name: str
+    recognises: Callable[[bytes], bool]
+    decode: Callable[[bytes, str, int], Pixels]
+
+
+def _starts(*signatures: bytes) -> Callable[[bytes], bool]:
+    return lambda data: data.startswith(signatures)
+
+
+# DICOM first: its preamble may be made to look like another format, TIFF above all.
+DECODERS: list[Decoder] = [
+    Decoder("DICOM", is_dicom, decode_dicom),
+    Decoder("PNG", _starts(b"\x89PNG\r\n\x1a\n"), decode_image),
+    Decoder("JPEG", _starts(b"\xff\xd8\xff"), decode_image),
+    Decoder("TIFF", _starts(b"II*\x00", b"MM\x00*"), decode_image),
+    Decoder("PPM", _starts(b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"), decode_image),
+    Decoder("GIF", _starts(b"GIF87a", b"GIF89a"), decode_image),
+    Decoder("BMP", _starts(b"BM"), decode_image),
+]
+
+
+def decode_photograph(data: bytes, name: str, max_pixels: int, formats: Sequence[str] = FORMATS) -> Pixels:
+    """uint8 (H, W, 3), RGB, upright.
+
+    Raises:
+        ImageError: none of the formats, or damaged; ImageTooLarge: more than ``max_pixels``.
+    """
+    if not data:
+        raise ImageError(f"{name}: the file is empty")
+    for decoder in DECODERS:
+        if decoder.recognises(data):
+            if decoder.name not in formats:
+                raise ImageError(f"{name}: {decoder.name} is not accepted here; expected one of {', '.join(formats)}")
+            return decoder.decode(data, name, max_pixels)
+    raise ImageError(f"{name}: not an image; expected one of {', '.join(formats)}")
+
+
+SIDE = 512
+DARK = 35.0
+BRIGHT = 0.10
+SHARP = 0.022
+SMALL = 256
+
+
+def quality_warnings(pixels: Pixels, fov: NDArray[np.bool_]) -> list[str]:
+    """What a reader should know about a photograph that can be used all the same.
+
+    Measured at about 512 pixels inside the field of view: median brightness (dark), share of saturated
+    pixels (over-exposed), and the Laplacian's standard deviation over the brightness (blurred).
+
+    Args:
+        pixels: uint8 (H, W, 3).
+        fov: bool (H, W).
+    """
+    height, width = fov.shape
+    found = []
+    if max(height, width) < SMALL:
+        found.append(f"small: {width} x {height} pixels; details that were trained on cannot be in it")
+    shrink = min(1.0, SIDE / max(height, width))
+    size = max(1, round(width * shrink)), max(1, round(height * shrink))
+    small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+    inside = cv2.resize(fov.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+    inside = cv2.erode(inside, np.ones((9, 9), np.uint8)).astype(np.bool_)
+    if not inside.any():
+        return found
+    brightness = small.max(axis=2)
+    level = float(np.median(brightness[inside]))
+    if level < DARK:
+        found.append(f"dark: the median brightness inside the field of view is {level:.0f} of 255")
+    saturated = float((small.min(axis=2)[inside] >= 250).mean())
+    if saturated > BRIGHT:
+        found.append(f"over-exposed: {100 * saturated:.0f} % of the field of view is saturated")
+    detail = float(cv2.Laplacian(small[..., 1], cv2.CV_32F)[inside].std()) / max(
+        1.0, float(small[..., 1][inside].mean())
+    )
+    if detail < SHARP:
+        found.append("blurred: there is little fine detail inside the field of view")
+    return found

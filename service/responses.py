@@ -1,0 +1,95 @@
+"""Answers as JSON."""
+
+from __future__ import annotations
+
+import base64
+
+import numpy as np
+from numpy.typing import NDArray
+
+from interpreter.rendering import encode_labels, encode_picture
+from service.answers import Answer
+from service.options import Options
+from service.schemas import ClassResult, DomainResult, FieldOfView, RunLengths, SegmentResponse
+from store.geometry import Interpolation
+
+
+def to_response(answer: Answer, options: Options) -> SegmentResponse:
+    """The JSON form of an answer."""
+    height, width = answer.labels.shape
+    g, domain, fov = answer.geometry, answer.domain, answer.fov
+    mask = options.mask
+    return SegmentResponse(
+        image_id=answer.image_id,
+        key=answer.key,
+        width=width,
+        height=height,
+        model=answer.model,
+        version=answer.version,
+        spec=answer.spec,
+        timesteps=list(answer.timesteps),
+        classes=_classes(answer),
+        mean_agreement=answer.mean_agreement,
+        mean_uncertainty=float(answer.uncertainty[fov].mean()),
+        domain=None if domain is None else DomainResult(
+            distance=domain.distance, threshold=domain.threshold, abstain=domain.abstain
+        ),
+        abstain=None if domain is None else domain.abstain,
+        field_of_view=FieldOfView(top=g.top, left=g.left, height=g.box_height, width=g.box_width),
+        cached=answer.cached,
+        forwards=answer.forwards,
+        seconds={stage: round(seconds, 4) for stage, seconds in answer.seconds.items()},
+        mask_png=_base64(encode_labels(answer.labels, answer.colours)) if mask == "png" else None,
+        mask_rle=run_lengths(answer.labels) if mask == "rle" else None,
+        by_timestep=_by_timestep(answer) if options.by_timestep else None,
+        uncertainty_png=_uncertainty(answer) if options.uncertainty else None,
+        warnings=list(answer.warnings),
+    )  # fmt: skip
+
+
+def run_lengths(labels: NDArray[np.uint8]) -> RunLengths:
+    """A label map (H, W) as run lengths, row by row."""
+    flat = labels.ravel()
+    starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))
+    lengths = np.diff(np.concatenate([starts, [flat.size]]))
+    height, width = labels.shape
+    return RunLengths(height=height, width=width, values=flat[starts].tolist(), lengths=lengths.tolist())
+
+
+def _classes(answer: Answer) -> list[ClassResult]:
+    count, colours, fov = len(answer.classes), answer.colours, answer.fov
+    pixels = np.bincount(answer.labels.ravel(), minlength=count)
+    chosen, agreement = answer.prediction.labels[fov], answer.agreement[fov]
+    results = []
+    for i, name in enumerate(answer.classes):
+        here = chosen == i
+        some = bool(here.any())
+        results.append(
+            ClassResult(
+                id=i,
+                name=name,
+                colour=colours[(i - 1) % len(colours)] if i else None,
+                pixels=int(pixels[i]),
+                share=float(here.mean()),
+                score=float(answer.prediction.probabilities[i][fov][here].mean()) if some else None,
+                agreement=float(agreement[here].mean()) if some else None,
+            )
+        )
+    return results
+
+
+def _by_timestep(answer: Answer) -> dict[str, str]:
+    masks = {}
+    for t, labels in zip(answer.timesteps, answer.prediction.by_timestep, strict=True):
+        native = answer.native_map(labels, Interpolation.NEAREST).astype(np.uint8)
+        masks[str(t)] = _base64(encode_labels(native, answer.colours))
+    return masks
+
+
+def _uncertainty(answer: Answer) -> str:
+    native = answer.native_map(answer.uncertainty, Interpolation.LINEAR)
+    return _base64(encode_picture((255 * native).clip(0, 255).round().astype(np.uint8)))
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()

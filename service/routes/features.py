@@ -1,0 +1,108 @@
+"""Features: made once, described, and read block by block."""
+
+from __future__ import annotations
+
+import io
+from typing import Annotated
+
+import numpy as np
+from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+
+from service.context import Admitted, ReadyEngine, Shared, awaited
+from service.engine import Engine
+from service.errors import NoImage, NotFound, Unavailable
+from service.flights import Ticket
+from service.options import KEY_PATTERN
+from service.routes.problems import SEGMENT, problems
+from service.routes.segment import BODY
+from service.schemas import BlockInfo, FeaturesInfo
+from service.uploads import received
+from store.errors import MissingEntry, SpecError
+from store.features import Key
+from store.spec import FeatureSpec
+
+router = APIRouter(tags=["features"])
+_KEY = Annotated[str, Path(pattern=KEY_PATTERN, description="16 digits of the spec, a dot, the image's sha256")]
+
+
+@router.post(
+    "/v1/features", response_model=FeaturesInfo, responses=SEGMENT, openapi_extra=BODY, operation_id="make_features"
+)
+async def make(
+    request: Request,
+    engine: ReadyEngine,
+    context: Shared,
+    _key: Admitted,
+    model: Annotated[str | None, Query(max_length=200, description="that will read them")] = None,
+) -> FeaturesInfo:
+    """Have a photograph's features in the store; the key asks for masks later, without the photograph."""
+    upload = await received(request, context.settings.max_bytes)
+    if not upload.files:
+        raise NoImage("expected a photograph in the field 'image' or as the body")
+    name, data = upload.files[0]
+    ticket = Ticket(context.settings.deadline)
+    asked = await run_in_threadpool(engine.question, data, name, upload.fields.get("model", model))
+    kept = await awaited(request, engine, engine.ask_features(asked, ticket), ticket)
+    if any("could not be stored" in warning for warning in kept.warnings):
+        raise Unavailable("the features could not be stored; /readyz says why", retry_after=30)
+    info = await run_in_threadpool(described, engine, kept.key)
+    return info.model_copy(update={"cached": kept.cached, "forwards": kept.forwards})
+
+
+@router.get(
+    "/v1/features/{key}",
+    response_model=FeaturesInfo,
+    responses=problems(401, 404, 429, 503)
+    | {200: {"content": {"application/x-npy": {"schema": {"type": "string", "format": "binary"}}}}},
+    operation_id="read_features",
+)
+async def read(
+    key: _KEY,
+    engine: ReadyEngine,
+    _key: Admitted,
+    block: Annotated[str | None, Query(max_length=100, description="answer with this block, float32 .npy")] = None,
+    timestep: Annotated[int | None, Query(ge=0, le=1_000_000, description="of the block; all by default")] = None,
+) -> Response | FeaturesInfo:
+    """What is kept of a photograph: a description, or one block as ``.npy`` of shape (t, c, h, w)."""
+    if block is None:
+        return await run_in_threadpool(described, engine, key)
+    data = await run_in_threadpool(_block, engine, key, block, timestep)
+    return Response(data, media_type="application/x-npy")
+
+
+def described(engine: Engine, key: str) -> FeaturesInfo:
+    """What is known about stored features; NotFound if there are none."""
+    spec, entry_key, models = _located(engine, key)
+    stored = engine.storage.stored_bytes(spec, entry_key)
+    if stored is None:
+        raise NotFound("no such features here (any more)")
+    blocks = [BlockInfo(name=b.name, shape=[len(spec.timesteps), b.channels, b.height, b.width]) for b in spec.blocks]
+    return FeaturesInfo(
+        key=key,
+        image_id=entry_key.image_id,
+        spec=spec.digest,
+        timesteps=list(spec.timesteps),
+        blocks=blocks,
+        bytes=stored,
+        models=models,
+    )
+
+
+def _block(engine: Engine, key: str, block: str, timestep: int | None) -> bytes:
+    spec, entry_key, _ = _located(engine, key)
+    try:
+        maps = engine.storage.block(spec, entry_key, block, None if timestep is None else [timestep])
+    except (MissingEntry, SpecError) as error:
+        raise NotFound(str(error)) from error
+    buffer = io.BytesIO()
+    np.save(buffer, maps)
+    return buffer.getvalue()
+
+
+def _located(engine: Engine, key: str) -> tuple[FeatureSpec, Key, list[str]]:
+    digest, _, image_id = key.partition(".")
+    readers = [m for m in engine.models.by_name.values() if m.card.spec.digest.startswith(digest)]
+    if not readers:
+        raise NotFound(f"no model here reads features of the spec {digest}; see /v1/models")
+    return readers[0].card.spec, Key(image_id), [reader.name for reader in readers]

@@ -1,0 +1,170 @@
+"""Many photographs at once, segmented behind the requests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import Path as PathParameter
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
+
+from service.context import Admitted, Context, ReadyEngine, Shared
+from service.engine import Engine
+from service.errors import BadRequest, Conflict, Forbidden, NoImage, NotFound
+from service.job_runner import inside_allowed
+from service.jobs import FINISHED, JobRecord
+from service.options import Options, merged
+from service.outputs import negotiated
+from service.photographs import SUFFIXES
+from service.routes.problems import problems
+from service.schemas import JobProblem, JobStatus
+from service.uploads import received
+
+router = APIRouter(tags=["jobs"])
+_ID = Annotated[str, PathParameter(pattern="^[0-9a-f]{32}$", description="of the job")]
+
+
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "description": "Photographs, each in a field `image`; or nothing where `folder` is given.",
+        "required": False,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {"image": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                }
+            }
+        },
+    }
+}
+
+
+@router.post(
+    "/v1/jobs",
+    status_code=202,
+    response_model=JobStatus,
+    responses=problems(400, 401, 403, 404, 406, 413, 429, 503),
+    openapi_extra=_BODY,
+    operation_id="start_job",
+)
+async def start(
+    request: Request,
+    response: Response,
+    engine: ReadyEngine,
+    context: Shared,
+    key: Admitted,
+    options: Annotated[Options, Query()],
+    folder: Annotated[
+        str | None,
+        Header(alias="X-Folder", max_length=1000, description="NAME or NAME/PREFIX that the operator allowed"),
+    ] = None,
+) -> JobStatus:
+    """Segment many photographs: uploaded ones, or those of a folder that the operator allowed by name."""
+    upload = await received(request, context.settings.job_bytes, context.settings.job_images)
+    folder = upload.fields.pop("folder", folder)
+    options = _checked(merged(options, upload.fields), engine)
+    _, output = negotiated(options.output, "image/png")
+    options = options.model_copy(update={"output": options.output or "png"})
+    if folder is not None and upload.files:
+        raise BadRequest("expected photographs or a folder, found both")
+    if folder is not None:
+        paths = await run_in_threadpool(_photographs, folder, context)
+        names, data, sources = [path.name for path in paths], [], [str(path) for path in paths]
+    else:
+        names, data, sources = [name for name, _ in upload.files], [data for _, data in upload.files], []
+    if not names:
+        raise NoImage("expected photographs in fields 'image', or a folder with some")
+    record = await run_in_threadpool(context.jobs.create, key, options, output.suffix, names, data, sources)
+    if context.runner is not None:
+        context.runner.wake()
+    response.headers["Location"] = f"/v1/jobs/{record.id}"
+    return _status(record)
+
+
+@router.get("/v1/jobs", response_model=list[JobStatus], responses=problems(401, 429), operation_id="list_jobs")
+async def listed(context: Shared, key: Admitted) -> list[JobStatus]:
+    """The jobs of this key that are still kept, the oldest first."""
+    records = await run_in_threadpool(context.jobs.all)
+    return [_status(record) for record in records if record.owner == key]
+
+
+@router.get("/v1/jobs/{job_id}", response_model=JobStatus, responses=problems(401, 404, 429), operation_id="read_job")
+async def read(job_id: _ID, context: Shared, key: Admitted) -> JobStatus:
+    """How far a job is."""
+    return _status(await run_in_threadpool(context.jobs.get, job_id, key))
+
+
+@router.delete(
+    "/v1/jobs/{job_id}", response_model=JobStatus, responses=problems(401, 404, 409, 429), operation_id="cancel_job"
+)
+async def cancel(job_id: _ID, context: Shared, key: Admitted) -> JobStatus:
+    """Stop a job behind the photograph it is at; what is done can still be fetched."""
+    record = await run_in_threadpool(context.jobs.get, job_id, key)
+    return _status(await run_in_threadpool(context.jobs.cancel, record))
+
+
+@router.get(
+    "/v1/jobs/{job_id}/results",
+    response_class=StreamingResponse,
+    responses=problems(401, 404, 409, 429)
+    | {200: {"content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}}},
+    operation_id="read_job_results",
+)
+async def results(job_id: _ID, context: Shared, key: Admitted) -> StreamingResponse:
+    """A ZIP of all answers and of ``job.json``, which names the photographs that have none."""
+    record = await run_in_threadpool(context.jobs.get, job_id, key)
+    if record.state not in FINISHED:
+        raise Conflict(f"the job is {record.state}: {record.count('done')} of {len(record.items)} are done")
+    disposition = {"Content-Disposition": f'attachment; filename="{job_id}.zip"'}
+    return StreamingResponse(context.jobs.zipped(record), media_type="application/zip", headers=disposition)
+
+
+def _checked(options: Options, engine: Engine) -> Options:
+    """Options that every photograph of a job can be answered with; what is wrong is told now."""
+    if options.key is not None or options.fov_only:
+        raise BadRequest("a job takes photographs: no key, and no fov_only")
+    asked = engine.question(b"", "image", options.model, options.timesteps)
+    if unknown := sorted(set(options.labels or ()) - set(asked.model.card.task.classes)):
+        raise NotFound(f"no class {', '.join(unknown)} in this model")
+    return options
+
+
+def _photographs(folder: str, context: Context) -> list[Path]:
+    """Files of ``name`` or ``name/prefix``, where the operator allowed ``name``."""
+    name, _, prefix = folder.partition("/")
+    root = context.settings.folders.get(name)
+    if root is None:
+        known = ", ".join(context.settings.folders) or "none"
+        raise Forbidden(f"no folder {name[:40]!r} is allowed here; allowed: {known}")
+    below = root.expanduser() / prefix
+    if not inside_allowed(below, context.settings):
+        raise Forbidden("the prefix leads out of the folder")
+    if not below.is_dir():
+        raise NotFound("no such folder")
+    paths = sorted(path for path in below.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = [path for path in paths if inside_allowed(path, context.settings)]
+    if len(paths) > context.settings.job_images:
+        raise BadRequest(f"{len(paths)} photographs are more than {context.settings.job_images}; name a prefix")
+    return paths
+
+
+def _status(record: JobRecord) -> JobStatus:
+    done, failed = record.count("done"), record.count("failed")
+    failures = [
+        JobProblem(name=item.name, detail=item.problem or "") for item in record.items if item.state == "failed"
+    ]
+    return JobStatus(
+        id=record.id,
+        state=record.state,
+        total=len(record.items),
+        done=done,
+        failed=failed,
+        progress=(done + failed) / max(1, len(record.items)),
+        created=record.created,
+        finished=record.finished,
+        problems=failures[:100],
+        results=f"/v1/jobs/{record.id}/results",
+    )

@@ -1,0 +1,48 @@
+"""Which models there are, and loading them anew."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from fastapi.concurrency import run_in_threadpool
+
+from service.context import Admitted, ReadyEngine, Shared
+from service.errors import Forbidden
+from service.models import Model
+from service.routes.problems import problems
+from service.schemas import ModelInfo, Reloaded
+
+router = APIRouter(tags=["models"])
+
+
+@router.get("/v1/models", response_model=list[ModelInfo], responses=problems(401, 429, 503), operation_id="list_models")
+async def models(engine: ReadyEngine, _key: Admitted) -> list[ModelInfo]:
+    """Every model, the default first."""
+    return [described(model, model is engine.models.default) for model in engine.models.by_name.values()]
+
+
+@router.post("/v1/reload", response_model=Reloaded, responses=problems(401, 403, 409, 429, 503), operation_id="reload")
+async def reload(context: Shared, key: Admitted) -> Reloaded:
+    """Read settings, keys and models anew, without a pause; for keys that the operator named in ``admins``."""
+    if key not in context.settings.admins:
+        raise Forbidden("only the keys named in admins may reload")
+    return Reloaded(models=await run_in_threadpool(context.reload))
+
+
+def described(model: Model, default: bool) -> ModelInfo:
+    """What clients should know about a model."""
+    card = model.card
+    return ModelInfo(
+        name=model.name,
+        version=model.version,
+        default=default,
+        classes=list(card.task.classes),
+        colours=list(card.task.colours),
+        timesteps=list(card.spec.timesteps),
+        spec=card.spec.digest,
+        backbone=card.spec.backbone,
+        resolution=card.spec.resolution,
+        domain_threshold=None if model.domain is None else model.domain.threshold,
+        metrics={name: value for name, value in card.metrics.items() if isinstance(value, (int, float))},
+        training_images=len(card.training_ids),
+        licence=card.licence,
+    )

@@ -1,0 +1,43 @@
+"""Every error status of the API, with an example, for OpenAPI."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from service.schemas import Problem
+
+_TEXTS = {
+    400: ("The request cannot be meant", "expected a file in the field 'image'"),
+    401: ("No API key, or one that is not known", "this API key is not known"),
+    403: ("The key may not do this", "only the keys named in admins may reload"),
+    404: ("Not here", "no model 'discs' here; there are vessels"),
+    406: ("Nothing that the client accepts can be answered", "cannot answer with text/plain"),
+    409: ("Not in this state", "the job is running"),
+    413: ("Too many bytes or pixels", "eye.png: 40000 x 40000 pixels are more than 50000000"),
+    415: ("Not an image, or a damaged one", "eye.png: damaged or truncated image"),
+    422: ("A photograph without a field of view, or options that cannot be meant", "eye.png: too dark"),
+    429: ("This key's rate or concurrency is used up", "more than 60 requests a minute of this key"),
+    500: ("Unexpected; the log has more", "internal error; the log of the service has more"),
+    503: ("Not ready, or the queue is full; Retry-After says when to ask again", "models are still being loaded"),
+    504: ("The deadline passed while the answer was being made", "the deadline passed while segmenting"),
+}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's responses for these statuses, 422 and 500 among them."""
+    found: dict[int | str, dict[str, Any]] = {}
+    for status in sorted({*statuses, 422, 500}):
+        description, example = _TEXTS[status]
+        response: dict[str, Any] = {
+            "model": Problem,
+            "description": description,
+            "content": {"application/json": {"example": {"detail": example}}},
+        }
+        if status in (429, 503):
+            response["headers"] = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
+        found[status] = response
+    return found
+
+
+SEGMENT = problems(400, 401, 404, 406, 413, 415, 429, 503, 504)
+"""Of requests that carry a photograph."""

@@ -1,0 +1,113 @@
+"""One photograph in, one answer out."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+
+from service.answers import Answer
+from service.context import Admitted, ReadyEngine, Shared, awaited
+from service.engine import Engine
+from service.errors import BadRequest, NoImage
+from service.flights import Ticket
+from service.options import Options, merged
+from service.outputs import OUTPUTS, Source, negotiated
+from service.routes.problems import SEGMENT
+from service.schemas import SegmentResponse
+from service.uploads import received
+
+router = APIRouter(tags=["segment"])
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+BODY: dict[str, Any] = {
+    "requestBody": {
+        "description": "The photograph, or nothing where `key` is given. Options may be form fields, too.",
+        "required": False,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {"image": {"type": "string", "format": "binary"}},
+                }
+            },
+            **dict.fromkeys(
+                ("image/png", "image/jpeg", "image/tiff", "application/dicom", "application/octet-stream"), _BINARY
+            ),
+        },
+    }
+}
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The answer in the form that `output` or `Accept` asks for",
+        "content": {one.media_type: _BINARY for one in OUTPUTS.values() if one.media_type != "application/json"},
+        "headers": {
+            "X-Image-Id": {"description": "sha256 of the photograph", "schema": {"type": "string"}},
+            "X-Cached": {"description": "the features were there already", "schema": {"type": "boolean"}},
+        },
+    }
+}
+
+
+@router.post(
+    "/v1/segment",
+    response_model=SegmentResponse,
+    responses=_ANSWERS | SEGMENT,
+    openapi_extra=BODY,
+    operation_id="segment",
+)
+@router.post(
+    "/segment",
+    response_model=SegmentResponse,
+    responses=_ANSWERS | SEGMENT,
+    openapi_extra=BODY,
+    operation_id="segment_short",
+)
+async def segment(
+    request: Request, engine: ReadyEngine, context: Shared, _key: Admitted, options: Annotated[Options, Query()]
+) -> Response:
+    """Segment one photograph, or features that are in the store."""
+    upload = await received(request, context.settings.max_bytes)
+    options = merged(options, upload.fields)
+    name, output = negotiated(options.output, request.headers.get("accept", "*/*"))
+    file, data = upload.files[0] if upload.files else ("image", None)
+    if options.key is None and data is None:
+        raise NoImage("expected a photograph in the field 'image' or as the body, or a key of /v1/features")
+    if options.key is not None and data is not None:
+        raise BadRequest("expected a photograph or a key, found both")
+    source = Source(data, file, context.settings.max_pixels)
+    output.check(source)
+    answer = await answered(request, engine, options, file, data, context.settings.deadline)
+    started = time.perf_counter()
+    body = await run_in_threadpool(lambda: output.render(options.applied(answer), options, source))
+    engine.metrics.observe("render", time.perf_counter() - started)
+    headers = {
+        "X-Image-Id": answer.image_id,
+        "X-Cached": str(answer.cached).lower(),
+        "X-Output": name,
+        "X-Engine-Seconds": f"{sum(answer.seconds.values()):.4f}",
+    }
+    if answer.domain is not None:
+        headers["X-Abstain"] = str(answer.domain.abstain).lower()
+    return Response(body, media_type=output.media_type, headers=headers)
+
+
+async def answered(
+    request: Request, engine: Engine, options: Options, name: str, data: bytes | None, deadline: float
+) -> Answer:
+    """The answer: a finished one, or the next one to be made."""
+    ticket = Ticket(deadline)
+    if options.fov_only:
+        if data is None:
+            raise NoImage("the field of view is found in the photograph; send it instead of its key")
+        return await awaited(request, engine, engine.ask_field_of_view(data, name, ticket), ticket)
+    if data is None:
+        assert options.key is not None
+        asked = engine.question_by_key(options.key, options.model, options.timesteps)
+    else:
+        asked = await run_in_threadpool(engine.question, data, name, options.model, options.timesteps)
+    known = engine.finished(asked)
+    if known is not None:
+        return known
+    return await awaited(request, engine, engine.ask(asked, ticket), ticket)

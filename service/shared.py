@@ -1,0 +1,59 @@
+"""What two workers need at once is made by one of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Generic, TypeVar
+
+from service.errors import Abandoned
+
+T = TypeVar("T")
+Wanted = Callable[[], bool]
+
+
+class Shared(Generic[T]):
+    """Work by key: the first caller does it in its own thread, the others wait for its result."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._under_way: dict[Hashable, tuple[Future[T], list[Wanted]]] = {}
+
+    def once(self, key: Hashable, wanted: Wanted, work: Callable[[Wanted], T]) -> T:
+        """The result of ``work``, which is told how to ask whether anybody still wants it.
+
+        Raises:
+            Abandoned: not wanted any more while another caller's work was waited for.
+        """
+        with self._lock:
+            known = self._under_way.get(key)
+            if known is not None:
+                known[1].append(wanted)
+            else:
+                future, all_wanted = self._under_way[key] = Future(), [wanted]
+        if known is not None:
+            return _waited_for(known[0], wanted)
+        try:
+            result = work(lambda: any(one() for one in list(all_wanted)))
+        except BaseException as error:
+            self._done(key)
+            future.set_exception(error)
+            raise
+        self._done(key)
+        future.set_result(result)
+        return result
+
+    def _done(self, key: Hashable) -> None:
+        with self._lock:
+            del self._under_way[key]
+
+
+def _waited_for(future: Future[T], wanted: Wanted) -> T:
+    while True:
+        try:
+            return future.result(0.25)
+        except FutureTimeout:
+            if not wanted():
+                raise Abandoned("nobody waits for this answer any more") from None

@@ -1,0 +1,91 @@
+"""Photographs in the bodies of requests: raw, or multipart. Everything is held in memory, nothing is spooled."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import NamedTuple
+
+from fastapi import Request
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from service.errors import BadRequest, BodyTooLarge, NoImage
+
+RAW_TYPES = ("image/", "application/octet-stream", "application/dicom")
+
+
+class Upload(NamedTuple):
+    """What a body brought.
+
+    Attributes:
+        files: (name, bytes) of each.
+        fields: text fields.
+    """
+
+    files: list[tuple[str, bytes]]
+    fields: dict[str, str]
+
+
+class _InMemory(MultiPartParser):
+    """Multipart without temporary files; the limit of bytes is kept before it is parsed."""
+
+    spool_max_size = 2**62
+
+
+async def received(request: Request, limit: int, files: int = 1) -> Upload:
+    """The body, cut off with BodyTooLarge: a length need not be declared, or true.
+
+    Raises:
+        BadRequest: multipart that is none, more files than expected, or no body that is known.
+    """
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit:
+        raise BodyTooLarge(f"the request has {declared} bytes, the limit is {limit}")
+    content_type = request.headers.get("content-type", "").lower()
+    if content_type.startswith("multipart/form-data"):
+        return await _multipart(request, limit, files)
+    if content_type.startswith(RAW_TYPES):
+        data = b"".join([chunk async for chunk in _limited(request, limit)])
+        return Upload([("image", data)] if data else [], {})
+    if any([chunk async for chunk in _limited(request, limit)]):
+        raise NoImage(
+            "expected multipart/form-data with the photograph in the field 'image', or its bytes as image/* or "
+            "application/octet-stream"
+        )
+    return Upload([], {})
+
+
+async def _multipart(request: Request, limit: int, files: int) -> Upload:
+    parser = _InMemory(request.headers, _limited(request, limit), max_files=files, max_fields=20, max_part_size=10_000)
+    try:
+        form = await parser.parse()
+        uploads = [(key, value) for key, value in form.multi_items() if isinstance(value, UploadFile)]
+        if strange := [key for key, _ in uploads if key != "image"]:
+            raise NoImage(f"expected photographs in the field 'image', found a file in {strange[0][:40]!r}")
+        fields: dict[str, str] = {}
+        for key, value in form.multi_items():
+            if isinstance(value, str):
+                fields[key] = f"{fields[key]},{value}" if key in fields else value
+        return Upload([(_plain(file.filename), await file.read()) for _, file in uploads], fields)
+    except (MultiPartException, KeyError, ValueError, UnicodeError) as error:
+        raise BadRequest(f"not multipart as it should be ({error})") from error
+    finally:
+        for file in parser._files_to_close_on_error:  # those of parts that never ended are in no form
+            file.close()
+
+
+async def _limited(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
+    count = 0
+    async for chunk in request.stream():
+        count += len(chunk)
+        if count > limit:
+            raise BodyTooLarge(f"the request has more than {limit} bytes")
+        yield chunk
+
+
+def _plain(filename: str | None) -> str:
+    """The last part of a file's name, for messages and results; never a path."""
+    name = Path((filename or "image").replace("\\", "/")).name
+    return re.sub(r"[^\w.\- ()]", "_", name)[:100] or "image"

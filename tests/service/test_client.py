@@ -1,0 +1,136 @@
+"""The Python client against a service of its own process, which is killed and started again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from interpreter.rendering import encode_labels
+from service.client import Client, Refused
+from service.engine import Engine
+from store import FeatureStore
+from tests.service.conftest import png
+
+MakeEngine = Callable[..., Engine]
+
+
+@contextmanager
+def service(model: Path, folder: Path, **settings: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A service in a process of its own, ready; and where it is."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    given = {"DIFFDGSS_JOBS": str(folder / "jobs"), "OMP_NUM_THREADS": "1"} | settings
+    call = [sys.executable, "-m", "service.cli", "--model", str(model), "--store", str(folder / "features.zarr")]
+    with (folder / "log").open("ab") as log:
+        process = subprocess.Popen([*call, "--port", str(port)], env=os.environ | given, stderr=log, stdout=log)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(1200):
+            assert process.poll() is None, (folder / "log").read_text()
+            try:
+                if httpx.get(f"{url}/readyz").status_code == 200:
+                    break
+            except httpx.TransportError:
+                pass
+            time.sleep(0.05)
+        yield process, url
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            assert process.wait(30) in (0, -signal.SIGTERM)  # uvicorn passes the signal on when it is done
+
+
+@pytest.mark.slow
+def test_it_is_killed_and_goes_on(model_folder: Path, make_engine: MakeEngine, tmp_path: Path) -> None:
+    images = [png(seed) for seed in range(200, 224)]
+    with service(model_folder, tmp_path) as (process, url), Client(url, patience=0) as client:
+        job = client.start_job(images, output="png")
+        while client.job(job.id).done < 2:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)  # in the middle of an image
+        process.wait(10)
+        with pytest.raises(httpx.TransportError):
+            client.ready()
+    store = FeatureStore(tmp_path / "features.zarr")
+    spec = store.specs()[0]
+    complete = [key for key in store.keys(spec) if store.has(spec, key)]
+    assert all(store.verify(spec, key) == [] for key in complete)  # what has a marker is whole
+    with service(model_folder, tmp_path) as (_, url), Client(url) as client:
+        seen: list[float] = []
+        status = client.finished_job(job.id, 0.05, lambda now: seen.append(now.progress))
+        assert (status.state, status.done, status.failed) == ("done", 24, 0)
+        assert seen[0] > 0  # it did not begin anew
+        assert seen == sorted(seen)
+        assert client.job_results(job.id)[:2] == b"PK"
+        expected = make_engine().segment(images[0])
+        assert client.written(images[0], "png") == encode_labels(expected.labels, expected.colours)
+        assert client.ready().status == "ready"
+
+
+def test_everything_a_client_can_ask(model_folder: Path, tmp_path: Path) -> None:
+    photograph = tmp_path / "eye.png"
+    photograph.write_bytes(png(9))
+    keys = '{"clinic": "secret"}'
+    with service(model_folder, tmp_path, DIFFDGSS_API_KEYS=keys) as (_, url):
+        with Client(url) as stranger, pytest.raises(Refused, match="401: expected an API key"):
+            stranger.models()
+        with Client(url, "secret") as client:
+            answer = client.segment(photograph, timesteps=[1, 10], by_timestep=True)
+            assert answer.timesteps == [1, 10]
+            assert set(answer.by_timestep or ()) == {"1", "10"}
+            mask = client.mask(photograph)
+            assert mask.shape == (answer.height, answer.width)
+            features = client.features(photograph)
+            assert features.key == answer.key
+            np.testing.assert_array_equal(client.mask(key=features.key), mask)
+            block = features.blocks[0]
+            assert list(client.block(features.key, block.name).shape) == block.shape
+            assert client.block(features.key, block.name, timestep=1).shape[0] == 1
+            assert [model.name for model in client.models()] == ["vessels"]
+            with pytest.raises(Refused) as refused:
+                client.segment(b"rubbish")
+            assert (refused.value.status, refused.value.retry_after) == (415, None)
+            assert "not an image" in refused.value.detail
+
+
+def test_a_busy_service_is_asked_again_when_it_says() -> None:
+    answers = iter([httpx.Response(503, json={"detail": "busy"}, headers={"Retry-After": "0"})] * 2)
+
+    def answer(_request: httpx.Request) -> httpx.Response:
+        return next(answers, httpx.Response(200, json=[]))
+
+    with Client(transport=httpx.MockTransport(answer)) as client:
+        assert client.models() == []
+    refusal = httpx.Response(503, text="no JSON", headers={"Retry-After": "0"})
+    with Client(transport=httpx.MockTransport(lambda _: refusal), patience=1) as client, pytest.raises(Refused) as told:
+        client.models()
+    assert (told.value.status, told.value.detail) == (503, "no JSON")
+
+
+@pytest.mark.slow
+def test_a_client_that_goes_away_leaves_the_queue(model_folder: Path, tmp_path: Path) -> None:
+    large = np.random.default_rng(0).integers(60, 255, (3000, 3000, 3), dtype=np.uint8)
+    Image.fromarray(large).save(tmp_path / "large.ppm")
+    with service(model_folder, tmp_path) as (_, url):
+        with pytest.raises(httpx.TimeoutException), Client(url, timeout=0.2) as hasty:
+            hasty.segment(tmp_path / "large.ppm")
+        for _ in range(200):
+            text = httpx.get(f"{url}/metrics").text
+            if "diffdgss_queue_length 0.0" in text and "diffdgss_requests_in_flight 1.0" in text:
+                break
+            time.sleep(0.05)
+        assert "diffdgss_queue_length 0.0" in text
+        assert 'status="500"' not in text

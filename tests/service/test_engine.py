@@ -1,0 +1,275 @@
+"""The engine does things once, in turn, in bounded room, and stops what nobody waits for."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from service.answers import AnswerCache
+from service.engine import Engine
+from service.errors import Abandoned, Busy, DeadlinePassed
+from service.flights import Flight, Flights, Ticket
+from service.models import Model, Models
+from service.shared import Shared
+from tests.service.conftest import png, post, serving
+
+MakeEngine = Callable[..., Engine]
+
+
+class Gate:
+    """Work that waits until it is let go."""
+
+    def __init__(self) -> None:
+        self.begun, self.go = threading.Event(), threading.Event()
+        self.runs = 0
+
+    def work(self, _flight: Flight[int]) -> int:
+        self.runs += 1
+        self.begun.set()
+        assert self.go.wait(10)
+        return self.runs
+
+
+@pytest.fixture
+def blocked() -> tuple[Flights[int], Gate]:
+    """One worker that is busy, and room for one more."""
+    flights, gate = Flights[int](workers=1, capacity=2), Gate()
+    flights.join("first", Ticket(), gate.work)
+    assert gate.begun.wait(5)
+    return flights, gate
+
+
+def test_the_same_question_is_answered_once(blocked: tuple[Flights[int], Gate]) -> None:
+    flights, gate = blocked
+    tickets = [Ticket() for _ in range(5)]
+    joined = [flights.join("first", ticket, gate.work) for ticket in tickets]
+    gate.go.set()
+    assert [flights.wait(flight, ticket) for flight, ticket in zip(joined, tickets, strict=True)] == [1] * 5
+    assert gate.runs == 1
+    assert flights.count == 0
+
+
+def test_a_full_queue_refuses_and_the_patient_wait(blocked: tuple[Flights[int], Gate]) -> None:
+    flights, gate = blocked
+    flights.join("second", Ticket(), lambda _: 2)
+    with pytest.raises(Busy, match="2 images are at work or waiting"):
+        flights.join("third", Ticket(), lambda _: 3)
+    with ThreadPoolExecutor(1) as pool:
+        ticket = Ticket()
+        patient = pool.submit(flights.join, "third", ticket, lambda _: 3, patient=True)
+        time.sleep(0.05)
+        assert not patient.done()
+        gate.go.set()
+        assert flights.wait(patient.result(5), ticket) == 3
+
+
+def test_what_nobody_waits_for_leaves_the_queue(blocked: tuple[Flights[int], Gate]) -> None:
+    flights, gate = blocked
+    one, other = Ticket(), Ticket()
+    done: list[int] = []
+    flight = flights.join("second", one, lambda _: done.append(1) or 2)  # type: ignore[func-returns-value]
+    assert flights.join("second", other, lambda _: 2) is flight
+    flights.leave(flight, one)
+    assert flights.count == 2  # somebody still waits
+    flights.leave(flight, other)
+    assert flights.count == 1
+    gate.go.set()
+    flights.close()
+    assert done == []
+
+
+def test_a_deadline_in_the_queue_is_the_load_and_at_work_it_is_the_work(blocked: tuple[Flights[int], Gate]) -> None:
+    flights, gate = blocked
+    late = Ticket(0.05)
+    with pytest.raises(Busy, match="before the image's turn came"):
+        flights.wait(flights.join("second", late, lambda _: 2), late)
+    slow = Ticket(0.05)
+    with pytest.raises(DeadlinePassed):
+        flights.wait(flights.join("first", slow, gate.work), slow)
+    gate.go.set()
+
+
+def test_stopping_finishes_what_has_begun(blocked: tuple[Flights[int], Gate]) -> None:
+    flights, gate = blocked
+    waiting, ticket = flights.join("second", Ticket(), lambda _: 2), Ticket()
+    begun = flights.join("first", ticket, gate.work)
+    closing = threading.Thread(target=flights.close)
+    closing.start()
+    gate.go.set()
+    closing.join(5)
+    assert flights.wait(begun, ticket) == 1
+    assert waiting.future.cancelled()
+    with pytest.raises(Busy, match="stopping"):
+        flights.join("third", Ticket(), lambda _: 3)
+
+
+def test_errors_reach_everybody_who_waits() -> None:
+    flights, gate = Flights[int](1, 4), Gate()
+
+    def fail(flight: Flight[int]) -> int:
+        gate.work(flight)
+        raise ValueError("no")
+
+    tickets = Ticket(), Ticket()
+    joined = [flights.join("a", ticket, fail) for ticket in tickets]
+    gate.go.set()
+    for flight, ticket in zip(joined, tickets, strict=True):
+        with pytest.raises(ValueError, match="no"):
+            flights.wait(flight, ticket)
+    assert flights.count == 0
+
+
+def test_shared_work_is_done_by_the_first_and_given_up_by_nobody_else() -> None:
+    shared, gate = Shared[int](), Gate()
+
+    def work(wanted: Callable[[], bool]) -> int:
+        gate.begun.set()
+        assert gate.go.wait(5)
+        assert wanted()  # the first has gone, the second has not
+        return 7
+
+    with ThreadPoolExecutor(3) as pool:
+        first_waits = True
+        first = pool.submit(shared.once, "k", lambda: first_waits, work)
+        assert gate.begun.wait(5)
+        second = pool.submit(shared.once, "k", lambda: True, work)
+        gone = pool.submit(shared.once, "k", lambda: False, work)
+        with pytest.raises(Abandoned):
+            gone.result(5)
+        first_waits = False
+        gate.go.set()
+        assert (first.result(5), second.result(5)) == (7, 7)
+
+
+def test_many_clients_and_few_images_are_answered_alike(make_engine: MakeEngine) -> None:
+    engine = make_engine(queue=64)
+    images = [png(seed) for seed in (60, 61, 62)]
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(engine.segment, images * 8))
+    for i, image in enumerate(images):
+        alone = engine.segment(image)
+        for answer in answers[i::3]:
+            np.testing.assert_array_equal(answer.labels, alone.labels)
+    assert engine.models.default.extractor.forwards == 9  # each image was inverted once
+
+
+def test_photographs_that_wait_are_inverted_together(make_engine: MakeEngine) -> None:
+    engine = make_engine(batch=4, batch_wait=5.0)
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(engine.segment, [png(seed) for seed in range(70, 74)]))
+    assert [answer.cached for answer in answers] == [False] * 4
+    text = engine.metrics.text().decode()
+    assert "diffdgss_batch_size_sum 4.0" in text
+    assert "diffdgss_batch_size_count 1.0" in text
+    for seed, answer in zip(range(70, 74), answers, strict=True):
+        alone = make_engine().segment(png(seed))
+        assert (answer.labels != alone.labels).mean() < 0.01  # batches may differ in last bits, and no more
+
+
+def test_finished_answers_need_no_store_and_no_network(make_engine: MakeEngine) -> None:
+    engine = make_engine(answers_bytes=10_000_000)
+    first, again = engine.segment(png(80)), engine.segment(png(80))
+    assert (first.cached, again.cached, again.forwards, again.seconds) == (False, True, 0, {})
+    np.testing.assert_array_equal(first.labels, again.labels)
+    assert 'source="answers"' in engine.metrics.text().decode()
+
+
+def test_the_cache_of_answers_is_bounded(make_engine: MakeEngine) -> None:
+    answer = make_engine().segment(png(81))
+    cache = AnswerCache(2 * answer.nbytes)
+    for name in "abc":
+        cache.put(name, answer)
+    assert cache.bytes == 2 * answer.nbytes
+    assert cache.get("a") is None
+    assert cache.get("c") is not None
+    cache.put("c", answer)
+    assert cache.bytes == 2 * answer.nbytes
+    small = AnswerCache(answer.nbytes - 1)
+    small.put("a", answer)
+    assert (small.get("a"), small.bytes) == (None, 0)
+
+
+def test_models_of_one_spec_share_an_inversion(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    model = engine.models.default
+    twin = Model("twin", model.interpreter, model.card, model.extractor, "2")
+    engine.models = Models([model, twin])
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda name: engine.segment(png(82), model=name), ["vessels", "twin"])
+    assert one.forwards + other.forwards == 3
+    np.testing.assert_array_equal(one.labels, other.labels)
+    assert (one.model, other.model) == ("vessels", "twin")
+
+
+def test_models_are_replaced_without_a_pause(make_engine: MakeEngine) -> None:
+    engine = make_engine(answers_bytes=10_000_000)
+    engine.segment(png(83))
+    model = engine.models.default
+    engine.replace_models(Models([Model("renamed", model.interpreter, model.card, model.extractor, "2")]))
+    answer = engine.segment(png(83))
+    assert (answer.model, answer.version) == ("renamed", "2")
+    assert answer.cached  # its features; the answer itself was the old model's
+
+
+def test_a_full_service_says_when_to_ask_again(make_engine: MakeEngine) -> None:
+    engine = make_engine(queue=1)
+    gate = threading.Event()
+    with serving(engine) as client, ThreadPoolExecutor(1) as pool:
+        client.app.state.engine.result()  # type: ignore[attr-defined]
+        busy = pool.submit(engine.device.run, lambda: gate.wait(20), lambda: True)
+        waiting = engine.ask(engine.question(png(84)), Ticket())
+        refused = post(client, png(85))
+        assert refused.status_code == 503
+        assert int(refused.headers["Retry-After"]) >= 1
+        gate.set()
+        assert busy.result(5)
+        assert waiting.future.result(20).forwards == 3
+        assert post(client, png(85)).status_code == 200
+
+
+def test_a_deadline_is_told(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    gate = threading.Event()
+    with serving(engine, deadline=0.2) as client, ThreadPoolExecutor(1) as pool:
+        client.app.state.engine.result()  # type: ignore[attr-defined]
+        busy = pool.submit(engine.device.run, lambda: gate.wait(20), lambda: True)
+        answer = post(client, png(86))
+        assert answer.status_code == 504
+        assert "deadline passed" in answer.json()["detail"]
+        gate.set()
+        assert busy.result(5)
+
+
+def test_one_photograph_that_cannot_be_held_is_its_own_trouble(make_engine: MakeEngine) -> None:
+    engine = make_engine(batch=2, batch_wait=5.0)
+    model = engine.models.default
+    good = model.extractor.prepare(png(87))
+    bad = model.extractor.prepare(png(88))
+    bad.input.x0.fill_(float("nan"))
+    with ThreadPoolExecutor(2) as pool:
+        fine = pool.submit(engine.device.invert, model.extractor, good, lambda: True)
+        wrong = pool.submit(engine.device.invert, model.extractor, bad, lambda: True)
+        assert set(fine.result(20).maps) == {"block_0", "block_2"}
+        with pytest.raises(ArithmeticError):
+            wrong.result(20)
+
+
+def test_the_application_answers_while_others_wait(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    gate = threading.Event()
+    with serving(engine) as client, ThreadPoolExecutor(2) as pool:
+        assert isinstance(client, TestClient)
+        client.app.state.engine.result()  # type: ignore[attr-defined]
+        busy = pool.submit(engine.device.run, lambda: gate.wait(20), lambda: True)
+        slow = pool.submit(post, client, png(89))
+        assert client.get("/healthz").status_code == 200
+        assert client.get("/readyz").status_code == 200
+        gate.set()
+        assert busy.result(5)
+        assert slow.result(20).status_code == 200

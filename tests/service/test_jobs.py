@@ -1,0 +1,181 @@
+"""Jobs: done behind the requests, cancelled, resumed, fetched as ZIP, and nobody else's business."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from interpreter.rendering import encode_labels
+from service.engine import Engine
+from service.errors import Unavailable
+from service.job_runner import JobRunner
+from service.jobs import Jobs
+from service.options import Options
+from service.settings import Settings
+from store.objects import open_objects
+from tests.service.conftest import png, serving
+
+MakeEngine = Callable[..., Engine]
+
+
+def finished(client: TestClient, job: dict[str, Any]) -> dict[str, Any]:
+    for _ in range(400):
+        status: dict[str, Any] = client.get(f"/v1/jobs/{job['id']}").json()
+        if status["finished"] is not None:
+            return status
+        time.sleep(0.05)
+    raise AssertionError("the job did not end")
+
+
+def uploads(*data: bytes) -> list[tuple[str, tuple[str, bytes]]]:
+    return [("image", (f"eye {i}.png", one)) for i, one in enumerate(data)]
+
+
+def test_a_job_from_upload_to_zip(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    with serving(engine) as client:
+        client.app.state.engine.result()  # type: ignore[attr-defined]
+        started = client.post("/v1/jobs", files=uploads(png(1), b"rubbish", png(2)))
+        assert started.status_code == 202
+        assert started.headers["location"] == f"/v1/jobs/{started.json()['id']}"
+        status = finished(client, started.json())
+        assert (status["state"], status["done"], status["failed"], status["progress"]) == ("done", 2, 1, 1.0)
+        assert status["problems"][0]["name"] == "eye 1.png"
+        assert "not an image" in status["problems"][0]["detail"]
+        archive = zipfile.ZipFile(io.BytesIO(client.get(status["results"]).content))
+        assert archive.testzip() is None
+        assert archive.namelist() == ["00000_eye 0.png", "00002_eye 2.png", "job.json"]
+        for name, seed in (("00000_eye 0.png", 1), ("00002_eye 2.png", 2)):
+            answer = engine.segment(png(seed))
+            assert archive.read(name) == encode_labels(answer.labels, answer.colours)
+        assert [job["id"] for job in client.get("/v1/jobs").json()] == [status["id"]]
+        assert client.delete(f"/v1/jobs/{status['id']}").status_code == 409
+
+
+def test_a_job_of_a_folder_that_is_allowed(make_engine: MakeEngine, tmp_path: Path) -> None:
+    allowed, secret = tmp_path / "allowed", tmp_path / "secret"
+    for folder in (allowed / "ward", secret):
+        folder.mkdir(parents=True)
+        (folder / "eye.png").write_bytes(png(3))
+    (allowed / "ward" / "notes.txt").write_text("no photograph")
+    (allowed / "ward" / "link.png").symlink_to(secret / "eye.png")
+    with serving(make_engine(), folders={"clinic": allowed}) as client:
+        client.app.state.engine.result()  # type: ignore[attr-defined]
+        started = client.post("/v1/jobs", headers={"X-Folder": "clinic/ward"}, params={"output": "json", "mask": "rle"})
+        assert started.status_code == 202, started.text
+        status = finished(client, started.json())
+        assert (status["total"], status["done"]) == (1, 1)  # the link leads out and is not followed
+        assert str(tmp_path) not in client.get(status["results"]).text
+        for folder, expected in [
+            ("clinic/../secret", 403),
+            ("secret", 403),
+            (str(secret), 403),
+            ("clinic/nothing", 404),
+            ("clinic//etc", 403),
+        ]:
+            assert client.post("/v1/jobs", headers={"X-Folder": folder}).status_code == expected, folder
+
+
+def test_what_cannot_be_meant_is_told_at_once(make_engine: MakeEngine) -> None:
+    with serving(make_engine(), job_images=2, job_bytes=100_000) as client:
+        client.app.state.engine.result()  # type: ignore[attr-defined]
+        assert client.post("/v1/jobs").status_code == 400
+        assert client.post("/v1/jobs", files=uploads(png(1)), params={"output": "docx"}).status_code == 406
+        assert client.post("/v1/jobs", files=uploads(png(1)), params={"labels": "disc"}).status_code == 404
+        assert client.post("/v1/jobs", files=uploads(png(1)), params={"fov_only": True}).status_code == 400
+        assert client.post("/v1/jobs", files=uploads(*[png(1)] * 3)).status_code == 400
+        assert client.post("/v1/jobs", files=uploads(b"0" * 200_000)).status_code == 413
+        for missing in ("0" * 32, "f" * 32):
+            assert client.get(f"/v1/jobs/{missing}").status_code == 404
+        assert client.get("/v1/jobs/../../etc/passwd").status_code == 404
+        assert client.get("/v1/jobs/xyz").status_code == 422
+
+
+def test_a_job_is_cancelled_behind_the_image_it_is_at(make_engine: MakeEngine) -> None:
+    engine, gate = make_engine(), threading.Event()
+    with serving(engine) as client, ThreadPoolExecutor(1) as pool:
+        client.app.state.engine.result()  # type: ignore[attr-defined]
+        busy = pool.submit(engine.device.run, lambda: gate.wait(20), lambda: True)
+        job = client.post("/v1/jobs", files=uploads(*[png(seed) for seed in range(10, 16)])).json()
+        assert client.get(f"/v1/jobs/{job['id']}/results").status_code == 409
+        assert client.delete(f"/v1/jobs/{job['id']}").json()["state"] == "cancelled"
+        gate.set()
+        assert busy.result(5)
+        time.sleep(0.3)
+        status = client.get(f"/v1/jobs/{job['id']}").json()
+        assert status["state"] == "cancelled"
+        assert status["done"] <= 3
+        assert client.get(status["results"]).status_code == 200
+
+
+def test_a_job_goes_on_where_a_killed_service_left_it(make_engine: MakeEngine, tmp_path: Path) -> None:
+    settings = Settings(jobs=tmp_path, keep_nothing=False)
+    jobs = Jobs(open_objects(tmp_path), 10, 24)
+    record = jobs.create("anybody", Options(output="png"), ".png", ["a.png", "b.png"], [png(4), png(5)])
+    record.state, record.items[0].state = "running", "done"  # killed between the first and the second
+    jobs.put_result(record, 0, b"the first answer")
+    jobs.save(record)
+    (tmp_path / "0123456789abcdef0123456789abcdef" / "inputs").mkdir(parents=True)  # killed while it was uploaded
+    engine = make_engine()
+    runner = JobRunner(Jobs(open_objects(tmp_path), 10, 24), engine, settings)
+    runner.start()
+    for _ in range(200):
+        now = jobs.read(record.id)
+        assert now is not None
+        if now.state == "done":
+            break
+        time.sleep(0.05)
+    runner.stop()
+    assert now.count("done") == 2
+    assert engine.models.default.extractor.forwards == 3  # the first was not done again
+    archive = zipfile.ZipFile(io.BytesIO(b"".join(jobs.zipped(now))))
+    assert archive.read("00000_a.png") == b"the first answer"
+    assert np.asarray(Image.open(io.BytesIO(archive.read("00001_b.png")))).shape == (80, 96)
+
+
+def test_old_jobs_are_deleted_and_new_ones_are_bounded(tmp_path: Path) -> None:
+    jobs = Jobs(open_objects(tmp_path), most=1, hours=1)
+    record = jobs.create("anybody", Options(), ".png", ["a.png"], [b"a"])
+    with pytest.raises(Exception, match="1 jobs are unfinished"):
+        jobs.create("anybody", Options(), ".png", ["a.png"], [b"a"])
+    record.state, record.finished = "done", time.time() - 3601
+    jobs.save(record)
+    jobs.create("anybody", Options(), ".png", ["a.png"], [b"a"])
+    assert jobs.read(record.id) is None
+    assert not (tmp_path / record.id / "inputs" / "00000").exists()
+
+
+def test_jobs_that_cannot_be_kept_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    jobs = Jobs(open_objects(tmp_path / "file" / "jobs"), 10, 24)
+    with pytest.raises(Unavailable, match="cannot be kept"):
+        jobs.create("anybody", Options(), ".png", ["a.png"], [b"a"])
+
+
+def test_a_record_that_is_damaged_is_nobodys_end(tmp_path: Path) -> None:
+    jobs = Jobs(open_objects(tmp_path), 10, 24)
+    record = jobs.create("anybody", Options(), ".png", ["a.png"], [b"a"])
+    (tmp_path / record.id / "job.json").write_text("{")
+    assert jobs.all() == []
+
+
+def test_a_job_is_its_owners_alone(make_engine: MakeEngine) -> None:
+    with serving(make_engine(), api_keys={"one": "1", "two": "2"}) as client:
+        client.app.state.engine.result()  # type: ignore[attr-defined]
+        mine, theirs = {"X-API-Key": "1"}, {"X-API-Key": "2"}
+        job = client.post("/v1/jobs", files=uploads(png(6)), headers=mine).json()
+        for method, path in [("GET", ""), ("GET", "/results"), ("DELETE", "")]:
+            assert client.request(method, f"/v1/jobs/{job['id']}{path}", headers=theirs).status_code == 404
+        assert client.get("/v1/jobs", headers=theirs).json() == []
+        assert client.get(f"/v1/jobs/{job['id']}", headers=mine).status_code == 200

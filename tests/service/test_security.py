@@ -1,0 +1,169 @@
+"""Keys, limits, headers; what is said about a photograph and what is not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from service.app import create_app
+from service.engine import Engine
+from service.errors import Busy, TooManyRequests, Unauthorised
+from service.security import ANYBODY, Admission, Keys, presented_key
+from service.settings import Settings
+from tests.service.conftest import png, post, serving
+
+MakeEngine = Callable[..., Engine]
+OPEN = ("/", "/healthz", "/readyz", "/metrics", "/openapi.json", "/v2/health/live", "/v2/health/ready")
+
+
+def test_keys_are_known_by_name_and_held_as_hashes() -> None:
+    digest = hashlib.sha256(b"other").hexdigest()
+    keys = Keys({"clinic": SecretStr("secret"), "new": SecretStr(f"sha256:{digest}")})
+    assert keys.name_of("secret") == "clinic"
+    assert keys.name_of("other") == "new"
+    assert "secret" not in str(vars(keys))
+    for wrong in (None, "", "Secret", f"sha256:{digest}", "sécret"):
+        with pytest.raises(Unauthorised):
+            keys.name_of(wrong)
+    assert Keys({}).name_of(None) == ANYBODY
+
+
+def test_keys_come_in_either_header() -> None:
+    assert presented_key({"authorization": "Bearer abc"}) == "abc"
+    assert presented_key({"authorization": "Basic abc", "x-api-key": "def"}) == "def"
+    assert presented_key({}) is None
+
+
+def test_rates_refill_and_are_each_keys_own() -> None:
+    admission = Admission(rate=2, at_once=0, total=10)
+    for _ in range(2):
+        with admission.admitted("one"):
+            pass
+    with pytest.raises(TooManyRequests) as refused, admission.admitted("one"):
+        pass
+    assert 0 < refused.value.retry_after <= 30
+    with admission.admitted("other"):
+        pass
+
+
+def test_requests_at_once_are_bounded_for_one_and_for_all() -> None:
+    admission = Admission(rate=0, at_once=1, total=2)
+    with admission.admitted("one"):
+        with pytest.raises(TooManyRequests), admission.admitted("one"):
+            pass
+        with admission.admitted("two"), pytest.raises(Busy), admission.admitted("three"):
+            pass
+    with admission.admitted("one"):
+        pass
+
+
+def test_every_operation_but_health_asks_for_a_key(shared_engine: Engine) -> None:
+    client = serving(shared_engine, api_keys={"clinic": "secret"})
+    client.app.state.context.engine.set_result(shared_engine)  # type: ignore[attr-defined]
+    schema = client.get("/openapi.json").json()
+    for path, operations in schema["paths"].items():
+        for method in operations:
+            url = path.format(key=f"{'0' * 16}.{'0' * 64}", job_id="0" * 32, name="vessels")
+            answer = client.request(method, url)
+            if path in OPEN or path.startswith("/v2/"):
+                assert answer.status_code == 200, path
+            else:
+                assert answer.status_code == 401, path
+                assert answer.headers["WWW-Authenticate"] == "Bearer"
+                assert "security" in operations[method]
+    answer = client.post("/segment", files={"image": ("a.png", png())}, headers={"Authorization": "Bearer secret"})
+    assert answer.status_code == 200
+
+
+def test_reloading_is_for_admins_and_rotates_keys(shared_engine: Engine, model_folder: Path) -> None:
+    now = {"settings": Settings(model=str(model_folder), keep_nothing=True, api_keys={"boss": "old"}, admins=("boss",))}  # type: ignore[dict-item]
+    from fastapi.testclient import TestClient
+
+    client = TestClient(create_app(now["settings"], lambda: shared_engine, lambda: now["settings"]))
+    client.app.state.context.engine.set_result(shared_engine)  # type: ignore[attr-defined]
+    assert client.get("/v1/models", headers={"X-API-Key": "old"}).status_code == 200
+    now["settings"] = Settings(
+        model=str(model_folder), keep_nothing=True, api_keys={"boss": "new", "clinic": "c"}, admins=("boss",)  # type: ignore[dict-item]
+    )  # fmt: skip
+    assert client.post("/v1/reload", headers={"X-API-Key": "old"}).json() == {"models": ["vessels"]}
+    assert client.get("/v1/models", headers={"X-API-Key": "old"}).status_code == 401
+    assert client.post("/v1/reload", headers={"X-API-Key": "c"}).status_code == 403
+    now["settings"] = Settings(model="nothing", keep_nothing=True)
+    failed = client.post("/v1/reload", headers={"X-API-Key": "new"})
+    assert failed.status_code == 500
+    assert client.get("/v1/models", headers={"X-API-Key": "new"}).status_code == 200  # as it was
+
+
+def test_other_origins_may_not_ask_unless_they_are_named(shared_engine: Engine) -> None:
+    for origins, allowed in (((), None), (("https://clinic.example",), "https://clinic.example")):
+        client = serving(shared_engine, cors_origins=origins)
+        client.app.state.context.engine.set_result(shared_engine)  # type: ignore[attr-defined]
+        answer = client.get("/healthz", headers={"Origin": "https://clinic.example"})
+        assert answer.headers.get("access-control-allow-origin") == allowed
+        other = client.get("/healthz", headers={"Origin": "https://evil.example"})
+        assert "access-control-allow-origin" not in other.headers
+
+
+def test_every_answer_has_security_headers_and_an_id(shared_engine: Engine) -> None:
+    client = serving(shared_engine)
+    for answer in (client.get("/"), client.get("/healthz"), client.get("/nothing"), post(client, b"rubbish")):
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert "frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]
+        assert len(answer.headers["X-Request-Id"]) == 32
+    assert client.get("/healthz", headers={"X-Request-Id": "trace-1"}).headers["X-Request-Id"] == "trace-1"
+    forged = client.get("/healthz", headers={"X-Request-Id": "a" * 200})
+    assert forged.headers["X-Request-Id"] != "a" * 200
+
+
+def test_the_log_has_no_photograph_and_no_key(make_engine: MakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
+    from service import logs
+
+    logs.configure("debug")
+    try:
+        with serving(make_engine(), api_keys={"clinic": "very-secret"}) as client:
+            client.app.state.engine.result()  # type: ignore[attr-defined]
+            headers = {"X-API-Key": "very-secret", "X-Request-Id": "trace-7"}
+            files = {"image": ("Jane Doe.png", png(7))}
+            assert client.post("/segment", files=files, headers=headers).status_code == 200
+            assert client.post("/segment", files=files, headers={"X-API-Key": "very-wrong"}).status_code == 401
+    finally:
+        import structlog
+
+        structlog.reset_defaults()
+    lines = capsys.readouterr().err.splitlines()
+    parsed = [json.loads(line) for line in lines]
+    requests = [line for line in parsed if line["event"] == "request"]
+    assert requests[0]["request_id"] == "trace-7"
+    assert (requests[0]["route"], requests[0]["status"]) == ("/segment", 200)
+    text = "\n".join(lines)
+    for private in ("very-secret", "very-wrong", "Jane", "IHDR"):
+        assert private not in text
+
+
+def test_metrics_count_by_route_and_never_by_path(shared_engine: Engine) -> None:
+    client = serving(shared_engine)
+    client.app.state.context.engine.set_result(shared_engine)  # type: ignore[attr-defined]
+    post(client, png(8))
+    client.get("/somewhere/else")
+    post(client, b"rubbish")
+    text = client.get("/metrics").text
+    for name in (
+        'diffdgss_requests_total{method="POST",route="/segment",status="200"}',
+        'route="unknown"',
+        'diffdgss_stage_seconds_count{stage="invert"}',
+        "diffdgss_queue_length",
+        "diffdgss_batch_size_bucket",
+        "diffdgss_answers_total",
+        "diffdgss_resident_bytes",
+        "diffdgss_device_memory_bytes",
+        "diffdgss_abstentions",
+        "diffdgss_store_failures",
+        'diffdgss_refused_total{reason="ImageError"}',
+    ):
+        assert name in text, name
+    assert "somewhere" not in text

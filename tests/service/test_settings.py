@@ -1,0 +1,70 @@
+"""Settings from the command line, the environment and a file; and what `service check` says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from service.settings import MEMORY, Settings, described
+from tests.conftest import Run
+
+
+def test_the_command_line_goes_before_the_environment_and_that_before_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "service.toml"
+    file.write_text('port = 1\nqueue = 5\ndeadline = 9.5\nadmins = ["boss"]\n[api_keys]\nboss = "secret"\n')
+    monkeypatch.setenv("DIFFDGSS_CONFIG", str(file))
+    monkeypatch.setenv("DIFFDGSS_QUEUE", "6")
+    monkeypatch.setenv("DIFFDGSS_MODELS", '["a", "b"]')
+    settings = Settings(port=2)
+    assert (settings.port, settings.queue, settings.deadline) == (2, 6, 9.5)
+    assert settings.models == ("a", "b")
+    assert settings.api_keys["boss"].get_secret_value() == "secret"
+    assert "secret" not in repr(settings)
+
+
+def test_what_cannot_be_meant_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="names of api_keys"):
+        Settings(admins=("nobody",))
+    with pytest.raises(ValidationError):
+        Settings(queue=0)
+    monkeypatch.setenv("DIFFDGSS_CONFIG", str(tmp_path / "nothing.toml"))
+    with pytest.raises(FileNotFoundError, match="DIFFDGSS_CONFIG names"):
+        Settings()
+    (tmp_path / "nothing.toml").write_text("colour = 1\n")
+    with pytest.raises(ValidationError, match="colour"):
+        Settings()
+
+
+def test_nothing_is_kept_where_nothing_may_be() -> None:
+    settings = Settings(keep_nothing=True)
+    assert (settings.store_location, settings.jobs_location) == (MEMORY, MEMORY)
+    assert Settings().store_location == Settings().store
+
+
+def test_help_and_document_name_every_setting(run: Run) -> None:
+    shown = run("service", "--help").stdout
+    document = (Path(__file__).parents[2] / "docs" / "service.md").read_text()
+    for name, _, description in described():
+        assert description, name
+        assert name in shown, name
+        assert f"`{name.removeprefix('DIFFDGSS_').lower()}`" in document, name
+
+
+def test_check_says_what_is_there_and_what_is_wrong(
+    run: Run, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = run("service", "check", "--model", model_folder, "--store", tmp_path / "store.zarr")
+    assert good.returncode == 0, good.stderr
+    assert "model vessels" in good.stdout
+    assert "can be read and written" in good.stdout
+    (tmp_path / "file").write_text("in the way")
+    assert run("service", "check", "--model", model_folder, "--store", tmp_path / "file").returncode == 1
+    assert run("service", "check", "--model", "nothing").returncode == 1
+    monkeypatch.setenv("DIFFDGSS_QUEUE", "none")
+    wrong = run("service", "check", "--model", model_folder)
+    assert wrong.returncode == 2
+    assert "queue" in wrong.stderr

@@ -1,0 +1,163 @@
+"""A store in trouble costs a warning, and is said in /readyz."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from service.engine import Engine
+from service.metrics import Metrics
+from service.storage import Storage
+from store import Features, FeatureSpec, FeatureStore, Key, StoreFull, StoreUnavailable
+from tests.service.conftest import png, post, serving, with_store
+
+MakeEngine = Callable[..., Engine]
+
+
+class FullStore(FeatureStore):
+    """A store on a disk without room."""
+
+    def write(self, *_: object) -> int:
+        raise StoreFull("no room")
+
+
+class ReadOnlyStore(FeatureStore):
+    """A store that may be read and not written."""
+
+    def register(self, *_: object, **__: object) -> None:
+        raise PermissionError("read-only file system")
+
+
+def away() -> FeatureStore:
+    raise StoreUnavailable("the object storage refuses or does not answer")
+
+
+def ready_of(engine: Engine) -> dict[str, object]:
+    with serving(engine) as client:
+        client.app.state.engine.result()  # type: ignore[attr-defined]
+        assert post(client, png(90)).status_code == 200
+        answer = client.get("/readyz")
+        assert answer.status_code == 200
+        ready: dict[str, object] = answer.json()
+        return ready
+
+
+def test_each_trouble_is_said_and_answered_all_the_same(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    expected = engine.segment(png(90)).labels
+    for open_store, said in [
+        (lambda: ReadOnlyStore("memory://"), "read-only"),
+        (away, "does not answer"),
+    ]:
+        troubled = with_store(engine, open_store)
+        answer = troubled.segment(png(90))
+        np.testing.assert_array_equal(answer.labels, expected)
+        assert any("store" in warning for warning in answer.warnings)
+        assert said in str(troubled.storage.troubles)
+        troubled.close()
+
+
+def test_readiness_is_degraded_while_the_store_is_away(make_engine: MakeEngine) -> None:
+    ready = ready_of(with_store(make_engine(), away))
+    assert ready["status"] == "degraded"
+    assert "does not answer" in str(ready["store"])
+    assert ready_of(make_engine())["status"] == "ready"
+
+
+def test_object_storage_that_is_away(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # nobody listens there
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        models, metrics = make_engine().models, Metrics()
+        storage = Storage(lambda: FeatureStore("s3://bucket/prefix"), metrics, timeout=0.5)
+        engine = Engine(models, storage, metrics=metrics)
+        started = time.monotonic()
+        for seed in (90, 91, 92):
+            assert engine.segment(png(seed)).forwards == 3
+        assert time.monotonic() - started < 10  # it is not asked, and waited for, each time
+        ready = ready_of(engine)
+    assert ready["status"] == "degraded"
+    assert ready["store"]
+
+
+def test_a_full_store_keeps_answering(make_engine: MakeEngine) -> None:
+    full = with_store(make_engine(), lambda: FullStore("memory://"))
+    assert "could not be stored" in full.segment(png(91)).warnings[-1]
+    assert "no room" in full.storage.troubles["write"]
+    assert full.segment(png(91)).forwards == 3  # inverted again
+    full.close()
+
+
+def test_a_store_that_hangs_is_left_alone() -> None:
+    released = threading.Event()
+
+    class HangingStore(FeatureStore):
+        def has(self, spec: FeatureSpec, key: Key) -> bool:
+            released.wait(20)
+            return False
+
+    metrics = Metrics()
+    storage = Storage(lambda: HangingStore("memory://"), metrics, timeout=0.2)
+    started, warnings = time.monotonic(), list[str]()
+    for _ in range(5):
+        assert storage.read(None, Key("0" * 64), warnings) is None  # type: ignore[arg-type]
+    assert time.monotonic() - started < 2  # it was asked once
+    assert warnings == ["the feature store cannot be read"] * 5
+    assert "no answer within" in storage.troubles["read"]
+    assert 'diffdgss_store_failures_total{doing="read"} 1.0' in metrics.text().decode()
+    released.set()
+    storage.close()
+
+
+def test_memory_stays_bounded_where_nothing_is_kept(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    model = engine.models.default
+    spec = model.card.spec
+    engine.segment(png(92))
+    size = engine.storage.stored_bytes(spec, Key(engine.question(png(92)).image_id)) or 0
+    assert size > 0
+    metrics = Metrics()
+    storage = Storage(lambda: FeatureStore("memory://"), metrics, memory_bytes=int(2.5 * size))
+    small = Engine(engine.models, storage, metrics=metrics)
+    for seed in range(93, 97):
+        small.segment(png(seed))
+    kept = list(storage.store().keys(spec))
+    assert len(kept) == 2
+    assert small.segment(png(96)).cached
+    assert not small.segment(png(93)).cached
+    small.close()
+
+
+def test_another_process_at_the_same_entry_is_no_trouble(make_engine: MakeEngine) -> None:
+    from store.claims import Claims
+    from store.features import entry_path
+
+    engine = make_engine()
+    spec, question = engine.card.spec, engine.question(png(97))
+    claims = Claims(engine.storage.store().objects)
+    assert claims.take(entry_path(spec, Key(question.image_id)))
+    answer = engine.segment(png(97))
+    assert (answer.bytes_stored, answer.warnings) == (0, engine.segment(png(97)).warnings)
+
+
+def test_what_a_killed_writer_left_is_cleared_and_made_anew(make_engine: MakeEngine, spec: FeatureSpec) -> None:
+    engine = make_engine()
+    question = engine.question(png(98))
+    expected = engine.segment(png(98))
+    objects = engine.storage.store().objects
+    entry = f"{spec.digest}/{question.image_id}/identity"
+    objects.remove(f"{entry}/zarr.json")  # the marker, which is written last
+    objects.put(f"{entry}/block_99/zarr.json", b"half written")
+    again = engine.segment(png(98))
+    assert not again.cached
+    np.testing.assert_array_equal(again.labels, expected.labels)
+    assert not objects.exists(f"{entry}/block_99/zarr.json")
+    stored = engine.storage.read(spec, Key(question.image_id), [])
+    assert isinstance(stored, Features)
