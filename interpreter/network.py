@@ -57,8 +57,7 @@ class AdaptiveNorm(nn.Module):
 
     def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         scale, shift = self.scale_shift(embedding)[:, :, None, None].chunk(2, dim=1)
-        normalised: torch.Tensor = self.norm(x) * (1 + scale) + shift
-        return normalised
+        return torch.addcmul(shift, self.norm(x), 1 + scale)
 
 
 class SeparableConv(nn.Module):

@@ -158,10 +158,18 @@ def _backward(
         i, g, part = task // (groups * tasks), task // tasks % groups, task % tasks
         first, last = g * share + part * share // tasks, g * share + (part + 1) * share // tasks
         tile = (CHUNK, LANES)
-        x, step, up = np.empty(tile, dtype=np.float32), np.empty(tile, dtype=np.float32), np.empty(tile, dtype=np.float32)
+        x, step, up = (
+            np.empty(tile, dtype=np.float32),
+            np.empty(tile, dtype=np.float32),
+            np.empty(tile, dtype=np.float32),
+        )
         to_x, to_step = np.empty(tile, dtype=np.float32), np.empty(tile, dtype=np.float32)
         decay, h = np.empty(tile, dtype=np.float32), np.empty((CHUNK + 1, LANES), dtype=np.float32)
-        a, gh, ga = np.empty((n, LANES), dtype=np.float32), np.empty((n, LANES), dtype=np.float32), np.empty(LANES, dtype=np.float32)
+        a, gh, ga = (
+            np.empty((n, LANES), dtype=np.float32),
+            np.empty((n, LANES), dtype=np.float32),
+            np.empty(LANES, dtype=np.float32),
+        )
         row = np.empty(CHUNK, dtype=np.float32)
         for c0 in range(first, last, LANES):
             lanes = min(LANES, last - c0)
@@ -213,7 +221,9 @@ def _backward(
                     sum_D, sum_bias = np.float32(0), np.float32(0)
                     for p in range(size):
                         # a is A in units of ln 2; d softplus(x) / dx = 1 - exp(-softplus(x))
-                        through = (to_step[p, w] * np.float32(1 / LOG2_E) + x[p, w] * to_x[p, w]) * (np.float32(1) - _exp2(step[p, w] * np.float32(-LOG2_E)))
+                        through = (to_step[p, w] * np.float32(1 / LOG2_E) + x[p, w] * to_x[p, w]) * (
+                            np.float32(1) - _exp2(step[p, w] * np.float32(-LOG2_E))
+                        )
                         gu[i, c, p0 + p] = D[c] * up[p, w] + step[p, w] * to_x[p, w]
                         gdelta[i, c, p0 + p] = through
                         sum_D += up[p, w] * x[p, w]
