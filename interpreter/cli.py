@@ -144,7 +144,7 @@ def evaluate(
     if as_json:
         console.print_json(scores.summary())
         return
-    table = Table("Dice", "95 % interval", *[f"t = {t}" for t in card.spec.timesteps], "sensitivity", "specificity")
+    table = Table("Dice", "95 % interval", *interpreter.voters, "sensitivity", "specificity")
     low, high = scores.interval()
     table.add_row(
         f"{100 * scores.mean_dice:.2f}",

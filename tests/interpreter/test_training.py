@@ -17,9 +17,10 @@ from interpreter.checkpoint import load_interpreter
 from interpreter.data import labelled_images, split_off, store_spec, without_duplicates
 from interpreter.errors import CheckpointError, ConfigurationError, TrainingDataError
 from interpreter.evaluation import evaluate
+from interpreter.losses import segmentation_loss
 from interpreter.network import InterpreterConfig
 from interpreter.task import Task
-from interpreter.training import Training, TrainingSettings, segmentation_loss
+from interpreter.training import Training, TrainingSettings
 from store import Collection, FeatureSpec, FeatureStore, MissingEntry, Sample, SpecMismatch
 from tests.conftest import changed
 
