@@ -20,10 +20,12 @@ from extractor.backbone_cli import (
     DeviceOption,
     GridOption,
     PrecisionOption,
+    PreprocessingOption,
     PresetOption,
     SeedOption,
     TimestepsOption,
     TrajectoryOption,
+    preprocessing_named,
     recipe_of,
 )
 from extractor.backbone_cli import app as backbone_commands
@@ -61,6 +63,7 @@ def run(
     store: Annotated[str, typer.Option(help="Folder of the feature store.", show_default=False)],
     name: Annotated[str | None, typer.Option(help="What the data set is called in the store.")] = None,
     preset: PresetOption = "small",
+    preprocessing: PreprocessingOption = "fundus",
     backbone: BackboneOption = None,
     trajectory: TrajectoryOption = "ddim",
     seed: SeedOption = 0,
@@ -100,7 +103,8 @@ def run(
     source = backbone or recipe.backbone
     how, code = encoding_of(encoding, source, codebook)
     network = open_backbone(source, precision, device, class_label)
-    spec = dataclasses.replace(recipe, encoding=how).spec(network)
+    prepared = preprocessing_named(preprocessing)
+    spec = dataclasses.replace(recipe, encoding=how, preprocessing=prepared).spec(network)
     features = FeatureStore(store)
     extractor = Extractor(network, spec, code)
     renderings = parse_views(views)

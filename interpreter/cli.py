@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
@@ -12,11 +13,13 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from interpreter.checkpoint import load_interpreter, shipped
+from interpreter.config import HeadName
 from interpreter.data import Labelled, labelled_images, require_features, store_spec
 from interpreter.errors import ConfigurationError, InterpreterError
 from interpreter.network import InterpreterConfig
 from interpreter.prediction import Prediction
 from interpreter.rendering import encode_labels
+from interpreter.scan import Method
 from interpreter.task import Task
 from interpreter.vss import Variant
 from store import console
@@ -39,6 +42,7 @@ Datasets = Annotated[
         "--dataset", help="Data set in the store, NAME or NAME:SPLIT; may be given again.", show_default=False
     ),
 ]
+ScanOption = Annotated[Method, typer.Option(help="Selective scan; auto goes by the device.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
@@ -72,42 +76,69 @@ def train(
     vss: Annotated[Variant, typer.Option(help="Variant of the VSS block.")] = "v0",
     vss_max_size: Annotated[int, typer.Option(min=0, help="No VSS block on levels larger than this.")] = 128,
     max_width: Annotated[int, typer.Option(min=8)] = 64,
+    head: Annotated[HeadName, typer.Option(help="Network that reads the features; mlp is DDPM-Seg's.")] = "adaptive",
+    drop_path: Annotated[float, typer.Option(min=0, max=0.99, help="Share of VSS blocks skipped in training.")] = 0.0,
+    overlapping: Annotated[bool, typer.Option("--overlapping", help="Targets may overlap (lesions).")] = False,
+    labels: Annotated[
+        int | None, typer.Option(min=1, help="Train on so many images, drawn by seed, validation included.")
+    ] = None,
+    precision: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the arithmetic.")] = "float32",
+    accumulate: Annotated[int, typer.Option(min=1, help="Batches added up before a step.")] = 1,
+    scan: ScanOption = "auto",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Train on labelled images of a store; validation images are split off from them by seed."""
+    """Train on labelled images of a store; validation images are split off from them by seed.
+
+    Under `accelerate launch -m interpreter.cli train ...` several devices share each batch.
+    """
+    from interpreter.counting import cost_of
     from interpreter.training import Training, TrainingSettings  # imported late: takes a second
 
     features = FeatureStore(store, read_only=True)
     targets = tuple(target or ["mask"])
-    what = Task(name=task or "_".join(targets), targets=targets)
+    what = Task(name=task or "_".join(targets), targets=targets, overlapping=overlapping)
     settings = TrainingSettings.model_validate(
         {
             "epochs": epochs,
             "batch": batch,
+            "accumulate": accumulate,
             "learning_rate": learning_rate,
             "decay": decay,
+            "precision": precision,
             "evaluate_every": evaluate_every,
             "patience": patience,
             "flips": flips,
             "views": parse_views(views),
+            "labels": labels,
             "seed": seed,
         }
     )
-    config = InterpreterConfig(classes=len(what.classes), vss=vss, vss_max_size=vss_max_size, max_width=max_width)
+    config = InterpreterConfig(
+        classes=len(what.classes),
+        overlapping=overlapping,
+        head=head,
+        vss=vss,
+        vss_max_size=vss_max_size,
+        drop_path=drop_path,
+        max_width=max_width,
+    )
     images = [image for reference in dataset for image in _labelled(features, reference, what)]
     read = store_spec(features, spec)
     source = backbone or features.backbone_of(read) or "small"
-    training = Training(features, read, what, images, config, settings, out, source, require_device(device))
+    training = Training(features, read, what, images, config, settings, out, source, require_device(device), scan=scan)
     console.err.print(
         f"{len(training.train_images)} training and {len(training.validation_images)} validation images, "
-        f"{training.network.parameter_count / 1e3:.0f} k weights"
+        f"{cost_of(training.network)}"
     )
     steps = (epochs - training.epoch) * training.steps_per_epoch - training.next_batch
     with console.progress("training", steps, quiet=as_json) as advance:
         best = training.run(lambda epoch, _, loss: advance(1, f"epoch {epoch + 1}, loss {loss:.3f}"))
     if as_json:
-        console.print_json({"interpreter": str(out), "validation_dice": best, "epochs": training.epoch})
+        dice = None if math.isnan(best) else best
+        console.print_json({"interpreter": str(out), "validation_dice": dice, "epochs": training.epoch})
+    elif math.isnan(best):
+        console.out.print(f"{out}: trained to the last epoch, without validation images")
     else:
         console.out.print(f"{out}: validation Dice {100 * best:.2f}; try it: service --model {out}")
 

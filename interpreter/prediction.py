@@ -57,7 +57,7 @@ def vote(probabilities: NDArray[np.float32]) -> Prediction:
     mean = probabilities.mean(axis=0, dtype=np.float32)
     leading = votes == votes.max(axis=0)
     labels = np.where(leading, mean, -1).argmax(axis=0).astype(np.uint8)
-    disagreement = _entropy(votes / np.float32(steps)).sum(axis=0)
+    disagreement = _entropy((votes / np.float32(steps)).astype(np.float32)).sum(axis=0)
     masks = np.stack([labels == c for c in range(1, classes)])
     by_voter = np.stack([by_timestep == c for c in range(1, classes)], axis=1)
     return Prediction(labels, mean, votes, disagreement + 0.0, by_timestep, masks, by_voter)

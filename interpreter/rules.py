@@ -53,4 +53,4 @@ class Rules(BaseModel):
 def pillow_resized(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
     """bool (H, W) -> (side, side): bicubic on 0 and 255, then != 0."""
     resized = Image.fromarray(mask.astype(np.uint8) * 255).resize((side, side), BICUBIC)
-    return np.asarray(resized) != 0
+    return np.asarray(np.asarray(resized) != 0, dtype=np.bool_)

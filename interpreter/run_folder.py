@@ -36,7 +36,8 @@ class RunFolder:
             theirs = json.loads(path.read_text())
             if differing := [field for field in mine if mine[field] != theirs.get(field)]:
                 raise ConfigurationError(
-                    f"{self.path} holds a training with other {', '.join(differing)}; choose another folder to start anew"
+                    f"{self.path} holds a training with other {', '.join(differing)}; "
+                    "choose another folder to start anew"
                 )
         path.write_text(json.dumps(mine, indent=2) + "\n")
 

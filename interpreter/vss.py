@@ -77,9 +77,10 @@ def _unfold(x: torch.Tensor) -> torch.Tensor:
 
 
 def _fold(y: torch.Tensor, h: int, w: int) -> torch.Tensor:
-    """What the four directions say of each pixel, added up: (b, k, d, l) -> (b, d, h, w); the transpose of ``_unfold``."""
+    """The sum of what the directions say of each pixel, (b, k, d, l) -> (b, d, h, w): the transpose of ``_unfold``."""
     forth = y[:, 2:].flip(-1).add_(y[:, :2])
-    return forth[:, 0].unflatten(2, (h, w)) + forth[:, 1].unflatten(2, (w, h)).transpose(2, 3)
+    rows, columns = forth[:, 0], forth[:, 1]
+    return rows.reshape(*rows.shape[:2], h, w) + columns.reshape(*columns.shape[:2], w, h).transpose(2, 3)
 
 
 class _Unfold(torch.autograd.Function):

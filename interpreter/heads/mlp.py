@@ -43,11 +43,11 @@ class MlpEnsemble(Head):
         f = len(spec.timesteps) * sum(block.channels for block in spec.blocks)
         self.models = nn.ModuleList([_perceptron(f, config.outputs) for _ in range(MODELS)])
 
-    def voters(self, timesteps: Sequence[int]) -> tuple[str, ...]:
+    def voters(self, _timesteps: Sequence[int]) -> tuple[str, ...]:
         return tuple(f"model {m}" for m in range(MODELS))
 
     def loss(
-        self, maps: Maps, t: torch.Tensor, truth: torch.Tensor, inside: torch.Tensor, measure: Loss
+        self, maps: Maps, _t: torch.Tensor, truth: torch.Tensor, inside: torch.Tensor, measure: Loss
     ) -> torch.Tensor:
         """Sum of the models' losses, each on pixels of its own; no weight is shared, so each learns alone."""
         losses = []
