@@ -18,7 +18,9 @@ from interpreter.data import Labelled, labelled_images, require_features, store_
 from interpreter.errors import ConfigurationError, InterpreterError
 from interpreter.network import InterpreterConfig
 from interpreter.prediction import Prediction
+from interpreter.protocols.protocol import ROWS, Edition
 from interpreter.rendering import encode_labels
+from interpreter.rules import Rules
 from interpreter.scan import Method
 from interpreter.task import Task
 from interpreter.vss import Variant
@@ -43,6 +45,7 @@ Datasets = Annotated[
     ),
 ]
 ScanOption = Annotated[Method, typer.Option(help="Selective scan; auto goes by the device.")]
+SHOWN = ("sensitivity", "specificity", "auc_roc", "auc_pr", "calibration_error")
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
@@ -143,20 +146,73 @@ def train(
         console.out.print(f"{out}: validation Dice {100 * best:.2f}; try it: service --model {out}")
 
 
-@app.command(epilog="Example: interpreter evaluate --store features.zarr --dataset chase_db1:test --model vessels")
+@app.command(
+    context_settings={"allow_extra_args": True},
+    epilog="Examples: interpreter evaluate --store features.zarr --dataset chase_db1:test --model vessels · "
+    "interpreter evaluate --protocol lodo-vessels --data stare:/data/STARE --data hrf:/data/HRF --store features.zarr "
+    "--out runs/lodo --seeds 0 1 2",
+)
 def evaluate(
+    context: typer.Context,
     store: StoreOption,
-    dataset: Datasets,
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option("--dataset", help="Data set in the store, NAME or NAME:SPLIT; may be given again."),
+    ] = None,
     model: Annotated[str, typer.Option(help="Shipped name or folder of an interpreter.")] = "vessels",
     masks: Annotated[Path | None, typer.Option(help="Write each native label map as PNG into this folder.")] = None,
+    size: Annotated[Literal["network", "native"], typer.Option(help="Pixels that are compared.")] = "network",
+    region: Annotated[Literal["fov", "image"], typer.Option(help="Pixels that count.")] = "fov",
+    scan: ScanOption = "auto",
+    protocol: Annotated[
+        str | None, typer.Option(help="Instead of a model, run a protocol: extraction, training and scoring.")
+    ] = None,
+    edition: Annotated[Edition, typer.Option(help="Of the protocol.")] = "strict",
+    data: Annotated[
+        list[str] | None, typer.Option(help="Data set of the protocol, NAME=ADAPTER:PATH; may be given again.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the protocol; an interrupted one goes on.")] = None,
+    target: Annotated[list[str] | None, typer.Option(help="Only test on this data set; may be given again.")] = None,
+    rows: Annotated[str, typer.Option(help=f"Methods, by comma: {', '.join(ROWS)}.")] = "diffdgss",
+    seeds: Annotated[str, typer.Option(help="Such as 0 1 2.")] = "0",
+    settings: Annotated[
+        str | None, typer.Option(help='JSON of further choices, such as \'{"epochs": 30, "backbone": "small"}\'.')
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Score an interpreter on labelled images: at the network's size, inside the field of view."""
+    """Score an interpreter on labelled images, or run a whole protocol (--protocol) and write its report."""
+    if protocol is not None:
+        from interpreter.protocol_cli import run_protocol
+
+        chosen = run_protocol(
+            (protocol, edition), store, data or [], out, target or [], rows, [seeds, *context.args], settings, device
+        )
+        if as_json:
+            console.print_json(chosen)
+        return
+    if context.args or data:
+        raise typer.BadParameter(f"{' '.join(context.args) or '--data'} belongs to a protocol; name it with --protocol")
+    if not dataset:
+        raise typer.BadParameter("expected --dataset, or a whole --protocol")
+    _evaluate_model(store, dataset, model, masks, Rules(size=size, region=region), scan, device, as_json)
+
+
+def _evaluate_model(
+    store: str,
+    dataset: list[str],
+    model: str,
+    masks: Path | None,
+    rules: Rules,
+    scan: Method,
+    device: str,
+    as_json: bool,
+) -> None:
     from interpreter.evaluation import evaluate as evaluate_images
 
     features = FeatureStore(store, read_only=True)
     interpreter, card = load_interpreter(model)
+    interpreter.use_scan(scan)
     interpreter.to(require_device(device))
     images = [image for reference in dataset for image in _labelled(features, reference, card.task)]
     if seen := {image.key.image_id for image in images} & {*card.training_ids, *card.validation_ids}:
@@ -171,18 +227,18 @@ def evaluate(
                 (masks / f"{image.name.replace('/', '_')}.png").write_bytes(encoded)
             advance(1, image.name)
 
-        scores = evaluate_images(interpreter, features, card.spec, card.task, images, on_image)
+        scores = evaluate_images(interpreter, features, card.spec, card.task, images, on_image, rules=rules)
     if as_json:
         console.print_json(scores.summary())
         return
-    table = Table("Dice", "95 % interval", *interpreter.voters, "sensitivity", "specificity")
+    figures = scores.figures()
+    table = Table("Dice", "95 % interval", *interpreter.voters, *(name.replace("_", " ") for name in SHOWN))
     low, high = scores.interval()
     table.add_row(
         f"{100 * scores.mean_dice:.2f}",
         f"{100 * low:.2f} to {100 * high:.2f}",
         *[f"{100 * dice:.2f}" for dice in scores.by_timestep().values()],
-        f"{100 * scores.pooled().sensitivity:.2f}",
-        f"{100 * scores.pooled().specificity:.2f}",
+        *[f"{100 * figures[name]:.2f}" for name in SHOWN],
     )
     console.out.print(table)
     for image in scores.images:

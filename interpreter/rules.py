@@ -50,6 +50,9 @@ class Rules(BaseModel):
         return fov if self.region == "fov" else np.ones_like(fov)
 
 
+STRICT = Rules()
+
+
 def pillow_resized(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
     """bool (H, W) -> (side, side): bicubic on 0 and 255, then != 0."""
     resized = Image.fromarray(mask.astype(np.uint8) * 255).resize((side, side), BICUBIC)

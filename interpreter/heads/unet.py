@@ -38,9 +38,8 @@ class PixelUNet(Head):
             channels=CHANNELS,
             strides=(2,) * (len(CHANNELS) - 1),
             num_res_units=1,
-            norm=("group", {"num_groups": 4}),
+            norm=("instance", {"affine": True}),
         )
-        # MONAI takes the norm for the last layer too, whose channels are the classes: it has none.
 
     def forward(self, maps: Maps, _t: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.network(maps[PIXELS].float())
