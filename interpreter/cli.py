@@ -135,8 +135,11 @@ def train(
         f"{cost_of(training.network)}"
     )
     steps = (epochs - training.epoch) * training.steps_per_epoch - training.next_batch
-    with console.progress("training", steps, quiet=as_json) as advance:
+    first = training.accelerator.is_main_process
+    with console.progress("training", steps, quiet=as_json or not first) as advance:
         best = training.run(lambda epoch, _, loss: advance(1, f"epoch {epoch + 1}, loss {loss:.3f}"))
+    if not first:
+        return
     if as_json:
         dice = None if math.isnan(best) else best
         console.print_json({"interpreter": str(out), "validation_dice": dice, "epochs": training.epoch})

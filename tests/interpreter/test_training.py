@@ -364,6 +364,7 @@ def test_the_missing_features_of_a_recorded_run_come_with_its_command(
         require_features(filled_store, spec, images, ("negative",))
 
 
+@pytest.mark.slow
 def test_two_processes_share_each_batch(filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path) -> None:
     """A training under torch's launcher: one interpreter, the same in both processes, saved once."""
     script = tmp_path / "train.py"
