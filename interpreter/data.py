@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from interpreter.errors import TrainingDataError
+from interpreter.settings import TrainingSettings
 from interpreter.task import Task
 from store.collection import Sample
 from store.errors import MissingEntry
@@ -142,6 +143,30 @@ def split_off(images: Sequence[Labelled], share: float, seed: int) -> tuple[list
         for image in members:
             (validation if (image.sample.group or image.sample.name) in chosen else train).append(image)
     return train, validation
+
+
+def parted(
+    images: list[Labelled], settings: TrainingSettings, validation: Sequence[Labelled] | None
+) -> tuple[list[Labelled], list[Labelled]]:
+    """(training, validation) images of a training.
+
+    Args:
+        validation: those to select on; some of ``images`` if None.
+
+    Raises:
+        TrainingDataError: there are too few.
+    """
+    images = without_duplicates(images)
+    if settings.labels is not None:
+        images = few(images, settings.labels, settings.seed)
+    if validation is not None:
+        return images, list(validation)
+    if settings.labels is not None:
+        return split_off_few(images, settings.validation_share, settings.seed)
+    train, kept = split_off(images, settings.validation_share, settings.seed)
+    if not kept:
+        raise TrainingDataError(f"{len(images)} image(s) are too few; one has to be kept for validation")
+    return train, kept
 
 
 def store_spec(store: FeatureStore, digest: str | None) -> FeatureSpec:

@@ -23,16 +23,8 @@ from numpy.typing import NDArray
 
 from interpreter.calibration import fit_temperature
 from interpreter.checkpoint import Card, load_interpreter, save_interpreter
-from interpreter.data import (
-    Labelled,
-    few,
-    native_truth,
-    require_features,
-    split_off,
-    split_off_few,
-    without_duplicates,
-)
-from interpreter.errors import ConfigurationError, TrainingDataError
+from interpreter.data import Labelled, native_truth, parted, require_features
+from interpreter.errors import ConfigurationError
 from interpreter.evaluation import evaluate
 from interpreter.memory import keep_freed_memory
 from interpreter.network import Interpreter, InterpreterConfig
@@ -99,7 +91,7 @@ class Training:
             raise ConfigurationError("classes overlap in the task or in the network, not in both")
         self.store, self.spec, self.task, self.settings, self.folder = store, spec, task, settings, folder
         self.rules = rules or Rules()
-        self.train_images, self.validation_images = _parted(images, settings, validation)
+        self.train_images, self.validation_images = parted(images, settings, validation)
         require_features(store, spec, self.train_images, settings.views)
         require_features(store, spec, self.validation_images)
         self._truths = {image.key.image_id: self._truth(image) for image in self.train_images}
@@ -300,23 +292,6 @@ class Training:
             for parameter, gradient in zip(self.network.parameters(), state["gradients"], strict=True):
                 parameter.grad = gradient
             self.epoch, self.next_batch, self.best, self.since_best = state["progress"]
-
-
-def _parted(
-    images: list[Labelled], settings: TrainingSettings, validation: Sequence[Labelled] | None
-) -> tuple[list[Labelled], list[Labelled]]:
-    """(training, validation) images; TrainingDataError if there are too few."""
-    images = without_duplicates(images)
-    if settings.labels is not None:
-        images = few(images, settings.labels, settings.seed)
-    if validation is not None:
-        return images, list(validation)
-    if settings.labels is not None:
-        return split_off_few(images, settings.validation_share, settings.seed)
-    train, kept = split_off(images, settings.validation_share, settings.seed)
-    if not kept:
-        raise TrainingDataError(f"{len(images)} image(s) are too few; one has to be kept for validation")
-    return train, kept
 
 
 def _drawn_seed(*parts: int) -> int:

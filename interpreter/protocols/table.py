@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,7 +77,11 @@ def as_json(protocol: Protocol, choices: Choices, data: dict[str, str], results:
         "metric": protocol.metric,
         "table": {
             row: {
-                column: {"value": cell.value, "by_seed": cell.by_seed, "interval_95": cell.interval}
+                column: {
+                    "value": _or_none(cell.value),
+                    "by_seed": {seed: _or_none(value) for seed, value in cell.by_seed.items()},
+                    "interval_95": cell.interval,
+                }
                 for column, cell in cells.items()
             }
             for row, cells in table.items()
@@ -115,6 +120,11 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def _or_none(value: float) -> float | None:
+    """JSON has no nan."""
+    return None if math.isnan(value) else value
 
 
 def _cell(by_seed: dict[int, float | None], interval: tuple[float, float] | None = None) -> Cell:
