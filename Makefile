@@ -71,7 +71,7 @@ audit: install
 gpu: install
 	MAMBA_KEEP_CUDA_BUILD=TRUE $(BIN)/pip install --no-build-isolation "mamba-ssm>=2.2" \
 		|| { echo "mamba-ssm could not be built (it needs nvcc of torch's CUDA version)."; \
-		     echo "Everything works without it: on CUDA tensors the scan falls back to the slower reference."; exit 1; }
+		     echo "Everything works without it: on CUDA tensors the scan is then made of torch operations."; exit 1; }
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .coverage demo

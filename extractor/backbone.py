@@ -251,7 +251,8 @@ class Backbone:
         """The same backbone with its blocks compiled by torch when they are first run, which takes minutes."""
         for module in self.unet.modules():
             if isinstance(module, (ResnetBlock2D, Attention, Upsample2D, Downsample2D)):  # hooks stay outside
-                module.forward = torch.compile(module.forward, dynamic=False)
+                usual = type(module).forward.__get__(module)
+                module.forward = torch.compile(usual, dynamic=False)
         return self
 
     def save(self, folder: Path, half: bool = True) -> None:

@@ -16,11 +16,12 @@ from extractor.presets import PRESETS, Preset, open_backbone
 from extractor.schedule import noise_schedule
 from store import console
 from store.codebook import DISTORTION, FINEST_DISTORTION
-from store.spec import Precision, Preprocessing, Trajectory
+from store.spec import PREPROCESSINGS, Precision, Preprocessing, Trajectory
 
 app = typer.Typer()
 PresetOption = Annotated[str, typer.Option(help=f"Recipe: {', '.join(PRESETS)}.")]
 BackboneOption = Annotated[str | None, typer.Option(help="Shipped name, folder or hub id; the preset's if not given.")]
+PreprocessingOption = Annotated[str, typer.Option(help=f"How photographs are prepared: {', '.join(PREPROCESSINGS)}.")]
 TrajectoryOption = Annotated[Trajectory, typer.Option(help="How the noise grid is walked.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Of the noise; stochastic only.")]
 ClassLabelOption = Annotated[int | None, typer.Option(min=0, help="For class-conditional backbones.")]
@@ -231,6 +232,13 @@ def recipe_of(
     """The recipe that options describe; ``reading`` is timesteps, grid and blocks as they were typed."""
     recipe = dataclasses.replace(_preset_named(preset), clip=clip).along(trajectory, seed)
     return recipe.reading(*(_integers(part) for part in reading))
+
+
+def preprocessing_named(name: str) -> Preprocessing:
+    """The preprocessing of that name, or a usage error that lists them."""
+    if name not in PREPROCESSINGS:
+        raise typer.BadParameter(f"no preprocessing {name!r}; there are {', '.join(PREPROCESSINGS)}")
+    return PREPROCESSINGS[name]()
 
 
 def _preset_named(name: str) -> Preset:

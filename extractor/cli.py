@@ -20,10 +20,12 @@ from extractor.backbone_cli import (
     DeviceOption,
     GridOption,
     PrecisionOption,
+    PreprocessingOption,
     PresetOption,
     SeedOption,
     TimestepsOption,
     TrajectoryOption,
+    preprocessing_named,
     recipe_of,
 )
 from extractor.backbone_cli import app as backbone_commands
@@ -61,6 +63,7 @@ def run(
     store: Annotated[str, typer.Option(help="Folder of the feature store.", show_default=False)],
     name: Annotated[str | None, typer.Option(help="What the data set is called in the store.")] = None,
     preset: PresetOption = "small",
+    preprocessing: PreprocessingOption = "fundus",
     backbone: BackboneOption = None,
     trajectory: TrajectoryOption = "ddim",
     seed: SeedOption = 0,
@@ -114,8 +117,9 @@ def run(
     how, code = encoding_of(encoding, source, codebook)
     spread = workers is not None or scheduler is not None
     # Where others do the work, the backbone is only asked what it is, and this machine may have no GPU.
-    network = open_backbone(source, precision, "cpu" if spread else device, class_label, compiled=compiled)
-    spec = dataclasses.replace(recipe, encoding=how).spec(network)
+    network = open_backbone(source, precision, "cpu" if spread else device, class_label)
+    prepared = preprocessing_named(preprocessing)
+    spec = dataclasses.replace(recipe, encoding=how, preprocessing=prepared).spec(network)
     features = FeatureStore(store)
     renderings = parse_views(views)
     entries = len(data.photographs) * len(renderings)
@@ -166,7 +170,7 @@ def run(
             report = extract_dataset(
                 data,
                 features,
-                Extractor(network, spec, code),
+                Extractor(network.compiled() if compiled else network, spec, code),
                 views=renderings,
                 batch=in_one_forward,
                 overwrite=overwrite,

@@ -97,9 +97,9 @@ class Extraction(WorkerPlugin):
         with suppress(ValueError):  # not this process's main thread: then Ctrl-C does not come here either
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever handed out the tasks decides when they end
         job = self.job
-        network = open_backbone(
-            job.backbone, job.precision, _device(job.device, worker), job.class_label, compiled=job.compiled
-        )
+        network = open_backbone(job.backbone, job.precision, _device(job.device, worker), job.class_label)
+        if job.compiled:
+            network.compiled()
         _, codebook = encoding_of(job.encoding, job.backbone, job.codebook)
         self.extractor = Extractor(network, job.spec, codebook)  # refuses another backbone
         self.store = FeatureStore(job.store)

@@ -29,7 +29,7 @@ from store.encoded import Encoded, stacked
 from store.features import Features, Key
 from store.spec import FeatureSpec
 from store.transfer import Copies, at_once
-from store.views import IDENTITY, flipped_axes, photometric_seed
+from store.views import IDENTITY, NEGATIVE, flipped_axes, photometric_seed
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,9 @@ class Extractor:
 
 
 def _rendering(key: Key) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None:
-    """The photometric change of a view; a function of image and seed."""
+    """What a view does to the pixels; a photometric change is a function of image and seed."""
+    if key.view == NEGATIVE:
+        return lambda image: 255 - image
     seed = photometric_seed(key.view)
     if seed is None:
         return None

@@ -60,7 +60,10 @@ def preprocess(
     geometry = (
         Geometry.square_around(fov, resolution) if how.crop == "fov" else Geometry.whole(height, width, resolution)
     )
-    small = geometry.apply(image, Interpolation[how.interpolation.upper()]).astype(np.uint8)
+    if how.name == "squeeze":
+        small = squeeze(image, resolution)
+    else:
+        small = geometry.apply(image, Interpolation[how.interpolation.upper()]).astype(np.uint8)
     small_fov = geometry.apply(fov, Interpolation.NEAREST).astype(np.bool_)
     if rendering is not None:
         small = rendering(small)
@@ -69,6 +72,11 @@ def preprocess(
     if how.mask_outside:
         small[~small_fov] = 0
     return NetworkInput(to_network_range(small), small_fov, geometry)
+
+
+def squeeze(image: NDArray[np.uint8], resolution: int) -> NDArray[np.uint8]:
+    """Pillow's LANCZOS, whose kernel grows with the photograph (OpenCV's does not); uint8 (R, R, 3)."""
+    return np.asarray(Image.fromarray(image).resize((resolution, resolution), Image.Resampling.LANCZOS))
 
 
 def equalise_lightness(image: NDArray[np.uint8], clahe: Clahe) -> NDArray[np.uint8]:

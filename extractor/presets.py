@@ -151,13 +151,8 @@ def open_backbone(
     precision: Precision = "float32",
     device: str = "cpu",
     class_label: int | None = None,
-    *,
-    compiled: bool = False,
 ) -> Backbone:
-    """A shipped backbone by name, or one from a folder or hub id, in the fastest arithmetic of its device.
-
-    Args:
-        compiled: by torch.compile, which takes minutes when it is first run, instead.
+    """A shipped backbone by name, or one from a folder or hub id, quickened on CPUs (``extractor.cpu``).
 
     Raises:
         BackboneError: neither shipped nor found.
@@ -170,6 +165,6 @@ def open_backbone(
     except BackboneError as error:
         raise BackboneError(f"{error} (shipped backbones: {known})") from error
     try:
-        return loaded.to(device).compiled() if compiled else loaded.to(device).quickened()
+        return loaded.to(device).quickened()
     except (RuntimeError, AssertionError) as error:  # torch's ways to say that there is no such device
         raise BackboneError(f"the device {device!r} cannot be used: {str(error).splitlines()[0]}") from error

@@ -35,6 +35,7 @@ class Card(BaseModel):
         training: settings of the training.
         metrics: measured on validation.
         licence: of the weights.
+        temperature: logits are divided by it before they become probabilities; fitted on source validation.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,18 +49,23 @@ class Card(BaseModel):
     training: dict[str, Any] = Field(default_factory=dict)
     metrics: dict[str, float] = Field(default_factory=dict)
     licence: str = "Apache-2.0"
+    temperature: float = Field(default=1.0, gt=0)
 
 
 def save_interpreter(folder: Path, interpreter: Interpreter, card: Card) -> None:
     """Write weights (float16), codebook and card; the card last."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {k: v.detach().to("cpu", torch.float16).contiguous() for k, v in interpreter.state_dict().items()}
+    weights = {k: _half(v.detach().cpu()) for k, v in interpreter.state_dict().items()}
     save_file(weights, folder / WEIGHTS_FILE)
     if interpreter.codebook is not None:
         interpreter.codebook.save(folder / CODEBOOK_FILE)
     partial = folder / f"{CARD_FILE}.tmp"
     partial.write_text(card.model_dump_json(indent=2) + "\n")
     partial.rename(folder / CARD_FILE)
+
+
+def _half(values: torch.Tensor) -> torch.Tensor:
+    return (values.half() if values.is_floating_point() else values).contiguous()
 
 
 def load_interpreter(name: str | Path) -> tuple[Interpreter, Card]:
@@ -88,9 +94,12 @@ def load_interpreter(name: str | Path) -> tuple[Interpreter, Card]:
     interpreter = Interpreter(card.spec, card.config, codebook)
     try:
         weights = load_file(folder / WEIGHTS_FILE)
-        interpreter.load_state_dict({k: v.float() for k, v in weights.items()})
+        if "head.weight" in weights:  # from before there were several heads
+            weights = {f"head.{name}": value for name, value in weights.items()}
+        interpreter.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
     except Exception as error:  # safetensors and torch raise different types for damaged and foreign files
         raise CheckpointError(f"{folder / WEIGHTS_FILE}: cannot be loaded ({error})") from error
+    interpreter.temperature = card.temperature
     return interpreter.eval(), card
 
 

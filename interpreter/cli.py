@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
@@ -12,11 +13,15 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from interpreter.checkpoint import load_interpreter, shipped
+from interpreter.config import HeadName
 from interpreter.data import Labelled, labelled_images, require_features, store_spec
 from interpreter.errors import ConfigurationError, InterpreterError
 from interpreter.network import InterpreterConfig
 from interpreter.prediction import Prediction
+from interpreter.protocols.protocol import ROWS, Edition
 from interpreter.rendering import encode_labels
+from interpreter.rules import Rules
+from interpreter.scan import Method
 from interpreter.task import Task
 from interpreter.vss import Variant
 from store import console
@@ -39,6 +44,8 @@ Datasets = Annotated[
         "--dataset", help="Data set in the store, NAME or NAME:SPLIT; may be given again.", show_default=False
     ),
 ]
+ScanOption = Annotated[Method, typer.Option(help="Selective scan; auto goes by the device.")]
+SHOWN = ("sensitivity", "specificity", "auc_roc", "auc_pr", "calibration_error")
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
@@ -72,60 +79,143 @@ def train(
     vss: Annotated[Variant, typer.Option(help="Variant of the VSS block.")] = "v0",
     vss_max_size: Annotated[int, typer.Option(min=0, help="No VSS block on levels larger than this.")] = 128,
     max_width: Annotated[int, typer.Option(min=8)] = 64,
+    head: Annotated[HeadName, typer.Option(help="Network that reads the features; mlp is DDPM-Seg's.")] = "adaptive",
+    drop_path: Annotated[float, typer.Option(min=0, max=0.99, help="Share of VSS blocks skipped in training.")] = 0.0,
+    overlapping: Annotated[bool, typer.Option("--overlapping", help="Targets may overlap (lesions).")] = False,
+    labels: Annotated[
+        int | None, typer.Option(min=1, help="Train on so many images, drawn by seed, validation included.")
+    ] = None,
+    precision: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the arithmetic.")] = "float32",
+    accumulate: Annotated[int, typer.Option(min=1, help="Batches added up before a step.")] = 1,
+    scan: ScanOption = "auto",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Train on labelled images of a store; validation images are split off from them by seed."""
+    """Train on labelled images of a store; validation images are split off from them by seed.
+
+    Under `accelerate launch -m interpreter.cli train ...` several devices share each batch.
+    """
+    from interpreter.counting import cost_of
     from interpreter.training import Training, TrainingSettings  # imported late: takes a second
 
     features = FeatureStore(store, read_only=True)
     targets = tuple(target or ["mask"])
-    what = Task(name=task or "_".join(targets), targets=targets)
+    what = Task(name=task or "_".join(targets), targets=targets, overlapping=overlapping)
     settings = TrainingSettings.model_validate(
         {
             "epochs": epochs,
             "batch": batch,
+            "accumulate": accumulate,
             "learning_rate": learning_rate,
             "decay": decay,
+            "precision": precision,
             "evaluate_every": evaluate_every,
             "patience": patience,
             "flips": flips,
             "views": parse_views(views),
+            "labels": labels,
             "seed": seed,
         }
     )
-    config = InterpreterConfig(classes=len(what.classes), vss=vss, vss_max_size=vss_max_size, max_width=max_width)
+    config = InterpreterConfig(
+        classes=len(what.classes),
+        overlapping=overlapping,
+        head=head,
+        vss=vss,
+        vss_max_size=vss_max_size,
+        drop_path=drop_path,
+        max_width=max_width,
+    )
     images = [image for reference in dataset for image in _labelled(features, reference, what)]
     read = store_spec(features, spec)
     source = backbone or features.backbone_of(read) or "small"
-    training = Training(features, read, what, images, config, settings, out, source, require_device(device))
+    training = Training(features, read, what, images, config, settings, out, source, require_device(device), scan=scan)
     console.err.print(
         f"{len(training.train_images)} training and {len(training.validation_images)} validation images, "
-        f"{training.network.parameter_count / 1e3:.0f} k weights"
+        f"{cost_of(training.network)}"
     )
     steps = (epochs - training.epoch) * training.steps_per_epoch - training.next_batch
-    with console.progress("training", steps, quiet=as_json) as advance:
+    first = training.accelerator.is_main_process
+    with console.progress("training", steps, quiet=as_json or not first) as advance:
         best = training.run(lambda epoch, _, loss: advance(1, f"epoch {epoch + 1}, loss {loss:.3f}"))
+    if not first:
+        return
     if as_json:
-        console.print_json({"interpreter": str(out), "validation_dice": best, "epochs": training.epoch})
+        dice = None if math.isnan(best) else best
+        console.print_json({"interpreter": str(out), "validation_dice": dice, "epochs": training.epoch})
+    elif math.isnan(best):
+        console.out.print(f"{out}: trained to the last epoch, without validation images")
     else:
         console.out.print(f"{out}: validation Dice {100 * best:.2f}; try it: service --model {out}")
 
 
-@app.command(epilog="Example: interpreter evaluate --store features.zarr --dataset chase_db1:test --model vessels")
+@app.command(
+    context_settings={"allow_extra_args": True},
+    epilog="Examples: interpreter evaluate --store features.zarr --dataset chase_db1:test --model vessels · "
+    "interpreter evaluate --protocol lodo-vessels --data stare:/data/STARE --data hrf:/data/HRF --store features.zarr "
+    "--out runs/lodo --seeds 0 1 2",
+)
 def evaluate(
+    context: typer.Context,
     store: StoreOption,
-    dataset: Datasets,
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option("--dataset", help="Data set in the store, NAME or NAME:SPLIT; may be given again."),
+    ] = None,
     model: Annotated[str, typer.Option(help="Shipped name or folder of an interpreter.")] = "vessels",
     masks: Annotated[Path | None, typer.Option(help="Write each native label map as PNG into this folder.")] = None,
+    size: Annotated[Literal["network", "native"], typer.Option(help="Pixels that are compared.")] = "network",
+    region: Annotated[Literal["fov", "image"], typer.Option(help="Pixels that count.")] = "fov",
+    scan: ScanOption = "auto",
+    protocol: Annotated[
+        str | None, typer.Option(help="Instead of a model, run a protocol: extraction, training and scoring.")
+    ] = None,
+    edition: Annotated[Edition, typer.Option(help="Of the protocol.")] = "strict",
+    data: Annotated[
+        list[str] | None, typer.Option(help="Data set of the protocol, NAME=ADAPTER:PATH; may be given again.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the protocol; an interrupted one goes on.")] = None,
+    target: Annotated[list[str] | None, typer.Option(help="Only test on this data set; may be given again.")] = None,
+    rows: Annotated[str, typer.Option(help=f"Methods, by comma: {', '.join(ROWS)}.")] = "diffdgss",
+    seeds: Annotated[str, typer.Option(help="Such as 0 1 2.")] = "0",
+    settings: Annotated[
+        str | None, typer.Option(help='JSON of further choices, such as \'{"epochs": 30, "backbone": "small"}\'.')
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Score an interpreter on labelled images: at the network's size, inside the field of view."""
+    """Score an interpreter on labelled images, or run a whole protocol (--protocol) and write its report."""
+    if protocol is not None:
+        from interpreter.protocol_cli import run_protocol
+
+        chosen = run_protocol(
+            (protocol, edition), store, data or [], out, target or [], rows, [seeds, *context.args], settings, device
+        )
+        if as_json:
+            console.print_json(chosen)
+        return
+    if context.args or data:
+        raise typer.BadParameter(f"{' '.join(context.args) or '--data'} belongs to a protocol; name it with --protocol")
+    if not dataset:
+        raise typer.BadParameter("expected --dataset, or a whole --protocol")
+    _evaluate_model(store, dataset, model, masks, Rules(size=size, region=region), scan, device, as_json)
+
+
+def _evaluate_model(
+    store: str,
+    dataset: list[str],
+    model: str,
+    masks: Path | None,
+    rules: Rules,
+    scan: Method,
+    device: str,
+    as_json: bool,
+) -> None:
     from interpreter.evaluation import evaluate as evaluate_images
 
     features = FeatureStore(store, read_only=True)
     interpreter, card = load_interpreter(model)
+    interpreter.use_scan(scan)
     interpreter.to(require_device(device))
     images = [image for reference in dataset for image in _labelled(features, reference, card.task)]
     if seen := {image.key.image_id for image in images} & {*card.training_ids, *card.validation_ids}:
@@ -140,18 +230,18 @@ def evaluate(
                 (masks / f"{image.name.replace('/', '_')}.png").write_bytes(encoded)
             advance(1, image.name)
 
-        scores = evaluate_images(interpreter, features, card.spec, card.task, images, on_image)
+        scores = evaluate_images(interpreter, features, card.spec, card.task, images, on_image, rules=rules)
     if as_json:
         console.print_json(scores.summary())
         return
-    table = Table("Dice", "95 % interval", *[f"t = {t}" for t in card.spec.timesteps], "sensitivity", "specificity")
+    figures = scores.figures()
+    table = Table("Dice", "95 % interval", *interpreter.voters, *(name.replace("_", " ") for name in SHOWN))
     low, high = scores.interval()
     table.add_row(
         f"{100 * scores.mean_dice:.2f}",
         f"{100 * low:.2f} to {100 * high:.2f}",
         *[f"{100 * dice:.2f}" for dice in scores.by_timestep().values()],
-        f"{100 * scores.pooled().sensitivity:.2f}",
-        f"{100 * scores.pooled().specificity:.2f}",
+        *[f"{100 * figures[name]:.2f}" for name in SHOWN],
     )
     console.out.print(table)
     for image in scores.images:

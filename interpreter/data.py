@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from interpreter.errors import TrainingDataError
+from interpreter.settings import TrainingSettings
 from interpreter.task import Task
 from store.collection import Sample
 from store.errors import MissingEntry
 from store.feature_store import FeatureStore
-from store.features import FeatureEntry, Key
-from store.geometry import Interpolation
+from store.features import Key
 from store.spec import FeatureSpec
 from store.views import IDENTITY
 
@@ -39,7 +39,7 @@ class Labelled:
 
 
 def labelled_images(store: FeatureStore, dataset: str, split: str | None, task: Task) -> list[Labelled]:
-    """The images of a collection that carry every target of the task.
+    """The images of a collection that carry every target of the task; of overlapping targets, one at least.
 
     Args:
         split: only this split; None takes all.
@@ -49,7 +49,8 @@ def labelled_images(store: FeatureStore, dataset: str, split: str | None, task: 
     """
     collection = store.collections.read(dataset)
     in_split = [s for s in collection.samples if split is None or s.split == split]
-    found = [s for s in in_split if all(target in s.masks for target in task.targets)]
+    enough = any if task.overlapping else all
+    found = [s for s in in_split if enough(target in s.masks for target in task.targets)]
     if not found:
         splits = sorted({s.split for s in collection.samples if s.split})
         raise TrainingDataError(
@@ -60,7 +61,7 @@ def labelled_images(store: FeatureStore, dataset: str, split: str | None, task: 
 
 
 def require_features(
-    store: FeatureStore, spec: FeatureSpec, images: Iterable[Labelled], views: Sequence[str] = (IDENTITY,)
+    store: FeatureStore, spec: FeatureSpec, images: Sequence[Labelled], views: Sequence[str] = (IDENTITY,)
 ) -> None:
     """TrainingDataError names every image one of whose views is not in the store under this spec."""
     missing = [
@@ -71,10 +72,22 @@ def require_features(
     ]
     if missing:
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        commands = "; ".join(_extracting(store, spec, name, views) for name in sorted({i.dataset for i in images}))
         raise TrainingDataError(
-            f"{store.location} lacks features of {shown} for spec {spec.digest[:12]}; "
-            f"run `extractor run --dataset ... --store ... --views {','.join(views)}` with the same preset first"
+            f"{store.location} lacks features of {shown} for spec {spec.digest[:12]}; run `{commands}` first"
         )
+
+
+def _extracting(store: FeatureStore, spec: FeatureSpec, dataset: str, views: Sequence[str]) -> str:
+    """The command that makes these views: the recorded run of that data set and spec, or as much of it as is known."""
+    for record in store.records.all():
+        if record.spec == spec.digest and record.dataset == dataset:
+            options = {
+                name: value for name, value in record.options.items() if name not in ("views", "limit", "images")
+            }
+            said = [f"--{name}" if value is True else f"--{name} {value}" for name, value in options.items()]
+            return f"extractor run {' '.join(said)} --store {store.location} --views {','.join(views)}"
+    return f"extractor run --dataset ...:{dataset} --store {store.location} --views {','.join(views)}"
 
 
 def without_duplicates(images: Iterable[Labelled]) -> list[Labelled]:
@@ -88,13 +101,28 @@ def without_duplicates(images: Iterable[Labelled]) -> list[Labelled]:
 
 
 def native_truth(store: FeatureStore, image: Labelled, task: Task) -> NDArray[np.uint8]:
-    """Class ids uint8 (H, W)."""
-    return task.labels({target: store.collections.mask(image.sample.masks[target]) for target in task.targets})
+    """What ``Task.labels`` makes of an image's masks, uint8 (H, W)."""
+    masks = image.sample.masks
+    return task.labels({target: store.collections.mask(masks[target]) for target in task.targets if target in masks})
 
 
-def network_truth(entry: FeatureEntry, truth: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Class ids uint8 (R, R) from native ones, by nearest neighbour."""
-    return entry.geometry.apply(truth, Interpolation.NEAREST).astype(np.uint8)
+def few(images: Sequence[Labelled], count: int, seed: int) -> list[Labelled]:
+    """So many of the images, drawn by seed; the first of 2 are those of 1, so that curves are nested.
+
+    Raises:
+        TrainingDataError: there are fewer.
+    """
+    if count > len(images):
+        raise TrainingDataError(f"{count} labelled images were asked for, {len(images)} are there")
+    ordered = sorted(images, key=lambda image: image.key.image_id)
+    return [ordered[i] for i in np.random.default_rng([seed, 2]).permutation(len(ordered))[:count]]
+
+
+def split_off_few(images: Sequence[Labelled], share: float, seed: int) -> tuple[list[Labelled], list[Labelled]]:
+    """(training, validation) of a few images: none is kept for validation where the share is less than half of one."""
+    count = round(share * len(images))
+    order = np.random.default_rng([seed, len(images)]).permutation(len(images))
+    return [images[i] for i in order[count:]], [images[i] for i in order[:count]]
 
 
 def split_off(images: Sequence[Labelled], share: float, seed: int) -> tuple[list[Labelled], list[Labelled]]:
@@ -115,6 +143,30 @@ def split_off(images: Sequence[Labelled], share: float, seed: int) -> tuple[list
         for image in members:
             (validation if (image.sample.group or image.sample.name) in chosen else train).append(image)
     return train, validation
+
+
+def parted(
+    images: list[Labelled], settings: TrainingSettings, validation: Sequence[Labelled] | None
+) -> tuple[list[Labelled], list[Labelled]]:
+    """(training, validation) images of a training.
+
+    Args:
+        validation: those to select on; some of ``images`` if None.
+
+    Raises:
+        TrainingDataError: there are too few.
+    """
+    images = without_duplicates(images)
+    if settings.labels is not None:
+        images = few(images, settings.labels, settings.seed)
+    if validation is not None:
+        return images, list(validation)
+    if settings.labels is not None:
+        return split_off_few(images, settings.validation_share, settings.seed)
+    train, kept = split_off(images, settings.validation_share, settings.seed)
+    if not kept:
+        raise TrainingDataError(f"{len(images)} image(s) are too few; one has to be kept for validation")
+    return train, kept
 
 
 def store_spec(store: FeatureStore, digest: str | None) -> FeatureSpec:

@@ -4,6 +4,7 @@ InterpreterError
 ├── ConfigurationError     a network or training that cannot be meant
 ├── CheckpointError        an interpreter that cannot be loaded
 ├── TrainingDataError      labels or features that training needs are not there
+├── ExtractionFailed       `extractor run` could not make the features of a protocol
 └── ScanUnavailable        the scan that was forced cannot run here
 """
 
@@ -22,6 +23,10 @@ class CheckpointError(InterpreterError, ValueError):
 
 class TrainingDataError(InterpreterError, LookupError):
     """Labels or features that are needed are not in the store."""
+
+
+class ExtractionFailed(InterpreterError, RuntimeError):
+    """The extractor's command ended with an error."""
 
 
 class ScanUnavailable(InterpreterError, RuntimeError):

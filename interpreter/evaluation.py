@@ -1,19 +1,24 @@
-"""Scores of an interpreter on labelled images, at the network's size inside the field of view."""
+"""Scores of an interpreter on labelled images."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from interpreter.data import Labelled, native_truth, network_truth
-from interpreter.metrics import Counts, bootstrap_interval, count
+from interpreter.curves import PooledPixels, Reliability
+from interpreter.data import Labelled, native_truth
+from interpreter.metrics import Counts, bootstrap_interval, count, hd95
 from interpreter.network import Interpreter
-from interpreter.prediction import Prediction, segment
+from interpreter.prediction import Prediction, native_masks, native_probabilities, segment
+from interpreter.rules import Rules
 from interpreter.task import Task
 from store.feature_store import FeatureStore
+from store.features import Features
 from store.spec import FeatureSpec
 
 OnImage = Callable[[Labelled, Prediction, NDArray[np.uint8]], None]
@@ -25,12 +30,14 @@ class ImageScores:
 
     Attributes:
         voted: for each class but the background.
-        by_timestep: {t: Dice averaged over these classes}.
+        hd95: likewise; nan where one of the masks is empty.
+        by_timestep: {voter: Dice averaged over these classes}, at the network's size.
     """
 
     name: str
     voted: tuple[Counts, ...]
-    by_timestep: dict[int, float]
+    hd95: tuple[float, ...]
+    by_timestep: dict[str, float]
 
     @property
     def dice(self) -> float:
@@ -40,42 +47,78 @@ class ImageScores:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of a set of images."""
+    """Scores of a set of images.
 
+    Attributes:
+        classes: names, without the background.
+        images: in the order they were scored.
+        pixels, reliability: of each class, all images together.
+    """
+
+    classes: tuple[str, ...]
     images: list[ImageScores] = field(default_factory=list)
+    pixels: list[PooledPixels] = field(default_factory=list)
+    reliability: list[Reliability] = field(default_factory=list)
 
     @property
     def mean_dice(self) -> float:
         """Mean over images of the voted Dice, 0..1."""
         return float(np.mean([image.dice for image in self.images]))
 
-    def by_timestep(self) -> dict[int, float]:
-        """Mean over images of each timestep's own Dice."""
+    def by_timestep(self) -> dict[str, float]:
+        """Mean over images of each voter's own Dice."""
         return {t: float(np.mean([image.by_timestep[t] for image in self.images])) for t in self.images[0].by_timestep}
 
-    def pooled(self) -> Counts:
-        """The confusion matrix of class 1 over all images."""
-        return sum((image.voted[0] for image in self.images[1:]), self.images[0].voted[0])
+    def pooled(self, index: int = 0) -> Counts:
+        """The confusion matrix of a class over all images."""
+        return sum((image.voted[index] for image in self.images[1:]), self.images[0].voted[index])
 
     def interval(self) -> tuple[float, float]:
         """95 % bootstrap interval of ``mean_dice`` over images."""
         return bootstrap_interval(np.array([image.dice for image in self.images]))
 
+    def class_figures(self, index: int) -> dict[str, float]:
+        """All metrics of one class, between 0 and 1; HD95 in pixels; nan where a metric has no meaning."""
+        pooled, pixels = self.pooled(index), self.pixels[index]
+        distances = np.array([image.hd95[index] for image in self.images])
+        return {
+            "dice": float(np.mean([image.voted[index].dice for image in self.images])),
+            "pooled_dice": pooled.dice,
+            "iou": pooled.iou,
+            "sensitivity": pooled.sensitivity,
+            "specificity": pooled.specificity,
+            "auc_roc": pixels.auc_roc(),
+            "auc_pr": pixels.average_precision(),
+            "auc_pr_33": pixels.idrid_auc_pr(),
+            "hd95": _mean(distances),
+            "calibration_error": self.reliability[index].error,
+        }
+
+    def figures(self) -> dict[str, float]:
+        """The same, averaged over the classes."""
+        by_class = [self.class_figures(i) for i in range(len(self.classes))]
+        return {name: _mean(np.array([figures[name] for figures in by_class])) for name in by_class[0]}
+
     def summary(self) -> dict[str, object]:
-        """Everything as plain numbers, Dice in points of 100."""
+        """Everything as plain numbers, in points of 100; HD95 in pixels; None where a metric has no meaning."""
         low, high = self.interval()
-        pooled = self.pooled()
         return {
             "images": len(self.images),
-            "dice": 100 * self.mean_dice,
+            **_in_points(self.figures()),
             "dice_interval_95": [100 * low, 100 * high],
-            "dice_by_timestep": {str(t): 100 * dice for t, dice in self.by_timestep().items()},
-            "pooled_dice": 100 * pooled.dice,
-            "iou": 100 * pooled.iou,
-            "sensitivity": 100 * pooled.sensitivity,
-            "specificity": 100 * pooled.specificity,
+            "dice_by_timestep": {t: 100 * dice for t, dice in self.by_timestep().items()},
+            "by_class": {name: _in_points(self.class_figures(i)) for i, name in enumerate(self.classes)},
             "by_image": {image.name: round(100 * image.dice, 3) for image in self.images},
         }
+
+
+class Compared(NamedTuple):
+    """What is compared of one image, bool (n - 1, ...) and float32 (n - 1, ...); ``inside`` (...) counts."""
+
+    masks: NDArray[np.bool_]
+    probabilities: NDArray[np.float32]
+    truth: NDArray[np.bool_]
+    inside: NDArray[np.bool_]
 
 
 def evaluate(
@@ -85,37 +128,74 @@ def evaluate(
     task: Task,
     images: Sequence[Labelled],
     on_image: OnImage | None = None,
+    *,
+    rules: Rules | None = None,
 ) -> Scores:
     """Segment every image and compare with its masks.
 
     Args:
         on_image: called with each image, its prediction and its native label map (H, W).
+        rules: how the truth is made and where it counts; by default at the network's size inside the
+            field of view.
     """
     interpreter.spec.require(spec)
-    scores = Scores()
+    rules = rules or Rules()
+    n = len(task.targets)
+    scores = Scores(task.targets, [], [PooledPixels() for _ in range(n)], [Reliability() for _ in range(n)])
     for image in images:
         entry = store.entry(spec, image.key)
         features = entry.features()
         prediction, native = segment(interpreter, features)
-        truth = network_truth(entry, native_truth(store, image, task))
-        scores.images.append(_score(image.name, prediction, truth, features.fov, spec, task))
+        truth = native_truth(store, image, task)
+        at_network = task.members(rules.network_truth(entry, truth, task))
+        inside = rules.counted(features.fov)
+        compared = Compared(prediction.masks, prediction.probabilities[1:], at_network, inside)
+        by_voter = {
+            voter: float(np.mean([count(m, t, inside).dice for m, t in zip(masks, at_network, strict=True)]))
+            for voter, masks in zip(interpreter.voters, prediction.masks_by_voter, strict=True)
+        }
+        if rules.size == "native":
+            compared = _at_native_size(prediction, features, task, truth, rules)
+        scores.images.append(_score(image.name, compared, by_voter))
+        for i in range(n):
+            one = compared.probabilities[i], compared.truth[i], compared.inside
+            scores.pixels[i].add(*one)
+            scores.reliability[i].add(*one)
         if on_image is not None:
             on_image(image, prediction, native)
     return scores
 
 
-def _score(
-    name: str,
-    prediction: Prediction,
-    truth: NDArray[np.uint8],
-    fov: NDArray[np.bool_],
-    spec: FeatureSpec,
-    task: Task,
-) -> ImageScores:
-    classes = range(1, len(task.classes))
-    voted = tuple(count(prediction.labels == c, truth == c, fov) for c in classes)
-    by_timestep = {
-        t: float(np.mean([count(labels == c, truth == c, fov).dice for c in classes]))
-        for t, labels in zip(spec.timesteps, prediction.by_timestep, strict=True)
+def _at_native_size(
+    prediction: Prediction, features: Features, task: Task, truth: NDArray[np.uint8], rules: Rules
+) -> Compared:
+    geometry = features.geometry
+    return Compared(
+        native_masks(prediction, features.fov, geometry, task.overlapping),
+        native_probabilities(prediction, geometry)[1:],
+        task.members(truth),
+        rules.counted(geometry.restore(features.fov).astype(np.bool_)),
+    )
+
+
+def _score(name: str, compared: Compared, by_voter: dict[str, float]) -> ImageScores:
+    pairs = list(zip(compared.masks, compared.truth, strict=True))
+    inside = compared.inside
+    return ImageScores(
+        name,
+        tuple(count(mask, truth, inside) for mask, truth in pairs),
+        tuple(hd95(mask & inside, truth & inside) for mask, truth in pairs),
+        by_voter,
+    )
+
+
+def _mean(values: NDArray[np.floating]) -> float:
+    """Mean of what is a number; nan if nothing is."""
+    numbers = values[~np.isnan(values)]
+    return float(numbers.mean()) if numbers.size else math.nan
+
+
+def _in_points(figures: dict[str, float]) -> dict[str, float | None]:
+    return {
+        name: None if math.isnan(value) else value if name == "hd95" else 100 * value for name, value in figures.items()
     }
-    return ImageScores(name, voted, by_timestep)

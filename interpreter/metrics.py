@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 Mask = NDArray[np.bool_]
 
@@ -57,6 +59,19 @@ def count(predicted: Mask, truth: Mask, inside: Mask | None = None) -> Counts:
     both = int(np.count_nonzero(predicted & truth))
     positive, real = int(np.count_nonzero(predicted)), int(np.count_nonzero(truth))
     return Counts(both, positive - both, real - both, truth.size - positive - real + both)
+
+
+def hd95(predicted: Mask, truth: Mask) -> float:
+    """95th percentile of the distances between the outlines of two masks, in pixels; the larger direction.
+
+    0 where both are empty, nan where one is.
+    """
+    if not predicted.any() or not truth.any():
+        return 0.0 if predicted.any() == truth.any() else math.nan
+    outlines = [mask & ~ndimage.binary_erosion(mask) for mask in (predicted, truth)]
+    distances = [ndimage.distance_transform_edt(~outline) for outline in outlines]
+    there, back = distances[1][outlines[0]], distances[0][outlines[1]]
+    return float(max(np.percentile(there, 95), np.percentile(back, 95)))
 
 
 def bootstrap_interval(

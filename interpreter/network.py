@@ -1,109 +1,23 @@
-"""The adaptive semantic feature interpreter of DiffDGSS: features at a timestep in, class scores out.
+"""An interpreter: a head that reads the features of one FeatureSpec, and what it needs to decode them.
 
-b  batch    t  timestep    n  classes    R  network's square
-level  all blocks of the spec whose maps have one size; walked from the coarsest to the finest
-
-Each level takes its maps and what the coarser level made of its own, brings them to one width and
-refines them in a segmentation block: two depthwise-separable convolutions under timestep-adaptive
-norms (Eq. 7), then a VSS block.
+b  batch    t  timestep    n  scores for each pixel    R  network's square
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
-from torch.nn import functional
 
-from interpreter.errors import ConfigurationError
-from interpreter.vss import Variant, VssBlock
+from interpreter.config import InterpreterConfig as InterpreterConfig
+from interpreter.heads import HEADS
+from interpreter.scan import Method
+from interpreter.vss import SS2D
 from store.codebook import Codebook
 from store.codecs import codec_for
 from store.encoded import Encoded
 from store.spec import FeatureSpec
-
-
-class InterpreterConfig(BaseModel):
-    """The network's free choices; widths and levels follow from the FeatureSpec.
-
-    Attributes:
-        classes: n, background included.
-        max_width: a level is as wide as its maps together, up to this.
-        vss: variant of the VSS block.
-        vss_max_size: levels larger than this have no VSS block (its cost grows with the area).
-        drop_path: in training.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    classes: int = Field(default=2, ge=2)
-    max_width: int = Field(default=64, ge=8)
-    vss: Variant = "v0"
-    vss_max_size: int = Field(default=128, ge=0)
-    drop_path: float = Field(default=0.0, ge=0, lt=1)
-    time_width: int = Field(default=64, ge=8)
-
-
-class AdaptiveNorm(nn.Module):
-    """Eq. 7: y = (1 + s(t)) GN(x) + b(t); x (b, c, h, w), embedding (b, e)."""
-
-    def __init__(self, c: int, embedding: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(math.gcd(c, 8), c, affine=False)
-        self.scale_shift = nn.Linear(embedding, 2 * c)
-
-    def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
-        scale, shift = self.scale_shift(embedding)[:, :, None, None].chunk(2, dim=1)
-        normalised: torch.Tensor = self.norm(x) * (1 + scale) + shift
-        return normalised
-
-
-class SeparableConv(nn.Module):
-    """x + pointwise(SiLU(AdaGN(depthwise(x), t)))."""
-
-    def __init__(self, c: int, embedding: int) -> None:
-        super().__init__()
-        self.depthwise = nn.Conv2d(c, c, 3, padding=1, groups=c, bias=False)
-        self.norm = AdaptiveNorm(c, embedding)
-        self.pointwise = nn.Conv2d(c, c, 1)
-
-    def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
-        refined: torch.Tensor = self.pointwise(functional.silu(self.norm(self.depthwise(x), embedding)))
-        return x + refined
-
-
-class SegmentationBlock(nn.Module):
-    """Two separable convolutions, then a VSS block where the level has one."""
-
-    def __init__(self, c: int, size: int, config: InterpreterConfig) -> None:
-        super().__init__()
-        self.convolutions = nn.ModuleList([SeparableConv(c, config.time_width) for _ in range(2)])
-        self.vss = VssBlock(c, config.vss, config.drop_path) if size <= config.vss_max_size else nn.Identity()
-
-    def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
-        for convolution in self.convolutions:
-            x = convolution(x, embedding)
-        refined: torch.Tensor = self.vss(x)
-        return refined
-
-
-class TimeEmbedding(nn.Module):
-    """Sinusoidal embedding of t, then two linear layers: (b,) -> (b, width)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.width = width
-        self.layers = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
-
-    def forward(self, t: torch.Tensor) -> torch.Tensor:
-        half = self.width // 2
-        frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=t.device) / half)
-        angles = t.float()[:, None] * frequencies
-        embedding: torch.Tensor = self.layers(torch.cat([angles.cos(), angles.sin()], dim=1))
-        return embedding
 
 
 class Interpreter(nn.Module):
@@ -111,36 +25,39 @@ class Interpreter(nn.Module):
 
     Args:
         spec: what its features are; decides levels and widths.
-        config: its free choices.
+        config: its free choices, the head among them.
         codebook: of features in the compact encoding.
+
+    Attributes:
+        temperature: logits are divided by it before they become probabilities; fitted on source validation.
     """
 
     def __init__(self, spec: FeatureSpec, config: InterpreterConfig, codebook: Codebook | None = None) -> None:
         super().__init__()
         self.spec, self.config, self.codebook = spec, config, codebook
         self.codec = codec_for(spec, codebook)
-        self.levels: dict[int, list[str]] = {}
-        channels: dict[int, int] = {}
-        for block in sorted(spec.blocks, key=lambda block: block.height):
-            if block.height != block.width:
-                raise ConfigurationError(f"{block.name} is {block.height} x {block.width}; levels must be square")
-            self.levels.setdefault(block.height, []).append(block.name)
-            channels[block.height] = channels.get(block.height, 0) + block.channels
-        widths = {size: min(c, config.max_width) // 8 * 8 or 8 for size, c in channels.items()}
-        self.embed = TimeEmbedding(config.time_width)
-        self.entries = nn.ModuleDict({str(s): nn.Conv2d(channels[s], widths[s], 1) for s in self.levels})
-        coarser = list(widths.values())
-        self.handovers = nn.ModuleDict(
-            {str(s): nn.Conv2d(coarser[i], widths[s], 1) for i, s in enumerate(list(self.levels)[1:])}
-        )
-        self.blocks = nn.ModuleDict({str(s): SegmentationBlock(widths[s], s, config) for s in self.levels})
-        self.head = nn.Conv2d(coarser[-1], config.classes, 1)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # depthwise convolutions on CPUs are three times faster
+        self.temperature = 1.0
+        self.head = HEADS[config.head](spec, config)
 
     @property
     def parameter_count(self) -> int:
         """Number of weights."""
         return sum(p.numel() for p in self.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def voters(self) -> tuple[str, ...]:
+        """Names of those that vote: the timesteps, or the models of an ensemble."""
+        return self.head.voters(self.spec.timesteps)
+
+    def use_scan(self, method: Method) -> None:
+        """Force a selective scan on all VSS blocks; ``auto`` goes by the device."""
+        for module in self.modules():
+            if isinstance(module, SS2D):
+                module.method = method
 
     def read(self, maps: Mapping[str, Encoded], t: torch.Tensor) -> torch.Tensor:
         """Class scores of stored features, decoded on this network's device.
@@ -152,12 +69,21 @@ class Interpreter(nn.Module):
         Returns:
             Logits, float32 (b, n, R, R).
         """
-        device = self.head.weight.device
-        logits: torch.Tensor = self({n: self.codec.decode(n, m, device) for n, m in maps.items()}, t.to(device))
+        logits: torch.Tensor = self(self.decoded(maps), t.to(self.device))
         return logits
 
+    def decoded(self, maps: Mapping[str, Encoded]) -> dict[str, torch.Tensor]:
+        """Feature maps of what is stored, on this network's device."""
+        return {name: self.codec.decode(name, m, self.device) for name, m in maps.items()}
+
+    def votes(self, maps: Mapping[str, Encoded]) -> Iterator[torch.Tensor]:
+        """Logits (1, n, R, R) of each voter, of maps {block: Encoded (t, k, h, w)} at the spec's timesteps."""
+        return self.head.votes(
+            lambda i: self.decoded({name: m[i : i + 1] for name, m in maps.items()}), self.spec.timesteps
+        )
+
     def forward(self, maps: Mapping[str, torch.Tensor], t: torch.Tensor) -> torch.Tensor:
-        """Class scores.
+        """Class scores of a head that reads one timestep at a time.
 
         Args:
             maps: {block: float (b, c, h, w)} of one timestep for each image.
@@ -166,17 +92,5 @@ class Interpreter(nn.Module):
         Returns:
             Logits, float32 (b, n, R, R).
         """
-        embedding = self.embed(t)
-        x: torch.Tensor | None = None
-        for size, names in self.levels.items():
-            stacked = torch.cat([maps[name].float() for name in names], dim=1)
-            level = self.entries[str(size)](stacked.contiguous(memory_format=torch.channels_last))
-            if x is not None:
-                x = self.handovers[str(size)](x)
-                level = level + functional.interpolate(x, size=level.shape[2:], mode="bilinear")
-            x = self.blocks[str(size)](level, embedding)
-        assert x is not None
-        logits: torch.Tensor = self.head(x)
-        if logits.shape[-1] != self.spec.resolution:
-            logits = functional.interpolate(logits, size=(self.spec.resolution,) * 2, mode="bilinear")
+        logits: torch.Tensor = self.head(maps, t)
         return logits

@@ -1,6 +1,7 @@
-"""One prediction for each timestep, and the vote among them. Evaluation and service end here alike.
+"""One prediction of each voter, and the vote among them. Evaluation and service end here alike.
 
-t  timesteps    n  classes    R  network's square    H, W  native size
+t  voters: timesteps, or the models of an ensemble    n  classes, background included
+R  network's square    H, W  native size
 """
 
 from __future__ import annotations
@@ -20,14 +21,19 @@ from store.geometry import Geometry, Interpolation
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the timesteps agree on.
+    """What the voters agree on.
 
     Attributes:
-        labels: uint8 (R, R), the class with most votes; ties go to the larger mean probability.
-        probabilities: float32 (n, R, R), mean over timesteps.
-        votes: uint8 (n, R, R), how many timesteps chose each class.
-        disagreement: float32 (R, R), entropy of the votes in nats, 0 where all agree.
-        by_timestep: uint8 (t, R, R), each timestep's own labels.
+        labels: uint8 (R, R), the class with most votes; ties go to the larger mean probability. Of
+            overlapping classes the last one that is there.
+        probabilities: float32 (n, R, R), mean over voters; of overlapping classes each between 0 and 1,
+            the background's what the likeliest leaves.
+        votes: uint8 (n, R, R), how many voters chose each class.
+        disagreement: float32 (R, R), entropy of the votes in nats, 0 where all agree; of overlapping
+            classes the largest of theirs.
+        by_timestep: uint8 (t, R, R), each voter's own labels.
+        masks: bool (n - 1, R, R), the pixels of each class but the background.
+        masks_by_voter: bool (t, n - 1, R, R), the same of each voter.
     """
 
     labels: NDArray[np.uint8]
@@ -35,10 +41,12 @@ class Prediction:
     votes: NDArray[np.uint8]
     disagreement: NDArray[np.float32]
     by_timestep: NDArray[np.uint8]
+    masks: NDArray[np.bool_]
+    masks_by_voter: NDArray[np.bool_]
 
 
 def vote(probabilities: NDArray[np.float32]) -> Prediction:
-    """Majority over timesteps.
+    """Majority over voters, of classes that exclude each other.
 
     Args:
         probabilities: float32 (t, n, R, R), summing to one over n.
@@ -49,36 +57,103 @@ def vote(probabilities: NDArray[np.float32]) -> Prediction:
     mean = probabilities.mean(axis=0, dtype=np.float32)
     leading = votes == votes.max(axis=0)
     labels = np.where(leading, mean, -1).argmax(axis=0).astype(np.uint8)
+    disagreement = _entropy((votes / np.float32(steps)).astype(np.float32)).sum(axis=0)
+    masks = np.stack([labels == c for c in range(1, classes)])
+    by_voter = np.stack([by_timestep == c for c in range(1, classes)], axis=1)
+    return Prediction(labels, mean, votes, disagreement + 0.0, by_timestep, masks, by_voter)
+
+
+def vote_overlapping(probabilities: NDArray[np.float32]) -> Prediction:
+    """Majority over voters for each class on its own; ties go by the mean probability.
+
+    Args:
+        probabilities: float32 (t, n - 1, R, R), of each class but the background.
+    """
+    steps = len(probabilities)
+    by_voter = probabilities > 0.5
+    votes = by_voter.sum(axis=0)
+    mean = probabilities.mean(axis=0, dtype=np.float32)
+    masks = (2 * votes > steps) | ((2 * votes == steps) & (mean > 0.5))
     shares = votes / np.float32(steps)
-    disagreement = -(shares * np.log(np.where(shares > 0, shares, 1))).sum(axis=0)
-    return Prediction(labels, mean, votes, disagreement.astype(np.float32) + 0.0, by_timestep)
+    disagreement = (_entropy(shares) + _entropy(1 - shares)).max(axis=0)
+    nobody = (~by_voter.any(axis=1)).sum(axis=0)
+    return Prediction(
+        _last_there(masks),
+        np.concatenate([1 - mean.max(axis=0, keepdims=True), mean]),
+        np.concatenate([nobody[None], votes]).astype(np.uint8),
+        disagreement + 0.0,
+        np.stack([_last_there(one) for one in by_voter]),
+        masks,
+        by_voter,
+    )
 
 
 @torch.inference_mode()
 def predict(interpreter: Interpreter, maps: Mapping[str, Encoded]) -> Prediction:
-    """Read stored maps {block: Encoded (t, k, h, w)} at every timestep of the spec and vote."""
+    """Read stored maps {block: Encoded (t, k, h, w)} at the timesteps of the spec and vote."""
     interpreter.eval()
-    probabilities = []
-    for i, t in enumerate(interpreter.spec.timesteps):
-        logits = interpreter.read({name: m[i : i + 1] for name, m in maps.items()}, torch.tensor([t]))
-        probabilities.append(torch.softmax(logits, dim=1)[0].cpu().numpy())
-    return vote(np.stack(probabilities))
+    logits = torch.cat([one.float() for one in interpreter.votes(maps)]) / interpreter.temperature
+    if interpreter.config.overlapping:
+        return vote_overlapping(torch.sigmoid(logits).cpu().numpy())
+    return vote(torch.softmax(logits, dim=1).cpu().numpy())
 
 
 def segment(interpreter: Interpreter, features: Features) -> tuple[Prediction, NDArray[np.uint8]]:
     """The vote at the network's size, and the label map at native size."""
     prediction = predict(interpreter, features.maps)
-    return prediction, native_labels(prediction, features.fov, features.geometry)
+    return prediction, native_labels(prediction, features.fov, features.geometry, interpreter.config.overlapping)
 
 
-def native_labels(prediction: Prediction, fov: NDArray[np.bool_], geometry: Geometry) -> NDArray[np.uint8]:
+def native_labels(
+    prediction: Prediction, fov: NDArray[np.bool_], geometry: Geometry, overlapping: bool = False
+) -> NDArray[np.uint8]:
     """Labels uint8 (H, W), background outside the field of view.
 
     Votes plus mean probability order the classes as the vote does; carried to native size as
     numbers, they give smooth outlines where resized labels would give steps.
     """
-    scores = np.moveaxis(prediction.votes + prediction.probabilities, 0, -1)
-    native = geometry.restore(np.ascontiguousarray(scores, dtype=np.float32), Interpolation.LINEAR)
-    labels: NDArray[np.uint8] = native.argmax(axis=-1).astype(np.uint8)
+    if overlapping:
+        return _last_there(native_masks(prediction, fov, geometry, overlapping))
+    native = _restored(prediction.votes + prediction.probabilities, geometry)
+    labels: NDArray[np.uint8] = native.argmax(axis=0).astype(np.uint8)
     labels[~geometry.restore(fov).astype(np.bool_)] = 0
+    return labels
+
+
+def native_masks(
+    prediction: Prediction, fov: NDArray[np.bool_], geometry: Geometry, overlapping: bool = False
+) -> NDArray[np.bool_]:
+    """The pixels of each class but the background, bool (n - 1, H, W), none outside the field of view."""
+    if not overlapping:
+        labels = native_labels(prediction, fov, geometry)
+        return np.stack([labels == c for c in range(1, len(prediction.votes))])
+    half = np.float32(len(prediction.by_timestep) / 2)
+    # Above zero exactly where the vote has the class: half of the votes and a mean above one half, or more.
+    scores = prediction.votes[1:] - half + np.float32(0.99) * (prediction.probabilities[1:] - np.float32(0.5))
+    masks: NDArray[np.bool_] = _restored(scores, geometry) > 0
+    return masks & geometry.restore(fov).astype(np.bool_)
+
+
+def native_probabilities(prediction: Prediction, geometry: Geometry) -> NDArray[np.float32]:
+    """Mean probabilities float32 (n, H, W); 0 outside the crop."""
+    return _restored(prediction.probabilities, geometry)
+
+
+def _restored(planes: NDArray[np.float32], geometry: Geometry) -> NDArray[np.float32]:
+    """float32 (k, R, R) -> (k, H, W)."""
+    last = np.ascontiguousarray(np.moveaxis(planes, 0, -1), dtype=np.float32)
+    return np.moveaxis(geometry.restore(last, Interpolation.LINEAR), -1, 0).astype(np.float32, copy=False)
+
+
+def _entropy(shares: NDArray[np.float32]) -> NDArray[np.float32]:
+    """-p log p, 0 at 0."""
+    entropy: NDArray[np.float32] = -(shares * np.log(np.where(shares > 0, shares, 1))).astype(np.float32)
+    return entropy
+
+
+def _last_there(masks: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Class ids (R, R) of masks (n - 1, R, R), later ones above earlier ones; 0 where there is none."""
+    labels = np.zeros(masks.shape[1:], dtype=np.uint8)
+    for i, mask in enumerate(masks, 1):
+        labels[mask] = i
     return labels

@@ -46,3 +46,25 @@ def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=False)
     return buffer.getvalue()
+
+
+def compared(
+    predicted: NDArray[np.bool_], truth: NDArray[np.bool_], inside: NDArray[np.bool_] | None = None
+) -> NDArray[np.uint8]:
+    """Found in white, missed in blue, wrongly found in orange; what does not count in grey.
+
+    Args:
+        predicted, truth: bool (n - 1, H, W), the classes but the background; they are shown as one.
+        inside: bool (H, W), what counts.
+
+    Returns:
+        uint8 (H, W, 3).
+    """
+    found, real = predicted.any(axis=0), truth.any(axis=0)
+    picture = np.zeros((*found.shape, 3), dtype=np.uint8)
+    picture[(predicted & truth).any(axis=0)] = 255
+    picture[real & ~found] = (60, 130, 255)
+    picture[found & ~real] = (255, 130, 30)
+    if inside is not None:
+        picture[~inside] = 60
+    return picture

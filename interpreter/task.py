@@ -13,20 +13,23 @@ PALETTE = ("#1fe0ff", "#7cff6b", "#ff7bf2", "#ffffff", "#4d7cff", "#00b894", "#c
 
 
 class Task(BaseModel):
-    """Mutually exclusive classes.
+    """Classes that exclude each other, or that may overlap.
 
     Attributes:
         name: such as ``vessels``.
         targets: target i of the data set becomes class i + 1; later ones cover earlier ones (a cup
             lies inside its disc). Class 0 is what none of them covers.
         colours: of classes 1 to n - 1, for overlays.
+        overlapping: a pixel may belong to several classes (lesions). An image then needs one of the
+            targets only: a lesion without a mask is absent.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    targets: tuple[str, ...] = Field(min_length=1)
+    targets: tuple[str, ...] = Field(min_length=1, max_length=8)
     colours: tuple[str, ...] = PALETTE
+    overlapping: bool = False
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -34,8 +37,19 @@ class Task(BaseModel):
         return ("background", *self.targets)
 
     def labels(self, masks: Mapping[str, NDArray[np.bool_]]) -> NDArray[np.uint8]:
-        """Masks bool (H, W) of all targets -> class ids uint8 (H, W)."""
+        """Masks bool (H, W) of the targets -> one uint8 (H, W) that holds them all.
+
+        Class ids; or, of overlapping classes, bit i for target i. Both survive flips and resizing by
+        nearest neighbour.
+        """
         labels = np.zeros(next(iter(masks.values())).shape, dtype=np.uint8)
-        for class_id, target in enumerate(self.targets, 1):
-            labels[masks[target]] = class_id
+        for i, target in enumerate(self.targets):
+            if target in masks:
+                labels[masks[target]] = labels[masks[target]] | (1 << i) if self.overlapping else i + 1
         return labels
+
+    def members(self, labels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """The pixels of each target, bool (n - 1, H, W), of what ``labels`` made."""
+        if self.overlapping:
+            return np.stack([(labels >> i & 1).astype(np.bool_) for i in range(len(self.targets))])
+        return np.stack([labels == i + 1 for i in range(len(self.targets))])

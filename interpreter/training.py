@@ -2,63 +2,47 @@
 
 b  images in a batch    t  one timestep, drawn for each image    n  classes    R  network's square
 
-Everything that is drawn (order, timesteps, flips) is a function of seed, epoch and position, so a
-run that was stopped goes on exactly as it would have.
+Everything that is drawn (order, views, timesteps, flips, dropped paths) is a function of seed, epoch
+and position, so a run that was stopped goes on exactly as it would have. Under ``accelerate launch``
+several processes share each batch.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
-from interpreter.checkpoint import Card, save_interpreter
-from interpreter.data import (
-    Labelled,
-    native_truth,
-    network_truth,
-    require_features,
-    split_off,
-    without_duplicates,
-)
-from interpreter.errors import ConfigurationError, TrainingDataError
+from interpreter.calibration import fit_temperature
+from interpreter.checkpoint import Card, load_interpreter, save_interpreter
+from interpreter.data import Labelled, native_truth, parted, require_features
+from interpreter.errors import ConfigurationError
 from interpreter.evaluation import evaluate
+from interpreter.memory import keep_freed_memory
 from interpreter.network import Interpreter, InterpreterConfig
+from interpreter.objective import Objective
+from interpreter.recorder import Recorder
+from interpreter.rules import Rules
+from interpreter.run_folder import RunFolder
+from interpreter.scan import Method
+from interpreter.settings import TrainingSettings as TrainingSettings
 from interpreter.task import Task
-from store.batches import Batch, plan_epoch, stream
+from store.batches import Batch, Plan, plan_epoch, stream
 from store.feature_store import FeatureStore
 from store.features import Key
 from store.spec import FeatureSpec
-from store.views import IDENTITY, flipped_axes
-
-STATE_FILE = "state.pt"
-
-
-class TrainingSettings(BaseModel):
-    """One training; the paper's values are the defaults."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    batch: int = Field(default=4, gt=0)
-    epochs: int = Field(default=100, gt=0)
-    learning_rate: float = Field(default=2e-4, gt=0)
-    decay: Literal["none", "cosine"] = "none"
-    flips: bool = Field(default=True, description="flip cached maps at random")
-    views: tuple[str, ...] = Field(default=(IDENTITY,), min_length=1, description="drawn from for each image")
-    validation_share: float = Field(default=0.15, gt=0, lt=1)
-    evaluate_every: int = Field(default=5, gt=0, description="epochs between validations")
-    patience: int | None = Field(default=None, gt=0, description="validations without gain before stopping")
-    seed: int = 0
-
+from store.views import flipped_axes
 
 Report = Callable[[int, int, float], None]
+Truth = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 
 
 class Training:
@@ -74,6 +58,12 @@ class Training:
         folder: receives the best interpreter, the state to resume from, and tensorboard/.
         backbone: name or place of the backbone, for the card.
         device: where the network is trained.
+        rules: how the truth is made, and which pixels count.
+        validation: select on these images instead of some of ``images``.
+        scan: force a selective scan.
+
+    Attributes:
+        data_wait_share: of the last epoch's time, what went by waiting for features.
 
     Raises:
         TrainingDataError: features are missing, or there are too few images.
@@ -90,21 +80,30 @@ class Training:
         folder: Path,
         backbone: str = "small",
         device: str = "cpu",
+        *,
+        rules: Rules | None = None,
+        validation: Sequence[Labelled] | None = None,
+        scan: Method = "auto",
     ) -> None:
         if config.classes != len(task.classes):
             raise ConfigurationError(f"the task has {len(task.classes)} classes, the network {config.classes}")
-        images = without_duplicates(images)
-        self.train_images, self.validation_images = split_off(images, settings.validation_share, settings.seed)
+        if config.overlapping != task.overlapping:
+            raise ConfigurationError("classes overlap in the task or in the network, not in both")
+        self.store, self.spec, self.task, self.settings, self.folder = store, spec, task, settings, folder
+        self.rules = rules or Rules()
+        self.train_images, self.validation_images = parted(images, settings, validation)
         require_features(store, spec, self.train_images, settings.views)
         require_features(store, spec, self.validation_images)
-        if not self.validation_images:
-            raise TrainingDataError(f"{len(images)} image(s) are too few; one has to be kept for validation")
-        self.store, self.spec, self.task, self.settings, self.folder = store, spec, task, settings, folder
         self._truths = {image.key.image_id: self._truth(image) for image in self.train_images}
+        self.accelerator = Accelerator(cpu=device == "cpu")
+        self.device = self.accelerator.device if device in ("cpu", "cuda") else torch.device(device)
         torch.manual_seed(settings.seed)
-        self.device = torch.device(device)
         self.network = Interpreter(spec, config, store.codebook(spec)).to(self.device)
+        self.network.use_scan(scan)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=settings.learning_rate)
+        self._objective, self._stepper = self.accelerator.prepare(
+            Objective(self.network, task, settings.precision), self.optimizer, device_placement=[False, False]
+        )
         self._card = Card(
             spec=spec,
             backbone=backbone,
@@ -112,78 +111,108 @@ class Training:
             config=config,
             training_ids=tuple(image.key.image_id for image in self.train_images),
             validation_ids=tuple(image.key.image_id for image in self.validation_images),
-            training=settings.model_dump(mode="json"),
+            training=settings.model_dump(mode="json") | {"rules": self.rules.model_dump()},
         )
         self.epoch, self.next_batch, self.best, self.since_best = 0, 0, -1.0, 0
-        folder.mkdir(parents=True, exist_ok=True)
-        self._require_same_run()
+        self.data_wait_share = 0.0
+        self._files = RunFolder(folder)
+        if self.accelerator.is_main_process:
+            self._files.require_same_run(self._card.model_dump(mode="json"))
         self._resume()
 
     @property
     def steps_per_epoch(self) -> int:
+        """Batches of an epoch."""
         return -(-len(self.train_images) // self.settings.batch)
 
     def run(self, report: Report | None = None) -> float:
         """Train to the last epoch or until validation stops improving; returns the best validation Dice.
 
-        Args:
-            report: called with epoch, batch and loss after each step.
-        """
-        from torch.utils.tensorboard import SummaryWriter  # imported late: takes a second
+        Without validation images the last epoch is kept, and the Dice is not known (nan).
 
-        with SummaryWriter(str(self.folder / "tensorboard")) as writer:
+        Args:
+            report: called with epoch, batch and loss after each batch.
+        """
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        with Recorder(self.folder if self.accelerator.is_main_process else None) as recorder:
             while self.epoch < self.settings.epochs and not self._out_of_patience():
                 try:
-                    self._run_epoch(writer, report)
+                    self._run_epoch(recorder, report)
                 except KeyboardInterrupt:
                     self._save_state()
                     raise
                 self.epoch, self.next_batch = self.epoch + 1, 0
                 if self.epoch % self.settings.evaluate_every == 0 or self.epoch == self.settings.epochs:
-                    self._validate(writer)
+                    self._validate(recorder)
                 self._save_state()
-        return self.best
+        if self.accelerator.is_main_process:
+            self._calibrate()
+        self.accelerator.wait_for_everyone()
+        return self.best if self.validation_images else math.nan
 
-    def _run_epoch(self, writer: Any, report: Report | None) -> None:
+    def _run_epoch(self, recorder: Recorder, report: Report | None) -> None:
+        started, waited, asked = time.perf_counter(), 0.0, time.perf_counter()
         for batch in self._batches():
+            waited += time.perf_counter() - asked
             loss = self._step(batch)
             self.next_batch = batch.position + 1
-            writer.add_scalar("loss", loss, self.epoch * self.steps_per_epoch + batch.position)
+            recorder.loss(loss, self.epoch * self.steps_per_epoch + batch.position)
             if report is not None:
                 report(self.epoch, batch.position, loss)
+            asked = time.perf_counter()
+        self.data_wait_share = waited / (time.perf_counter() - started)
+        recorder.epoch(self.epoch, self.data_wait_share, self.optimizer.param_groups[0]["lr"])
 
     def _batches(self) -> Iterator[Batch]:
         drawn = np.random.default_rng([self.settings.seed, self.epoch, 1]).choice(
             self.settings.views, size=len(self.train_images)
         )
         keys = [Key(i.key.image_id, str(view)) for i, view in zip(self.train_images, drawn, strict=True)]
+        one = not self.network.head.all_timesteps
         plans = plan_epoch(
-            self.spec, keys, self.settings.batch, seed=self.settings.seed, epoch=self.epoch, one_timestep=True
+            self.spec, keys, self.settings.batch, seed=self.settings.seed, epoch=self.epoch, one_timestep=one
         )
-        return stream(self.store, self.spec, plans, start=self.next_batch)
+        return stream(self.store, self.spec, [self._share_of(plan) for plan in plans], start=self.next_batch)
+
+    def _share_of(self, plan: Plan) -> Plan:
+        """This process's images of a batch; one at least, so that all processes take the same steps."""
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        rows = list(range(rank, len(plan.keys), processes)) or [0]
+        return Plan(tuple(plan.keys[row] for row in rows), plan.timesteps[rows])
 
     def _step(self, batch: Batch) -> float:
-        codec = self.network.codec
-        maps = {name: codec.decode(name, m[:, 0], self.device) for name, m in batch.maps.items()}
+        """Learn from a batch; the weights change when ``accumulate`` batches have been seen."""
+        torch.manual_seed(_drawn_seed(self.settings.seed, self.epoch, batch.position, self.accelerator.process_index))
+        maps, t, truth, inside = self._inputs(batch)
+        self._set_learning_rate(batch.position)
+        self.network.train()
+        full = (batch.position + 1) % self.settings.accumulate == 0 or batch.position + 1 == self.steps_per_epoch
+        with self.accelerator.no_sync(self._objective) if not full else nullcontext():
+            loss = self._objective(maps, t, truth, inside)
+            self.accelerator.backward(loss / self.settings.accumulate)
+        if full:
+            self._stepper.step()
+            self._stepper.zero_grad()
+        return float(self.accelerator.reduce(loss.detach(), "mean"))
+
+    def _inputs(self, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Maps, timesteps, truth and what counts, flipped and augmented by the position's seed."""
+        steps: slice | int = slice(None) if self.network.head.all_timesteps else 0
+        maps = {name: self.network.codec.decode(name, m[:, steps], self.device) for name, m in batch.maps.items()}
         truths = self.truths(batch)
-        labels = torch.from_numpy(np.stack([labels for labels, _ in truths])).to(self.device).long()
+        truth = torch.from_numpy(np.stack([labels for labels, _ in truths])).to(self.device)
         inside = torch.from_numpy(np.stack([inside for _, inside in truths])).to(self.device)
         if self.settings.flips:
             random = np.random.default_rng([self.settings.seed, self.epoch, batch.position])
             axes = [a for a, flip in zip((-1, -2), random.random(2) < 0.5, strict=True) if flip]
             maps = {name: m.flip(axes) for name, m in maps.items()}
-            labels, inside = labels.flip(axes), inside.flip(axes)
-        self._set_learning_rate(batch.position)
-        self.network.train()
-        logits = self.network(maps, torch.from_numpy(batch.timesteps[:, 0]).to(self.device))
-        loss = segmentation_loss(logits, labels, inside)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        return float(loss.detach())
+            truth, inside = truth.flip(axes), inside.flip(axes)
+        t = torch.from_numpy(batch.timesteps[:, steps]).to(self.device)
+        return self.network.head.augment(maps), t, truth, inside
 
-    def truths(self, batch: Batch) -> list[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
-        """Labels and field of view, each (R, R), of every image of a batch, flipped as its view is."""
+    def truths(self, batch: Batch) -> list[Truth]:
+        """Truth and what counts, each (R, R), of every image of a batch, flipped as its view is."""
         flipped = []
         for key in batch.keys:
             labels, inside = self._truths[key.image_id]
@@ -197,69 +226,73 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * factor
 
-    def _validate(self, writer: Any) -> None:
-        scores = evaluate(self.network, self.store, self.spec, self.task, self.validation_images)
-        dice = scores.mean_dice
-        writer.add_scalar("validation_dice", dice, self.epoch)
-        if dice > self.best:
-            self.best, self.since_best = dice, 0
-            metrics = {"validation_dice": round(dice, 4), "epoch": self.epoch}
-            save_interpreter(self.folder, self.network, self._card.model_copy(update={"metrics": metrics}))
-        else:
+    def _validate(self, recorder: Recorder) -> None:
+        """Score on the validation images, in the first process; keep the interpreter if it is the best."""
+        dice = [0.0]
+        if self.accelerator.is_main_process and self.validation_images:
+            scores = evaluate(
+                self.network,
+                self.store,
+                self.spec,
+                self.task,
+                self.validation_images,
+                recorder.pictures(self.epoch, self.task, self._truth),
+                rules=self.rules,
+            )
+            recorder.scores(scores, self.epoch)
+            dice = [scores.mean_dice]
+        dice = broadcast_object_list(dice)
+        if dice[0] <= self.best and self.validation_images:
             self.since_best += 1
+            return
+        self.best, self.since_best = dice[0], 0
+        if self.accelerator.is_main_process:
+            metrics = {"validation_dice": round(dice[0], 4)} if self.validation_images else {}
+            card = self._card.model_copy(update={"metrics": metrics | {"epoch": self.epoch}})
+            save_interpreter(self.folder, self.network, card)
+
+    def _calibrate(self) -> None:
+        """Fit the temperature of the interpreter that was kept, once."""
+        interpreter, card = load_interpreter(self.folder)
+        if not self.validation_images or "calibrated" in card.metrics:
+            return
+        temperature = fit_temperature(
+            interpreter.to(self.device), self.store, self.task, self.validation_images, self.rules
+        )
+        metrics = card.metrics | {"calibrated": 1.0}
+        save_interpreter(
+            self.folder, interpreter, card.model_copy(update={"temperature": temperature, "metrics": metrics})
+        )
 
     def _out_of_patience(self) -> bool:
         return self.settings.patience is not None and self.since_best >= self.settings.patience
 
-    def _truth(self, image: Labelled) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """Labels (R, R) and field of view (R, R)."""
+    def _truth(self, image: Labelled) -> Truth:
+        """Truth (R, R) and what counts (R, R)."""
         entry = self.store.entry(self.spec, image.key)
-        return network_truth(entry, native_truth(self.store, image, self.task)), entry.fov
+        truth = self.rules.network_truth(entry, native_truth(self.store, image, self.task), self.task)
+        return truth, self.rules.counted(entry.fov)
 
     def _save_state(self) -> None:
-        state = {
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "progress": [self.epoch, self.next_batch, self.best, self.since_best],
-        }
-        partial = self.folder / f"{STATE_FILE}.tmp"
-        torch.save(state, partial)
-        partial.rename(self.folder / STATE_FILE)
+        if self.accelerator.is_main_process:
+            self._files.save_state(
+                {
+                    "network": self.network.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "gradients": [p.grad for p in self.network.parameters()],
+                    "progress": [self.epoch, self.next_batch, self.best, self.since_best],
+                }
+            )
 
     def _resume(self) -> None:
-        path = self.folder / STATE_FILE
-        if path.is_file():
-            state = torch.load(path, map_location=self.device, weights_only=True)
+        state = self._files.load_state(self.device)
+        if state is not None:
             self.network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])
+            for parameter, gradient in zip(self.network.parameters(), state["gradients"], strict=True):
+                parameter.grad = gradient
             self.epoch, self.next_batch, self.best, self.since_best = state["progress"]
 
-    def _require_same_run(self) -> None:
-        """A folder belongs to one spec, task, network, training and set of images."""
-        path = self.folder / "run.json"
-        mine = self._card.model_dump(mode="json")
-        if path.is_file():
-            theirs = json.loads(path.read_text())
-            if differing := [field for field in mine if mine[field] != theirs.get(field)]:
-                raise ConfigurationError(
-                    f"{self.folder} holds a training with other {', '.join(differing)}; "
-                    "choose another folder to start anew"
-                )
-        path.write_text(json.dumps(mine, indent=2) + "\n")
 
-
-def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy plus soft Dice of the foreground classes, of the pixels inside the field of view.
-
-    Args:
-        logits: (b, n, R, R).
-        labels: int64 (b, R, R).
-        inside: bool (b, R, R).
-    """
-    from monai.losses import DiceCELoss  # imported late: takes ten seconds
-
-    scores = logits.permute(1, 0, 2, 3)[:, inside][None]  # (1, n, pixels)
-    loss: torch.Tensor = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)(
-        scores, labels[inside][None, None]
-    )
-    return loss
+def _drawn_seed(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])

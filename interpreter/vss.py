@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from einops import einsum, rearrange
+from einops import rearrange
 from torch import nn
 from torch.nn import functional
 
@@ -48,14 +48,10 @@ class SS2D(nn.Module):
         self.D = nn.Parameter(torch.ones(4 * d))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h, w = x.shape[2:]
-        rows = x.flatten(2)  # (b, d, l)
-        columns = x.transpose(2, 3).flatten(2)
-        both = torch.stack([rows, columns], dim=1)
-        u = torch.cat([both, both.flip(-1)], dim=1)  # (b, k, d, l)
-        mixed = einsum(u, self.project, "b k d l, k m d -> b k m l")
+        u = _Unfold.apply(x)  # (b, k, d, l)
+        mixed = self.project @ u  # (b, k, r + 2n, l)
         low_rank, B, C = mixed.split([self.r, self.n, self.n], dim=2)
-        delta = einsum(low_rank, self.delta_weight, "b k r l, k d r -> b k d l")
+        delta = self.delta_weight @ low_rank  # (b, k, d, l)
         y = selective_scan(
             rearrange(u, "b k d l -> b (k d) l"),
             rearrange(delta, "b k d l -> b (k d) l"),
@@ -66,11 +62,48 @@ class SS2D(nn.Module):
             self.delta_bias.flatten(),
             self.method,
         )
-        y = rearrange(y, "b (k d) l -> b k d l", k=4)
-        forth = y[:, :2] + y[:, 2:].flip(-1)
-        by_rows, by_columns = forth[:, 0], forth[:, 1]
-        merged: torch.Tensor = by_rows.unflatten(2, (h, w)) + by_columns.unflatten(2, (w, h)).transpose(2, 3)
+        merged: torch.Tensor = _Fold.apply(rearrange(y, "b (k d) l -> b k d l", k=4), *x.shape[2:])
         return merged
+
+
+def _unfold(x: torch.Tensor) -> torch.Tensor:
+    """A map (b, d, h, w) along the four directions: (b, k, d, l)."""
+    b, d, h, w = x.shape
+    u = x.new_empty(b, 4, d, h * w)
+    u[:, 0].view(b, d, h, w).copy_(x)
+    u[:, 1].view(b, d, w, h).copy_(x.transpose(2, 3))
+    u[:, 2:] = u[:, :2].flip(-1)
+    return u
+
+
+def _fold(y: torch.Tensor, h: int, w: int) -> torch.Tensor:
+    """The sum of what the directions say of each pixel, (b, k, d, l) -> (b, d, h, w): the transpose of ``_unfold``."""
+    forth = y[:, 2:].flip(-1).add_(y[:, :2])
+    rows, columns = forth[:, 0], forth[:, 1]
+    return rows.reshape(*rows.shape[:2], h, w) + columns.reshape(*columns.shape[:2], w, h).transpose(2, 3)
+
+
+class _Unfold(torch.autograd.Function):
+    """``_unfold``, whose gradient is ``_fold``: autograd's own way copies the map five times."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.size = x.shape[2:]
+        return _unfold(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return _fold(gradients[0], *ctx.size)
+
+
+class _Fold(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx: Any, y: torch.Tensor, h: int, w: int) -> torch.Tensor:
+        return _fold(y, h, w)
+
+    @staticmethod
+    def backward(_ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return _unfold(gradients[0]), None, None
 
 
 class VssBlock(nn.Module):

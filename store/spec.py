@@ -47,14 +47,36 @@ class Clahe(_Frozen):
 
 
 class Preprocessing(_Frozen):
-    """How a photograph becomes x0; ``version`` changes whenever the arithmetic does."""
+    """How a photograph becomes x0; ``version`` changes whenever the arithmetic does.
 
-    name: Literal["fundus"] = "fundus"
+    ``fundus`` goes by the fields below; ``squeeze`` (see there) has them fixed.
+    """
+
+    name: Literal["fundus", "squeeze"] = "fundus"
     version: int = 1
     crop: Literal["fov", "none"] = Field(default="fov", description="square around the field of view, or all of it")
     interpolation: Literal["area", "lanczos"] = "area"
     mask_outside: bool = Field(default=True, description="black outside the field of view")
     clahe: Clahe | None = Clahe()
+
+    @model_validator(mode="after")
+    def _a_squeeze_is_one_thing(self) -> Self:
+        if self.name == "squeeze" and (self.crop, self.interpolation, self.mask_outside, self.clahe) != (
+            "none",
+            "lanczos",
+            False,
+            None,
+        ):
+            raise ValueError("squeeze takes the whole photograph, by lanczos, unmasked, without CLAHE")
+        return self
+
+
+def squeeze() -> Preprocessing:
+    """The whole photograph squeezed to the square by Pillow's LANCZOS and nothing else, as AADG prepares its images."""
+    return Preprocessing(name="squeeze", crop="none", interpolation="lanczos", mask_outside=False, clahe=None)
+
+
+PREPROCESSINGS = {"fundus": Preprocessing, "squeeze": squeeze}
 
 
 class FloatEncoding(_Frozen):

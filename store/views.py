@@ -4,6 +4,7 @@ What augmentation is to a network, views are to a cache. A view is part of an en
 
     identity        the photograph
     flip-h, flip-v, flip-hv   exact flips of the network's square, along width, height, both
+    negative        light and dark exchanged: an angiogram shows vessels bright, a photograph dark
     photometric-K   the photograph as another camera might have rendered it, K a seed
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 from store.errors import SpecError
 
 IDENTITY = "identity"
+NEGATIVE = "negative"
 FLIPS = {"flip-h": (-1,), "flip-v": (-2,), "flip-hv": (-2, -1)}
 _PHOTOMETRIC = "photometric-"
 
@@ -31,10 +33,10 @@ def parse_views(text: str) -> tuple[str, ...]:
             views += [f"{_PHOTOMETRIC}{seed}" for seed in range(int(count))]
         elif part == "flips":
             views += FLIPS
-        elif part == IDENTITY or part in FLIPS or photometric_seed(part) is not None:
+        elif part in (IDENTITY, NEGATIVE) or part in FLIPS or photometric_seed(part) is not None:
             views.append(part)
         else:
-            raise SpecError(f"no view {part!r}; expected identity, flips, {', '.join(FLIPS)}, photometric:N")
+            raise SpecError(f"no view {part!r}; expected identity, negative, flips, {', '.join(FLIPS)}, photometric:N")
     if len(set(views)) != len(views):
         raise SpecError(f"a view stands twice in {text!r}")
     return tuple(views)

@@ -35,9 +35,16 @@ def test_the_store() -> None:
     assert result["peak_memory_ratio"] > 0
 
 
-def test_the_scan() -> None:
-    result = quick("scan.py")
-    assert set(result) == {"16", "1"}
+def test_the_interpreter() -> None:
+    result = quick("interpreter.py")
+    for figure in ("scan_forward_ratio", "scan_backward_ratio"):
+        assert list(result[figure]) == ["16", "1"]
+        assert all(ratio > 1 for ratio in result[figure].values())
+    assert result["scan_max_error"] < 1e-5
+    assert result["scan_max_gradient_error"] < 1e-4
+    assert result["step_seconds"] > 0
+    assert 0 <= result["data_wait_share"] < 1
+    assert result["device"] in ("cpu", "cuda")
 
 
 @pytest.mark.slow

@@ -19,10 +19,11 @@ from typing import Literal
 import torch
 
 from interpreter.errors import ScanUnavailable
+from interpreter.scan.portable import selective_scan as _portable
 from interpreter.scan.reference import selective_scan as _reference
 
 logger = logging.getLogger(__name__)
-Method = Literal["auto", "reference", "numba", "mamba_ssm"]
+Method = Literal["auto", "reference", "numba", "torch", "mamba_ssm"]
 Scan = Callable[..., torch.Tensor]  # of u, delta, A, B, C, D, delta_bias
 _announced: set[str] = set()
 
@@ -40,12 +41,14 @@ def selective_scan(
     """y (b, d, l) of the recurrence above, differentiable in every argument.
 
     Args:
-        method: ``auto`` takes Numba for CPU tensors and mamba_ssm's kernel for CUDA tensors where
-            it is installed, else the reference; any other is forced.
+        method: ``auto`` takes Numba for CPU tensors, mamba_ssm's kernel for CUDA tensors where it is
+            installed, and the chunks of ``portable`` on every other device; any other is forced.
 
     Raises:
         ScanUnavailable: the forced method cannot run on these tensors.
     """
+    if u.device.type == "meta":  # shapes without values, as when operations are counted
+        return torch.empty_like(u)
     name = _choose(u.device) if method == "auto" else method
     if name not in _announced:
         _announced.add(name)
@@ -61,13 +64,15 @@ def _choose(device: torch.device) -> str:
         return "numba"
     if device.type == "cuda" and _mamba() is not None:
         return "mamba_ssm"
-    return "reference"
+    return "torch"
 
 
 def _implementation(name: str, device: torch.device) -> Scan:
     match name:
         case "reference":
             return _reference
+        case "torch":
+            return _portable
         case "numba" if device.type == "cpu":
             from interpreter.scan.numba_cpu import selective_scan as numba_scan  # compiles on first use
 

@@ -1,8 +1,9 @@
 """The selective scan for CPU tensors, forward and backward. Letters as in ``interpreter.scan``.
 
-One task takes some channels of one group of one image. The states of a channel fit into the
-second-level cache, so the backward pass computes them again instead of keeping them, and walks
-back over them with
+Neighbouring channels of a group share B and C, so they are what is vectorised: a task takes LANES
+channels through CHUNK positions at a time, state by state, in buffers (position, channel) that fit
+into the first-level cache. The forward pass keeps the states at the borders of chunks; the backward
+pass makes those in between again, chunk by chunk from the last, and walks back over them with
 
     gh_l     = C_l gy_l + exp(delta_{l+1} A) gh_{l+1}
     gB_l     = gh_l delta_l u_l                       summed over the channels of the group
@@ -17,7 +18,7 @@ depend on the number of threads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,6 +31,9 @@ from numpy.typing import NDArray
 from torch.autograd.function import FunctionCtx
 
 TASKS_PER_GROUP = 2  # fixed, not the number of threads: the order of sums must not depend on it
+LANES = 64
+LOG2_E = 1.4426950408889634
+CHUNK = 64
 Floats = NDArray[np.float32]
 
 
@@ -46,123 +50,206 @@ def _bits_to_float(_context: Any, bits: Any) -> Any:
 
 
 @njit(inline="always", fastmath=True)  # type: ignore[untyped-decorator]
-def _exp(x: Any) -> Any:
-    """exp(x) for x <= 0 to about 1e-7 relative, in operations that vectorise (Cephes' expf)."""
-    x = max(np.float32(x), np.float32(-87.0))
-    k = np.floor(x * np.float32(1.44269504088896341) + np.float32(0.5))
-    r = x - k * np.float32(0.693359375) + k * np.float32(2.12194440e-4)
-    p = np.float32(1.9875691500e-4)
-    p = p * r + np.float32(1.3981999507e-3)
-    p = p * r + np.float32(8.3334519073e-3)
-    p = p * r + np.float32(4.1665795894e-2)
-    p = p * r + np.float32(1.6666665459e-1)
-    p = p * r + np.float32(5.0000001201e-1)
-    p = p * r * r + r + np.float32(1.0)
+def _exp2(x: Any) -> Any:
+    """2^x for x <= 0 to about 2e-7 relative, in operations that vectorise."""
+    x = max(np.float32(x), np.float32(-126))
+    k = np.rint(x)
+    r = x - k  # within -1/2 .. 1/2, where the Chebyshev interpolant of degree 5 is exact to 1.1e-7
+    p = np.float32(1.339086336353527e-3)
+    p = p * r + np.float32(9.676031918255982e-3)
+    p = p * r + np.float32(5.550357114222094e-2)
+    p = p * r + np.float32(2.402210748530968e-1)
+    p = p * r + np.float32(6.931471880262273e-1)
+    p = p * r + np.float32(1.0000000754548972)
     return p * _bits_to_float(np.int32((np.int32(k) + np.int32(127)) << np.int32(23)))
 
 
 @njit(inline="always", fastmath=True)  # type: ignore[untyped-decorator]
 def _softplus(x: Any) -> Any:
-    return x if x > 20 else np.log1p(np.exp(x))
+    """max(x, 0) + log(1 + e), e = exp(-|x|), as 2 artanh(e / (2 + e)): exact for small e, and it vectorises."""
+    e = _exp2(abs(x) * np.float32(-LOG2_E))
+    s = e / (np.float32(2) + e)  # at most 1/3, so seven terms of the series are enough
+    q = s * s
+    p = np.float32(1 / 13)
+    p = p * q + np.float32(1 / 11)
+    p = p * q + np.float32(1 / 9)
+    p = p * q + np.float32(1 / 7)
+    p = p * q + np.float32(1 / 5)
+    p = p * q + np.float32(1 / 3)
+    p = p * q + np.float32(1)
+    return max(x, np.float32(0)) + np.float32(2) * s * p
 
 
-@njit(parallel=True, fastmath=True, cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(fastmath=True, error_model="numpy", cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _load(
+    u: Floats, delta: Floats, bias: Floats, i: int, c0: int, lanes: int, p0: int, size: int,
+    x: Floats, step: Floats, row: Floats,
+) -> None:  # fmt: skip
+    """u and softplus(delta + bias) of one tile, with channels side by side."""
+    for w in range(lanes):
+        c = c0 + w
+        for p in range(size):
+            row[p] = _softplus(delta[i, c, p0 + p] + bias[c])
+        for p in range(size):
+            step[p, w] = row[p]
+            x[p, w] = u[i, c, p0 + p]
+
+
+@njit(parallel=True, fastmath=True, error_model="numpy", cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _forward(
-    u: Floats, delta: Floats, A: Floats, B: Floats, C: Floats, D: Floats, bias: Floats, share: int, tasks: int
-) -> Floats:
-    """B, C (b, g, l, n); returns y (b, d, l)."""
+    u: Floats, delta: Floats, A: Floats, B: Floats, C: Floats, D: Floats, bias: Floats, tasks: int
+) -> tuple[Floats, Floats]:
+    """y (b, d, l), and the states before each chunk (b, chunks, n, d)."""
     batch, channels, length = u.shape
-    n = A.shape[1]
-    groups = channels // share
+    n, groups = A.shape[1], B.shape[1]
+    share, chunks = channels // groups, -(-length // CHUNK)
     y = np.empty_like(u)
+    borders = np.empty((batch, chunks, n, channels), dtype=np.float32)
     for task in prange(batch * groups * tasks):
         i, g, part = task // (groups * tasks), task // tasks % groups, task % tasks
-        h = np.empty(n, dtype=np.float32)
-        for c in range(g * share + part * share // tasks, g * share + (part + 1) * share // tasks):
-            h[:] = 0
-            for p in range(length):
-                step = np.float32(_softplus(delta[i, c, p] + bias[c]))
-                drive = step * u[i, c, p]
-                total = np.float32(0)
+        first, last = g * share + part * share // tasks, g * share + (part + 1) * share // tasks
+        x, step = np.empty((CHUNK, LANES), dtype=np.float32), np.empty((CHUNK, LANES), dtype=np.float32)
+        out, row = np.empty((CHUNK, LANES), dtype=np.float32), np.empty(CHUNK, dtype=np.float32)
+        a, h = np.empty((n, LANES), dtype=np.float32), np.empty((n, LANES), dtype=np.float32)
+        for c0 in range(first, last, LANES):
+            lanes = min(LANES, last - c0)
+            for k in range(n):
+                for w in range(lanes):
+                    a[k, w] = A[c0 + w, k] * np.float32(LOG2_E)
+                    h[k, w] = 0
+            for chunk in range(chunks):
+                p0 = chunk * CHUNK
+                size = min(CHUNK, length - p0)
+                _load(u, delta, bias, i, c0, lanes, p0, size, x, step, row)
+                for p in range(size):
+                    for w in range(lanes):
+                        out[p, w] = D[c0 + w] * x[p, w]
+                        x[p, w] *= step[p, w]
                 for k in range(n):
-                    h[k] = _exp(step * A[c, k]) * h[k] + drive * B[i, g, p, k]
-                    total += C[i, g, p, k] * h[k]
-                y[i, c, p] = total + D[c] * u[i, c, p]
-    return y
+                    for w in range(lanes):
+                        borders[i, chunk, k, c0 + w] = h[k, w]
+                    for p in range(size):
+                        to_state, from_state = B[i, g, k, p0 + p], C[i, g, k, p0 + p]
+                        for w in range(lanes):
+                            state = _exp2(step[p, w] * a[k, w]) * h[k, w] + x[p, w] * to_state
+                            h[k, w] = state
+                            out[p, w] += from_state * state
+                for w in range(lanes):
+                    for p in range(size):
+                        y[i, c0 + w, p0 + p] = out[p, w]
+    return y, borders
 
 
-@njit(parallel=True, fastmath=True, cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(parallel=True, fastmath=True, error_model="numpy", cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _backward(
     gy: Floats, u: Floats, delta: Floats, A: Floats, B: Floats, C: Floats, D: Floats, bias: Floats,
-    share: int, tasks: int,
+    borders: Floats, tasks: int,
 ) -> tuple[Floats, Floats, Floats, Floats, Floats, Floats, Floats]:  # fmt: skip
-    """Gradients of u, delta (b, d, l), A (b, d, n), B, C (tasks, b, g, l, n), D, bias (b, d)."""
+    """Gradients of u, delta (b, d, l), A (b, n, d), B, C (tasks, b, g, n, l), D, bias (b, d)."""
     batch, channels, length = u.shape
-    n = A.shape[1]
-    groups = channels // share
+    n, groups, chunks = A.shape[1], B.shape[1], borders.shape[1]
+    share = channels // groups
     gu, gdelta = np.empty_like(u), np.empty_like(u)
-    gA = np.zeros((batch, channels, n), dtype=np.float32)
-    gB = np.zeros((tasks, batch, groups, length, n), dtype=np.float32)
-    gC = np.zeros((tasks, batch, groups, length, n), dtype=np.float32)
-    gD = np.zeros((batch, channels), dtype=np.float32)
-    gbias = np.zeros((batch, channels), dtype=np.float32)
+    gA = np.zeros((batch, n, channels), dtype=np.float32)
+    gB = np.zeros((tasks, batch, groups, n, length), dtype=np.float32)
+    gC = np.zeros((tasks, batch, groups, n, length), dtype=np.float32)
+    gD, gbias = np.zeros((batch, channels), dtype=np.float32), np.zeros((batch, channels), dtype=np.float32)
     for task in prange(batch * groups * tasks):
         i, g, part = task // (groups * tasks), task // tasks % groups, task % tasks
-        decay = np.empty((length, n), dtype=np.float32)
-        h = np.empty((length + 1, n), dtype=np.float32)
-        steps = np.empty(length, dtype=np.float32)
-        gh = np.empty(n, dtype=np.float32)
-        for c in range(g * share + part * share // tasks, g * share + (part + 1) * share // tasks):
-            h[0, :] = 0
-            for p in range(length):
-                step = np.float32(_softplus(delta[i, c, p] + bias[c]))
-                steps[p] = step
-                drive = step * u[i, c, p]
+        first, last = g * share + part * share // tasks, g * share + (part + 1) * share // tasks
+        tile = (CHUNK, LANES)
+        x, step, up = (
+            np.empty(tile, dtype=np.float32),
+            np.empty(tile, dtype=np.float32),
+            np.empty(tile, dtype=np.float32),
+        )
+        to_x, to_step = np.empty(tile, dtype=np.float32), np.empty(tile, dtype=np.float32)
+        decay, h = np.empty(tile, dtype=np.float32), np.empty((CHUNK + 1, LANES), dtype=np.float32)
+        a, gh, ga = (
+            np.empty((n, LANES), dtype=np.float32),
+            np.empty((n, LANES), dtype=np.float32),
+            np.empty(LANES, dtype=np.float32),
+        )
+        row = np.empty(CHUNK, dtype=np.float32)
+        for c0 in range(first, last, LANES):
+            lanes = min(LANES, last - c0)
+            for k in range(n):
+                for w in range(lanes):
+                    a[k, w] = A[c0 + w, k] * np.float32(LOG2_E)
+                    gh[k, w] = 0
+            for behind in range(chunks):
+                chunk = chunks - 1 - behind
+                p0 = chunk * CHUNK
+                size = min(CHUNK, length - p0)
+                _load(u, delta, bias, i, c0, lanes, p0, size, x, step, row)
+                for w in range(lanes):
+                    for p in range(size):
+                        up[p, w] = gy[i, c0 + w, p0 + p]
+                for p in range(size):
+                    for w in range(lanes):
+                        to_x[p, w] = 0
+                        to_step[p, w] = 0
                 for k in range(n):
-                    decay[p, k] = _exp(step * A[c, k])
-                    h[p + 1, k] = decay[p, k] * h[p, k] + drive * B[i, g, p, k]
-            gh[:] = 0
-            sum_D, sum_bias = np.float64(0), np.float64(0)
-            for q in range(length):
-                p = length - 1 - q
-                step, x, up = steps[p], u[i, c, p], gy[i, c, p]
-                to_u, to_step = np.float32(0), np.float32(0)
-                for k in range(n):
-                    gh[k] += C[i, g, p, k] * up
-                    gC[part, i, g, p, k] += up * h[p + 1, k]
-                    gB[part, i, g, p, k] += gh[k] * step * x
-                    kept = decay[p, k] * h[p, k]
-                    to_u += gh[k] * B[i, g, p, k]
-                    to_step += gh[k] * A[c, k] * kept
-                    gA[i, c, k] += gh[k] * step * kept
-                    gh[k] *= decay[p, k]
-                gu[i, c, p] = D[c] * up + step * to_u
-                # d softplus(x) / dx = 1 - exp(-softplus(x))
-                through = (to_step + x * to_u) * (np.float32(1) - np.float32(np.exp(-step)))
-                gdelta[i, c, p] = through
-                sum_D += up * x
-                sum_bias += through
-            gD[i, c] = sum_D
-            gbias[i, c] = sum_bias
+                    for w in range(lanes):
+                        h[0, w] = borders[i, chunk, k, c0 + w]
+                        ga[w] = 0
+                    for p in range(size):
+                        to_state = B[i, g, k, p0 + p]
+                        for w in range(lanes):
+                            kept = _exp2(step[p, w] * a[k, w])
+                            decay[p, w] = kept
+                            h[p + 1, w] = kept * h[p, w] + step[p, w] * x[p, w] * to_state
+                    for q in range(size):
+                        p = size - 1 - q
+                        to_state, from_state = B[i, g, k, p0 + p], C[i, g, k, p0 + p]
+                        sum_B, sum_C = np.float32(0), np.float32(0)
+                        for w in range(lanes):
+                            back = gh[k, w] + from_state * up[p, w]
+                            sum_C += up[p, w] * h[p + 1, w]
+                            sum_B += back * step[p, w] * x[p, w]
+                            kept = back * decay[p, w]
+                            to_x[p, w] += back * to_state
+                            to_step[p, w] += kept * h[p, w] * a[k, w]
+                            ga[w] += kept * h[p, w] * step[p, w]
+                            gh[k, w] = kept
+                        gB[part, i, g, k, p0 + p] += sum_B
+                        gC[part, i, g, k, p0 + p] += sum_C
+                    for w in range(lanes):
+                        gA[i, k, c0 + w] += ga[w]
+                for w in range(lanes):
+                    c = c0 + w
+                    sum_D, sum_bias = np.float32(0), np.float32(0)
+                    for p in range(size):
+                        # a is A in units of ln 2; d softplus(x) / dx = 1 - exp(-softplus(x))
+                        through = (to_step[p, w] * np.float32(1 / LOG2_E) + x[p, w] * to_x[p, w]) * (
+                            np.float32(1) - _exp2(step[p, w] * np.float32(-LOG2_E))
+                        )
+                        gu[i, c, p0 + p] = D[c] * up[p, w] + step[p, w] * to_x[p, w]
+                        gdelta[i, c, p0 + p] = through
+                        sum_D += up[p, w] * x[p, w]
+                        sum_bias += through
+                    gD[i, c] += sum_D
+                    gbias[i, c] += sum_bias
     return gu, gdelta, gA, gB, gC, gD, gbias
 
 
 class _SelectiveScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, *tensors: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(*tensors)
-        arrays, share = _as_arrays(tensors)
+        arrays, tasks = _as_arrays(tensors)
         with _torch_threads():
-            return torch.from_numpy(_forward(*arrays, share, min(TASKS_PER_GROUP, share)))
+            y, borders = _forward(*arrays, tasks)
+        ctx.save_for_backward(*tensors, torch.from_numpy(borders))
+        return torch.from_numpy(y)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        arrays, share = _as_arrays(ctx.saved_tensors)
+        *tensors, borders = ctx.saved_tensors
+        arrays, tasks = _as_arrays(tensors)
         gy = gradients[0].float().contiguous().numpy()
         with _torch_threads():
-            gu, gdelta, gA, gB, gC, gD, gbias = _backward(gy, *arrays, share, min(TASKS_PER_GROUP, share))
-        gB, gC = (np.moveaxis(g.sum(axis=0), -1, -2) for g in (gB, gC))
-        results = gu, gdelta, gA.sum(axis=0), gB, gC, gD.sum(axis=0), gbias.sum(axis=0)
+            gu, gdelta, gA, gB, gC, gD, gbias = _backward(gy, *arrays, borders.numpy(), tasks)
+        results = gu, gdelta, gA.sum(axis=0).T, gB.sum(axis=0), gC.sum(axis=0), gD.sum(axis=0), gbias.sum(axis=0)
         return tuple(torch.from_numpy(np.ascontiguousarray(g)) for g in results)
 
 
@@ -177,11 +264,11 @@ def _torch_threads() -> Iterator[None]:
         numba.set_num_threads(before)
 
 
-def _as_arrays(tensors: tuple[torch.Tensor, ...]) -> tuple[list[Floats], int]:
-    """NumPy views, with B and C as (b, g, l, n); and the number of channels in a group."""
-    u, delta, A, B, C, D, bias = (tensor.detach().numpy() for tensor in tensors)
-    B, C = (np.ascontiguousarray(np.moveaxis(x, -1, -2)) for x in (B, C))
-    return [u, delta, A, B, C, D, bias], u.shape[1] // B.shape[1]
+def _as_arrays(tensors: Sequence[torch.Tensor]) -> tuple[list[Floats], int]:
+    """NumPy views, and the number of tasks that share the channels of a group."""
+    arrays = [tensor.detach().numpy() for tensor in tensors]
+    share = arrays[0].shape[1] // arrays[3].shape[1]
+    return arrays, max(1, min(TASKS_PER_GROUP, 2 * share // LANES))  # half the lanes are enough to be fast
 
 
 def selective_scan(*tensors: torch.Tensor) -> torch.Tensor:

@@ -7,13 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from pydantic import ValidationError
 
+from extractor.backbone import Backbone
 from extractor.errors import NoFieldOfView
+from extractor.extraction import Extractor
 from extractor.field_of_view import find_field_of_view
 from extractor.images import decode_image, decode_mask
 from extractor.preprocess import preprocess, to_pixels
-from store import Clahe, Preprocessing
-from tests.conftest import draw_fundus
+from store import Clahe, FeatureSpec, Key, Preprocessing
+from store.spec import squeeze
+from store.views import NEGATIVE
+from tests.conftest import changed, draw_fundus
 
 PLAIN = Preprocessing(clahe=None)
 
@@ -100,3 +106,23 @@ def test_pixels_survive_the_network_range() -> None:
     image, _ = draw_fundus()
     given = preprocess(image, 80, Preprocessing(crop="none", clahe=None, mask_outside=False))
     assert np.abs(to_pixels(given.x0)[0].astype(int) - given.geometry.apply(image)).max() == 0
+
+
+def test_a_squeeze_is_pillows_lanczos_of_the_whole_image_and_nothing_else() -> None:
+    image, _ = draw_fundus(160)
+    found = preprocess(image, 64, squeeze())
+    expected = Image.fromarray(image).resize((64, 64), Image.Resampling.LANCZOS)
+    np.testing.assert_array_equal(to_pixels(found.x0)[0], np.asarray(expected))
+    assert (found.geometry.box_height, found.geometry.box_width) == image.shape[:2]
+    with pytest.raises(ValidationError, match="squeeze takes the whole photograph"):
+        Preprocessing(name="squeeze")
+
+
+def test_a_negative_exchanges_light_and_dark(backbone: Backbone, spec: FeatureSpec) -> None:
+    image, _ = draw_fundus(160)
+    extractor = Extractor(backbone, changed(spec, preprocessing=Preprocessing(clahe=None)))
+    plain, negative = (extractor.render(image, Key("0" * 64, view)).input for view in ("identity", NEGATIVE))
+    inside = plain.fov
+    np.testing.assert_array_equal(plain.fov, negative.fov)
+    np.testing.assert_array_equal(to_pixels(plain.x0)[0][inside], 255 - to_pixels(negative.x0)[0][inside])
+    assert not to_pixels(negative.x0)[0][~inside].any()

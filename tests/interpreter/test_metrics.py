@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
+import torch
+from monai.metrics import compute_hausdorff_distance
+from scipy import ndimage
 from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
 
-from interpreter.metrics import bootstrap_interval, count
+from interpreter.metrics import bootstrap_interval, count, hd95
 
 RANDOM = np.random.default_rng(0)
 
@@ -53,3 +58,20 @@ def test_the_bootstrap_interval_covers_the_mean_as_often_as_it_says() -> None:
         low, high = bootstrap_interval(np.random.default_rng(seed).normal(size=40), seed=seed, draws=500)
         covered += low < 0 < high
     assert 0.88 < covered / 200 < 0.99
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:monai.*")
+@pytest.mark.parametrize("seed", range(4))
+def test_the_hausdorff_distance_is_monais(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    masks = [ndimage.gaussian_filter(random.random((40, 50)), 3) > 0.505 for _ in range(2)]
+    expected = compute_hausdorff_distance(*(torch.from_numpy(m)[None, None] for m in masks), percentile=95)
+    assert hd95(masks[0], masks[1]) == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_known_hausdorff_distances() -> None:
+    a, b, empty = (np.zeros((9, 9), dtype=np.bool_) for _ in range(3))
+    a[2, 2], b[2, 6] = True, True
+    assert hd95(a, b) == 4
+    assert hd95(a, a) == hd95(empty, empty) == 0
+    assert math.isnan(hd95(a, empty))

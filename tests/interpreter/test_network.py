@@ -1,81 +1,26 @@
-"""The VSS block against its equations, and the interpreter for any FeatureSpec."""
+"""The interpreter for any FeatureSpec, its heads and its size."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 
-from interpreter.errors import ConfigurationError
+from interpreter.checkpoint import Card, load_interpreter, save_interpreter
+from interpreter.config import HeadName
+from interpreter.counting import cost_of, scan_flops
+from interpreter.errors import ConfigurationError, ScanUnavailable
+from interpreter.heads.mlp import MlpEnsemble
+from interpreter.heads.unet import photometric_change
 from interpreter.network import Interpreter, InterpreterConfig
-from interpreter.vss import VssBlock
-from store import Block, FeatureSpec
+from interpreter.pixels import spec_of_pixels
+from interpreter.prediction import predict
+from interpreter.task import Task
+from store import Block, Encoded, FeatureSpec
 from tests.conftest import changed
-from tests.interpreter.test_scan import by_hand
-
-
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-x))
-
-
-def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * weight + bias
-
-
-def vss_by_hand(x: np.ndarray, p: dict[str, np.ndarray], gate: bool) -> np.ndarray:
-    """VMamba's equations for one map (c, h, w), pixel by pixel."""
-    _, h, w = x.shape
-    d = p["conv.weight"].shape[0]
-    n, r = p["scan.A_log"].shape[1], p["scan.delta_weight"].shape[2]
-    pixels = layer_norm(x.transpose(1, 2, 0), p["norm.weight"], p["norm.bias"]) @ p["in_proj.weight"].T
-    inner = pixels[..., :d]
-    padded = np.pad(inner, ((1, 1), (1, 1), (0, 0)))
-    convolved = np.zeros((h, w, d))
-    for i in range(h):
-        for j in range(w):
-            window = padded[i : i + 3, j : j + 3]
-            convolved[i, j] = (window * p["conv.weight"][:, 0].transpose(1, 2, 0)).sum((0, 1)) + p["conv.bias"]
-    convolved = convolved * sigmoid(convolved)
-    rows = [(i, j) for i in range(h) for j in range(w)]
-    columns = [(i, j) for j in range(w) for i in range(h)]
-    merged = np.zeros((h, w, d))
-    for k, path in enumerate((rows, columns, rows[::-1], columns[::-1])):
-        u = np.stack([convolved[i, j] for i, j in path], axis=1)[None]  # (1, d, l)
-        mixed = np.einsum("bdl,md->bml", u, p["scan.project"][k])
-        delta = np.einsum("brl,dr->bdl", mixed[:, :r], p["scan.delta_weight"][k])
-        B, C = mixed[:, None, r : r + n], mixed[:, None, r + n :]
-        A = -np.exp(p["scan.A_log"][k * d : (k + 1) * d])
-        y = by_hand(u, delta, A, B, C, p["scan.D"][k * d : (k + 1) * d], p["scan.delta_bias"][k])
-        for position, (i, j) in enumerate(path):
-            merged[i, j] += y[0, :, position]
-    out = layer_norm(merged, p["out_norm.weight"], p["out_norm.bias"])
-    if gate:
-        z = pixels[..., d:]
-        out = out * z * sigmoid(z)
-    return x + (out @ p["out_proj.weight"].T).transpose(2, 0, 1)
-
-
-@pytest.mark.parametrize("variant", ["v0", "v05"])
-def test_the_vss_block_is_vmambas_arithmetic(variant: str) -> None:
-    torch.manual_seed(0)
-    block = VssBlock(6, variant).eval()  # type: ignore[arg-type]
-    for parameter in block.parameters():
-        torch.nn.init.normal_(parameter, std=0.4)
-    x = torch.randn(2, 6, 4, 5)
-    parameters = {name: value.detach().double().numpy() for name, value in block.state_dict().items()}
-    expected = np.stack([vss_by_hand(one, parameters, variant == "v0") for one in x.double().numpy()])
-    found = block(x).detach().numpy()
-    assert np.abs(found - expected).max() / np.abs(expected).max() < 1e-5
-
-
-def test_drop_path_skips_whole_images_in_training_only() -> None:
-    torch.manual_seed(0)
-    block, x = VssBlock(4, drop_path=0.5), torch.randn(64, 4, 2, 2)
-    skipped = (block(x) == x).flatten(1).all(dim=1)
-    assert 10 < int(skipped.sum()) < 54
-    block.eval()
-    assert not (block(x) == x).flatten(1).all(dim=1).any()
 
 
 def features(spec: FeatureSpec, b: int = 2) -> dict[str, torch.Tensor]:
@@ -126,3 +71,80 @@ def test_wrong_settings_are_refused(spec: FeatureSpec) -> None:
         Interpreter(oblong, InterpreterConfig())
     with pytest.raises(ValidationError, match="classes"):
         InterpreterConfig(classes=1)
+
+
+def test_a_shipped_interpreter_from_before_there_were_heads_loads() -> None:
+    network, card = load_interpreter("vessels")
+    assert (network.config.head, network.temperature, card.task.overlapping) == ("adaptive", 1.0, False)
+
+
+@pytest.mark.parametrize("head", ["adaptive", "mlp"])
+@pytest.mark.parametrize("overlapping", [False, True])
+def test_heads_are_built_saved_and_loaded_by_name(
+    spec: FeatureSpec, tmp_path: Path, head: HeadName, overlapping: bool
+) -> None:
+    torch.manual_seed(0)
+    config = InterpreterConfig(classes=3, head=head, overlapping=overlapping)
+    network = Interpreter(spec, config).eval()
+    task = Task(name="x", targets=("a", "b"), overlapping=overlapping)
+    card = Card(spec=spec, backbone="x", task=task, config=config, temperature=2.5)
+    save_interpreter(tmp_path, network, card)
+    loaded, read = load_interpreter(tmp_path)
+    assert (read.config, loaded.temperature) == (config, 2.5)
+    generator = np.random.default_rng(0)
+    maps = {
+        b.name: Encoded(generator.standard_normal((3, b.channels, b.height, b.width)).astype("f4")) for b in spec.blocks
+    }
+    prediction = predict(loaded, maps)
+    assert len(prediction.by_timestep) == len(loaded.voters) == (10 if head == "mlp" else 3)
+    assert prediction.probabilities.shape == (3, 32, 32)
+    exact = torch.cat(list(network.votes(maps)))
+    assert exact.shape == (len(loaded.voters), 2 if overlapping else 3, 32, 32)
+    torch.testing.assert_close(torch.cat(list(loaded.votes(maps))), exact, rtol=0.02, atol=0.02)
+
+
+def test_the_mlps_read_what_upsampling_and_concatenating_gives(spec: FeatureSpec) -> None:
+    head = Interpreter(spec, InterpreterConfig(head="mlp")).head
+    assert isinstance(head, MlpEnsemble)
+    maps = {b.name: torch.randn(2, 3, b.channels, b.height, b.width) for b in spec.blocks}
+    pixels = torch.arange(32 * 32)[None].expand(2, -1)
+    whole = torch.cat(
+        [torch.nn.functional.interpolate(m.flatten(1, 2), size=(32, 32), mode="bilinear") for m in maps.values()], dim=1
+    )
+    torch.testing.assert_close(head._features(maps, pixels), whole.flatten(2).movedim(1, 2), rtol=1e-4, atol=1e-5)
+
+
+def test_a_unet_reads_photographs_only(spec: FeatureSpec) -> None:
+    with pytest.raises(ConfigurationError, match="the head 'unet' reads photographs"):
+        Interpreter(spec, InterpreterConfig(head="unet"))
+    network = Interpreter(spec_of_pixels(spec), InterpreterConfig(head="unet"))
+    assert 1e5 < network.parameter_count < 4e5  # about an interpreter's
+    x = torch.rand(2, 3, 32, 32) * 2 - 1
+    x[:, :, :4] = -1
+    changed_pixels = photometric_change(x)
+    assert not torch.allclose(changed_pixels, x)
+    assert (changed_pixels[:, :, :3] == -1).all()
+    assert changed_pixels.abs().max() <= 1
+
+
+def test_the_cost_is_what_a_count_by_hand_gives(spec: FeatureSpec) -> None:
+    one = changed(spec, blocks=(Block(name="block_0", channels=8, height=16, width=16),), timesteps=(1,), grid=(1,))
+    small = cost_of(Interpreter(one, InterpreterConfig(vss_max_size=0, time_width=8)))
+    pixels = 16 * 16
+    time = 2 * 2 * 8 * 8 + 2 * 2 * 8 * 16  # embedding, then scale and shift of two norms
+    layers = 8 * 8 + 2 * (8 * 9 + 8 * 8) + 8 * 2
+    assert small.flops == 2 * pixels * layers + time
+    with_vss = cost_of(Interpreter(one, InterpreterConfig(vss_max_size=16, time_width=8)))
+    assert with_vss.flops - small.flops > scan_flops(1, 4 * 16, pixels, 16)
+    assert with_vss.parameters > small.parameters
+
+
+def test_the_scan_can_be_forced(spec: FeatureSpec) -> None:
+    network = Interpreter(spec, InterpreterConfig()).eval()
+    maps, t = features(spec), torch.tensor([1, 100])
+    fast = network(maps, t)
+    network.use_scan("torch")
+    torch.testing.assert_close(network(maps, t), fast, rtol=1e-4, atol=1e-5)
+    network.use_scan("mamba_ssm")
+    with pytest.raises(ScanUnavailable):
+        network(maps, t)

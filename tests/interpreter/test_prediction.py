@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from interpreter.network import Interpreter, InterpreterConfig
-from interpreter.prediction import native_labels, predict, segment, vote
+from interpreter.prediction import native_labels, native_masks, predict, segment, vote, vote_overlapping
 from store import FeatureSpec, FeatureStore, Geometry
 
 
@@ -66,3 +66,34 @@ def test_native_labels_follow_the_vote_and_stay_inside_the_field_of_view(
     same_size = Geometry.whole(32, 32, 32)
     everywhere = np.ones((32, 32), dtype=np.bool_)
     np.testing.assert_array_equal(native_labels(prediction, everywhere, same_size), prediction.labels)
+
+
+def test_overlapping_classes_are_voted_on_one_by_one() -> None:
+    prediction = vote_overlapping(one_pixel((0.9, 0.6), (0.4, 0.7), (0.6, 0.1)))
+    assert prediction.masks[:, 0, 0].tolist() == [True, True]
+    assert prediction.votes[:, 0, 0].tolist() == [0, 2, 2]
+    assert prediction.labels[0, 0] == 2
+    assert prediction.by_timestep[:, 0, 0].tolist() == [2, 2, 1]
+    assert prediction.probabilities[0, 0, 0] == pytest.approx(1 - (0.9 + 0.4 + 0.6) / 3)
+    tie = vote_overlapping(one_pixel((0.6, 0.95), (0.3, 0.3)))
+    assert tie.masks[:, 0, 0].tolist() == [False, True]
+    assert tie.disagreement[0, 0] == pytest.approx(np.log(2))
+
+
+def test_native_masks_of_overlapping_classes_are_the_vote_at_the_same_size() -> None:
+    random = np.random.default_rng(0)
+    prediction = vote_overlapping(random.random((4, 3, 32, 32)).astype(np.float32))
+    everywhere = np.ones((32, 32), dtype=np.bool_)
+    masks = native_masks(prediction, everywhere, Geometry.whole(32, 32, 32), overlapping=True)
+    np.testing.assert_array_equal(masks, prediction.masks)
+
+
+def test_the_temperature_changes_probabilities_and_not_the_votes(filled_store: FeatureStore, spec: FeatureSpec) -> None:
+    torch.manual_seed(0)
+    network = Interpreter(spec, InterpreterConfig())
+    maps = filled_store.entry(spec, next(iter(filled_store.keys(spec)))).features().maps
+    plain = predict(network, maps)
+    network.temperature = 3.0
+    cooled = predict(network, maps)
+    np.testing.assert_array_equal(plain.votes, cooled.votes)
+    assert np.abs(cooled.probabilities - 0.5).mean() < np.abs(plain.probabilities - 0.5).mean()

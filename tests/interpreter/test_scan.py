@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from interpreter.errors import ScanUnavailable
-from interpreter.scan import selective_scan
+from interpreter.scan import Method, portable, selective_scan
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias")
 
@@ -48,19 +48,32 @@ def test_the_reference_is_the_recurrence(shape: tuple[int, ...]) -> None:
     np.testing.assert_allclose(reference(*tensors).numpy(), by_hand(*[t.numpy() for t in tensors]), rtol=1e-10)
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, (1, 16, 500, 16, 4)])
-def test_numba_agrees_with_the_reference_forward_and_backward(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("method", ["numba", "torch"])
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 16, 700, 16, 4), (2, 520, 130, 1, 4)])
+def test_fast_paths_agree_with_the_reference_forward_and_backward(shape: tuple[int, ...], method: Method) -> None:
     from interpreter.scan.reference import selective_scan as reference
 
     float32 = [t.requires_grad_() for t in arguments(*shape)]
     float64 = [t.detach().double().requires_grad_() for t in float32]
-    fast, exact = selective_scan(*float32, method="numba"), reference(*float64)
+    fast, exact = selective_scan(*float32, method=method), reference(*float64)
     assert float((fast - exact).detach().abs().max() / exact.detach().abs().max()) < 1e-5
     weights = torch.randn(exact.shape, generator=torch.Generator().manual_seed(1))
     fast_gradients = torch.autograd.grad((fast * weights).sum(), float32)
     exact_gradients = torch.autograd.grad((exact * weights).sum(), float64)
     for name, found, expected in zip(NAMES, fast_gradients, exact_gradients, strict=True):
         assert float((found - expected).abs().max() / expected.abs().max()) < 1e-4, name
+
+
+def test_the_portable_scan_takes_as_many_chunks_as_its_memory_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = [t.requires_grad_() for t in arguments(2, 8, 77, 4, 2, torch.float64)]
+    results = []
+    for values in (1, 1000, 1 << 24):  # one position at a time, some, all
+        monkeypatch.setattr(portable, "CHUNK_VALUES", values)
+        y = portable.selective_scan(*tensors)
+        results.append([y, *torch.autograd.grad(y.square().sum(), tensors)])
+    for other in results[1:]:
+        for one, two in zip(results[0], other, strict=True):
+            torch.testing.assert_close(one, two)
 
 
 def test_results_do_not_depend_on_the_number_of_threads() -> None:
@@ -104,7 +117,7 @@ def test_a_scan_that_cannot_run_here_is_refused() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("method", ["mamba_ssm", "reference"])
+@pytest.mark.parametrize("method", ["mamba_ssm", "torch", "reference"])
 def test_cuda_agrees_with_the_reference(method: str) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")

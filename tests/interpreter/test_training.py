@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +15,18 @@ from extractor.backbone import Backbone
 from extractor.datasets import load_dataset
 from extractor.extraction import Extractor
 from extractor.runs import extract_dataset
+from interpreter.calibration import fit_temperature
 from interpreter.checkpoint import load_interpreter
-from interpreter.data import labelled_images, split_off, store_spec, without_duplicates
+from interpreter.data import few, labelled_images, require_features, split_off, store_spec, without_duplicates
 from interpreter.errors import CheckpointError, ConfigurationError, TrainingDataError
 from interpreter.evaluation import evaluate
+from interpreter.losses import segmentation_loss
 from interpreter.network import InterpreterConfig
+from interpreter.prediction import predict
 from interpreter.task import Task
-from interpreter.training import Training, TrainingSettings, segmentation_loss
+from interpreter.training import Training, TrainingSettings
 from store import Collection, FeatureSpec, FeatureStore, MissingEntry, Sample, SpecMismatch
+from store.records import RunRecord
 from tests.conftest import changed
 
 TASK = Task(name="vessels", targets=("mask",))
@@ -225,3 +231,183 @@ def test_damaged_interpreters_are_refused(
         load_interpreter(tmp_path / "run")
     with pytest.raises(CheckpointError, match="no shipped interpreter of that name"):
         load_interpreter("nothing")
+
+
+def test_a_run_stopped_between_two_accumulated_batches_goes_on_exactly(
+    filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path
+) -> None:
+    settings = SETTINGS.model_copy(update={"batch": 1, "accumulate": 2, "epochs": 2})
+    config = InterpreterConfig(drop_path=0.3)
+    images = labelled_images(filled_store, "eyes", None, TASK)
+
+    def started(name: str) -> Training:
+        return Training(filled_store, spec, TASK, images, config, settings, tmp_path / name)
+
+    def stop(epoch: int, position: int, _loss: float) -> None:
+        if (epoch, position) == (1, 2):  # the third batch: its gradient waits for the fourth's
+            raise Stopped
+
+    whole = started("whole")
+    whole.run()
+    with pytest.raises(Stopped):
+        started("parts").run(stop)
+    rest = started("parts")
+    rest.run()
+    assert torch.equal(weights(whole), weights(rest))
+
+
+def test_accumulated_batches_are_one_larger_batch(
+    filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path
+) -> None:
+    settings = SETTINGS.model_copy(update={"epochs": 1, "flips": False, "views": ("identity",)})
+    runs = []
+    for batch, accumulate in ((1, 5), (1, 1)):
+        changed_settings = settings.model_copy(update={"batch": batch, "accumulate": accumulate})
+        run = training(filled_store, spec, tmp_path / f"{batch}-{accumulate}", changed_settings)
+        before = weights(run)
+        run.run()
+        state = run.optimizer.state_dict()["state"]
+        runs.append((int(state[0]["step"]), float((weights(run) - before).abs().max())))
+    assert [steps for steps, _ in runs] == [1, 5]
+    assert 0 < runs[0][1] < runs[1][1]
+
+
+def test_half_precision_trains_and_the_scan_stays_in_float32(
+    filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path
+) -> None:
+    losses: list[float] = []
+    settings = SETTINGS.model_copy(update={"precision": "bfloat16", "epochs": 12, "evaluate_every": 12})
+    run = training(filled_store, spec, tmp_path / "half", settings)
+    run.run(lambda _, __, loss: losses.append(loss))
+    assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3])
+    assert all(p.dtype == torch.float32 for p in run.network.parameters())
+
+
+def test_few_labels_are_drawn_by_seed_and_nested(filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path) -> None:
+    images = labelled_images(filled_store, "eyes", None, TASK)
+    assert few(images, 2, 0) == few(images, 5, 0)[:2]
+    assert few(images, 2, 0) != few(images, 2, 1)
+    with pytest.raises(TrainingDataError, match="7 labelled images were asked for, 6 are there"):
+        few(images, 7, 0)
+    run = training(filled_store, spec, tmp_path / "two", SETTINGS.model_copy(update={"labels": 2, "epochs": 1}))
+    assert np.isnan(run.run())
+    network, card = load_interpreter(tmp_path / "two")
+    assert len(card.training_ids) == 2
+    assert card.validation_ids == ()
+    assert (card.temperature, card.metrics) == (1.0, {"epoch": 1})
+    assert network.parameter_count == run.network.parameter_count
+
+
+def test_the_temperature_makes_probabilities_likelier(
+    filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path
+) -> None:
+    run = training(filled_store, spec, tmp_path / "run", SETTINGS.model_copy(update={"epochs": 10}))
+    run.run()
+    network, card = load_interpreter(tmp_path / "run")
+    assert network.temperature == card.temperature != 1.0
+
+    def calibration_error(temperature: float) -> float:
+        network.temperature = temperature
+        return evaluate(network, filled_store, spec, TASK, run.validation_images).reliability[0].error
+
+    assert calibration_error(card.temperature) <= min(calibration_error(t) for t in (0.1, 10.0))
+    # Logits that are too sure by a factor are cooled by it.
+    network.temperature = 1.0
+    final = network.head.head  # type: ignore[union-attr]
+    with torch.no_grad():
+        final.weight *= 3
+        final.bias *= 3
+    hotter = fit_temperature(network, filled_store, TASK, run.validation_images)
+    assert hotter == pytest.approx(3 * card.temperature, rel=0.02)
+
+
+def test_overlapping_classes_are_learnt(
+    backbone: Backbone, spec: FeatureSpec, dataset_folder: Path, tmp_path: Path
+) -> None:
+    store = FeatureStore("memory://")
+    extract_dataset(load_dataset(f"folder:{dataset_folder}", "eyes"), store, Extractor(backbone, spec))
+    collection = store.collections.read("eyes")
+    samples = []
+    for i, sample in enumerate(collection.samples):
+        mask = store.collections.mask(sample.masks["mask"])
+        wide = store.collections.write_mask(mask | np.roll(mask, 6, axis=0))
+        masks = {"thin": sample.masks["mask"], "wide": wide} if i else {"wide": wide}
+        samples.append(sample.model_copy(update={"masks": masks}))
+    store.collections.write(Collection(name="eyes", samples=tuple(samples)))
+    task = Task(name="both", targets=("thin", "wide"), overlapping=True)
+    images = labelled_images(store, "eyes", None, task)
+    assert len(images) == 6
+    config = InterpreterConfig(classes=3, overlapping=True)
+    settings = SETTINGS.model_copy(update={"epochs": 25, "evaluate_every": 25})
+    run = Training(store, spec, task, images, config, settings, tmp_path / "run")
+    assert run.run() > 0.4
+    network, _ = load_interpreter(tmp_path / "run")
+    prediction = predict(network, store.entry(spec, images[1].key).features().maps)
+    thin, wide = prediction.masks
+    assert (thin & wide).sum() > 0.5 * thin.sum() > 0
+    scores = evaluate(network, store, spec, task, run.validation_images)
+    assert set(scores.summary()["by_class"]) == {"thin", "wide"}  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="classes overlap in the task or in the network"):
+        Training(store, spec, task, images, InterpreterConfig(classes=3), settings, tmp_path / "other")
+
+
+def test_the_missing_features_of_a_recorded_run_come_with_its_command(
+    filled_store: FeatureStore, spec: FeatureSpec
+) -> None:
+    options: dict[str, str | bool] = {"dataset": "folder:/x/photos", "name": "eyes", "preset": "small", "limit": "2"}
+    filled_store.records.write(RunRecord(spec=spec.digest, dataset="eyes", options=options, device="cpu"))
+    images = labelled_images(filled_store, "eyes", None, TASK)
+    with pytest.raises(
+        TrainingDataError,
+        match=r"`extractor run --dataset folder:/x/photos --name eyes --preset small --store .* --views negative`",
+    ):
+        require_features(filled_store, spec, images, ("negative",))
+
+
+@pytest.mark.slow
+def test_two_processes_share_each_batch(filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path) -> None:
+    """A training under torch's launcher: one interpreter, the same in both processes, saved once."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import sys, torch\n"
+        "from pathlib import Path\n"
+        "from interpreter.data import labelled_images, store_spec\n"
+        "from interpreter.network import InterpreterConfig\n"
+        "from interpreter.task import Task\n"
+        "from interpreter.training import Training, TrainingSettings\n"
+        "from store import FeatureStore\n"
+        "torch.set_num_threads(1)\n"
+        "store, out = FeatureStore(sys.argv[1], read_only=True), Path(sys.argv[2])\n"
+        "task = Task(name='vessels', targets=('mask',))\n"
+        "settings = TrainingSettings(epochs=2, batch=2, evaluate_every=1, validation_share=0.2)\n"
+        "images = labelled_images(store, 'eyes', None, task)\n"
+        "run = Training(store, store_spec(store, None), task, images, InterpreterConfig(), settings, out)\n"
+        "best = run.run()\n"
+        "weights = torch.cat([p.detach().flatten() for p in run.network.parameters()])\n"
+        "rank = run.accelerator.process_index\n"
+        "torch.save((run.accelerator.num_processes, best, weights), out / f'rank{rank}.pt')\n"
+    )
+    call = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(
+        [sys.executable, *call, filled_store.location, str(tmp_path / "run")],
+        capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, second = (torch.load(tmp_path / "run" / f"rank{rank}.pt") for rank in (0, 1))
+    assert first[0] == second[0] == 2
+    assert first[1] == second[1]
+    assert torch.equal(first[2], second[2])
+    network, _ = load_interpreter(tmp_path / "run")
+    assert network.parameter_count == len(first[2])
+
+
+def test_tensorboard_has_loss_metrics_and_pictures(
+    filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    training(filled_store, spec, tmp_path / "run", SETTINGS.model_copy(update={"epochs": 1})).run()
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    assert {"loss", "data_wait_share", "validation/dice", "validation/auc_pr"} <= set(events.Tags()["scalars"])
+    assert events.Tags()["images"]

@@ -32,7 +32,7 @@ def model_folder(backbone: Backbone, spec: FeatureSpec, tmp_path_factory: pytest
     root = tmp_path_factory.mktemp("model")
     torch.manual_seed(3)
     network = Interpreter(spec, InterpreterConfig())
-    torch.nn.init.normal_(network.head.weight, std=1.0)
+    torch.nn.init.normal_(network.head.head.weight, std=1.0)
     backbone.save(root / "backbone", half=False)
     task = Task(name="vessels", targets=("mask",))
     save_interpreter(root, network, Card(spec=spec, backbone=str(root / "backbone"), task=task, config=network.config))

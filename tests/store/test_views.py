@@ -13,6 +13,7 @@ def test_lists_are_spelled_out() -> None:
     assert parse_views("identity, flips,photometric:2") == (
         "identity", "flip-h", "flip-v", "flip-hv", "photometric-0", "photometric-1",
     )  # fmt: skip
+    assert parse_views("negative") == ("negative",)
     assert parse_views("flip-v,photometric-7") == ("flip-v", "photometric-7")
 
 

@@ -1,0 +1,195 @@
+"""The interpreter: its selective scan against the readable reference, and a training step.
+
+    python benchmarks/interpreter.py [--json] [--quick]
+
+Prints tables and writes them into docs/benchmarks.md; with --json the last line is one JSON object. Runs
+alternate, ratios are medians. On a machine with CUDA the scan that ``auto`` takes there is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(Path(__file__).parents[1])
+
+import numpy as np
+import torch
+
+from benchmarks.drawn import draw_photograph
+from benchmarks.report import table, write_section
+from interpreter.checkpoint import load_interpreter
+from interpreter.counting import cost_of
+from interpreter.data import labelled_images
+from interpreter.network import Interpreter, InterpreterConfig
+from interpreter.scan import selective_scan
+from interpreter.task import Task
+from interpreter.training import Training, TrainingSettings
+from store import Collection, Encoded, Features, FeatureSpec, FeatureStore, Geometry, Key, Sample
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BATCH = 4
+TASK = Task(name="vessels", targets=("vessel",))
+
+
+def arguments(channels: int, length: int, state: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    tensors = [
+        normal(1, channels, length),
+        normal(1, channels, length),
+        -torch.rand(channels, state, generator=generator) * state - 0.05,
+        normal(1, 4, state, length),
+        normal(1, 4, state, length),
+        normal(channels),
+        normal(channels),
+    ]
+    return [tensor.to(DEVICE).requires_grad_() for tensor in tensors]
+
+
+def seconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def measure_scan(channels: int, length: int, state: int, repeats: int) -> dict[str, float]:
+    """Median ratios reference / auto, and the largest errors over the largest value."""
+    tensors = arguments(channels, length, state)
+
+    def forward(method: str) -> torch.Tensor:
+        with torch.no_grad():
+            return selective_scan(*tensors, method=method)  # type: ignore[arg-type]
+
+    def both(method: str) -> tuple[torch.Tensor, ...]:
+        y = selective_scan(*tensors, method=method)  # type: ignore[arg-type]
+        return torch.autograd.grad(y.square().mean(), tensors)
+
+    found, exact = both("auto"), both("reference")  # compiles, too
+    gradients = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, exact, strict=True))
+    reference = forward("reference")
+    error = float((forward("auto") - reference).abs().max() / reference.abs().max())
+    pairs = [(seconds(lambda: forward("reference")), seconds(lambda: forward("auto"))) for _ in range(repeats)]
+    pairs_both = [(seconds(lambda: both("reference")), seconds(lambda: both("auto"))) for _ in range(repeats)]
+    return {
+        "forward_ratio": statistics.median(a / b for a, b in pairs),
+        "backward_ratio": statistics.median(a / b for a, b in pairs_both),
+        "max_error": error,
+        "max_gradient_error": gradients,
+    }
+
+
+def fill_store(folder: Path, spec: FeatureSpec, count: int) -> FeatureStore:
+    """Drawn photographs with random features: what is measured does not depend on their values."""
+    store, random = FeatureStore(folder / "features.zarr"), np.random.default_rng(0)
+    side, samples = spec.resolution, []
+    for i in range(count):
+        key = Key(f"{i:064x}")
+        maps = {
+            b.name: Encoded(random.standard_normal((len(spec.timesteps), b.channels, b.height, b.width)).astype("f2"))
+            for b in spec.blocks
+        }
+        image, vessels = draw_photograph(side, i)
+        store.write(spec, key, Features(maps, image.max(axis=2) > 0, Geometry.whole(side, side, side)))
+        masks = {"vessel": store.collections.write_mask(vessels)}
+        samples.append(Sample(image_id=key.image_id, name=str(i), masks=masks))
+    store.collections.write(Collection(name="drawn", samples=tuple(samples)))
+    return store
+
+
+def measure_training(spec: FeatureSpec, config: InterpreterConfig, batches: int) -> dict[str, float]:
+    """Median seconds of a step after the first epoch, and the share of the last epoch spent waiting for features."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = fill_store(Path(folder), spec, BATCH * batches + 1)
+        images = labelled_images(store, "drawn", None, TASK)
+        settings = TrainingSettings(epochs=2, batch=BATCH, evaluate_every=2)
+        training = Training(
+            store, spec, TASK, images[1:], config, settings, Path(folder) / "run", device=DEVICE, validation=images[:1]
+        )
+        ends: list[float] = []
+        training.run(lambda *_: ends.append(time.perf_counter()))
+        last = ends[batches:]
+        steps = [b - a for a, b in itertools.pairwise(last)]
+        return {"step_seconds": statistics.median(steps), "data_wait_share": training.data_wait_share}
+
+
+def shrunk(spec: FeatureSpec, factor: int) -> FeatureSpec:
+    """The same blocks at a fraction of their size."""
+    plain = spec.model_dump()
+    for block in plain["blocks"]:
+        block["height"] //= factor
+        block["width"] //= factor
+    return FeatureSpec.model_validate(plain | {"resolution": spec.resolution // factor})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="smaller tensors, one repeat; writes nothing")
+    options = parser.parse_args()
+    channels, length, repeats = (256, 1024, 1) if options.quick else (256, 16384, 3)
+    scans = {state: measure_scan(channels, length, state, repeats) for state in (16, 1)}
+    _, card = load_interpreter("vessels")
+    spec = shrunk(card.spec, 4) if options.quick else card.spec
+    training = measure_training(spec, InterpreterConfig(), batches=2 if options.quick else 4)
+    lines = [
+        f"`python benchmarks/interpreter.py` on {DEVICE}. The scan at (1, {channels}, {length}), four groups:",
+        "the reference's time over that of the scan that `auto` takes; errors over the largest value.",
+        "",
+        *table(
+            ["state", "forward", "forward and backward", "largest error", "of a gradient"],
+            [[state, *(float(value) for value in row.values())] for state, row in scans.items()],
+        ),
+        "",
+        f"One training step, {BATCH} images at {spec.resolution} pixels, one timestep each, {torch.get_num_threads()} "
+        f"threads: {training['step_seconds']:.2f} s; {100 * training['data_wait_share']:.1f} % of an epoch of "
+        "waiting for features.",
+        "",
+        *table(["variant", "k weights", "GFLOP for a photograph"], costs(spec)),
+    ]
+    print("\n".join(lines))
+    if not options.quick:
+        write_section("Interpreter", lines)
+    if options.json:
+        print(json.dumps(summary(scans) | training | {"device": DEVICE}))
+
+
+def costs(spec: FeatureSpec) -> list[list[Any]]:
+    rows = []
+    for name, config in (
+        ("v0, VSS up to 128 (default)", InterpreterConfig()),
+        ("v0, VSS up to 64 (shipped)", InterpreterConfig(vss_max_size=64)),
+        ("v0, VSS everywhere (paper)", InterpreterConfig(vss_max_size=512)),
+        ("v05, VSS up to 128", InterpreterConfig(vss="v05")),
+        ("v05, VSS everywhere", InterpreterConfig(vss="v05", vss_max_size=512)),
+        ("mlp", InterpreterConfig(head="mlp")),
+    ):
+        cost = cost_of(Interpreter(spec, config))
+        rows.append([name, cost.parameters / 1e3, cost.flops / 1e9])
+    return rows
+
+
+def summary(scans: dict[int, dict[str, float]]) -> dict[str, Any]:
+    return {
+        "scan_forward_ratio": {str(state): row["forward_ratio"] for state, row in scans.items()},
+        "scan_backward_ratio": {str(state): row["backward_ratio"] for state, row in scans.items()},
+        "scan_max_error": max(row["max_error"] for row in scans.values()),
+        "scan_max_gradient_error": max(row["max_gradient_error"] for row in scans.values()),
+    }
+
+
+if __name__ == "__main__":
+    main()

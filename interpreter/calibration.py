@@ -1,0 +1,68 @@
+"""Temperature scaling (Guo et al. 2017): one number that makes probabilities mean what they say.
+
+It changes neither a voter's choice nor the vote but where the vote is tied.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.optimize import minimize_scalar
+from torch.nn import functional
+
+from interpreter.data import Labelled, native_truth
+from interpreter.network import Interpreter
+from interpreter.rules import Rules
+from interpreter.task import Task
+from store.feature_store import FeatureStore
+
+PIXELS = 20_000  # drawn of each image
+COLDEST, HOTTEST = 0.05, 20.0
+
+
+@torch.inference_mode()
+def fit_temperature(
+    interpreter: Interpreter, store: FeatureStore, task: Task, images: Sequence[Labelled], rules: Rules | None = None
+) -> float:
+    """The temperature at which the mean probability over voters is likeliest, on images of the SOURCE validation.
+
+    Args:
+        images: labelled, with features in the store; none of them of the domain that is tested.
+
+    Returns:
+        What logits are to be divided by, between 0.05 and 20.
+    """
+    rules = rules or Rules()
+    interpreter.eval()
+    logits, truths = [], []
+    for number, image in enumerate(images):
+        entry = store.entry(interpreter.spec, image.key)
+        truth = rules.network_truth(entry, native_truth(store, image, task), task)
+        candidates = np.flatnonzero(rules.counted(entry.fov))
+        pixels = np.random.default_rng([number, len(candidates)]).choice(
+            candidates, min(PIXELS, len(candidates)), False
+        )
+        votes = torch.cat([one.float().flatten(2) for one in interpreter.votes(entry.features().maps)])  # (t, n, R R)
+        logits.append(votes[..., torch.from_numpy(pixels).to(votes.device)].cpu().double())
+        truths.append(torch.from_numpy(truth.ravel()[pixels]))
+    scores, truth_of_all = torch.cat(logits, dim=2), torch.cat(truths)
+    fitted = minimize_scalar(
+        lambda log_t: _surprise(scores / math.exp(log_t), truth_of_all, task),
+        bounds=(math.log(COLDEST), math.log(HOTTEST)),
+        method="bounded",
+    )
+    return round(math.exp(fitted.x), 4)
+
+
+def _surprise(logits: torch.Tensor, truth: torch.Tensor, task: Task) -> float:
+    """Mean negative log-likelihood of the truth under the mean probability over voters; logits (t, n, pixels)."""
+    if task.overlapping:
+        shifts = torch.arange(logits.shape[1], dtype=torch.uint8)[:, None]
+        bits = (truth[None].bitwise_right_shift(shifts) & 1).double()
+        mean = torch.sigmoid(logits).mean(0).clamp(1e-12, 1 - 1e-12)
+        return float(functional.binary_cross_entropy(mean, bits))
+    mean = torch.softmax(logits, dim=1).mean(0).clamp(min=1e-12)
+    return float(functional.nll_loss(mean.log().T, truth.long()))

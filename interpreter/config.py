@@ -1,0 +1,41 @@
+"""The free choices of an interpreter; widths and levels follow from the FeatureSpec."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from interpreter.vss import Variant
+
+HeadName = Literal["adaptive", "mlp", "unet"]
+
+
+class InterpreterConfig(BaseModel):
+    """What may be chosen.
+
+    Attributes:
+        classes: n, background included.
+        overlapping: classes may overlap: one sigmoid for each but the background, instead of a softmax.
+        head: which network reads the features (``interpreter.heads``).
+        max_width: a level is as wide as its maps together, up to this.
+        vss: variant of the VSS block.
+        vss_max_size: levels larger than this have no VSS block (its cost grows with the area).
+        drop_path: in training.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    classes: int = Field(default=2, ge=2)
+    overlapping: bool = False
+    head: HeadName = "adaptive"
+    max_width: int = Field(default=64, ge=8)
+    vss: Variant = "v0"
+    vss_max_size: int = Field(default=128, ge=0)
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    time_width: int = Field(default=64, ge=8)
+
+    @property
+    def outputs(self) -> int:
+        """Scores for each pixel: one for each class; overlapping classes need none for the background."""
+        return self.classes - self.overlapping

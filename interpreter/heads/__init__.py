@@ -1,0 +1,23 @@
+"""Networks that read features, by name.
+
+``adaptive``  the paper's interpreter
+``mlp``       DDPM-Seg's ensemble of pixel classifiers (an ablation)
+``unet``      a U-Net on the photograph itself (the control)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from interpreter.config import HeadName, InterpreterConfig
+from interpreter.heads.adaptive import AdaptiveHead
+from interpreter.heads.head import Head
+from interpreter.heads.mlp import MlpEnsemble
+from interpreter.heads.unet import PixelUNet
+from store.spec import FeatureSpec
+
+HEADS: dict[HeadName, Callable[[FeatureSpec, InterpreterConfig], Head]] = {
+    "adaptive": AdaptiveHead,
+    "mlp": MlpEnsemble,
+    "unet": PixelUNet,
+}

@@ -1,0 +1,136 @@
+"""The adaptive semantic feature interpreter of DiffDGSS: features at a timestep in, class scores out.
+
+b  batch    t  timestep    n  classes    R  network's square
+level  all blocks of the spec whose maps have one size; walked from the coarsest to the finest
+
+Each level takes its maps and what the coarser level made of its own, brings them to one width and
+refines them in a segmentation block: two depthwise-separable convolutions under timestep-adaptive
+norms (Eq. 7), then a VSS block.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from interpreter.config import InterpreterConfig
+from interpreter.errors import ConfigurationError
+from interpreter.heads.head import Head, Maps
+from interpreter.vss import VssBlock
+from store.spec import FeatureSpec
+
+
+class AdaptiveNorm(nn.Module):
+    """Eq. 7: y = (1 + s(t)) GN(x) + b(t); x (b, c, h, w), embedding (b, e)."""
+
+    def __init__(self, c: int, embedding: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(math.gcd(c, 8), c, affine=False)
+        self.scale_shift = nn.Linear(embedding, 2 * c)
+
+    def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        scale, shift = self.scale_shift(embedding)[:, :, None, None].chunk(2, dim=1)
+        return torch.addcmul(shift, self.norm(x), 1 + scale)
+
+
+class SeparableConv(nn.Module):
+    """x + pointwise(SiLU(AdaGN(depthwise(x), t)))."""
+
+    def __init__(self, c: int, embedding: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(c, c, 3, padding=1, groups=c, bias=False)
+        self.norm = AdaptiveNorm(c, embedding)
+        self.pointwise = nn.Conv2d(c, c, 1)
+
+    def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        refined: torch.Tensor = self.pointwise(functional.silu(self.norm(self.depthwise(x), embedding)))
+        return x + refined
+
+
+class SegmentationBlock(nn.Module):
+    """Two separable convolutions, then a VSS block where the level has one."""
+
+    def __init__(self, c: int, size: int, config: InterpreterConfig) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList([SeparableConv(c, config.time_width) for _ in range(2)])
+        self.vss = VssBlock(c, config.vss, config.drop_path) if size <= config.vss_max_size else nn.Identity()
+
+    def forward(self, x: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        for convolution in self.convolutions:
+            x = convolution(x, embedding)
+        refined: torch.Tensor = self.vss(x)
+        return refined
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoidal embedding of t, then two linear layers: (b,) -> (b, width)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.layers = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+
+    def forward(self, t: torch.Tensor) -> torch.Tensor:
+        half = self.width // 2
+        frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=t.device) / half)
+        angles = t.float()[:, None] * frequencies
+        embedding: torch.Tensor = self.layers(torch.cat([angles.cos(), angles.sin()], dim=1))
+        return embedding
+
+
+class AdaptiveHead(Head):
+    """The network for one FeatureSpec.
+
+    Args:
+        spec: what its features are; decides levels and widths.
+        config: its free choices.
+    """
+
+    def __init__(self, spec: FeatureSpec, config: InterpreterConfig) -> None:
+        super().__init__()
+        self.resolution = spec.resolution
+        self.levels: dict[int, list[str]] = {}
+        channels: dict[int, int] = {}
+        for block in sorted(spec.blocks, key=lambda block: block.height):
+            if block.height != block.width:
+                raise ConfigurationError(f"{block.name} is {block.height} x {block.width}; levels must be square")
+            self.levels.setdefault(block.height, []).append(block.name)
+            channels[block.height] = channels.get(block.height, 0) + block.channels
+        widths = {size: min(c, config.max_width) // 8 * 8 or 8 for size, c in channels.items()}
+        self.embed = TimeEmbedding(config.time_width)
+        self.entries = nn.ModuleDict({str(s): nn.Conv2d(channels[s], widths[s], 1) for s in self.levels})
+        coarser = list(widths.values())
+        self.handovers = nn.ModuleDict(
+            {str(s): nn.Conv2d(coarser[i], widths[s], 1) for i, s in enumerate(list(self.levels)[1:])}
+        )
+        self.blocks = nn.ModuleDict({str(s): SegmentationBlock(widths[s], s, config) for s in self.levels})
+        self.head = nn.Conv2d(coarser[-1], config.outputs, 1)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # depthwise convolutions on CPUs are three times faster
+
+    def forward(self, maps: Maps, t: torch.Tensor) -> torch.Tensor:
+        """Class scores.
+
+        Args:
+            maps: {block: float (b, c, h, w)} of one timestep for each image.
+            t: (b,), timestep of each image.
+
+        Returns:
+            Logits, float32 (b, n, R, R).
+        """
+        embedding = self.embed(t)
+        x: torch.Tensor | None = None
+        for size, names in self.levels.items():
+            stacked = torch.cat([maps[name].float() for name in names], dim=1)
+            level = self.entries[str(size)](stacked.contiguous(memory_format=torch.channels_last))
+            if x is not None:
+                x = self.handovers[str(size)](x)
+                level = level + functional.interpolate(x, size=level.shape[2:], mode="bilinear")
+            x = self.blocks[str(size)](level, embedding)
+        assert x is not None
+        logits: torch.Tensor = self.head(x)
+        if logits.shape[-1] != self.resolution:
+            logits = functional.interpolate(logits, size=(self.resolution,) * 2, mode="bilinear")
+        return logits

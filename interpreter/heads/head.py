@@ -1,0 +1,58 @@
+"""What every head can do: learn from a batch, and cast one vote after another.
+
+b  images    t  timesteps    n  scores for each pixel    R  network's square
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import nn
+
+Maps = Mapping[str, torch.Tensor]
+Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Of logits (b, n, ...), truth uint8 (b, ...) and what counts, bool (b, ...)."""
+
+
+class Head(nn.Module):
+    """Reads feature maps; each of its ``voters`` has a say in the prediction.
+
+    This one reads one timestep at a time (``forward``), and every timestep votes.
+    """
+
+    all_timesteps = False
+    """Whether training shows every timestep of an image at once instead of one that is drawn."""
+
+    def voters(self, timesteps: Sequence[int]) -> tuple[str, ...]:
+        """Names of the voters, in the order of ``votes``."""
+        return tuple(str(t) for t in timesteps)
+
+    def votes(self, read: Callable[[int], Maps], timesteps: Sequence[int]) -> Iterator[torch.Tensor]:
+        """Logits (1, n, R, R) of each voter for one image.
+
+        Args:
+            read: the maps {block: (1, c, h, w)} of the i-th timestep.
+        """
+        for i, t in enumerate(timesteps):
+            maps = read(i)
+            device = next(iter(maps.values())).device
+            yield self(maps, torch.tensor([t], device=device))
+
+    def loss(
+        self, maps: Maps, t: torch.Tensor, truth: torch.Tensor, inside: torch.Tensor, measure: Loss
+    ) -> torch.Tensor:
+        """Loss of a batch.
+
+        Args:
+            maps: {block: (b, c, h, w)}; (b, t, c, h, w) where ``all_timesteps``.
+            t: (b,); (b, t) where ``all_timesteps``.
+            truth: uint8 (b, R, R), see ``Task.labels``.
+            inside: bool (b, R, R), what counts.
+            measure: the loss of logits.
+        """
+        return measure(self(maps, t).float(), truth, inside)
+
+    def augment(self, maps: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Change maps of training images at random; cached features are left as they are."""
+        return maps

@@ -1,0 +1,94 @@
+"""The pixel classifier of DDPM-Seg (Baranchuk et al. 2022), DiffDGSS's row "w/o adaptive interpreter".
+
+All maps of all timesteps are upsampled to R x R and concatenated; ten small perceptrons, trained each
+for itself, classify every pixel alone, and the majority of the ten is the prediction.
+
+b  images    t  timesteps    p  pixels    f  features of a pixel    m  models    n  scores    R  square
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from interpreter.config import InterpreterConfig
+from interpreter.heads.head import Head, Loss, Maps
+from store.spec import FeatureSpec
+
+MODELS = 10
+PIXELS = 4096  # drawn for each model from each image of a batch
+ROWS = 16  # of pixels classified at once: memory
+
+
+def _perceptron(f: int, n: int) -> nn.Sequential:
+    """DDPM-Seg's network for less than thirty classes."""
+    return nn.Sequential(
+        nn.Linear(f, 128), nn.ReLU(), nn.BatchNorm1d(128), nn.Linear(128, 32), nn.ReLU(), nn.BatchNorm1d(32),
+        nn.Linear(32, n),
+    )  # fmt: skip
+
+
+class MlpEnsemble(Head):
+    """Ten perceptrons; (b, t, c, h, w) maps in."""
+
+    all_timesteps = True
+
+    def __init__(self, spec: FeatureSpec, config: InterpreterConfig) -> None:
+        super().__init__()
+        self.names = [block.name for block in spec.blocks]
+        self.resolution = spec.resolution
+        f = len(spec.timesteps) * sum(block.channels for block in spec.blocks)
+        self.models = nn.ModuleList([_perceptron(f, config.outputs) for _ in range(MODELS)])
+
+    def voters(self, _timesteps: Sequence[int]) -> tuple[str, ...]:
+        return tuple(f"model {m}" for m in range(MODELS))
+
+    def loss(
+        self, maps: Maps, _t: torch.Tensor, truth: torch.Tensor, inside: torch.Tensor, measure: Loss
+    ) -> torch.Tensor:
+        """Sum of the models' losses, each on pixels of its own; no weight is shared, so each learns alone."""
+        losses = []
+        for model in self.models:
+            pixels = _draw_pixels(inside)  # (b, p)
+            x = self._features(maps, pixels)  # (b, p, f)
+            logits = model(x.flatten(0, 1)).float().unflatten(0, x.shape[:2]).movedim(2, 1)  # (b, n, p)
+            at = truth.flatten(1).gather(1, pixels)
+            losses.append(measure(logits, at, inside.flatten(1).gather(1, pixels)))
+        return torch.stack(losses).sum()
+
+    def votes(self, read: Callable[[int], Maps], timesteps: Sequence[int]) -> Iterator[torch.Tensor]:
+        """One vote of each model."""
+        steps = [read(i) for i in range(len(timesteps))]
+        maps = {name: torch.stack([step[name] for step in steps], dim=1).float() for name in self.names}
+        side = self.resolution
+        device = maps[self.names[0]].device
+        parts = []
+        for first in range(0, side, ROWS):
+            pixels = torch.arange(first * side, min(first + ROWS, side) * side, device=device)[None]
+            x = self._features(maps, pixels)[0]
+            parts.append(torch.stack([model(x) for model in self.models]))  # (m, p, n)
+        scores = torch.cat(parts, dim=1).unflatten(1, (side, side))
+        yield from scores.movedim(3, 1).float()[:, None]
+
+    def _features(self, maps: Maps, pixels: torch.Tensor) -> torch.Tensor:
+        """Features (b, p, f) of pixels (b, p): what bilinear upsampling to R x R has there."""
+        y, x = pixels // self.resolution, pixels % self.resolution
+        where = torch.stack([x, y], dim=-1)[:, None]  # (b, 1, p, 2)
+        grid = (2 * where.float() + 1) / self.resolution - 1
+        found = []
+        for name in self.names:
+            planes = maps[name].float().flatten(1, 2)  # (b, t c, h, w)
+            found.append(functional.grid_sample(planes, grid, padding_mode="border", align_corners=False)[:, :, 0])
+        return torch.cat(found, dim=1).movedim(1, 2)
+
+
+def _draw_pixels(inside: torch.Tensor) -> torch.Tensor:
+    """Indices (b, p) of pixels drawn from those that count in each image."""
+    drawn = []
+    for one in inside:
+        candidates = one.flatten().nonzero()[:, 0]
+        drawn.append(candidates[torch.randint(len(candidates), (PIXELS,), device=candidates.device)])
+    return torch.stack(drawn)

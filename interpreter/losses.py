@@ -1,0 +1,51 @@
+"""Losses of logits against the truth, of the pixels that count.
+
+b  images    n  scores    ...  pixels in any shape
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+from interpreter.heads.head import Loss
+from interpreter.task import Task
+
+
+def loss_of(task: Task) -> Loss:
+    """What a task is trained with."""
+    return overlapping_loss if task.overlapping else segmentation_loss
+
+
+def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy plus soft Dice of the foreground classes.
+
+    Args:
+        logits: (b, n, ...).
+        labels: class ids (b, ...).
+        inside: bool (b, ...), what counts.
+    """
+    from monai.losses import DiceCELoss  # imported late: takes seconds
+
+    scores = logits.movedim(1, 0)[:, inside][None]  # (1, n, pixels)
+    loss: torch.Tensor = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)(
+        scores, labels[inside].long()[None, None]
+    )
+    return loss
+
+
+def overlapping_loss(logits: torch.Tensor, bits: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy plus soft Dice of each class.
+
+    Args:
+        logits: (b, n, ...).
+        bits: uint8 (b, ...), bit i for class i (``Task.labels``).
+        inside: bool (b, ...), what counts.
+    """
+    from monai.losses import DiceLoss  # imported late: takes seconds
+
+    scores = logits.movedim(1, 0)[:, inside]  # (n, pixels)
+    shifts = torch.arange(len(scores), device=bits.device, dtype=torch.uint8)[:, None]
+    truth = (bits[inside][None].bitwise_right_shift(shifts) & 1).to(scores.dtype)
+    dice: torch.Tensor = DiceLoss(sigmoid=True)(scores[None], truth[None])
+    return functional.binary_cross_entropy_with_logits(scores, truth) + dice

@@ -1,0 +1,92 @@
+"""Photographs as features of their own: the input of the plain control, beside the features in the store.
+
+The map ``pixels`` is the photograph at the network's size, RGB in [-1, 1], cropped as the entry of its
+features was, black outside the field of view where theirs is, not equalised. Networks on pixels are so
+trained, stored and scored by the same code as those on features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from interpreter.errors import TrainingDataError
+from interpreter.heads.unet import PIXELS
+from store.encoded import Encoded
+from store.feature_store import FeatureStore
+from store.features import Features, Key
+from store.geometry import Interpolation
+from store.spec import Block, FeatureSpec, FloatEncoding
+from store.views import NEGATIVE
+
+
+def spec_of_pixels(spec: FeatureSpec) -> FeatureSpec:
+    """The spec of photographs cropped as those of a spec of features; no network made them."""
+    side = spec.resolution
+    return FeatureSpec(
+        backbone=hashlib.sha256(b"pixels").hexdigest(),
+        schedule="none-1",
+        trajectory="anchored",
+        grid=(0,),
+        timesteps=(0,),
+        blocks=(Block(name=PIXELS, channels=3, height=side, width=side),),
+        resolution=side,
+        preprocessing=spec.preprocessing,
+        encoding=FloatEncoding(kind="float16"),
+    )
+
+
+def write_pixels(store: FeatureStore, spec: FeatureSpec, keys: Sequence[Key], folders: Iterable[Path]) -> FeatureSpec:
+    """Write the photographs of some entries, found by their sha256 among the files below some folders.
+
+    Args:
+        spec: of the features, whose entries say how each photograph is cropped.
+        keys: their entries; what is written already is left as it is.
+
+    Returns:
+        The spec of the photographs.
+
+    Raises:
+        TrainingDataError: a photograph is not below the folders.
+    """
+    pixels = spec_of_pixels(spec)
+    missing = [key for key in keys if not store.has(pixels, key)]
+    if missing:
+        store.register(pixels, PIXELS)
+        files = _find({key.image_id for key in missing}, folders)
+        for key in missing:
+            entry = store.entry(spec, key)
+            photograph = _read(files[key.image_id], inverted=key.view == NEGATIVE)
+            small = entry.geometry.apply(photograph, Interpolation.AREA).astype(np.uint8)
+            if spec.preprocessing.mask_outside:
+                small[~entry.fov] = 0
+            values = (small.transpose(2, 0, 1)[None].astype(np.float32) / 127.5 - 1).astype(np.float16)
+            store.write(pixels, key, Features({PIXELS: Encoded(values)}, entry.fov, entry.geometry))
+    return pixels
+
+
+def _find(wanted: set[str], folders: Iterable[Path]) -> dict[str, Path]:
+    """{image id: file}"""
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            if len(found) == len(wanted):
+                return found
+            name = hashlib.sha256(path.read_bytes()).hexdigest()
+            if name in wanted:
+                found[name] = path
+    if lost := sorted(wanted - set(found)):
+        raise TrainingDataError(f"{len(lost)} photographs are not below {', '.join(map(str, folders))}: {lost[0][:12]}")
+    return found
+
+
+def _read(path: Path, *, inverted: bool) -> NDArray[np.uint8]:
+    """uint8 (H, W, 3), upright."""
+    with Image.open(path) as image:
+        pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    return 255 - pixels if inverted else pixels

@@ -1,0 +1,97 @@
+"""``interpreter evaluate --protocol``: a protocol from its options to its report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+from pydantic import ValidationError
+
+from interpreter.errors import ConfigurationError
+from interpreter.protocols import protocol_named
+from interpreter.protocols.extracting import extract_by_command, parse_source
+from interpreter.protocols.protocol import ROWS, Choices, Edition, Row
+from interpreter.protocols.report import write_report
+from interpreter.protocols.running import Running
+from interpreter.protocols.table import tabulated
+from store import console
+from store.feature_store import FeatureStore
+from store.views import parse_views
+
+
+def run_protocol(
+    named: tuple[str, Edition],
+    store: str,
+    data: Sequence[str],
+    out: Path | None,
+    targets: Sequence[str],
+    rows: str,
+    seeds: Sequence[str],
+    settings: str | None,
+    device: str,
+) -> dict[str, Any]:
+    """Run what the options describe, print the table, and return it with the report's place.
+
+    Args:
+        named: name and edition.
+        settings: JSON of ``Choices``; ``views`` may be a list as the command line has it.
+    """
+    protocol = protocol_named(*named)
+    if not data or out is None:
+        raise typer.BadParameter("a protocol needs --data and --out")
+    sources = [parse_source(text) for text in data]
+    choices = parse_choices(settings, device)
+    out.mkdir(parents=True, exist_ok=True)
+    running = Running(
+        protocol,
+        sources,
+        FeatureStore(store),
+        out,
+        choices,
+        extract_by_command(store, choices),
+        lambda message: console.err.print(message, highlight=False),
+    )
+    results = running.run(targets, parse_rows(rows), parse_seeds(seeds))
+    report = write_report(protocol, choices, {source.name: source.reference for source in sources}, results, out)
+    table = tabulated(protocol, results)
+    for row, cells in table.items():
+        for column, cell in cells.items():
+            console.err.print(f"{row:12} {column:12} {cell}", highlight=False)
+    console.err.print(f"report: {report}", highlight=False)
+    return {
+        "report": str(report),
+        "table": {row: {column: cell.value for column, cell in cells.items()} for row, cells in table.items()},
+    }
+
+
+def parse_choices(settings: str | None, device: str) -> Choices:
+    """Choices of a JSON object; ConfigurationError names what is wrong in it."""
+    try:
+        plain = json.loads(settings or "{}") | {"device": device}
+        if isinstance(plain.get("views"), str):
+            plain["views"] = parse_views(plain["views"])
+        return Choices.model_validate(plain)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigurationError(f"--settings: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ConfigurationError(f"--settings: expected a JSON object, got {settings!r}") from error
+
+
+def parse_rows(text: str) -> list[Row]:
+    """Rows by name, separated by commas; ConfigurationError lists those there are."""
+    names = [name.strip() for name in text.split(",")]
+    if unknown := [name for name in names if name not in ROWS]:
+        raise ConfigurationError(f"no method {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    return [ROWS[name] for name in names]
+
+
+def parse_seeds(words: Sequence[str]) -> list[int]:
+    """Seeds, separated by spaces or commas."""
+    parts = " ".join(words).replace(",", " ").split()
+    if wrong := [part for part in parts if not part.isdigit()]:
+        raise ConfigurationError(f"{wrong[0]!r} is no seed; expected numbers such as 0 1 2")
+    return [int(part) for part in dict.fromkeys(parts)]

@@ -1,0 +1,97 @@
+"""Features for a protocol, made by the command ``extractor run``.
+
+The interpreter does not import the extractor: it calls its command, as the store's repair does. The
+command leaves alone what is there, so a protocol that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from interpreter.errors import ConfigurationError, ExtractionFailed
+from interpreter.protocols.protocol import Choices
+from store.spec import Trajectory
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as the user named it.
+
+    Attributes:
+        name: in store and table.
+        reference: ADAPTER:PATH, as ``extractor run --dataset`` takes it.
+    """
+
+    name: str
+    reference: str
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are."""
+        path = Path(self.reference.partition(":")[2]).expanduser()
+        return path if path.is_dir() else path.parent
+
+
+def parse_source(text: str) -> Source:
+    """``NAME=ADAPTER:PATH``, or ``ADAPTER:PATH`` where the adapter's name is the data set's."""
+    name, equals, reference = text.partition("=")
+    if not equals:
+        name, reference = text.partition(":")[0], text
+    if not name or ":" not in reference:
+        raise ConfigurationError(f"{text!r}: expected NAME=ADAPTER:PATH or ADAPTER:PATH")
+    return Source(name, reference)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Features that experiments need."""
+
+    source: Source
+    split: str
+    trajectory: Trajectory
+    views: tuple[str, ...]
+    preprocessing: str
+
+
+Extract = Callable[[Wanted], str]
+"""Makes what is wanted, and returns the digest of its spec."""
+
+
+def extract_by_command(store: str, choices: Choices) -> Extract:
+    """``extractor run`` into a store, in a process of its own."""
+
+    def extract(wanted: Wanted) -> str:
+        call = command_of(wanted, store, choices)
+        done = subprocess.run(call, stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            raise ExtractionFailed(
+                f"`extractor {' '.join(call[3:])}` failed with exit code {done.returncode}; what it said stands above"
+            )
+        digest: str = json.loads(done.stdout)["spec"]
+        return digest
+
+    return extract
+
+
+def command_of(wanted: Wanted, store: str, choices: Choices) -> list[str]:
+    """The command line that makes the features."""
+    options = {
+        "dataset": wanted.source.reference,
+        "name": wanted.source.name,
+        "split": wanted.split,
+        "store": store,
+        "preset": choices.preset,
+        "backbone": choices.backbone,
+        "preprocessing": wanted.preprocessing,
+        "trajectory": wanted.trajectory,
+        "encoding": choices.encoding,
+        "views": ",".join(wanted.views),
+        "device": choices.device,
+    }
+    said = [f"--{name}={value}" for name, value in options.items() if value is not None]
+    return [sys.executable, "-m", "extractor.cli", "run", *said, "--json"]

@@ -1,0 +1,48 @@
+"""The lesions of diabetic retinopathy, as IDRiD's challenge scored them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from interpreter.errors import ConfigurationError
+from interpreter.protocols.protocol import Asked, Experiment, Protocol
+from interpreter.rules import Rules
+from interpreter.task import Task
+
+LESIONS = Task(name="lesions", targets=("MA", "HE", "EX", "SE"), overlapping=True)
+
+
+def idrid_lesions() -> Protocol:
+    """AUC-PR of each lesion over 33 thresholds."""
+    return Protocol(
+        name="idrid-lesions",
+        edition="strict",
+        says="Train on IDRiD's training images, test on its test images; AUC-PR over 33 thresholds for each lesion.",
+        task=LESIONS,
+        experiments=_train_and_test,
+        notes=(
+            "Probability maps at native size, 8 bits, thresholds 0, 8, ..., 256, all pixels of all test images "
+            "together, as in the challenge; one network for all lesions, which may overlap.",
+            "An image without a mask of a lesion is taken to be free of it.",
+        ),
+        metric="auc_pr_33",
+        by_class=True,
+    )
+
+
+def _train_and_test(asked: Asked) -> Sequence[Experiment]:
+    if asked.targets:
+        raise ConfigurationError("idrid-lesions tests on the test images of the data set it trains on; leave --target")
+    names = asked.domains
+    return [
+        Experiment(
+            row,
+            seed,
+            "+".join(names),
+            tuple((name, "train") for name in names),
+            tuple((name, "test") for name in names),
+            scoring_rules=Rules(region="image", size="native"),
+        )
+        for row in asked.rows
+        for seed in asked.seeds
+    ]

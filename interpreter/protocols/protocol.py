@@ -1,0 +1,156 @@
+"""What a protocol is: experiments with names, and how their scores become a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from interpreter.config import HeadName
+from interpreter.rules import STRICT, Rules
+from interpreter.settings import TrainingSettings
+from interpreter.task import Task
+from interpreter.vss import Variant
+from store.spec import EncodingName, Trajectory
+from store.views import IDENTITY
+
+Edition = Literal["strict", "aadg-compat"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method of the table.
+
+    Attributes:
+        says: what it is, for the report.
+        trajectory: of its features.
+        head: that reads them.
+        pixels: it reads photographs instead of features.
+    """
+
+    name: str
+    says: str
+    trajectory: Trajectory = "ddim"
+    head: HeadName = "adaptive"
+    pixels: bool = False
+
+
+ROWS = {
+    row.name: row
+    for row in (
+        Row("diffdgss", "the interpreter on features of the DDIM inversion"),
+        Row("anchored", "features of the clean photograph at every timestep", trajectory="anchored"),
+        Row("stochastic", "w/o deterministic inversion: features of q(x_t | x0)", trajectory="stochastic"),
+        Row("mlp", "w/o adaptive interpreter: DDPM-Seg's ten pixel classifiers", head="mlp"),
+        Row("unet", "a U-Net on the photograph, flips and photometric augmentation", head="unet", pixels=True),
+        Row("pixels", "the interpreter on the photograph instead of features", pixels=True),
+    )
+}
+
+
+class Choices(BaseModel):
+    """What the user of a protocol may choose; the same for every experiment of a table.
+
+    Attributes:
+        views: renderings of the training images, for networks that read features.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    preset: str = "small"
+    backbone: str | None = None
+    encoding: EncodingName = "float16"
+    device: str = "cpu"
+    views: tuple[str, ...] = Field(default=(IDENTITY,), min_length=1)
+    epochs: int = Field(default=100, gt=0)
+    batch: int = Field(default=4, gt=0)
+    learning_rate: float = Field(default=2e-4, gt=0)
+    decay: Literal["none", "cosine"] = "cosine"
+    evaluate_every: int = Field(default=5, gt=0)
+    patience: int | None = Field(default=None, gt=0)
+    vss: Variant = "v0"
+    vss_max_size: int = Field(default=128, ge=0)
+    max_width: int = Field(default=64, ge=8)
+
+    def training(self, row: Row, seed: int, labels: int | None) -> TrainingSettings:
+        """The settings of one training."""
+        return TrainingSettings(
+            batch=self.batch,
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            decay=self.decay,
+            views=(IDENTITY,) if row.pixels else self.views,
+            labels=labels,
+            evaluate_every=self.evaluate_every,
+            patience=self.patience,
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One training and one test.
+
+    Attributes:
+        column: of the table, where a test has one number.
+        sources: (data set, split) of the training images.
+        tests: (data set, split) of the test images.
+        test_view: the rendering of the test images that is read.
+        labels: train on so many images.
+        select_on_target: the best epoch is the one that is best on the test images.
+        training_rules, scoring_rules: how the truth is made and where it counts.
+    """
+
+    row: Row
+    seed: int
+    column: str
+    sources: tuple[tuple[str, str], ...]
+    tests: tuple[tuple[str, str], ...]
+    training_rules: Rules = STRICT
+    scoring_rules: Rules = STRICT
+    test_view: str = IDENTITY
+    labels: int | None = None
+    select_on_target: bool = False
+
+    @property
+    def path(self) -> str:
+        """Where its files are, below the folder of the protocol."""
+        return f"{self.row.name}/{self.column}/seed-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a table is asked for."""
+
+    domains: tuple[str, ...]
+    targets: tuple[str, ...]
+    rows: tuple[Row, ...]
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A protocol in one edition.
+
+    Attributes:
+        says: what it is, in a sentence.
+        notes: how it departs from what was published, and what was decided.
+        experiments: of what is asked; ConfigurationError if that cannot be.
+        metric: of ``Scores.figures`` that the table shows.
+        by_class: the columns are the task's classes, not the experiments' names.
+        preprocessing: of the photographs.
+        quoted: {name of a row: {column: published number}}, shown beside and never computed.
+    """
+
+    name: str
+    edition: Edition
+    says: str
+    task: Task
+    experiments: Callable[[Asked], Sequence[Experiment]]
+    notes: tuple[str, ...] = ()
+    metric: str = "dice"
+    by_class: bool = False
+    preprocessing: str = "fundus"
+    quoted: dict[str, dict[str, float]] = field(default_factory=dict)

@@ -1,0 +1,216 @@
+"""Running a protocol: extraction, training, scoring. Whatever was done before is not done again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from interpreter.checkpoint import load_interpreter
+from interpreter.config import InterpreterConfig
+from interpreter.counting import cost_of
+from interpreter.data import Labelled, labelled_images, native_truth
+from interpreter.errors import ConfigurationError
+from interpreter.evaluation import evaluate
+from interpreter.pixels import write_pixels
+from interpreter.prediction import Prediction
+from interpreter.protocols.extracting import Extract, Source, Wanted
+from interpreter.protocols.protocol import Asked, Choices, Experiment, Protocol, Row
+from interpreter.rendering import compared, encode_picture
+from interpreter.training import Training
+from store.feature_store import FeatureStore
+from store.features import Key
+from store.spec import FeatureSpec, Trajectory
+from store.views import IDENTITY
+
+SCORES_FILE = "scores.json"
+PICTURES = "pictures"
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One experiment's scores.
+
+    Attributes:
+        summary: ``Scores.summary``, the size of the network and the images it was selected on.
+        folder: holds the interpreter, its training and pictures/.
+    """
+
+    experiment: Experiment
+    summary: dict[str, Any]
+    folder: Path
+
+
+class Running:
+    """A protocol, its data and its places.
+
+    Args:
+        protocol: which.
+        sources: the data sets, by name.
+        store: receives features.
+        out: receives interpreters, scores and pictures.
+        choices: of the user.
+        extract: makes features.
+        say: told what is being done.
+    """
+
+    def __init__(
+        self,
+        protocol: Protocol,
+        sources: Sequence[Source],
+        store: FeatureStore,
+        out: Path,
+        choices: Choices,
+        extract: Extract,
+        say: Say = lambda _: None,
+    ) -> None:
+        self.protocol, self.store, self.out, self.choices = protocol, store, out, choices
+        self.sources = {source.name: source for source in sources}
+        if len(self.sources) < len(sources):
+            raise ConfigurationError(f"two data sets have one name among {', '.join(s.name for s in sources)}")
+        self._extract, self._say = extract, say
+        self._digests: dict[Wanted, str] = {}
+
+    def run(self, targets: Sequence[str], rows: Sequence[Row], seeds: Sequence[int]) -> list[Result]:
+        """Every experiment of the table, in its order."""
+        if unknown := sorted(set(targets) - set(self.sources)):
+            raise ConfigurationError(f"no data set {', '.join(unknown)} among {', '.join(self.sources)}")
+        experiments = self.protocol.experiments(Asked(tuple(self.sources), tuple(targets), tuple(rows), tuple(seeds)))
+        results = []
+        for number, experiment in enumerate(experiments, 1):
+            self._say(f"{number} of {len(experiments)}: {experiment.path}")
+            results.append(self._result(experiment))
+        return results
+
+    def _result(self, experiment: Experiment) -> Result:
+        spec = self._features(experiment)
+        folder = self.out / experiment.path
+        asked = self._asked(experiment, spec)
+        path = folder / SCORES_FILE
+        if path.is_file():
+            known = json.loads(path.read_text())
+            if known["asked"] == asked:
+                return Result(experiment, known["summary"], folder)
+        summary = self._train_and_score(experiment, spec, folder)
+        path.write_text(json.dumps({"asked": asked, "summary": summary}, indent=2) + "\n")
+        return Result(experiment, summary, folder)
+
+    def _train_and_score(self, experiment: Experiment, spec: FeatureSpec, folder: Path) -> dict[str, Any]:
+        task, tests = self.protocol.task, self._images(experiment.tests, experiment.test_view)
+        training = Training(
+            self.store,
+            spec,
+            task,
+            self._images(experiment.sources),
+            self._config(experiment.row),
+            self.choices.training(experiment.row, experiment.seed, experiment.labels),
+            folder,
+            self.store.backbone_of(spec) or self.choices.backbone or self.choices.preset,
+            self.choices.device,
+            rules=experiment.training_rules,
+            validation=tests if experiment.select_on_target else None,
+        )
+        training.run(lambda epoch, _, loss: self._say(f"  epoch {epoch + 1}, loss {loss:.3f}"))
+        interpreter, card = load_interpreter(folder)
+        scores = evaluate(
+            interpreter.to(training.device),
+            self.store,
+            spec,
+            task,
+            tests,
+            self._draw_into(folder / PICTURES, experiment, spec),
+            rules=experiment.scoring_rules,
+        )
+        cost = cost_of(interpreter)
+        return scores.summary() | {
+            "training_images": len(training.train_images),
+            "validation_images": len(training.validation_images),
+            "epoch": card.metrics.get("epoch"),
+            "temperature": card.temperature,
+            "weights": cost.parameters,
+            "flops": cost.flops,
+        }
+
+    def _config(self, row: Row) -> InterpreterConfig:
+        task, choices = self.protocol.task, self.choices
+        return InterpreterConfig(
+            classes=len(task.classes),
+            overlapping=task.overlapping,
+            head=row.head,
+            max_width=choices.max_width,
+            vss=choices.vss,
+            vss_max_size=choices.vss_max_size,
+        )
+
+    def _features(self, experiment: Experiment) -> FeatureSpec:
+        """Extract what an experiment reads, where that is not there."""
+        row = experiment.row
+        views = (IDENTITY,) if row.pixels else self.choices.views
+        digests = {
+            self._extracted(name, split, row.trajectory, tuple(dict.fromkeys((IDENTITY, *views))))
+            for name, split in experiment.sources
+        }
+        digests |= {
+            self._extracted(name, split, row.trajectory, (experiment.test_view,)) for name, split in experiment.tests
+        }
+        if len(digests) != 1:
+            raise ConfigurationError(f"data sets were extracted under several specs: {', '.join(sorted(digests))}")
+        spec = self.store.spec(digests.pop())
+        if not row.pixels:
+            return spec
+        images = [*self._images(experiment.sources), *self._images(experiment.tests, experiment.test_view)]
+        folders = [source.folder for source in self.sources.values()]
+        return write_pixels(self.store, spec, list(dict.fromkeys(image.key for image in images)), folders)
+
+    def _extracted(self, name: str, split: str, trajectory: Trajectory, views: tuple[str, ...]) -> str:
+        wanted = Wanted(self.sources[name], split, trajectory, views, self.protocol.preprocessing)
+        if wanted not in self._digests:
+            self._say(f"  features of {name}, {split}: {trajectory}, {', '.join(views)}")
+            self._digests[wanted] = self._extract(wanted)
+        return self._digests[wanted]
+
+    def _images(self, places: Sequence[tuple[str, str]], view: str = IDENTITY) -> list[Labelled]:
+        found = [image for place in places for image in labelled_images(self.store, *place, self.protocol.task)]
+        return [dataclasses.replace(image, key=Key(image.key.image_id, view)) for image in found]
+
+    def _draw_into(
+        self, folder: Path, experiment: Experiment, spec: FeatureSpec
+    ) -> Callable[[Labelled, Prediction, NDArray[np.uint8]], None]:
+        folder.mkdir(parents=True, exist_ok=True)
+        task, rules = self.protocol.task, experiment.scoring_rules
+
+        def draw(image: Labelled, prediction: Prediction, _native: NDArray[np.uint8]) -> None:
+            entry = self.store.entry(spec, image.key)
+            truth = task.members(rules.network_truth(entry, native_truth(self.store, image, task), task))
+            picture = compared(prediction.masks, truth, rules.counted(entry.fov))
+            (folder / picture_name(image.name)).write_bytes(encode_picture(picture))
+
+        return draw
+
+    def _asked(self, experiment: Experiment, spec: FeatureSpec) -> dict[str, Any]:
+        """Everything that decides an experiment's scores, as JSON has it."""
+        plain = dataclasses.asdict(experiment) | {
+            "training_rules": experiment.training_rules.model_dump(),
+            "scoring_rules": experiment.scoring_rules.model_dump(),
+            "spec": spec.digest,
+            "settings": self.choices.training(experiment.row, experiment.seed, experiment.labels).model_dump(),
+            "config": self._config(experiment.row).model_dump(),
+            "task": self.protocol.task.model_dump(),
+            "images": [
+                [image.name for image in self._images(places)] for places in (experiment.sources, experiment.tests)
+            ],
+        }
+        normal: dict[str, Any] = json.loads(json.dumps(plain))
+        return normal
+
+
+def picture_name(image: str) -> str:
+    """The file of an image's picture."""
+    return f"{image.replace('/', '_')}.png"

@@ -1,0 +1,137 @@
+"""Scores of many experiments as one table, and as files that others can read."""
+
+from __future__ import annotations
+
+import csv
+import math
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from interpreter.metrics import bootstrap_interval
+from interpreter.protocols.protocol import ROWS, Choices, Protocol
+from interpreter.protocols.running import Result
+from interpreter.rules import BICUBIC
+
+PACKAGES = ("diffdgss", "torch", "numpy", "numba", "monai", "zarr", "pillow", "opencv-python-headless", "scipy")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method in one column, in points of 100.
+
+    Attributes:
+        value: mean over seeds.
+        by_seed: {seed: value}.
+        interval: 95 % over images, each image's mean over seeds; None where the metric belongs to no
+            single image.
+    """
+
+    value: float
+    by_seed: dict[int, float]
+    interval: tuple[float, float] | None
+
+    def __str__(self) -> str:
+        spread = f" ± {np.std(list(self.by_seed.values())):.2f}" if len(self.by_seed) > 1 else ""
+        interval = f" ({self.interval[0]:.1f} to {self.interval[1]:.1f})" if self.interval else ""
+        return f"{self.value:.2f}{spread}{interval}"
+
+
+Table = dict[str, dict[str, Cell]]
+"""{row: {column: Cell}}"""
+
+
+def tabulated(protocol: Protocol, results: Sequence[Result]) -> Table:
+    """The table of a protocol, rows and columns in the order of the experiments."""
+    table: Table = {}
+    for result in results:
+        table.setdefault(result.experiment.row.name, {})
+    for row, cells in table.items():
+        of_row = [result for result in results if result.experiment.row.name == row]
+        if protocol.by_class:
+            for target in protocol.task.targets:
+                cells[target] = _cell(
+                    {r.experiment.seed: r.summary["by_class"][target][protocol.metric] for r in of_row}
+                )
+            continue
+        for column in dict.fromkeys(result.experiment.column for result in of_row):
+            here = [result for result in of_row if result.experiment.column == column]
+            interval = _interval(here) if protocol.metric == "dice" else None
+            cells[column] = _cell({r.experiment.seed: r.summary[protocol.metric] for r in here}, interval)
+    return table
+
+
+def as_json(protocol: Protocol, choices: Choices, data: dict[str, str], results: Sequence[Result]) -> dict[str, Any]:
+    """Everything of a report, as plain values."""
+    table = tabulated(protocol, results)
+    return {
+        "protocol": protocol.name,
+        "edition": protocol.edition,
+        "says": protocol.says,
+        "notes": list(protocol.notes),
+        "metric": protocol.metric,
+        "table": {
+            row: {
+                column: {
+                    "value": _or_none(cell.value),
+                    "by_seed": {seed: _or_none(value) for seed, value in cell.by_seed.items()},
+                    "interval_95": cell.interval,
+                }
+                for column, cell in cells.items()
+            }
+            for row, cells in table.items()
+        },
+        "quoted": protocol.quoted,
+        "rows": {row: ROWS[row].says for row in table},
+        "seeds": sorted({result.experiment.seed for result in results}),
+        "data": data,
+        "choices": choices.model_dump(mode="json"),
+        "versions": versions(),
+        "mask_filter": f"Pillow {BICUBIC.name.lower()}, then != 0" if protocol.edition == "aadg-compat" else "nearest",
+        "results": [
+            {"row": r.experiment.row.name, "column": r.experiment.column, "seed": r.experiment.seed} | r.summary
+            for r in results
+        ],
+    }
+
+
+def write_csv(results: Sequence[Result], path: Path) -> None:
+    """Per-image Dice: one line for each method, column, seed and image."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("row", "column", "seed", "image", "dice"))
+        for result in results:
+            experiment = result.experiment
+            for image, dice in result.summary["by_image"].items():
+                writer.writerow((experiment.row.name, experiment.column, experiment.seed, image, dice))
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of what decides numbers."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _or_none(value: float) -> float | None:
+    """JSON has no nan."""
+    return None if math.isnan(value) else value
+
+
+def _cell(by_seed: dict[int, float | None], interval: tuple[float, float] | None = None) -> Cell:
+    numbers = {seed: float("nan") if value is None else float(value) for seed, value in by_seed.items()}
+    return Cell(float(np.mean(list(numbers.values()))), numbers, interval)
+
+
+def _interval(results: Sequence[Result]) -> tuple[float, float]:
+    by_image = [result.summary["by_image"] for result in results]
+    return bootstrap_interval(np.array([np.mean([of[image] for of in by_image]) for image in by_image[0]]))

@@ -1,0 +1,74 @@
+"""What TensorBoard shows of a training: loss, metrics, pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from interpreter.data import Labelled
+from interpreter.prediction import Prediction
+from interpreter.rendering import compared
+from interpreter.task import Task
+
+if TYPE_CHECKING:
+    from interpreter.evaluation import OnImage, Scores
+
+PICTURES = 4
+
+
+class Recorder:
+    """Writes below ``tensorboard/`` of a folder; without a folder (other processes) it writes nothing."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._writer: Any = None
+        if folder is not None:
+            from torch.utils.tensorboard import SummaryWriter  # imported late: takes a second
+
+            self._writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def loss(self, loss: float, step: int) -> None:
+        self._scalar("loss", loss, step)
+
+    def epoch(self, epoch: int, data_wait_share: float, learning_rate: float) -> None:
+        self._scalar("data_wait_share", data_wait_share, epoch)
+        self._scalar("learning_rate", learning_rate, epoch)
+
+    def scores(self, scores: Scores, epoch: int) -> None:
+        """Everything that ``Scores.figures`` has, as validation/..."""
+        for name, value in scores.figures().items():
+            self._scalar(f"validation/{name}", value, epoch)
+
+    def pictures(
+        self,
+        epoch: int,
+        task: Task,
+        truth_of: Callable[[Labelled], tuple[NDArray[np.uint8], NDArray[np.bool_]]],
+    ) -> OnImage:
+        """Called with predictions, it draws the first few beside their truth."""
+        left = iter(range(PICTURES))
+
+        def draw(image: Labelled, prediction: Prediction, _native: NDArray[np.uint8]) -> None:
+            if self._writer is not None and next(left, None) is not None:
+                truth, inside = truth_of(image)
+                picture = compared(prediction.masks, task.members(truth), inside)
+                self._writer.add_image(image.name, picture, epoch, dataformats="HWC")
+
+        return draw
+
+    def _scalar(self, name: str, value: float, step: int) -> None:
+        if self._writer is not None:
+            self._writer.add_scalar(name, value, step)

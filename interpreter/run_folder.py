@@ -1,0 +1,56 @@
+"""The folder of a training: whose it is, and the state from which it goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from interpreter.errors import ConfigurationError
+
+STATE_FILE = "state.pt"
+RUN_FILE = "run.json"
+
+
+class RunFolder:
+    """One training's files.
+
+    Args:
+        path: made if it is not there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+
+    def require_same_run(self, mine: dict[str, Any]) -> None:
+        """A folder belongs to one spec, task, network, training and set of images.
+
+        Raises:
+            ConfigurationError: names what differs.
+        """
+        path = self.path / RUN_FILE
+        if path.is_file():
+            theirs = json.loads(path.read_text())
+            if differing := [field for field in mine if mine[field] != theirs.get(field)]:
+                raise ConfigurationError(
+                    f"{self.path} holds a training with other {', '.join(differing)}; "
+                    "choose another folder to start anew"
+                )
+        path.write_text(json.dumps(mine, indent=2) + "\n")
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Replace the state; a process that is killed meanwhile leaves the former one."""
+        partial = self.path / f"{STATE_FILE}.tmp"
+        torch.save(state, partial)
+        partial.rename(self.path / STATE_FILE)
+
+    def load_state(self, device: torch.device) -> dict[str, Any] | None:
+        """What was saved last; None if nothing was."""
+        path = self.path / STATE_FILE
+        if not path.is_file():
+            return None
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        return state

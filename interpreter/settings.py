@@ -1,0 +1,36 @@
+"""The settings of a training; the paper's values are the defaults."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from store.views import IDENTITY
+
+
+class TrainingSettings(BaseModel):
+    """One training.
+
+    Attributes:
+        batch: images in a batch, over all processes.
+        accumulate: batches whose gradients are added up before a step.
+        precision: of the arithmetic; the selective scan and the losses are float32 always.
+        labels: train on so many of the images, drawn by seed; those kept for validation count.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch: int = Field(default=4, gt=0)
+    accumulate: int = Field(default=1, gt=0)
+    epochs: int = Field(default=100, gt=0)
+    learning_rate: float = Field(default=2e-4, gt=0)
+    decay: Literal["none", "cosine"] = "none"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    flips: bool = Field(default=True, description="flip cached maps at random")
+    views: tuple[str, ...] = Field(default=(IDENTITY,), min_length=1, description="drawn from for each image")
+    labels: int | None = Field(default=None, gt=0)
+    validation_share: float = Field(default=0.15, gt=0, lt=1)
+    evaluate_every: int = Field(default=5, gt=0, description="epochs between validations")
+    patience: int | None = Field(default=None, gt=0, description="validations without gain before stopping")
+    seed: int = 0

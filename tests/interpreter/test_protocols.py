@@ -1,0 +1,241 @@
+"""Every protocol at tiny size: photographs of 80 pixels, a network side of 32, features made in this process."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from extractor.architectures import plain_unet
+from extractor.backbone import Backbone
+from extractor.datasets import DataSet, load_dataset, of_split
+from extractor.diffusion import Diffusion
+from extractor.extraction import Extractor
+from extractor.runs import extract_dataset
+from extractor.schedule import noise_schedule
+from extractor.unet import build_unet
+from interpreter.errors import ConfigurationError, ExtractionFailed
+from interpreter.protocol_cli import parse_choices, parse_rows, parse_seeds
+from interpreter.protocols import PROTOCOLS, protocol_named
+from interpreter.protocols.extracting import Extract, Source, Wanted, command_of, extract_by_command, parse_source
+from interpreter.protocols.protocol import ROWS, Choices, Edition
+from interpreter.protocols.report import write_report
+from interpreter.protocols.running import Result, Running
+from interpreter.protocols.table import tabulated
+from store import FeatureStore
+from store.spec import PREPROCESSINGS
+from store.views import NEGATIVE
+from tests.conftest import TINY, Run, draw_fundus
+
+CHOICES = Choices(epochs=2, batch=2, learning_rate=5e-3, evaluate_every=1, max_width=8, vss_max_size=0)
+TARGETS = {"vessel": ("vessel",), "lesions": ("MA", "HE", "EX", "SE")}
+
+
+def draw_data(folder: Path, name: str, targets: tuple[str, ...], first: int, negative: bool = False) -> Source:
+    """A data set of three training and two test images as a manifest; the last target is missing once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for i in range(5):
+        image, vessel = draw_fundus(seed=first + i)
+        Image.fromarray(255 - image if negative else image).save(folder / f"{name}{i}.png")
+        row = {"image": f"{name}{i}.png", "split": "train" if i < 3 else "test"}
+        for shift, target in enumerate(targets):
+            missing = i == 0 and len(targets) > 1 and shift == len(targets) - 1
+            row[target] = "" if missing else f"{name}{i}_{target}.png"
+            if not missing:
+                Image.fromarray(np.roll(vessel, 3 * shift, axis=0)).save(folder / row[target])
+        rows.append(row)
+    with (folder / f"{name}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return Source(name, f"manifest:{folder / name}.csv")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FeatureStore:
+    return FeatureStore(tmp_path / "features.zarr")
+
+
+@pytest.fixture
+def extract(backbone: Backbone, store: FeatureStore) -> Extract:
+    def extract_here(wanted: Wanted) -> str:
+        recipe = dataclasses.replace(TINY, preprocessing=PREPROCESSINGS[wanted.preprocessing]()).along(
+            wanted.trajectory
+        )
+        data = load_dataset(wanted.source.reference, wanted.source.name)
+        part = DataSet(data.name, tuple(of_split(data.photographs, wanted.split)))
+        extractor = Extractor(backbone, recipe.spec(backbone))
+        extract_dataset(part, store, extractor, views=wanted.views, part_of_a_set=True)
+        return extractor.spec.digest
+
+    return extract_here
+
+
+Table = Callable[..., tuple[list[Result], dict[str, Any]]]
+
+
+@pytest.fixture
+def table(store: FeatureStore, extract: Extract, tmp_path: Path) -> Table:
+    """Run a protocol and read its report."""
+
+    def run(
+        name: str, edition: Edition, sources: list[Source], targets: tuple[str, ...] = (), rows: str = "diffdgss",
+        seeds: tuple[int, ...] = (0,), choices: Choices = CHOICES,
+    ) -> tuple[list[Result], dict[str, Any]]:  # fmt: skip
+        protocol, out = protocol_named(name, edition), tmp_path / f"{name}-{edition}"
+        out.mkdir(exist_ok=True)
+        results = Running(protocol, sources, store, out, choices, extract).run(targets, parse_rows(rows), seeds)
+        page = write_report(protocol, choices, {s.name: s.reference for s in sources}, results, out).read_text()
+        assert all(str(cell) in page for cells in tabulated(protocol, results).values() for cell in cells.values())
+        return results, json.loads((out / "report.json").read_text())
+
+    return run
+
+
+def vessels(tmp_path: Path, *names: str) -> list[Source]:
+    return [draw_data(tmp_path / name, name, TARGETS["vessel"], 10 * i) for i, name in enumerate(names)]
+
+
+def test_leave_one_domain_out_never_sees_the_target(table: Table, store: FeatureStore, tmp_path: Path) -> None:
+    results, report = table("lodo-vessels", "strict", vessels(tmp_path, "stare", "hrf"), seeds=(0, 1))
+    assert [r.experiment.path for r in results] == [
+        f"diffdgss/{target}/seed-{seed}" for target in ("stare", "hrf") for seed in (0, 1)
+    ]
+    for result in results:
+        card = json.loads((result.folder / "interpreter.json").read_text())
+        target = {s.image_id for s in store.collections.read(result.experiment.column).samples}
+        assert not target & {*card["training_ids"], *card["validation_ids"]}
+        name = result.experiment.column
+        assert set(result.summary["by_image"]) == {f"{name}/{name}{i}" for i in (3, 4)}
+    cell = report["table"]["diffdgss"]["stare"]
+    assert cell["value"] == pytest.approx(np.mean(list(cell["by_seed"].values())))
+    assert report["quoted"]["DiffDGSS, as published"]["stare"] == 80.46
+    assert report["versions"]["torch"]
+    with (tmp_path / "lodo-vessels-strict" / "scores.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 8
+
+
+def test_what_was_done_is_not_done_again_and_other_settings_are_refused(table: Table, tmp_path: Path) -> None:
+    sources = vessels(tmp_path, "stare", "hrf")
+    first, _ = table("lodo-vessels", "strict", sources, ("hrf",))
+    stamp = (first[0].folder / "scores.json").stat().st_mtime_ns
+    again, _ = table("lodo-vessels", "strict", sources, ("hrf",))
+    assert again[0].summary == first[0].summary
+    assert (first[0].folder / "scores.json").stat().st_mtime_ns == stamp
+    with pytest.raises(ConfigurationError, match="a training with other training"):
+        table("lodo-vessels", "strict", sources, ("hrf",), choices=CHOICES.model_copy(update={"batch": 3}))
+
+
+def test_the_published_edition_squeezes_selects_on_the_target_and_counts_everything(
+    table: Table, store: FeatureStore, tmp_path: Path
+) -> None:
+    results, report = table("lodo-vessels", "aadg-compat", vessels(tmp_path, "stare", "hrf"), ("hrf",))
+    card = json.loads((results[0].folder / "interpreter.json").read_text())
+    assert card["spec"]["preprocessing"]["name"] == "squeeze"
+    tests = {s.image_id for s in store.collections.read("hrf").samples if s.split == "test"}
+    assert set(card["validation_ids"]) == tests
+    assert card["training"]["rules"] == {"masks": "pillow", "region": "image", "size": "network"}
+    assert report["mask_filter"] == "Pillow bicubic, then != 0"
+    assert any("PICKED ON THE TEST IMAGES" in note for note in report["notes"])
+
+
+def test_every_row_can_be_run_by_name(table: Table, tmp_path: Path) -> None:
+    results, report = table("lodo-vessels", "strict", vessels(tmp_path, "stare", "hrf"), ("hrf",), ",".join(ROWS))
+    assert list(report["table"]) == list(ROWS)
+    cards = {r.experiment.row.name: json.loads((r.folder / "interpreter.json").read_text()) for r in results}
+    assert cards["stochastic"]["spec"]["trajectory"] == "stochastic"
+    assert cards["anchored"]["spec"]["trajectory"] == "anchored"
+    assert cards["mlp"]["config"]["head"] == "mlp"
+    assert [block["name"] for block in cards["unet"]["spec"]["blocks"]] == ["pixels"]
+    assert len(next(r for r in results if r.experiment.row.name == "mlp").summary["dice_by_timestep"]) == 10
+
+
+def test_angiograms_are_read_as_negatives(table: Table, store: FeatureStore, tmp_path: Path) -> None:
+    sources = [*vessels(tmp_path, "stare"), draw_data(tmp_path / "octa", "octa_500", ("vessel",), 50, negative=True)]
+    results, _ = table("cross-modality", "strict", sources, ("octa_500",), "diffdgss,unet")
+    views = {key.view for one in store.specs() for key in store.keys(one)}
+    assert views == {"identity", NEGATIVE}
+    assert list(results[0].summary["by_image"]) == ["octa_500/octa_5003", "octa_500/octa_5004"]
+    with pytest.raises(ConfigurationError, match="named by --target, angiograms"):
+        table("cross-modality", "strict", sources)
+
+
+def test_lesions_overlap_and_are_scored_at_native_size(table: Table, tmp_path: Path) -> None:
+    sources = [draw_data(tmp_path / "idrid", "idrid", TARGETS["lesions"], 0)]
+    results, report = table("idrid-lesions", "strict", sources)
+    assert list(report["table"]["diffdgss"]) == list(TARGETS["lesions"])
+    assert all(0 < cell["value"] <= 100 for cell in report["table"]["diffdgss"].values())
+    assert results[0].experiment.scoring_rules.size == "native"
+    assert results[0].summary["training_images"] + results[0].summary["validation_images"] == 3
+
+
+def test_few_labels(table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from interpreter.protocols import vessels as protocols
+
+    monkeypatch.setattr(protocols, "FEW", (1, 5))
+    results, report = table("few-label", "strict", vessels(tmp_path, "stare", "hrf"))
+    assert list(report["table"]["diffdgss"]) == ["1", "5", "all"]
+    trained = [(r.summary["training_images"], r.summary["validation_images"]) for r in results]
+    assert trained == [(1, 0), (4, 1), (4, 2)]
+
+
+def test_names_and_options() -> None:
+    assert {name for name, _ in PROTOCOLS} == {"lodo-vessels", "cross-modality", "idrid-lesions", "few-label"}
+    assert parse_source("stare:/x/STARE") == Source("stare", "stare:/x/STARE")
+    assert parse_source("a=hrf:/x/HRF").name == "a"
+    assert parse_seeds(["0", "1", "2"]) == parse_seeds(["0,1 2"]) == [0, 1, 2]
+    assert parse_choices('{"views": "identity,photometric:2"}', "cpu").views == (
+        "identity", "photometric-0", "photometric-1",
+    )  # fmt: skip
+    for call, message in (
+        (lambda: protocol_named("lodo-vessels", "other"), "there are lodo-vessels"),  # type: ignore[arg-type]
+        (lambda: parse_source("nowhere"), "expected NAME=ADAPTER:PATH"),
+        (lambda: parse_rows("diffdgss,x"), "no method x"),
+        (lambda: parse_seeds(["0", "--x"]), "is no seed"),
+        (lambda: parse_choices('{"epochs": 0}', "cpu"), "epochs: Input should be"),
+        (lambda: parse_choices("[", "cpu"), "expected a JSON object"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            call()
+
+
+def test_the_extractor_is_called_as_a_command(tmp_path: Path) -> None:
+    import typer
+
+    from extractor.cli import app
+
+    wanted = Wanted(Source("a", f"folder:{tmp_path}/nothing"), "train", "anchored", ("identity", NEGATIVE), "squeeze")
+    call = command_of(wanted, str(tmp_path / "s"), CHOICES)
+    context = typer.main.get_command(app).commands["run"].make_context("run", call[4:])  # type: ignore[attr-defined]
+    assert context.params["views"] == "identity,negative"
+    assert context.params["preprocessing"] == "squeeze"
+    with pytest.raises(ExtractionFailed, match=r"`extractor run --dataset=folder:.* failed with exit code 1"):
+        extract_by_command(str(tmp_path / "s"), CHOICES)(wanted)
+
+
+@pytest.mark.slow
+def test_a_protocol_by_one_command(run: Run, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = plain_unet((4, 4, 4, 4, 4), norm_groups=2)
+    Backbone(build_unet(config), Diffusion(noise_schedule("cosine-4000")), config).save(tmp_path / "wide")
+    data = [f"--data={s.name}={s.reference}" for s in vessels(tmp_path, "stare", "hrf")]
+    settings = {"epochs": 1, "backbone": str(tmp_path / "wide"), "max_width": 8, "vss_max_size": 0}
+    call = ["evaluate", "--protocol", "lodo-vessels", "--store", tmp_path / "s", *data, "--out", tmp_path / "out"]
+    done = run(
+        "interpreter", *call, "--settings", json.dumps(settings), "--target", "hrf", "--json", "--seeds", "0", "1"
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert 0 <= report["table"]["diffdgss"]["hrf"] <= 100
+    assert Path(report["report"]).is_file()
+    wrong = run("interpreter", "evaluate", "--store", tmp_path / "s", "--dataset", "hrf", "0")
+    assert wrong.returncode == 2
