@@ -56,6 +56,14 @@ def test_the_service() -> None:
     assert result["requests"] == 32
 
 
+@pytest.mark.slow
+def test_the_extraction() -> None:
+    result = quick("extract.py")
+    assert result["max_relative_difference"] < 1e-4
+    assert all(result[figure] > 0 for figure in ("throughput_ratio", "roofline_share", "two_worker_speedup"))
+    assert result["peak_memory_ratio"] < 1.5
+
+
 def test_sections_replace_themselves(tmp_path: Path) -> None:
     document = tmp_path / "benchmarks.md"
     write_section("First", ["one"], document)

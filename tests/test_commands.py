@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -290,3 +291,30 @@ def test_an_interrupt_finishes_what_is_in_flight(dataset_folder: Path, wide_back
     assert all(store.verify(spec, key) == [] for key in keys)
     assert store.objects.keys("claims") == []
     assert store.collections.read("eyes").samples
+
+
+@pytest.mark.slow
+def test_workers_finish_what_is_in_flight(dataset_folder: Path, wide_backbone: Path, tmp_path: Path) -> None:
+    """A terminal sends Ctrl-C to every process of the command, workers too."""
+    store, call = tmp_path / "s", [sys.executable, "-m", "extractor.cli", "run", "--workers", "2", "--name", "eyes"]
+    call += ["--dataset", f"folder:{dataset_folder}", "--backbone", str(wide_backbone), "--store", str(store)]
+    call += ["--views", "photometric:10"]
+    running = subprocess.Popen(
+        call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while len(list(store.glob("*/*/*/zarr.json"))) < 3:
+        time.sleep(0.05)
+        assert running.poll() is None
+    os.killpg(running.pid, signal.SIGINT)
+    _, told = running.communicate(timeout=120)
+    assert running.returncode == 130, told
+    assert "dashboard: http://127.0.0.1:" in told
+    features = FeatureStore(store)
+    keys = list(features.keys(features.specs()[0]))
+    assert 3 <= len(keys) < 60
+    assert all(features.verify(features.specs()[0], key) == [] for key in keys)
+    assert features.objects.keys("claims") == []
+    again = subprocess.run([*call, "--json"], capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["present"] == len(keys)
+    assert len(list(features.keys(features.specs()[0]))) == 60

@@ -1,0 +1,261 @@
+"""Extraction: images per second against the plain loop, share of the machine, workers, memory, accuracy.
+
+    python benchmarks/extract.py [--json] [--photographs FOLDER]
+    python benchmarks/extract.py --quick [--json]
+
+The small preset from files to stored bytes; ratios alternate within one run. Photographs are drawn if no
+folder is given. The full run takes about ten minutes on two cores and writes its table into
+docs/benchmarks.md; --quick uses fewer and smaller photographs and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).parents[1])  # this file's own folder would hide the packages behind it
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.drawn import draw_photograph
+from benchmarks.plain import PlainLoop
+from benchmarks.report import table, write_section
+from extractor.backbone import Backbone, load_backbone
+from extractor.cluster import ExtractionJob, connected, extract_on_cluster
+from extractor.datasets import DataSet, load_dataset
+from extractor.extraction import Extractor
+from extractor.presets import Preset, backbone_source, open_backbone, small
+from extractor.runs import extract_dataset
+from store import FeatureStore, FloatEncoding
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured."""
+
+    resolution: int
+    photographs: int
+    rounds: int
+    memory: tuple[int, int]
+
+
+FULL = Scale(512, 4, 3, (10, 100))
+QUICK = Scale(128, 4, 3, (4, 40))
+
+
+def say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def draw(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    for i in range(count):
+        Image.fromarray(draw_photograph(960, i)[0]).save(folder / f"eye{i}.jpg", quality=92)
+    return folder
+
+
+def part(dataset: DataSet, count: int) -> DataSet:
+    return replace(dataset, photographs=dataset.photographs[:count])
+
+
+def throughput(scale: Scale, recipe: Preset, dataset: DataSet, work: Path) -> dict[str, float]:
+    """Images per second over the plain loop's, from files to files; and what more photographs in a forward do."""
+    network = open_backbone(recipe.backbone, device=DEVICE)
+    spec = recipe.spec(network)
+    plain, extractor = PlainLoop(recipe.backbone, spec, DEVICE), Extractor(network, spec)
+    photographs = part(dataset, scale.photographs)
+    paths = [p.image for p in photographs.photographs]
+    batch = 1 if DEVICE == "cpu" else 4
+
+    def ours(name: str, batch: int) -> float:
+        store = FeatureStore(work / name)
+        return seconds(lambda: extract_dataset(photographs, store, extractor, batch=batch))
+
+    ours("warm", batch)
+    ratios, batched = [], []
+    for i in range(scale.rounds):
+        folder = work / f"plain{i}"
+        folder.mkdir()
+        usual = seconds(lambda folder=folder: plain.run(paths, folder))
+        quick = ours(f"ours{i}", batch)
+        ratios.append(usual / quick)
+        batched.append(quick / ours(f"batch{i}", 2 * batch))
+        say(f"plain loop / ours: {ratios[-1]:.2f}; twice the batch: {batched[-1]:.2f} of the speed")
+    return {"throughput_ratio": statistics.median(ratios), "twice_the_batch": statistics.median(batched)}
+
+
+def difference(recipe: Preset, dataset: DataSet, work: Path) -> float:
+    """Largest difference to the plain loop's features over their largest value, alone and in a batch of two."""
+    network = open_backbone(recipe.backbone, device=DEVICE)
+    spec = replace(recipe, encoding=FloatEncoding(kind="float32")).spec(network)
+    extractor, photographs = Extractor(network, spec), dataset.photographs[:2]
+    folder = work / "exact"
+    folder.mkdir()
+    PlainLoop(recipe.backbone, spec, DEVICE).run([p.image for p in photographs], folder)
+    prepared = [extractor.prepare(p.image.read_bytes()) for p in photographs]
+    alone = [extractor.features([one])[0] for one in prepared]
+    worst = 0.0
+    for one, first in zip(prepared, alone, strict=True):
+        again = extractor.features([one])[0]
+        assert all(np.array_equal(again.maps[b.name].values, first.maps[b.name].values) for b in spec.blocks)
+    for found in (alone, extractor.features(prepared)):
+        for photograph, features in zip(photographs, found, strict=True):
+            for block in spec.blocks:
+                for t, maps in zip(spec.timesteps, features.maps[block.name].values, strict=True):
+                    expected = np.load(folder / f"{photograph.image.stem}_{block.name}_{t}.npy")
+                    worst = max(worst, float(np.abs(maps - expected).max() / np.abs(expected).max()))
+    return worst
+
+
+def roofline(scale: Scale, recipe: Preset) -> dict[str, float]:
+    """FLOP/s of one forward over those of the best square matrix product, both float32.
+
+    FLOP are those of convolutions done directly: an arithmetic that needs fewer may have a share above one.
+    """
+    usual = load_backbone(backbone_source(recipe.backbone)).to(DEVICE)
+    quick = open_backbone(recipe.backbone, device=DEVICE)
+    x = torch.randn(1, 3, scale.resolution, scale.resolution, device=DEVICE)
+    blocks = [f"block_{i}" for i in recipe.blocks]
+    with FlopCounterMode(display=False) as counter:
+        usual.estimate(x, 10, blocks)
+    matrices = {n: (torch.randn(n, n, device=DEVICE), torch.randn(n, n, device=DEVICE)) for n in (1024, 2048, 4096)}
+
+    def forward(backbone: Backbone) -> float:
+        return counter.get_total_flops() / min(seconds(lambda: backbone.estimate(x, 10, blocks)) for _ in range(3))
+
+    shares: dict[str, list[float]] = {"roofline_share": [], "of torch": []}
+    for backbone in (usual, quick):
+        backbone.estimate(x, 10, blocks)
+    for _ in range(scale.rounds):
+        best = max(2 * n**3 / min(seconds(lambda a=a, b=b: a @ b) for _ in range(2)) for n, (a, b) in matrices.items())
+        shares["of torch"].append(forward(usual) / best)
+        shares["roofline_share"].append(forward(quick) / best)
+    return {name: statistics.median(found) for name, found in shares.items()}
+
+
+def workers(scale: Scale, recipe: Preset, dataset: DataSet, work: Path) -> float:
+    """Speed of two Dask workers of one thread over that of one."""
+    spec = recipe.spec(open_backbone(recipe.backbone))
+    photographs = part(dataset, 2 * scale.photographs)
+
+    def job(name: str) -> ExtractionJob:
+        return ExtractionJob(spec=spec, store=str(work / name), backbone=recipe.backbone)
+
+    with ExitStack() as stack:
+        clients = {n: stack.enter_context(connected(None, n)) for n in (1, 2)}
+        for n, client in clients.items():
+            client.wait_for_workers(n)
+            extract_on_cluster(photographs, job(f"warm{n}"), client)
+        ratios = []
+        for i in range(scale.rounds):
+            taken = {
+                n: seconds(lambda n=n, c=client, i=i: extract_on_cluster(photographs, job(f"workers{n}-{i}"), c))
+                for n, client in clients.items()
+            }
+            ratios.append(taken[1] / taken[2])
+            say(f"two workers over one: {ratios[-1]:.2f}")
+    return statistics.median(ratios)
+
+
+def peak_memory(count: int, photographs: Path, resolution: int) -> float:
+    """Bytes at the peak of a process that extracts so many views."""
+    call = [sys.executable, __file__, "--memory-of", str(count), str(resolution), "--photographs", str(photographs)]
+    return float(subprocess.run(call, capture_output=True, text=True, check=True).stdout)
+
+
+def extract_views(count: int, photographs: Path, resolution: int) -> None:
+    recipe = replace(small(), resolution=resolution)
+    network = open_backbone(recipe.backbone, device=DEVICE)
+    dataset = load_dataset(f"folder:{photographs}")
+    views = ("identity", *(f"photometric-{i}" for i in range(-(-count // len(dataset.photographs)) - 1)))
+    with tempfile.TemporaryDirectory() as folder:
+        extract_dataset(
+            part(dataset, min(count, len(dataset.photographs))),
+            FeatureStore(folder),
+            Extractor(network, recipe.spec(network)),
+            views=views,
+        )
+    # Not getrusage: what it calls the maximum begins with that of the parent process.
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    print(int(status["VmHWM"].split()[0]) * 1024)
+
+
+def measure(scale: Scale, photographs: Path, work: Path) -> dict[str, float | str]:
+    recipe, dataset = replace(small(), resolution=scale.resolution), load_dataset(f"folder:{photographs}")
+    figures: dict[str, float | str] = dict(throughput(scale, recipe, dataset, work))
+    figures |= roofline(scale, recipe)
+    say(f"share of the best matrix product: {figures['roofline_share']:.2f}")
+    figures["two_worker_speedup"] = workers(scale, recipe, dataset, work)
+    few, many = (peak_memory(count, photographs, scale.resolution) for count in scale.memory)
+    figures["peak_memory_ratio"] = many / few
+    figures["max_relative_difference"] = difference(recipe, dataset, work)
+    figures["device"] = DEVICE
+    return figures
+
+
+def lines(figures: dict[str, float | str], scale: Scale) -> list[str]:
+    few, many = scale.memory
+    told = {
+        "throughput_ratio": "images per second, files to stored bytes, over the plain loop",
+        "twice_the_batch": "speed with twice as many photographs in a forward",
+        "roofline_share": "FLOP/s of a forward, counted as direct convolutions, over the best matrix product",
+        "of torch": "the same of torch's own convolutions, channels-last",
+        "two_worker_speedup": "two Dask workers of one thread over one",
+        "peak_memory_ratio": f"peak memory, {many} images over {few}",
+        "max_relative_difference": "largest difference to the plain loop's features over their largest value",
+    }
+    return [
+        "`python benchmarks/extract.py`: the small preset at 512 pixels, float16. The plain loop is "
+        "`benchmarks/plain.py`: same weights, float32, default memory format, one photograph at a time, "
+        "hooks, `.npy` written in the loop.",
+        "",
+        *table([f"on {figures['device']}", ""], [[text, figures[name]] for name, text in told.items()]),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photographs", type=Path, help="folder of photographs; drawn if not given")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--memory-of", type=int, nargs=2, metavar=("COUNT", "RESOLUTION"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.memory_of:
+        extract_views(given.memory_of[0], given.photographs, given.memory_of[1])
+        return
+    scale = QUICK if given.quick else FULL
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        figures = measure(scale, given.photographs or draw(work / "drawn", 2 * scale.photographs), work)
+    text = lines(figures, scale)
+    print("\n".join(text))
+    if not given.quick:
+        write_section("Extraction", text)
+    if given.json:
+        print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
