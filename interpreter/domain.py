@@ -24,15 +24,17 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from interpreter.checkpoint import Card
 from interpreter.errors import CheckpointError, TrainingDataError
 from store.codecs import Codec
-from store.features import Features
+from store.feature_store import FeatureStore
+from store.features import Features, Key
 from store.spec import FeatureSpec
 
 DOMAIN_FILE = "domain.safetensors"
 QUANTILE = 0.99
 MARGIN = 1.1
-_LEAST = 5
+LEAST = 5
 _FLOOR = 1e-6
 
 
@@ -118,12 +120,28 @@ def fit_domain(spec: FeatureSpec, descriptors: Sequence[NDArray[np.float64]] | I
         TrainingDataError: fewer than five images.
     """
     described = np.stack(list(descriptors)).astype(np.float64)
-    if len(described) < _LEAST:
-        raise TrainingDataError(f"expected at least {_LEAST} images to fit a domain to, got {len(described)}")
+    if len(described) < LEAST:
+        raise TrainingDataError(f"expected at least {LEAST} images to fit a domain to, got {len(described)}")
     left_out = [_gaussian(spec, np.delete(described, i, 0)).distance(one) for i, one in enumerate(described)]
     whole = _gaussian(spec, described)
     threshold = MARGIN * float(np.quantile(left_out, QUANTILE))
     return Domain(whole.spec, whole.mean, whole.scale, whole.directions, whole.variances, whole.rest, threshold)
+
+
+def domain_of(card: Card, store: FeatureStore) -> Domain:
+    """The domain of the images that an interpreter was trained and selected on.
+
+    Raises:
+        TrainingDataError: their features are not in the store, or the card names fewer than five.
+    """
+    ids = (*card.training_ids, *card.validation_ids)
+    if missing := [one for one in ids if not store.has(card.spec, Key(one))]:
+        raise TrainingDataError(
+            f"{store.location} lacks features of {len(missing)} of the {len(ids)} images that the interpreter was "
+            f"trained on, {missing[0][:12]} among them; extract them first"
+        )
+    codec = store.codec(card.spec)
+    return fit_domain(card.spec, (descriptor(store.entry(card.spec, Key(one)).features(), codec) for one in ids))
 
 
 def load_domain(folder: Path, spec: FeatureSpec) -> Domain | None:

@@ -2,7 +2,7 @@
 
     python -m interpreter.fit_domain MODEL --store STORE
 
-writes ``domain.safetensors`` beside the interpreter; the service reads it from there.
+writes ``domain.safetensors`` beside the interpreter; the service reads it from there. A training does so by itself.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from interpreter.checkpoint import MODELS, Card, load_interpreter
-from interpreter.domain import Domain, descriptor, fit_domain
-from interpreter.errors import InterpreterError, TrainingDataError
+from interpreter.checkpoint import MODELS, load_interpreter
+from interpreter.domain import domain_of
+from interpreter.errors import InterpreterError
 from store import console
 from store.errors import StoreError
 from store.feature_store import FeatureStore
-from store.features import Key
 
 app = typer.Typer(add_completion=False)
 
@@ -34,22 +33,6 @@ def fit(
     shipped = MODELS / model
     path = domain.save(shipped if "/" not in model and shipped.is_dir() else Path(model))
     console.out.print(f"{path}: threshold {domain.threshold:.2f}, {len(domain.mean)} numbers of an image")
-
-
-def domain_of(card: Card, store: FeatureStore) -> Domain:
-    """The domain of the images that an interpreter was trained and selected on.
-
-    Raises:
-        TrainingDataError: their features are not in the store, or the card names fewer than five.
-    """
-    ids = (*card.training_ids, *card.validation_ids)
-    if missing := [one for one in ids if not store.has(card.spec, Key(one))]:
-        raise TrainingDataError(
-            f"{store.location} lacks features of {len(missing)} of the {len(ids)} images that the interpreter was "
-            f"trained on, {missing[0][:12]} among them; extract them first"
-        )
-    codec = store.codec(card.spec)
-    return fit_domain(card.spec, (descriptor(store.entry(card.spec, Key(one)).features(), codec) for one in ids))
 
 
 def main() -> NoReturn:

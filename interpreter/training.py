@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from interpreter.calibration import fit_temperature
 from interpreter.checkpoint import Card, load_interpreter, save_interpreter
 from interpreter.data import Labelled, native_truth, parted, require_features
+from interpreter.domain import DOMAIN_FILE, LEAST, domain_of
 from interpreter.errors import ConfigurationError
 from interpreter.evaluation import evaluate
 from interpreter.memory import keep_freed_memory
@@ -148,6 +149,7 @@ class Training:
                 self._save_state()
         if self.accelerator.is_main_process:
             self._calibrate()
+            self._fit_domain()
         self.accelerator.wait_for_everyone()
         return self.best if self.validation_images else math.nan
 
@@ -263,6 +265,12 @@ class Training:
         save_interpreter(
             self.folder, interpreter, card.model_copy(update={"temperature": temperature, "metrics": metrics})
         )
+
+    def _fit_domain(self) -> None:
+        """Keep what tells how far a photograph is from these images, where they are enough to tell."""
+        enough = len(self.train_images) + len(self.validation_images) >= LEAST
+        if enough and not (self.folder / DOMAIN_FILE).is_file():
+            domain_of(self._card, self.store).save(self.folder)
 
     def _out_of_patience(self) -> bool:
         return self.settings.patience is not None and self.since_best >= self.settings.patience

@@ -18,6 +18,7 @@ from extractor.runs import extract_dataset
 from interpreter.calibration import fit_temperature
 from interpreter.checkpoint import load_interpreter
 from interpreter.data import few, labelled_images, require_features, split_off, store_spec, without_duplicates
+from interpreter.domain import load_domain
 from interpreter.errors import CheckpointError, ConfigurationError, TrainingDataError
 from interpreter.evaluation import evaluate
 from interpreter.losses import segmentation_loss
@@ -58,6 +59,9 @@ def test_it_learns_and_the_best_interpreter_is_kept(
     scores = evaluate(network, filled_store, spec, TASK, run.validation_images)
     assert scores.mean_dice == pytest.approx(best, abs=0.02)  # the file holds float16
     assert scores.mean_dice > 0.5
+    domain = load_domain(tmp_path / "run", spec)  # six images are enough to tell how far another one is
+    assert domain is not None
+    assert domain.threshold > 0
     assert list((tmp_path / "run" / "tensorboard").iterdir())
 
 
