@@ -53,7 +53,7 @@ class Scale:
     memory: tuple[int, int]
 
 
-FULL = Scale(512, 4, 3, (10, 100))
+FULL = Scale(512, 4, 2, (10, 100))
 QUICK = Scale(128, 4, 3, (4, 40))
 
 

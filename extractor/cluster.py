@@ -30,6 +30,7 @@ from store.entries import Entry
 from store.errors import DamagedEntry, MissingEntry
 from store.feature_store import FeatureStore
 from store.features import entry_path
+from store.memory import keep_freed_memory
 from store.spec import EncodingName, FeatureSpec, Precision
 from store.views import IDENTITY
 
@@ -97,6 +98,8 @@ class Extraction(WorkerPlugin):
         with suppress(ValueError):  # not this process's main thread: then Ctrl-C does not come here either
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever handed out the tasks decides when they end
         job = self.job
+        if job.device == "cpu":
+            keep_freed_memory()
         network = open_backbone(job.backbone, job.precision, _device(job.device, worker), job.class_label)
         if job.compiled:
             network.compiled()

@@ -18,6 +18,7 @@ from store.collection import Collection, Sample
 from store.errors import StoreFull
 from store.feature_store import FeatureStore
 from store.features import Key
+from store.memory import keep_freed_memory
 from store.spec import FeatureSpec
 from store.views import IDENTITY
 
@@ -105,6 +106,8 @@ def extract_dataset(
         DatasetError: a mask does not belong to its image, or no image could be used.
         StoreFull: no room left; run again to go on.
     """
+    if extractor.backbone.device.type == "cpu":
+        keep_freed_memory()
     store.register(extractor.spec, codebook=extractor.codebook)
     pipeline = Pipeline(store, extractor, batch=batch, overwrite=overwrite, advance=advance, stop=stop, say=say)
     pipeline.run(work_of(dataset, views))

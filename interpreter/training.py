@@ -27,7 +27,6 @@ from interpreter.data import Labelled, native_truth, parted, require_features
 from interpreter.domain import DOMAIN_FILE, LEAST, domain_of
 from interpreter.errors import ConfigurationError
 from interpreter.evaluation import evaluate
-from interpreter.memory import keep_freed_memory
 from interpreter.network import Interpreter, InterpreterConfig
 from interpreter.objective import Objective
 from interpreter.recorder import Recorder
@@ -39,6 +38,7 @@ from interpreter.task import Task
 from store.batches import Batch, Plan, plan_epoch, stream
 from store.feature_store import FeatureStore
 from store.features import Key
+from store.memory import keep_freed_memory
 from store.spec import FeatureSpec
 from store.views import flipped_axes
 

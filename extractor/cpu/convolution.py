@@ -171,13 +171,14 @@ def _repeated(numbers: Floats, times: int) -> Floats:
 @contextmanager
 def _torch_threads() -> Iterator[None]:
     """Numba uses as many threads as torch does, for one caller at a time."""
+    threads = torch.get_num_threads()
     with _at_once:
-        before = numba.get_num_threads()
-        numba.set_num_threads(max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)))
+        numba.set_num_threads(max(1, min(threads, numba.config.NUMBA_NUM_THREADS)))
         try:
             yield
         finally:
-            numba.set_num_threads(before)
+            if torch.get_num_threads() != threads:  # both may share one OpenMP, and Numba tells it its own number
+                torch.set_num_threads(threads)
 
 
 def fits(channels: int, outputs: int, height: int, width: int) -> bool:

@@ -256,12 +256,13 @@ class _SelectiveScan(torch.autograd.Function):
 @contextmanager
 def _torch_threads() -> Iterator[None]:
     """Numba uses as many threads as torch does while the kernel runs."""
-    before = numba.get_num_threads()
-    numba.set_num_threads(max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)))
+    threads = torch.get_num_threads()
+    numba.set_num_threads(max(1, min(threads, numba.config.NUMBA_NUM_THREADS)))
     try:
         yield
     finally:
-        numba.set_num_threads(before)
+        if torch.get_num_threads() != threads:  # both may share one OpenMP, and Numba tells it its own number
+            torch.set_num_threads(threads)
 
 
 def _as_arrays(tensors: Sequence[torch.Tensor]) -> tuple[list[Floats], int]:

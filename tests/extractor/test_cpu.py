@@ -70,6 +70,7 @@ def test_a_quick_network_is_the_same_network(time_scale_shift: str) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     alone = quick.estimate(x, 7, ["block_3"]).features["block_3"]
+    assert torch.get_num_threads() == 1  # Numba's number of threads did not become torch's
     torch.set_num_threads(threads)
     torch.testing.assert_close(alone, found.features["block_3"], rtol=0, atol=1e-5 * float(alone.abs().max()))
 

@@ -1,7 +1,7 @@
-"""Memory of a training on CPUs, kept by the process instead of handed back and fetched again.
+"""Memory of long work on CPUs, kept by the process instead of handed back and fetched again.
 
-A step at 512 pixels makes and drops hundreds of tensors of tens of megabytes. glibc takes each from the
-system and returns it, and the system clears every page anew: a third of the step on two cores.
+A network at 512 pixels makes and drops hundreds of tensors of tens of megabytes. glibc takes each from the
+system and returns it, and the system clears every page anew: a third of a training step on two cores.
 """
 
 from __future__ import annotations
