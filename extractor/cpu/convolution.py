@@ -17,17 +17,14 @@ depend on the number of threads.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import numba
 import numpy as np
-import torch
 from numba import njit, prange
 from numpy.typing import NDArray
 
 from extractor.cpu.vectors import COLUMNS, LANES, ROWS, bits_to_float, combination, multiply
+from store.threads import torch_threads
 
 Floats = NDArray[np.float32]
 
@@ -168,19 +165,6 @@ def _repeated(numbers: Floats, times: int) -> Floats:
     return repeated.reshape(-1)
 
 
-@contextmanager
-def _torch_threads() -> Iterator[None]:
-    """Numba uses as many threads as torch does, for one caller at a time."""
-    threads = torch.get_num_threads()
-    with _at_once:
-        numba.set_num_threads(max(1, min(threads, numba.config.NUMBA_NUM_THREADS)))
-        try:
-            yield
-        finally:
-            if torch.get_num_threads() != threads:  # both may share one OpenMP, and Numba tells it its own number
-                torch.set_num_threads(threads)
-
-
 def fits(channels: int, outputs: int, height: int, width: int) -> bool:
     """Whether a convolution of maps of this size can be done here."""
     return channels % LANES == 0 and outputs % COLUMNS == 0 and height % 4 == 0 and width % 4 == 0
@@ -213,7 +197,7 @@ def convolve(
     times = 2 if doubled else 1
     y = np.empty((images, times * height, times * width, bias.shape[1]), dtype=np.float32)
     nothing = np.empty((0, 0, 0, 0), dtype=np.float32)
-    with _torch_threads():
+    with _at_once, torch_threads():
         _convolve(x, doubled, scale, shift, weights, bias, nothing if added is None else added, y)
     return y
 
@@ -247,6 +231,6 @@ def _channel_moments(x: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64
 
 def channel_moments(x: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and variance of each channel of (n, h, w, c): two float64 (n, c)."""
-    with _torch_threads():
+    with _at_once, torch_threads():
         mean, mean_square = _channel_moments(x)
     return mean + x[:, 0, 0], mean_square - mean**2

@@ -18,17 +18,17 @@ depend on the number of threads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from numba import njit, prange, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch.autograd.function import FunctionCtx
+
+from store.threads import torch_threads
 
 TASKS_PER_GROUP = 2  # fixed, not the number of threads: the order of sums must not depend on it
 LANES = 64
@@ -237,7 +237,7 @@ class _SelectiveScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, *tensors: torch.Tensor) -> torch.Tensor:
         arrays, tasks = _as_arrays(tensors)
-        with _torch_threads():
+        with torch_threads():
             y, borders = _forward(*arrays, tasks)
         ctx.save_for_backward(*tensors, torch.from_numpy(borders))
         return torch.from_numpy(y)
@@ -247,22 +247,10 @@ class _SelectiveScan(torch.autograd.Function):
         *tensors, borders = ctx.saved_tensors
         arrays, tasks = _as_arrays(tensors)
         gy = gradients[0].float().contiguous().numpy()
-        with _torch_threads():
+        with torch_threads():
             gu, gdelta, gA, gB, gC, gD, gbias = _backward(gy, *arrays, borders.numpy(), tasks)
         results = gu, gdelta, gA.sum(axis=0).T, gB.sum(axis=0), gC.sum(axis=0), gD.sum(axis=0), gbias.sum(axis=0)
         return tuple(torch.from_numpy(np.ascontiguousarray(g)) for g in results)
-
-
-@contextmanager
-def _torch_threads() -> Iterator[None]:
-    """Numba uses as many threads as torch does while the kernel runs."""
-    threads = torch.get_num_threads()
-    numba.set_num_threads(max(1, min(threads, numba.config.NUMBA_NUM_THREADS)))
-    try:
-        yield
-    finally:
-        if torch.get_num_threads() != threads:  # both may share one OpenMP, and Numba tells it its own number
-            torch.set_num_threads(threads)
 
 
 def _as_arrays(tensors: Sequence[torch.Tensor]) -> tuple[list[Floats], int]:
