@@ -250,6 +250,7 @@ class Backbone:
     def compiled(self) -> Backbone:
         """The same backbone with its blocks compiled by torch when they are first run, which takes minutes."""
         for module in self.unet.modules():
+            vars(module).pop("forward", None)  # of ``quickened``
             if isinstance(module, (ResnetBlock2D, Attention, Upsample2D, Downsample2D)):  # hooks stay outside
                 usual = type(module).forward.__get__(module)
                 module.forward = torch.compile(usual, dynamic=False)

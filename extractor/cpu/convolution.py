@@ -6,9 +6,13 @@ d  6 x 6 pixels of the input, overlapping by two         y  4 x 4 pixels of the 
     y = A^T [ (G g G^T) * (B^T d B) ] A        summed over c where * is        (Lavin and Gray 2016, Eq. 8)
 
 Instead of 16 * 9 products for each pair of channels, a tile needs the 36 of "*"; they are 36 matrix
-products over many tiles at once. Tiles go through all of it in chunks that stay in the second-level
-cache, so that maps are read once and written once. What the network does to the map before it is
-convolved (group norm and SiLU, or doubling its size) is done while it is read.
+products over many tiles at once. Where each pixel of the input is doubled along both axes, d has 4 x 4
+different pixels, one of the six points of evaluation gives zero, and 25 products are left.
+
+A task takes a strip of tiles, as wide as stays in the second-level cache, down a part of the map. What
+the network does to a map before it is convolved (concatenation, group norm and SiLU) is done while the strip is
+read; what it does afterwards (bias, the residual with its 1 x 1 convolution, the moments that the next
+norm needs) while it is written.
 
 Maps are channels-last, float32 (n, h, w, c) contiguous. Sums are added up in an order that does not
 depend on the number of threads.
@@ -17,189 +21,335 @@ depend on the number of threads.
 from __future__ import annotations
 
 import threading
-from typing import Any
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit, prange
+from numpy.polynomial import polynomial
 from numpy.typing import NDArray
 
-from extractor.cpu.vectors import COLUMNS, LANES, ROWS, bits_to_float, combination, multiply
+from extractor.cpu.vectors import (
+    COLUMNS,
+    LANES,
+    ROWS,
+    activate,
+    combination,
+    multiply,
+    multiply_onto,
+    settle,
+)
 from store.threads import torch_threads
 
 Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
 
 _at_once = threading.Lock()  # not every threading layer of Numba may be entered by two threads
-_CHUNK_FLOATS = 48_000  # of 36 transformed tiles together, a fraction of the second-level cache
-
-# F(4, 3) for the points 0, 1, -1, 2, -2 and infinity.
-_BT = np.array(
-    [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0], [0, -2, -1, 2, 1, 0],
-     [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]], dtype=np.float64
-)  # fmt: skip
-_AT = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], dtype=np.float64)
-_G = np.array(
-    [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6],
-     [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]
-)  # fmt: skip
+_STRIP_FLOATS = 48_000  # of a strip's transformed tiles, a fraction of the second-level cache
+_TASKS = 16  # for a map, at least
 
 
-def transform_weights(weights: Floats) -> Floats:
-    """G g G^T of weights (k, c, 3, 3), in the order the products read them: (36, k / 16, c, 16).
+def _matrices(points: tuple[float, ...]) -> tuple[Doubles, Doubles, Doubles]:
+    """A^T (4, 6), G (6, 3) and B^T (6, 6) of F(4, 3) for five points of evaluation, and infinity for the sixth.
 
-    k must be a multiple of 16.
+    Toom and Cook's, see Barabasz et al. 2020, "Error analysis and improving the accuracy of Winograd
+    convolution", Algorithm 1.
     """
-    k, c = weights.shape[:2]
-    transformed = np.einsum("iy,kcyx,jx->ijck", _G, weights.astype(np.float64), _G).reshape(36, c, k // COLUMNS, -1)
-    return np.ascontiguousarray(transformed.transpose(0, 2, 1, 3), dtype=np.float32)
+    a, g, b = np.zeros((4, 6)), np.zeros((6, 3)), np.zeros((6, 6))
+    for j, point in enumerate(points):
+        others = [other for other in points if other != point]
+        a[:, j] = [point**i for i in range(4)]
+        g[j] = np.array([1, point, point**2]) / np.prod([point - other for other in others])
+        b[j, :5] = polynomial.polyfromroots(others)
+    a[3, 5] = g[5, 2] = 1
+    b[5] = polynomial.polyfromroots(points)
+    return a, g, b
 
 
-_transform_input, _transform_output = combination(_BT), combination(_AT)
+# Points with a small error. Those for doubled maps are 1, -1 and a symmetric pair, because then -1 gives zero.
+_AT, _G, _BT = _matrices((0, 3 / 4, -3 / 4, 3 / 2, -3 / 2))
+_AT_DOUBLED, _G_DOUBLED, _BT_DOUBLED = (
+    np.delete(matrix, 2, axis) for matrix, axis in zip(_matrices((0, 1, -1, 2, -2)), (1, 0, 0), strict=True)
+)
+_DOUBLING = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+
+_read, _read_doubled = combination(_BT), combination(_BT_DOUBLED @ _DOUBLING)
+_write, _write_doubled = combination(_AT), combination(_AT_DOUBLED)
 
 
-@njit(inline="always", fastmath=True)  # type: ignore[untyped-decorator]
-def _silu(x: Any) -> Any:
-    """x / (1 + exp(-x)), 2e-7 relative; 2^f by the Taylor series of degree 6, in operations that vectorise."""
-    y = min(max(x * np.float32(-1.4426950408889634), np.float32(-120.0)), np.float32(120.0))
-    whole = np.floor(y + np.float32(0.5))
-    f = y - whole
-    p = np.float32(1.5403530e-4)
-    p = p * f + np.float32(1.3333558e-3)
-    p = p * f + np.float32(9.6181291e-3)
-    p = p * f + np.float32(5.5504109e-2)
-    p = p * f + np.float32(2.4022651e-1)
-    p = p * f + np.float32(6.9314718e-1)
-    p = p * f + np.float32(1.0)
-    power = p * bits_to_float(np.int32((np.int32(whole) + np.int32(127)) << np.int32(23)))
-    return x / (np.float32(1.0) + power)
+NOTHING: Floats = np.empty((0, 0, 0, 0), dtype=np.float32)
+"""No map."""
+_NO_CHANNELS: Floats = np.empty((0, 0), dtype=np.float32)
 
 
-@njit(inline="always", fastmath=True)  # type: ignore[untyped-decorator]
-def _read_row(x: Floats, i: int, row: int, doubled: bool, scale: Floats, shift: Floats, into: Floats) -> None:
-    """One row of the map as the convolution sees it, into flat ((w + 2) c); zeros beyond the map.
+@dataclass(frozen=True)
+class Kernel:
+    """A 3 x 3 convolution's weights, transformed, in the order the products read them.
 
-    ``scale`` and ``shift`` are those of the channels, repeated for a row.
+    Attributes:
+        weights: float32 (p p, panels, c, 16); a panel is 16 channels out, zeros behind the last.
+        outputs: k.
+        doubled: it convolves a map with every pixel doubled along both axes.
     """
-    channels, times = x.shape[3], 2 if doubled else 1
-    height, width = times * x.shape[1], times * x.shape[2]
-    into[:channels] = 0
-    into[(width + 1) * channels :] = 0
-    if row < 0 or row >= height:
-        into[:] = 0
-    elif doubled:
-        for column in range(x.shape[2]):
-            at = (2 * column + 1) * channels
-            for c in range(channels):
-                into[at + c] = x[i, row // 2, column, c]
-                into[at + channels + c] = x[i, row // 2, column, c]
-    else:
-        numbers = x[i, row].reshape(-1)
-        for e in range(len(numbers)):
-            into[channels + e] = _silu(numbers[e] * scale[e] + shift[e])
+
+    weights: Floats
+    outputs: int
+    doubled: bool
 
 
-@njit(parallel=True, fastmath=True, cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _convolve(
-    x: Floats, doubled: bool, scale: Floats, shift: Floats, u: Floats, bias: Floats, added: Floats, y: Floats
-) -> None:
-    """y (n, h, w, k) = conv(read(x)) + bias (n, k), plus ``added`` (n, h, w, k) unless it is empty."""
-    c, (_, height, width, k) = x.shape[3], y.shape
-    tile_rows, tiles, panels = height // 4, width // 4, k // COLUMNS
-    chunk = max(ROWS, min(tiles, _CHUNK_FLOATS // (36 * max(c, k))) // ROWS * ROWS)
-    per_task = max(1, tile_rows // 16)
-    tasks = (tile_rows + per_task - 1) // per_task
-    flat_u, flat_y, flat_added = u.reshape(-1), y.reshape(-1), added.reshape(-1)
-    row_c, row_k, plane_c, plane_k = (width + 2) * c, width * k, chunk * c, chunk * k
-    for task in prange(len(y) * tasks):
-        i, first = task // tasks, task % tasks * per_task
-        rows = np.zeros((6, row_c), dtype=np.float32)
-        upright = np.empty(6 * (4 * chunk + 2) * c, dtype=np.float32)  # transformed along columns
-        v = np.zeros(36 * plane_c, dtype=np.float32)
-        m = np.empty(36 * plane_k, dtype=np.float32)
-        half = np.empty(4 * 6 * k, dtype=np.float32)
-        scales, shifts = _repeated(scale[i], width), _repeated(shift[i], width)
-        flat_rows = rows.reshape(-1)
-        for tile_row in range(first, min(first + per_task, tile_rows)):
-            if tile_row > first:
-                rows[:2] = rows[4:]
-            for r in range(0 if tile_row == first else 2, 6):
-                _read_row(x, i, 4 * tile_row - 1 + r, doubled, scales, shifts, rows[r])
-            for start in range(0, tiles, chunk):
-                count = min(chunk, tiles - start)
-                length = (4 * count + 2) * c
-                for e in range(0, length, LANES):
-                    _transform_input(flat_rows, 4 * start * c + e, row_c, upright, e, length)
-                for r in range(6):
-                    for t in range(count):
-                        for e in range(0, c, LANES):
-                            _transform_input(
-                                upright, r * length + 4 * t * c + e, c, v, 6 * r * plane_c + t * c + e, plane_c
-                            )
-                for p in range(36):
-                    for panel in range(panels):
-                        at_u = (p * panels + panel) * c * COLUMNS
-                        for t in range(0, count, ROWS):
-                            multiply(
-                                v, p * plane_c + t * c, flat_u, at_u, m, p * plane_k + t * k + panel * COLUMNS, c, k
-                            )
-                for t in range(count):  # the 8th of the 36 reaches all 16 pixels with the factor 1
-                    for e in range(k):
-                        m[7 * plane_k + t * k + e] += bias[i, e]
-                for t in range(count):
-                    for r in range(6):
-                        for e in range(0, k, LANES):
-                            _transform_output(m, r * plane_k + t * k + e, 6 * plane_k, half, r * k + e, 6 * k)
-                    at_y = ((i * height + 4 * tile_row) * width + 4 * (start + t)) * k
-                    for r in range(4):
-                        for e in range(0, k, LANES):
-                            _transform_output(half, r * 6 * k + e, k, flat_y, at_y + r * row_k + e, k)
-            if len(flat_added):
-                at_y = (i * height + 4 * tile_row) * row_k
-                for e in range(at_y, at_y + 4 * row_k):
-                    flat_y[e] += flat_added[e]
+def transform_kernel(weights: Floats, *, doubled: bool = False) -> Kernel:
+    """G g G^T of weights (k, c, 3, 3); c a multiple of 8."""
+    g = _G_DOUBLED if doubled else _G
+    transformed = np.einsum("iy,kcyx,jx->ijck", g, weights.astype(np.float64), g)
+    return Kernel(_panels(transformed), len(weights), doubled)
 
 
-@njit(inline="always")  # type: ignore[untyped-decorator]
-def _repeated(numbers: Floats, times: int) -> Floats:
-    repeated = np.empty((times, len(numbers)), dtype=np.float32)
-    repeated[:] = numbers
-    return repeated.reshape(-1)
+def transform_projection(weights: Floats) -> Floats:
+    """Weights (k, c) of a 1 x 1 convolution, in the order the products read them: (1, panels, c, 16)."""
+    return _panels(weights.T[None, None].astype(np.float64))
 
 
-def fits(channels: int, outputs: int, height: int, width: int) -> bool:
-    """Whether a convolution of maps of this size can be done here."""
-    return channels % LANES == 0 and outputs % COLUMNS == 0 and height % 4 == 0 and width % 4 == 0
+def _panels(weights: Doubles) -> Floats:
+    """(i, j, c, k) -> (i j, panels, c, 16)."""
+    c, k = weights.shape[2:]
+    whole = np.pad(weights, ((0, 0), (0, 0), (0, 0), (0, -k % COLUMNS)))
+    return np.ascontiguousarray(
+        whole.reshape(-1, c, whole.shape[3] // COLUMNS, COLUMNS).transpose(0, 2, 1, 3), np.float32
+    )
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and variance of each channel of a map: float64 (n, c)."""
+
+    mean: Doubles
+    variance: Doubles
+
+    def with_channels(self, other: Moments) -> Moments:
+        """Of both maps' channels, one behind the other."""
+        return Moments(np.hstack([self.mean, other.mean]), np.hstack([self.variance, other.variance]))
+
+
+class Residual(NamedTuple):
+    """What is added to a convolution's result.
+
+    Attributes:
+        x: float32 (n, h, w, k); with a projection (n, h, w, c), or the first of these channels.
+        skip: float32 (n, h, w, ...), the other channels.
+        projection: of ``transform_projection``: a 1 x 1 convolution of both.
+    """
+
+    x: Floats
+    skip: Floats = NOTHING
+    projection: Floats = NOTHING
 
 
 def convolve(
     x: Floats,
-    weights: Floats,
+    kernel: Kernel,
     bias: Floats,
     *,
+    skip: Floats = NOTHING,
     normalising: tuple[Floats, Floats] | None = None,
-    added: Floats | None = None,
-) -> Floats:
+    residual: Residual | None = None,
+) -> tuple[Floats, Moments]:
     """A 3 x 3 convolution with a margin of zeros, stride 1.
 
     Args:
-        x: (n, h, w, c).
-        weights: of ``transform_weights``.
+        x: (n, h, w, c), or the first of these channels; h, w multiples of 4, channels of 8.
+        kernel: of ``transform_kernel``; if it is for doubled maps, every pixel is doubled first.
         bias: (n, k).
-        normalising: scale and shift (n, c); SiLU(scale x + shift) is convolved. Without them it is x
-            with every pixel doubled along both axes.
-        added: (n, h, w, k) or None; added to the result.
+        skip: (n, h, w, ...), the other channels.
+        normalising: scale and shift (n, c); SiLU(scale x + shift) is convolved instead of x. ``skip`` needs them.
+        residual: added to the result; k is a multiple of 16.
 
     Returns:
-        (n, h, w, k), or (n, 2h, 2w, k) of doubled pixels.
+        (n, h, w, k), or (n, 2h, 2w, k) of doubled pixels, contiguous where k is a multiple of 16; its moments.
     """
     images, height, width, channels = x.shape
-    doubled = normalising is None
-    scale, shift = normalising or (np.empty((images, channels), np.float32),) * 2
-    times = 2 if doubled else 1
-    y = np.empty((images, times * height, times * width, bias.shape[1]), dtype=np.float32)
-    nothing = np.empty((0, 0, 0, 0), dtype=np.float32)
+    times, k = 2 if kernel.doubled else 1, kernel.weights.shape[1] * COLUMNS
+    y = np.empty((images, times * height, times * width, k), dtype=np.float32)
+    added = residual or Residual(NOTHING)
+    tile_rows, tiles = y.shape[1] // 4, y.shape[2] // 4
+    # Strips of equal width, and so many parts of their height that there is work for some threads.
+    strips = -(-tiles // max(ROWS, _STRIP_FLOATS // (36 * max(channels + skip.shape[3], k))))
+    width_of_strip = -(-tiles // (strips * ROWS)) * ROWS
+    strips = -(-tiles // width_of_strip)
+    parts = min(tile_rows, -(-_TASKS // strips))
+    moments = np.empty((images, strips * parts, 3, k))
     with _at_once, torch_threads():
-        _convolve(x, doubled, scale, shift, weights, bias, nothing if added is None else added, y)
-    return y
+        _convolve(
+            (x, skip),
+            normalising or (_NO_CHANNELS, _NO_CHANNELS),
+            kernel.weights,
+            np.pad(bias, ((0, 0), (0, k - kernel.outputs))),
+            (added.x, added.skip),
+            added.projection,
+            y,
+            width_of_strip,
+            moments,
+        )
+    return y[..., : kernel.outputs], _pooled(moments[..., : kernel.outputs])
+
+
+def _pooled(moments: Doubles) -> Moments:
+    """Of the moments (n, tasks, 3, k) of a map's parts: number, mean, sum of squared differences to it."""
+    number, mean, squares = moments[:, :, 0], moments[:, :, 1], moments[:, :, 2]
+    total = number.sum(axis=1)
+    middle = (number * mean).sum(axis=1) / total
+    return Moments(middle, (squares + number * (mean - middle[:, None]) ** 2).sum(axis=1) / total)
+
+
+@njit(parallel=True, cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _convolve(
+    maps: tuple[Floats, Floats],
+    normalising: tuple[Floats, Floats],
+    u: Floats,
+    bias: Floats,
+    added: tuple[Floats, Floats],
+    projection: Floats,
+    y: Floats,
+    strip_tiles: int,
+    moments: Doubles,
+) -> None:
+    """y = convolution + bias + residual; ``moments`` (n, tasks, 3, k) as ``_pooled`` takes them."""
+    c, (images, height, width, k) = maps[0].shape[3] + maps[1].shape[3], y.shape
+    doubled = height > maps[0].shape[1]
+    p, step = (5, 2) if doubled else (6, 4)  # points of evaluation, and pixels of the input from tile to tile
+    tile_rows, tiles = height // 4, width // 4
+    strips = (tiles + strip_tiles - 1) // strip_tiles
+    parts = moments.shape[1] // strips
+    line = (step * strip_tiles + 2) * c
+    # An odd number of cache lines from plane to plane, or all would want the same places in the cache.
+    plane_c, plane_k = (strip_tiles * c + 15) // 32 * 32 + 16, (strip_tiles * k + 15) // 32 * 32 + 16
+    flat_u, flat_y, flat_bias = u.reshape(-1), y.reshape(-1), bias.reshape(-1)
+    for task in prange(images * strips * parts):
+        i, strip, part = task // (strips * parts), task // parts % strips, task % parts
+        start = strip * strip_tiles
+        count = min(strip_tiles, tiles - start)
+        length = (step * count + 2) * c
+        rows = np.empty((step + 2) * line, dtype=np.float32)
+        upright = np.empty(p * line, dtype=np.float32)  # transformed along columns
+        v = np.zeros(p * p * plane_c, dtype=np.float32)
+        m = np.empty(p * p * plane_k, dtype=np.float32)
+        half = np.empty(4 * p * k, dtype=np.float32)
+        reference, sums, total = np.zeros(k, np.float32), np.zeros(2 * LANES, np.float32), np.zeros((2, k))
+        begin, end = part * tile_rows // parts, (part + 1) * tile_rows // parts
+        for tile_row in range(begin, end):
+            first_row = 0 if tile_row == begin else 2  # two rows of the last tiles are those that these begin with
+            if first_row:
+                rows[: 2 * line] = rows[step * line :]
+            for r in range(first_row, step + 2):
+                row, column = step * tile_row - 1 + r, step * start - 1
+                _read_row(maps, normalising, i, row, column, step * count + 2, rows, r * line)
+            for e in range(0, length, LANES):
+                if doubled:
+                    _read_doubled(rows, e, line, upright, e, length)
+                else:
+                    _read(rows, e, line, upright, e, length)
+            for r in range(p):
+                for t in range(count):
+                    for e in range(0, c, LANES):
+                        at, to = r * length + step * t * c + e, p * r * plane_c + t * c + e
+                        if doubled:
+                            _read_doubled(upright, at, c, v, to, plane_c)
+                        else:
+                            _read(upright, at, c, v, to, plane_c)
+            for point in range(p * p):
+                for panel in range(k // COLUMNS):
+                    at_u = (point * (k // COLUMNS) + panel) * c * COLUMNS
+                    for t in range(0, count, ROWS):
+                        at_m = point * plane_k + t * k + panel * COLUMNS
+                        multiply(v, point * plane_c + t * c, flat_u, at_u, m, at_m, c, k)
+            pixel = (i * height + 4 * tile_row) * width + 4 * start  # the first of the strip's
+            for t in range(count):
+                _write_tile(m, t * k, plane_k, half, flat_y, (pixel + 4 * t) * k, width * k, k, doubled)
+            if tile_row == begin:
+                reference[:] = flat_y[pixel * k : (pixel + 1) * k]
+            for r in range(4):
+                first = pixel + r * width
+                if len(projection):
+                    _project(added, projection, first, 4 * count, flat_y, k)
+                elif len(added[0]):
+                    same = added[0].reshape(-1)
+                    for e in range(first * k, (first + 4 * count) * k):
+                        flat_y[e] += same[e]
+                for e in range(0, k, LANES):
+                    settle(flat_y, first * k + e, k, 4 * count, flat_bias, i * k + e, reference, e, sums)
+                    for lane in range(LANES):
+                        total[0, e + lane] += sums[lane]
+                        total[1, e + lane] += sums[LANES + lane]
+        number = 16.0 * count * (end - begin)
+        for e in range(k):
+            moments[i, strip * parts + part, 0, e] = number
+            moments[i, strip * parts + part, 1, e] = reference[e] + total[0, e] / number
+            moments[i, strip * parts + part, 2, e] = total[1, e] - total[0, e] ** 2 / number
+
+
+@njit(inline="always")  # type: ignore[untyped-decorator]
+def _read_row(
+    maps: tuple[Floats, Floats],
+    normalising: tuple[Floats, Floats],
+    i: int,
+    row: int,
+    left: int,
+    count: int,
+    into: Floats,
+    at: int,
+) -> None:
+    """``count`` pixels of a row, from column ``left`` on, as the convolution sees them; zeros beyond the map."""
+    height, width, c, more = maps[0].shape[1], maps[0].shape[2], maps[0].shape[3], maps[1].shape[3]
+    x, skip = maps[0].reshape(-1), maps[1].reshape(-1)
+    scale, shift = normalising[0].reshape(-1), normalising[1].reshape(-1)
+    first, end = max(left, 0), min(left + count, width)
+    if row < 0 or row >= height:
+        first = end
+    channels, inside = c + more, end - first
+    to, pixel = at + (first - left) * channels, (i * height + row) * width + first
+    into[at:to] = 0
+    into[to + inside * channels : at + count * channels] = 0
+    if len(scale):
+        for e in range(0, c, LANES):
+            activate(x, pixel * c + e, c, inside, scale, shift, i * channels + e, into, to + e, channels)
+        for e in range(0, more, LANES):
+            activate(
+                skip, pixel * more + e, more, inside, scale, shift, i * channels + c + e, into, to + c + e, channels
+            )
+    else:
+        into[to : to + inside * c] = x[pixel * c : (pixel + inside) * c]
+
+
+@njit(inline="always")  # type: ignore[untyped-decorator]
+def _write_tile(
+    m: Floats, at: int, plane: int, half: Floats, y: Floats, at_y: int, row: int, k: int, doubled: bool
+) -> None:
+    """A^T m A of one tile, to its place in y; ``plane`` from point to point, ``row`` from row to row."""
+    p = 5 if doubled else 6
+    for r in range(p):
+        for e in range(0, k, LANES):
+            if doubled:
+                _write_doubled(m, r * plane + at + e, p * plane, half, r * k + e, p * k)
+            else:
+                _write(m, r * plane + at + e, p * plane, half, r * k + e, p * k)
+    for r in range(4):
+        for e in range(0, k, LANES):
+            if doubled:
+                _write_doubled(half, r * p * k + e, k, y, at_y + r * row + e, k)
+            else:
+                _write(half, r * p * k + e, k, y, at_y + r * row + e, k)
+
+
+@njit(inline="always")  # type: ignore[untyped-decorator]
+def _project(maps: tuple[Floats, Floats], weights: Floats, start: int, count: int, y: Floats, k: int) -> None:
+    """y += the 1 x 1 convolution of both maps, of ``count`` pixels from ``start`` on."""
+    c, more = maps[0].shape[3], maps[1].shape[3]
+    x, skip, u = maps[0].reshape(-1), maps[1].reshape(-1), weights.reshape(-1)
+    for pixel in range(start, start + count, ROWS):
+        for panel in range(k // COLUMNS):
+            at, to = panel * (c + more) * COLUMNS, pixel * k + panel * COLUMNS
+            multiply_onto(x, pixel * c, u, at, y, to, c, k)
+            if more:
+                multiply_onto(skip, pixel * more, u, at + c * COLUMNS, y, to, more, k)
 
 
 @njit(parallel=True, fastmath=True, cache=True, nogil=True)  # type: ignore[untyped-decorator]
@@ -229,8 +379,8 @@ def _channel_moments(x: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64
     return total[0], total[1]
 
 
-def channel_moments(x: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and variance of each channel of (n, h, w, c): two float64 (n, c)."""
+def channel_moments(x: Floats) -> Moments:
+    """Of a map (n, h, w, c)."""
     with _at_once, torch_threads():
         mean, mean_square = _channel_moments(x)
-    return mean + x[:, 0, 0], mean_square - mean**2
+    return Moments(mean + x[:, 0, 0], mean_square - mean**2)

@@ -4,7 +4,9 @@ n  images     h, w  size of a map     c  channels in     k  channels out
 
 The modules keep their weights, names and hooks; only what they compute with is another: their
 ``forward`` asks first whether a map is one that can be done here, and is diffusers' own for every
-other (another device, half precision, odd sizes, training).
+other (another device, half precision, odd sizes, training). Blocks of the decoder take the map
+and the encoder's as they are, without concatenating them. The moments of a map, which the next norm needs, travel
+with the tensor that was made with them.
 """
 
 from __future__ import annotations
@@ -16,11 +18,22 @@ import numpy as np
 import torch
 from diffusers import UNet2DModel
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_2d_blocks import UpBlock2D
 from diffusers.models.upsampling import Upsample2D
 from numpy.typing import NDArray
 from torch import nn
 
-from extractor.cpu.convolution import channel_moments, convolve, fits, transform_weights
+from extractor.cpu.convolution import (
+    NOTHING,
+    Kernel,
+    Moments,
+    Residual,
+    channel_moments,
+    convolve,
+    transform_kernel,
+    transform_projection,
+)
+from extractor.cpu.vectors import COLUMNS, LANES
 
 Floats = NDArray[np.float32]
 LARGEST = 256
@@ -34,6 +47,14 @@ def quicken(unet: UNet2DModel) -> UNet2DModel:
             module.forward = _quick_block(module)
         elif isinstance(module, Upsample2D) and _is_nearest_and_convolution(module):
             module.forward = _quick_upsampler(module)
+        elif type(module) is UpBlock2D and all(_is_plain(block) for block in module.resnets):
+            module.forward = _quick_level(module)
+    if (
+        isinstance(unet.conv_norm_out, nn.GroupNorm)
+        and isinstance(unet.conv_act, nn.SiLU)
+        and _is_quick(unet.conv_out, is_last=True)
+    ):
+        _quicken_end(unet)
     return unet
 
 
@@ -51,6 +72,10 @@ def _is_plain(block: ResnetBlock2D) -> bool:
         and block.output_scale_factor == 1
         and _is_quick(block.conv1)
         and _is_quick(block.conv2)
+        and (
+            block.conv_shortcut is None
+            or (block.conv_shortcut.kernel_size == (1, 1) and block.conv_shortcut.bias is not None)
+        )
     )
 
 
@@ -65,7 +90,7 @@ def _is_nearest_and_convolution(upsampler: Upsample2D) -> bool:
     )
 
 
-def _is_quick(convolution: nn.Module) -> bool:
+def _is_quick(convolution: nn.Module, *, is_last: bool = False) -> bool:
     return (
         isinstance(convolution, nn.Conv2d)
         and convolution.kernel_size == (3, 3)
@@ -73,39 +98,77 @@ def _is_quick(convolution: nn.Module) -> bool:
         and convolution.groups == 1
         and convolution.bias is not None
         and max(convolution.in_channels, convolution.out_channels) <= LARGEST
-        and fits(convolution.in_channels, convolution.out_channels, 4, 4)
+        and convolution.in_channels % LANES == 0
+        and (convolution.out_channels % COLUMNS == 0 or is_last)
     )
 
 
-def _can_be_done(x: torch.Tensor) -> bool:
-    return (
+def _can_be_done(*maps: torch.Tensor) -> bool:
+    return all(
         x.device.type == "cpu"
         and x.dtype == torch.float32
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
+        and x.shape[1] % LANES == 0
         and x.shape[2] % 4 == 0
         and x.shape[3] % 4 == 0
+        for x in maps
     )
+
+
+def _quick_level(level: UpBlock2D) -> Callable[..., torch.Tensor]:
+    usual = type(level).forward
+
+    def forward(
+        x: torch.Tensor, skips: tuple[torch.Tensor, ...], temb: torch.Tensor, *rest: Any, **more: Any
+    ) -> torch.Tensor:
+        freeu = all(getattr(level, name, None) for name in ("s1", "s2", "b1", "b2"))
+        if rest or any(more.values()) or freeu or not _can_be_done(x, *skips):
+            done: torch.Tensor = usual(level, x, skips, temb, *rest, **more)
+            return done
+        for block, skip in zip(level.resnets, reversed(skips), strict=True):
+            x = block((x, skip), temb)
+        for upsampler in level.upsamplers or ():
+            x = upsampler(x)
+        return x
+
+    return forward
 
 
 def _quick_block(block: ResnetBlock2D) -> Callable[..., torch.Tensor]:
     usual = type(block).forward
     first, second = _Weights(block.conv1), _Weights(block.conv2)
+    shortcut = None if block.conv_shortcut is None else _Weights(block.conv_shortcut)
 
-    def forward(x: torch.Tensor, temb: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
-        if not _can_be_done(x):
-            done: torch.Tensor = usual(block, x, temb, *rest, **more)
+    def forward(
+        x: torch.Tensor | tuple[torch.Tensor, torch.Tensor], temb: torch.Tensor, *rest: Any, **more: Any
+    ) -> torch.Tensor:
+        both = x if isinstance(x, tuple) else (x,)
+        if not _can_be_done(*both):
+            done: torch.Tensor = usual(block, torch.cat(both, dim=1), temb, *rest, **more)
             return done
         told = block.time_emb_proj(block.nonlinearity(temb))  # (n, k), or (n, 2k) scale and shift
-        bias = first.bias(len(x))
+        bias = first.bias(len(temb))
         if block.time_embedding_norm == "default":
             bias, told = bias + told.numpy(), None
-        maps = _channels_last(x)
-        between = convolve(maps, first.transformed(), bias, normalising=_normalising(block.norm1, maps))
-        passed = maps if block.conv_shortcut is None else _channels_last(block.conv_shortcut(x))
-        normalising = _normalising(block.norm2, between, told)
+        maps, skip = _channels_last(both[0]), _channels_last(both[1]) if len(both) == 2 else NOTHING
+        moments = _moments(both[0])
+        for part in both[1:]:
+            moments = moments.with_channels(_moments(part))
+        between, of_between = convolve(
+            maps, first.kernel(), bias, skip=skip, normalising=_normalising(block.norm1, moments)
+        )
+        bias, residual = second.bias(len(temb)), Residual(maps)
+        if shortcut is not None:
+            bias, residual = bias + shortcut.bias(len(temb)), Residual(maps, skip, shortcut.projection())
         return _image(
-            convolve(between, second.transformed(), second.bias(len(x)), normalising=normalising, added=passed)
+            *convolve(
+                between,
+                second.kernel(),
+                bias,
+                normalising=_normalising(block.norm2, of_between, told),
+                residual=residual,
+            )
         )
 
     return forward
@@ -113,52 +176,84 @@ def _quick_block(block: ResnetBlock2D) -> Callable[..., torch.Tensor]:
 
 def _quick_upsampler(upsampler: Upsample2D) -> Callable[..., torch.Tensor]:
     usual = type(upsampler).forward
-    weights = _Weights(upsampler.conv)
+    weights = _Weights(upsampler.conv, doubled=True)
 
     def forward(x: torch.Tensor, output_size: Any = None, *rest: Any, **more: Any) -> torch.Tensor:
         if output_size is not None or not _can_be_done(x):
             done: torch.Tensor = usual(upsampler, x, output_size, *rest, **more)
             return done
-        return _image(convolve(_channels_last(x), weights.transformed(), weights.bias(len(x))))
+        return _image(*convolve(_channels_last(x), weights.kernel(), weights.bias(len(x))))
 
     return forward
+
+
+def _quicken_end(unet: UNet2DModel) -> None:
+    """Norm, SiLU and the last convolution in one: the first two hand the map on as it is."""
+    norm, convolution = unet.conv_norm_out, unet.conv_out
+    weights = _Weights(convolution)
+
+    def handed_on(module: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+        usual = type(module).forward
+        return lambda x: x if _can_be_done(x) else usual(module, x)
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        if not _can_be_done(x):
+            done: torch.Tensor = type(convolution).forward(convolution, x)
+            return done
+        normalising = _normalising(norm, _moments(x))
+        maps, _ = convolve(_channels_last(x), weights.kernel(), weights.bias(len(x)), normalising=normalising)
+        return torch.from_numpy(maps).permute(0, 3, 1, 2)[:, : convolution.out_channels]
+
+    norm.forward, unet.conv_act.forward = handed_on(norm), handed_on(unet.conv_act)
+    convolution.forward = forward
 
 
 class _Weights:
     """A convolution's weights, transformed once for as long as they stay what they are."""
 
-    def __init__(self, convolution: nn.Conv2d) -> None:
-        self._convolution = convolution
+    def __init__(self, convolution: nn.Conv2d, *, doubled: bool = False) -> None:
+        self._convolution, self._doubled = convolution, doubled
         self._version: tuple[int, int] | None = None
-        self._transformed: Floats
+        self._kernel: Kernel
+        self._projection: Floats
 
-    def transformed(self) -> Floats:
-        weight = self._convolution.weight
-        version = weight.data_ptr(), weight._version
-        if version != self._version:
-            self._transformed = transform_weights(weight.detach().contiguous().numpy())
-            self._version = version
-        return self._transformed
+    def kernel(self) -> Kernel:
+        """Of a 3 x 3 convolution."""
+        if self._have_changed():
+            self._kernel = transform_kernel(self._convolution.weight.detach().numpy(), doubled=self._doubled)
+        return self._kernel
+
+    def projection(self) -> Floats:
+        """Of a 1 x 1 convolution."""
+        if self._have_changed():
+            self._projection = transform_projection(self._convolution.weight.detach().numpy()[:, :, 0, 0])
+        return self._projection
 
     def bias(self, images: int) -> Floats:
         """(n, k)."""
         assert self._convolution.bias is not None
         return np.repeat(self._convolution.bias.detach().numpy()[None], images, axis=0)
 
+    def _have_changed(self) -> bool:
+        weight = self._convolution.weight
+        known, self._version = self._version, (weight.data_ptr(), weight._version)
+        return known != self._version
 
-def _normalising(norm: nn.GroupNorm, x: Floats, told: torch.Tensor | None = None) -> tuple[Floats, Floats]:
-    """Group norm of maps (n, h, w, c) as scale and shift (n, c).
+
+def _normalising(norm: nn.GroupNorm, moments: Moments, told: torch.Tensor | None = None) -> tuple[Floats, Floats]:
+    """Group norm of maps with these moments as scale and shift (n, c).
 
     Args:
         told: scale and shift by time, (n, 2c): (1 + scale) norm(x) + shift.
     """
-    mean, variance = (moment.reshape(len(x), norm.num_groups, -1) for moment in channel_moments(x))
+    images = len(moments.mean)
+    mean, variance = (of.reshape(images, norm.num_groups, -1) for of in (moments.mean, moments.variance))
     of_group = mean.mean(axis=2, keepdims=True)
     spread = (variance + (mean - of_group) ** 2).mean(axis=2, keepdims=True)
     weight, bias = (p.detach().numpy().reshape(norm.num_groups, -1) for p in (norm.weight, norm.bias))
     scale = weight / np.sqrt(spread + norm.eps)
-    shift = (bias - of_group * scale).reshape(len(x), -1)
-    scale = scale.reshape(len(x), -1)
+    shift = (bias - of_group * scale).reshape(images, -1)
+    scale = scale.reshape(images, -1)
     if told is not None:
         by_time, moved = np.split(told.numpy(), 2, axis=1)
         scale, shift = scale * (1 + by_time), shift * (1 + by_time) + moved
@@ -171,5 +266,16 @@ def _channels_last(x: torch.Tensor) -> Floats:
     return maps
 
 
-def _image(maps: Floats) -> torch.Tensor:
-    return torch.from_numpy(maps).permute(0, 3, 1, 2)
+def _image(maps: Floats, moments: Moments) -> torch.Tensor:
+    """(n, h, w, c) -> (n, c, h, w), with its moments."""
+    image = torch.from_numpy(maps).permute(0, 3, 1, 2)
+    image.moments = moments  # type: ignore[attr-defined]
+    return image
+
+
+def _moments(image: torch.Tensor) -> Moments:
+    """Those it was made with, or new ones that it keeps."""
+    known: Moments | None = getattr(image, "moments", None)
+    if known is None:
+        image.moments = known = channel_moments(_channels_last(image))  # type: ignore[attr-defined]
+    return known

@@ -9,7 +9,13 @@ from torch.nn import functional
 
 from extractor.architectures import plain_unet
 from extractor.backbone import Backbone
-from extractor.cpu.convolution import channel_moments, convolve, transform_weights
+from extractor.cpu.convolution import (
+    Residual,
+    channel_moments,
+    convolve,
+    transform_kernel,
+    transform_projection,
+)
 from extractor.diffusion import Diffusion
 from extractor.presets import open_backbone
 from extractor.schedule import noise_schedule
@@ -25,30 +31,68 @@ def error(found: np.ndarray, expected: torch.Tensor) -> float:
     return float((torch.from_numpy(found).permute(0, 3, 1, 2) - expected).abs().max() / expected.abs().max())
 
 
-@pytest.mark.parametrize(("c", "k", "h", "w"), [(8, 16, 4, 4), (16, 32, 36, 20), (24, 48, 64, 12), (96, 16, 8, 132)])
-def test_convolutions(c: int, k: int, h: int, w: int) -> None:
+SIZES = [(8, 16, 4, 4), (16, 32, 36, 20), (24, 48, 64, 12), (96, 16, 8, 132), (16, 3, 8, 520)]
+
+
+def drawn(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
     random = torch.Generator().manual_seed(0)
-    x, weight, bias, scale, shift, added = (
-        torch.randn(shape, generator=random)
-        for shape in ((2, c, h, w), (k, c, 3, 3), (2, k), (2, c), (2, c), (2, k, h, w))
-    )
-    u = transform_weights(weight.numpy())
+    return [torch.randn(shape, generator=random) for shape in shapes]
+
+
+@pytest.mark.parametrize(("c", "k", "h", "w"), SIZES)
+def test_convolutions(c: int, k: int, h: int, w: int) -> None:
+    x, weight, bias, scale, shift = drawn((2, c, h, w), (k, c, 3, 3), (2, k), (2, c), (2, c))
     exact = x.double() * scale[:, :, None, None] + shift[:, :, None, None]
     expected = functional.conv2d(functional.silu(exact), weight.double(), padding=1) + bias[:, :, None, None]
-    how = scale.numpy(), shift.numpy()
-    assert error(convolve(last(x), u, bias.numpy(), normalising=how), expected) < 1e-5
-    both = convolve(last(x), u, bias.numpy(), normalising=how, added=last(added))
-    assert error(both, expected + added) < 1e-5
+    normalising = scale.numpy(), shift.numpy()
+    kernel = transform_kernel(weight.numpy())
+    found, moments = convolve(last(x), kernel, bias.numpy(), normalising=normalising)
+    assert error(found, expected) < 3e-6
+    np.testing.assert_allclose(moments.mean, expected.mean(dim=(2, 3)), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(moments.variance, expected.var(dim=(2, 3), correction=0), rtol=1e-4)
+    both = convolve(last(x[:, :8]), kernel, bias.numpy(), skip=last(x[:, 8:]), normalising=normalising)
+    np.testing.assert_array_equal(both[0], found)
+
+
+@pytest.mark.parametrize(("c", "k", "h", "w"), SIZES)
+def test_convolutions_of_doubled_maps(c: int, k: int, h: int, w: int) -> None:
+    x, weight, bias = drawn((2, c, h, w), (k, c, 3, 3), (2, k))
     doubled = functional.interpolate(x.double(), scale_factor=2.0, mode="nearest")
     expected = functional.conv2d(doubled, weight.double(), padding=1) + bias[:, :, None, None]
-    assert error(convolve(last(x), u, bias.numpy()), expected) < 1e-5
+    found, _ = convolve(last(x), transform_kernel(weight.numpy(), doubled=True), bias.numpy())
+    assert error(found, expected) < 1e-5
+
+
+def test_residuals() -> None:
+    x, weight, bias, ones, zeros = drawn((2, 16, 12, 20), (32, 16, 3, 3), (2, 32), (2, 16), (2, 16))
+    same, first, second, projection = drawn((2, 32, 12, 20), (2, 8, 12, 20), (2, 16, 12, 20), (32, 24))
+    kernel, normalising = transform_kernel(weight.numpy()), (ones.numpy(), zeros.numpy())
+    alone = torch.from_numpy(convolve(last(x), kernel, bias.numpy(), normalising=normalising)[0]).permute(0, 3, 1, 2)
+    projected = torch.einsum("kc,nchw->nkhw", projection.double(), torch.cat([first, second], dim=1).double())
+    panels = transform_projection(projection.numpy())
+    for residual, expected in (
+        (Residual(last(same)), alone + same),
+        (Residual(last(first), last(second), panels), alone + projected),
+    ):
+        found, moments = convolve(last(x), kernel, bias.numpy(), normalising=normalising, residual=residual)
+        assert error(found, expected) < 1e-6
+        np.testing.assert_allclose(moments.variance, expected.double().var(dim=(2, 3), correction=0), rtol=1e-4)
+
+
+def test_what_is_not_finite_stays_so() -> None:
+    x, weight, ones, zeros = torch.zeros(1, 8, 8, 8), torch.ones(16, 8, 3, 3), torch.ones(1, 8), torch.zeros(1, 16)
+    for number in (torch.nan, torch.inf):
+        x[0, 0, 4, 4] = number
+        normalising = ones.numpy(), np.zeros((1, 8), np.float32)
+        found, _ = convolve(last(x), transform_kernel(weight.numpy()), zeros.numpy(), normalising=normalising)
+        assert not np.isfinite(found[0, 4, 4]).any()
 
 
 def test_moments_of_channels_far_from_zero() -> None:
-    x = torch.randn(2, 8, 20, 12, generator=torch.Generator().manual_seed(0)) + 100
-    mean, variance = channel_moments(last(x))
-    np.testing.assert_allclose(mean, x.double().mean(dim=(2, 3)), rtol=1e-6)
-    np.testing.assert_allclose(variance, x.double().var(dim=(2, 3), correction=0), rtol=1e-4)
+    x = drawn((2, 8, 20, 12))[0] + 100
+    moments = channel_moments(last(x))
+    np.testing.assert_allclose(moments.mean, x.double().mean(dim=(2, 3)), rtol=1e-6)
+    np.testing.assert_allclose(moments.variance, x.double().var(dim=(2, 3), correction=0), rtol=1e-4)
 
 
 @pytest.mark.parametrize("time_scale_shift", ["scale_shift", "default"])
@@ -106,10 +150,10 @@ def test_backbones_that_are_opened_by_name_are_quick() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_compiled_network_is_the_same_network() -> None:
-    config = plain_unet((8, 8), norm_groups=4)
+    config = plain_unet((16, 16), norm_groups=4)
     usual, compiled = (Backbone(build_unet(config), Diffusion(noise_schedule("cosine-200")), config) for _ in range(2))
     compiled.unet.load_state_dict(usual.unet.state_dict())
     x = torch.randn(1, 3, 32, 32)
-    expected, found = usual.estimate(x, 7, ["block_0"]), compiled.compiled().estimate(x, 7, ["block_0"])
+    expected, found = usual.estimate(x, 7, ["block_0"]), compiled.quickened().compiled().estimate(x, 7, ["block_0"])
     torch.testing.assert_close(found.features["block_0"], expected.features["block_0"], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found.x0, expected.x0, rtol=1e-4, atol=1e-4)
