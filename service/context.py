@@ -12,13 +12,14 @@ import structlog
 from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 
-from service.engine import Engine, Limits
+from service.engine import Engine
 from service.errors import Abandoned, Conflict, NotReady
 from service.flights import Flight, Ticket, late
 from service.job_runner import JobRunner
 from service.jobs import Jobs
 from service.metrics import HttpMetrics, Metrics
 from service.models import load_models
+from service.question import Limits
 from service.security import Admission, Keys, presented_key
 from service.settings import Settings
 from service.storage import Storage
