@@ -1,4 +1,4 @@
-"""How far a photograph's features are from those that an interpreter was fitted to.
+"""How far a photograph is from those that an interpreter was fitted to: by its features, and by its inversion.
 
 A photograph's descriptor is, for every block, timestep and channel, the mean and the logarithm of the
 standard deviation of its feature map: where and how strongly the backbone responds, not to what. The
@@ -9,13 +9,16 @@ distance is Mahalanobis's, divided by the root of the descriptor's length.
     t  timesteps    c  channels of a block    n  images    d = 2 sum_blocks(t c) numbers of a descriptor
 
 The threshold is fitted without the image it judges: each training image is measured against the others.
+
+The second figure is the inversion's residual: how badly the backbone guesses the clean photograph from itself on
+the way up the noise grid. Nothing is fitted to tell it but its threshold (docs/decisions/0012-trust.md).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +39,7 @@ QUANTILE = 0.99
 MARGIN = 1.1
 LEAST = 5
 _FLOOR = 1e-6
+_LEAST_SQUARE = 1e-18
 
 
 @dataclass(frozen=True)
@@ -45,15 +49,27 @@ class DomainScore:
     Attributes:
         distance: root mean square of whitened numbers; about 1 for photographs like the training images.
         threshold: fitted on training images; larger distances are shifts.
+        residual: of the inversion, in units of the network's range [-1, 1]; None where it was not kept.
+        residual_threshold: fitted in the same way; None where residuals are not judged.
     """
 
     distance: float
     threshold: float
+    residual: float | None = None
+    residual_threshold: float | None = None
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Names of the figures that are beyond their thresholds: ``distance``, ``residual``."""
+        found = ["distance"] if self.distance > self.threshold else []
+        if self.residual is not None and self.residual_threshold is not None:
+            found += ["residual"] if self.residual > self.residual_threshold else []
+        return tuple(found)
 
     @property
     def abstain(self) -> bool:
         """Whether the answer should not be relied on."""
-        return self.distance > self.threshold
+        return bool(self.reasons)
 
 
 @dataclass(frozen=True)
@@ -68,6 +84,7 @@ class Domain:
         variances: float64 (m,), shrunk variances along them.
         rest: shrunk variance in every other direction.
         threshold: of the distance.
+        residual_threshold: of the inversion's residual; None where that of the training images is not known.
     """
 
     spec: str
@@ -77,10 +94,12 @@ class Domain:
     variances: NDArray[np.float64]
     rest: float
     threshold: float
+    residual_threshold: float | None = None
 
     def score(self, features: Features, codec: Codec) -> DomainScore:
-        """The distance of a photograph, with its features as they are stored."""
-        return DomainScore(self.distance(descriptor(features, codec)), self.threshold)
+        """Distance and residual of a photograph, with its features as they are stored."""
+        distance = self.distance(descriptor(features, codec))
+        return DomainScore(distance, self.threshold, residual(features), self.residual_threshold)
 
     def distance(self, described: NDArray[np.float64]) -> float:
         """The distance of a descriptor, float64 (d,)."""
@@ -93,7 +112,10 @@ class Domain:
         """Write ``domain.safetensors`` beside the interpreter; returns its path."""
         path, partial = folder / DOMAIN_FILE, folder / f"{DOMAIN_FILE}.tmp"
         arrays = {name: np.ascontiguousarray(getattr(self, name), np.float32) for name in _ARRAYS}
-        save_file(arrays, partial, {"spec": self.spec, "numbers": json.dumps([self.rest, self.threshold])})
+        metadata = {"spec": self.spec, "numbers": json.dumps([self.rest, self.threshold])}
+        if self.residual_threshold is not None:
+            metadata["residual_threshold"] = json.dumps(self.residual_threshold)
+        save_file(arrays, partial, metadata)
         partial.rename(path)
         return path
 
@@ -110,11 +132,29 @@ def descriptor(features: Features, codec: Codec) -> NDArray[np.float64]:
     return np.concatenate(parts).astype(np.float64)
 
 
-def fit_domain(spec: FeatureSpec, descriptors: Sequence[NDArray[np.float64]] | Iterable[NDArray[np.float64]]) -> Domain:
+def residual(features: Features) -> float | None:
+    """The inversion's residual, in units of the network's range [-1, 1]; None where it was not kept.
+
+    At every step of the grid but the last the network estimates the photograph; the root mean square of what it
+    misses by, inside the field of view, is averaged over the steps as a geometric mean, since it is a hundred
+    times larger at the last of them than at the first.
+    """
+    if not features.residuals:
+        return None
+    squares = np.maximum(list(features.residuals.values()), _LEAST_SQUARE)
+    return float(np.exp(np.log(squares).mean() / 2))
+
+
+def fit_domain(
+    spec: FeatureSpec, descriptors: Iterable[NDArray[np.float64]], residuals: Sequence[float | None] = ()
+) -> Domain:
     """Statistics of training images' descriptors, and a threshold from leaving each image out.
 
     The threshold is the 0.99 quantile of the left-out images' distances, with a margin of a tenth: of a few
-    dozen images that quantile is nearly their maximum.
+    dozen images that quantile is nearly their maximum. The residuals' threshold is theirs in the same way.
+
+    Args:
+        residuals: of the same images; residuals are not judged if one is not known, or none is given.
 
     Raises:
         TrainingDataError: fewer than five images.
@@ -124,8 +164,9 @@ def fit_domain(spec: FeatureSpec, descriptors: Sequence[NDArray[np.float64]] | I
         raise TrainingDataError(f"expected at least {LEAST} images to fit a domain to, got {len(described)}")
     left_out = [_gaussian(spec, np.delete(described, i, 0)).distance(one) for i, one in enumerate(described)]
     whole = _gaussian(spec, described)
-    threshold = MARGIN * float(np.quantile(left_out, QUANTILE))
-    return Domain(whole.spec, whole.mean, whole.scale, whole.directions, whole.variances, whole.rest, threshold)
+    threshold = _threshold_of(left_out)
+    assert threshold is not None
+    return replace(whole, threshold=threshold, residual_threshold=_threshold_of([*residuals]))
 
 
 def domain_of(card: Card, store: FeatureStore) -> Domain:
@@ -141,7 +182,12 @@ def domain_of(card: Card, store: FeatureStore) -> Domain:
             f"trained on, {missing[0][:12]} among them; extract them first"
         )
     codec = store.codec(card.spec)
-    return fit_domain(card.spec, (descriptor(store.entry(card.spec, Key(one)).features(), codec) for one in ids))
+    descriptors, residuals = [], []
+    for one in ids:
+        features = store.entry(card.spec, Key(one)).features()
+        descriptors.append(descriptor(features, codec))
+        residuals.append(residual(features))
+    return fit_domain(card.spec, descriptors, residuals)
 
 
 def load_domain(folder: Path, spec: FeatureSpec) -> Domain | None:
@@ -158,12 +204,20 @@ def load_domain(folder: Path, spec: FeatureSpec) -> Domain | None:
             metadata = file.metadata()
             arrays = {name: file.get_tensor(name).astype(np.float64) for name in _ARRAYS}
         rest, threshold = json.loads(metadata["numbers"])
-        digest = metadata["spec"]
+        digest, residual_threshold = metadata["spec"], json.loads(metadata.get("residual_threshold", "null"))
     except Exception as error:  # safetensors raises different types for damaged files
         raise CheckpointError(f"{path}: cannot be read ({error}); fit the domain again") from error
     if digest != spec.digest:
         raise CheckpointError(f"{path}: made of features {digest[:12]}, the interpreter reads {spec.digest[:12]}")
-    return Domain(digest, **arrays, rest=float(rest), threshold=float(threshold))
+    return Domain(digest, **arrays, rest=float(rest), threshold=float(threshold), residual_threshold=residual_threshold)
+
+
+def _threshold_of(figures: Sequence[float | None]) -> float | None:
+    """What figures of training images leave room for; None where one of them is not known."""
+    known = [figure for figure in figures if figure is not None]
+    if not known or len(known) < len(figures):
+        return None
+    return MARGIN * float(np.quantile(known, QUANTILE))
 
 
 def _gaussian(spec: FeatureSpec, described: NDArray[np.float64]) -> Domain:

@@ -32,7 +32,14 @@ def fit(
     domain = domain_of(card, FeatureStore(store, read_only=True))
     shipped = MODELS / model
     path = domain.save(shipped if "/" not in model and shipped.is_dir() else Path(model))
-    console.out.print(f"{path}: threshold {domain.threshold:.2f}, {len(domain.mean)} numbers of an image")
+    judged = (
+        "not judged: some of these features were stored without"
+        if domain.residual_threshold is None
+        else (f"threshold {domain.residual_threshold:.4f}")
+    )
+    console.out.print(
+        f"{path}: distance threshold {domain.threshold:.2f}, {len(domain.mean)} numbers of an image; residual {judged}"
+    )
 
 
 def main() -> NoReturn:

@@ -24,7 +24,7 @@ from extractor.field_of_view import find_field_of_view
 from extractor.images import MAX_PIXELS, image_id
 from extractor.preprocess import NetworkInput
 from interpreter.checkpoint import Card
-from interpreter.domain import Domain, DomainScore
+from interpreter.domain import DomainScore
 from interpreter.prediction import segment
 from service.answers import Answer, AnswerCache, feature_key, of_field_of_view
 from service.device import Device
@@ -187,7 +187,7 @@ class Engine:
         with work.stage("interpret"):
             reader, read = at_timesteps(model.interpreter, features, asked.timesteps)
             prediction, labels = self.device.run(lambda: segment(reader, read), work.wanted)
-            score = _scored(model, features)
+            score = _scored(model, features, work.warnings)
         answer = Answer(
             image_id=asked.image_id,
             model=model.name,
@@ -213,7 +213,12 @@ class Engine:
 
     def _count(self, answer: Answer) -> None:
         self.metrics.answers.labels(answer.model, "store" if answer.cached else "inverted").inc()
-        if answer.domain is not None and answer.domain.abstain:
+        if (score := answer.domain) is None:
+            return
+        self.metrics.distance.labels(answer.model).observe(score.distance)
+        if score.residual is not None:
+            self.metrics.residual.labels(answer.model).observe(score.residual)
+        if score.abstain:
             self.metrics.abstentions.labels(answer.model).inc()
 
     def _kept(self, asked: Question, flight: Flight[Any]) -> Kept:
@@ -279,9 +284,14 @@ def load_engine(
     return Engine(models, storage, limits, metrics, device)
 
 
-def _scored(model: Model, features: Features) -> DomainScore | None:
-    domain: Domain | None = model.domain
-    return None if domain is None else domain.score(features, model.extractor.codec)
+def _scored(model: Model, features: Features, warnings: list[str]) -> DomainScore | None:
+    """How far the photograph is from the model's training images; None where the model cannot tell."""
+    if model.domain is None:
+        return None
+    score = model.domain.score(features, model.extractor.codec)
+    if score.residual is None and score.residual_threshold is not None:
+        warnings.append("the features were stored without their inversion's residual: trust is judged without it")
+    return score
 
 
 def _run_once(model: Model) -> None:

@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from extractor.images import MAX_PIXELS
 from interpreter.network import Interpreter
@@ -136,4 +136,4 @@ def at_timesteps(
     rows = [spec.timesteps.index(t) for t in timesteps]
     reader = copy.copy(interpreter)
     reader.spec = spec.model_copy(update={"timesteps": timesteps})
-    return reader, Features({name: maps[rows] for name, maps in features.maps.items()}, features.fov, features.geometry)
+    return reader, replace(features, maps={name: maps[rows] for name, maps in features.maps.items()})

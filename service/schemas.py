@@ -33,9 +33,14 @@ class RunLengths(BaseModel):
 class DomainResult(BaseModel):
     """How far the photograph is from those that the model was trained on."""
 
-    distance: float = Field(description="about 1 for the training domains")
-    threshold: float
-    abstain: bool
+    distance: float = Field(description="of its features; about 1 for the training domains")
+    threshold: float = Field(description="of the distance")
+    residual: float | None = Field(
+        description="how badly the network guesses the photograph while inverting it, in units of its range [-1, 1]; "
+        "null where the features were stored without, or made without an inversion"
+    )
+    residual_threshold: float | None = Field(description="of the residual; null where it is not judged")
+    abstain: bool = Field(description="one of them is beyond its threshold")
 
 
 class FieldOfView(BaseModel):
@@ -63,7 +68,9 @@ class SegmentResponse(BaseModel):
                          "score": 0.86, "agreement": 0.93},
                     ],
                     "mean_agreement": 0.985, "mean_uncertainty": 0.02,
-                    "domain": {"distance": 1.1, "threshold": 1.6, "abstain": False}, "abstain": False,
+                    "domain": {"distance": 1.1, "threshold": 1.6, "residual": 0.011, "residual_threshold": 0.018,
+                               "abstain": False},
+                    "abstain": False,
                     "field_of_view": {"top": 0, "left": 0, "height": 1411, "width": 1411},
                     "cached": False, "forwards": 4, "seconds": {"decode": 0.03, "invert": 4.8, "interpret": 1.1},
                     "mask_png": "iVBORw0KGgo=", "mask_rle": None, "by_timestep": None, "uncertainty_png": None,
@@ -140,6 +147,7 @@ class ModelInfo(BaseModel):
     backbone: str
     resolution: int
     domain_threshold: float | None = Field(description="distances beyond it advise to abstain; null without statistics")
+    residual_threshold: float | None = Field(description="the same of the inversion's residual; null: it is not judged")
     metrics: dict[str, float]
     training_images: int
     licence: str

@@ -65,10 +65,9 @@ export class AnswerPanel {
   }
 
   #trust(answer) {
-    const { domain } = answer
     get('abstain').hidden = !answer.abstain
     get('abstain').textContent = 'Do not rely on this answer: the photograph is unlike those that the model was trained on'
-      + (domain ? ` (distance ${domain.distance.toFixed(2)}, threshold ${domain.threshold.toFixed(2)}).` : '.')
+      + `${beyond(answer.domain)}.`
     get('warnings').replaceChildren(...answer.warnings.map((text) => element('li', {}, text)))
     get('warnings').hidden = !answer.warnings.length
   }
@@ -113,10 +112,12 @@ export class AnswerPanel {
       return element('tr', {}, name, number(percent(one.share, 2)), number(one.score === null ? 'none' : percent(one.score, 0)))
     }))
     const { domain } = answer
+    const residual = domain?.residual ?? null
     const rows = {
       'Agreement of the timesteps': percent(answer.mean_agreement),
       'Mean uncertainty': percent(answer.mean_uncertainty),
-      'Distance from training images': domain ? `${domain.distance.toFixed(2)} of ${domain.threshold.toFixed(2)}` : 'not known',
+      'Distance from training images': domain ? ofThreshold(domain.distance, domain.threshold, 2) : 'not known',
+      'Residual of the inversion': residual === null ? 'not known' : ofThreshold(residual, domain.residual_threshold, 4),
       Size: `${answer.width} × ${answer.height}`,
       Model: `${answer.model} ${answer.version.slice(0, 8)}`,
     }
@@ -151,6 +152,21 @@ export class AnswerPanel {
       button.disabled = false
     }
   }
+}
+
+const ofThreshold = (value, threshold, digits) =>
+  value.toFixed(digits) + (threshold === null ? '' : ` of ${threshold.toFixed(digits)}`)
+
+/** What speaks against an answer, in brackets. */
+function beyond(domain) {
+  if (!domain) return ''
+  const { distance, threshold, residual, residual_threshold: most } = domain
+  const figures = []
+  if (distance > threshold) figures.push(`distance ${distance.toFixed(2)}, threshold ${threshold.toFixed(2)}`)
+  if (residual !== null && most !== null && residual > most) {
+    figures.push(`residual of the inversion ${residual.toFixed(4)}, threshold ${most.toFixed(4)}`)
+  }
+  return figures.length ? ` (${figures.join('; ')})` : ''
 }
 
 /** All together first, then by time. */
