@@ -19,7 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from service.context import Context
 from service.engine import Engine
-from service.envelope import Envelope
+from service.envelope import Envelope, LastResort
 from service.errors import EXPECTED, NotReady, Unavailable, headers_of, status_of
 from service.routes import features, health, jobs, models, page, segment
 from service.settings import Settings
@@ -65,9 +65,9 @@ def create_app(
         app.add_exception_handler(kind, _told)
     app.add_exception_handler(RequestValidationError, _cannot_be_meant)
     app.add_exception_handler(HTTPException, _refused)
-    app.add_exception_handler(Exception, _broken)
     for routes in (page, health, segment, features, jobs, models):
         app.include_router(routes.router)
+    app.add_middleware(LastResort)  # the innermost, so that a failure is answered within all that surrounds it
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
@@ -109,9 +109,3 @@ async def _refused(_request: Request, error: Exception) -> JSONResponse:
     """Routes and methods that do not exist."""
     assert isinstance(error, HTTPException)
     return JSONResponse({"detail": str(error.detail)}, status_code=error.status_code, headers=error.headers)
-
-
-async def _broken(_request: Request, error: Exception) -> JSONResponse:
-    """What nobody expected: said without its text, which is for the log."""
-    logger.error("unexpected error", kind=type(error).__name__, problem=str(error))
-    return JSONResponse({"detail": "internal error; the log of the service has more"}, status_code=500)
