@@ -11,7 +11,8 @@ distance is Mahalanobis's, divided by the root of the descriptor's length.
 The threshold is fitted without the image it judges: each training image is measured against the others.
 
 The second figure is the inversion's residual: how badly the backbone guesses the clean photograph from itself on
-the way up the noise grid. Nothing is fitted to tell it but its threshold (docs/decisions/0012-trust.md).
+the way up the noise grid. Nothing is fitted to tell it but the range of the usual; what is easier to guess than a
+fundus is as suspicious as what is harder (docs/decisions/0012-trust.md).
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ DOMAIN_FILE = "domain.safetensors"
 QUANTILE = 0.99
 MARGIN = 1.1
 LEAST = 5
+Range = tuple[float, float]
 _FLOOR = 1e-6
 _LEAST_SQUARE = 1e-18
 
@@ -50,20 +52,21 @@ class DomainScore:
         distance: root mean square of whitened numbers; about 1 for photographs like the training images.
         threshold: fitted on training images; larger distances are shifts.
         residual: of the inversion, in units of the network's range [-1, 1]; None where it was not kept.
-        residual_threshold: fitted in the same way; None where residuals are not judged.
+        residual_range: the usual, fitted on training images; None where residuals are not judged.
     """
 
     distance: float
     threshold: float
     residual: float | None = None
-    residual_threshold: float | None = None
+    residual_range: Range | None = None
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Names of the figures that are beyond their thresholds: ``distance``, ``residual``."""
+        """Names of the figures that are unusual: ``distance``, ``residual``."""
         found = ["distance"] if self.distance > self.threshold else []
-        if self.residual is not None and self.residual_threshold is not None:
-            found += ["residual"] if self.residual > self.residual_threshold else []
+        if self.residual is not None and self.residual_range is not None:
+            lowest, highest = self.residual_range
+            found += [] if lowest <= self.residual <= highest else ["residual"]
         return tuple(found)
 
     @property
@@ -84,7 +87,7 @@ class Domain:
         variances: float64 (m,), shrunk variances along them.
         rest: shrunk variance in every other direction.
         threshold: of the distance.
-        residual_threshold: of the inversion's residual; None where that of the training images is not known.
+        residual_range: of the inversion's residual; None where that of the training images is not known.
     """
 
     spec: str
@@ -94,12 +97,12 @@ class Domain:
     variances: NDArray[np.float64]
     rest: float
     threshold: float
-    residual_threshold: float | None = None
+    residual_range: Range | None = None
 
     def score(self, features: Features, codec: Codec) -> DomainScore:
         """Distance and residual of a photograph, with its features as they are stored."""
         distance = self.distance(descriptor(features, codec))
-        return DomainScore(distance, self.threshold, residual(features), self.residual_threshold)
+        return DomainScore(distance, self.threshold, residual(features), self.residual_range)
 
     def distance(self, described: NDArray[np.float64]) -> float:
         """The distance of a descriptor, float64 (d,)."""
@@ -113,8 +116,8 @@ class Domain:
         path, partial = folder / DOMAIN_FILE, folder / f"{DOMAIN_FILE}.tmp"
         arrays = {name: np.ascontiguousarray(getattr(self, name), np.float32) for name in _ARRAYS}
         metadata = {"spec": self.spec, "numbers": json.dumps([self.rest, self.threshold])}
-        if self.residual_threshold is not None:
-            metadata["residual_threshold"] = json.dumps(self.residual_threshold)
+        if self.residual_range is not None:
+            metadata["residual_range"] = json.dumps(self.residual_range)
         save_file(arrays, partial, metadata)
         partial.rename(path)
         return path
@@ -151,7 +154,8 @@ def fit_domain(
     """Statistics of training images' descriptors, and a threshold from leaving each image out.
 
     The threshold is the 0.99 quantile of the left-out images' distances, with a margin of a tenth: of a few
-    dozen images that quantile is nearly their maximum. The residuals' threshold is theirs in the same way.
+    dozen images that quantile is nearly their maximum. The residuals' range reaches from their 0.01 quantile to the
+    0.99 quantile, with the same margin on either side.
 
     Args:
         residuals: of the same images; residuals are not judged if one is not known, or none is given.
@@ -164,9 +168,8 @@ def fit_domain(
         raise TrainingDataError(f"expected at least {LEAST} images to fit a domain to, got {len(described)}")
     left_out = [_gaussian(spec, np.delete(described, i, 0)).distance(one) for i, one in enumerate(described)]
     whole = _gaussian(spec, described)
-    threshold = _threshold_of(left_out)
-    assert threshold is not None
-    return replace(whole, threshold=threshold, residual_threshold=_threshold_of([*residuals]))
+    threshold = MARGIN * float(np.quantile(left_out, QUANTILE))
+    return replace(whole, threshold=threshold, residual_range=_usual(residuals))
 
 
 def domain_of(card: Card, store: FeatureStore) -> Domain:
@@ -204,20 +207,22 @@ def load_domain(folder: Path, spec: FeatureSpec) -> Domain | None:
             metadata = file.metadata()
             arrays = {name: file.get_tensor(name).astype(np.float64) for name in _ARRAYS}
         rest, threshold = json.loads(metadata["numbers"])
-        digest, residual_threshold = metadata["spec"], json.loads(metadata.get("residual_threshold", "null"))
+        digest, usual = metadata["spec"], json.loads(metadata.get("residual_range", "null"))
+        residual_range = None if usual is None else (float(usual[0]), float(usual[1]))
     except Exception as error:  # safetensors raises different types for damaged files
         raise CheckpointError(f"{path}: cannot be read ({error}); fit the domain again") from error
     if digest != spec.digest:
         raise CheckpointError(f"{path}: made of features {digest[:12]}, the interpreter reads {spec.digest[:12]}")
-    return Domain(digest, **arrays, rest=float(rest), threshold=float(threshold), residual_threshold=residual_threshold)
+    return Domain(digest, **arrays, rest=float(rest), threshold=float(threshold), residual_range=residual_range)
 
 
-def _threshold_of(figures: Sequence[float | None]) -> float | None:
-    """What figures of training images leave room for; None where one of them is not known."""
-    known = [figure for figure in figures if figure is not None]
-    if not known or len(known) < len(figures):
+def _usual(residuals: Sequence[float | None]) -> Range | None:
+    """The range that training images leave room for; None where one of them is not known."""
+    known = [one for one in residuals if one is not None]
+    if not known or len(known) < len(residuals):
         return None
-    return MARGIN * float(np.quantile(known, QUANTILE))
+    lowest, highest = np.quantile(known, [1 - QUANTILE, QUANTILE])
+    return float(lowest) / MARGIN, float(highest) * MARGIN
 
 
 def _gaussian(spec: FeatureSpec, described: NDArray[np.float64]) -> Domain:

@@ -32,13 +32,10 @@ def fit(
     domain = domain_of(card, FeatureStore(store, read_only=True))
     shipped = MODELS / model
     path = domain.save(shipped if "/" not in model and shipped.is_dir() else Path(model))
-    judged = (
-        "not judged: some of these features were stored without"
-        if domain.residual_threshold is None
-        else (f"threshold {domain.residual_threshold:.4f}")
-    )
+    usual = domain.residual_range
     console.out.print(
-        f"{path}: distance threshold {domain.threshold:.2f}, {len(domain.mean)} numbers of an image; residual {judged}"
+        f"{path}: distance up to {domain.threshold:.2f}, {len(domain.mean)} numbers of an image; residual "
+        + ("not judged, some features were stored without" if usual is None else f"{usual[0]:.2g} to {usual[1]:.2g}")
     )
 
 

@@ -289,7 +289,7 @@ def _scored(model: Model, features: Features, warnings: list[str]) -> DomainScor
     if model.domain is None:
         return None
     score = model.domain.score(features, model.extractor.codec)
-    if score.residual is None and score.residual_threshold is not None:
+    if score.residual is None and score.residual_range is not None:
         warnings.append("the features were stored without their inversion's residual: trust is judged without it")
     return score
 

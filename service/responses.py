@@ -82,7 +82,7 @@ def _domain(score: DomainScore) -> DomainResult:
         distance=score.distance,
         threshold=score.threshold,
         residual=score.residual,
-        residual_threshold=score.residual_threshold,
+        residual_range=score.residual_range,
         abstain=score.abstain,
     )
 

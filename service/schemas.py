@@ -39,8 +39,8 @@ class DomainResult(BaseModel):
         description="how badly the network guesses the photograph while inverting it, in units of its range [-1, 1]; "
         "null where the features were stored without, or made without an inversion"
     )
-    residual_threshold: float | None = Field(description="of the residual; null where it is not judged")
-    abstain: bool = Field(description="one of them is beyond its threshold")
+    residual_range: tuple[float, float] | None = Field(description="the usual residual; null where it is not judged")
+    abstain: bool = Field(description="the distance is beyond its threshold, or the residual outside of its range")
 
 
 class FieldOfView(BaseModel):
@@ -68,8 +68,8 @@ class SegmentResponse(BaseModel):
                          "score": 0.86, "agreement": 0.93},
                     ],
                     "mean_agreement": 0.985, "mean_uncertainty": 0.02,
-                    "domain": {"distance": 1.1, "threshold": 1.6, "residual": 0.011, "residual_threshold": 0.018,
-                               "abstain": False},
+                    "domain": {"distance": 1.1, "threshold": 1.6, "residual": 0.0058,
+                               "residual_range": [0.0049, 0.0067], "abstain": False},
                     "abstain": False,
                     "field_of_view": {"top": 0, "left": 0, "height": 1411, "width": 1411},
                     "cached": False, "forwards": 4, "seconds": {"decode": 0.03, "invert": 4.8, "interpret": 1.1},
@@ -147,7 +147,9 @@ class ModelInfo(BaseModel):
     backbone: str
     resolution: int
     domain_threshold: float | None = Field(description="distances beyond it advise to abstain; null without statistics")
-    residual_threshold: float | None = Field(description="the same of the inversion's residual; null: it is not judged")
+    residual_range: tuple[float, float] | None = Field(
+        description="residuals of the inversion outside of it do so, too; null: they are not judged"
+    )
     metrics: dict[str, float]
     training_images: int
     licence: str

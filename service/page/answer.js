@@ -67,7 +67,7 @@ export class AnswerPanel {
   #trust(answer) {
     get('abstain').hidden = !answer.abstain
     get('abstain').textContent = 'Do not rely on this answer: the photograph is unlike those that the model was trained on'
-      + `${beyond(answer.domain)}.`
+      + `${unusual(answer.domain)}.`
     get('warnings').replaceChildren(...answer.warnings.map((text) => element('li', {}, text)))
     get('warnings').hidden = !answer.warnings.length
   }
@@ -112,12 +112,11 @@ export class AnswerPanel {
       return element('tr', {}, name, number(percent(one.share, 2)), number(one.score === null ? 'none' : percent(one.score, 0)))
     }))
     const { domain } = answer
-    const residual = domain?.residual ?? null
     const rows = {
       'Agreement of the timesteps': percent(answer.mean_agreement),
       'Mean uncertainty': percent(answer.mean_uncertainty),
-      'Distance from training images': domain ? ofThreshold(domain.distance, domain.threshold, 2) : 'not known',
-      'Residual of the inversion': residual === null ? 'not known' : ofThreshold(residual, domain.residual_threshold, 4),
+      'Distance from training images': domain ? `${domain.distance.toFixed(2)} of ${domain.threshold.toFixed(2)}` : 'not known',
+      'Residual of the inversion': residualOf(domain),
       Size: `${answer.width} × ${answer.height}`,
       Model: `${answer.model} ${answer.version.slice(0, 8)}`,
     }
@@ -154,18 +153,20 @@ export class AnswerPanel {
   }
 }
 
-const ofThreshold = (value, threshold, digits) =>
-  value.toFixed(digits) + (threshold === null ? '' : ` of ${threshold.toFixed(digits)}`)
+/** The residual of the inversion, and what is usual. */
+function residualOf(domain) {
+  if (typeof domain?.residual !== 'number') return 'not known'
+  const usual = domain.residual_range
+  return domain.residual.toFixed(4) + (usual ? `, usual ${usual.map((bound) => bound.toFixed(4)).join(' to ')}` : '')
+}
 
 /** What speaks against an answer, in brackets. */
-function beyond(domain) {
+function unusual(domain) {
   if (!domain) return ''
-  const { distance, threshold, residual, residual_threshold: most } = domain
+  const { distance, threshold, residual, residual_range: usual } = domain
   const figures = []
   if (distance > threshold) figures.push(`distance ${distance.toFixed(2)}, threshold ${threshold.toFixed(2)}`)
-  if (residual !== null && most !== null && residual > most) {
-    figures.push(`residual of the inversion ${residual.toFixed(4)}, threshold ${most.toFixed(4)}`)
-  }
+  if (usual && residual !== null && (residual < usual[0] || residual > usual[1])) figures.push(`residual ${residualOf(domain)}`)
   return figures.length ? ` (${figures.join('; ')})` : ''
 }
 

@@ -71,27 +71,27 @@ def test_the_residual_is_a_geometric_mean_over_the_grid(filled_store: FeatureSto
 def test_residuals_are_judged_by_those_of_the_training_images(spec: FeatureSpec, tmp_path: Path) -> None:
     descriptors, residuals = described(101), [0.01 + i / 1e4 for i in range(101)]
     fitted = fit_domain(spec, descriptors, residuals)
-    assert fitted.residual_threshold == pytest.approx(1.1 * 0.0199)
+    assert fitted.residual_range == pytest.approx((0.0101 / 1.1, 1.1 * 0.0199))
     fitted.save(tmp_path)
     back = load_domain(tmp_path, spec)
     assert back is not None
-    assert back.residual_threshold == fitted.residual_threshold
-    assert fit_domain(spec, descriptors, [*residuals[:-1], None]).residual_threshold is None  # one is not known
-    assert fit_domain(spec, descriptors).residual_threshold is None
+    assert back.residual_range == fitted.residual_range
+    assert fit_domain(spec, descriptors, [*residuals[:-1], None]).residual_range is None  # one is not known
+    assert fit_domain(spec, descriptors).residual_range is None
 
 
 @pytest.mark.parametrize(
-    ("figures", "reasons"),
+    ("score", "reasons"),
     [
-        ((1.0, 1.5, 0.01, 0.02), ()),
-        ((1.0, 1.5, 0.03, 0.02), ("residual",)),
-        ((2.0, 1.5, 0.03, 0.02), ("distance", "residual")),
-        ((2.0, 1.5, None, 0.02), ("distance",)),
-        ((1.0, 1.5, 9.0, None), ()),  # told, and not judged
+        (DomainScore(1.0, 1.5, 0.01, (0.01, 0.02)), ()),
+        (DomainScore(1.0, 1.5, 0.03, (0.01, 0.02)), ("residual",)),
+        (DomainScore(1.0, 1.5, 0.009, (0.01, 0.02)), ("residual",)),  # too smooth for a fundus
+        (DomainScore(2.0, 1.5, 0.03, (0.01, 0.02)), ("distance", "residual")),
+        (DomainScore(2.0, 1.5, None, (0.01, 0.02)), ("distance",)),
+        (DomainScore(1.0, 1.5, 9.0, None), ()),  # told, and not judged
     ],
 )
-def test_either_figure_advises_to_abstain(figures: tuple[float, ...], reasons: tuple[str, ...]) -> None:
-    score = DomainScore(*figures)
+def test_either_figure_advises_to_abstain(score: DomainScore, reasons: tuple[str, ...]) -> None:
     assert (score.reasons, score.abstain) == (reasons, bool(reasons))
 
 
@@ -102,6 +102,7 @@ def test_the_shipped_statistics_are_read() -> None:
     domain = load_domain(MODELS / "vessels", card.spec)
     assert domain is not None
     assert domain.threshold > 1
+    assert domain.residual_range == pytest.approx((0.0049, 0.0067), abs=5e-5)  # as its model card says
 
 
 def test_a_store_of_an_earlier_version_is_fitted_without_residuals(
@@ -113,12 +114,13 @@ def test_a_store_of_an_earlier_version_is_fitted_without_residuals(
         training_ids=tuple(key.image_id for key in keys),
     )  # fmt: skip
     fitted = domain_of(card, filled_store)
-    known = [residual(filled_store.entry(spec, key).features()) for key in keys]
-    assert fitted.residual_threshold is not None
-    assert fitted.residual_threshold <= 1.1 * max(one or 0 for one in known)
+    known = [residual(filled_store.entry(spec, key).features()) or 0 for key in keys]
+    assert fitted.residual_range is not None
+    assert min(known) / 1.1 <= fitted.residual_range[0] < min(known)
+    assert max(known) < fitted.residual_range[1] <= 1.1 * max(known)
     filled_store.write(spec, keys[0], replace(filled_store.entry(spec, keys[0]).features(), residuals={}))
     again = domain_of(card, filled_store)
-    assert (again.threshold, again.residual_threshold) == (fitted.threshold, None)
+    assert (again.threshold, again.residual_range) == (fitted.threshold, None)
 
 
 def test_a_handful_of_images_is_too_few(spec: FeatureSpec) -> None:

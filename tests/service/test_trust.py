@@ -34,11 +34,11 @@ def trusting(make_engine: MakeEngine) -> Engine:
     return engine
 
 
-def judged_by(engine: Engine, residual_threshold: float | None) -> None:
-    """The same model with another threshold of the residual."""
+def judged_by(engine: Engine, residual_range: tuple[float, float] | None) -> None:
+    """The same model with another range of the usual residual."""
     model = engine.models.default
     assert isinstance(model.domain, Domain)
-    domain = replace(model.domain, residual_threshold=residual_threshold)
+    domain = replace(model.domain, residual_range=residual_range)
     engine.replace_models(Models([replace(model, domain=domain)]))
 
 
@@ -53,10 +53,10 @@ def test_the_residual_is_the_same_fresh_and_cached(trusting: Engine) -> None:
     assert fresh.domain.residual == residual(features_of(trusting, 6))
 
 
-def test_a_residual_beyond_its_threshold_advises_to_abstain(trusting: Engine) -> None:
+def test_an_unusual_residual_advises_to_abstain(trusting: Engine) -> None:
     known = residual(features_of(trusting, 6))
     assert known is not None
-    judged_by(trusting, 0.99 * known)
+    judged_by(trusting, (0.5 * known, 0.99 * known))
     with serving(trusting) as client:
         client.app.state.engine.result()  # type: ignore[attr-defined]
         answer = post(client, png(6))
@@ -67,14 +67,14 @@ def test_a_residual_beyond_its_threshold_advises_to_abstain(trusting: Engine) ->
             "distance": pytest.approx(answer.json()["domain"]["distance"]),
             "threshold": 1e9,
             "residual": known,
-            "residual_threshold": 0.99 * known,
+            "residual_range": [0.5 * known, 0.99 * known],
             "abstain": True,
         }
-        assert models[0]["residual_threshold"] == 0.99 * known
+        assert models[0]["residual_range"] == [0.5 * known, 0.99 * known]
         assert 'diffdgss_abstentions_total{model="vessels"} 1.0' in client.get("/metrics").text
 
 
-def test_a_residual_without_a_threshold_is_told_and_not_judged(trusting: Engine) -> None:
+def test_a_residual_without_a_range_is_told_and_not_judged(trusting: Engine) -> None:
     judged_by(trusting, None)
     score = trusting.segment(png(6)).domain
     assert score is not None
