@@ -34,7 +34,7 @@ class JobItem(BaseModel):
     """One photograph of a job.
 
     Attributes:
-        source: file below the folder that the operator allowed; None for an upload.
+        source: NAME/KEY of a folder that the operator allowed; None for an upload.
     """
 
     name: str
@@ -54,6 +54,7 @@ class JobRecord(BaseModel):
     options: Options
     suffix: str = Field(description="of the results' files")
     items: list[JobItem]
+    trouble: str | None = Field(default=None, description="why it does not go on")
 
     def count(self, state: str) -> int:
         """Photographs in a state."""
@@ -85,7 +86,7 @@ class Jobs:
         """A new job, its photographs written first, so that it is whole or not there.
 
         Args:
-            data: of uploads; sources: of files in a folder.
+            data: of uploads; sources: of photographs in a folder.
 
         Raises:
             Busy: too many are unfinished. Unavailable: it cannot be kept.

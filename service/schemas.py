@@ -185,6 +185,7 @@ class JobStatus(BaseModel):
     created: float = Field(description="seconds since 1970")
     finished: float | None
     problems: list[JobProblem] = Field(description="the first hundred")
+    trouble: str | None = Field(description="why it does not go on at present; it is tried again every minute")
     results: str = Field(description="where the ZIP is, once the job is finished")
 
 
