@@ -20,9 +20,10 @@ from starlette.middleware.cors import CORSMiddleware
 from service.context import Context
 from service.engine import Engine
 from service.envelope import Envelope, LastResort
-from service.errors import EXPECTED, NotReady, Unavailable, headers_of, status_of
+from service.errors import EXPECTED, NotReady, Unavailable, detail_of, headers_of, status_of
 from service.routes import features, health, jobs, models, page, segment
 from service.settings import Settings
+from store.errors import StoreError
 
 logger = structlog.get_logger(__name__)
 
@@ -92,10 +93,12 @@ def _reload_on_hangup(context: Context) -> None:
 async def _told(request: Request, error: Exception) -> JSONResponse:
     status = status_of(error)
     request.app.state.context.http.refused.labels(type(error).__name__).inc()
-    if status >= 500 and not isinstance(error, NotReady):  # whoever polls for readiness expects that
+    if (status >= 500 or isinstance(error, StoreError)) and not isinstance(
+        error, NotReady
+    ):  # whoever polls for readiness expects that
         log = logger.warning if isinstance(error, Unavailable) else logger.error
         log("request failed", problem=str(error), status=status)
-    return JSONResponse({"detail": str(error)}, status_code=status, headers=headers_of(error))
+    return JSONResponse({"detail": detail_of(error)}, status_code=status, headers=headers_of(error))
 
 
 async def _cannot_be_meant(_request: Request, error: Exception) -> JSONResponse:

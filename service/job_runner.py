@@ -12,7 +12,7 @@ import structlog
 
 from service.answers import Answer
 from service.engine import Engine
-from service.errors import EXPECTED, Unavailable
+from service.errors import EXPECTED, Unavailable, detail_of
 from service.flights import Flight, Ticket
 from service.jobs import JobRecord, Jobs
 from service.outputs import OUTPUTS, Source
@@ -142,7 +142,7 @@ class JobRunner:
         self._jobs.save(record)
 
     def _failed(self, record: JobRecord, number: int, error: Exception) -> None:
-        record.items[number].state, record.items[number].problem = "failed", str(error)
+        record.items[number].state, record.items[number].problem = "failed", detail_of(error)
         self._engine.metrics.job_images.labels("failed").inc()
         self._jobs.save(record)
 

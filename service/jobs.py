@@ -104,7 +104,8 @@ class Jobs:
                 self._objects.put(f"{record.id}/inputs/{i:05d}", one)
             self.save(record)
         except OSError as error:  # full, read-only or away
-            raise Unavailable(f"the job cannot be kept ({error}); ask again later", retry_after=60) from error
+            logger.warning("a job cannot be kept", problem=str(error))
+            raise Unavailable("the job cannot be kept; ask again later", retry_after=60) from error
         return record
 
     def get(self, job_id: str, owner: str) -> JobRecord:

@@ -93,7 +93,9 @@ def _block(engine: Engine, key: str, block: str, timestep: int | None) -> bytes:
     spec, entry_key, _ = _located(engine, key)
     try:
         maps = engine.storage.block(spec, entry_key, block, None if timestep is None else [timestep])
-    except (MissingEntry, SpecError) as error:
+    except MissingEntry as error:
+        raise NotFound("no such features here (any more)") from error
+    except SpecError as error:
         raise NotFound(str(error)) from error
     buffer = io.BytesIO()
     np.save(buffer, maps)
