@@ -22,6 +22,7 @@ from service.engine import Engine
 from service.envelope import Envelope, LastResort
 from service.errors import EXPECTED, NotReady, Unavailable, detail_of, headers_of, status_of
 from service.routes import features, health, jobs, models, page, segment
+from service.routes.segment import HEADERS
 from service.settings import Settings
 from store.errors import StoreError
 
@@ -71,7 +72,11 @@ def create_app(
     app.add_middleware(LastResort)  # the innermost, so that a failure is answered within all that surrounds it
     if settings.cors_origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=[*HEADERS, "X-Request-Id", "Retry-After", "Location"],
         )
     app.add_middleware(Envelope, metrics=context.http)
     return app
@@ -93,9 +98,8 @@ def _reload_on_hangup(context: Context) -> None:
 async def _told(request: Request, error: Exception) -> JSONResponse:
     status = status_of(error)
     request.app.state.context.http.refused.labels(type(error).__name__).inc()
-    if (status >= 500 or isinstance(error, StoreError)) and not isinstance(
-        error, NotReady
-    ):  # whoever polls for readiness expects that
+    worth_a_line = status >= 500 or isinstance(error, StoreError)
+    if worth_a_line and not isinstance(error, NotReady):  # whoever polls for readiness expects that
         log = logger.warning if isinstance(error, Unavailable) else logger.error
         log("request failed", problem=str(error), status=status)
     return JSONResponse({"detail": detail_of(error)}, status_code=status, headers=headers_of(error))

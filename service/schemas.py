@@ -5,8 +5,16 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonValue
 
 DISCLAIMER = "For research only; not a medical device."
+ID, SPEC = "8f" * 32, "42" * 32
+KEY = f"{SPEC[:16]}.{ID}"
+
+
+def _example(**fields: JsonValue) -> ConfigDict:
+    """OpenAPI's example of a schema."""
+    return ConfigDict(json_schema_extra={"examples": [fields]})
 
 
 class ClassResult(BaseModel):
@@ -59,8 +67,8 @@ class SegmentResponse(BaseModel):
         json_schema_extra={
             "examples": [
                 {
-                    "image_id": "8f" * 32, "key": "42d1c2ae8e0ab0c1." + "8f" * 32, "width": 1411, "height": 1411,
-                    "model": "vessels", "version": "0a1b2c3d4e5f", "spec": "42" * 32, "timesteps": [1, 10, 100, 500],
+                    "image_id": ID, "key": KEY, "width": 1411, "height": 1411,
+                    "model": "vessels", "version": "0a1b2c3d4e5f", "spec": SPEC, "timesteps": [1, 10, 100, 500],
                     "classes": [
                         {"id": 0, "name": "background", "colour": None, "pixels": 1850000, "share": 0.89,
                          "score": 0.97, "agreement": 0.99},
@@ -123,6 +131,18 @@ class BlockInfo(BaseModel):
 class FeaturesInfo(BaseModel):
     """Features of one photograph."""
 
+    model_config = _example(
+        key=KEY,
+        image_id=ID,
+        spec=SPEC,
+        timesteps=[1, 10, 100, 500],
+        blocks=[{"name": "block_2", "shape": [4, 96, 64, 64]}],
+        cached=False,
+        forwards=4,
+        bytes=47300000,
+        models=["vessels"],
+    )
+
     key: str
     image_id: str
     spec: str
@@ -136,6 +156,24 @@ class FeaturesInfo(BaseModel):
 
 class ModelInfo(BaseModel):
     """One model."""
+
+    model_config = _example(
+        name="vessels",
+        version="0a1b2c3d4e5f",
+        default=True,
+        classes=["background", "vessel"],
+        colours=["#1fe0ff"],
+        timesteps=[1, 10, 100, 500],
+        spec=SPEC,
+        backbone="01" * 32,
+        resolution=512,
+        domain_threshold=2.85,
+        residual_range=[0.0049, 0.0067],
+        metrics={"dice": 0.68},
+        training_images=21,
+        licence="Apache-2.0",
+        disclaimer=DISCLAIMER,
+    )
 
     name: str
     version: str
@@ -159,6 +197,10 @@ class ModelInfo(BaseModel):
 class Ready(BaseModel):
     """The service answers; ``degraded`` if it does so without its store."""
 
+    model_config = _example(
+        status="degraded", model="vessels", spec=SPEC, models=["vessels"], store={"write": "no room left"}
+    )
+
     status: Literal["ready", "degraded"]
     model: str
     spec: str
@@ -176,6 +218,20 @@ class JobProblem(BaseModel):
 class JobStatus(BaseModel):
     """How far a job is."""
 
+    model_config = _example(
+        id="0f" * 16,
+        state="running",
+        total=120,
+        done=40,
+        failed=1,
+        progress=0.34,
+        created=1750000000.0,
+        finished=None,
+        problems=[{"name": "eye.png", "detail": "eye.png: damaged or truncated image"}],
+        trouble=None,
+        results=f"/v1/jobs/{'0f' * 16}/results",
+    )
+
     id: str
     state: str = Field(description="queued, running, done or cancelled")
     total: int
@@ -191,5 +247,7 @@ class JobStatus(BaseModel):
 
 class Reloaded(BaseModel):
     """The models that answer from now on."""
+
+    model_config = _example(models=["vessels"])
 
     models: list[str]

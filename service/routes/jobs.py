@@ -16,6 +16,7 @@ from service.jobs import FINISHED, JobRecord
 from service.options import Options, merged
 from service.outputs import negotiated
 from service.routes.problems import problems
+from service.routes.segment import OPTION_FIELDS
 from service.schemas import JobProblem, JobStatus
 from service.uploads import received
 
@@ -31,7 +32,11 @@ _BODY: dict[str, Any] = {
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
-                    "properties": {"image": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                    "properties": {
+                        "image": {"type": "array", "items": {"type": "string", "format": "binary"}},
+                        "folder": {"type": "string", "description": "as X-Folder"},
+                    }
+                    | OPTION_FIELDS,
                 }
             }
         },
@@ -81,21 +86,26 @@ async def start(
     return _status(record)
 
 
-@router.get("/v1/jobs", response_model=list[JobStatus], responses=problems(401, 429), operation_id="list_jobs")
+@router.get("/v1/jobs", response_model=list[JobStatus], responses=problems(401, 429, 503), operation_id="list_jobs")
 async def listed(context: Shared, key: Admitted) -> list[JobStatus]:
     """The jobs of this key that are still kept, the oldest first."""
     records = await run_in_threadpool(context.jobs.all)
     return [_status(record) for record in records if record.owner == key]
 
 
-@router.get("/v1/jobs/{job_id}", response_model=JobStatus, responses=problems(401, 404, 429), operation_id="read_job")
+@router.get(
+    "/v1/jobs/{job_id}", response_model=JobStatus, responses=problems(401, 404, 429, 503), operation_id="read_job"
+)
 async def read(job_id: _ID, context: Shared, key: Admitted) -> JobStatus:
     """How far a job is."""
     return _status(await run_in_threadpool(context.jobs.get, job_id, key))
 
 
 @router.delete(
-    "/v1/jobs/{job_id}", response_model=JobStatus, responses=problems(401, 404, 409, 429), operation_id="cancel_job"
+    "/v1/jobs/{job_id}",
+    response_model=JobStatus,
+    responses=problems(401, 404, 409, 429, 503),
+    operation_id="cancel_job",
 )
 async def cancel(job_id: _ID, context: Shared, key: Admitted) -> JobStatus:
     """Stop a job behind the photograph it is at; what is done can still be fetched."""
@@ -106,7 +116,7 @@ async def cancel(job_id: _ID, context: Shared, key: Admitted) -> JobStatus:
 @router.get(
     "/v1/jobs/{job_id}/results",
     response_class=StreamingResponse,
-    responses=problems(401, 404, 409, 429)
+    responses=problems(401, 404, 409, 429, 503)
     | {200: {"content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}}},
     operation_id="read_job_results",
 )

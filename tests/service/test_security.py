@@ -24,7 +24,7 @@ from store import FeatureStore
 from tests.service.conftest import png, post, serving
 
 MakeEngine = Callable[..., Engine]
-OPEN = ("/", "/healthz", "/readyz", "/metrics", "/openapi.json", "/v2/health/live", "/v2/health/ready")
+OPEN = ("/", "/healthz", "/readyz", "/metrics", "/openapi.json", "/v2", "/v2/health/live", "/v2/health/ready")
 
 
 def test_keys_are_known_by_name_and_held_as_hashes() -> None:
@@ -109,6 +109,10 @@ def test_other_origins_may_not_ask_unless_they_are_named(shared_engine: Engine) 
         client.app.state.context.engine.set_result(shared_engine)  # type: ignore[attr-defined]
         answer = client.get("/healthz", headers={"Origin": "https://clinic.example"})
         assert answer.headers.get("access-control-allow-origin") == allowed
+        if allowed is not None:
+            assert {"X-Abstain", "X-Image-Id", "Retry-After"} <= set(
+                answer.headers["access-control-expose-headers"].split(", ")
+            )
         other = client.get("/healthz", headers={"Origin": "https://evil.example"})
         assert "access-control-allow-origin" not in other.headers
 
