@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from extractor.backbone import Backbone
 from extractor.errors import BackboneError, NonFiniteActivation
 from extractor.images import MAX_PIXELS, decode_image, image_id
-from extractor.inversion import Step, anchor, diffuse, invert
+from extractor.inversion import Step, anchor, diffuse, invert, residual
 from extractor.photometric import camera_rendering
 from extractor.preprocess import NetworkInput, preprocess
 from extractor.stages import Stages
@@ -111,9 +111,13 @@ class Extractor:
 
     def _features(self, prepared: Sequence[Prepared]) -> list[Features]:
         x0 = self._on_device(torch.cat([one.input.x0 for one in prepared]))
+        inside = self._on_device(torch.from_numpy(np.stack([one.input.fov for one in prepared])))
+        residuals: dict[int, torch.Tensor] = {}
         steps: dict[str, list[Encoded]] = {block.name: [] for block in self.spec.blocks}
         started, encoding = time.perf_counter(), 0.0
         for step in self.walk(x0, prepared):
+            if step.x0_hat is not None:  # stays on the device: asking for it now would wait for the network
+                residuals[step.t] = residual(step.x0_hat, x0, inside)
             step_done = time.perf_counter()
             for name, maps in step.features.items():
                 steps[name].append(self.codec.encode(name, maps, self._copies or at_once))
@@ -128,18 +132,19 @@ class Extractor:
                 {name: stacked([encoded[i] for encoded in at]) for name, at in steps.items()},
                 one.input.fov,
                 one.input.geometry,
+                {t: float(at[i]) for t, at in residuals.items()},
             )
             for i, one in enumerate(prepared)
         ]
 
-    def _on_device(self, x0: torch.Tensor) -> torch.Tensor:
-        """x0 where the network is; to a CUDA device from page-locked memory, without waiting."""
+    def _on_device(self, values: torch.Tensor) -> torch.Tensor:
+        """The same where the network is; to a CUDA device from page-locked memory, without waiting."""
         if self._copies is None:
-            return x0.to(self.backbone.device)
-        return x0.pin_memory().to(self.backbone.device, non_blocking=True)
+            return values.to(self.backbone.device)
+        return values.pin_memory().to(self.backbone.device, non_blocking=True)
 
     def walk(self, x0: torch.Tensor, prepared: Sequence[Prepared]) -> Iterator[Step]:
-        """The spec's trajectory of x0, float32 (b, 3, R, R), with the maps at every kept timestep."""
+        """The spec's trajectory of x0, float32 (b, 3, R, R); steps at kept timesteps have the maps."""
         spec, blocks = self.spec, [block.name for block in self.spec.blocks]
         match spec.trajectory:
             case "ddim":

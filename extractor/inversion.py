@@ -5,8 +5,7 @@ x_t    state at timestep t, float32, same shape
 a_t    alphas_cumprod[t], float64
 grid   strictly increasing timesteps; the photograph is taken as the state at grid[0]
 
-Each trajectory yields one ``Step`` for every timestep that is kept. ``invert`` is DiffDGSS (MICCAI
-2024), Eq. 6:
+Each trajectory yields one ``Step`` for every timestep. ``invert`` is DiffDGSS (MICCAI 2024), Eq. 6:
 
     eps    = (sqrt(1 / a_t) x_t - x0_hat) / sqrt(1 / a_t - 1)
     x_next = sqrt(a_next) x0_hat + sqrt(1 - a_next) eps
@@ -53,7 +52,7 @@ def invert(
     """Deterministic DDIM inversion: one forward for every timestep of the grid.
 
     Args:
-        keep: the timesteps that are yielded; all of the grid if None.
+        keep: the timesteps whose features are taken; all of the grid if None.
         clip: x0_hat is clipped to [-1, 1].
         final_estimate: compute x0_hat at the last timestep too, where only features are needed.
     """
@@ -66,8 +65,7 @@ def invert(
         x0_hat, features = backbone.estimate(x, t, blocks if kept else (), features_only=features_only)
         if x0_hat is not None and clip:
             x0_hat = x0_hat.clamp(-1, 1)
-        if kept:
-            yield Step(t, x, features, x0_hat)
+        yield Step(t, x, features, x0_hat)
         if t_next is not None:
             assert x0_hat is not None
             x = ddim_step(backbone.schedule, x, x0_hat, t, t_next)
@@ -117,6 +115,17 @@ def _apart(
         parts = {name: m.chunk(len(ts)) for name, m in maps.items()}
         for i, t in enumerate(ts):
             yield Step(t, states[t], {name: part[i] for name, part in parts.items()}, None)
+
+
+def residual(x0_hat: torch.Tensor, x0: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+    """How far an estimate is from the image: mean squared difference, float32 (b,), of values in [-1, 1].
+
+    Args:
+        x0_hat, x0: float32 (b, 3, R, R).
+        inside: bool (b, R, R), where it is asked about; 0 for an image that is nowhere inside.
+    """
+    squared = (x0_hat - x0).square().mean(dim=1) * inside
+    return squared.sum(dim=(-2, -1)) / inside.sum(dim=(-2, -1)).clamp(min=1)
 
 
 def reconstruct(backbone: Backbone, x: torch.Tensor, grid: Sequence[int], *, clip: bool = False) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""How far a photograph's features are from those that an interpreter was fitted to.
+"""How far a photograph is from those that an interpreter was fitted to: by its features, and by its inversion.
 
 A photograph's descriptor is, for every block, timestep and channel, the mean and the logarithm of the
 standard deviation of its feature map: where and how strongly the backbone responds, not to what. The
@@ -9,13 +9,17 @@ distance is Mahalanobis's, divided by the root of the descriptor's length.
     t  timesteps    c  channels of a block    n  images    d = 2 sum_blocks(t c) numbers of a descriptor
 
 The threshold is fitted without the image it judges: each training image is measured against the others.
+
+The second figure is the inversion's residual: how badly the backbone guesses the clean photograph from itself on
+the way up the noise grid. Nothing is fitted to tell it but the range of the usual; what is easier to guess than a
+fundus is as suspicious as what is harder (docs/decisions/0012-trust.md).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +39,9 @@ DOMAIN_FILE = "domain.safetensors"
 QUANTILE = 0.99
 MARGIN = 1.1
 LEAST = 5
+Range = tuple[float, float]
 _FLOOR = 1e-6
+_LEAST_SQUARE = 1e-18
 
 
 @dataclass(frozen=True)
@@ -45,15 +51,28 @@ class DomainScore:
     Attributes:
         distance: root mean square of whitened numbers; about 1 for photographs like the training images.
         threshold: fitted on training images; larger distances are shifts.
+        residual: of the inversion, in units of the network's range [-1, 1]; None where it was not kept.
+        residual_range: the usual, fitted on training images; None where residuals are not judged.
     """
 
     distance: float
     threshold: float
+    residual: float | None = None
+    residual_range: Range | None = None
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Names of the figures that are unusual: ``distance``, ``residual``."""
+        found = ["distance"] if self.distance > self.threshold else []
+        if self.residual is not None and self.residual_range is not None:
+            lowest, highest = self.residual_range
+            found += [] if lowest <= self.residual <= highest else ["residual"]
+        return tuple(found)
 
     @property
     def abstain(self) -> bool:
         """Whether the answer should not be relied on."""
-        return self.distance > self.threshold
+        return bool(self.reasons)
 
 
 @dataclass(frozen=True)
@@ -68,6 +87,7 @@ class Domain:
         variances: float64 (m,), shrunk variances along them.
         rest: shrunk variance in every other direction.
         threshold: of the distance.
+        residual_range: of the inversion's residual; None where that of the training images is not known.
     """
 
     spec: str
@@ -77,10 +97,12 @@ class Domain:
     variances: NDArray[np.float64]
     rest: float
     threshold: float
+    residual_range: Range | None = None
 
     def score(self, features: Features, codec: Codec) -> DomainScore:
-        """The distance of a photograph, with its features as they are stored."""
-        return DomainScore(self.distance(descriptor(features, codec)), self.threshold)
+        """Distance and residual of a photograph, with its features as they are stored."""
+        distance = self.distance(descriptor(features, codec))
+        return DomainScore(distance, self.threshold, residual(features), self.residual_range)
 
     def distance(self, described: NDArray[np.float64]) -> float:
         """The distance of a descriptor, float64 (d,)."""
@@ -93,7 +115,10 @@ class Domain:
         """Write ``domain.safetensors`` beside the interpreter; returns its path."""
         path, partial = folder / DOMAIN_FILE, folder / f"{DOMAIN_FILE}.tmp"
         arrays = {name: np.ascontiguousarray(getattr(self, name), np.float32) for name in _ARRAYS}
-        save_file(arrays, partial, {"spec": self.spec, "numbers": json.dumps([self.rest, self.threshold])})
+        metadata = {"spec": self.spec, "numbers": json.dumps([self.rest, self.threshold])}
+        if self.residual_range is not None:
+            metadata["residual_range"] = json.dumps(self.residual_range)
+        save_file(arrays, partial, metadata)
         partial.rename(path)
         return path
 
@@ -110,11 +135,30 @@ def descriptor(features: Features, codec: Codec) -> NDArray[np.float64]:
     return np.concatenate(parts).astype(np.float64)
 
 
-def fit_domain(spec: FeatureSpec, descriptors: Sequence[NDArray[np.float64]] | Iterable[NDArray[np.float64]]) -> Domain:
+def residual(features: Features) -> float | None:
+    """The inversion's residual, in units of the network's range [-1, 1]; None where it was not kept.
+
+    At every step of the grid but the last the network estimates the photograph; the root mean square of what it
+    misses by, inside the field of view, is averaged over the steps as a geometric mean, since it is a hundred
+    times larger at the last of them than at the first.
+    """
+    if not features.residuals:
+        return None
+    squares = np.maximum(list(features.residuals.values()), _LEAST_SQUARE)
+    return float(np.exp(np.log(squares).mean() / 2))
+
+
+def fit_domain(
+    spec: FeatureSpec, descriptors: Iterable[NDArray[np.float64]], residuals: Sequence[float | None] = ()
+) -> Domain:
     """Statistics of training images' descriptors, and a threshold from leaving each image out.
 
     The threshold is the 0.99 quantile of the left-out images' distances, with a margin of a tenth: of a few
-    dozen images that quantile is nearly their maximum.
+    dozen images that quantile is nearly their maximum. The residuals' range reaches from their 0.01 quantile to the
+    0.99 quantile, with the same margin on either side.
+
+    Args:
+        residuals: of the same images; residuals are not judged if one is not known, or none is given.
 
     Raises:
         TrainingDataError: fewer than five images.
@@ -125,7 +169,7 @@ def fit_domain(spec: FeatureSpec, descriptors: Sequence[NDArray[np.float64]] | I
     left_out = [_gaussian(spec, np.delete(described, i, 0)).distance(one) for i, one in enumerate(described)]
     whole = _gaussian(spec, described)
     threshold = MARGIN * float(np.quantile(left_out, QUANTILE))
-    return Domain(whole.spec, whole.mean, whole.scale, whole.directions, whole.variances, whole.rest, threshold)
+    return replace(whole, threshold=threshold, residual_range=_usual(residuals))
 
 
 def domain_of(card: Card, store: FeatureStore) -> Domain:
@@ -141,7 +185,12 @@ def domain_of(card: Card, store: FeatureStore) -> Domain:
             f"trained on, {missing[0][:12]} among them; extract them first"
         )
     codec = store.codec(card.spec)
-    return fit_domain(card.spec, (descriptor(store.entry(card.spec, Key(one)).features(), codec) for one in ids))
+    descriptors, residuals = [], []
+    for one in ids:
+        features = store.entry(card.spec, Key(one)).features()
+        descriptors.append(descriptor(features, codec))
+        residuals.append(residual(features))
+    return fit_domain(card.spec, descriptors, residuals)
 
 
 def load_domain(folder: Path, spec: FeatureSpec) -> Domain | None:
@@ -158,12 +207,22 @@ def load_domain(folder: Path, spec: FeatureSpec) -> Domain | None:
             metadata = file.metadata()
             arrays = {name: file.get_tensor(name).astype(np.float64) for name in _ARRAYS}
         rest, threshold = json.loads(metadata["numbers"])
-        digest = metadata["spec"]
+        digest, usual = metadata["spec"], json.loads(metadata.get("residual_range", "null"))
+        residual_range = None if usual is None else (float(usual[0]), float(usual[1]))
     except Exception as error:  # safetensors raises different types for damaged files
         raise CheckpointError(f"{path}: cannot be read ({error}); fit the domain again") from error
     if digest != spec.digest:
         raise CheckpointError(f"{path}: made of features {digest[:12]}, the interpreter reads {spec.digest[:12]}")
-    return Domain(digest, **arrays, rest=float(rest), threshold=float(threshold))
+    return Domain(digest, **arrays, rest=float(rest), threshold=float(threshold), residual_range=residual_range)
+
+
+def _usual(residuals: Sequence[float | None]) -> Range | None:
+    """The range that training images leave room for; None where one of them is not known."""
+    known = [one for one in residuals if one is not None]
+    if not known or len(known) < len(residuals):
+        return None
+    lowest, highest = np.quantile(known, [1 - QUANTILE, QUANTILE])
+    return float(lowest) / MARGIN, float(highest) * MARGIN
 
 
 def _gaussian(spec: FeatureSpec, described: NDArray[np.float64]) -> Domain:

@@ -32,7 +32,11 @@ def fit(
     domain = domain_of(card, FeatureStore(store, read_only=True))
     shipped = MODELS / model
     path = domain.save(shipped if "/" not in model and shipped.is_dir() else Path(model))
-    console.out.print(f"{path}: threshold {domain.threshold:.2f}, {len(domain.mean)} numbers of an image")
+    usual = domain.residual_range
+    console.out.print(
+        f"{path}: distance up to {domain.threshold:.2f}, {len(domain.mean)} numbers of an image; residual "
+        + ("not judged, some features were stored without" if usual is None else f"{usual[0]:.2g} to {usual[1]:.2g}")
+    )
 
 
 def main() -> NoReturn:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from interpreter.domain import DomainScore
-from interpreter.prediction import Prediction
+from interpreter.prediction import Prediction, vote
 from store.geometry import Geometry, Interpolation
 
 
@@ -127,6 +127,37 @@ def of_classes(answer: Answer, names: Sequence[str]) -> Answer:
 
     prediction = replace(answer.prediction, labels=kept(answer.prediction.labels))
     return replace(answer, labels=kept(answer.labels), prediction=prediction)
+
+
+def of_field_of_view(
+    image_id: str, fov: NDArray[np.bool_], resolution: int, seconds: dict[str, float], warnings: tuple[str, ...]
+) -> Answer:
+    """The field of view as an answer of two classes.
+
+    Args:
+        fov: bool (H, W).
+        resolution: R.
+    """
+    geometry = Geometry.whole(fov.shape[0], fov.shape[1], resolution)
+    square = geometry.apply(fov).astype(np.bool_)
+    return Answer(
+        image_id=image_id,
+        model="field of view",
+        version="1",
+        spec="",
+        classes=("outside", "field of view"),
+        colours=("#ffffff",),
+        timesteps=(0,),
+        labels=fov.astype(np.uint8),
+        prediction=vote(np.stack([~square, square]).astype(np.float32)[None]),
+        fov=np.ones_like(square),
+        geometry=geometry,
+        cached=False,
+        forwards=0,
+        bytes_stored=0,
+        seconds=seconds,
+        warnings=warnings,
+    )
 
 
 def feature_key(spec: str, image_id: str) -> str:

@@ -19,10 +19,12 @@ from starlette.middleware.cors import CORSMiddleware
 
 from service.context import Context
 from service.engine import Engine
-from service.envelope import Envelope
-from service.errors import EXPECTED, NotReady, Unavailable, headers_of, status_of
+from service.envelope import Envelope, LastResort
+from service.errors import EXPECTED, NotReady, Unavailable, detail_of, headers_of, status_of
 from service.routes import features, health, jobs, models, page, segment
+from service.routes.segment import HEADERS
 from service.settings import Settings
+from store.errors import StoreError
 
 logger = structlog.get_logger(__name__)
 
@@ -65,12 +67,16 @@ def create_app(
         app.add_exception_handler(kind, _told)
     app.add_exception_handler(RequestValidationError, _cannot_be_meant)
     app.add_exception_handler(HTTPException, _refused)
-    app.add_exception_handler(Exception, _broken)
     for routes in (page, health, segment, features, jobs, models):
         app.include_router(routes.router)
+    app.add_middleware(LastResort)  # the innermost, so that a failure is answered within all that surrounds it
     if settings.cors_origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=[*HEADERS, "X-Request-Id", "Retry-After", "Location"],
         )
     app.add_middleware(Envelope, metrics=context.http)
     return app
@@ -92,10 +98,11 @@ def _reload_on_hangup(context: Context) -> None:
 async def _told(request: Request, error: Exception) -> JSONResponse:
     status = status_of(error)
     request.app.state.context.http.refused.labels(type(error).__name__).inc()
-    if status >= 500 and not isinstance(error, NotReady):  # whoever polls for readiness expects that
+    worth_a_line = status >= 500 or isinstance(error, StoreError)
+    if worth_a_line and not isinstance(error, NotReady):  # whoever polls for readiness expects that
         log = logger.warning if isinstance(error, Unavailable) else logger.error
         log("request failed", problem=str(error), status=status)
-    return JSONResponse({"detail": str(error)}, status_code=status, headers=headers_of(error))
+    return JSONResponse({"detail": detail_of(error)}, status_code=status, headers=headers_of(error))
 
 
 async def _cannot_be_meant(_request: Request, error: Exception) -> JSONResponse:
@@ -109,9 +116,3 @@ async def _refused(_request: Request, error: Exception) -> JSONResponse:
     """Routes and methods that do not exist."""
     assert isinstance(error, HTTPException)
     return JSONResponse({"detail": str(error.detail)}, status_code=error.status_code, headers=error.headers)
-
-
-async def _broken(_request: Request, error: Exception) -> JSONResponse:
-    """What nobody expected: said without its text, which is for the log."""
-    logger.error("unexpected error", kind=type(error).__name__, problem=str(error))
-    return JSONResponse({"detail": "internal error; the log of the service has more"}, status_code=500)

@@ -76,8 +76,23 @@ def _check(settings: Settings) -> None:
     console.out.print(f"store {settings.store_location}: {troubles or 'can be read and written'}", highlight=False)
     console.out.print(keys, highlight=False)
     engine.close()
-    if troubles:
+    if not _folders_are_read(settings) or troubles:
         raise typer.Exit(console.Exit.FAILED)
+
+
+def _folders_are_read(settings: Settings) -> bool:
+    """Say of each folder of jobs how much is in it, or what is wrong with it."""
+    from service.sources import Sources
+
+    sources, fine = Sources(settings.folders, settings.store_timeout), True
+    for name in settings.folders:
+        try:
+            told = f"{len(sources.keys(name))} photographs"
+        except EXPECTED as error:
+            told, fine = str(error), False
+        console.out.print(f"folder {name}: {told}", highlight=False)
+    sources.close()
+    return fine
 
 
 def _serve(settings: Settings, chosen: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import TypeAdapter
 
-from service.schemas import FeaturesInfo, JobStatus, ModelInfo, Ready, SegmentResponse
+from service.schemas import FeaturesInfo, JobStatus, ModelInfo, Ready, Reloaded, SegmentResponse
 
 Photograph = Path | bytes
 
@@ -91,6 +91,10 @@ class Client:
         response = self._asked("POST", "/v1/features", params=options, files=[_file(photograph)])
         return FeaturesInfo.model_validate_json(response.content)
 
+    def stored_features(self, key: str) -> FeaturesInfo:
+        """What is kept under a key; Refused where there is nothing (any more)."""
+        return FeaturesInfo.model_validate_json(self._asked("GET", f"/v1/features/{key}").content)
+
     def block(self, key: str, block: str, timestep: int | None = None) -> NDArray[np.float32]:
         """One block of stored features, float32 (t, c, h, w)."""
         options: dict[str, Any] = {"block": block} | ({} if timestep is None else {"timestep": timestep})
@@ -101,6 +105,10 @@ class Client:
     def models(self) -> list[ModelInfo]:
         """Every model, the default first."""
         return TypeAdapter(list[ModelInfo]).validate_json(self._asked("GET", "/v1/models").content)
+
+    def reload(self) -> list[str]:
+        """Have settings, keys and models read anew; the names of the models. For keys that the operator named."""
+        return Reloaded.model_validate_json(self._asked("POST", "/v1/reload").content).models
 
     def ready(self) -> Ready:
         """Whether the service is ready; Refused while it is not."""
@@ -116,6 +124,10 @@ class Client:
     def job(self, job_id: str) -> JobStatus:
         """How far a job is."""
         return JobStatus.model_validate_json(self._asked("GET", f"/v1/jobs/{job_id}").content)
+
+    def jobs(self) -> list[JobStatus]:
+        """The jobs of this key that are still kept, the oldest first."""
+        return TypeAdapter(list[JobStatus]).validate_json(self._asked("GET", "/v1/jobs").content)
 
     def cancel_job(self, job_id: str) -> JobStatus:
         """Stop a job."""

@@ -12,15 +12,17 @@ import structlog
 from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 
-from service.engine import Engine, Limits
+from service.engine import Engine
 from service.errors import Abandoned, Conflict, NotReady
 from service.flights import Flight, Ticket, late
 from service.job_runner import JobRunner
 from service.jobs import Jobs
 from service.metrics import HttpMetrics, Metrics
 from service.models import load_models
+from service.question import Limits
 from service.security import Admission, Keys, presented_key
 from service.settings import Settings
+from service.sources import Sources
 from service.storage import Storage
 from store.feature_store import FeatureStore
 from store.objects import open_objects
@@ -51,6 +53,7 @@ class Context:
         self.runner: JobRunner | None = None
         self.jobs = Jobs(open_objects(settings.jobs_location), settings.max_jobs, settings.job_hours)
         self.http = HttpMetrics()
+        self.sources = Sources({})
         self._reloading = threading.Lock()
         self._adopt(settings)
 
@@ -58,7 +61,7 @@ class Context:
         """Load the models; jobs that were interrupted go on as soon as they are there."""
         try:
             engine = self._load()
-            self.runner = JobRunner(self.jobs, engine, self.settings)
+            self.runner = JobRunner(self.jobs, engine, self.settings, self.sources)
             self.runner.start()
         except Exception as error:
             logger.exception("models could not be loaded")
@@ -90,6 +93,7 @@ class Context:
         """Jobs stop behind the image they are at; what has begun is finished."""
         if self.runner is not None:
             self.runner.stop()
+        self.sources.close()
         if self.engine.done() and self.engine.exception() is None:
             self.engine.result().close()
 
@@ -104,6 +108,10 @@ class Context:
     def _adopt(self, settings: Settings) -> None:
         self.settings = settings
         self.keys = Keys(settings.api_keys)
+        former, self.sources = self.sources, Sources(settings.folders, settings.store_timeout)
+        if self.runner is not None:
+            self.runner.adopt(settings, self.sources)
+        former.close()
         self.admission = Admission(settings.rate, settings.key_requests, settings.max_requests)
 
 

@@ -10,12 +10,8 @@ H, W  native size of the photograph      R  network's square
 
 from __future__ import annotations
 
-import copy
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,107 +24,21 @@ from extractor.field_of_view import find_field_of_view
 from extractor.images import MAX_PIXELS, image_id
 from extractor.preprocess import NetworkInput
 from interpreter.checkpoint import Card
-from interpreter.domain import Domain, DomainScore
-from interpreter.network import Interpreter
-from interpreter.prediction import segment, vote
-from service.answers import Answer, AnswerCache, feature_key
+from interpreter.domain import DomainScore
+from interpreter.prediction import segment
+from service.answers import Answer, AnswerCache, feature_key, of_field_of_view
 from service.device import Device
 from service.errors import NotFound
 from service.flights import Flight, Flights, Ticket
 from service.metrics import Metrics
 from service.models import Model, Models, load_models
-from service.photographs import FORMATS, decode_photograph, quality_warnings
+from service.photographs import decode_photograph, quality_warnings
+from service.question import Kept, Limits, Question, Work, at_timesteps, subset
 from service.shared import Shared
 from service.storage import Storage
 from store.feature_store import FeatureStore
 from store.features import Features, Key
 from store.geometry import Geometry
-from store.spec import FeatureSpec
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How much an engine does at once, and what it reads.
-
-    Attributes:
-        max_pixels: of one image.
-        formats: that are read.
-        batch: images inverted together; ``batch_wait`` seconds are waited for them.
-        queue: images at work or waiting.
-        answers_bytes: memory for finished answers.
-        store_timeout: seconds until a store that hangs is left alone.
-        memory_bytes: of features, where the store is memory; None keeps all.
-    """
-
-    max_pixels: int = MAX_PIXELS
-    formats: tuple[str, ...] = FORMATS
-    batch: int = 1
-    batch_wait: float = 0.01
-    queue: int = 32
-    answers_bytes: int = 0
-    store_timeout: float = 60.0
-    memory_bytes: int | None = None
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is asked about one photograph.
-
-    Attributes:
-        image_id: sha256 of its bytes.
-        data: the bytes; None where its features must be in the store.
-        name: for messages.
-        model: reads them.
-        timesteps: that vote; all of the model's if None.
-    """
-
-    image_id: str
-    data: bytes | None
-    name: str
-    model: Model
-    timesteps: tuple[int, ...] | None = None
-
-    @property
-    def key(self) -> tuple[object, ...]:
-        """Equal for questions with equal answers."""
-        return self.image_id, self.model.name, self.model.version, self.timesteps
-
-
-@dataclass
-class _Work:
-    """Bookkeeping of one answer."""
-
-    metrics: Metrics
-    wanted: Callable[[], bool]
-    seconds: dict[str, float] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-    bytes_stored: int = 0
-    forwards: int = 0
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        passed = time.perf_counter() - started
-        self.seconds[name] = self.seconds.get(name, 0.0) + passed
-        self.metrics.observe(name, passed)
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Features that have been made or found.
-
-    Attributes:
-        key: what ``/v1/features`` calls them.
-        spec: what they are.
-    """
-
-    key: str
-    image_id: str
-    spec: FeatureSpec
-    cached: bool
-    forwards: int
-    warnings: tuple[str, ...]
 
 
 class Engine:
@@ -193,7 +103,7 @@ class Engine:
     ) -> Question:
         """What is asked; NotFound for a model that is not here, SpecError for timesteps that it does not have."""
         chosen = self.models.get(model)
-        return Question(image_id(data), data, name, chosen, _subset(chosen.card.spec, timesteps))
+        return Question(image_id(data), data, name, chosen, subset(chosen.card.spec, timesteps))
 
     def question_by_key(self, key: str, model: str | None, timesteps: Sequence[int] | None = None) -> Question:
         """The same of features that are in the store already.
@@ -205,7 +115,7 @@ class Engine:
         reader = self.models.get(model) if model is not None else self.models.of_spec(digest)
         if reader is None or not reader.card.spec.digest.startswith(digest):
             raise NotFound(f"no model here reads features of the spec {digest}; see /v1/models")
-        return Question(image, None, key, reader, _subset(reader.card.spec, timesteps))
+        return Question(image, None, key, reader, subset(reader.card.spec, timesteps))
 
     def finished(self, asked: Question) -> Answer | None:
         """The answer, if it is known already."""
@@ -271,13 +181,13 @@ class Engine:
     def _answer(self, asked: Question, flight: Flight[Any]) -> Answer:
         if (known := self.finished(asked)) is not None:  # finished between the question and its turn
             return known
-        work, model = _Work(self.metrics, lambda: flight.wanted), asked.model
+        work, model = Work(self.metrics, lambda: flight.wanted), asked.model
         features, cached = self._features(asked, work)
         flight.check()
         with work.stage("interpret"):
-            reader, read = _at_timesteps(model.interpreter, features, asked.timesteps)
+            reader, read = at_timesteps(model.interpreter, features, asked.timesteps)
             prediction, labels = self.device.run(lambda: segment(reader, read), work.wanted)
-            score = _scored(model, features)
+            score = _scored(model, features, work.warnings)
         answer = Answer(
             image_id=asked.image_id,
             model=model.name,
@@ -303,16 +213,21 @@ class Engine:
 
     def _count(self, answer: Answer) -> None:
         self.metrics.answers.labels(answer.model, "store" if answer.cached else "inverted").inc()
-        if answer.domain is not None and answer.domain.abstain:
+        if (score := answer.domain) is None:
+            return
+        self.metrics.distance.labels(answer.model).observe(score.distance)
+        if score.residual is not None:
+            self.metrics.residual.labels(answer.model).observe(score.residual)
+        if score.abstain:
             self.metrics.abstentions.labels(answer.model).inc()
 
     def _kept(self, asked: Question, flight: Flight[Any]) -> Kept:
-        work, spec = _Work(self.metrics, lambda: flight.wanted), asked.model.card.spec
+        work, spec = Work(self.metrics, lambda: flight.wanted), asked.model.card.spec
         _, cached = self._features(asked, work)
         key = feature_key(spec.digest, asked.image_id)
         return Kept(key, asked.image_id, spec, cached, work.forwards, tuple(work.warnings))
 
-    def _features(self, asked: Question, work: _Work) -> tuple[Features, bool]:
+    def _features(self, asked: Question, work: Work) -> tuple[Features, bool]:
         """The features of a photograph, and whether they were in the store."""
         key, model = Key(asked.image_id), asked.model
         pixels: NDArray[np.uint8] | None = None
@@ -334,7 +249,7 @@ class Engine:
         return self._shared.once((model.card.spec.digest, key), work.wanted, found_or_made)
 
     def _extracted(
-        self, pixels: NDArray[np.uint8], asked: Question, key: Key, work: _Work, wanted: Callable[[], bool]
+        self, pixels: NDArray[np.uint8], asked: Question, key: Key, work: Work, wanted: Callable[[], bool]
     ) -> Features:
         """Invert and store; an answer is given even if that fails. The maps are in the store's own type."""
         extractor, card = asked.model.extractor, asked.model.card
@@ -350,31 +265,12 @@ class Engine:
         return features
 
     def _field_of_view(self, data: bytes, image: str, name: str) -> Answer:
-        work = _Work(self.metrics, lambda: True)
+        work = Work(self.metrics, lambda: True)
         with self._preparing, work.stage("decode"):
             pixels = decode_photograph(data, name, self.limits.max_pixels, self.limits.formats)
             fov = find_field_of_view(pixels, name)
-        resolution = self.card.spec.resolution
-        geometry = Geometry.whole(fov.shape[0], fov.shape[1], resolution)
-        square = geometry.apply(fov).astype(np.bool_)
-        return Answer(
-            image_id=image,
-            model="field of view",
-            version="1",
-            spec="",
-            classes=("outside", "field of view"),
-            colours=("#ffffff",),
-            timesteps=(0,),
-            labels=fov.astype(np.uint8),
-            prediction=vote(np.stack([~square, square]).astype(np.float32)[None]),
-            fov=np.ones_like(square),
-            geometry=geometry,
-            cached=False,
-            forwards=0,
-            bytes_stored=0,
-            seconds=work.seconds,
-            warnings=tuple(quality_warnings(pixels, fov)),
-        )
+        warnings = tuple(quality_warnings(pixels, fov))
+        return of_field_of_view(image, fov, self.card.spec.resolution, work.seconds, warnings)
 
 
 def load_engine(
@@ -388,32 +284,14 @@ def load_engine(
     return Engine(models, storage, limits, metrics, device)
 
 
-def _subset(spec: FeatureSpec, timesteps: Sequence[int] | None) -> tuple[int, ...] | None:
-    """Timesteps in the spec's order; None for all of them."""
-    if timesteps is None:
+def _scored(model: Model, features: Features, warnings: list[str]) -> DomainScore | None:
+    """How far the photograph is from the model's training images; None where the model cannot tell."""
+    if model.domain is None:
         return None
-    if missing := sorted(set(timesteps) - set(spec.timesteps)):
-        raise NotFound(f"timesteps {missing} are not kept by this model; it has {', '.join(map(str, spec.timesteps))}")
-    chosen = tuple(t for t in spec.timesteps if t in set(timesteps))
-    return None if chosen == spec.timesteps else chosen
-
-
-def _at_timesteps(
-    interpreter: Interpreter, features: Features, timesteps: tuple[int, ...] | None
-) -> tuple[Interpreter, Features]:
-    """The same interpreter, weights shared, and features, at some of the timesteps."""
-    if timesteps is None:
-        return interpreter, features
-    spec = interpreter.spec
-    rows = [spec.timesteps.index(t) for t in timesteps]
-    reader = copy.copy(interpreter)
-    reader.spec = spec.model_copy(update={"timesteps": timesteps})
-    return reader, Features({name: maps[rows] for name, maps in features.maps.items()}, features.fov, features.geometry)
-
-
-def _scored(model: Model, features: Features) -> DomainScore | None:
-    domain: Domain | None = model.domain
-    return None if domain is None else domain.score(features, model.extractor.codec)
+    score = model.domain.score(features, model.extractor.codec)
+    if score.residual is None and score.residual_range is not None:
+        warnings.append("the features were stored without their inversion's residual: trust is judged without it")
+    return score
 
 
 def _run_once(model: Model) -> None:

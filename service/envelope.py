@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, its log line, its count, the security headers of its answer."""
+"""What surrounds every request: its id, its log line, its count, the security headers of its answer, failures too."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import uuid
 
 import structlog
 from starlette.datastructures import MutableHeaders
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.metrics import HttpMetrics
@@ -65,6 +66,34 @@ class Envelope:
         self._metrics.seconds.labels(route).observe(seconds)
         if scope["path"] not in _QUIET:
             logger.info("request", route=route, method=scope["method"], status=status, seconds=round(seconds, 4))
+
+
+class LastResort:
+    """What no handler expected becomes a 500, said without its text, which is for the log.
+
+    FastAPI's own handler of ``Exception`` answers outside of every middleware: its answers would have
+    neither id nor security headers.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal begun
+            begun = begun or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_note)
+        except Exception as error:
+            if begun or scope["type"] != "http":  # too late for another answer: this one is cut off
+                raise
+            logger.exception("unexpected error", kind=type(error).__name__)
+            answer = JSONResponse({"detail": "internal error; the log of the service has more"}, status_code=500)
+            await answer(scope, receive, send)
 
 
 def _request_id(scope: Scope) -> str:

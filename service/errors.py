@@ -139,6 +139,17 @@ def status_of(error: Exception) -> int:
     return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
 
 
+def detail_of(error: Exception) -> str:
+    """What a client is told. The store's own messages name places and are for the log."""
+    if isinstance(error, DamagedEntry):
+        return "these features are damaged; send the photograph, and they are made anew"
+    if isinstance(error, (StoreUnavailable, StoreFull)):
+        return "the storage does not answer or is full; ask again later"
+    if isinstance(error, StoreError):
+        return "the storage cannot do this; the log of the service has more"
+    return str(error)
+
+
 def headers_of(error: Exception) -> dict[str, str]:
     """What a client should know besides the status: when to ask again, how to say who it is."""
     if isinstance(error, (Unavailable, TooManyRequests)):

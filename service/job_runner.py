@@ -6,19 +6,18 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future
-from pathlib import Path
 from typing import NamedTuple
 
 import structlog
 
-from extractor.images import read_bytes
 from service.answers import Answer
 from service.engine import Engine
-from service.errors import EXPECTED, BodyTooLarge
+from service.errors import EXPECTED, Unavailable, detail_of
 from service.flights import Flight, Ticket
 from service.jobs import JobRecord, Jobs
 from service.outputs import OUTPUTS, Source
 from service.settings import Settings
+from service.sources import Sources
 
 logger = structlog.get_logger(__name__)
 
@@ -37,15 +36,21 @@ class JobRunner:
     Args:
         jobs: their state.
         engine: does the work.
-        settings: folders that may be read, and limits.
+        settings: limits.
+        sources: folders that may be read.
     """
 
-    def __init__(self, jobs: Jobs, engine: Engine, settings: Settings) -> None:
-        self._jobs, self._engine, self._settings = jobs, engine, settings
+    def __init__(self, jobs: Jobs, engine: Engine, settings: Settings, sources: Sources) -> None:
+        self._jobs, self._engine = jobs, engine
+        self.adopt(settings, sources)
         self._at_once = engine.limits.batch + 1
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
+
+    def adopt(self, settings: Settings, sources: Sources) -> None:
+        """Go on with other limits and folders."""
+        self._settings, self._sources = settings, sources
 
     def start(self) -> None:
         """Begin."""
@@ -76,18 +81,26 @@ class JobRunner:
                 self._wake.set()
 
     def _do(self, record: JobRecord) -> None:
-        record.state = "running"
+        record.state, record.trouble = "running", None
         self._jobs.save(record)
+        trouble: str | None = None
         under_way: deque[_Asked] = deque()
         for number, item in enumerate(record.items):
             if self._stopping.is_set() or self._cancelled(record):
                 break
             if item.state == "waiting":
-                self._ask(record, number, under_way)
+                try:
+                    self._ask(record, number, under_way)
+                except Unavailable as error:  # other jobs go on, and this one later
+                    trouble = str(error)
+                    break
             while len(under_way) >= self._at_once:
                 self._finish(record, under_way.popleft())
         while under_way:
             self._finish(record, under_way.popleft())
+        if trouble is not None:
+            record.trouble = trouble
+            self._jobs.save(record)
         if not record.count("waiting"):
             record.state, record.finished = "done", time.time()
             self._jobs.save(record)
@@ -97,6 +110,7 @@ class JobRunner:
         return current is None or current.state == "cancelled"
 
     def _ask(self, record: JobRecord, number: int, under_way: deque[_Asked]) -> None:
+        """Put the question of one photograph; Unavailable where its folder is away."""
         item, options, engine = record.items[number], record.options, self._engine
         try:
             data = self._data(record, number)
@@ -104,6 +118,8 @@ class JobRunner:
             ticket, known = Ticket(), engine.finished(asked)
             flight = None if known is not None else engine.ask(asked, ticket, patient=True)
             under_way.append(_Asked(number, data, ticket, flight, known))
+        except Unavailable:
+            raise
         except EXPECTED as error:
             self._failed(record, number, error)
 
@@ -126,7 +142,7 @@ class JobRunner:
         self._jobs.save(record)
 
     def _failed(self, record: JobRecord, number: int, error: Exception) -> None:
-        record.items[number].state, record.items[number].problem = "failed", str(error)
+        record.items[number].state, record.items[number].problem = "failed", detail_of(error)
         self._engine.metrics.job_images.labels("failed").inc()
         self._jobs.save(record)
 
@@ -134,18 +150,7 @@ class JobRunner:
         source = record.items[number].source
         if source is None:
             return self._jobs.input(record, number)
-        path = Path(source)
-        if not inside_allowed(path, self._settings):
-            raise BodyTooLarge(f"{record.items[number].name}: outside the folders that the operator allows")
-        if path.is_file() and path.stat().st_size > self._settings.max_bytes:
-            raise BodyTooLarge(f"{record.items[number].name}: more than {self._settings.max_bytes} bytes")
-        return read_bytes(path)
-
-
-def inside_allowed(path: Path, settings: Settings) -> bool:
-    """Whether a file, its links followed, lies in a folder that jobs may read."""
-    real = path.resolve()
-    return any(real.is_relative_to(folder.expanduser().resolve()) for folder in settings.folders.values())
+        return self._sources.read(source, self._settings.max_bytes)
 
 
 def _result(future: Future[Answer]) -> Answer:

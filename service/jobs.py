@@ -34,7 +34,7 @@ class JobItem(BaseModel):
     """One photograph of a job.
 
     Attributes:
-        source: file below the folder that the operator allowed; None for an upload.
+        source: NAME/KEY of a folder that the operator allowed; None for an upload.
     """
 
     name: str
@@ -54,6 +54,7 @@ class JobRecord(BaseModel):
     options: Options
     suffix: str = Field(description="of the results' files")
     items: list[JobItem]
+    trouble: str | None = Field(default=None, description="why it does not go on")
 
     def count(self, state: str) -> int:
         """Photographs in a state."""
@@ -85,7 +86,7 @@ class Jobs:
         """A new job, its photographs written first, so that it is whole or not there.
 
         Args:
-            data: of uploads; sources: of files in a folder.
+            data: of uploads; sources: of photographs in a folder.
 
         Raises:
             Busy: too many are unfinished. Unavailable: it cannot be kept.
@@ -103,7 +104,8 @@ class Jobs:
                 self._objects.put(f"{record.id}/inputs/{i:05d}", one)
             self.save(record)
         except OSError as error:  # full, read-only or away
-            raise Unavailable(f"the job cannot be kept ({error}); ask again later", retry_after=60) from error
+            logger.warning("a job cannot be kept", problem=str(error))
+            raise Unavailable("the job cannot be kept; ask again later", retry_after=60) from error
         return record
 
     def get(self, job_id: str, owner: str) -> JobRecord:

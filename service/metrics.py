@@ -12,6 +12,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _SIZES = (1, 2, 4, 8, 16, 32)
+_DISTANCES = (0.5, 0.75, 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 4, 6, 10)
+_RESIDUALS = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.1, 0.2, 0.5, 1)
 
 
 class Metrics:
@@ -26,6 +28,12 @@ class Metrics:
         self.answers = Counter("diffdgss_answers", "Answers by where they came from", ["model", "source"], registry=r)
         self.joined = Counter("diffdgss_joined", "Requests that shared the work of another one", registry=r)
         self.abstentions = Counter("diffdgss_abstentions", "Answers that advise to abstain", ["model"], registry=r)
+        self.distance = Histogram(
+            "diffdgss_domain_distance", "Distance from training images", ["model"], buckets=_DISTANCES, registry=r
+        )
+        self.residual = Histogram(
+            "diffdgss_inversion_residual", "Residual of the inversion", ["model"], buckets=_RESIDUALS, registry=r
+        )
         self.store_failures = Counter("diffdgss_store_failures", "Store that did not do it", ["doing"], registry=r)
         self.job_images = Counter("diffdgss_job_images", "Images of jobs", ["result"], registry=r)
         self.reloads = Counter("diffdgss_reloads", "Times that models were loaded anew", registry=r)

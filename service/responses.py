@@ -7,6 +7,7 @@ import base64
 import numpy as np
 from numpy.typing import NDArray
 
+from interpreter.domain import DomainScore
 from interpreter.rendering import encode_labels, encode_picture
 from service.answers import Answer
 from service.options import Options
@@ -31,9 +32,7 @@ def to_response(answer: Answer, options: Options) -> SegmentResponse:
         classes=_classes(answer),
         mean_agreement=answer.mean_agreement,
         mean_uncertainty=float(answer.uncertainty[fov].mean()),
-        domain=None if domain is None else DomainResult(
-            distance=domain.distance, threshold=domain.threshold, abstain=domain.abstain
-        ),
+        domain=None if domain is None else _domain(domain),
         abstain=None if domain is None else domain.abstain,
         field_of_view=FieldOfView(top=g.top, left=g.left, height=g.box_height, width=g.box_width),
         cached=answer.cached,
@@ -76,6 +75,16 @@ def _classes(answer: Answer) -> list[ClassResult]:
             )
         )
     return results
+
+
+def _domain(score: DomainScore) -> DomainResult:
+    return DomainResult(
+        distance=score.distance,
+        threshold=score.threshold,
+        residual=score.residual,
+        residual_range=score.residual_range,
+        abstain=score.abstain,
+    )
 
 
 def _by_timestep(answer: Answer) -> dict[str, str]:

@@ -5,8 +5,16 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonValue
 
 DISCLAIMER = "For research only; not a medical device."
+ID, SPEC = "8f" * 32, "42" * 32
+KEY = f"{SPEC[:16]}.{ID}"
+
+
+def _example(**fields: JsonValue) -> ConfigDict:
+    """OpenAPI's example of a schema."""
+    return ConfigDict(json_schema_extra={"examples": [fields]})
 
 
 class ClassResult(BaseModel):
@@ -33,9 +41,14 @@ class RunLengths(BaseModel):
 class DomainResult(BaseModel):
     """How far the photograph is from those that the model was trained on."""
 
-    distance: float = Field(description="about 1 for the training domains")
-    threshold: float
-    abstain: bool
+    distance: float = Field(description="of its features; about 1 for the training domains")
+    threshold: float = Field(description="of the distance")
+    residual: float | None = Field(
+        description="how badly the network guesses the photograph while inverting it, in units of its range [-1, 1]; "
+        "null where the features were stored without, or made without an inversion"
+    )
+    residual_range: tuple[float, float] | None = Field(description="the usual residual; null where it is not judged")
+    abstain: bool = Field(description="the distance is beyond its threshold, or the residual outside of its range")
 
 
 class FieldOfView(BaseModel):
@@ -54,8 +67,8 @@ class SegmentResponse(BaseModel):
         json_schema_extra={
             "examples": [
                 {
-                    "image_id": "8f" * 32, "key": "42d1c2ae8e0ab0c1." + "8f" * 32, "width": 1411, "height": 1411,
-                    "model": "vessels", "version": "0a1b2c3d4e5f", "spec": "42" * 32, "timesteps": [1, 10, 100, 500],
+                    "image_id": ID, "key": KEY, "width": 1411, "height": 1411,
+                    "model": "vessels", "version": "0a1b2c3d4e5f", "spec": SPEC, "timesteps": [1, 10, 100, 500],
                     "classes": [
                         {"id": 0, "name": "background", "colour": None, "pixels": 1850000, "share": 0.89,
                          "score": 0.97, "agreement": 0.99},
@@ -63,7 +76,9 @@ class SegmentResponse(BaseModel):
                          "score": 0.86, "agreement": 0.93},
                     ],
                     "mean_agreement": 0.985, "mean_uncertainty": 0.02,
-                    "domain": {"distance": 1.1, "threshold": 1.6, "abstain": False}, "abstain": False,
+                    "domain": {"distance": 1.1, "threshold": 1.6, "residual": 0.0058,
+                               "residual_range": [0.0049, 0.0067], "abstain": False},
+                    "abstain": False,
                     "field_of_view": {"top": 0, "left": 0, "height": 1411, "width": 1411},
                     "cached": False, "forwards": 4, "seconds": {"decode": 0.03, "invert": 4.8, "interpret": 1.1},
                     "mask_png": "iVBORw0KGgo=", "mask_rle": None, "by_timestep": None, "uncertainty_png": None,
@@ -116,6 +131,18 @@ class BlockInfo(BaseModel):
 class FeaturesInfo(BaseModel):
     """Features of one photograph."""
 
+    model_config = _example(
+        key=KEY,
+        image_id=ID,
+        spec=SPEC,
+        timesteps=[1, 10, 100, 500],
+        blocks=[{"name": "block_2", "shape": [4, 96, 64, 64]}],
+        cached=False,
+        forwards=4,
+        bytes=47300000,
+        models=["vessels"],
+    )
+
     key: str
     image_id: str
     spec: str
@@ -130,6 +157,24 @@ class FeaturesInfo(BaseModel):
 class ModelInfo(BaseModel):
     """One model."""
 
+    model_config = _example(
+        name="vessels",
+        version="0a1b2c3d4e5f",
+        default=True,
+        classes=["background", "vessel"],
+        colours=["#1fe0ff"],
+        timesteps=[1, 10, 100, 500],
+        spec=SPEC,
+        backbone="01" * 32,
+        resolution=512,
+        domain_threshold=2.85,
+        residual_range=[0.0049, 0.0067],
+        metrics={"dice": 0.68},
+        training_images=21,
+        licence="Apache-2.0",
+        disclaimer=DISCLAIMER,
+    )
+
     name: str
     version: str
     default: bool
@@ -140,6 +185,9 @@ class ModelInfo(BaseModel):
     backbone: str
     resolution: int
     domain_threshold: float | None = Field(description="distances beyond it advise to abstain; null without statistics")
+    residual_range: tuple[float, float] | None = Field(
+        description="residuals of the inversion outside of it do so, too; null: they are not judged"
+    )
     metrics: dict[str, float]
     training_images: int
     licence: str
@@ -148,6 +196,10 @@ class ModelInfo(BaseModel):
 
 class Ready(BaseModel):
     """The service answers; ``degraded`` if it does so without its store."""
+
+    model_config = _example(
+        status="degraded", model="vessels", spec=SPEC, models=["vessels"], store={"write": "no room left"}
+    )
 
     status: Literal["ready", "degraded"]
     model: str
@@ -166,6 +218,20 @@ class JobProblem(BaseModel):
 class JobStatus(BaseModel):
     """How far a job is."""
 
+    model_config = _example(
+        id="0f" * 16,
+        state="running",
+        total=120,
+        done=40,
+        failed=1,
+        progress=0.34,
+        created=1750000000.0,
+        finished=None,
+        problems=[{"name": "eye.png", "detail": "eye.png: damaged or truncated image"}],
+        trouble=None,
+        results=f"/v1/jobs/{'0f' * 16}/results",
+    )
+
     id: str
     state: str = Field(description="queued, running, done or cancelled")
     total: int
@@ -175,10 +241,13 @@ class JobStatus(BaseModel):
     created: float = Field(description="seconds since 1970")
     finished: float | None
     problems: list[JobProblem] = Field(description="the first hundred")
+    trouble: str | None = Field(description="why it does not go on at present; it is tried again every minute")
     results: str = Field(description="where the ZIP is, once the job is finished")
 
 
 class Reloaded(BaseModel):
     """The models that answer from now on."""
+
+    model_config = _example(models=["vessels"])
 
     models: list[str]

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 CONFIG = "DIFFDGSS_CONFIG"
@@ -56,7 +56,9 @@ class Settings(BaseSettings):
     job_bytes: int = Field(default=1_000_000_000, gt=0, description="of one job's upload")
     max_jobs: int = Field(default=100, gt=0, description="unfinished jobs")
     job_hours: float = Field(default=24.0, gt=0, description="finished jobs are deleted after so long")
-    folders: dict[str, Path] = Field(default={}, description="name = folder that jobs may read, and no other")
+    folders: dict[str, str | Path] = Field(
+        default={}, description="name = folder or s3://bucket/prefix that jobs may read, and no other"
+    )
 
     api_keys: dict[str, SecretStr] = Field(
         default={}, description="name = key, or sha256:<hex> of it; without any, everybody may ask"
@@ -72,6 +74,16 @@ class Settings(BaseSettings):
         if unknown := sorted(set(self.admins) - set(self.api_keys)):
             raise ValueError(f"expected names of api_keys in admins, found {', '.join(unknown)}")
         return self
+
+    @field_validator("folders")
+    @classmethod
+    def _folders_are_places(cls, folders: dict[str, str | Path]) -> dict[str, str | Path]:
+        for name, place in folders.items():
+            if not name or "/" in name:
+                raise ValueError(f"expected names without a slash in folders, found {name!r}")
+            if "://" in str(place) and not str(place).startswith("s3://"):
+                raise ValueError(f"expected a folder or s3://bucket/prefix for {name}, found {place}")
+        return folders
 
     @property
     def store_location(self) -> str | Path:

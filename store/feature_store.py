@@ -38,7 +38,7 @@ from store.entries import (
     write_group,
 )
 from store.errors import DamagedEntry, MissingEntry, SpecError, SpecMismatch
-from store.features import FeatureEntry, Features, Key, arrays_of, entry_path
+from store.features import FeatureEntry, Features, Key, arrays_of, attributes_of, entry_path
 from store.objects import Objects, open_objects
 from store.records import Records
 from store.spec import FeatureSpec, TransformEncoding
@@ -241,8 +241,7 @@ class FeatureStore:
             self.register(spec)
         path = entry_path(spec, key)
         self.uses.stamp(path)
-        attributes = {"geometry": features.geometry.model_dump(), "timesteps": list(spec.timesteps)}
-        return write_entry(self.objects, path, arrays, attributes)
+        return write_entry(self.objects, path, arrays, attributes_of(features, spec))
 
     def delete(self, spec: FeatureSpec, key: Key) -> None:
         """Remove one entry: the marker first, so that it never exists half."""

@@ -7,7 +7,7 @@ R network's square
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -25,6 +25,7 @@ from store.views import IDENTITY
 if TYPE_CHECKING:  # loading torch takes seconds; looking into a store does without
     from store.codecs import Codec
 
+RESIDUALS = "residuals"
 STORED_TYPES = {"float32": "float32", "float16": "float16", "int8": "int8", "compact": "uint8"}
 COMPRESSORS: dict[str, Compressor] = {
     "float32": "lz4-bits",
@@ -50,11 +51,14 @@ class Features:
         maps: {block: Encoded (t, k, h, w)} in the spec's order of timesteps.
         fov: bool (R, R).
         geometry: undoes crop and resize.
+        residuals: {grid timestep: mean squared difference, inside the field of view, between the photograph in
+            [-1, 1] and the network's estimate of it there}; empty where none was made or kept.
     """
 
     maps: Mapping[str, Encoded]
     fov: NDArray[np.bool_]
     geometry: Geometry
+    residuals: Mapping[int, float] = field(default_factory=dict)
 
 
 class FeatureEntry:
@@ -81,6 +85,11 @@ class FeatureEntry:
     def fov(self) -> NDArray[np.bool_]:
         """bool (R, R), True inside the field of view."""
         return self._entry.array("fov").read().astype(np.bool_)
+
+    @property
+    def residuals(self) -> dict[int, float]:
+        """As in ``Features``; empty for entries of versions that did not keep them."""
+        return {int(t): float(value) for t, value in self._entry.attributes.get(RESIDUALS, {}).items()}
 
     def encoded(self, block: str, timesteps: Sequence[int] | None = None, out: NDArray[Any] | None = None) -> Encoded:
         """One block as it is stored, (t, k, h, w), at the given timesteps (all of the spec's if None).
@@ -111,7 +120,8 @@ class FeatureEntry:
 
     def features(self) -> Features:
         """Everything, read and checked."""
-        return Features({block.name: self.encoded(block.name) for block in self.spec.blocks}, self.fov, self.geometry)
+        maps = {block.name: self.encoded(block.name) for block in self.spec.blocks}
+        return Features(maps, self.fov, self.geometry, self.residuals)
 
 
 def timestep_indices(spec: FeatureSpec, timesteps: Sequence[int]) -> list[int]:
@@ -141,6 +151,14 @@ def arrays_of(features: Features, spec: FeatureSpec) -> dict[str, ArrayToWrite]:
         arrays[block.name] = _to_write(encoded, spec)
     arrays["fov"] = ArrayToWrite(features.fov, ("h", "w"))
     return arrays
+
+
+def attributes_of(features: Features, spec: FeatureSpec) -> dict[str, Any]:
+    """What is kept beside an entry's arrays."""
+    attributes: dict[str, Any] = {"geometry": features.geometry.model_dump(), "timesteps": list(spec.timesteps)}
+    if features.residuals:
+        attributes[RESIDUALS] = {str(t): value for t, value in features.residuals.items()}
+    return attributes
 
 
 def _to_write(encoded: Encoded, spec: FeatureSpec) -> ArrayToWrite:

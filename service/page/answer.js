@@ -65,10 +65,9 @@ export class AnswerPanel {
   }
 
   #trust(answer) {
-    const { domain } = answer
     get('abstain').hidden = !answer.abstain
     get('abstain').textContent = 'Do not rely on this answer: the photograph is unlike those that the model was trained on'
-      + (domain ? ` (distance ${domain.distance.toFixed(2)}, threshold ${domain.threshold.toFixed(2)}).` : '.')
+      + `${unusual(answer.domain)}.`
     get('warnings').replaceChildren(...answer.warnings.map((text) => element('li', {}, text)))
     get('warnings').hidden = !answer.warnings.length
   }
@@ -117,6 +116,7 @@ export class AnswerPanel {
       'Agreement of the timesteps': percent(answer.mean_agreement),
       'Mean uncertainty': percent(answer.mean_uncertainty),
       'Distance from training images': domain ? `${domain.distance.toFixed(2)} of ${domain.threshold.toFixed(2)}` : 'not known',
+      'Residual of the inversion': residualOf(domain),
       Size: `${answer.width} × ${answer.height}`,
       Model: `${answer.model} ${answer.version.slice(0, 8)}`,
     }
@@ -151,6 +151,23 @@ export class AnswerPanel {
       button.disabled = false
     }
   }
+}
+
+/** The residual of the inversion, and what is usual. */
+function residualOf(domain) {
+  if (typeof domain?.residual !== 'number') return 'not known'
+  const usual = domain.residual_range
+  return domain.residual.toFixed(4) + (usual ? `, usual ${usual.map((bound) => bound.toFixed(4)).join(' to ')}` : '')
+}
+
+/** What speaks against an answer, in brackets. */
+function unusual(domain) {
+  if (!domain) return ''
+  const { distance, threshold, residual, residual_range: usual } = domain
+  const figures = []
+  if (distance > threshold) figures.push(`distance ${distance.toFixed(2)}, threshold ${threshold.toFixed(2)}`)
+  if (usual && residual !== null && (residual < usual[0] || residual > usual[1])) figures.push(`residual ${residualOf(domain)}`)
+  return figures.length ? ` (${figures.join('; ')})` : ''
 }
 
 /** All together first, then by time. */

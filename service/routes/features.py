@@ -14,8 +14,8 @@ from service.engine import Engine
 from service.errors import NoImage, NotFound, Unavailable
 from service.flights import Ticket
 from service.options import KEY_PATTERN
-from service.routes.problems import SEGMENT, problems
-from service.routes.segment import BODY
+from service.routes.problems import problems
+from service.routes.segment import FEATURES_BODY
 from service.schemas import BlockInfo, FeaturesInfo
 from service.uploads import received
 from store.errors import MissingEntry, SpecError
@@ -27,7 +27,11 @@ _KEY = Annotated[str, Path(pattern=KEY_PATTERN, description="16 digits of the sp
 
 
 @router.post(
-    "/v1/features", response_model=FeaturesInfo, responses=SEGMENT, openapi_extra=BODY, operation_id="make_features"
+    "/v1/features",
+    response_model=FeaturesInfo,
+    responses=problems(400, 401, 404, 413, 415, 429, 503, 504),
+    openapi_extra=FEATURES_BODY,
+    operation_id="make_features",
 )
 async def make(
     request: Request,
@@ -93,7 +97,9 @@ def _block(engine: Engine, key: str, block: str, timestep: int | None) -> bytes:
     spec, entry_key, _ = _located(engine, key)
     try:
         maps = engine.storage.block(spec, entry_key, block, None if timestep is None else [timestep])
-    except (MissingEntry, SpecError) as error:
+    except MissingEntry as error:
+        raise NotFound("no such features here (any more)") from error
+    except SpecError as error:
         raise NotFound(str(error)) from error
     buffer = io.BytesIO()
     np.save(buffer, maps)

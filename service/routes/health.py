@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi import Path as PathParameter
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
@@ -41,6 +41,14 @@ class ModelMetadata(BaseModel):
     platform: str
     inputs: list[TensorInfo]
     outputs: list[TensorInfo]
+
+
+class ServerMetadata(BaseModel):
+    """The server, in the Open Inference Protocol's words."""
+
+    name: str = "diffdgss"
+    version: str
+    extensions: list[str] = []
 
 
 class Live(BaseModel):
@@ -84,7 +92,7 @@ async def readyz(engine: ReadyEngine) -> Ready:
 @router.get(
     "/metrics",
     response_class=Response,
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    responses=problems() | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     operation_id="metrics",
 )
 async def metrics(context: Shared) -> Response:
@@ -105,6 +113,12 @@ async def live() -> Live:
 async def ready(_engine: ReadyEngine) -> ServerReady:
     """Models are loaded and warm."""
     return ServerReady()
+
+
+@router.get("/v2", response_model=ServerMetadata, responses=problems(), operation_id="v2_server")
+async def server_metadata(request: Request) -> ServerMetadata:
+    """What answers here."""
+    return ServerMetadata(version=request.app.version)
 
 
 _NAME = Annotated[str, PathParameter(max_length=200)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -12,13 +11,12 @@ from fastapi.responses import StreamingResponse
 
 from service.context import Admitted, Context, ReadyEngine, Shared
 from service.engine import Engine
-from service.errors import BadRequest, Conflict, Forbidden, NoImage, NotFound
-from service.job_runner import inside_allowed
+from service.errors import BadRequest, Conflict, NoImage, NotFound
 from service.jobs import FINISHED, JobRecord
 from service.options import Options, merged
 from service.outputs import negotiated
-from service.photographs import SUFFIXES
 from service.routes.problems import problems
+from service.routes.segment import OPTION_FIELDS
 from service.schemas import JobProblem, JobStatus
 from service.uploads import received
 
@@ -34,7 +32,11 @@ _BODY: dict[str, Any] = {
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
-                    "properties": {"image": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                    "properties": {
+                        "image": {"type": "array", "items": {"type": "string", "format": "binary"}},
+                        "folder": {"type": "string", "description": "as X-Folder"},
+                    }
+                    | OPTION_FIELDS,
                 }
             }
         },
@@ -71,8 +73,8 @@ async def start(
     if folder is not None and upload.files:
         raise BadRequest("expected photographs or a folder, found both")
     if folder is not None:
-        paths = await run_in_threadpool(_photographs, folder, context)
-        names, data, sources = [path.name for path in paths], [], [str(path) for path in paths]
+        sources, data = await run_in_threadpool(_photographs, folder, context), []
+        names = [source.rpartition("/")[2] for source in sources]
     else:
         names, data, sources = [name for name, _ in upload.files], [data for _, data in upload.files], []
     if not names:
@@ -84,21 +86,26 @@ async def start(
     return _status(record)
 
 
-@router.get("/v1/jobs", response_model=list[JobStatus], responses=problems(401, 429), operation_id="list_jobs")
+@router.get("/v1/jobs", response_model=list[JobStatus], responses=problems(401, 429, 503), operation_id="list_jobs")
 async def listed(context: Shared, key: Admitted) -> list[JobStatus]:
     """The jobs of this key that are still kept, the oldest first."""
     records = await run_in_threadpool(context.jobs.all)
     return [_status(record) for record in records if record.owner == key]
 
 
-@router.get("/v1/jobs/{job_id}", response_model=JobStatus, responses=problems(401, 404, 429), operation_id="read_job")
+@router.get(
+    "/v1/jobs/{job_id}", response_model=JobStatus, responses=problems(401, 404, 429, 503), operation_id="read_job"
+)
 async def read(job_id: _ID, context: Shared, key: Admitted) -> JobStatus:
     """How far a job is."""
     return _status(await run_in_threadpool(context.jobs.get, job_id, key))
 
 
 @router.delete(
-    "/v1/jobs/{job_id}", response_model=JobStatus, responses=problems(401, 404, 409, 429), operation_id="cancel_job"
+    "/v1/jobs/{job_id}",
+    response_model=JobStatus,
+    responses=problems(401, 404, 409, 429, 503),
+    operation_id="cancel_job",
 )
 async def cancel(job_id: _ID, context: Shared, key: Admitted) -> JobStatus:
     """Stop a job behind the photograph it is at; what is done can still be fetched."""
@@ -109,7 +116,7 @@ async def cancel(job_id: _ID, context: Shared, key: Admitted) -> JobStatus:
 @router.get(
     "/v1/jobs/{job_id}/results",
     response_class=StreamingResponse,
-    responses=problems(401, 404, 409, 429)
+    responses=problems(401, 404, 409, 429, 503)
     | {200: {"content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}}},
     operation_id="read_job_results",
 )
@@ -132,23 +139,12 @@ def _checked(options: Options, engine: Engine) -> Options:
     return options
 
 
-def _photographs(folder: str, context: Context) -> list[Path]:
-    """Files of ``name`` or ``name/prefix``, where the operator allowed ``name``."""
-    name, _, prefix = folder.partition("/")
-    root = context.settings.folders.get(name)
-    if root is None:
-        known = ", ".join(context.settings.folders) or "none"
-        raise Forbidden(f"no folder {name[:40]!r} is allowed here; allowed: {known}")
-    below = root.expanduser() / prefix
-    if not inside_allowed(below, context.settings):
-        raise Forbidden("the prefix leads out of the folder")
-    if not below.is_dir():
-        raise NotFound("no such folder")
-    paths = sorted(path for path in below.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    paths = [path for path in paths if inside_allowed(path, context.settings)]
-    if len(paths) > context.settings.job_images:
-        raise BadRequest(f"{len(paths)} photographs are more than {context.settings.job_images}; name a prefix")
-    return paths
+def _photographs(folder: str, context: Context) -> list[str]:
+    """Photographs of ``name`` or ``name/prefix``, where the operator allowed ``name``."""
+    found = context.sources.keys(folder)
+    if len(found) > context.settings.job_images:
+        raise BadRequest(f"{len(found)} photographs are more than {context.settings.job_images}; name a prefix")
+    return found
 
 
 def _status(record: JobRecord) -> JobStatus:
@@ -166,5 +162,6 @@ def _status(record: JobRecord) -> JobStatus:
         created=record.created,
         finished=record.finished,
         problems=failures[:100],
+        trouble=record.trouble if record.state not in FINISHED else None,
         results=f"/v1/jobs/{record.id}/results",
     )

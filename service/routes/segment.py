@@ -21,31 +21,36 @@ from service.uploads import received
 
 router = APIRouter(tags=["segment"])
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
-BODY: dict[str, Any] = {
-    "requestBody": {
-        "description": "The photograph, or nothing where `key` is given. Options may be form fields, too.",
-        "required": False,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "properties": {"image": {"type": "string", "format": "binary"}},
-                }
-            },
-            **dict.fromkeys(
-                ("image/png", "image/jpeg", "image/tiff", "application/dicom", "application/octet-stream"), _BINARY
-            ),
-        },
-    }
+_RAW = (
+    "image/png", "image/jpeg", "image/tiff", "image/x-portable-anymap", "application/dicom", "application/octet-stream"
+)  # fmt: skip
+
+
+def _body(description: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """OpenAPI's description of a photograph, as multipart with fields beside it or as it is."""
+    form = {"type": "object", "properties": {"image": {"type": "string", "format": "binary"}} | fields}
+    content = {"multipart/form-data": {"schema": form}} | dict.fromkeys(_RAW, _BINARY)
+    return {"requestBody": {"description": description, "required": False, "content": content}}
+
+
+OPTION_FIELDS: dict[str, Any] = Options.model_json_schema()["properties"]
+BODY = _body("The photograph, or nothing where `key` is given. Options may be form fields, too.", OPTION_FIELDS)
+FEATURES_BODY = _body("The photograph.", {"model": OPTION_FIELDS["model"]})
+HEADERS: dict[str, dict[str, Any]] = {
+    "X-Image-Id": {"description": "sha256 of the photograph", "schema": {"type": "string"}},
+    "X-Cached": {"description": "the features were there already", "schema": {"type": "boolean"}},
+    "X-Output": {"description": "the name of the output", "schema": {"type": "string"}},
+    "X-Engine-Seconds": {"description": "the engine's own time", "schema": {"type": "number"}},
+    "X-Abstain": {
+        "description": "the answer should not be relied on; absent where that is not known",
+        "schema": {"type": "boolean"},
+    },
 }
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The answer in the form that `output` or `Accept` asks for",
         "content": {one.media_type: _BINARY for one in OUTPUTS.values() if one.media_type != "application/json"},
-        "headers": {
-            "X-Image-Id": {"description": "sha256 of the photograph", "schema": {"type": "string"}},
-            "X-Cached": {"description": "the features were there already", "schema": {"type": "boolean"}},
-        },
+        "headers": HEADERS,
     }
 }
 

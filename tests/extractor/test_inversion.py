@@ -19,7 +19,7 @@ from extractor.architectures import tiny_unet
 from extractor.backbone import Backbone, load_backbone
 from extractor.diffusion import Diffusion, Prediction
 from extractor.errors import BackboneError, NonFiniteActivation, ScheduleError
-from extractor.inversion import anchor, diffuse, invert, reconstruct
+from extractor.inversion import anchor, diffuse, invert, reconstruct, residual
 from extractor.schedule import noise_schedule
 from extractor.unet import build_unet
 
@@ -78,6 +78,21 @@ def test_walking_back_down_returns_to_the_image() -> None:
     assert float((reconstruct(backbone, last.x, grid) - x0).abs().max()) < 0.05
 
 
+def test_the_residual_is_what_the_ideal_network_shrinks_away() -> None:
+    """x0_hat = k x at the first step, where x is the image: it misses (1 - k) x0, where it is asked about."""
+    backbone = gaussian("epsilon")
+    x0 = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(4))
+    inside = torch.zeros(2, 8, 8, dtype=torch.bool)
+    inside[0, :4], inside[1, :, 2:5] = True, True
+    first = next(invert(backbone, x0, (300, 500), ()))
+    assert first.x0_hat is not None
+    a = float(backbone.schedule.alphas_cumprod[300])
+    missed = (1 - a**0.5 * S**2 / (a * S**2 + 1 - a)) ** 2
+    expected = [missed * x0[0, :, :4].square().mean(), missed * x0[1, :, :, 2:5].square().mean()]
+    torch.testing.assert_close(residual(first.x0_hat, x0, inside), torch.stack(expected), rtol=1e-4, atol=1e-6)
+    assert residual(first.x0_hat, x0, inside & False).tolist() == [0, 0]
+
+
 def test_one_forward_for_each_step_and_none_behind_the_last_block(backbone: Backbone) -> None:
     calls: list[str] = []
     handles = [
@@ -87,7 +102,7 @@ def test_one_forward_for_each_step_and_none_behind_the_last_block(backbone: Back
     steps = list(invert(backbone, torch.zeros(2, 3, 32, 32), (1, 10, 100), ["block_2"], keep=(1, 100)))
     for handle in handles:
         handle.remove()
-    assert [step.t for step in steps] == [1, 100]
+    assert [(step.t, list(step.features)) for step in steps] == [(1, ["block_2"]), (10, []), (100, ["block_2"])]
     assert calls == ["in", "out", "in", "out", "in"]
     assert steps[0].features["block_2"].shape == (2, 8, 32, 32)
 

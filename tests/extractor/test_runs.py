@@ -110,6 +110,34 @@ def test_trajectories_differ_and_seeds_repeat(backbone: Backbone, dataset_folder
     assert not np.allclose(stochastic, maps(TINY.along("stochastic", 2)))
 
 
+def test_residuals_come_with_the_inversion_and_cost_no_forward(
+    backbone: Backbone, spec: FeatureSpec, dataset_folder: Path
+) -> None:
+    sparse = changed(spec, timesteps=(1, 100))
+    extractor = Extractor(backbone, sparse)
+    data = [(dataset_folder / "images" / f"eye{i}.png").read_bytes() for i in range(2)]
+    prepared = [extractor.prepare(one) for one in data]
+    calls: list[int] = []
+    handle = backbone.unet.conv_in.register_forward_hook(lambda *_: calls.append(1))
+    together = extractor.features(prepared)
+    handle.remove()
+    assert len(calls) == 3
+    for one, features in zip(prepared, together, strict=True):
+        step = backbone.estimate(one.input.x0, 1)
+        assert step.x0 is not None
+        missed = (step.x0 - one.input.x0).double()[0][:, torch.from_numpy(one.input.fov)]
+        assert set(features.residuals) == {1, 10}  # t = 10 is not kept, and known all the same
+        assert features.residuals[1] == pytest.approx(float(missed.square().mean()), rel=1e-4)
+    assert together[0].residuals != together[1].residuals
+
+
+def test_without_an_inversion_there_is_no_residual(backbone: Backbone, dataset_folder: Path) -> None:
+    spec = replace(TINY, trajectory="anchored").spec(backbone)
+    extractor = Extractor(backbone, spec)
+    prepared = extractor.prepare((dataset_folder / "images" / "eye0.png").read_bytes())
+    assert extractor.features([prepared])[0].residuals == {}
+
+
 def test_another_backbone_is_refused(backbone: Backbone, spec: FeatureSpec) -> None:
     with pytest.raises(BackboneError, match="the spec was made with backbone 00000"):
         Extractor(backbone, changed(spec, backbone="0" * 64))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.covariance import LedoitWolf
 
-from interpreter.domain import descriptor, fit_domain, load_domain
+from interpreter.checkpoint import Card
+from interpreter.domain import DomainScore, descriptor, domain_of, fit_domain, load_domain, residual
 from interpreter.errors import CheckpointError, TrainingDataError
+from interpreter.network import InterpreterConfig
+from interpreter.task import Task
 from store import FeatureSpec, FeatureStore
 from tests.conftest import changed
 
@@ -55,6 +59,68 @@ def test_it_is_kept_beside_the_interpreter(spec: FeatureSpec, tmp_path: Path) ->
     (tmp_path / "domain.safetensors").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_domain(tmp_path, spec)
+
+
+def test_the_residual_is_a_geometric_mean_over_the_grid(filled_store: FeatureStore, spec: FeatureSpec) -> None:
+    features = filled_store.entry(spec, next(iter(filled_store.keys(spec)))).features()
+    assert residual(replace(features, residuals={1: 1e-6, 10: 1e-2})) == pytest.approx(1e-2)
+    assert residual(replace(features, residuals={})) is None
+    assert 0 < (residual(replace(features, residuals={1: 0.0})) or 0) < 1e-6
+
+
+def test_residuals_are_judged_by_those_of_the_training_images(spec: FeatureSpec, tmp_path: Path) -> None:
+    descriptors, residuals = described(101), [0.01 + i / 1e4 for i in range(101)]
+    fitted = fit_domain(spec, descriptors, residuals)
+    assert fitted.residual_range == pytest.approx((0.0101 / 1.1, 1.1 * 0.0199))
+    fitted.save(tmp_path)
+    back = load_domain(tmp_path, spec)
+    assert back is not None
+    assert back.residual_range == fitted.residual_range
+    assert fit_domain(spec, descriptors, [*residuals[:-1], None]).residual_range is None  # one is not known
+    assert fit_domain(spec, descriptors).residual_range is None
+
+
+@pytest.mark.parametrize(
+    ("score", "reasons"),
+    [
+        (DomainScore(1.0, 1.5, 0.01, (0.01, 0.02)), ()),
+        (DomainScore(1.0, 1.5, 0.03, (0.01, 0.02)), ("residual",)),
+        (DomainScore(1.0, 1.5, 0.009, (0.01, 0.02)), ("residual",)),  # too smooth for a fundus
+        (DomainScore(2.0, 1.5, 0.03, (0.01, 0.02)), ("distance", "residual")),
+        (DomainScore(2.0, 1.5, None, (0.01, 0.02)), ("distance",)),
+        (DomainScore(1.0, 1.5, 9.0, None), ()),  # told, and not judged
+    ],
+)
+def test_either_figure_advises_to_abstain(score: DomainScore, reasons: tuple[str, ...]) -> None:
+    assert (score.reasons, score.abstain) == (reasons, bool(reasons))
+
+
+def test_the_shipped_statistics_are_read() -> None:
+    from interpreter.checkpoint import MODELS, load_interpreter
+
+    _, card = load_interpreter("vessels")
+    domain = load_domain(MODELS / "vessels", card.spec)
+    assert domain is not None
+    assert domain.threshold > 1
+    assert domain.residual_range == pytest.approx((0.0049, 0.0067), abs=5e-5)  # as its model card says
+
+
+def test_a_store_of_an_earlier_version_is_fitted_without_residuals(
+    filled_store: FeatureStore, spec: FeatureSpec
+) -> None:
+    keys = [*filled_store.keys(spec)]
+    card = Card(
+        spec=spec, backbone="", task=Task(name="vessels", targets=("mask",)), config=InterpreterConfig(),
+        training_ids=tuple(key.image_id for key in keys),
+    )  # fmt: skip
+    fitted = domain_of(card, filled_store)
+    known = [residual(filled_store.entry(spec, key).features()) or 0 for key in keys]
+    assert fitted.residual_range is not None
+    assert min(known) / 1.1 <= fitted.residual_range[0] < min(known)
+    assert max(known) < fitted.residual_range[1] <= 1.1 * max(known)
+    filled_store.write(spec, keys[0], replace(filled_store.entry(spec, keys[0]).features(), residuals={}))
+    again = domain_of(card, filled_store)
+    assert (again.threshold, again.residual_range) == (fitted.threshold, None)
 
 
 def test_a_handful_of_images_is_too_few(spec: FeatureSpec) -> None:

@@ -62,6 +62,7 @@ def test_it_learns_and_the_best_interpreter_is_kept(
     domain = load_domain(tmp_path / "run", spec)  # six images are enough to tell how far another one is
     assert domain is not None
     assert domain.threshold > 0
+    assert domain.residual_range is not None
     assert list((tmp_path / "run" / "tensorboard").iterdir())
 
 

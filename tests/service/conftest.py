@@ -17,9 +17,10 @@ from interpreter.checkpoint import Card, save_interpreter
 from interpreter.network import Interpreter, InterpreterConfig
 from interpreter.task import Task
 from service.app import create_app
-from service.engine import Engine, Limits, load_engine
+from service.engine import Engine, load_engine
 from service.metrics import Metrics
 from service.models import load_models
+from service.question import Limits
 from service.settings import Settings
 from service.storage import Storage
 from store import FeatureSpec, FeatureStore

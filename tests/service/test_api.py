@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from extractor.errors import ImageError
 from extractor.field_of_view import find_field_of_view
 from extractor.images import decode_image
 from service.engine import Engine
+from service.options import Options
 from service.photographs import decode_photograph
+from service.schemas import FeaturesInfo, JobStatus, ModelInfo, Ready, Reloaded, SegmentResponse
 from service.settings import Settings
 from tests.service.conftest import png, serving
 
@@ -204,6 +207,7 @@ def test_keys_that_lead_nowhere(api: TestClient) -> None:
 def test_models_and_the_open_inference_protocol(api: TestClient) -> None:
     (model,) = api.get("/v1/models").json()
     assert (model["name"], model["default"], model["classes"]) == ("vessels", True, ["background", "mask"])
+    assert api.get("/v2").json() == {"name": "diffdgss", "version": metadata.version("diffdgss"), "extensions": []}
     assert api.get("/v2/health/live").json() == {"live": True}
     assert api.get("/v2/health/ready").json() == {"ready": True}
     described = api.get("/v2/models/vessels").json()
@@ -227,5 +231,12 @@ def test_every_operation_names_its_errors_and_its_example(api: TestClient) -> No
             for status, response in operation["responses"].items():
                 if status[0] in "45":
                     assert response["content"]["application/json"]["example"]["detail"], (path, status)
-    assert schema["components"]["schemas"]["SegmentResponse"]["examples"]
+            if "security" in operation:
+                assert {"401", "429", "503"} <= set(operation["responses"]), path
+    for kind in (SegmentResponse, FeaturesInfo, ModelInfo, JobStatus, Ready, Reloaded):
+        assert schema["components"]["schemas"][kind.__name__]["examples"]
+        (example,) = kind.model_json_schema()["examples"]  # FastAPI leaves out what is null
+        assert kind.model_validate(example).model_dump(mode="json") == example  # whole, and as it is answered
+    form = schema["paths"]["/v1/segment"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert set(form["properties"]) == {"image", *Options.model_fields}
     assert set(schema["components"]["securitySchemes"]) == {"HTTPBearer", "APIKeyHeader"}

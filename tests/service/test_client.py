@@ -96,6 +96,11 @@ def test_everything_a_client_can_ask(model_folder: Path, tmp_path: Path) -> None
             features = client.features(photograph)
             assert features.key == answer.key
             np.testing.assert_array_equal(client.mask(key=features.key), mask)
+            assert client.stored_features(features.key).blocks == features.blocks
+            job = client.finished_job(client.start_job([photograph]).id, 0.05)
+            assert [one.id for one in client.jobs()] == [job.id]
+            with pytest.raises(Refused, match="403: only the keys named in admins"):
+                client.reload()
             block = features.blocks[0]
             assert list(client.block(features.key, block.name).shape) == block.shape
             assert client.block(features.key, block.name, timestep=1).shape[0] == 1

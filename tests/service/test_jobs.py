@@ -20,9 +20,10 @@ from interpreter.rendering import encode_labels
 from service.engine import Engine
 from service.errors import Unavailable
 from service.job_runner import JobRunner
-from service.jobs import Jobs
+from service.jobs import JobRecord, Jobs
 from service.options import Options
 from service.settings import Settings
+from service.sources import Sources
 from store.objects import open_objects
 from tests.service.conftest import png, serving
 
@@ -83,8 +84,46 @@ def test_a_job_of_a_folder_that_is_allowed(make_engine: MakeEngine, tmp_path: Pa
             (str(secret), 403),
             ("clinic/nothing", 404),
             ("clinic//etc", 403),
+            ("clinic/./ward", 403),
         ]:
             assert client.post("/v1/jobs", headers={"X-Folder": folder}).status_code == expected, folder
+
+
+def test_a_job_waits_while_its_folder_is_away_and_others_go_on(make_engine: MakeEngine, tmp_path: Path) -> None:
+    class Away(Sources):
+        away = True
+
+        def read(self, asked: str, limit: int) -> bytes:
+            if self.away:
+                raise Unavailable("the folder clinic cannot be read now; ask again later")
+            return super().read(asked, limit)
+
+    (tmp_path / "eyes").mkdir()
+    (tmp_path / "eyes" / "eye.png").write_bytes(png(3))
+    jobs, sources = Jobs(open_objects(tmp_path / "jobs"), 10, 24), Away({"clinic": tmp_path / "eyes"})
+    waits = jobs.create("anybody", Options(output="png"), ".png", ["eye.png"], sources=sources.keys("clinic"))
+    goes_on = jobs.create("anybody", Options(output="png"), ".png", ["b.png"], [png(4)])
+    runner = JobRunner(jobs, make_engine(), Settings(keep_nothing=True), sources)
+    runner.start()
+    assert ended(jobs, goes_on.id).count("done") == 1
+    now = jobs.read(waits.id)
+    assert now is not None
+    assert (now.state, now.count("waiting"), now.trouble) == (
+        "running", 1, "the folder clinic cannot be read now; ask again later"
+    )  # fmt: skip
+    sources.away = False
+    runner.wake()
+    assert ended(jobs, waits.id).count("done") == 1
+    runner.stop()
+
+
+def ended(jobs: Jobs, job_id: str) -> JobRecord:
+    for _ in range(400):
+        record = jobs.read(job_id)
+        if record is not None and record.state == "done":
+            return record
+        time.sleep(0.05)
+    raise AssertionError("the job did not end")
 
 
 def test_what_cannot_be_meant_is_told_at_once(make_engine: MakeEngine) -> None:
@@ -128,7 +167,7 @@ def test_a_job_goes_on_where_a_killed_service_left_it(make_engine: MakeEngine, t
     jobs.save(record)
     (tmp_path / "0123456789abcdef0123456789abcdef" / "inputs").mkdir(parents=True)  # killed while it was uploaded
     engine = make_engine()
-    runner = JobRunner(Jobs(open_objects(tmp_path), 10, 24), engine, settings)
+    runner = JobRunner(Jobs(open_objects(tmp_path), 10, 24), engine, settings, Sources({}))
     runner.start()
     for _ in range(200):
         now = jobs.read(record.id)

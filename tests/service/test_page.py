@@ -268,14 +268,22 @@ def test_what_should_not_be_relied_on_is_said(page: Page) -> None:
 
     def unlike(route: Route) -> None:
         response = route.fetch()
-        domain = {"distance": 3.25, "threshold": 1.5, "abstain": True}
+        domain = {
+            "distance": 3.25,
+            "threshold": 1.5,
+            "residual": 0.01,
+            "residual_range": [0.005, 0.02],
+            "abstain": True,
+        }
         route.fulfill(response=response, json=response.json() | {"abstain": True, "domain": domain})
 
     page.route("**/v1/segment?*output=json*", unlike)
     segmented(page)
     expect(page.locator("#abstain")).to_contain_text("Do not rely on this answer")
     expect(page.locator("#abstain")).to_contain_text("distance 3.25, threshold 1.50")
+    expect(page.locator("#abstain")).not_to_contain_text("residual")
     expect(page.locator("#facts")).to_contain_text("3.25 of 1.50")
+    expect(page.locator("#facts")).to_contain_text("0.0100, usual 0.0050 to 0.0200")
     expect(page.locator("#list")).to_contain_text("abstain")
 
 

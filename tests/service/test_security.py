@@ -8,17 +8,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
 from pydantic import SecretStr
+from starlette.types import Receive, Scope, Send
 
 from service.app import create_app
 from service.engine import Engine
+from service.envelope import SECURITY_HEADERS, LastResort
 from service.errors import Busy, TooManyRequests, Unauthorised
+from service.metrics import Metrics
 from service.security import ANYBODY, Admission, Keys, presented_key
 from service.settings import Settings
+from service.storage import Storage
+from store import FeatureStore
 from tests.service.conftest import png, post, serving
 
 MakeEngine = Callable[..., Engine]
-OPEN = ("/", "/healthz", "/readyz", "/metrics", "/openapi.json", "/v2/health/live", "/v2/health/ready")
+OPEN = ("/", "/healthz", "/readyz", "/metrics", "/openapi.json", "/v2", "/v2/health/live", "/v2/health/ready")
 
 
 def test_keys_are_known_by_name_and_held_as_hashes() -> None:
@@ -82,8 +88,6 @@ def test_every_operation_but_health_asks_for_a_key(shared_engine: Engine) -> Non
 
 def test_reloading_is_for_admins_and_rotates_keys(shared_engine: Engine, model_folder: Path) -> None:
     now = {"settings": Settings(model=str(model_folder), keep_nothing=True, api_keys={"boss": "old"}, admins=("boss",))}  # type: ignore[dict-item]
-    from fastapi.testclient import TestClient
-
     client = TestClient(create_app(now["settings"], lambda: shared_engine, lambda: now["settings"]))
     client.app.state.context.engine.set_result(shared_engine)  # type: ignore[attr-defined]
     assert client.get("/v1/models", headers={"X-API-Key": "old"}).status_code == 200
@@ -105,6 +109,10 @@ def test_other_origins_may_not_ask_unless_they_are_named(shared_engine: Engine) 
         client.app.state.context.engine.set_result(shared_engine)  # type: ignore[attr-defined]
         answer = client.get("/healthz", headers={"Origin": "https://clinic.example"})
         assert answer.headers.get("access-control-allow-origin") == allowed
+        if allowed is not None:
+            assert {"X-Abstain", "X-Image-Id", "Retry-After"} <= set(
+                answer.headers["access-control-expose-headers"].split(", ")
+            )
         other = client.get("/healthz", headers={"Origin": "https://evil.example"})
         assert "access-control-allow-origin" not in other.headers
 
@@ -118,6 +126,41 @@ def test_every_answer_has_security_headers_and_an_id(shared_engine: Engine) -> N
     assert client.get("/healthz", headers={"X-Request-Id": "trace-1"}).headers["X-Request-Id"] == "trace-1"
     forged = client.get("/healthz", headers={"X-Request-Id": "a" * 200})
     assert forged.headers["X-Request-Id"] != "a" * 200
+
+
+class BrokenStorage(Storage):
+    """Fails as nobody expects it to."""
+
+    def read(self, *_: object) -> None:
+        raise RuntimeError("private: /home/operator")
+
+
+def test_failures_that_nobody_expected_have_the_headers_too(make_engine: MakeEngine) -> None:
+    origin = {"Origin": "https://clinic.example", "X-Request-Id": "trace-9"}
+    metrics = Metrics()
+    engine = Engine(make_engine().models, BrokenStorage(lambda: FeatureStore("memory://"), metrics), metrics=metrics)
+    with serving(engine, cors_origins=("https://clinic.example",)) as client:
+        client.app.state.engine.result()  # type: ignore[attr-defined]
+        for path in ("/v1/segment", "/segment", "/v1/features"):
+            answer = client.post(path, files={"image": ("a.png", png(9))}, headers=origin)
+            assert answer.status_code == 500
+            assert answer.json() == {"detail": "internal error; the log of the service has more"}
+            for name, value in SECURITY_HEADERS.items():
+                assert answer.headers[name] == value, name
+            assert answer.headers["X-Request-Id"] == "trace-9"
+            assert answer.headers["Cache-Control"] == "no-store"
+            assert answer.headers["Access-Control-Allow-Origin"] == "https://clinic.example"
+        assert 'route="/v1/segment",status="500"' in client.get("/metrics").text
+
+
+def test_an_answer_that_fails_midway_is_cut_off() -> None:
+    async def failing(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"the first half", "more_body": True})
+        raise RuntimeError("gone")
+
+    with pytest.raises(RuntimeError, match="gone"):
+        TestClient(LastResort(failing)).get("/")
 
 
 def test_the_log_has_no_photograph_and_no_key(make_engine: MakeEngine, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,14 @@ def test_check_says_what_is_there_and_what_is_wrong(
     assert good.returncode == 0, good.stderr
     assert "model vessels" in good.stdout
     assert "can be read and written" in good.stdout
+    (tmp_path / "eyes").mkdir()
+    (tmp_path / "eyes" / "eye.png").write_bytes(b"")
+    monkeypatch.setenv("DIFFDGSS_FOLDERS", json.dumps({"clinic": str(tmp_path / "eyes")}))
+    assert "folder clinic: 1 photographs" in run("service", "check", "--model", model_folder).stdout
+    monkeypatch.setenv("DIFFDGSS_FOLDERS", json.dumps({"clinic": str(tmp_path / "nothing")}))
+    lacks = run("service", "check", "--model", model_folder)
+    assert (lacks.returncode, "folder clinic: no such folder" in lacks.stdout) == (1, True)
+    monkeypatch.delenv("DIFFDGSS_FOLDERS")
     (tmp_path / "file").write_text("in the way")
     assert run("service", "check", "--model", model_folder, "--store", tmp_path / "file").returncode == 1
     assert run("service", "check", "--model", "nothing").returncode == 1

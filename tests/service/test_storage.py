@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,6 +87,25 @@ def test_object_storage_that_is_away(make_engine: MakeEngine, monkeypatch: pytes
         ready = ready_of(engine)
     assert ready["status"] == "degraded"
     assert ready["store"]
+
+
+def test_where_the_store_is_is_told_to_nobody(make_engine: MakeEngine, tmp_path: Path) -> None:
+    place = tmp_path / "private.zarr"
+    engine = with_store(make_engine(), lambda: FeatureStore(place))
+    with serving(engine) as client:
+        client.app.state.engine.result()  # type: ignore[attr-defined]
+        made = client.post("/v1/features", files={"image": ("a.png", png(97))}).json()
+        path = f"/v1/features/{made['key']}?block=block_0"
+        assert client.get(path).status_code == 200
+        shard = next(path for path in place.glob("*/*/*/block_0/c/**/*") if path.is_file())
+        shard.write_bytes(shard.read_bytes()[:-40])
+        damaged = client.get(path)
+        shutil.rmtree(place)
+        gone = client.get(path)
+        for answer, words in ((damaged, "features are damaged"), (gone, "no such features")):
+            assert answer.status_code == 404
+            assert words in answer.json()["detail"]
+            assert "private" not in answer.text
 
 
 def test_a_full_store_keeps_answering(make_engine: MakeEngine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,16 @@ def test_what_is_written_is_read(store: FeatureStore, location: str, spec: Featu
             if mine is not None:
                 np.testing.assert_array_equal(mine, theirs)
     assert 0 < reader.entry(spec, KEY).bytes < written
+    assert store.verify(spec, KEY) == []
+
+
+def test_residuals_are_kept_exactly_and_entries_without_are_read(store: FeatureStore, spec: FeatureSpec) -> None:
+    features = some_features(spec)
+    store.write(spec, KEY, features)
+    assert store.entry(spec, KEY).features().residuals == {}
+    store.write(spec, KEY, replace(features, residuals={1: 1 / 3, 10: 2.5e-7}))
+    assert store.entry(spec, KEY).residuals == {1: 1 / 3, 10: 2.5e-7}
+    assert store.entry(spec, KEY).features().residuals == {1: 1 / 3, 10: 2.5e-7}
     assert store.verify(spec, KEY) == []
 
 

@@ -1,0 +1,139 @@
+"""What is asked of the engine and what it keeps count of: the values that pass through it."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from extractor.images import MAX_PIXELS
+from interpreter.network import Interpreter
+from service.errors import NotFound
+from service.metrics import Metrics
+from service.models import Model
+from service.photographs import FORMATS
+from store.features import Features
+from store.spec import FeatureSpec
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much an engine does at once, and what it reads.
+
+    Attributes:
+        max_pixels: of one image.
+        formats: that are read.
+        batch: images inverted together; ``batch_wait`` seconds are waited for them.
+        queue: images at work or waiting.
+        answers_bytes: memory for finished answers.
+        store_timeout: seconds until a store that hangs is left alone.
+        memory_bytes: of features, where the store is memory; None keeps all.
+    """
+
+    max_pixels: int = MAX_PIXELS
+    formats: tuple[str, ...] = FORMATS
+    batch: int = 1
+    batch_wait: float = 0.01
+    queue: int = 32
+    answers_bytes: int = 0
+    store_timeout: float = 60.0
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked about one photograph.
+
+    Attributes:
+        image_id: sha256 of its bytes.
+        data: the bytes; None where its features must be in the store.
+        name: for messages.
+        model: reads them.
+        timesteps: that vote; all of the model's if None.
+    """
+
+    image_id: str
+    data: bytes | None
+    name: str
+    model: Model
+    timesteps: tuple[int, ...] | None = None
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for questions with equal answers."""
+        return self.image_id, self.model.name, self.model.version, self.timesteps
+
+
+@dataclass
+class Work:
+    """Bookkeeping of one answer.
+
+    Attributes:
+        wanted: whether anybody still waits for it.
+        seconds: by stage.
+        warnings: what the reader should know.
+        bytes_stored: written to the store.
+        forwards: network forwards that were run.
+    """
+
+    metrics: Metrics
+    wanted: Callable[[], bool]
+    seconds: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    bytes_stored: int = 0
+    forwards: int = 0
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the time of a block of code towards a stage."""
+        started = time.perf_counter()
+        yield
+        passed = time.perf_counter() - started
+        self.seconds[name] = self.seconds.get(name, 0.0) + passed
+        self.metrics.observe(name, passed)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Features that have been made or found.
+
+    Attributes:
+        key: what ``/v1/features`` calls them.
+        spec: what they are.
+    """
+
+    key: str
+    image_id: str
+    spec: FeatureSpec
+    cached: bool
+    forwards: int
+    warnings: tuple[str, ...]
+
+
+def subset(spec: FeatureSpec, timesteps: Sequence[int] | None) -> tuple[int, ...] | None:
+    """Timesteps in the spec's order; None for all of them.
+
+    Raises:
+        NotFound: the spec does not keep one.
+    """
+    if timesteps is None:
+        return None
+    if missing := sorted(set(timesteps) - set(spec.timesteps)):
+        raise NotFound(f"timesteps {missing} are not kept by this model; it has {', '.join(map(str, spec.timesteps))}")
+    chosen = tuple(t for t in spec.timesteps if t in set(timesteps))
+    return None if chosen == spec.timesteps else chosen
+
+
+def at_timesteps(
+    interpreter: Interpreter, features: Features, timesteps: tuple[int, ...] | None
+) -> tuple[Interpreter, Features]:
+    """The same interpreter, weights shared, and features, at some of the timesteps."""
+    if timesteps is None:
+        return interpreter, features
+    spec = interpreter.spec
+    rows = [spec.timesteps.index(t) for t in timesteps]
+    reader = copy.copy(interpreter)
+    reader.spec = spec.model_copy(update={"timesteps": timesteps})
+    return reader, replace(features, maps={name: maps[rows] for name, maps in features.maps.items()})

@@ -1,0 +1,165 @@
+"""Where jobs may read photographs: folders and prefixes of object storage that the operator allowed by name.
+
+A request names ``NAME`` or ``NAME/PREFIX``. The name is the operator's; what is below it is the client's, and never
+leads out. Places are told to nobody.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from pathlib import Path, PurePosixPath
+from typing import Protocol, TypeVar
+
+import structlog
+
+from service.errors import BodyTooLarge, Forbidden, NotFound, Unavailable
+from service.photographs import SUFFIXES
+from store.errors import FormatError, MissingEntry, StoreUnavailable
+from store.objects import Objects, open_objects
+
+logger = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+
+class Source(Protocol):
+    """Photographs below one place."""
+
+    def keys(self, prefix: str) -> list[str]:
+        """Keys of all photographs below a prefix, sorted; Forbidden if it leads out, NotFound if nothing is there."""
+
+    def read(self, key: str, limit: int) -> bytes:
+        """One photograph; BodyTooLarge beyond ``limit`` bytes, Forbidden if it leads out, NotFound if it is gone."""
+
+
+class FolderSource:
+    """A local folder; links that lead out of it are not followed."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.expanduser().resolve()
+
+    def keys(self, prefix: str) -> list[str]:
+        below = self._inside(prefix)
+        if not below.is_dir():
+            raise NotFound("no such folder")
+        found = (path for path in below.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+        return sorted(path.relative_to(self._root).as_posix() for path in found if self._is_inside(path))
+
+    def read(self, key: str, limit: int) -> bytes:
+        path = self._inside(key)
+        try:
+            with path.open("rb") as file:
+                data = file.read(limit + 1)
+        except OSError as error:
+            raise NotFound(f"{path.name}: cannot be read (any more)") from error
+        if len(data) > limit:
+            raise _too_large(path.name, limit)
+        return data
+
+    def _inside(self, key: str) -> Path:
+        path = self._root / _checked(key)
+        if not self._is_inside(path):
+            raise Forbidden("the prefix leads out of the folder")
+        return path
+
+    def _is_inside(self, path: Path) -> bool:
+        return path.resolve().is_relative_to(self._root)
+
+
+class ObjectSource:
+    """A prefix of object storage. Objects have no types: photographs are told by the ends of their keys."""
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+
+    def keys(self, prefix: str) -> list[str]:
+        keys = self._objects.keys(_checked(prefix))
+        if not keys:
+            raise NotFound("no such folder")
+        return [key for key in keys if PurePosixPath(key).suffix.lower() in SUFFIXES]
+
+    def read(self, key: str, limit: int) -> bytes:
+        name = PurePosixPath(key).name
+        try:
+            size = self._objects.size(_checked(key))
+            if size > limit:
+                raise _too_large(name, limit)
+            return self._objects.get_range(key, 0, size).tobytes() if size else b""
+        except MissingEntry as error:
+            raise NotFound(f"{name}: cannot be read (any more)") from error
+
+
+class Sources:
+    """The places that an operator allowed, opened when they are first asked for.
+
+    Args:
+        folders: {name: a folder, or s3://bucket/prefix}.
+        timeout: seconds until a place that does not answer is given up.
+    """
+
+    def __init__(self, folders: Mapping[str, str | Path], timeout: float = 10.0) -> None:
+        self._folders, self._timeout = dict(folders), timeout
+        self._opened: dict[str, Source] = {}
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="source")
+
+    def keys(self, asked: str) -> list[str]:
+        """Every photograph of ``NAME`` or ``NAME/PREFIX``, as ``NAME/KEY``, sorted.
+
+        Raises:
+            Forbidden: no such name is allowed, or the prefix leads out.
+            NotFound: nothing is there. Unavailable: the place does not answer.
+        """
+        name, _, prefix = asked.partition("/")
+        return [f"{name}/{key}" for key in self._in_time(name, lambda: self._source(name).keys(prefix))]
+
+    def read(self, asked: str, limit: int) -> bytes:
+        """The bytes of one photograph, named as ``keys`` does.
+
+        Raises:
+            Forbidden: not allowed (any more). NotFound: gone. BodyTooLarge: more than ``limit`` bytes.
+            Unavailable: the place does not answer.
+        """
+        name, _, key = asked.partition("/")
+        return self._in_time(name, lambda: self._source(name).read(key, limit))
+
+    def close(self) -> None:
+        """Wait for nothing that hangs."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _source(self, name: str) -> Source:
+        if name not in self._folders:
+            raise Forbidden(f"no folder {name[:40]!r} is allowed here; allowed: {', '.join(self._folders) or 'none'}")
+        with self._lock:
+            if name not in self._opened:
+                self._opened[name] = _opened(self._folders[name])
+            return self._opened[name]
+
+    def _in_time(self, name: str, work: Callable[[], T]) -> T:
+        """The result of work on a place; what is wrong with it is for the log, since it names the place."""
+        try:
+            return self._pool.submit(work).result(self._timeout)
+        except (FutureTimeout, StoreUnavailable, FormatError, PermissionError) as error:
+            problem = str(error) or f"no answer within {self._timeout:.0f} s"
+            logger.warning("a folder of jobs cannot be read", folder=name, problem=problem)
+            raise Unavailable(f"the folder {name} cannot be read now; ask again later", retry_after=30) from error
+
+
+def _opened(location: str | Path) -> Source:
+    if "://" in str(location):
+        return ObjectSource(open_objects(location, read_only=True))
+    return FolderSource(Path(location))
+
+
+def _checked(key: str) -> str:
+    """A key without its last slash; Forbidden if a part of it could lead elsewhere."""
+    plain = key.removesuffix("/")
+    if plain and any(part in ("", ".", "..") for part in plain.split("/")):
+        raise Forbidden("the prefix leads out of the folder")
+    return plain
+
+
+def _too_large(name: str, limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"{name}: more than {limit} bytes")

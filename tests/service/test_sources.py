@@ -1,0 +1,111 @@
+"""What jobs may read: one contract for folders and object storage, and what is refused by both."""
+
+from __future__ import annotations
+
+import socket
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from service.engine import Engine
+from service.errors import BodyTooLarge, Forbidden, NotFound, Unavailable
+from service.settings import Settings
+from service.sources import Sources
+from store.objects import open_objects
+from tests.service.conftest import png, serving
+from tests.service.test_jobs import finished
+from tests.store.conftest import s3_server  # noqa: F401  # a fixture
+
+FILES = {
+    "ward/b.png": png(3),
+    "ward/a.JPG": b"a",
+    "ward/deep/c.tif": b"cc",
+    "ward/notes.txt": b"",
+    "wards/other.png": b"o",
+}
+OUTSIDE = ["secret", "", "clinic/../secret", "clinic//ward", "clinic/ward/../../secret", "clinic/."]
+MakeEngine = Callable[..., Engine]
+
+
+@pytest.fixture(params=["folder", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A place with photographs, and one beside it that is not allowed."""
+    if request.param == "s3":
+        request.getfixturevalue("s3_server")
+    root = str(tmp_path) if request.param == "folder" else f"s3://bucket/{uuid.uuid4().hex}"
+    for name, data in FILES.items():
+        open_objects(f"{root}/allowed").put(name, data)
+    open_objects(f"{root}/secret").put("eye.png", png(3))
+    return f"{root}/allowed"
+
+
+def test_photographs_are_found_by_prefix_and_read(place: str) -> None:
+    sources = Sources({"clinic": place})
+    assert sources.keys("clinic") == [
+        "clinic/ward/a.JPG", "clinic/ward/b.png", "clinic/ward/deep/c.tif", "clinic/wards/other.png"
+    ]  # fmt: skip
+    assert sources.keys("clinic/ward/deep/") == ["clinic/ward/deep/c.tif"]
+    assert len(sources.keys("clinic/ward")) == 3  # and not those of wards
+    assert sources.read("clinic/ward/b.png", 100_000) == png(3)
+    assert sources.read("clinic/ward/deep/c.tif", 2) == b"cc"
+    assert sources.read("clinic/ward/notes.txt", 2) == b""
+
+
+@pytest.mark.parametrize("asked", OUTSIDE)
+def test_nothing_leads_out(place: str, asked: str) -> None:
+    sources = Sources({"clinic": place})
+    with pytest.raises(Forbidden):
+        sources.keys(asked)
+    with pytest.raises(Forbidden):
+        sources.read(f"{asked}/eye.png" if asked else "/eye.png", 100_000)
+
+
+def test_what_is_gone_or_too_large_is_said_without_its_place(place: str) -> None:
+    sources = Sources({"clinic": place})
+    with pytest.raises(NotFound):
+        sources.keys("clinic/nothing")
+    for key, error in (("gone.png", NotFound), ("ward/deep/c.tif", BodyTooLarge)):
+        with pytest.raises(error) as told:
+            sources.read(f"clinic/{key}", 1)
+        assert str(told.value).startswith(key.rpartition("/")[2])
+        assert "allowed" not in str(told.value)
+
+
+def test_a_job_of_a_prefix(place: str, make_engine: MakeEngine) -> None:
+    with serving(make_engine(), folders={"clinic": place}) as client:
+        client.app.state.engine.result()  # type: ignore[attr-defined]
+        started = client.post("/v1/jobs", headers={"X-Folder": "clinic/ward"})
+        assert started.status_code == 202, started.text
+        status = finished(client, started.json())
+        assert (status["total"], status["done"], status["failed"]) == (3, 1, 2)
+        assert {problem["name"] for problem in status["problems"]} == {"a.JPG", "c.tif"}
+        assert "allowed" not in client.get(status["results"]).text
+        assert client.post("/v1/jobs", headers={"X-Folder": "clinic/../secret"}).status_code == 403
+
+
+def test_storage_that_is_away_is_told_in_time(monkeypatch: pytest.MonkeyPatch, make_engine: MakeEngine) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # nobody listens there
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        started = time.monotonic()
+        with pytest.raises(Unavailable, match="the folder clinic cannot be read now"):
+            Sources({"clinic": "s3://bucket/eyes"}, timeout=0.3).keys("clinic")
+        with serving(make_engine(), folders={"clinic": "s3://bucket/eyes"}, store_timeout=0.3) as client:
+            client.app.state.engine.result()  # type: ignore[attr-defined]
+            answer = client.post("/v1/jobs", headers={"X-Folder": "clinic"})
+        assert time.monotonic() - started < 10
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "30")
+        assert "bucket" not in answer.text
+
+
+def test_other_kinds_of_places_are_refused_by_the_settings() -> None:
+    with pytest.raises(ValueError, match="expected a folder or s3://bucket/prefix for clinic"):
+        Settings(folders={"clinic": "gs://bucket/eyes"})
+    with pytest.raises(ValueError, match="names without a slash"):
+        Settings(folders={"clinic/ward": "/data"})
+    assert Settings(folders={"clinic": "s3://bucket/eyes"}).folders == {"clinic": "s3://bucket/eyes"}
