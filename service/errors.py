@@ -12,8 +12,8 @@ ServiceError
 ├── TooManyRequests        a key's own rate or concurrency is used up
 ├── Unavailable            not now; Retry-After says when
 │   ├── NotReady           models are still being loaded, or could not be
-│   └── Busy               the queue is full, or the deadline passed in it
-├── DeadlinePassed         the deadline passed while the answer was being made
+│   ├── Busy               the queue is full, or the deadline passed in it
+│   └── DeadlinePassed     the deadline passed while the answer was being made
 └── Abandoned              nobody waits for the answer any more
 
 extractor's ImageError
@@ -99,8 +99,8 @@ class Busy(Unavailable):
     """More is asked for than can be done."""
 
 
-class DeadlinePassed(ServiceError):
-    """The answer took longer than the request was given."""
+class DeadlinePassed(Unavailable):
+    """The answer took longer than the request was given; what was done is kept, so it is worth asking again."""
 
 
 class Abandoned(ServiceError):
@@ -126,7 +126,6 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (Conflict, 409),
     (TooManyRequests, 429),
     (Unavailable, 503),
-    (DeadlinePassed, 504),
     (Abandoned, 499),
     (StoreUnavailable, 503),
     (StoreFull, 503),

@@ -18,8 +18,7 @@ _TEXTS = {
     422: ("A photograph without a field of view, or options that cannot be meant", "eye.png: too dark"),
     429: ("This key's rate or concurrency is used up", "more than 60 requests a minute of this key"),
     500: ("Unexpected; the log has more", "internal error; the log of the service has more"),
-    503: ("Not ready, or the queue is full; Retry-After says when to ask again", "models are still being loaded"),
-    504: ("The deadline passed while the answer was being made", "the deadline passed while segmenting"),
+    503: ("Not ready, too much to do, or not done in time; Retry-After says when to ask again", "models are still being loaded"),
 }
 
 
@@ -39,5 +38,5 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return found
 
 
-SEGMENT = problems(400, 401, 404, 406, 413, 415, 429, 503, 504)
+SEGMENT = problems(400, 401, 404, 406, 413, 415, 429, 503)
 """Of requests that carry a photograph."""
