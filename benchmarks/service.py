@@ -285,7 +285,7 @@ def report(
         ),
         "",
         f"{results['requests']} requests from {CLIENTS} clients, {distinct} different photographs, answers compared "
-        "byte by byte with the masks made offline; micro-batches of four (off by default) change bits of features:",
+        "byte by byte with the masks made offline; micro-batches are of four (off by default):",
         "",
         *table(
             [

@@ -241,7 +241,7 @@ class Backbone:
         return torch.autocast(self.device.type, dtype=getattr(torch, self.precision))
 
     def quickened(self) -> Backbone:
-        """The same backbone, computing faster on CPUs, to 1e-4 of its largest numbers (``extractor.cpu``)."""
+        """The same backbone, computing faster on CPUs, to 1e-5 of its largest numbers (``extractor.cpu``)."""
         from extractor.cpu.network import quicken  # imported late: loading Numba takes a second
 
         quicken(self.unet)

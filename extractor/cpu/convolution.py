@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, prange
+from numba import get_num_threads, njit, prange
 from numpy.polynomial import polynomial
 from numpy.typing import NDArray
 
@@ -38,6 +38,7 @@ from extractor.cpu.vectors import (
     multiply,
     multiply_onto,
     settle,
+    take,
 )
 from store.threads import torch_threads
 
@@ -188,6 +189,7 @@ def convolve(
             y,
             width_of_strip,
             moments,
+            get_num_threads(),
         )
     return y[..., : kernel.outputs], _pooled(moments[..., : kernel.outputs])
 
@@ -211,9 +213,35 @@ def _convolve(
     y: Floats,
     strip_tiles: int,
     moments: Doubles,
+    workers: int,
 ) -> None:
-    """y = convolution + bias + residual; ``moments`` (n, tasks, 3, k) as ``_pooled`` takes them."""
-    c, (images, height, width, k) = maps[0].shape[3] + maps[1].shape[3], y.shape
+    """y = convolution + bias + residual; ``moments`` (n, tasks, 3, k) as ``_pooled`` takes them.
+
+    Who is done takes the next task: a core that others use as well does fewer, and nobody waits for it.
+    """
+    tasks, next_task = moments.shape[0] * moments.shape[1], np.zeros(1, np.int64)
+    for _ in prange(workers):
+        task = take(next_task)
+        while task < tasks:
+            _convolve_part(maps, normalising, u, bias, added, projection, y, strip_tiles, moments, task)
+            task = take(next_task)
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _convolve_part(
+    maps: tuple[Floats, Floats],
+    normalising: tuple[Floats, Floats],
+    u: Floats,
+    bias: Floats,
+    added: tuple[Floats, Floats],
+    projection: Floats,
+    y: Floats,
+    strip_tiles: int,
+    moments: Doubles,
+    task: int,
+) -> None:
+    """One part of one strip of an image."""
+    c, (_, height, width, k) = maps[0].shape[3] + maps[1].shape[3], y.shape
     doubled = height > maps[0].shape[1]
     p, step = (5, 2) if doubled else (6, 4)  # points of evaluation, and pixels of the input from tile to tile
     tile_rows, tiles = height // 4, width // 4
@@ -223,67 +251,66 @@ def _convolve(
     # An odd number of cache lines from plane to plane, or all would want the same places in the cache.
     plane_c, plane_k = (strip_tiles * c + 15) // 32 * 32 + 16, (strip_tiles * k + 15) // 32 * 32 + 16
     flat_u, flat_y, flat_bias = u.reshape(-1), y.reshape(-1), bias.reshape(-1)
-    for task in prange(images * strips * parts):
-        i, strip, part = task // (strips * parts), task // parts % strips, task % parts
-        start = strip * strip_tiles
-        count = min(strip_tiles, tiles - start)
-        length = (step * count + 2) * c
-        rows = np.empty((step + 2) * line, dtype=np.float32)
-        upright = np.empty(p * line, dtype=np.float32)  # transformed along columns
-        v = np.zeros(p * p * plane_c, dtype=np.float32)
-        m = np.empty(p * p * plane_k, dtype=np.float32)
-        half = np.empty(4 * p * k, dtype=np.float32)
-        reference, sums, total = np.zeros(k, np.float32), np.zeros(2 * LANES, np.float32), np.zeros((2, k))
-        begin, end = part * tile_rows // parts, (part + 1) * tile_rows // parts
-        for tile_row in range(begin, end):
-            first_row = 0 if tile_row == begin else 2  # two rows of the last tiles are those that these begin with
-            if first_row:
-                rows[: 2 * line] = rows[step * line :]
-            for r in range(first_row, step + 2):
-                row, column = step * tile_row - 1 + r, step * start - 1
-                _read_row(maps, normalising, i, row, column, step * count + 2, rows, r * line)
-            for e in range(0, length, LANES):
-                if doubled:
-                    _read_doubled(rows, e, line, upright, e, length)
-                else:
-                    _read(rows, e, line, upright, e, length)
-            for r in range(p):
-                for t in range(count):
-                    for e in range(0, c, LANES):
-                        at, to = r * length + step * t * c + e, p * r * plane_c + t * c + e
-                        if doubled:
-                            _read_doubled(upright, at, c, v, to, plane_c)
-                        else:
-                            _read(upright, at, c, v, to, plane_c)
-            for point in range(p * p):
-                for panel in range(k // COLUMNS):
-                    at_u = (point * (k // COLUMNS) + panel) * c * COLUMNS
-                    for t in range(0, count, ROWS):
-                        at_m = point * plane_k + t * k + panel * COLUMNS
-                        multiply(v, point * plane_c + t * c, flat_u, at_u, m, at_m, c, k)
-            pixel = (i * height + 4 * tile_row) * width + 4 * start  # the first of the strip's
+    i, strip, part = task // (strips * parts), task // parts % strips, task % parts
+    start = strip * strip_tiles
+    count = min(strip_tiles, tiles - start)
+    length = (step * count + 2) * c
+    rows = np.empty((step + 2) * line, dtype=np.float32)
+    upright = np.empty(p * line, dtype=np.float32)  # transformed along columns
+    v = np.zeros(p * p * plane_c, dtype=np.float32)
+    m = np.empty(p * p * plane_k, dtype=np.float32)
+    half = np.empty(4 * p * k, dtype=np.float32)
+    reference, sums, total = np.zeros(k, np.float32), np.zeros(2 * LANES, np.float32), np.zeros((2, k))
+    begin, end = part * tile_rows // parts, (part + 1) * tile_rows // parts
+    for tile_row in range(begin, end):
+        first_row = 0 if tile_row == begin else 2  # two rows of the last tiles are those that these begin with
+        if first_row:
+            rows[: 2 * line] = rows[step * line :]
+        for r in range(first_row, step + 2):
+            row, column = step * tile_row - 1 + r, step * start - 1
+            _read_row(maps, normalising, i, row, column, step * count + 2, rows, r * line)
+        for e in range(0, length, LANES):
+            if doubled:
+                _read_doubled(rows, e, line, upright, e, length)
+            else:
+                _read(rows, e, line, upright, e, length)
+        for r in range(p):
             for t in range(count):
-                _write_tile(m, t * k, plane_k, half, flat_y, (pixel + 4 * t) * k, width * k, k, doubled)
-            if tile_row == begin:
-                reference[:] = flat_y[pixel * k : (pixel + 1) * k]
-            for r in range(4):
-                first = pixel + r * width
-                if len(projection):
-                    _project(added, projection, first, 4 * count, flat_y, k)
-                elif len(added[0]):
-                    same = added[0].reshape(-1)
-                    for e in range(first * k, (first + 4 * count) * k):
-                        flat_y[e] += same[e]
-                for e in range(0, k, LANES):
-                    settle(flat_y, first * k + e, k, 4 * count, flat_bias, i * k + e, reference, e, sums)
-                    for lane in range(LANES):
-                        total[0, e + lane] += sums[lane]
-                        total[1, e + lane] += sums[LANES + lane]
-        number = 16.0 * count * (end - begin)
-        for e in range(k):
-            moments[i, strip * parts + part, 0, e] = number
-            moments[i, strip * parts + part, 1, e] = reference[e] + total[0, e] / number
-            moments[i, strip * parts + part, 2, e] = total[1, e] - total[0, e] ** 2 / number
+                for e in range(0, c, LANES):
+                    at, to = r * length + step * t * c + e, p * r * plane_c + t * c + e
+                    if doubled:
+                        _read_doubled(upright, at, c, v, to, plane_c)
+                    else:
+                        _read(upright, at, c, v, to, plane_c)
+        for point in range(p * p):
+            for panel in range(k // COLUMNS):
+                at_u = (point * (k // COLUMNS) + panel) * c * COLUMNS
+                for t in range(0, count, ROWS):
+                    at_m = point * plane_k + t * k + panel * COLUMNS
+                    multiply(v, point * plane_c + t * c, flat_u, at_u, m, at_m, c, k)
+        pixel = (i * height + 4 * tile_row) * width + 4 * start  # the first of the strip's
+        for t in range(count):
+            _write_tile(m, t * k, plane_k, half, flat_y, (pixel + 4 * t) * k, width * k, k, doubled)
+        if tile_row == begin:
+            reference[:] = flat_y[pixel * k : (pixel + 1) * k]
+        for r in range(4):
+            first = pixel + r * width
+            if len(projection):
+                _project(added, projection, first, 4 * count, flat_y, k)
+            elif len(added[0]):
+                same = added[0].reshape(-1)
+                for e in range(first * k, (first + 4 * count) * k):
+                    flat_y[e] += same[e]
+            for e in range(0, k, LANES):
+                settle(flat_y, first * k + e, k, 4 * count, flat_bias, i * k + e, reference, e, sums)
+                for lane in range(LANES):
+                    total[0, e + lane] += sums[lane]
+                    total[1, e + lane] += sums[LANES + lane]
+    number = 16.0 * count * (end - begin)
+    for e in range(k):
+        moments[i, strip * parts + part, 0, e] = number
+        moments[i, strip * parts + part, 1, e] = reference[e] + total[0, e] / number
+        moments[i, strip * parts + part, 2, e] = total[1, e] - total[0, e] ** 2 / number
 
 
 @njit(inline="always")  # type: ignore[untyped-decorator]

@@ -11,12 +11,13 @@ with the tensor that was made with them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import UNet2DModel
+from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d_blocks import UpBlock2D
 from diffusers.models.upsampling import Upsample2D
@@ -41,7 +42,7 @@ LARGEST = 256
 
 
 def quicken(unet: UNet2DModel) -> UNet2DModel:
-    """Let a network compute faster on CPUs, to 1e-4 of its largest numbers; returns it."""
+    """Let a network compute faster on CPUs, to 1e-5 of its largest numbers, and alike in every batch; returns it."""
     for module in unet.modules():
         if isinstance(module, ResnetBlock2D) and _is_plain(module):
             module.forward = _quick_block(module)
@@ -49,6 +50,8 @@ def quicken(unet: UNet2DModel) -> UNet2DModel:
             module.forward = _quick_upsampler(module)
         elif type(module) is UpBlock2D and all(_is_plain(block) for block in module.resnets):
             module.forward = _quick_level(module)
+    for module in _whose_bits_depend_on_the_batch(unet):
+        module.forward = _one_by_one(module)
     if (
         isinstance(unet.conv_norm_out, nn.GroupNorm)
         and isinstance(unet.conv_act, nn.SiLU)
@@ -105,15 +108,41 @@ def _is_quick(convolution: nn.Module, *, is_last: bool = False) -> bool:
 
 def _can_be_done(*maps: torch.Tensor) -> bool:
     return all(
+        _is_plainly_computed(x) and x.shape[1] % LANES == 0 and x.shape[2] % 4 == 0 and x.shape[3] % 4 == 0
+        for x in maps
+    )
+
+
+def _is_plainly_computed(x: torch.Tensor) -> bool:
+    return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
-        and x.shape[1] % LANES == 0
-        and x.shape[2] % 4 == 0
-        and x.shape[3] % 4 == 0
-        for x in maps
     )
+
+
+def _whose_bits_depend_on_the_batch(unet: UNet2DModel) -> Iterator[nn.Module]:
+    """What stays torch's: it adds up in another order for another number of images."""
+    yield from (unet.conv_in, unet.time_embedding)
+    for module in unet.modules():
+        if isinstance(module, Downsample2D) and isinstance(module.conv, nn.Conv2d):
+            yield module.conv
+        elif isinstance(module, ResnetBlock2D) and module.time_emb_proj is not None:
+            yield module.time_emb_proj
+
+
+def _one_by_one(module: nn.Module) -> Callable[..., torch.Tensor]:
+    """Each image by itself, so that an image's bits are the same in every batch."""
+    usual = type(module).forward
+
+    def forward(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        if len(x) == 1 or not _is_plainly_computed(x):
+            done: torch.Tensor = usual(module, x, *rest)
+            return done
+        return torch.cat([usual(module, one, *rest) for one in x.split(1)])
+
+    return forward
 
 
 def _quick_level(level: UpBlock2D) -> Callable[..., torch.Tensor]:

@@ -1,6 +1,7 @@
 """Small pieces that Numba's own loops are too slow for, in LLVM's terms: their numbers stay in vector registers.
 
-All take flat float32 arrays and indices into them, and return nothing.
+All but ``take`` want flat float32 arrays and indices into them, and return nothing. Whoever changes this file
+has to touch ``convolution.py``, too: Numba's cache only looks at the file that a kernel stands in.
 """
 
 from __future__ import annotations
@@ -224,6 +225,17 @@ def settle(
             code.store(code.builder.load(total), 8, ir.Constant(ir.IntType(64), LANES * i))
 
     return _void(write, y, at, step, count, bias, at_bias, reference, at_reference, sums)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def take(_typing: Any, counter: Any) -> Any:
+    """The number in an int64 array of one element, which is one more afterwards: each number is taken once."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        return builder.atomic_rmw("add", data, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(counter), generate
 
 
 def combination(matrix: NDArray[np.float64]) -> Any:

@@ -18,7 +18,10 @@ _TEXTS = {
     422: ("A photograph without a field of view, or options that cannot be meant", "eye.png: too dark"),
     429: ("This key's rate or concurrency is used up", "more than 60 requests a minute of this key"),
     500: ("Unexpected; the log has more", "internal error; the log of the service has more"),
-    503: ("Not ready, too much to do, or not done in time; Retry-After says when to ask again", "models are still being loaded"),
+    503: (
+        "Not ready, too much to do, or not done in time; Retry-After says when to ask again",
+        "models are still being loaded",
+    ),
 }
 
 

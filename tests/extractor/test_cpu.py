@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -111,6 +113,8 @@ def test_a_quick_network_is_the_same_network(time_scale_shift: str) -> None:
         assert not torch.equal(found.features[name], maps), name  # it did compute in another way
         torch.testing.assert_close(found.features[name], maps, rtol=0, atol=1e-5 * float(maps.abs().max()))
     assert torch.equal(quick.estimate(x, 7).x0, quick.estimate(x, 7).x0)  # type: ignore[arg-type]
+    for i, name in itertools.product(range(2), quick.block_names):  # an image's bits are the same in every batch
+        assert torch.equal(quick.estimate(x[i : i + 1], 7, [name]).features[name], found.features[name][i : i + 1])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     alone = quick.estimate(x, 7, ["block_3"]).features["block_3"]
