@@ -18,6 +18,7 @@ from interpreter.data import Labelled, labelled_images, require_features, store_
 from interpreter.errors import ConfigurationError, InterpreterError
 from interpreter.network import InterpreterConfig
 from interpreter.prediction import Prediction
+from interpreter.probe_cli import app as probe_commands
 from interpreter.protocols.protocol import ROWS, Edition
 from interpreter.rendering import encode_labels
 from interpreter.rules import Rules
@@ -297,6 +298,9 @@ def require_device(device: str) -> str:
 def _labelled(store: FeatureStore, reference: str, task: Task) -> list[Labelled]:
     name, _, split = reference.partition(":")
     return labelled_images(store, name, split or None, task)
+
+
+app.add_typer(probe_commands)
 
 
 def main() -> NoReturn:
