@@ -204,7 +204,7 @@ def _publish(run: Path, made: Path) -> None:
     for pattern in _WEIGHTS:
         for path in run.glob(pattern):
             if path.name != "run.json":
-                shutil.copy(path, made / path.name)
+                shutil.copyfile(path, made / path.name)
 
 
 def _count(folder: Path) -> int:
