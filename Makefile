@@ -8,7 +8,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test test-all lint format lock audit gpu clean
+.PHONY: help install demo test test-all lint format lock audit gpu models models-smoke clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,8 @@ help:
 	@echo "make format    let ruff format and mend what it can"
 	@echo "make lock      resolve requirements.lock anew from pyproject.toml"
 	@echo "make audit     known vulnerabilities of what is installed (needs the network)"
+	@echo "make models    rebuild all shipped models from DATA (a folder with splits.csv) in build/models; hours"
+	@echo "make models-smoke  the same recipes at tiny size on drawn photographs"
 	@echo "make gpu       build mamba-ssm's CUDA kernel (needs nvcc)"
 	@echo "make clean     remove the virtual environment and caches"
 
@@ -72,6 +74,15 @@ gpu: install
 	MAMBA_KEEP_CUDA_BUILD=TRUE $(BIN)/pip install --no-build-isolation "mamba-ssm>=2.2" \
 		|| { echo "mamba-ssm could not be built (it needs nvcc of torch's CUDA version)."; \
 		     echo "Everything works without it: on CUDA tensors the scan is then made of torch operations."; exit 1; }
+
+# Stopped, it goes on where it was. See docs/recipes.md for the table and for rebuilding one model alone.
+models: install
+	test -f "$(DATA)/splits.csv" || { echo "say where the data are: make models DATA=folder (it has splits.csv)"; exit 1; }
+	$(BIN)/python -m recipes.models --data "$(DATA)" --work build/models
+
+models-smoke: install
+	rm -rf build/smoke
+	$(BIN)/python -m recipes.models --smoke --work build/smoke
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .coverage demo

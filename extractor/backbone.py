@@ -28,6 +28,8 @@ from extractor.diffusion import Diffusion
 from extractor.errors import BackboneError, NonFiniteActivation
 from extractor.schedule import NoiseSchedule
 from extractor.unet import build_unet, decoder_blocks, stride, unet_config
+from store.errors import DamagedModel
+from store.manifest import require_intact
 from store.spec import Block, Precision
 
 CONFIG_FILE = "config.json"
@@ -287,11 +289,16 @@ def load_backbone(source: str | Path, precision: Precision = "float32", class_la
         class_label: for class-conditional networks.
 
     Raises:
-        BackboneError: files are missing, or weights and configuration do not fit.
+        BackboneError: files are missing, are not those of the folder's manifest, or weights and configuration do
+            not fit.
     """
     folder = Path(source)
     if not folder.is_dir():
         folder = _download(str(source))
+    try:
+        require_intact(folder, CONFIG_FILE, DIFFUSION_FILE, WEIGHTS_FILE)
+    except DamagedModel as error:
+        raise BackboneError(str(error)) from error
     pipeline = (folder / "unet" / CONFIG_FILE).is_file()  # a folder that a diffusers pipeline wrote
     unet_folder, scheduler_folder = (folder / "unet", folder / "scheduler") if pipeline else (folder, folder)
     config = _read_json(unet_folder / CONFIG_FILE)

@@ -190,6 +190,24 @@ def presets(as_json: AsJson = False) -> None:
             console.out.print(f"  {field:14} {setting}", highlight=False)
 
 
+@app.command(epilog="Examples: extractor models --json · extractor models runs/backbone/backbone")
+def models(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(help="Folders of other backbones, listed too.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the shipped backbones, with their data and sha256; each is loaded, so that it is whole."""
+    from extractor.registry import listed
+
+    found = listed(folders or [])
+    if as_json:
+        console.print_json({one.name: one.to_json() for one in found})
+    else:
+        for one in found:
+            console.print_described(one.name, one.facts())
+
+
 @app.command(epilog="Example: extractor reconstruct photo.jpg --out both.png")
 def reconstruct(
     image: Annotated[Path, typer.Argument(help="A photograph.", show_default=False)],

@@ -141,6 +141,11 @@ def is_shipped(backbone: str) -> bool:
     return "/" not in backbone and (MODELS / backbone).is_dir()
 
 
+def shipped_backbones() -> list[str]:
+    """Names of the backbones in this package."""
+    return sorted(path.parent.name for path in MODELS.glob("*/config.json"))
+
+
 def backbone_source(name: str) -> str:
     """The folder of a shipped backbone; any other name, a folder or a hub id, as it is."""
     return str(MODELS / name) if is_shipped(name) else name
@@ -159,7 +164,7 @@ def open_backbone(
     """
     from extractor.backbone import load_backbone
 
-    known = ", ".join(sorted(path.name for path in MODELS.iterdir() if path.is_dir())) if MODELS.is_dir() else "none"
+    known = ", ".join(shipped_backbones()) or "none"
     try:
         loaded = load_backbone(backbone_source(name), precision, class_label)
     except BackboneError as error:

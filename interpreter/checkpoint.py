@@ -13,7 +13,8 @@ from interpreter.errors import CheckpointError
 from interpreter.network import Interpreter, InterpreterConfig
 from interpreter.task import Task
 from store.codebook import load_codebook
-from store.errors import StoreError
+from store.errors import DamagedModel, StoreError
+from store.manifest import require_intact
 from store.spec import FeatureSpec, TransformEncoding
 
 CARD_FILE = "interpreter.json"
@@ -71,20 +72,13 @@ def _half(values: torch.Tensor) -> torch.Tensor:
 def load_interpreter(name: str | Path) -> tuple[Interpreter, Card]:
     """A shipped interpreter by name, or one from a folder; in evaluation mode, on the CPU.
 
+    Nothing but JSON and safetensors is read, and where the folder has a manifest its files must be those it names.
+
     Raises:
         CheckpointError: not found, damaged, or weights and card do not fit.
     """
-    folder = MODELS / name if "/" not in str(name) and (MODELS / name).is_dir() else Path(name)
-    if not (folder / CARD_FILE).is_file():
-        raise CheckpointError(
-            f"{name}: no {CARD_FILE} in it, and no shipped interpreter of that name (shipped: {', '.join(shipped())})"
-        )
-    try:
-        card = Card.model_validate_json((folder / CARD_FILE).read_text())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise CheckpointError(f"{folder / CARD_FILE}: {where}: {first['msg']}") from error
+    folder, card = folder_of(name), read_card(name)
+    require_sealed(folder, WEIGHTS_FILE)
     codebook = None
     if isinstance(card.spec.encoding, TransformEncoding):
         try:
@@ -103,6 +97,39 @@ def load_interpreter(name: str | Path) -> tuple[Interpreter, Card]:
     return interpreter.eval(), card
 
 
+def read_card(name: str | Path) -> Card:
+    """The card of a shipped interpreter by name, or of one in a folder.
+
+    Raises:
+        CheckpointError: not found, not the one that was sealed, or it cannot be read.
+    """
+    path = folder_of(name) / CARD_FILE
+    if not path.is_file():
+        raise CheckpointError(
+            f"{name}: no {CARD_FILE} in it, and no shipped interpreter of that name (shipped: {', '.join(shipped())})"
+        )
+    require_sealed(path.parent, CARD_FILE)
+    try:
+        return Card.model_validate_json(path.read_text())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(f"{path}: {where}: {first['msg']}") from error
+
+
+def folder_of(name: str | Path) -> Path:
+    """The folder of a shipped interpreter, which goes before a folder of that name; any other name as it is."""
+    return MODELS / name if "/" not in str(name) and (MODELS / name).is_dir() else Path(name)
+
+
 def shipped() -> list[str]:
     """Names of the interpreters in this package."""
     return sorted(path.parent.name for path in MODELS.glob(f"*/{CARD_FILE}"))
+
+
+def require_sealed(folder: Path, name: str) -> None:
+    """CheckpointError if the folder's manifest names another file than the one that is there."""
+    try:
+        require_intact(folder, name)
+    except DamagedModel as error:
+        raise CheckpointError(str(error)) from error

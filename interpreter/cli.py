@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -12,12 +12,13 @@ import typer
 from numpy.typing import NDArray
 from rich.table import Table
 
-from interpreter.checkpoint import load_interpreter, shipped
+from interpreter.checkpoint import load_interpreter
 from interpreter.config import HeadName
 from interpreter.data import Labelled, labelled_images, require_features, store_spec
 from interpreter.errors import ConfigurationError, InterpreterError
 from interpreter.network import InterpreterConfig
 from interpreter.prediction import Prediction
+from interpreter.probe_cli import app as probe_commands
 from interpreter.protocols.protocol import ROWS, Edition
 from interpreter.rendering import encode_labels
 from interpreter.rules import Rules
@@ -28,6 +29,9 @@ from store import console
 from store.errors import StoreError
 from store.feature_store import FeatureStore
 from store.views import parse_views
+
+if TYPE_CHECKING:
+    from interpreter.evaluation import Scores
 
 app = typer.Typer(
     help="Train a small network to read cached diffusion features, and measure it.",
@@ -234,6 +238,8 @@ def _evaluate_model(
     if as_json:
         console.print_json(scores.summary())
         return
+    if len(scores.classes) > 1:
+        console.out.print(_by_class(scores))
     figures = scores.figures()
     table = Table("Dice", "95 % interval", *interpreter.voters, *(name.replace("_", " ") for name in SHOWN))
     low, high = scores.interval()
@@ -248,25 +254,36 @@ def _evaluate_model(
         console.out.print(f"  {image.name:30} {100 * image.dice:6.2f}", highlight=False, markup=False)
 
 
-@app.command(epilog="Example: interpreter models --json")
-def models(as_json: AsJson = False) -> None:
-    """List the shipped interpreters."""
-    cards = {name: load_interpreter(name)[1] for name in shipped()}
-    if as_json:
-        console.print_json({name: card.model_dump(mode="json") for name, card in cards.items()})
-        return
-    table = Table("name", "classes", "spec", "training images", "validation Dice", "licence")
-    for name, card in cards.items():
-        dice = card.metrics.get("validation_dice")
+def _by_class(scores: Scores) -> Table:
+    """Each class on its own."""
+    table = Table("class", "Dice", "95 % interval", *(name.replace("_", " ") for name in SHOWN))
+    for i, name in enumerate(scores.classes):
+        figures, (low, high) = scores.class_figures(i), scores.class_interval(i)
         table.add_row(
             name,
-            ", ".join(card.task.classes[1:]),
-            card.spec.digest[:12],
-            str(len(card.training_ids)),
-            f"{100 * dice:.1f}" if dice is not None else "",
-            card.licence,
+            f"{100 * figures['dice']:.2f}",
+            f"{100 * low:.2f} to {100 * high:.2f}",
+            *[f"{100 * figures[name]:.2f}" for name in SHOWN],
         )
-    console.out.print(table)
+    return table
+
+
+@app.command(epilog="Examples: interpreter models --json · interpreter models runs/mine")
+def models(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(help="Folders of other interpreters, listed too.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the shipped interpreters, with their data, figures and sha256; each is loaded, so that it is whole."""
+    from interpreter.registry import listed
+
+    found = listed(folders or [])
+    if as_json:
+        console.print_json({model.name: model.to_json() for model in found})
+    else:
+        for model in found:
+            console.print_described(model.name, model.facts())
 
 
 def require_device(device: str) -> str:
@@ -282,6 +299,9 @@ def require_device(device: str) -> str:
 def _labelled(store: FeatureStore, reference: str, task: Task) -> list[Labelled]:
     name, _, split = reference.partition(":")
     return labelled_images(store, name, split or None, task)
+
+
+app.add_typer(probe_commands)
 
 
 def main() -> NoReturn:

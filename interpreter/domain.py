@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from interpreter.checkpoint import Card
+from interpreter.checkpoint import Card, require_sealed
 from interpreter.errors import CheckpointError, TrainingDataError
 from store.codecs import Codec
 from store.feature_store import FeatureStore
@@ -202,6 +202,7 @@ def load_domain(folder: Path, spec: FeatureSpec) -> Domain | None:
     path = folder / DOMAIN_FILE
     if not path.is_file():
         return None
+    require_sealed(folder, DOMAIN_FILE)
     try:
         with safe_open(path, "numpy") as file:
             metadata = file.metadata()

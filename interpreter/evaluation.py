@@ -77,6 +77,10 @@ class Scores:
         """95 % bootstrap interval of ``mean_dice`` over images."""
         return bootstrap_interval(np.array([image.dice for image in self.images]))
 
+    def class_interval(self, index: int) -> tuple[float, float]:
+        """The same of one class's Dice."""
+        return bootstrap_interval(np.array([image.voted[index].dice for image in self.images]))
+
     def class_figures(self, index: int) -> dict[str, float]:
         """All metrics of one class, between 0 and 1; HD95 in pixels; nan where a metric has no meaning."""
         pooled, pixels = self.pooled(index), self.pixels[index]
@@ -107,9 +111,13 @@ class Scores:
             **_in_points(self.figures()),
             "dice_interval_95": [100 * low, 100 * high],
             "dice_by_timestep": {t: 100 * dice for t, dice in self.by_timestep().items()},
-            "by_class": {name: _in_points(self.class_figures(i)) for i, name in enumerate(self.classes)},
+            "by_class": {name: self._class_summary(i) for i, name in enumerate(self.classes)},
             "by_image": {image.name: round(100 * image.dice, 3) for image in self.images},
         }
+
+    def _class_summary(self, index: int) -> dict[str, object]:
+        low, high = self.class_interval(index)
+        return {**_in_points(self.class_figures(index)), "dice_interval_95": [100 * low, 100 * high]}
 
 
 class Compared(NamedTuple):

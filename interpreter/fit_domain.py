@@ -7,17 +7,17 @@ writes ``domain.safetensors`` beside the interpreter; the service reads it from 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
-from interpreter.checkpoint import MODELS, load_interpreter
+from interpreter.checkpoint import folder_of, load_interpreter
 from interpreter.domain import domain_of
 from interpreter.errors import InterpreterError
 from store import console
 from store.errors import StoreError
 from store.feature_store import FeatureStore
+from store.manifest import read_manifest, seal
 
 app = typer.Typer(add_completion=False)
 
@@ -30,8 +30,10 @@ def fit(
     """Write domain.safetensors: what the service measures a photograph's distance from the training images with."""
     _, card = load_interpreter(model)
     domain = domain_of(card, FeatureStore(store, read_only=True))
-    shipped = MODELS / model
-    path = domain.save(shipped if "/" not in model and shipped.is_dir() else Path(model))
+    folder = folder_of(model)
+    path = domain.save(folder)
+    if (manifest := read_manifest(folder)) is not None:
+        seal(folder, manifest)
     usual = domain.residual_range
     console.out.print(
         f"{path}: distance up to {domain.threshold:.2f}, {len(domain.mean)} numbers of an image; residual "

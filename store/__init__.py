@@ -6,6 +6,7 @@ from store.collection import Collection, Collections, Sample
 from store.encoded import Encoded
 from store.errors import (
     DamagedEntry,
+    DamagedModel,
     FormatError,
     MissingEntry,
     NonFiniteFeatures,
@@ -41,6 +42,7 @@ __all__ = [
     "Collection",
     "Collections",
     "DamagedEntry",
+    "DamagedModel",
     "Encoded",
     "Encoding",
     "FeatureEntry",

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from store.errors import DamagedEntry, MissingEntry, NonFiniteFeatures, SpecError
+from store.manifest import require_intact
 from store.spec import Block, TransformEncoding
 
 DISTORTION = 0.003
@@ -108,7 +109,9 @@ def load_codebook(path: Path) -> Codebook:
     Raises:
         MissingEntry: no such file.
         DamagedEntry: it is none.
+        DamagedModel: it lies beside a model and is not the one of the model's manifest.
     """
+    require_intact(path.parent, path.name)
     try:
         arrays = load(path.read_bytes())
     except OSError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import IntEnum
 from typing import Any, NoReturn
@@ -23,6 +23,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 out = Console()
@@ -87,6 +88,19 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1000
     raise AssertionError("unreachable")
+
+
+def print_described(name: str, facts: Mapping[str, str | Iterable[str]]) -> None:
+    """A name, and below it a line for each fact that there is; those of several values have a line for each."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, value in facts.items():
+        text = value if isinstance(value, str) else "\n".join(value)
+        if text:
+            grid.add_row(f"  {label}", Text(text))
+    out.print(Text(name, style="bold"))
+    out.print(grid, highlight=False)
 
 
 class _Rate(ProgressColumn):

@@ -5,6 +5,7 @@ StoreError
 │   └── SpecMismatch       two specs that had to be the same are not
 ├── MissingEntry           features or labels that were never written
 ├── DamagedEntry           features that were written and are no longer what they were
+├── DamagedModel           a model's file that is not the one its manifest names
 ├── FormatError            a store of a format that this version does not read
 ├── NonFiniteFeatures      NaN or infinity where a number was expected
 ├── StoreFull              no room left for what is to be written
@@ -30,6 +31,10 @@ class MissingEntry(StoreError, LookupError):
 
 class DamagedEntry(StoreError):
     """Stored bytes differ from those that were written; names image and block."""
+
+
+class DamagedModel(StoreError):
+    """A file of a model differs from the one that its manifest names."""
 
 
 class FormatError(StoreError):

@@ -64,6 +64,14 @@ def test_the_extraction() -> None:
     assert result["peak_memory_ratio"] < 1.5
 
 
+@pytest.mark.slow
+def test_a_photograph() -> None:
+    result = quick("photograph.py")
+    assert 0 < result["seconds"] < 120
+    assert 0.3 < result["peak_memory_gb"] < 3
+    assert {"invert", "interpret"} <= set(result["stage_seconds"])
+
+
 def test_sections_replace_themselves(tmp_path: Path) -> None:
     document = tmp_path / "benchmarks.md"
     write_section("First", ["one"], document)

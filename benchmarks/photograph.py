@@ -1,0 +1,100 @@
+"""One photograph from its bytes to its mask, by the shipped models: time and memory on two cores.
+
+    python benchmarks/photograph.py [--json] [--quick] [--model vessels]
+
+Prints what was measured and writes it into docs/benchmarks.md; with --json the last line is one JSON object.
+``seconds`` is by the clock; ``processor_seconds`` is what both cores spent together, whoever else uses them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(Path(__file__).parents[1])
+THREADS = 2
+os.environ["OMP_NUM_THREADS"] = str(THREADS)  # before torch is loaded
+
+import cv2
+import numpy as np
+
+from benchmarks.report import table, write_section
+
+
+def renamed_copies(count: int) -> list[bytes]:
+    """The retina that scikit-image ships, as so many files with bytes of their own (one dark pixel is another)."""
+    data = files("skimage.data").joinpath("retina.jpg").read_bytes()
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    copies = []
+    for i in range(count):
+        pixels[0, 0] = i
+        ok, encoded = cv2.imencode(".png", pixels)
+        assert ok
+        copies.append(encoded.tobytes())
+    return copies
+
+
+def measure(model: str, count: int) -> dict[str, Any]:
+    started = time.perf_counter()
+    from service.engine import load_engine
+
+    with tempfile.TemporaryDirectory() as folder:
+        engine = load_engine(model, Path(folder) / "features.zarr")
+        loading = time.perf_counter() - started
+        clock: list[float] = []
+        processor: list[float] = []
+        stages: dict[str, list[float]] = {}
+        for data in renamed_copies(count):
+            at, spent = time.perf_counter(), time.process_time()
+            answer = engine.segment(data)
+            clock.append(time.perf_counter() - at)
+            processor.append(time.process_time() - spent)
+            for stage, seconds in answer.seconds.items():
+                stages.setdefault(stage, []).append(seconds)
+    warm = slice(1, None)  # the first one compiles kernels
+    return {
+        "model": model,
+        "threads": THREADS,
+        "seconds": statistics.median(clock[warm]),
+        "processor_seconds": statistics.median(processor[warm]),
+        "first_seconds": clock[0],
+        "load_seconds": loading,
+        "stage_seconds": {stage: statistics.median(seconds[warm]) for stage, seconds in stages.items()},
+        "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+        "photographs": count,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="two photographs, and docs/benchmarks.md stays as it is")
+    parser.add_argument("--model", default="vessels")
+    chosen = parser.parse_args()
+    result = measure(chosen.model, 2 if chosen.quick else 6)
+    stages = {name: value / result["seconds"] for name, value in result["stage_seconds"].items()}
+    lines = [
+        f"`{result['model']}`, a photograph of 1411 x 1411 pixels, {THREADS} threads, models loaded. Peak memory",
+        f"of the whole process, loading included: {result['peak_memory_gb']:.2f} GB. What the first photograph takes",
+        f"over the median of the others: {result['first_seconds'] / result['seconds']:.3g}.",
+        "",
+        *table(["stage", "share of the time from bytes to mask"], sorted(stages.items(), key=lambda item: -item[1])),
+    ]
+    print("\n".join(lines))
+    if not chosen.quick:
+        write_section("A photograph", lines)
+    if chosen.json:
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""Linear probes: how much each timestep, block and encoding says of a target by itself.
+
+A probe is a logistic regression from the channels of one feature map to one target, pixel by pixel, as is usual for
+asking what a representation holds (Alain and Bengio 2016; of diffusion features, Baranchuk et al. 2022). Maps are read
+at pixels of the network's square by bilinear interpolation, as if they had been upsampled.
+
+    n  pixels    c  channels of a block    t  timesteps    h, w  size of a map    R  network's square
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from torch.nn import functional
+
+from interpreter.curves import PooledPixels
+from interpreter.data import Labelled, native_truth, require_features, split_off
+from interpreter.errors import TrainingDataError
+from interpreter.rules import Rules
+from interpreter.task import Task
+from store.codecs import Codec
+from store.feature_store import FeatureStore
+from store.features import FeatureEntry
+from store.spec import FeatureSpec
+
+PENALTY = 1e-3
+
+
+class ProbeSettings(BaseModel):
+    """How probes are fitted and scored.
+
+    Attributes:
+        pixels: of each training image, half of them of the target where it has so many.
+        scored_pixels: of each held-out image, drawn evenly, so that the target is as rare as it is.
+        held_out: share of the images, in whole groups, that probes are scored on.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pixels: int = Field(default=2000, ge=2)
+    scored_pixels: int = Field(default=20_000, ge=2)
+    held_out: float = Field(default=0.4, gt=0, lt=1)
+    seed: int = Field(default=0, ge=0)
+
+
+@dataclass(frozen=True)
+class Probed:
+    """The score of one probe.
+
+    Attributes:
+        average_precision: over the pixels of the held-out images, 0..1; a guess has ``prevalence``.
+        prevalence: share of these pixels that belong to the target.
+    """
+
+    target: str
+    encoding: str
+    timestep: int
+    block: str
+    average_precision: float
+    prevalence: float
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Pixels of one image: flat indices (n) into (R, R), and whether they belong to the target, bool (n)."""
+
+    entry: FeatureEntry
+    pixels: NDArray[np.intp]
+    truth: NDArray[np.bool_]
+
+
+def probe(
+    store: FeatureStore,
+    spec: FeatureSpec,
+    target: str,
+    images: Sequence[Labelled],
+    encodings: Mapping[str, Codec | None],
+    settings: ProbeSettings | None = None,
+) -> list[Probed]:
+    """Fit and score a probe for every encoding, timestep and block.
+
+    Args:
+        target: of the data sets; an image without a mask of it has none of it.
+        images: labelled images; some are held out by seed.
+        encodings: {name: codec that the maps are put through first}; None reads them as they are stored.
+
+    Raises:
+        TrainingDataError: features are missing, one image alone, or the target is in none of the training images
+            or none of the held-out ones.
+    """
+    settings = settings or ProbeSettings()
+    require_features(store, spec, images)
+    train, held_out = split_off(images, settings.held_out, settings.seed)
+    if not held_out:
+        raise TrainingDataError(f"{len(images)} image(s) are too few for a probe; one has to be held out")
+    fitted = [_draw(store, spec, image, target, settings, balanced=True) for image in train]
+    scored = [_draw(store, spec, image, target, settings, balanced=False) for image in held_out]
+    y = np.concatenate([one.truth for one in fitted])
+    truth = np.concatenate([one.truth for one in scored])
+    if not y.any() or not truth.any():
+        where = "training" if not y.any() else "held-out"
+        raise TrainingDataError(f"no pixel of {target} in the {where} images; name more images or another --seed")
+    return [
+        Probed(target, encoding, t, block.name, _precision(x[0], y, x[1], truth), float(truth.mean()))
+        for encoding, codec in encodings.items()
+        for block in spec.blocks
+        for t, *x in zip(
+            spec.timesteps,
+            _read(codec, block.name, fitted),
+            _read(codec, block.name, scored),
+            strict=True,
+        )
+    ]
+
+
+def fit_logistic(
+    x: torch.Tensor, y: torch.Tensor, penalty: float = PENALTY, iterations: int = 200
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights and offset that minimise mean cross-entropy + penalty / 2 |w|^2, by L-BFGS.
+
+    Args:
+        x: float64 (n, c), standardised.
+        y: bool (n).
+
+    Returns:
+        w float64 (c), b float64 ().
+    """
+    w = torch.zeros(x.shape[1], dtype=x.dtype, requires_grad=True)
+    b = torch.zeros((), dtype=x.dtype, requires_grad=True)
+    optimizer = torch.optim.LBFGS([w, b], max_iter=iterations, line_search_fn="strong_wolfe", tolerance_grad=1e-6)
+    labels = y.to(x.dtype)
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = functional.binary_cross_entropy_with_logits(x @ w + b, labels) + penalty / 2 * w.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)  # type: ignore[arg-type]  # it takes what backward was called on, too
+    return w.detach(), b.detach()
+
+
+def at_pixels(maps: torch.Tensor, pixels: NDArray[np.intp], side: int) -> torch.Tensor:
+    """Maps (t, c, h, w) at pixels of the network's square, bilinear: (t, n, c).
+
+    Args:
+        pixels: flat indices (n) into (R, R).
+        side: R.
+    """
+    rows, columns = np.divmod(pixels, side)
+    centres = (np.stack([columns, rows], axis=-1) + 0.5) / side * 2 - 1  # grid_sample's x, y: -1 and 1 are the edges
+    grid = torch.from_numpy(centres).to(maps.dtype).expand(len(maps), 1, -1, -1)
+    sampled = functional.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return sampled[:, :, 0].transpose(1, 2)
+
+
+def _precision(x: torch.Tensor, y: NDArray[np.bool_], unseen: torch.Tensor, truth: NDArray[np.bool_]) -> float:
+    """Average precision on unseen pixels of the probe fitted to x (n, c) and y (n)."""
+    mean, deviation = x.double().mean(dim=0), x.double().std(dim=0).clamp_min(1e-6)
+    w, b = fit_logistic((x.double() - mean) / deviation, torch.from_numpy(y))
+    scores = ((unseen.double() - mean) / deviation) @ w + b
+    pooled = PooledPixels()
+    pooled.add(scores.float().numpy(), truth, np.ones_like(truth))
+    return pooled.average_precision()
+
+
+def _draw(
+    store: FeatureStore, spec: FeatureSpec, image: Labelled, target: str, settings: ProbeSettings, *, balanced: bool
+) -> _Drawn:
+    """Pixels of an image inside its field of view, by a seed that its id is a part of."""
+    entry, task = store.entry(spec, image.key), Task(name=target, targets=(target,), overlapping=True)
+    labelled = target in image.sample.masks
+    truth = (
+        task.members(Rules().network_truth(entry, native_truth(store, image, task), task))[0].ravel()
+        if labelled
+        else np.zeros(spec.resolution**2, dtype=np.bool_)
+    )
+    random = np.random.default_rng([settings.seed, int(image.key.image_id[:16], 16)])
+    inside = entry.fov.ravel()
+    if balanced:
+        there, elsewhere = np.flatnonzero(inside & truth), np.flatnonzero(inside & ~truth)
+        half = min(len(there), settings.pixels // 2)
+        pixels = np.concatenate(
+            [
+                random.choice(there, half, replace=False),
+                random.choice(elsewhere, min(len(elsewhere), settings.pixels - half), replace=False),
+            ]
+        )
+    else:
+        everywhere = np.flatnonzero(inside)
+        pixels = random.choice(everywhere, min(len(everywhere), settings.scored_pixels), replace=False)
+    return _Drawn(entry, pixels, truth[pixels])
+
+
+def _read(through: Codec | None, block: str, drawn: Sequence[_Drawn]) -> torch.Tensor:
+    """One block of all images at their pixels, at every timestep: (t, n of all images, c)."""
+    parts = []
+    for one in drawn:
+        maps = one.entry.codec.decode(block, one.entry.encoded(block))
+        if through is not None:
+            maps = through.decode(block, through.encode(block, maps))
+        parts.append(at_pixels(maps, one.pixels, one.entry.spec.resolution))
+    return torch.cat(parts, dim=1)

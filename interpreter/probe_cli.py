@@ -1,0 +1,130 @@
+"""``interpreter probe``: which timestep, block and encoding tells most of a target?"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from interpreter.data import few, labelled_images, store_spec
+from interpreter.errors import ConfigurationError
+from interpreter.heat_map import Panel, draw_heat_map
+from interpreter.probe import Probed, ProbeSettings, probe
+from interpreter.rendering import encode_picture
+from interpreter.task import Task
+from store import console
+from store.codebook import load_codebook
+from store.codecs import Codec, codec_for
+from store.feature_store import FeatureStore
+from store.spec import AffineEncoding, Encoding, FeatureSpec, FloatEncoding
+
+app = typer.Typer()
+_PLAIN: dict[str, Encoding] = {
+    "float32": FloatEncoding(kind="float32"),
+    "float16": FloatEncoding(kind="float16"),
+    "int8": AffineEncoding(),
+}
+
+
+@app.command(
+    "probe",
+    epilog="Example: interpreter probe --store features.zarr --dataset stare:train --target vessel "
+    "--encodings float16,int8 --out probe.png",
+)
+def probe_command(
+    store: Annotated[str, typer.Option(help="Folder of the feature store.", show_default=False)],
+    dataset: Annotated[
+        list[str],
+        typer.Option(help="Data set in the store, NAME or NAME:SPLIT; may be given again.", show_default=False),
+    ],
+    target: Annotated[list[str] | None, typer.Option(help="Mask to find; may be given again. [default: mask]")] = None,
+    spec: Annotated[str | None, typer.Option(help="Spec to read, if the store holds several.")] = None,
+    encodings: Annotated[
+        str | None, typer.Option(help="Encodings to put the maps through first, such as float16,int8. [default: none]")
+    ] = None,
+    codebook: Annotated[Path | None, typer.Option(help="Of the compact encoding (extractor fit-codebook).")] = None,
+    images: Annotated[int | None, typer.Option(min=2, help="Use so many images, drawn by seed; all if absent.")] = None,
+    pixels: Annotated[int, typer.Option(min=2, help="Of each image that probes are fitted to.")] = 2000,
+    held_out: Annotated[
+        float, typer.Option(min=0.01, max=0.99, help="Share of images that probes are scored on.")
+    ] = 0.4,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    out: Annotated[Path | None, typer.Option(help="PNG of the tables as a heat map.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
+) -> None:
+    """Fit a linear probe for each timestep, block and encoding, and print its average precision on held-out images."""
+    features = FeatureStore(store, read_only=True)
+    read = store_spec(features, spec)
+    settings = ProbeSettings(pixels=pixels, held_out=held_out, seed=seed)
+    through = codecs_named(encodings, read, codebook)
+    probed: list[Probed] = []
+    for wanted in target or ["mask"]:
+        task = Task(name=wanted, targets=(wanted,), overlapping=True)
+        found = [
+            image
+            for name, _, split in (reference.partition(":") for reference in dataset)
+            for image in labelled_images(features, name, split or None, task)
+        ]
+        chosen = found if images is None else few(found, images, seed)
+        probed += probe(features, read, wanted, chosen, through, settings)
+    panels = panels_of(probed)
+    if out is not None:
+        out.write_bytes(encode_picture(draw_heat_map(panels)))
+    if as_json:
+        console.print_json([dataclasses.asdict(one) for one in probed])
+        return
+    for panel in panels:
+        console.out.print(_table(panel))
+    best = max(probed, key=lambda one: one.average_precision)
+    console.out.print(
+        f"best: t = {best.timestep}, {best.block}, {best.encoding}; "
+        f"a guess has {100 * best.prevalence:.1f} of {best.target}" + (f"; {out}" if out is not None else "")
+    )
+
+
+def codecs_named(names: str | None, spec: FeatureSpec, codebook: Path | None = None) -> dict[str, Codec | None]:
+    """{encoding: its codec for the spec's blocks}; the stored encoding, which needs none, if no names are given.
+
+    Args:
+        names: separated by commas.
+        codebook: a file, for ``compact``.
+
+    Raises:
+        ConfigurationError: no such encoding, or ``compact`` without a codebook.
+        StoreError: the codebook cannot be read, or is of other blocks.
+    """
+    codecs: dict[str, Codec | None] = {}
+    for name in [part.strip() for part in (names or spec.encoding.kind).split(",")]:
+        if name == spec.encoding.kind:
+            codecs[name] = None
+        elif name == "compact":
+            if codebook is None:
+                raise ConfigurationError("compact needs --codebook; `extractor fit-codebook` makes one")
+            code = load_codebook(codebook)
+            codecs[name] = codec_for(spec.encoded_as(code.encoding), code)
+        elif name in _PLAIN:
+            codecs[name] = codec_for(spec.encoded_as(_PLAIN[name]))
+        else:
+            raise ConfigurationError(f"no encoding {name!r}; there are {', '.join(_PLAIN)}, compact")
+    return codecs
+
+
+def panels_of(probed: list[Probed]) -> list[Panel]:
+    """One table for each target and encoding: timesteps down, blocks across."""
+    panels = []
+    for target, encoding in dict.fromkeys((one.target, one.encoding) for one in probed):
+        mine = [one for one in probed if (one.target, one.encoding) == (target, encoding)]
+        values = {(f"t = {one.timestep}", one.block): one.average_precision for one in mine}
+        rows, columns = (list(dict.fromkeys(names)) for names in zip(*values, strict=True))
+        panels.append(Panel(f"{target}, {encoding}", rows, columns, values))
+    return panels
+
+
+def _table(panel: Panel) -> Table:
+    table = Table("", *panel.columns, title=f"average precision x 100: {panel.title}")
+    for row in panel.rows:
+        table.add_row(row, *[f"{100 * panel.values[row, column]:.1f}" for column in panel.columns])
+    return table

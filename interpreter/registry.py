@@ -1,0 +1,82 @@
+"""Which interpreters there are: those of this package, and others by folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from interpreter.checkpoint import WEIGHTS_FILE, Card, folder_of, load_interpreter, shipped
+from store.console import human_bytes
+from store.manifest import Manifest, read_manifest
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One interpreter that was found whole.
+
+    Attributes:
+        name: shipped name, or folder; it is loaded by it.
+        folder: where it is.
+        card: what it is.
+        manifest: its data and figures; None of a folder that nobody sealed.
+        weights: how many.
+        size: bytes of the weights' file.
+    """
+
+    name: str
+    folder: Path
+    card: Card
+    manifest: Manifest | None
+    weights: int
+    size: int
+
+    def facts(self) -> dict[str, str | list[str]]:
+        """What a user chooses by, for the eye."""
+        manifest = self.manifest or Manifest(summary="")
+        return {
+            "for": manifest.summary,
+            "classes": ", ".join(self.card.task.classes[1:]),
+            "reads": f"{self.card.backbone}, spec {self.card.spec.digest[:12]}",
+            "weights": f"{self.weights / 1000:.0f} k, {human_bytes(self.size)}, {self.card.licence}",
+            "sha256": (manifest.sha256_of(WEIGHTS_FILE) or "not sealed")[:12],
+            "learnt from": [str(one) for one in manifest.data] or f"{len(self.card.training_ids)} images",
+            "figures": [str(one) for one in manifest.figures] or _validation(self.card),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: the card, and what the manifest adds (None without one)."""
+        manifest = self.manifest or Manifest(summary="")
+        return {
+            "name": self.name,
+            "folder": str(self.folder),
+            "summary": manifest.summary or None,
+            "spec_digest": self.card.spec.digest,
+            "weights": self.weights,
+            "bytes": self.size,
+            "sha256": manifest.sha256_of(WEIGHTS_FILE),
+            "data": [one.model_dump(mode="json") for one in manifest.data],
+            "figures": [one.model_dump(mode="json") for one in manifest.figures],
+        } | self.card.model_dump(mode="json")
+
+
+def listed(folders: Iterable[Path] = ()) -> list[Listed]:
+    """Every shipped interpreter, then those of these folders, each loaded once so that it is known to be whole.
+
+    Raises:
+        CheckpointError: one cannot be loaded, or is not what its manifest says.
+    """
+    return [_listed(name) for name in (*shipped(), *map(str, folders))]
+
+
+def _validation(card: Card) -> str:
+    dice = card.metrics.get("validation_dice")
+    return "" if dice is None else f"Dice {100 * dice:.1f} on its validation images"
+
+
+def _listed(name: str) -> Listed:
+    interpreter, card = load_interpreter(name)
+    folder = folder_of(name)
+    size = (folder / WEIGHTS_FILE).stat().st_size
+    return Listed(name, folder, card, read_manifest(folder), interpreter.parameter_count, size)

@@ -1,0 +1,222 @@
+"""Rebuild the models that are shipped, from the data they were made of.
+
+    python -m recipes.models --data DATA --work WORK [--backbone small] [--only disc_cup] [--json]
+    python -m recipes.models --smoke --work WORK
+
+Everything is done by the commands ``extractor`` and ``interpreter`` with fixed seeds, so that a build that was
+stopped goes on where it was: what is there is not made again. The models, each with a
+manifest of its data, figures and files, are in WORK/models.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import shutil
+from collections.abc import Iterable
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from extractor.backbone import load_backbone
+from extractor.errors import ExtractorError
+from interpreter.errors import InterpreterError
+from recipes.drawing import SMOKE_BACKBONE, draw_table
+from recipes.photographs import folders_of
+from recipes.shipped import INTERPRETERS, SMALL, BackboneRecipe, InterpreterRecipe, Part, at_smoke_size
+from store import console
+from store.errors import StoreError
+from store.manifest import Figure, Manifest, TrainingData, seal
+
+UNLABELLED = "unlabelled"
+TABLE = "splits.csv"
+_WEIGHTS = ("*.json", "*.safetensors")
+
+
+class StepFailed(Exception):
+    """A command of the recipe ended with an error, which it has told."""
+
+
+class Build:
+    """One build in one folder.
+
+    Args:
+        table: all photographs (``recipes.photographs``).
+        work: receives features, runs and models.
+    """
+
+    def __init__(self, table: Path, work: Path) -> None:
+        self.table, self.work = table, work
+        self.store = work / "features.zarr"
+        self.models = work / "models"
+
+    def backbone(self, recipe: BackboneRecipe) -> Path:
+        """Pre-train a backbone, fit its codebook and seal it; returns its folder."""
+        folders = folders_of(self.table, UNLABELLED)
+        run, made = self.work / "runs" / f"backbone-{recipe.name}", self.models / "backbones" / recipe.name
+        if (made / "manifest.json").is_file():
+            return made
+        config = self.work / "unet.json"
+        config.write_text(recipe.config)
+        images = [word for folder in folders for word in ("--images", folder)]
+        _call(
+            "extractor", "pretrain", *images, "--out", run, "--steps", recipe.steps, "--batch", recipe.batch,
+            "--crop", recipe.crop, "--resolution", recipe.resolution, "--learning-rate", recipe.learning_rate,
+            *(["--config", config] if recipe.config else []),
+        )  # fmt: skip
+        _publish(run / "backbone", made)
+        sets = [word for folder in folders for word in ("--dataset", f"folder:{folder}")]
+        _call(
+            "extractor", "fit-codebook", *sets, "--backbone", made, "--photographs", recipe.codebook_photographs,
+            "--out", made / "codebook.safetensors",
+        )  # fmt: skip
+        data = [TrainingData(name=f.parent.name, photographs=_count(f), terms="see its README") for f in folders]
+        fingerprint = load_backbone(made).fingerprint
+        seal(made, Manifest(summary="fundus photographs, 512 px", data=tuple(data), fingerprint=fingerprint))
+        return made
+
+    def interpreter(self, recipe: InterpreterRecipe, backbone: str) -> Path:
+        """Extract, train, test and seal an interpreter; returns its folder."""
+        for part in recipe.train:
+            self._extract(part, "train", recipe.views, backbone)
+        run, made = self.work / "runs" / recipe.name, self.models / "interpreters" / recipe.name
+        references = [word for part in recipe.train for word in ("--dataset", f"{part.source.name}:train")]
+        targets = [word for target in recipe.targets for word in ("--target", target)]
+        _call(
+            "interpreter", "train", "--store", self.store, *references, *targets, "--task", recipe.name,
+            *(["--overlapping"] if recipe.overlapping else []), "--views", recipe.views, "--epochs", recipe.epochs,
+            "--evaluate-every", recipe.evaluate_every, "--batch", recipe.batch, "--seed", 0, *recipe.options,
+            "--out", run, "--json",
+        )  # fmt: skip
+        _publish(run, made)
+        figures = [figure for part in recipe.test for figure in self._figures(recipe, part, made, backbone)]
+        learnt = tuple(self._learnt_from(part) for part in recipe.train)
+        seal(made, Manifest(summary=recipe.summary, data=learnt, figures=tuple(figures)))
+        return made
+
+    def _extract(self, part: Part, split: str, views: str, backbone: str) -> None:
+        manifest = part.source.write_manifest(self.table, self.work / "tables")
+        limit = [] if part.photographs is None else ["--limit", part.photographs]
+        _call(
+            "extractor", "run", "--dataset", f"manifest:{manifest}", "--split", split, *limit, "--views", views,
+            "--backbone", backbone, "--store", self.store, "--json",
+        )  # fmt: skip
+
+    def _figures(self, recipe: InterpreterRecipe, part: Part, model: Path, backbone: str) -> Iterable[Figure]:
+        """Dice of every target that the part has masks of, with its interval."""
+        self._extract(part, "test", "identity", backbone)
+        scores = _call(
+            "interpreter", "evaluate", "--store", self.store, "--dataset", f"{part.source.name}:test",
+            "--model", model, "--json",
+        )  # fmt: skip
+        (self.work / "scores").mkdir(exist_ok=True)
+        (self.work / "scores" / f"{recipe.name}-{part.source.name}.json").write_text(json.dumps(scores, indent=2))
+        where = f"{part.source.dataset}, test, {scores['images']} photographs"
+        for target, figures in scores["by_class"].items():
+            if target in part.source.targets:
+                low, high = figures["dice_interval_95"]
+                yield Figure(
+                    where=where,
+                    metric=f"Dice of {target}",
+                    value=round(figures["dice"], 2),
+                    interval=(round(low, 2), round(high, 2)),
+                )
+
+    def _learnt_from(self, part: Part) -> TrainingData:
+        manifest = part.source.write_manifest(self.table, self.work / "tables")
+        there = sum(",train," in line for line in manifest.read_text().splitlines())
+        count = there if part.photographs is None else min(part.photographs, there)
+        return TrainingData(name=f"{part.source.dataset}, train", photographs=count, terms=part.source.terms)
+
+
+def build(work: Path, table: Path, backbone: str | BackboneRecipe, recipes: Iterable[InterpreterRecipe]) -> list[Path]:
+    """Everything that was asked for; folders of the models.
+
+    Args:
+        backbone: a shipped name or folder, or the recipe of a new one.
+    """
+    made = Build(table, work)
+    folders: list[Path] = []
+    if isinstance(backbone, BackboneRecipe):
+        folders.append(made.backbone(backbone))
+        backbone = str(folders[0])
+    return folders + [made.interpreter(recipe, backbone) for recipe in recipes]
+
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog="Example: python -m recipes.models --data data --work build --backbone small --only vessels")
+def models(
+    work: Annotated[Path, typer.Option(help="Folder of the build; a stopped one goes on.", show_default=False)],
+    data: Annotated[Path | None, typer.Option(help=f"Folder of the data sets, with the table {TABLE}.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Shipped name or folder; without it, a new one is pre-trained first.")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help=f"Of {', '.join(INTERPRETERS)}; may be given again. [default: all]")
+    ] = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help="The same at tiny size, on drawn photographs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
+) -> None:
+    """Rebuild the shipped models."""
+    if (data is None) != smoke:
+        raise typer.BadParameter("expected --data, or --smoke, which draws its own")
+    if unknown := set(only or ()) - set(INTERPRETERS):
+        raise typer.BadParameter(f"no recipe {', '.join(sorted(unknown))}; there are {', '.join(INTERPRETERS)}")
+    work.mkdir(parents=True, exist_ok=True)
+    chosen = [INTERPRETERS[name] for name in only or INTERPRETERS]
+    if smoke:
+        chosen = [at_smoke_size(recipe) for recipe in chosen]
+    table = draw_table(work / "drawn") if data is None else data / TABLE
+    if not table.is_file():
+        raise typer.BadParameter(f"{table}: no such table; its columns are dataset, split, image and the targets")
+    folders = build(work, table, backbone or (SMOKE_BACKBONE if smoke else SMALL), chosen)
+    if as_json:
+        console.print_json({folder.name: str(folder) for folder in folders})
+    else:
+        for folder in folders:
+            console.out.print(folder, highlight=False)
+
+
+def _call(command: str, *arguments: object) -> Any:
+    """Run one of our commands in this process; what it printed, if that was JSON.
+
+    Raises:
+        StepFailed: it could not do all of its work.
+    """
+    words = [str(argument) for argument in arguments]
+    console.err.print(f"$ {command} {' '.join(words)}", highlight=False, soft_wrap=True, style="dim")
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        code = importlib.import_module(f"{command}.cli").app(words, standalone_mode=False)
+    if code:
+        raise StepFailed(f"`{command} {' '.join(words)}` ended with exit code {code}; see above")
+    return json.loads(printed.getvalue()) if "--json" in words else None
+
+
+def _publish(run: Path, made: Path) -> None:
+    """The files of a model, without what a training needs to go on."""
+    made.mkdir(parents=True, exist_ok=True)
+    for pattern in _WEIGHTS:
+        for path in run.glob(pattern):
+            if path.name != "run.json":
+                shutil.copyfile(path, made / path.name)
+
+
+def _count(folder: Path) -> int:
+    from extractor.photographs import find_images
+
+    return len(find_images([folder]))
+
+
+def main() -> NoReturn:
+    """Entry point."""
+    console.run(app, ExtractorError, InterpreterError, StoreError, StepFailed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""What the shipped models make of photographs that they should not be asked about: one picture, one table.
+
+    python -m recipes.pictures --out docs/images/out_of_domain.jpg [--undisplayed OCTA.png] [--json]
+
+The photographs are those that scikit-image ships: a retina, and an astronaut. Images whose terms do not allow showing
+them are named by ``--undisplayed``: of them only the masks are drawn. Beside every answer stands its distance from the
+model's training images, and whether the service would abstain.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import cv2
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from rich.table import Table
+
+from extractor.errors import ExtractorError
+from extractor.images import decode_image
+from interpreter.checkpoint import shipped
+from interpreter.errors import InterpreterError
+from interpreter.rendering import overlay
+from service.answers import Answer
+from service.engine import Engine
+from service.metrics import Metrics
+from service.models import load_models
+from service.question import Limits
+from service.storage import Storage
+from store import console
+from store.errors import StoreError
+from store.feature_store import FeatureStore
+
+SIDE = 224
+CAPTION = 40
+SHIPPED = {"retina.jpg": "a retina", "astronaut.png": "an astronaut"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One photograph.
+
+    Attributes:
+        title: what it shows.
+        data: contents of the file.
+        displayed: whether the photograph itself may be shown.
+    """
+
+    title: str
+    data: bytes
+    displayed: bool = True
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a model said of a photograph.
+
+    Attributes:
+        found: share of the photograph that belongs to any class, in points of 100.
+        agreement: mean share of the timesteps that agree, 0..1.
+        distance, threshold: from the training images; beyond the threshold the service abstains.
+    """
+
+    photograph: str
+    model: str
+    found: float
+    agreement: float
+    distance: float
+    threshold: float
+
+    @property
+    def abstains(self) -> bool:
+        return self.distance > self.threshold
+
+
+def photographs(undisplayed: Sequence[Path] = ()) -> list[Asked]:
+    """Those of scikit-image, then those that are not to be shown."""
+    folder = files("skimage.data")
+    theirs = [Asked(title, folder.joinpath(name).read_bytes()) for name, title in SHIPPED.items()]
+    return theirs + [Asked(path.stem, path.read_bytes(), displayed=False) for path in undisplayed]
+
+
+def ask(engine: Engine, asked: Sequence[Asked]) -> tuple[list[Told], NDArray[np.uint8]]:
+    """Every model about every photograph: numbers, and a picture uint8 (H, W, 3) with a row for each photograph."""
+    told: list[Told] = []
+    rows = []
+    for one in asked:
+        tiles = [_tile(_shown(one), one.title)]
+        for model in engine.models.by_name:
+            answer = engine.segment(one.data, one.title, model)
+            told.append(_told(one.title, answer))
+            tiles.append(_tile(overlay(_shown(one), answer.labels, answer.colours, 0.8), _caption(told[-1])))
+        rows.append(np.concatenate(tiles, axis=1))
+    return told, np.concatenate(rows)
+
+
+def _shown(one: Asked) -> NDArray[np.uint8]:
+    pixels = decode_image(one.data, one.title)
+    return pixels if one.displayed else np.zeros_like(pixels)
+
+
+def _told(photograph: str, answer: Answer) -> Told:
+    assert answer.domain is not None, "every shipped interpreter has a domain"
+    return Told(
+        photograph,
+        answer.model,
+        round(100 * float((answer.labels > 0).mean()), 2),
+        round(answer.mean_agreement, 4),
+        round(answer.domain.distance, 2),
+        round(answer.domain.threshold, 2),
+    )
+
+
+def _caption(told: Told) -> str:
+    return f"{told.model}\n{told.distance} of {told.threshold}" + (": abstains" if told.abstains else "")
+
+
+def _tile(picture: NDArray[np.uint8], caption: str) -> NDArray[np.uint8]:
+    """A picture in a square of SIDE, its caption below: uint8 (SIDE + CAPTION, SIDE, 3)."""
+    scale = SIDE / max(picture.shape[:2])
+    height, width = (max(1, round(scale * side)) for side in picture.shape[:2])
+    small = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+    tile = Image.new("RGB", (SIDE, SIDE + CAPTION), "white")
+    tile.paste(Image.fromarray(small), ((SIDE - width) // 2, (SIDE - height) // 2))
+    ImageDraw.Draw(tile).text((4, SIDE + 2), caption, "black", ImageFont.load_default(14))
+    return np.asarray(tile, dtype=np.uint8)
+
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog="Example: python -m recipes.pictures --out out_of_domain.jpg --undisplayed octa.png")
+def pictures(
+    out: Annotated[Path, typer.Option(help="The picture's file.", show_default=False)],
+    undisplayed: Annotated[
+        list[Path] | None, typer.Option(help="Further image, of which only masks are drawn; may be given again.")
+    ] = None,
+    store: Annotated[str, typer.Option(help="Feature store; its features are not made again.")] = "features.zarr",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
+) -> None:
+    """Ask all shipped interpreters about photographs they were not made for."""
+    metrics, limits = Metrics(), Limits()
+    storage = Storage(lambda: FeatureStore(store), metrics, limits.store_timeout)
+    told, picture = ask(Engine(load_models(shipped()), storage, limits, metrics), photographs(undisplayed or []))
+    Image.fromarray(picture).save(out, quality=80)
+    if as_json:
+        console.print_json([dataclasses.asdict(one) | {"abstains": one.abstains} for one in told])
+        return
+    table = Table("photograph", "model", "found, %", "agreement", "distance", "threshold", "abstains")
+    for one in told:
+        table.add_row(*map(str, dataclasses.astuple(one)), "yes" if one.abstains else "no")
+    console.out.print(table)
+
+
+def main() -> NoReturn:
+    """Entry point."""
+    console.run(app, ExtractorError, InterpreterError, StoreError)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""The recipes of everything that is shipped: what is learnt from what, and for how long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from recipes.photographs import Source
+
+STARE = Source("stare", "STARE", ("vessel",), "no formal licence; publicly available")
+HRF = Source("hrf", "HRF_1024", ("vessel",), "CC BY 4.0")
+CHASE_DB1 = Source("chase_db1", "CHASE_DB1", ("vessel",), "CC BY 4.0")
+DRISHTI_GS = Source("drishti_gs", "Drishti-GS1_1024", ("OD", "cup"), "no licence stated", held_out=12)
+DRIONS_DB = Source("drions_db", "DRIONS-DB", ("OD",), "no licence stated")
+IDRID = Source("idrid", "IDRiD_1024", ("MA", "HE", "EX", "SE"), "CC BY 4.0")
+OCTA_6M = Source("octa_6m", "OCTA500_6M", ("vessel",), "no licence stated")
+OCTA_3M = Source("octa_3m", "OCTA500_3M", ("vessel",), "no licence stated")
+
+
+@dataclass(frozen=True)
+class Part:
+    """The first photographs of a split; all of them if no number is given."""
+
+    source: Source
+    photographs: int | None = None
+
+
+@dataclass(frozen=True)
+class BackboneRecipe:
+    """A pre-training on the table's photographs of split ``unlabelled``, and the codebook of its compact encoding.
+
+    Attributes:
+        config: JSON of a UNet2DModel; the small one if empty.
+    """
+
+    name: str
+    steps: int
+    batch: int = 4
+    crop: int = 128
+    resolution: int = 512
+    learning_rate: float = 1e-3
+    config: str = ""
+    codebook_photographs: int = 12
+
+
+@dataclass(frozen=True)
+class InterpreterRecipe:
+    """A training on the ``train`` photographs of some data sets, and the data sets it is tested on.
+
+    Attributes:
+        summary: one line: what it is for.
+        overlapping: the targets may overlap.
+        test: parts of ``test`` splits; no photograph of them is trained or selected on.
+        options: further options of ``interpreter train``.
+    """
+
+    name: str
+    summary: str
+    targets: tuple[str, ...]
+    train: tuple[Part, ...]
+    test: tuple[Part, ...]
+    epochs: int
+    evaluate_every: int
+    overlapping: bool = False
+    views: str = "identity,photometric:2"
+    batch: int = 2
+    options: tuple[str, ...] = field(default=("--learning-rate", "2e-3", "--decay", "cosine", "--vss-max-size", "64"))
+
+
+SMALL = BackboneRecipe("small", steps=3800)
+
+DISC_CUP = InterpreterRecipe(
+    "disc_cup",
+    "optic disc and cup in colour fundus photographs",
+    targets=("OD", "cup"),
+    overlapping=True,  # a cup lies inside its disc, and the disc's figures are those of the whole disc
+    train=(Part(DRISHTI_GS, 22),),
+    test=(Part(DRISHTI_GS), Part(DRIONS_DB, 10)),
+    epochs=20,
+    evaluate_every=5,
+)
+LESIONS = InterpreterRecipe(
+    "lesions",
+    "EXPERIMENTAL: microaneurysms, haemorrhages, hard and soft exudates in colour fundus photographs",
+    targets=("MA", "HE", "EX", "SE"),
+    overlapping=True,
+    train=(Part(IDRID, 24),),
+    test=(Part(IDRID),),
+    views="identity,photometric:1",
+    epochs=16,
+    evaluate_every=4,
+)
+OCTA_VESSELS = InterpreterRecipe(
+    "octa_vessels",
+    "large vessels in OCT angiography, en face",
+    targets=("vessel",),
+    train=(Part(OCTA_6M, 12), Part(OCTA_3M, 6)),
+    test=(Part(OCTA_6M, 10), Part(OCTA_3M, 10)),
+    views="identity,photometric:1",
+    epochs=16,
+    evaluate_every=4,
+)
+VESSELS = InterpreterRecipe(
+    "vessels",
+    "vessels in colour fundus photographs",
+    targets=("vessel",),
+    train=(Part(HRF), Part(STARE)),
+    test=(Part(CHASE_DB1),),
+    epochs=60,
+    evaluate_every=10,
+)
+INTERPRETERS = {recipe.name: recipe for recipe in (DISC_CUP, LESIONS, OCTA_VESSELS, VESSELS)}
+
+
+def at_smoke_size(recipe: InterpreterRecipe) -> InterpreterRecipe:
+    """The same recipe on two photographs of each part, for one epoch, with the smallest network."""
+    return replace(
+        recipe,
+        train=tuple(Part(part.source, 2) for part in recipe.train),
+        test=tuple(Part(part.source, 1) for part in recipe.test),
+        views="identity",
+        epochs=1,
+        evaluate_every=1,
+        options=(*recipe.options[:-1], "0", "--max-width", "8"),
+    )

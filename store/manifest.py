@@ -1,0 +1,163 @@
+"""What stands beside a model's weights: its training data, its figures, and the sha256 of every file.
+
+A model is a folder. ``manifest.json`` in it is written last, by ``seal``; whoever loads a file of the folder asks
+``require_intact`` first. A folder without a manifest is one of the user's own and is loaded as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from store.errors import DamagedModel
+
+MANIFEST_FILE = "manifest.json"
+_SEALED = (".json", ".safetensors")
+
+
+class TrainingData(BaseModel):
+    """Photographs that a model has learnt from.
+
+    Attributes:
+        name: of the data set, with its part.
+        photographs: how many.
+        terms: under which they were found.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    photographs: int = Field(gt=0)
+    terms: str
+
+    def __str__(self) -> str:
+        """A line such as ``10 of STARE, train (no formal licence)``."""
+        return f"{self.photographs} of {self.name} ({self.terms})"
+
+
+class Figure(BaseModel):
+    """One number that was measured on photographs the model has not seen.
+
+    Attributes:
+        where: data set, part and number of photographs.
+        metric: such as ``Dice of vessel``.
+        value: in points of 100.
+        interval: 95 % bootstrap interval over photographs, in points of 100.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    where: str
+    metric: str
+    value: float
+    interval: tuple[float, float] | None = None
+
+    def __str__(self) -> str:
+        """A line such as ``Dice of vessel 60.0 (57.1 to 63.2) on CHASE_DB1, test, 8``."""
+        spread = "" if self.interval is None else f" ({self.interval[0]:.1f} to {self.interval[1]:.1f})"
+        return f"{self.metric} {self.value:.1f}{spread} on {self.where}"
+
+
+class SealedFile(BaseModel):
+    """One file as it was when the folder was sealed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    size: int = Field(ge=0, description="bytes")
+
+
+class Manifest(BaseModel):
+    """Where a model comes from and what belongs to it.
+
+    Attributes:
+        summary: one line: what it is for.
+        data: what it has learnt from.
+        figures: how well it does.
+        licence: of the weights.
+        fingerprint: of a backbone, which features' specs name; None of an interpreter.
+        files: {name: file}, all JSON and safetensors files of the folder but this one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    summary: str
+    data: tuple[TrainingData, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    licence: str = "Apache-2.0"
+    fingerprint: str | None = None
+    files: dict[str, SealedFile] = Field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files.values())
+
+    def sha256_of(self, name: str) -> str | None:
+        """Of a sealed file; None of any other."""
+        return self.files[name].sha256 if name in self.files else None
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a model's folder; None if it has none.
+
+    Raises:
+        DamagedModel: it cannot be read.
+    """
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        return None
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DamagedModel(f"{path}: {where}: {first['msg']}; {_REMEDY}") from error
+
+
+def seal(folder: Path, manifest: Manifest) -> Manifest:
+    """Write a manifest with the sha256 of the folder's files as they are now; returns it."""
+    found = sorted(p for p in folder.iterdir() if p.suffix in _SEALED and p.name != MANIFEST_FILE)
+    files = {p.name: SealedFile(sha256=_sha256(p), size=p.stat().st_size) for p in found}
+    sealed = manifest.model_copy(update={"files": files})
+    partial = folder / f"{MANIFEST_FILE}.tmp"
+    partial.write_text(sealed.model_dump_json(indent=2) + "\n")
+    partial.rename(folder / MANIFEST_FILE)
+    return sealed
+
+
+def require_intact(folder: Path, *names: str) -> None:
+    """Compare files that are about to be loaded with the folder's manifest; nothing is asked where there is none.
+
+    Args:
+        names: of files; those that are absent are left to whoever needs them.
+
+    Raises:
+        DamagedModel: a file differs from the one that was sealed, or was never sealed.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return
+    for path in (folder / name for name in names if (folder / name).is_file()):
+        sealed = manifest.files.get(path.name)
+        if sealed is None:
+            raise DamagedModel(f"{path}: {MANIFEST_FILE} beside it does not name this file; {_REMEDY}")
+        found = _sha256(path)
+        if found != sealed.sha256:
+            raise DamagedModel(
+                f"{path}: expected sha256 {sealed.sha256[:12]} ({sealed.size} bytes), found {found[:12]} "
+                f"({path.stat().st_size} bytes); {_REMEDY}"
+            )
+
+
+_REMEDY = (
+    f"install the model again, or, if you changed it yourself, remove {MANIFEST_FILE}: the model is yours then, "
+    "and its figures are no longer known"
+)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

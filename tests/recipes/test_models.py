@@ -1,0 +1,87 @@
+"""The recipes of the shipped models, whole, at tiny size on drawn photographs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from extractor.backbone import load_backbone
+from extractor.datasets import load_dataset
+from extractor.errors import DatasetError
+from interpreter.checkpoint import load_interpreter, shipped
+from recipes.drawing import SMOKE_BACKBONE, draw_table
+from recipes.models import build
+from recipes.photographs import Source, folders_of
+from recipes.shipped import INTERPRETERS, SMALL, at_smoke_size
+from store.feature_store import FeatureStore
+from store.manifest import read_manifest
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_table(tmp_path_factory.mktemp("drawn"))
+
+
+def built(name: str, table: Path, work: Path) -> list[Path]:
+    return build(work, table, SMOKE_BACKBONE, [at_smoke_size(INTERPRETERS[name])])
+
+
+def test_a_build_makes_sealed_models_and_goes_on_where_it_was(table: Path, tmp_path: Path) -> None:
+    backbone, model = built("disc_cup", table, tmp_path)
+    _, card = load_interpreter(model)
+    assert card.spec.backbone == load_backbone(backbone).fingerprint
+    assert (card.task.name, card.task.targets, card.task.overlapping) == ("disc_cup", ("OD", "cup"), True)
+    assert len(card.training_ids) + len(card.validation_ids) == 2
+    manifest = read_manifest(model)
+    assert manifest is not None
+    assert [(data.name, data.photographs) for data in manifest.data] == [("Drishti-GS1_1024, train", 2)]
+    told = [(figure.metric, figure.where) for figure in manifest.figures]
+    drishti, drions = "Drishti-GS1_1024, test, 1 photographs", "DRIONS-DB, test, 1 photographs"
+    assert told == [("Dice of OD", drishti), ("Dice of cup", drishti), ("Dice of OD", drions)]
+    assert json.loads((tmp_path / "scores" / "disc_cup-drions_db.json").read_text())["images"] == 1
+
+    entries = len(list(FeatureStore(tmp_path / "features.zarr").keys(card.spec)))
+    before = {path: path.read_bytes() for path in (*backbone.iterdir(), *model.iterdir())}
+    assert built("disc_cup", table, tmp_path) == [backbone, model]
+    assert {path: path.read_bytes() for path in before} == before
+    assert len(list(FeatureStore(tmp_path / "features.zarr").keys(card.spec))) == entries
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(INTERPRETERS) - {"disc_cup"}))
+def test_the_other_recipes_run(name: str, table: Path, tmp_path: Path) -> None:
+    _, model = built(name, table, tmp_path)
+    assert load_interpreter(model)[1].task.targets == INTERPRETERS[name].targets
+
+
+def test_every_shipped_model_has_a_recipe() -> None:
+    assert set(shipped()) <= set(INTERPRETERS)
+    assert SMALL.name == "small"
+
+
+def test_nothing_is_trained_on_what_it_is_tested_on(table: Path, tmp_path: Path) -> None:
+    for recipe in INTERPRETERS.values():
+        sources = {part.source.name: part.source for part in (*recipe.train, *recipe.test)}
+        for source in sources.values():
+            photographs = load_dataset(f"manifest:{source.write_manifest(table, tmp_path)}").photographs
+            assert {photograph.split for photograph in photographs} <= {"train", "test"}
+            wanted = [part.source.name for part in recipe.train].count(source.name)
+            assert sum(p.split == "train" for p in photographs) >= 2 * wanted
+
+
+def test_the_last_photographs_are_held_out_where_there_is_no_test_split(table: Path, tmp_path: Path) -> None:
+    source = INTERPRETERS["disc_cup"].train[0].source
+    photographs = load_dataset(f"manifest:{source.write_manifest(table, tmp_path)}").photographs
+    assert [p.split for p in photographs] == ["train"] * 4 + ["test"] * 12
+    assert photographs[0].masks.keys() == {"OD", "cup"}
+    with Image.open(photographs[0].masks["cup"]) as cup, Image.open(photographs[0].image) as image:
+        assert cup.size == image.size
+
+
+def test_a_table_without_a_data_set_is_told(table: Path, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="no photograph of ELSEWHERE"):
+        Source("x", "ELSEWHERE", ("vessel",), "none").write_manifest(table, tmp_path)
+    assert [folder.parent.name for folder in folders_of(table, "unlabelled")] == ["UNLABELLED"]

@@ -1,0 +1,71 @@
+"""Manifests: what was sealed is loaded, anything else is refused with what to do."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from store.errors import DamagedModel
+from store.manifest import MANIFEST_FILE, Figure, Manifest, TrainingData, read_manifest, require_intact, seal
+
+MANIFEST = Manifest(
+    summary="vessels",
+    data=(TrainingData(name="STARE, train", photographs=10, terms="CC BY 4.0"),),
+    figures=(Figure(where="CHASE_DB1", metric="Dice", value=60, interval=(57.1, 63.2)),),
+)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    (tmp_path / "weights.safetensors").write_bytes(b"weights")
+    (tmp_path / "card.json").write_text("{}")
+    (tmp_path / "README.md").write_text("a card")
+    seal(tmp_path, MANIFEST)
+    return tmp_path
+
+
+def test_every_json_and_safetensors_file_is_sealed(model: Path) -> None:
+    manifest = read_manifest(model)
+    assert manifest is not None
+    assert set(manifest.files) == {"weights.safetensors", "card.json"}
+    assert manifest.sha256_of("weights.safetensors") == hashlib.sha256(b"weights").hexdigest()
+    assert manifest.size == len(b"weights{}")
+    assert manifest.model_copy(update={"files": {}}) == MANIFEST
+    require_intact(model, "weights.safetensors", "card.json", "absent.safetensors")
+
+
+def test_a_changed_file_is_refused_with_what_to_do(model: Path) -> None:
+    (model / "weights.safetensors").write_bytes(b"weightS")
+    require_intact(model, "card.json")
+    with pytest.raises(DamagedModel, match=r"weights\.safetensors: expected sha256 .* install the model again"):
+        require_intact(model, "card.json", "weights.safetensors")
+    seal(model, MANIFEST)
+    require_intact(model, "weights.safetensors")
+
+
+def test_a_file_that_was_added_is_refused(model: Path) -> None:
+    (model / "codebook.safetensors").write_bytes(b"foreign")
+    with pytest.raises(DamagedModel, match=r"does not name this file"):
+        require_intact(model, "codebook.safetensors")
+
+
+def test_a_folder_without_manifest_is_the_users_own(model: Path) -> None:
+    (model / MANIFEST_FILE).unlink()
+    (model / "weights.safetensors").write_bytes(b"mine")
+    require_intact(model, "weights.safetensors")
+    assert read_manifest(model) is None
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"summary": "x", "files": {"a": {"sha256": "short", "size": 1}}}'])
+def test_a_manifest_that_cannot_be_read_is_an_error(model: Path, text: str) -> None:
+    (model / MANIFEST_FILE).write_text(text)
+    with pytest.raises(DamagedModel, match=r"manifest\.json"):
+        require_intact(model, "weights.safetensors")
+
+
+def test_data_and_figures_are_told_in_a_line() -> None:
+    assert str(MANIFEST.data[0]) == "10 of STARE, train (CC BY 4.0)"
+    assert str(MANIFEST.figures[0]) == "Dice 60.0 (57.1 to 63.2) on CHASE_DB1"
+    assert str(Figure(where="HRF", metric="Dice", value=1)) == "Dice 1.0 on HRF"

@@ -1,0 +1,109 @@
+"""The models that are shipped: whole, described, and refused where they are not what was sealed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from extractor import presets
+from extractor.backbone import load_backbone
+from extractor.errors import BackboneError
+from interpreter import checkpoint
+from interpreter.checkpoint import CARD_FILE, WEIGHTS_FILE, load_interpreter
+from interpreter.domain import DOMAIN_FILE, load_domain
+from interpreter.errors import CheckpointError
+from store.errors import DamagedModel
+from store.manifest import MANIFEST_FILE, read_manifest
+from tests.conftest import Run
+
+BACKBONES = sorted(path.parent for path in presets.MODELS.glob("*/config.json"))
+INTERPRETERS = sorted(path.parent for path in checkpoint.MODELS.glob(f"*/{CARD_FILE}"))
+
+
+def broken(model: Path, name: str, folder: Path) -> Path:
+    """A copy of a model in which one byte of a file is another."""
+    copy = folder / "copy"
+    shutil.copytree(model, copy)
+    data = bytearray((copy / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / name).write_bytes(data)
+    return copy
+
+
+@pytest.mark.parametrize("folder", [*BACKBONES, *INTERPRETERS], ids=lambda folder: folder.name)
+def test_each_has_a_card_and_a_manifest_of_all_its_files(folder: Path) -> None:
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    assert manifest.data
+    assert {path.name for path in folder.iterdir()} == {*manifest.files, MANIFEST_FILE, "README.md"}
+    card = (folder / "README.md").read_text()
+    assert all(part in card for part in ("## Data", "## Recipe", "Weights: Apache-2.0"))
+
+
+@pytest.mark.parametrize("folder", INTERPRETERS, ids=lambda folder: folder.name)
+def test_interpreters_read_a_shipped_backbone(folder: Path) -> None:
+    _, card = load_interpreter(folder.name)
+    backbone = presets.open_backbone(card.backbone)
+    assert card.spec == presets.small().spec(backbone)
+    assert load_domain(folder, card.spec) is not None
+
+
+@pytest.mark.parametrize("name", [CARD_FILE, WEIGHTS_FILE])
+def test_a_changed_interpreter_is_not_loaded(name: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"{name}: expected sha256 .*install the model again"):
+        load_interpreter(broken(checkpoint.MODELS / "vessels", name, tmp_path))
+
+
+def test_a_changed_domain_is_not_loaded(tmp_path: Path) -> None:
+    copy = broken(checkpoint.MODELS / "vessels", DOMAIN_FILE, tmp_path)
+    _, card = load_interpreter(copy)
+    with pytest.raises(CheckpointError, match="expected sha256"):
+        load_domain(copy, card.spec)
+
+
+def test_a_changed_backbone_or_codebook_is_not_loaded(tmp_path: Path) -> None:
+    copy = broken(presets.MODELS / "small", "diffusion_pytorch_model.safetensors", tmp_path / "a")
+    with pytest.raises(BackboneError, match=r"expected sha256 .*install the model again"):
+        load_backbone(copy)
+    copy = broken(presets.MODELS / "small", presets.CODEBOOK_FILE, tmp_path / "b")
+    with pytest.raises(DamagedModel, match="expected sha256"):
+        presets.encoding_of("compact", str(copy))
+
+
+def test_interpreters_are_listed_by_command(run: Run, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    shutil.copytree(checkpoint.MODELS / "vessels", mine, ignore=shutil.ignore_patterns(MANIFEST_FILE))
+    listed = json.loads(run("interpreter", "models", mine, "--json").stdout)
+    assert list(listed) == [*(folder.name for folder in INTERPRETERS), str(mine)]
+    vessels = listed["vessels"]
+    manifest = read_manifest(checkpoint.MODELS / "vessels")
+    assert manifest is not None
+    assert vessels["sha256"] == manifest.sha256_of(WEIGHTS_FILE)
+    assert vessels["bytes"] == (checkpoint.MODELS / "vessels" / WEIGHTS_FILE).stat().st_size
+    assert vessels["task"]["targets"] == ["vessel"]
+    assert len(vessels["spec_digest"]) == 64
+    assert sum(data["photographs"] for data in vessels["data"]) == 25
+    assert vessels["figures"][0]["metric"] == "Dice of vessel"
+    assert (listed[str(mine)]["sha256"], listed[str(mine)]["figures"]) == (None, [])
+    shown = run("interpreter", "models", mine)
+    assert shown.returncode == 0
+    assert "vessels" in shown.stdout
+
+
+def test_backbones_are_listed_by_command(run: Run) -> None:
+    small = json.loads(run("extractor", "models", "--json").stdout)["small"]
+    manifest = read_manifest(presets.MODELS / "small")
+    assert manifest is not None
+    assert small["fingerprint"] == manifest.fingerprint == load_interpreter("vessels")[1].spec.backbone
+    assert small["presets"] == {"small": load_interpreter("vessels")[1].spec.digest}
+    assert small["weights"] > 3e6
+    assert run("extractor", "models").returncode == 0
+
+
+def test_a_damaged_model_is_one_line_on_stderr(run: Run, tmp_path: Path) -> None:
+    result = run("interpreter", "models", broken(checkpoint.MODELS / "vessels", WEIGHTS_FILE, tmp_path))
+    assert result.returncode == 1
+    assert "install the model again" in result.stderr
