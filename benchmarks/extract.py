@@ -54,7 +54,7 @@ class Scale:
 
 
 FULL = Scale(512, 4, 2, (10, 100))
-QUICK = Scale(128, 4, 3, (4, 40))
+QUICK = Scale(128, 3, 2, (3, 24))
 
 
 def say(message: str) -> None:

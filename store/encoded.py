@@ -40,11 +40,17 @@ class Encoded:
 
 
 def stacked(parts: Sequence[Encoded], axis: int = 0) -> Encoded:
-    """Parts of equal shape, side by side along a new leading axis."""
+    """Parts of equal shape, side by side along a new axis; C-contiguous, however theirs are."""
     scales = [part.scale for part in parts if part.scale is not None]
     offsets = [part.offset for part in parts if part.offset is not None]
     return Encoded(
-        np.stack([part.values for part in parts], axis),
-        np.stack(scales, axis) if scales else None,
-        np.stack(offsets, axis) if offsets else None,
+        _stacked([part.values for part in parts], axis),
+        _stacked(scales, axis) if scales else None,
+        _stacked(offsets, axis) if offsets else None,
     )
+
+
+def _stacked(arrays: Sequence[NDArray[Any]], axis: int) -> NDArray[Any]:
+    shape = list(arrays[0].shape)
+    shape.insert(axis, len(arrays))
+    return np.stack(arrays, axis, out=np.empty(shape, arrays[0].dtype))

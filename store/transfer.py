@@ -19,8 +19,8 @@ class ToHost(Protocol):
 
 
 def at_once(tensor: torch.Tensor) -> NDArray[Any]:
-    """The tensor's numbers on the host."""
-    array: NDArray[Any] = tensor.contiguous().cpu().numpy()
+    """The tensor's numbers on the host, in the order of memory that they have."""
+    array: NDArray[Any] = tensor.cpu().numpy()
     return array
 
 
