@@ -48,7 +48,7 @@ def quicken(unet: UNet2DModel) -> UNet2DModel:
             module.forward = _quick_block(module)
         elif isinstance(module, Upsample2D) and _is_nearest_and_convolution(module):
             module.forward = _quick_upsampler(module)
-        elif type(module) is UpBlock2D and all(_is_plain(block) for block in module.resnets):
+        elif type(module) is UpBlock2D and all(_is_plain(b) and b.conv_shortcut is not None for b in module.resnets):
             module.forward = _quick_level(module)
     for module in _whose_bits_depend_on_the_batch(unet):
         module.forward = _one_by_one(module)
@@ -174,7 +174,8 @@ def _quick_block(block: ResnetBlock2D) -> Callable[..., torch.Tensor]:
     ) -> torch.Tensor:
         both = x if isinstance(x, tuple) else (x,)
         if not _can_be_done(*both):
-            done: torch.Tensor = usual(block, torch.cat(both, dim=1), temb, *rest, **more)
+            whole = both[0] if len(both) == 1 else torch.cat(both, dim=1)
+            done: torch.Tensor = usual(block, whole, temb, *rest, **more)
             return done
         told = block.time_emb_proj(block.nonlinearity(temb))  # (n, k), or (n, 2k) scale and shift
         bias = first.bias(len(temb))
