@@ -19,7 +19,7 @@ table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .25rem .8r
 td { text-align: right; font-variant-numeric: tabular-nums } th:first-child, td:first-child { text-align: left }
 .quoted { color: #777; font-style: italic } .note { color: #844 }
 figure { display: inline-block; margin: .4rem } img { width: 15rem; display: block } figcaption { font-size: .8rem }
-summary { cursor: pointer } pre { background: #f6f6f6; padding: .8rem; overflow: auto }
+.wide { overflow-x: auto } summary { cursor: pointer } pre { background: #f6f6f6; padding: .8rem; overflow: auto }
 """
 
 
@@ -45,9 +45,9 @@ def _page(protocol: Protocol, plain: dict[str, Any], results: Sequence[Result]) 
     yield f"<h1>{title}</h1><p>{escape(protocol.says)}</p>"
     yield from (f"<p class=note>{escape(note)}</p>" for note in protocol.notes)
     seeds = ", ".join(map(str, plain["seeds"]))
-    yield f"<p>{_metric(protocol)}, in points of 100; mean over the seeds {seeds} ± their standard deviation"
-    yield "" if protocol.by_class else " (95 % bootstrap interval over test images)"
-    yield ".</p>"
+    over = f"seeds {seeds}, mean ± their standard deviation" if len(plain["seeds"]) > 1 else f"seed {seeds}"
+    interval = "" if protocol.by_class else " (95 % bootstrap interval over test images)"
+    yield f"<p>{_metric(protocol)}, in points of 100; {over}{interval}.</p>"
     yield from _table(tabulated(protocol, results), protocol)
     yield "<ul>"
     yield from (f"<li><b>{escape(row)}</b>: {escape(says)}</li>" for row, says in plain["rows"].items())
@@ -86,14 +86,14 @@ FIGURES = ("pooled_dice", "iou", "sensitivity", "specificity", "auc_roc", "auc_p
 
 def _metrics(results: Sequence[Result]) -> Iterator[str]:
     head = ("experiment", *FIGURES, "temperature", "k weights", "GFLOP")
-    yield f"<table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>"
+    yield f"<div class=wide><table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>".replace("_", " ")
     for result in results:
         summary = result.summary
         values = [summary[name] for name in FIGURES] + [summary["temperature"]]
         values += [summary["weights"] / 1e3, summary["flops"] / 1e9]
         cells = "".join(f"<td>{'' if value is None else f'{value:.2f}'}</td>" for value in values)
         yield f"<tr><td>{escape(result.experiment.path)}</td>{cells}</tr>"
-    yield "</table>"
+    yield "</table></div>"
 
 
 def _pictures(results: Sequence[Result]) -> Iterator[str]:
