@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from extractor.errors import BackboneError
 from extractor.presets import PRESETS, backbone_source, open_backbone, shipped_backbones
 from store.console import human_bytes
-from store.manifest import Manifest, read_manifest
+from store.errors import DamagedModel
+from store.manifest import Manifest, read_manifest, require_intact
 
 if TYPE_CHECKING:  # loading diffusers takes seconds
     from extractor.backbone import Backbone
@@ -81,11 +83,17 @@ def listed(folders: Iterable[Path] = ()) -> list[Listed]:
     Raises:
         BackboneError: one cannot be loaded, or is not what its manifest says.
     """
-    return [_listed(name) for name in (*shipped_backbones(), *map(str, folders))]
+    return [_listed(name) for name in (*shipped_backbones(), *(str(folder.resolve()) for folder in folders))]
 
 
 def _listed(name: str) -> Listed:
     from extractor.backbone import WEIGHTS_FILE
 
     network, folder = open_backbone(name), Path(backbone_source(name))
-    return Listed(name, folder, network, read_manifest(folder), (folder / WEIGHTS_FILE).stat().st_size)
+    manifest = read_manifest(folder)
+    try:
+        require_intact(folder, *(manifest.files if manifest is not None else ()))
+    except DamagedModel as error:
+        raise BackboneError(str(error)) from error
+    weights = next(path for path in (folder / WEIGHTS_FILE, folder / "unet" / WEIGHTS_FILE) if path.is_file())
+    return Listed(name, folder, network, manifest, weights.stat().st_size)

@@ -200,9 +200,9 @@ def load_domain(folder: Path, spec: FeatureSpec) -> Domain | None:
         CheckpointError: damaged, or of other features.
     """
     path = folder / DOMAIN_FILE
+    require_sealed(folder, DOMAIN_FILE)
     if not path.is_file():
         return None
-    require_sealed(folder, DOMAIN_FILE)
     try:
         with safe_open(path, "numpy") as file:
             metadata = file.metadata()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from interpreter.checkpoint import WEIGHTS_FILE, Card, folder_of, load_interpreter, shipped
+from interpreter.checkpoint import WEIGHTS_FILE, Card, folder_of, load_interpreter, require_sealed, shipped
 from store.console import human_bytes
 from store.manifest import Manifest, read_manifest
 
@@ -67,7 +67,7 @@ def listed(folders: Iterable[Path] = ()) -> list[Listed]:
     Raises:
         CheckpointError: one cannot be loaded, or is not what its manifest says.
     """
-    return [_listed(name) for name in (*shipped(), *map(str, folders))]
+    return [_listed(name) for name in (*shipped(), *(str(folder.resolve()) for folder in folders))]
 
 
 def _validation(card: Card) -> str:
@@ -78,5 +78,8 @@ def _validation(card: Card) -> str:
 def _listed(name: str) -> Listed:
     interpreter, card = load_interpreter(name)
     folder = folder_of(name)
+    manifest = read_manifest(folder)
+    for sealed in manifest.files if manifest is not None else ():
+        require_sealed(folder, sealed)
     size = (folder / WEIGHTS_FILE).stat().st_size
-    return Listed(name, folder, card, read_manifest(folder), interpreter.parameter_count, size)
+    return Listed(name, folder, card, manifest, interpreter.parameter_count, size)

@@ -29,7 +29,7 @@ from recipes.photographs import folders_of
 from recipes.shipped import INTERPRETERS, SMALL, BackboneRecipe, InterpreterRecipe, Part, at_smoke_size
 from store import console
 from store.errors import StoreError
-from store.manifest import Figure, Manifest, TrainingData, seal
+from store.manifest import MANIFEST_FILE, Figure, Manifest, TrainingData, seal
 
 UNLABELLED = "unlabelled"
 TABLE = "splits.csv"
@@ -201,6 +201,7 @@ def _call(command: str, *arguments: object) -> Any:
 def _publish(run: Path, made: Path) -> None:
     """The files of a model, without what a training needs to go on."""
     made.mkdir(parents=True, exist_ok=True)
+    (made / MANIFEST_FILE).unlink(missing_ok=True)  # of an earlier build
     for pattern in _WEIGHTS:
         for path in run.glob(pattern):
             if path.name != "run.json":

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from extractor.errors import DatasetError
+from extractor.photographs import find_images
 
 
 @dataclass(frozen=True)
@@ -40,27 +41,42 @@ class Source:
         """
         with table.open(newline="", encoding="utf-8-sig") as file:
             rows = sorted((row for row in csv.DictReader(file) if row["dataset"] == self.dataset), key=_image)
+        rows = [row for row in rows if _split(row) != "unlabelled"]
         if not rows:
             raise DatasetError(f"{table}: no photograph of {self.dataset} in it; the recipe of {self.name} needs some")
-        first_held_out = len(rows) - self.held_out
+        has_test = any(_split(row) == "test" for row in rows)
+        first_held_out = len(rows) if has_test else len(rows) - self.held_out
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.name}.csv"
         with path.open("w", newline="", encoding="utf-8") as file:
             lines = csv.writer(file)
             lines.writerow(["image", "split", *self.targets])
             for i, row in enumerate(rows):
-                named = row["split"].partition("(")[0]  # such as test(dev)
-                split = named if not self.held_out else "test" if i >= first_held_out else "train"
+                split = "test" if i >= first_held_out else _split(row)
                 masks = [_absolute(table, row.get(target) or "") for target in self.targets]
                 lines.writerow([_absolute(table, row["image"]), split, *masks])
         return path
 
 
 def folders_of(table: Path, split: str) -> list[Path]:
-    """The folders that hold the table's photographs of a split, each once."""
+    """The folders that hold the table's photographs of a split, each once.
+
+    Raises:
+        DatasetError: one of them holds other photographs, too.
+    """
     with table.open(newline="", encoding="utf-8-sig") as file:
-        images = [table.parent / row["image"] for row in csv.DictReader(file) if row["split"] == split]
-    return sorted({image.parent for image in images})
+        images = {(table.parent / row["image"]).resolve() for row in csv.DictReader(file) if _split(row) == split}
+    folders = sorted({image.parent for image in images})
+    if strangers := [path for path in find_images(folders) if path.resolve() not in images]:
+        raise DatasetError(
+            f"{strangers[0]} lies beside photographs of split {split} and is none; move it, or name it in {table.name}"
+        )
+    return folders
+
+
+def _split(row: dict[str, str]) -> str:
+    """Without its note, as in ``test (dev)``."""
+    return row["split"].partition("(")[0].strip()
 
 
 def _image(row: dict[str, str]) -> str:

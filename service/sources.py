@@ -6,7 +6,6 @@ leads out. Places are told to nobody.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -102,8 +101,8 @@ class Sources:
     def __init__(self, folders: Mapping[str, str | Path], timeout: float = 10.0) -> None:
         self._folders, self._timeout = dict(folders), timeout
         self._opened: dict[str, Source] = {}
-        self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(2, thread_name_prefix="source")
+        # One for each place: one that hangs keeps its own threads, and the others go on.
+        self._pools = {name: ThreadPoolExecutor(2, thread_name_prefix=f"source-{name}") for name in self._folders}
 
     def keys(self, asked: str) -> list[str]:
         """Every photograph of ``NAME`` or ``NAME/PREFIX``, as ``NAME/KEY``, sorted.
@@ -127,20 +126,20 @@ class Sources:
 
     def close(self) -> None:
         """Wait for nothing that hangs."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in self._pools.values():
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _source(self, name: str) -> Source:
-        if name not in self._folders:
-            raise Forbidden(f"no folder {name[:40]!r} is allowed here; allowed: {', '.join(self._folders) or 'none'}")
-        with self._lock:
-            if name not in self._opened:
-                self._opened[name] = _opened(self._folders[name])
-            return self._opened[name]
+        if name not in self._opened:  # twice at once does no harm
+            self._opened[name] = _opened(self._folders[name])
+        return self._opened[name]
 
     def _in_time(self, name: str, work: Callable[[], T]) -> T:
         """The result of work on a place; what is wrong with it is for the log, since it names the place."""
+        if name not in self._folders:
+            raise Forbidden(f"no folder {name[:40]!r} is allowed here; allowed: {', '.join(self._folders) or 'none'}")
         try:
-            return self._pool.submit(work).result(self._timeout)
+            return self._pools[name].submit(work).result(self._timeout)
         except (FutureTimeout, StoreUnavailable, FormatError, PermissionError) as error:
             problem = str(error) or f"no answer within {self._timeout:.0f} s"
             logger.warning("a folder of jobs cannot be read", folder=name, problem=problem)

@@ -132,16 +132,20 @@ def require_intact(folder: Path, *names: str) -> None:
     """Compare files that are about to be loaded with the folder's manifest; nothing is asked where there is none.
 
     Args:
-        names: of files; those that are absent are left to whoever needs them.
+        names: of files; those that are absent and were never sealed are left to whoever needs them.
 
     Raises:
-        DamagedModel: a file differs from the one that was sealed, or was never sealed.
+        DamagedModel: a file is gone, differs from the one that was sealed, or was never sealed.
     """
     manifest = read_manifest(folder)
     if manifest is None:
         return
-    for path in (folder / name for name in names if (folder / name).is_file()):
+    for path in (folder / name for name in names):
         sealed = manifest.files.get(path.name)
+        if not path.is_file():
+            if sealed is not None:
+                raise DamagedModel(f"{path}: the file is gone; {_REMEDY}")
+            continue
         if sealed is None:
             raise DamagedModel(f"{path}: {MANIFEST_FILE} beside it does not name this file; {_REMEDY}")
         found = _sha256(path)

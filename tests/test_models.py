@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from extractor import presets
+from extractor import registry as backbones
+from extractor.backbone import WEIGHTS_FILE as BACKBONE_WEIGHTS
 from extractor.backbone import load_backbone
 from extractor.errors import BackboneError
 from interpreter import checkpoint
+from interpreter import registry as interpreters
 from interpreter.checkpoint import CARD_FILE, WEIGHTS_FILE, load_interpreter
 from interpreter.domain import DOMAIN_FILE, load_domain
 from interpreter.errors import CheckpointError
@@ -48,7 +51,9 @@ def test_interpreters_read_a_shipped_backbone(folder: Path) -> None:
     _, card = load_interpreter(folder.name)
     backbone = presets.open_backbone(card.backbone)
     assert card.spec == presets.small().spec(backbone)
-    assert load_domain(folder, card.spec) is not None
+    domain = load_domain(folder, card.spec)
+    assert domain is not None
+    assert domain.residual_range is not None
 
 
 @pytest.mark.parametrize("name", [CARD_FILE, WEIGHTS_FILE])
@@ -64,6 +69,31 @@ def test_a_changed_domain_is_not_loaded(tmp_path: Path) -> None:
         load_domain(copy, card.spec)
 
 
+def test_a_domain_that_is_gone_is_not_taken_for_none(tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoint.MODELS / "vessels", copy)
+    (copy / DOMAIN_FILE).unlink()
+    _, card = load_interpreter(copy)
+    with pytest.raises(CheckpointError, match="the file is gone"):
+        load_domain(copy, card.spec)
+    with pytest.raises(CheckpointError, match="the file is gone"):
+        interpreters.listed([copy])
+
+
+def test_folders_are_listed_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder named as a shipped model, and one that a diffusers pipeline wrote."""
+    shutil.copytree(checkpoint.MODELS / "vessels", tmp_path / "disc_cup")
+    small = presets.MODELS / "small"
+    for part, name in (("unet", "config.json"), ("unet", BACKBONE_WEIGHTS), ("scheduler", "scheduler_config.json")):
+        (tmp_path / "pipe" / part).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(small / name, tmp_path / "pipe" / part / name)
+    monkeypatch.chdir(tmp_path)
+    *_, mine = interpreters.listed([Path("disc_cup")])
+    assert (mine.folder, mine.card.task.name) == (tmp_path / "disc_cup", "vessels")
+    *_, mine_too = backbones.listed([Path("pipe")])
+    assert mine_too.size == (small / BACKBONE_WEIGHTS).stat().st_size
+
+
 def test_a_changed_backbone_or_codebook_is_not_loaded(tmp_path: Path) -> None:
     copy = broken(presets.MODELS / "small", "diffusion_pytorch_model.safetensors", tmp_path / "a")
     with pytest.raises(BackboneError, match=r"expected sha256 .*install the model again"):
@@ -71,6 +101,8 @@ def test_a_changed_backbone_or_codebook_is_not_loaded(tmp_path: Path) -> None:
     copy = broken(presets.MODELS / "small", presets.CODEBOOK_FILE, tmp_path / "b")
     with pytest.raises(DamagedModel, match="expected sha256"):
         presets.encoding_of("compact", str(copy))
+    with pytest.raises(BackboneError, match="expected sha256"):
+        backbones.listed([copy])
 
 
 def test_interpreters_are_listed_by_command(run: Run, tmp_path: Path) -> None:

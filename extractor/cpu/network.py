@@ -37,12 +37,16 @@ from extractor.cpu.convolution import (
 from extractor.cpu.vectors import COLUMNS, LANES
 
 Floats = NDArray[np.float32]
+_Version = tuple[int, int]
 LARGEST = 256
 """Channels; wider layers stay with torch: their transformed weights would take more memory than they save time."""
 
 
 def quicken(unet: UNet2DModel) -> UNet2DModel:
-    """Let a network compute faster on CPUs, to 1e-5 of its largest numbers, and alike in every batch; returns it."""
+    """Let a network compute faster on CPUs, to 1e-5 of its largest numbers; returns it.
+
+    Where all of its blocks can be done here, an image's bits are the same in every batch.
+    """
     for module in unet.modules():
         if isinstance(module, ResnetBlock2D) and _is_plain(module):
             module.forward = _quick_block(module)
@@ -243,31 +247,33 @@ class _Weights:
 
     def __init__(self, convolution: nn.Conv2d, *, doubled: bool = False) -> None:
         self._convolution, self._doubled = convolution, doubled
-        self._version: tuple[int, int] | None = None
-        self._kernel: Kernel
-        self._projection: Floats
+        self._kernel: tuple[_Version, Kernel] | None = None
+        self._projection: tuple[_Version, Floats] | None = None
 
     def kernel(self) -> Kernel:
         """Of a 3 x 3 convolution."""
-        if self._have_changed():
-            self._kernel = transform_kernel(self._convolution.weight.detach().numpy(), doubled=self._doubled)
-        return self._kernel
+        known, version = self._kernel, self._version()
+        if known is None or known[0] != version:  # several threads may find that at once: each makes the same
+            known = version, transform_kernel(self._convolution.weight.detach().numpy(), doubled=self._doubled)
+            self._kernel = known
+        return known[1]
 
     def projection(self) -> Floats:
         """Of a 1 x 1 convolution."""
-        if self._have_changed():
-            self._projection = transform_projection(self._convolution.weight.detach().numpy()[:, :, 0, 0])
-        return self._projection
+        known, version = self._projection, self._version()
+        if known is None or known[0] != version:
+            known = version, transform_projection(self._convolution.weight.detach().numpy()[:, :, 0, 0])
+            self._projection = known
+        return known[1]
 
     def bias(self, images: int) -> Floats:
         """(n, k)."""
         assert self._convolution.bias is not None
         return np.repeat(self._convolution.bias.detach().numpy()[None], images, axis=0)
 
-    def _have_changed(self) -> bool:
+    def _version(self) -> _Version:
         weight = self._convolution.weight
-        known, self._version = self._version, (weight.data_ptr(), weight._version)
-        return known != self._version
+        return weight.data_ptr(), weight._version
 
 
 def _normalising(norm: nn.GroupNorm, moments: Moments, told: torch.Tensor | None = None) -> tuple[Floats, Floats]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from extractor.cpu.convolution import (
     transform_kernel,
     transform_projection,
 )
+from extractor.cpu.network import _Weights
 from extractor.diffusion import Diffusion
 from extractor.presets import open_backbone
 from extractor.schedule import noise_schedule
@@ -131,6 +133,13 @@ def test_weights_that_change_are_transformed_again() -> None:
     quick.estimate(x, 1)
     quick.unet.load_state_dict(usual.unet.state_dict())
     torch.testing.assert_close(quick.estimate(x, 1).x0, usual.estimate(x, 1).x0, rtol=1e-4, atol=1e-4)
+
+
+def test_threads_may_ask_for_weights_at_once() -> None:
+    weights = _Weights(torch.nn.Conv2d(64, 64, 3))
+    with ThreadPoolExecutor(8) as pool:
+        kernels = list(pool.map(lambda _: weights.kernel().weights, range(8)))
+    assert all(np.array_equal(kernel, kernels[0]) for kernel in kernels)
 
 
 def test_what_cannot_be_done_here_is_done_as_usual() -> None:

@@ -85,3 +85,22 @@ def test_a_table_without_a_data_set_is_told(table: Path, tmp_path: Path) -> None
     with pytest.raises(DatasetError, match="no photograph of ELSEWHERE"):
         Source("x", "ELSEWHERE", ("vessel",), "none").write_manifest(table, tmp_path)
     assert [folder.parent.name for folder in folders_of(table, "unlabelled")] == ["UNLABELLED"]
+
+
+def test_notes_test_splits_and_unlabelled_rows_of_a_table(tmp_path: Path) -> None:
+    rows = ["dataset,split,image,OD", "set,train (a),a.png,", "set,test(dev),b.png,", "set,unlabelled (x),u/c.png,"]
+    (tmp_path / "u").mkdir()
+    for name in ("a.png", "b.png", "u/c.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    table = tmp_path / "splits.csv"
+    table.write_text("\n".join(rows))
+    source = Source("set", "set", ("OD",), "none", held_out=1)
+    photographs = load_dataset(f"manifest:{source.write_manifest(table, tmp_path / 'tables')}").photographs
+    assert [(photograph.image.name, photograph.split) for photograph in photographs] == [
+        ("a.png", "train"),
+        ("b.png", "test"),
+    ]
+    assert folders_of(table, "unlabelled") == [tmp_path / "u"]
+    Image.new("RGB", (8, 8)).save(tmp_path / "u" / "stranger.png")
+    with pytest.raises(DatasetError, match=r"stranger\.png lies beside"):
+        folders_of(table, "unlabelled")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 from service.engine import Engine
 from service.errors import BodyTooLarge, Forbidden, NotFound, Unavailable
 from service.settings import Settings
-from service.sources import Sources
+from service.sources import FolderSource, Sources
 from store.objects import open_objects
 from tests.service.conftest import png, serving
 from tests.service.test_jobs import finished
@@ -52,6 +53,27 @@ def test_photographs_are_found_by_prefix_and_read(place: str) -> None:
     assert sources.read("clinic/ward/b.png", 100_000) == png(3)
     assert sources.read("clinic/ward/deep/c.tif", 2) == b"cc"
     assert sources.read("clinic/ward/notes.txt", 2) == b""
+
+
+def test_a_place_that_hangs_is_its_own_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        open_objects(str(tmp_path / name)).put("eye.png", png(3))
+    released = threading.Event()
+    keys = FolderSource.keys
+
+    def hanging(source: FolderSource, prefix: str) -> list[str]:
+        if source._root.name == "a":
+            released.wait(30)
+        return keys(source, prefix)
+
+    monkeypatch.setattr(FolderSource, "keys", hanging)
+    sources = Sources({"a": tmp_path / "a", "b": tmp_path / "b"}, timeout=0.3)
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            sources.keys("a")
+    assert sources.keys("b") == ["b/eye.png"]
+    released.set()
+    sources.close()
 
 
 @pytest.mark.parametrize("asked", OUTSIDE)
