@@ -34,7 +34,11 @@ def write_entry(objects: Objects, path: str, arrays: Mapping[str, ArrayToWrite],
     staged = MemoryStore()
     for name, array in arrays.items():
         stage(staged, name, array)
-    objects.remove(f"{path}/zarr.json")  # while objects are replaced, the entry does not exist
+    marker_key = f"{path}/zarr.json"
+    # While objects are replaced, the entry does not exist. Nothing is removed where nothing is: a removal that object
+    # storage carries out late, after its client gave it up, would take the new marker.
+    if objects.exists(marker_key):
+        objects.remove(marker_key)
     checksums: dict[str, dict[str, int | str]] = {}
     written = 0
     for key, data in held_in_memory(staged):
