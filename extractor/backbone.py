@@ -28,6 +28,7 @@ from extractor.diffusion import Diffusion
 from extractor.errors import BackboneError, NonFiniteActivation
 from extractor.schedule import NoiseSchedule
 from extractor.unet import build_unet, decoder_blocks, stride, unet_config
+from store.codecs import is_finite
 from store.errors import DamagedModel
 from store.manifest import require_intact
 from store.spec import Block, Precision
@@ -269,14 +270,21 @@ class Backbone:
 
 
 def _require_finite(values: torch.Tensor, where: str, t: int | Sequence[int]) -> torch.Tensor:
-    # A sum is the fastest pass over a map, and not finite where a number is not; overflow alone makes it lie.
-    if not torch.isfinite(values.sum(dtype=torch.float32)) and not torch.isfinite(values).all():
+    if not is_finite(values):
         at = t if isinstance(t, int) else ", ".join(map(str, sorted(set(t))))
         raise NonFiniteActivation(
             f"{where} at timestep {at} holds NaN or infinity; the weights are damaged, the image is not in [-1, 1], "
             "or the precision is too low for this backbone (use float32)"
         )
     return values
+
+
+def require_sealed(folder: Path, *names: str) -> None:
+    """BackboneError if the folder's manifest names other files than those that are there."""
+    try:
+        require_intact(folder, *names)
+    except DamagedModel as error:
+        raise BackboneError(str(error)) from error
 
 
 def load_backbone(source: str | Path, precision: Precision = "float32", class_label: int | None = None) -> Backbone:
@@ -295,10 +303,7 @@ def load_backbone(source: str | Path, precision: Precision = "float32", class_la
     folder = Path(source)
     if not folder.is_dir():
         folder = _download(str(source))
-    try:
-        require_intact(folder, CONFIG_FILE, DIFFUSION_FILE, WEIGHTS_FILE)
-    except DamagedModel as error:
-        raise BackboneError(str(error)) from error
+    require_sealed(folder, CONFIG_FILE, DIFFUSION_FILE, WEIGHTS_FILE)
     pipeline = (folder / "unet" / CONFIG_FILE).is_file()  # a folder that a diffusers pipeline wrote
     unet_folder, scheduler_folder = (folder / "unet", folder / "scheduler") if pipeline else (folder, folder)
     config = _read_json(unet_folder / CONFIG_FILE)

@@ -200,12 +200,7 @@ def models(
     """List the shipped backbones, with their data and sha256; each is loaded, so that it is whole."""
     from extractor.registry import listed
 
-    found = listed(folders or [])
-    if as_json:
-        console.print_json({one.name: one.to_json() for one in found})
-    else:
-        for one in found:
-            console.print_described(one.name, one.facts())
+    console.print_models(listed(folders or []), as_json=as_json)
 
 
 @app.command(epilog="Example: extractor reconstruct photo.jpg --out both.png")

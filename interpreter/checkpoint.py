@@ -127,9 +127,9 @@ def shipped() -> list[str]:
     return sorted(path.parent.name for path in MODELS.glob(f"*/{CARD_FILE}"))
 
 
-def require_sealed(folder: Path, name: str) -> None:
-    """CheckpointError if the folder's manifest names another file than the one that is there."""
+def require_sealed(folder: Path, *names: str) -> None:
+    """CheckpointError if the folder's manifest names other files than those that are there."""
     try:
-        require_intact(folder, name)
+        require_intact(folder, *names)
     except DamagedModel as error:
         raise CheckpointError(str(error)) from error

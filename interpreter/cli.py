@@ -278,12 +278,7 @@ def models(
     """List the shipped interpreters, with their data, figures and sha256; each is loaded, so that it is whole."""
     from interpreter.registry import listed
 
-    found = listed(folders or [])
-    if as_json:
-        console.print_json({model.name: model.to_json() for model in found})
-    else:
-        for model in found:
-            console.print_described(model.name, model.facts())
+    console.print_models(listed(folders or []), as_json=as_json)
 
 
 def require_device(device: str) -> str:

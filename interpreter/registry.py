@@ -79,7 +79,6 @@ def _listed(name: str) -> Listed:
     interpreter, card = load_interpreter(name)
     folder = folder_of(name)
     manifest = read_manifest(folder)
-    for sealed in manifest.files if manifest is not None else ():
-        require_sealed(folder, sealed)
+    require_sealed(folder, *(manifest.files if manifest is not None else ()))
     size = (folder / WEIGHTS_FILE).stat().st_size
     return Listed(name, folder, card, manifest, interpreter.parameter_count, size)

@@ -57,7 +57,7 @@ class Build:
         """Pre-train a backbone, fit its codebook and seal it; returns its folder."""
         folders = folders_of(self.table, UNLABELLED)
         run, made = self.work / "runs" / f"backbone-{recipe.name}", self.models / "backbones" / recipe.name
-        if (made / "manifest.json").is_file():
+        if (made / MANIFEST_FILE).is_file():
             return made
         config = self.work / "unet.json"
         config.write_text(recipe.config)

@@ -50,7 +50,7 @@ class FloatCodec:
 
     def encode(self, block: str, maps: torch.Tensor, to_host: ToHost = at_once) -> Encoded:
         encoded = maps.to(self._element)
-        if not _is_finite(encoded):
+        if not is_finite(encoded):
             raise NonFiniteFeatures(
                 f"{block}: features hold NaN, infinity or numbers beyond {self.dtype} "
                 f"(largest {maps.abs().max().item():.3g}); encode as float32"
@@ -150,12 +150,12 @@ def _limit(bits: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def _finite(block: str, maps: torch.Tensor) -> torch.Tensor:
-    if not _is_finite(maps):
+    if not is_finite(maps):
         raise NonFiniteFeatures(f"{block}: features hold NaN or infinity")
     return maps.float()
 
 
-def _is_finite(numbers: torch.Tensor) -> bool:
+def is_finite(numbers: torch.Tensor) -> bool:
     """A sum is the fastest pass over a map, and not finite where a number is not; overflow alone makes it lie."""
     return bool(torch.isfinite(numbers.sum(dtype=torch.float32))) or bool(torch.isfinite(numbers).all())
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import typer
 from pydantic import ValidationError
@@ -90,7 +90,27 @@ def human_bytes(count: float) -> str:
     raise AssertionError("unreachable")
 
 
-def print_described(name: str, facts: Mapping[str, str | Iterable[str]]) -> None:
+class Described(Protocol):
+    """What can be listed: by its name, in full for programs, in short for the eye."""
+
+    @property
+    def name(self) -> str: ...
+
+    def to_json(self) -> dict[str, Any]: ...
+
+    def facts(self) -> Mapping[str, str | Sequence[str]]: ...
+
+
+def print_models(found: Sequence[Described], *, as_json: bool) -> None:
+    """One JSON document, or one model below the other."""
+    if as_json:
+        print_json({one.name: one.to_json() for one in found})
+        return
+    for one in found:
+        _print_described(one.name, one.facts())
+
+
+def _print_described(name: str, facts: Mapping[str, str | Sequence[str]]) -> None:
     """A name, and below it a line for each fact that there is; those of several values have a line for each."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
