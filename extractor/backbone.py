@@ -120,6 +120,13 @@ class Backbone:
         self.unet.to(device)
         return self
 
+    def untrained(self) -> Backbone:
+        """The same architecture with weights drawn from seed 1: the control that says what pre-training is worth."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            unet = build_unet(self.config)
+        return Backbone(unet, self.diffusion, self.config, self.precision, self.memory_format)
+
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of configuration and float32 weights; the same on every device."""

@@ -20,7 +20,10 @@ from store.spec import PREPROCESSINGS, Precision, Preprocessing, Trajectory
 
 app = typer.Typer()
 PresetOption = Annotated[str, typer.Option(help=f"Recipe: {', '.join(PRESETS)}.")]
-BackboneOption = Annotated[str | None, typer.Option(help="Shipped name, folder or hub id; the preset's if not given.")]
+BackboneOption = Annotated[
+    str | None,
+    typer.Option(help="Shipped name, folder or hub id; the preset's if not given. untrained:NAME has random weights."),
+]
 PreprocessingOption = Annotated[str, typer.Option(help=f"How photographs are prepared: {', '.join(PREPROCESSINGS)}.")]
 TrajectoryOption = Annotated[Trajectory, typer.Option(help="How the noise grid is walked.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Of the noise; stochastic only.")]

@@ -31,7 +31,7 @@ from extractor.backbone_cli import (
 from extractor.backbone_cli import app as backbone_commands
 from extractor.datasets import ADAPTERS, DataSet, load_dataset, of_split
 from extractor.errors import DatasetError, ExtractorError
-from extractor.presets import encoding_of, is_shipped, open_backbone
+from extractor.presets import UNTRAINED, encoding_of, is_shipped, open_backbone
 from store import console
 from store.console import Exit
 from store.errors import StoreError
@@ -214,7 +214,9 @@ _NOT_REPEATED = (
 
 def _lasting(backbone: str) -> str:
     """The backbone's name or place as it can be found again from another folder."""
-    return str(Path(backbone).resolve()) if not is_shipped(backbone) and Path(backbone).is_dir() else backbone
+    prefix = UNTRAINED if backbone.startswith(UNTRAINED) else ""
+    name = backbone.removeprefix(UNTRAINED)
+    return prefix + (str(Path(name).resolve()) if not is_shipped(name) and Path(name).is_dir() else name)
 
 
 def _lasting_store(store: str) -> str:

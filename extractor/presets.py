@@ -151,6 +151,9 @@ def backbone_source(name: str) -> str:
     return str(MODELS / name) if is_shipped(name) else name
 
 
+UNTRAINED = "untrained:"
+
+
 def open_backbone(
     name: str,
     precision: Precision = "float32",
@@ -159,6 +162,9 @@ def open_backbone(
 ) -> Backbone:
     """A shipped backbone by name, or one from a folder or hub id, quickened on CPUs (``extractor.cpu``).
 
+    Args:
+        name: with ``untrained:`` before it, the same architecture with random weights (``Backbone.untrained``).
+
     Raises:
         BackboneError: neither shipped nor found.
     """
@@ -166,9 +172,11 @@ def open_backbone(
 
     known = ", ".join(shipped_backbones()) or "none"
     try:
-        loaded = load_backbone(backbone_source(name), precision, class_label)
+        loaded = load_backbone(backbone_source(name.removeprefix(UNTRAINED)), precision, class_label)
     except BackboneError as error:
         raise BackboneError(f"{error} (shipped backbones: {known})") from error
+    if name.startswith(UNTRAINED):
+        loaded = loaded.untrained()
     try:
         return loaded.to(device).quickened()
     except (RuntimeError, AssertionError) as error:  # torch's ways to say that there is no such device

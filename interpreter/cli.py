@@ -71,7 +71,14 @@ def train(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     epochs: Annotated[int, typer.Option(min=1)] = 100,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="End with the epoch in which so many batches are reached, not by --epochs."),
+    ] = None,
     batch: Annotated[int, typer.Option(min=1)] = 4,
+    crop: Annotated[
+        int | None, typer.Option(min=1, help="Train on random windows of so many pixels; whole images if not given.")
+    ] = None,
     learning_rate: Annotated[float, typer.Option(min=1e-9)] = 2e-4,
     decay: Annotated[Literal["none", "cosine"], typer.Option(help="Of the learning rate.")] = "none",
     evaluate_every: Annotated[int, typer.Option(min=1, help="Epochs between validations.")] = 5,
@@ -108,6 +115,8 @@ def train(
     settings = TrainingSettings.model_validate(
         {
             "epochs": epochs,
+            "steps": steps,
+            "crop": crop,
             "batch": batch,
             "accumulate": accumulate,
             "learning_rate": learning_rate,
@@ -138,9 +147,9 @@ def train(
         f"{len(training.train_images)} training and {len(training.validation_images)} validation images, "
         f"{cost_of(training.network)}"
     )
-    steps = (epochs - training.epoch) * training.steps_per_epoch - training.next_batch
+    left = (training.epochs - training.epoch) * training.steps_per_epoch - training.next_batch
     first = training.accelerator.is_main_process
-    with console.progress("training", steps, quiet=as_json or not first) as advance:
+    with console.progress("training", left, quiet=as_json or not first) as advance:
         best = training.run(lambda epoch, _, loss: advance(1, f"epoch {epoch + 1}, loss {loss:.3f}"))
     if not first:
         return

@@ -65,26 +65,35 @@ def require_features(
 ) -> None:
     """TrainingDataError names every image one of whose views is not in the store under this spec."""
     missing = [
-        f"{image.name} ({view})"
-        for image in images
-        for view in views
-        if not store.has(spec, Key(image.key.image_id, view))
+        (image, view) for image in images for view in views if not store.has(spec, Key(image.key.image_id, view))
     ]
     if missing:
-        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        commands = "; ".join(_extracting(store, spec, name, views) for name in sorted({i.dataset for i in images}))
+        shown = ", ".join(f"{image.name} ({view})" for image, view in missing[:5])
+        shown += f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        names = sorted({image.dataset for image, _ in missing})
+        commands = "; ".join(
+            _extracting(store, spec, name, {i.sample.split for i, _ in missing if i.dataset == name}, views)
+            for name in names
+        )
         raise TrainingDataError(
             f"{store.location} lacks features of {shown} for spec {spec.digest[:12]}; run `{commands}` first"
         )
 
 
-def _extracting(store: FeatureStore, spec: FeatureSpec, dataset: str, views: Sequence[str]) -> str:
-    """The command that makes these views: the recorded run of that data set and spec, or as much of it as is known."""
+def _extracting(
+    store: FeatureStore, spec: FeatureSpec, dataset: str, splits: set[str | None], views: Sequence[str]
+) -> str:
+    """The command that makes these views: the recorded run of that data set and spec, or as much of it as is known.
+
+    Args:
+        splits: those of the images that lack them.
+    """
     for record in store.records.all():
         if record.spec == spec.digest and record.dataset == dataset:
-            options = {
-                name: value for name, value in record.options.items() if name not in ("views", "limit", "images")
-            }
+            left_out = ("views", "limit", "images", "split")
+            options = {name: value for name, value in record.options.items() if name not in left_out}
+            if len(splits) == 1 and (split := next(iter(splits))) is not None:
+                options["split"] = split
             said = [f"--{name}" if value is True else f"--{name} {value}" for name, value in options.items()]
             return f"extractor run {' '.join(said)} --store {store.location} --views {','.join(views)}"
     return f"extractor run --dataset ...:{dataset} --store {store.location} --views {','.join(views)}"

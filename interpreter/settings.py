@@ -14,6 +14,8 @@ class TrainingSettings(BaseModel):
 
     Attributes:
         batch: images in a batch, over all processes.
+        crop: train on random windows of so many pixels of the network's square; None takes it whole.
+        steps: end with the epoch in which so many batches are reached, instead of after ``epochs``.
         accumulate: batches whose gradients are added up before a step.
         precision: of the arithmetic; the selective scan and the losses are float32 always.
         labels: train on so many of the images, drawn by seed; those kept for validation count.
@@ -24,6 +26,8 @@ class TrainingSettings(BaseModel):
     batch: int = Field(default=4, gt=0)
     accumulate: int = Field(default=1, gt=0)
     epochs: int = Field(default=100, gt=0)
+    steps: int | None = Field(default=None, gt=0)
+    crop: int | None = Field(default=None, gt=0)
     learning_rate: float = Field(default=2e-4, gt=0)
     decay: Literal["none", "cosine"] = "none"
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from interpreter.calibration import fit_temperature
 from interpreter.checkpoint import Card, load_interpreter, save_interpreter
+from interpreter.cropping import crop_maps, crop_plane, draw_corner, require_window
 from interpreter.data import Labelled, native_truth, parted, require_features
 from interpreter.domain import DOMAIN_FILE, LEAST, domain_of
 from interpreter.errors import ConfigurationError
@@ -101,6 +102,8 @@ class Training:
         torch.manual_seed(settings.seed)
         self.network = Interpreter(spec, config, store.codebook(spec)).to(self.device)
         self.network.use_scan(scan)
+        if settings.crop is not None:
+            require_window(settings.crop, self.network.head.step, spec.resolution)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=settings.learning_rate)
         self._objective, self._stepper = self.accelerator.prepare(
             Objective(self.network, task, settings.precision), self.optimizer, device_placement=[False, False]
@@ -122,6 +125,12 @@ class Training:
         self._resume()
 
     @property
+    def epochs(self) -> int:
+        """Epochs of the whole training."""
+        steps = self.settings.steps
+        return self.settings.epochs if steps is None else -(-steps // self.steps_per_epoch)
+
+    @property
     def steps_per_epoch(self) -> int:
         """Batches of an epoch."""
         return -(-len(self.train_images) // self.settings.batch)
@@ -137,14 +146,14 @@ class Training:
         if self.device.type == "cpu":
             keep_freed_memory()
         with Recorder(self.folder if self.accelerator.is_main_process else None) as recorder:
-            while self.epoch < self.settings.epochs and not self._out_of_patience():
+            while self.epoch < self.epochs and not self._out_of_patience():
                 try:
                     self._run_epoch(recorder, report)
                 except KeyboardInterrupt:
                     self._save_state()
                     raise
                 self.epoch, self.next_batch = self.epoch + 1, 0
-                if self.epoch % self.settings.evaluate_every == 0 or self.epoch == self.settings.epochs:
+                if self.epoch % self.settings.evaluate_every == 0 or self.epoch == self.epochs:
                     self._validate(recorder)
                 self._save_state()
         if self.accelerator.is_main_process:
@@ -199,10 +208,10 @@ class Training:
         return float(self.accelerator.reduce(loss.detach(), "mean"))
 
     def _inputs(self, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Maps, timesteps, truth and what counts, flipped and augmented by the position's seed."""
+        """Maps, timesteps, truth and what counts: cropped, flipped and augmented by the position's seed."""
         steps: slice | int = slice(None) if self.network.head.all_timesteps else 0
+        batch, truths = self._windows(batch)
         maps = {name: self.network.codec.decode(name, m[:, steps], self.device) for name, m in batch.maps.items()}
-        truths = self.truths(batch)
         truth = torch.from_numpy(np.stack([labels for labels, _ in truths])).to(self.device)
         inside = torch.from_numpy(np.stack([inside for _, inside in truths])).to(self.device)
         if self.settings.flips:
@@ -222,8 +231,23 @@ class Training:
             flipped.append((np.flip(labels, axes), np.flip(inside, axes)))
         return flipped
 
+    def _windows(self, batch: Batch) -> tuple[Batch, list[Truth]]:
+        """A window of each image and of its truth, where the settings ask for windows."""
+        truths, side = self.truths(batch), self.settings.crop
+        if side is None:
+            return batch, truths
+        settings, step = self.settings, self.network.head.step
+        random = np.random.default_rng([settings.seed, self.epoch, batch.position, self.accelerator.process_index, 3])
+        corners = [draw_corner(inside, side, step, random) for _, inside in truths]
+        maps = crop_maps(batch.maps, corners, side, self.spec.resolution)
+        windows = [
+            (crop_plane(labels, corner, side), crop_plane(inside, corner, side))
+            for (labels, inside), corner in zip(truths, corners, strict=True)
+        ]
+        return batch._replace(maps=maps), windows
+
     def _set_learning_rate(self, batch_index: int) -> None:
-        done = (self.epoch + batch_index / self.steps_per_epoch) / self.settings.epochs
+        done = (self.epoch + batch_index / self.steps_per_epoch) / self.epochs
         factor = 0.5 * (1 + math.cos(math.pi * done)) if self.settings.decay == "cosine" else 1.0
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * factor

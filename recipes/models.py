@@ -10,20 +10,18 @@ manifest of its data, figures and files, are in WORK/models.
 
 from __future__ import annotations
 
-import importlib
-import io
 import json
 import shutil
 from collections.abc import Iterable
-from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from extractor.backbone import load_backbone
 from extractor.errors import ExtractorError
 from interpreter.errors import InterpreterError
+from recipes.calls import StepFailed, call
 from recipes.drawing import SMOKE_BACKBONE, draw_table
 from recipes.photographs import folders_of
 from recipes.shipped import INTERPRETERS, SMALL, BackboneRecipe, InterpreterRecipe, Part, at_smoke_size
@@ -34,10 +32,6 @@ from store.manifest import MANIFEST_FILE, Figure, Manifest, TrainingData, seal
 UNLABELLED = "unlabelled"
 TABLE = "splits.csv"
 _WEIGHTS = ("*.json", "*.safetensors")
-
-
-class StepFailed(Exception):
-    """A command of the recipe ended with an error, which it has told."""
 
 
 class Build:
@@ -62,14 +56,14 @@ class Build:
         config = self.work / "unet.json"
         config.write_text(recipe.config)
         images = [word for folder in folders for word in ("--images", folder)]
-        _call(
+        call(
             "extractor", "pretrain", *images, "--out", run, "--steps", recipe.steps, "--batch", recipe.batch,
             "--crop", recipe.crop, "--resolution", recipe.resolution, "--learning-rate", recipe.learning_rate,
             *(["--config", config] if recipe.config else []),
         )  # fmt: skip
         _publish(run / "backbone", made)
         sets = [word for folder in folders for word in ("--dataset", f"folder:{folder}")]
-        _call(
+        call(
             "extractor", "fit-codebook", *sets, "--backbone", made, "--photographs", recipe.codebook_photographs,
             "--out", made / "codebook.safetensors",
         )  # fmt: skip
@@ -85,7 +79,7 @@ class Build:
         run, made = self.work / "runs" / recipe.name, self.models / "interpreters" / recipe.name
         references = [word for part in recipe.train for word in ("--dataset", f"{part.source.name}:train")]
         targets = [word for target in recipe.targets for word in ("--target", target)]
-        _call(
+        call(
             "interpreter", "train", "--store", self.store, *references, *targets, "--task", recipe.name,
             *(["--overlapping"] if recipe.overlapping else []), "--views", recipe.views, "--epochs", recipe.epochs,
             "--evaluate-every", recipe.evaluate_every, "--batch", recipe.batch, "--seed", 0, *recipe.options,
@@ -100,7 +94,7 @@ class Build:
     def _extract(self, part: Part, split: str, views: str, backbone: str) -> None:
         manifest = part.source.write_manifest(self.table, self.work / "tables")
         limit = [] if part.photographs is None else ["--limit", part.photographs]
-        _call(
+        call(
             "extractor", "run", "--dataset", f"manifest:{manifest}", "--split", split, *limit, "--views", views,
             "--backbone", backbone, "--store", self.store, "--json",
         )  # fmt: skip
@@ -108,7 +102,7 @@ class Build:
     def _figures(self, recipe: InterpreterRecipe, part: Part, model: Path, backbone: str) -> Iterable[Figure]:
         """Dice of every target that the part has masks of, with its interval."""
         self._extract(part, "test", "identity", backbone)
-        scores = _call(
+        scores = call(
             "interpreter", "evaluate", "--store", self.store, "--dataset", f"{part.source.name}:test",
             "--model", model, "--json",
         )  # fmt: skip
@@ -180,22 +174,6 @@ def models(
     else:
         for folder in folders:
             console.out.print(folder, highlight=False)
-
-
-def _call(command: str, *arguments: object) -> Any:
-    """Run one of our commands in this process; what it printed, if that was JSON.
-
-    Raises:
-        StepFailed: it could not do all of its work.
-    """
-    words = [str(argument) for argument in arguments]
-    console.err.print(f"$ {command} {' '.join(words)}", highlight=False, soft_wrap=True, style="dim")
-    printed = io.StringIO()
-    with redirect_stdout(printed):
-        code = importlib.import_module(f"{command}.cli").app(words, standalone_mode=False)
-    if code:
-        raise StepFailed(f"`{command} {' '.join(words)}` ended with exit code {code}; see above")
-    return json.loads(printed.getvalue()) if "--json" in words else None
 
 
 def _publish(run: Path, made: Path) -> None:

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from interpreter.config import InterpreterConfig
 from interpreter.errors import ConfigurationError
-from interpreter.heads.head import Head, Maps
+from interpreter.heads.head import Head, Maps, coarsest_step
 from interpreter.vss import VssBlock
 from store.spec import FeatureSpec
 
@@ -92,6 +92,7 @@ class AdaptiveHead(Head):
     def __init__(self, spec: FeatureSpec, config: InterpreterConfig) -> None:
         super().__init__()
         self.resolution = spec.resolution
+        self.step = coarsest_step(spec)
         self.levels: dict[int, list[str]] = {}
         channels: dict[int, int] = {}
         for block in sorted(spec.blocks, key=lambda block: block.height):
@@ -118,7 +119,7 @@ class AdaptiveHead(Head):
             t: (b,), timestep of each image.
 
         Returns:
-            Logits, float32 (b, n, R, R).
+            Logits, float32 (b, n, R, R); of windows of the maps, as large as the windows.
         """
         embedding = self.embed(t)
         x: torch.Tensor | None = None
@@ -131,6 +132,8 @@ class AdaptiveHead(Head):
             x = self.blocks[str(size)](level, embedding)
         assert x is not None
         logits: torch.Tensor = self.head(x)
-        if logits.shape[-1] != self.resolution:
-            logits = functional.interpolate(logits, size=(self.resolution,) * 2, mode="bilinear")
+        finest = max(self.levels)
+        if finest != self.resolution:
+            side = logits.shape[-1] * self.resolution // finest
+            logits = functional.interpolate(logits, size=(side, side), mode="bilinear")
         return logits

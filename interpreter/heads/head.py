@@ -10,16 +10,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import nn
 
+from store.spec import FeatureSpec
+
 Maps = Mapping[str, torch.Tensor]
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """Of logits (b, n, ...), truth uint8 (b, ...) and what counts, bool (b, ...)."""
+
+
+def coarsest_step(spec: FeatureSpec) -> int:
+    """Pixels of the network's square for each value of the coarsest map."""
+    return spec.resolution // min(min(block.height, block.width) for block in spec.blocks)
 
 
 class Head(nn.Module):
     """Reads feature maps; each of its ``voters`` has a say in the prediction.
 
     This one reads one timestep at a time (``forward``), and every timestep votes.
+
+    Attributes:
+        step: pixels of the network's square that it cannot read apart; windows to train on are multiples.
     """
+
+    step: int
 
     all_timesteps = False
     """Whether training shows every timestep of an image at once instead of one that is drawn."""
@@ -47,7 +59,7 @@ class Head(nn.Module):
         Args:
             maps: {block: (b, c, h, w)}; (b, t, c, h, w) where ``all_timesteps``.
             t: (b,); (b, t) where ``all_timesteps``.
-            truth: uint8 (b, R, R), see ``Task.labels``.
+            truth: uint8 (b, R, R), see ``Task.labels``; smaller where a window of the square is shown.
             inside: bool (b, R, R), what counts.
             measure: the loss of logits.
         """

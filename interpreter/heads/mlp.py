@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from interpreter.config import InterpreterConfig
-from interpreter.heads.head import Head, Loss, Maps
+from interpreter.heads.head import Head, Loss, Maps, coarsest_step
 from store.spec import FeatureSpec
 
 MODELS = 10
@@ -39,7 +39,7 @@ class MlpEnsemble(Head):
     def __init__(self, spec: FeatureSpec, config: InterpreterConfig) -> None:
         super().__init__()
         self.names = [block.name for block in spec.blocks]
-        self.resolution = spec.resolution
+        self.resolution, self.step = spec.resolution, coarsest_step(spec)
         f = len(spec.timesteps) * sum(block.channels for block in spec.blocks)
         self.models = nn.ModuleList([_perceptron(f, config.outputs) for _ in range(MODELS)])
 
@@ -53,7 +53,7 @@ class MlpEnsemble(Head):
         losses = []
         for model in self.models:
             pixels = _draw_pixels(inside)  # (b, p)
-            x = self._features(maps, pixels)  # (b, p, f)
+            x = self._features(maps, pixels, truth.shape[-1])  # (b, p, f)
             logits = model(x.flatten(0, 1)).float().unflatten(0, x.shape[:2]).movedim(2, 1)  # (b, n, p)
             at = truth.flatten(1).gather(1, pixels)
             losses.append(measure(logits, at, inside.flatten(1).gather(1, pixels)))
@@ -68,16 +68,16 @@ class MlpEnsemble(Head):
         parts = []
         for first in range(0, side, ROWS):
             pixels = torch.arange(first * side, min(first + ROWS, side) * side, device=device)[None]
-            x = self._features(maps, pixels)[0]
+            x = self._features(maps, pixels, side)[0]
             parts.append(torch.stack([model(x) for model in self.models]))  # (m, p, n)
         scores = torch.cat(parts, dim=1).unflatten(1, (side, side))
         yield from scores.movedim(3, 1).float()[:, None]
 
-    def _features(self, maps: Maps, pixels: torch.Tensor) -> torch.Tensor:
-        """Features (b, p, f) of pixels (b, p): what bilinear upsampling to R x R has there."""
-        y, x = pixels // self.resolution, pixels % self.resolution
+    def _features(self, maps: Maps, pixels: torch.Tensor, side: int) -> torch.Tensor:
+        """Features (b, p, f) of pixels (b, p): what bilinear upsampling to a square of that side has there."""
+        y, x = pixels // side, pixels % side
         where = torch.stack([x, y], dim=-1)[:, None]  # (b, 1, p, 2)
-        grid = (2 * where.float() + 1) / self.resolution - 1
+        grid = (2 * where.float() + 1) / side - 1
         found = []
         for name in self.names:
             planes = maps[name].float().flatten(1, 2)  # (b, t c, h, w)

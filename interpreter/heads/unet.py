@@ -31,6 +31,7 @@ class PixelUNet(Head):
                 f"the head 'unet' reads photographs, these are features of {', '.join(b.name for b in spec.blocks)}; "
                 "`interpreter evaluate --protocol` makes its input"
             )
+        self.step = 2 ** (len(CHANNELS) - 1)
         self.network: nn.Module = UNet(
             spatial_dims=2,
             in_channels=3,

@@ -6,6 +6,7 @@ command leaves alone what is there, so a protocol that was stopped goes on where
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -31,10 +32,14 @@ class Source:
     reference: str
 
     @property
-    def folder(self) -> Path:
-        """Where its files are."""
+    def folders(self) -> list[Path]:
+        """Where its photographs are: its folder, or those that a manifest names."""
         path = Path(self.reference.partition(":")[2]).expanduser()
-        return path if path.is_dir() else path.parent
+        if not path.is_file():
+            return [path]
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            images = [row.get("image") or "" for row in csv.DictReader(file)]
+        return sorted({(path.parent / image).parent for image in images})
 
 
 def parse_source(text: str) -> Source:
@@ -56,6 +61,7 @@ class Wanted:
     trajectory: Trajectory
     views: tuple[str, ...]
     preprocessing: str
+    untrained: bool = False
 
 
 Extract = Callable[[Wanted], str]
@@ -79,14 +85,20 @@ def extract_by_command(store: str, choices: Choices) -> Extract:
 
 
 def command_of(wanted: Wanted, store: str, choices: Choices) -> list[str]:
-    """The command line that makes the features."""
+    """The command line that makes the features.
+
+    Raises:
+        ConfigurationError: weights are to be random and nobody said of which backbone.
+    """
+    if wanted.untrained and choices.backbone is None:
+        raise ConfigurationError("the method untrained needs a backbone's architecture: name it in the settings")
     options = {
         "dataset": wanted.source.reference,
         "name": wanted.source.name,
         "split": wanted.split,
         "store": store,
         "preset": choices.preset,
-        "backbone": choices.backbone,
+        "backbone": f"untrained:{choices.backbone}" if wanted.untrained else choices.backbone,
         "preprocessing": wanted.preprocessing,
         "trajectory": wanted.trajectory,
         "encoding": choices.encoding,

@@ -28,6 +28,7 @@ class Row:
         trajectory: of its features.
         head: that reads them.
         pixels: it reads photographs instead of features.
+        untrained: its features are made by the backbone's architecture with random weights.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Row:
     trajectory: Trajectory = "ddim"
     head: HeadName = "adaptive"
     pixels: bool = False
+    untrained: bool = False
 
 
 ROWS = {
@@ -43,6 +45,7 @@ ROWS = {
         Row("diffdgss", "the interpreter on features of the DDIM inversion"),
         Row("anchored", "features of the clean photograph at every timestep", trajectory="anchored"),
         Row("stochastic", "w/o deterministic inversion: features of q(x_t | x0)", trajectory="stochastic"),
+        Row("untrained", "features of the same U-Net with random weights", untrained=True),
         Row("mlp", "w/o adaptive interpreter: DDPM-Seg's ten pixel classifiers", head="mlp"),
         Row("unet", "a U-Net on the photograph, flips and photometric augmentation", head="unet", pixels=True),
         Row("pixels", "the interpreter on the photograph instead of features", pixels=True),
@@ -55,6 +58,7 @@ class Choices(BaseModel):
 
     Attributes:
         views: renderings of the training images, for networks that read features.
+        steps, crop: as of ``TrainingSettings``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,6 +69,8 @@ class Choices(BaseModel):
     device: str = "cpu"
     views: tuple[str, ...] = Field(default=(IDENTITY,), min_length=1)
     epochs: int = Field(default=100, gt=0)
+    steps: int | None = Field(default=None, gt=0)
+    crop: int | None = Field(default=None, gt=0)
     batch: int = Field(default=4, gt=0)
     learning_rate: float = Field(default=2e-4, gt=0)
     decay: Literal["none", "cosine"] = "cosine"
@@ -79,6 +85,8 @@ class Choices(BaseModel):
         return TrainingSettings(
             batch=self.batch,
             epochs=self.epochs,
+            steps=self.steps,
+            crop=self.crop,
             learning_rate=self.learning_rate,
             decay=self.decay,
             views=(IDENTITY,) if row.pixels else self.views,

@@ -26,7 +26,7 @@ from interpreter.rendering import compared, encode_picture
 from interpreter.training import Training
 from store.feature_store import FeatureStore
 from store.features import Key
-from store.spec import FeatureSpec, Trajectory
+from store.spec import FeatureSpec
 from store.views import IDENTITY
 
 SCORES_FILE = "scores.json"
@@ -154,25 +154,25 @@ class Running:
         row = experiment.row
         views = (IDENTITY,) if row.pixels else self.choices.views
         digests = {
-            self._extracted(name, split, row.trajectory, tuple(dict.fromkeys((IDENTITY, *views))))
+            self._extracted(name, split, row, tuple(dict.fromkeys((IDENTITY, *views))))
             for name, split in experiment.sources
         }
-        digests |= {
-            self._extracted(name, split, row.trajectory, (experiment.test_view,)) for name, split in experiment.tests
-        }
+        digests |= {self._extracted(name, split, row, (experiment.test_view,)) for name, split in experiment.tests}
         if len(digests) != 1:
             raise ConfigurationError(f"data sets were extracted under several specs: {', '.join(sorted(digests))}")
         spec = self.store.spec(digests.pop())
         if not row.pixels:
             return spec
         images = [*self._images(experiment.sources), *self._images(experiment.tests, experiment.test_view)]
-        folders = [source.folder for source in self.sources.values()]
+        folders = [folder for source in self.sources.values() for folder in source.folders]
         return write_pixels(self.store, spec, list(dict.fromkeys(image.key for image in images)), folders)
 
-    def _extracted(self, name: str, split: str, trajectory: Trajectory, views: tuple[str, ...]) -> str:
-        wanted = Wanted(self.sources[name], split, trajectory, views, self.protocol.preprocessing)
+    def _extracted(self, name: str, split: str, row: Row, views: tuple[str, ...]) -> str:
+        source, preprocessing = self.sources[name], self.protocol.preprocessing
+        wanted = Wanted(source, split, row.trajectory, views, preprocessing, row.untrained)
         if wanted not in self._digests:
-            self._say(f"  features of {name}, {split}: {trajectory}, {', '.join(views)}")
+            network = "random weights, " if row.untrained else ""
+            self._say(f"  features of {name}, {split}: {network}{row.trajectory}, {', '.join(views)}")
             self._digests[wanted] = self._extract(wanted)
         return self._digests[wanted]
 

@@ -17,6 +17,7 @@ from extractor.diffusion import Diffusion
 from extractor.errors import BackboneError, DatasetError, NonFiniteActivation
 from extractor.extraction import Extractor
 from extractor.pipeline import Stop
+from extractor.presets import open_backbone
 from extractor.runs import SizePlan, extract_dataset, plan_size, require_room
 from extractor.unet import build_unet
 from store import FeatureSpec, FeatureStore, FloatEncoding, SpecError, StoreFull
@@ -146,6 +147,21 @@ def test_another_backbone_is_refused(backbone: Backbone, spec: FeatureSpec) -> N
 def test_the_fingerprint_is_that_of_weights_and_configuration(backbone: Backbone) -> None:
     other = Backbone(backbone.unet, Diffusion(backbone.schedule, "epsilon"), backbone.config)
     assert other.fingerprint != backbone.fingerprint
+
+
+def test_untrained_is_the_same_architecture_with_other_weights_always_the_same(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    backbone.save(tmp_path / "net")
+    trained = open_backbone(str(tmp_path / "net"))
+    state = torch.get_rng_state()
+    again = trained.untrained()
+    assert torch.equal(torch.get_rng_state(), state)
+    control = open_backbone(f"untrained:{tmp_path / 'net'}")
+    assert control.fingerprint == again.fingerprint != trained.fingerprint
+    assert (control.parameters, control.block_names) == (trained.parameters, trained.block_names)
+    with pytest.raises(BackboneError, match="shipped backbones"):
+        open_backbone("untrained:nothing")
 
 
 def test_a_run_that_cannot_fit_is_stopped_before_it_starts() -> None:

@@ -111,7 +111,9 @@ def test_the_mlps_read_what_upsampling_and_concatenating_gives(spec: FeatureSpec
     whole = torch.cat(
         [torch.nn.functional.interpolate(m.flatten(1, 2), size=(32, 32), mode="bilinear") for m in maps.values()], dim=1
     )
-    torch.testing.assert_close(head._features(maps, pixels), whole.flatten(2).movedim(1, 2), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        head._features(maps, pixels, spec.resolution), whole.flatten(2).movedim(1, 2), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_a_unet_reads_photographs_only(spec: FeatureSpec) -> None:

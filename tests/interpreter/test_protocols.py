@@ -73,7 +73,8 @@ def extract(backbone: Backbone, store: FeatureStore) -> Extract:
         )
         data = load_dataset(wanted.source.reference, wanted.source.name)
         part = DataSet(data.name, tuple(of_split(data.photographs, wanted.split)))
-        extractor = Extractor(backbone, recipe.spec(backbone))
+        network = backbone.untrained() if wanted.untrained else backbone
+        extractor = Extractor(network, recipe.spec(network))
         extract_dataset(part, store, extractor, views=wanted.views, part_of_a_set=True)
         return extractor.spec.digest
 
@@ -155,6 +156,7 @@ def test_every_row_can_be_run_by_name(table: Table, tmp_path: Path) -> None:
     assert cards["stochastic"]["spec"]["trajectory"] == "stochastic"
     assert cards["anchored"]["spec"]["trajectory"] == "anchored"
     assert cards["mlp"]["config"]["head"] == "mlp"
+    assert cards["untrained"]["spec"]["backbone"] != cards["diffdgss"]["spec"]["backbone"]
     assert [block["name"] for block in cards["unet"]["spec"]["blocks"]] == ["pixels"]
     assert len(next(r for r in results if r.experiment.row.name == "mlp").summary["dice_by_timestep"]) == 10
 
@@ -208,6 +210,13 @@ def test_names_and_options() -> None:
             call()
 
 
+def test_photographs_of_a_manifest_are_found_where_it_names_them(tmp_path: Path) -> None:
+    (tmp_path / "eyes.csv").write_text(f"image,split\na/1.png,train\n{tmp_path}/b/2.png,test\na/3.png,test\n")
+    source = parse_source(f"eyes=manifest:{tmp_path}/eyes.csv")
+    assert source.folders == [tmp_path / "a", tmp_path / "b"]
+    assert parse_source(f"stare:{tmp_path}").folders == [tmp_path]
+
+
 def test_the_extractor_is_called_as_a_command(tmp_path: Path) -> None:
     import typer
 
@@ -218,6 +227,11 @@ def test_the_extractor_is_called_as_a_command(tmp_path: Path) -> None:
     context = typer.main.get_command(app).commands["run"].make_context("run", call[4:])  # type: ignore[attr-defined]
     assert context.params["views"] == "identity,negative"
     assert context.params["preprocessing"] == "squeeze"
+    untrained = dataclasses.replace(wanted, untrained=True)
+    named = CHOICES.model_copy(update={"backbone": "small"})
+    assert "--backbone=untrained:small" in command_of(untrained, str(tmp_path / "s"), named)
+    with pytest.raises(ConfigurationError, match="untrained needs a backbone's architecture"):
+        command_of(untrained, str(tmp_path / "s"), CHOICES)
     with pytest.raises(ExtractionFailed, match=r"`extractor run --dataset=folder:.* failed with exit code 1"):
         extract_by_command(str(tmp_path / "s"), CHOICES)(wanted)
 

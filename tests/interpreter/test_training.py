@@ -359,7 +359,9 @@ def test_overlapping_classes_are_learnt(
 def test_the_missing_features_of_a_recorded_run_come_with_its_command(
     filled_store: FeatureStore, spec: FeatureSpec
 ) -> None:
-    options: dict[str, str | bool] = {"dataset": "folder:/x/photos", "name": "eyes", "preset": "small", "limit": "2"}
+    options: dict[str, str | bool] = {
+        "dataset": "folder:/x/photos", "name": "eyes", "preset": "small", "limit": "2", "split": "test",
+    }  # fmt: skip
     filled_store.records.write(RunRecord(spec=spec.digest, dataset="eyes", options=options, device="cpu"))
     images = labelled_images(filled_store, "eyes", None, TASK)
     with pytest.raises(
@@ -367,6 +369,9 @@ def test_the_missing_features_of_a_recorded_run_come_with_its_command(
         match=r"`extractor run --dataset folder:/x/photos --name eyes --preset small --store .* --views negative`",
     ):
         require_features(filled_store, spec, images, ("negative",))
+    of_training = [dataclasses.replace(i, sample=i.sample.model_copy(update={"split": "train"})) for i in images]
+    with pytest.raises(TrainingDataError, match=r"--preset small --split train --store"):
+        require_features(filled_store, spec, of_training, ("negative",))
 
 
 @pytest.mark.slow

@@ -1,0 +1,66 @@
+"""Random windows of training images: the same place of every map and of the truth.
+
+b  images    t  timesteps    k  stored planes    h, w  size of a map    R  network's square
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from interpreter.errors import ConfigurationError
+from store.encoded import Encoded
+
+Corner = tuple[int, int]
+"""Top and left of a window, in pixels of the network's square."""
+
+
+def require_window(side: int, step: int, resolution: int) -> None:
+    """ConfigurationError unless windows of that side lie on whole pixels of every map.
+
+    Args:
+        step: pixels of the square that the network reads together, ``Head.step``.
+    """
+    if side > resolution or side % step:
+        raise ConfigurationError(
+            f"a crop of {side} pixels: expected a multiple of {step}, {resolution} at most, since the coarsest map "
+            f"has one value for every {step} pixels"
+        )
+
+
+def draw_corner(inside: NDArray[np.bool_], side: int, step: int, random: np.random.Generator) -> Corner:
+    """The window about a pixel drawn from those that count, moved into the square and onto multiples of ``step``.
+
+    Args:
+        inside: (R, R), what counts.
+    """
+    candidates = np.flatnonzero(inside)
+    drawn = candidates[random.integers(len(candidates))] if len(candidates) else inside.size // 2
+    centre = np.unravel_index(drawn, inside.shape)
+    largest = len(inside) - side
+    top, left = (min(max(int(c) - side // 2, 0), largest) // step * step for c in centre)
+    return top, left
+
+
+def crop_maps(maps: Mapping[str, Encoded], corners: Sequence[Corner], side: int, resolution: int) -> dict[str, Encoded]:
+    """The windows of maps {block: Encoded (b, t, k, h, w)}, one corner for each image."""
+    return {name: _crop(stored, corners, side, resolution) for name, stored in maps.items()}
+
+
+def crop_plane(plane: NDArray[Any], corner: Corner, side: int) -> NDArray[Any]:
+    """The window of (R, R)."""
+    top, left = corner
+    return plane[top : top + side, left : left + side]
+
+
+def _crop(stored: Encoded, corners: Sequence[Corner], side: int, resolution: int) -> Encoded:
+    h, w = stored.values.shape[-2:]
+    high, wide = side * h // resolution, side * w // resolution
+    windows = [
+        image[..., top * h // resolution :, left * w // resolution :][..., :high, :wide]
+        for image, (top, left) in zip(stored.values, corners, strict=True)
+    ]
+    return Encoded(np.stack(windows), stored.scale, stored.offset)

@@ -1,0 +1,130 @@
+"""Rebuild the tables of docs/results.md that compare methods: each a protocol with its data, methods and budget.
+
+    python -m recipes.tables lodo-vessels --data DATA --work WORK [--rows unet] [--seeds 0] [--json]
+
+Features, trainings and scores that are in WORK are not made again, so a table may be made in several calls, by
+method or by seed, and by several processes at once; the last call without --rows and --seeds prints it whole.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from extractor.errors import ExtractorError
+from interpreter.errors import InterpreterError
+from recipes.calls import StepFailed, call
+from recipes.drawing import SMOKE_BACKBONE, draw_table
+from recipes.models import TABLE, Build
+from recipes.photographs import Source
+from recipes.shipped import CHASE_DB1, HRF, IDRID, STARE
+from store import console
+from store.errors import StoreError
+
+BUDGET: dict[str, Any] = {
+    "backbone": "small",
+    "encoding": "int8",
+    "views": "identity,photometric:3",
+    "steps": 150,
+    "batch": 8,
+    "crop": 256,
+    "learning_rate": 2e-3,
+    "decay": "cosine",
+    "evaluate_every": 10,
+    "vss_max_size": 64,
+}
+"""The same for every method of a table; chosen on validation images of STARE and HRF (docs/results.md)."""
+
+
+@dataclass(frozen=True)
+class TableRecipe:
+    """A protocol and what it is run with.
+
+    Attributes:
+        sources: the data sets, named as the protocol's quoted numbers name them.
+        targets: only test on these.
+        settings: of ``interpreter evaluate --protocol``.
+    """
+
+    protocol: str
+    sources: tuple[Source, ...]
+    rows: tuple[str, ...]
+    edition: str = "strict"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    targets: tuple[str, ...] = ()
+    settings: dict[str, Any] = field(default_factory=lambda: BUDGET)
+
+
+CAMERAS = (STARE, CHASE_DB1, HRF)
+METHODS = ("diffdgss", "anchored", "stochastic", "untrained", "mlp", "unet", "pixels")
+OCTA = Source("octa_500", "OCTA500_6M", ("vessel",), "no licence stated")
+TABLES = {
+    "lodo-vessels": TableRecipe("lodo-vessels", CAMERAS, METHODS),
+    "lodo-vessels-aadg-compat": TableRecipe("lodo-vessels", CAMERAS, METHODS, "aadg-compat"),
+    "few-label": TableRecipe("few-label", CAMERAS, ("diffdgss", "unet")),
+    "cross-modality": TableRecipe("cross-modality", (*CAMERAS, OCTA), ("diffdgss", "unet"), targets=("octa_500",)),
+    "idrid-lesions": TableRecipe("idrid-lesions", (IDRID,), ("diffdgss", "unet"), seeds=(0,)),
+}
+SMOKE = {"epochs": 1, "steps": None, "crop": None, "batch": 2, "max_width": 8, "vss_max_size": 0, "views": "identity"}
+
+
+def build_table(
+    recipe: TableRecipe, table: Path, work: Path, out: Path, rows: str, seeds: str, settings: dict[str, Any]
+) -> Any:
+    """Run a table's protocol; what ``interpreter evaluate --protocol --json`` prints."""
+    manifests = {source.name: source.write_manifest(table, work / "tables") for source in recipe.sources}
+    return call(
+        "interpreter", "evaluate", "--protocol", recipe.protocol, "--edition", recipe.edition,
+        "--store", work / "features.zarr", "--out", out, "--rows", rows, "--seeds", seeds,
+        *[word for name, path in manifests.items() for word in ("--data", f"{name}=manifest:{path}")],
+        *[word for target in recipe.targets for word in ("--target", target)],
+        "--settings", json.dumps(settings), "--json",
+    )  # fmt: skip
+
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog="Example: python -m recipes.tables lodo-vessels --data data --work build --rows diffdgss,unet")
+def tables(
+    name: Annotated[str, typer.Argument(help=f"Of {', '.join(TABLES)}.")],
+    work: Annotated[Path, typer.Option(help="Folder of features and results; stopped work goes on.")],
+    data: Annotated[Path | None, typer.Option(help=f"Folder of the data sets, with the table {TABLE}.")] = None,
+    rows: Annotated[str | None, typer.Option(help="Only these methods, by comma.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Only these seeds, by comma.")] = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help="The same at tiny size, on drawn photographs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
+) -> None:
+    """Rebuild a table of docs/results.md."""
+    if (data is None) != smoke:
+        raise typer.BadParameter("expected --data, or --smoke, which draws its own")
+    if name not in TABLES:
+        raise typer.BadParameter(f"no table {name}; there are {', '.join(TABLES)}")
+    recipe, settings = TABLES[name], dict(TABLES[name].settings)
+    work.mkdir(parents=True, exist_ok=True)
+    table = draw_table(work / "drawn") if data is None else data / TABLE
+    if not table.is_file():
+        raise typer.BadParameter(f"{table}: no such table; its columns are dataset, split, image and the targets")
+    if smoke:
+        settings |= SMOKE | {"backbone": str(Build(table, work).backbone(SMOKE_BACKBONE))}
+    told = build_table(
+        recipe, table, work, work / name, rows or ",".join(recipe.rows), seeds or ",".join(map(str, recipe.seeds)),
+        settings,
+    )  # fmt: skip
+    if as_json:
+        console.print_json(told)
+    else:
+        console.out.print(told["report"], highlight=False)
+
+
+def main() -> NoReturn:
+    """Entry point."""
+    console.run(app, ExtractorError, InterpreterError, StoreError, StepFailed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Windows of training images: the same place everywhere, on whole pixels of every map, and learnt from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from interpreter.cropping import crop_maps, crop_plane, draw_corner, require_window
+from interpreter.data import labelled_images
+from interpreter.errors import ConfigurationError
+from interpreter.network import Interpreter, InterpreterConfig
+from interpreter.pixels import spec_of_pixels
+from interpreter.task import Task
+from interpreter.training import Training, TrainingSettings
+from store import Encoded, FeatureSpec, FeatureStore
+
+TASK = Task(name="vessels", targets=("mask",))
+SETTINGS = TrainingSettings(epochs=16, batch=2, learning_rate=5e-3, evaluate_every=8, validation_share=0.2)
+
+
+def test_a_window_is_the_same_place_of_every_map_and_of_the_truth() -> None:
+    fine = np.arange(2 * 32 * 32, dtype=np.float32).reshape(2, 1, 1, 32, 32)
+    coarse = fine[..., ::8, ::8]
+    scale = np.ones((2, 1, 1), dtype=np.float32)
+    corners = [(8, 16), (0, 0)]
+    cropped = crop_maps({"fine": Encoded(fine), "coarse": Encoded(coarse, scale, scale)}, corners, 16, 32)
+    for i, corner in enumerate(corners):
+        window = crop_plane(fine[i, 0, 0], corner, 16)
+        assert window.shape == (16, 16)
+        np.testing.assert_array_equal(cropped["fine"].values[i, 0, 0], window)
+        np.testing.assert_array_equal(cropped["coarse"].values[i, 0, 0], window[::8, ::8])
+    assert cropped["coarse"].scale is scale
+
+
+@pytest.mark.parametrize("inside_at", [(0, 0), (31, 31), (13, 20), None])
+def test_windows_hold_a_pixel_that_counts_wherever_one_is(inside_at: tuple[int, int] | None) -> None:
+    inside = np.zeros((32, 32), dtype=np.bool_)
+    if inside_at is not None:
+        inside[inside_at] = True
+    top, left = draw_corner(inside, 16, 4, np.random.default_rng(0))
+    assert top % 4 == left % 4 == 0
+    assert 0 <= top <= 16
+    assert 0 <= left <= 16
+    assert crop_plane(inside, (top, left), 16).any() == (inside_at is not None)
+
+
+def test_windows_reach_every_place_of_a_square() -> None:
+    inside, random = np.ones((32, 32), dtype=np.bool_), np.random.default_rng(0)
+    corners = {draw_corner(inside, 16, 4, random) for _ in range(2000)}
+    assert corners == {(top, left) for top in range(0, 17, 4) for left in range(0, 17, 4)}
+
+
+@pytest.mark.parametrize("side", [12, 40])
+def test_a_window_that_would_cut_a_pixel_is_refused(side: int) -> None:
+    with pytest.raises(ConfigurationError, match=f"a crop of {side} pixels: expected a multiple of 8, 32 at most"):
+        require_window(side, 8, 32)
+
+
+def test_the_network_reads_a_window_as_it_reads_a_square(spec: FeatureSpec) -> None:
+    for head in ("adaptive", "mlp", "unet"):
+        read = spec_of_pixels(spec) if head == "unet" else spec
+        network = Interpreter(read, InterpreterConfig(head=head)).eval()  # type: ignore[arg-type]
+        assert read.resolution % network.head.step == 0
+        if network.head.all_timesteps:
+            continue
+        side = read.resolution // 2
+        maps = {b.name: torch.zeros(2, b.channels, b.height // 2, b.width // 2) for b in read.blocks}
+        assert network(maps, torch.tensor([1, 2])).shape == (2, 2, side, side)
+
+
+@pytest.mark.parametrize("head", ["adaptive", "mlp"])
+def test_it_learns_from_windows_and_repeats(
+    filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path, head: str
+) -> None:
+    settings = SETTINGS.model_copy(update={"crop": spec.resolution // 2})
+    config = InterpreterConfig(head=head)  # type: ignore[arg-type]
+    found: list[list[float]] = []
+    for name in ("a", "b"):
+        losses: list[float] = []
+        images = labelled_images(filled_store, "eyes", None, TASK)
+        run = Training(filled_store, spec, TASK, images, config, settings, tmp_path / name)
+        run.run(lambda _, __, loss, losses=losses: losses.append(loss))  # type: ignore[misc]
+        found.append(losses)
+    assert found[0] == found[1]
+    assert np.mean(found[0][-5:]) < 0.9 * np.mean(found[0][:5])
+    too_large = settings.model_copy(update={"crop": 2 * spec.resolution})
+    with pytest.raises(ConfigurationError, match="expected a multiple of"):
+        Training(filled_store, spec, TASK, images, config, too_large, tmp_path / "c")
+
+
+def test_steps_end_a_training_instead_of_epochs(filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path) -> None:
+    images = labelled_images(filled_store, "eyes", None, TASK)
+    seen: list[float] = []
+    for labels, steps in ((2, 4), (None, 6)):
+        settings = SETTINGS.model_copy(update={"steps": 4, "labels": labels})
+        run = Training(filled_store, spec, TASK, images, InterpreterConfig(), settings, tmp_path / str(labels))
+        seen.clear()
+        run.run(lambda _, __, loss: seen.append(loss))
+        assert len(seen) == steps  # whole epochs: of one batch, and of three
+        assert run.epoch == run.epochs == steps // run.steps_per_epoch
