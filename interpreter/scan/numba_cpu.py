@@ -23,51 +23,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, prange, types
-from numba.extending import intrinsic
+from numba import njit, prange
 from numpy.typing import NDArray
 from torch.autograd.function import FunctionCtx
 
+from interpreter.exponential import LOG2_E, exp2
 from store.threads import torch_threads
 
 TASKS_PER_GROUP = 2  # fixed, not the number of threads: the order of sums must not depend on it
 LANES = 64
-LOG2_E = 1.4426950408889634
 CHUNK = 64
 Floats = NDArray[np.float32]
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _bits_to_float(_context: Any, bits: Any) -> Any:
-    """Reinterpret an int32 as a float32."""
-    if bits != types.int32:
-        return None
-
-    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], context.get_value_type(types.float32))
-
-    return types.float32(types.int32), generate
-
-
-@njit(inline="always", fastmath=True)  # type: ignore[untyped-decorator]
-def _exp2(x: Any) -> Any:
-    """2^x for x <= 0 to about 2e-7 relative, in operations that vectorise."""
-    x = max(np.float32(x), np.float32(-126))
-    k = np.rint(x)
-    r = x - k  # within -1/2 .. 1/2, where the Chebyshev interpolant of degree 5 is exact to 1.1e-7
-    p = np.float32(1.339086336353527e-3)
-    p = p * r + np.float32(9.676031918255982e-3)
-    p = p * r + np.float32(5.550357114222094e-2)
-    p = p * r + np.float32(2.402210748530968e-1)
-    p = p * r + np.float32(6.931471880262273e-1)
-    p = p * r + np.float32(1.0000000754548972)
-    return p * _bits_to_float(np.int32((np.int32(k) + np.int32(127)) << np.int32(23)))
 
 
 @njit(inline="always", fastmath=True)  # type: ignore[untyped-decorator]
 def _softplus(x: Any) -> Any:
     """max(x, 0) + log(1 + e), e = exp(-|x|), as 2 artanh(e / (2 + e)): exact for small e, and it vectorises."""
-    e = _exp2(abs(x) * np.float32(-LOG2_E))
+    e = exp2(abs(x) * np.float32(-LOG2_E))
     s = e / (np.float32(2) + e)  # at most 1/3, so seven terms of the series are enough
     q = s * s
     p = np.float32(1 / 13)
@@ -131,7 +103,7 @@ def _forward(
                     for p in range(size):
                         to_state, from_state = B[i, g, k, p0 + p], C[i, g, k, p0 + p]
                         for w in range(lanes):
-                            state = _exp2(step[p, w] * a[k, w]) * h[k, w] + x[p, w] * to_state
+                            state = exp2(step[p, w] * a[k, w]) * h[k, w] + x[p, w] * to_state
                             h[k, w] = state
                             out[p, w] += from_state * state
                 for w in range(lanes):
@@ -196,7 +168,7 @@ def _backward(
                     for p in range(size):
                         to_state = B[i, g, k, p0 + p]
                         for w in range(lanes):
-                            kept = _exp2(step[p, w] * a[k, w])
+                            kept = exp2(step[p, w] * a[k, w])
                             decay[p, w] = kept
                             h[p + 1, w] = kept * h[p, w] + step[p, w] * x[p, w] * to_state
                     for q in range(size):
@@ -222,7 +194,7 @@ def _backward(
                     for p in range(size):
                         # a is A in units of ln 2; d softplus(x) / dx = 1 - exp(-softplus(x))
                         through = (to_step[p, w] * np.float32(1 / LOG2_E) + x[p, w] * to_x[p, w]) * (
-                            np.float32(1) - _exp2(step[p, w] * np.float32(-LOG2_E))
+                            np.float32(1) - exp2(step[p, w] * np.float32(-LOG2_E))
                         )
                         gu[i, c, p0 + p] = D[c] * up[p, w] + step[p, w] * to_x[p, w]
                         gdelta[i, c, p0 + p] = through
