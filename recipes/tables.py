@@ -29,12 +29,12 @@ BUDGET: dict[str, Any] = {
     "backbone": "small",
     "encoding": "int8",
     "views": "identity,photometric:3",
-    "steps": 150,
-    "batch": 8,
-    "crop": 256,
-    "learning_rate": 2e-3,
+    "steps": 600,
+    "batch": 4,
+    "crop": 128,
+    "learning_rate": 3e-3,
     "decay": "cosine",
-    "evaluate_every": 10,
+    "evaluate_every": 25,
     "vss_max_size": 64,
 }
 """The same for every method of a table; chosen on validation images of STARE and HRF (docs/results.md)."""

@@ -17,6 +17,7 @@ from extractor.extraction import Extractor, Prepared
 from service.errors import Abandoned, Busy
 from service.metrics import Metrics
 from store.features import Features
+from store.memory import keep_freed_memory
 
 logger = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -97,6 +98,8 @@ class Device:
             self._changed.notify_all()
 
     def _run(self) -> None:
+        if self.name == "cpu":
+            keep_freed_memory()
         while (work := self._next()) is not None:
             if isinstance(work, _Call):
                 _settle([work.future], lambda call=work: [call.work()])  # type: ignore[misc]
