@@ -83,6 +83,12 @@ def decode_mask(data: bytes, name: str = "mask", max_pixels: int = MAX_PIXELS) -
     return np.asarray(pixels > middle)
 
 
+def is_indexed(path: Path) -> bool:
+    """Whether an image file has one bit for each pixel or a palette; nothing but its header is read."""
+    with Image.open(path, formats=FORMATS) as image:
+        return image.mode in ("1", "P")
+
+
 def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
     """Pillow's image of ``data``, decoded and upright; every failure is told as an ImageError."""
     if not data:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from extractor.datasets import Photograph
 from extractor.errors import ImageError
 from extractor.extraction import Extractor, Prepared
-from extractor.images import image_id, read_bytes
+from extractor.images import image_id, is_indexed, read_bytes
 from store.claims import Claims
 from store.collection import Sample
 from store.feature_store import FeatureStore
@@ -309,4 +309,5 @@ def _sample(photograph: Photograph, decoded: _Decoded, store: FeatureStore, spec
         split=photograph.split,
         group=photograph.group,
         masks={t: store.collections.write_mask(photograph.read_mask(t, size)) for t in photograph.masks},
+        indexed=tuple(t for t, path in photograph.masks.items() if is_indexed(path)),
     )

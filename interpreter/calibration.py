@@ -40,7 +40,7 @@ def fit_temperature(
     logits, truths = [], []
     for number, image in enumerate(images):
         entry = store.entry(interpreter.spec, image.key)
-        truth = rules.network_truth(entry, native_truth(store, image, task), task)
+        truth = rules.network_truth(entry, native_truth(store, image, task), task, image.sample)
         candidates = np.flatnonzero(rules.counted(entry.fov))
         pixels = np.random.default_rng([number, len(candidates)]).choice(
             candidates, min(PIXELS, len(candidates)), False

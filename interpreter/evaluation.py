@@ -155,7 +155,7 @@ def evaluate(
         features = entry.features()
         prediction, native = segment(interpreter, features)
         truth = native_truth(store, image, task)
-        at_network = task.members(rules.network_truth(entry, truth, task))
+        at_network = task.members(rules.network_truth(entry, truth, task, image.sample))
         inside = rules.counted(features.fov)
         compared = Compared(prediction.masks, prediction.probabilities[1:], at_network, inside)
         by_voter = {

@@ -176,7 +176,7 @@ def _draw(
     entry, task = store.entry(spec, image.key), Task(name=target, targets=(target,), overlapping=True)
     labelled = target in image.sample.masks
     truth = (
-        task.members(Rules().network_truth(entry, native_truth(store, image, task), task))[0].ravel()
+        task.members(Rules().network_truth(entry, native_truth(store, image, task), task, image.sample))[0].ravel()
         if labelled
         else np.zeros(spec.resolution**2, dtype=np.bool_)
     )

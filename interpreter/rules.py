@@ -10,6 +10,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from interpreter.task import Task
+from store.collection import Sample
 from store.features import FeatureEntry
 from store.geometry import Interpolation
 
@@ -22,8 +23,9 @@ class Rules(BaseModel):
 
     Attributes:
         masks: native masks come to the network's size by ``nearest`` neighbour, or by ``pillow``'s resize
-            of a greyscale mask without a filter named, then != 0: every pixel that the bicubic kernel
-            touches becomes foreground, 1.6 times as many for thin vessels.
+            without a filter named, then != 0. Of greyscale masks every pixel that the bicubic kernel
+            touches becomes foreground, 1.6 times as many for thin vessels; masks of one bit or with a
+            palette, CHASE_DB1's for one, are resized by nearest neighbour.
         region: pixels inside the field of view count (``fov``), or all (``image``); in training too.
         size: the pixels that are compared are the ``network``'s or the photograph's own (``native``).
     """
@@ -34,13 +36,19 @@ class Rules(BaseModel):
     region: Literal["fov", "image"] = "fov"
     size: Literal["network", "native"] = "network"
 
-    def network_truth(self, entry: FeatureEntry, truth: NDArray[np.uint8], task: Task) -> NDArray[np.uint8]:
-        """What ``Task.labels`` made at native size, uint8 (H, W) -> (R, R)."""
+    def network_truth(
+        self, entry: FeatureEntry, truth: NDArray[np.uint8], task: Task, sample: Sample
+    ) -> NDArray[np.uint8]:
+        """What ``Task.labels`` made of a sample's masks at native size, uint8 (H, W) -> (R, R)."""
         if self.masks == "nearest":
             return entry.geometry.apply(truth, Interpolation.NEAREST).astype(np.uint8)
         return task.labels(
             {
-                target: pillow_resized(entry.geometry.crop(mask).astype(np.bool_), entry.geometry.resolution)
+                target: pillow_resized(
+                    entry.geometry.crop(mask).astype(np.bool_),
+                    entry.geometry.resolution,
+                    indexed=target in sample.indexed,
+                )
                 for target, mask in zip(task.targets, task.members(truth), strict=True)
             }
         )
@@ -53,7 +61,8 @@ class Rules(BaseModel):
 STRICT = Rules()
 
 
-def pillow_resized(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
-    """bool (H, W) -> (side, side): bicubic on 0 and 255, then != 0."""
-    resized = Image.fromarray(mask.astype(np.uint8) * 255).resize((side, side), BICUBIC)
+def pillow_resized(mask: NDArray[np.bool_], side: int, *, indexed: bool = False) -> NDArray[np.bool_]:
+    """bool (H, W) -> (side, side): bicubic on 0 and 255, nearest neighbour if indexed, then != 0."""
+    grey = Image.fromarray(mask.astype(np.uint8) * 255)
+    resized = grey.resize((side, side), Image.Resampling.NEAREST if indexed else BICUBIC)
     return np.asarray(np.asarray(resized) != 0, dtype=np.bool_)

@@ -302,7 +302,7 @@ class Training:
     def _truth(self, image: Labelled) -> Truth:
         """Truth (R, R) and what counts (R, R)."""
         entry = self.store.entry(self.spec, image.key)
-        truth = self.rules.network_truth(entry, native_truth(self.store, image, self.task), self.task)
+        truth = self.rules.network_truth(entry, native_truth(self.store, image, self.task), self.task, image.sample)
         return truth, self.rules.counted(entry.fov)
 
     def _save_state(self) -> None:

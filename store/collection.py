@@ -33,6 +33,8 @@ class Sample(BaseModel):
         split: ``train``, ``val``, ``test`` or whatever the data set says.
         group: images of one group (a patient, say) never part in a random split.
         masks: {target: digest of its mask}, such as {"vessel": "ab12..."}.
+        indexed: targets whose mask files have one bit or a palette; image libraries resize those by nearest
+            neighbour whatever filter they take for others.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -42,6 +44,7 @@ class Sample(BaseModel):
     split: str | None = None
     group: str | None = None
     masks: dict[str, str] = Field(default_factory=dict)
+    indexed: tuple[str, ...] = ()
 
 
 class Collection(BaseModel):

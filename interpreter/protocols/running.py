@@ -188,7 +188,7 @@ class Running:
 
         def draw(image: Labelled, prediction: Prediction, _native: NDArray[np.uint8]) -> None:
             entry = self.store.entry(spec, image.key)
-            truth = task.members(rules.network_truth(entry, native_truth(self.store, image, task), task))
+            truth = task.members(rules.network_truth(entry, native_truth(self.store, image, task), task, image.sample))
             picture = compared(prediction.masks, truth, rules.counted(entry.fov))
             (folder / picture_name(image.name)).write_bytes(encode_picture(picture))
 

@@ -18,6 +18,7 @@ from interpreter.protocols.protocol import ROWS, Choices, Protocol
 from interpreter.protocols.running import Result
 from interpreter.rules import BICUBIC
 
+COMPAT_FILTER = f"Pillow {BICUBIC.name.lower()}, nearest for masks of one bit or with a palette, then != 0"
 PACKAGES = ("diffdgss", "torch", "numpy", "numba", "monai", "zarr", "pillow", "opencv-python-headless", "scipy")
 
 
@@ -92,7 +93,7 @@ def as_json(protocol: Protocol, choices: Choices, data: dict[str, str], results:
         "data": data,
         "choices": choices.model_dump(mode="json"),
         "versions": versions(),
-        "mask_filter": f"Pillow {BICUBIC.name.lower()}, then != 0" if protocol.edition == "aadg-compat" else "nearest",
+        "mask_filter": COMPAT_FILTER if protocol.edition == "aadg-compat" else "nearest",
         "results": [
             {"row": r.experiment.row.name, "column": r.experiment.column, "seed": r.experiment.seed} | r.summary
             for r in results

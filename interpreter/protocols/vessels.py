@@ -45,7 +45,8 @@ def lodo_vessels_compat() -> Protocol:
         experiments=partial(_leave_one_out, training=COMPAT, scoring=COMPAT, select_on_target=True),
         notes=(
             "THE BEST EPOCH IS PICKED ON THE TEST IMAGES, as in the published code: the numbers are too good.",
-            "Masks go through Pillow's resize of a greyscale image without a filter named (bicubic), then != 0.",
+            "Masks go through Pillow's resize without a filter named (bicubic; nearest for masks of one bit or with a "
+            "palette, as CHASE_DB1's are), then != 0.",
             "AADG's random scale and crops of 256 pixels are not repeated: features are cached for whole photographs.",
         ),
         preprocessing="squeeze",

@@ -145,7 +145,7 @@ def test_the_published_edition_squeezes_selects_on_the_target_and_counts_everyth
     tests = {s.image_id for s in store.collections.read("hrf").samples if s.split == "test"}
     assert set(card["validation_ids"]) == tests
     assert card["training"]["rules"] == {"masks": "pillow", "region": "image", "size": "network"}
-    assert report["mask_filter"] == "Pillow bicubic, then != 0"
+    assert report["mask_filter"] == "Pillow bicubic, nearest for masks of one bit or with a palette, then != 0"
     assert any("PICKED ON THE TEST IMAGES" in note for note in report["notes"])
 
 

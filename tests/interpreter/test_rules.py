@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from interpreter.data import labelled_images
+from extractor.backbone import Backbone
+from extractor.datasets import load_dataset
+from extractor.extraction import Extractor
+from extractor.runs import extract_dataset
+from interpreter.data import labelled_images, native_truth
 from interpreter.evaluation import evaluate
 from interpreter.network import Interpreter, InterpreterConfig
 from interpreter.rules import BICUBIC, Rules, pillow_resized
@@ -25,6 +33,26 @@ def test_everything_the_kernel_touches_becomes_foreground() -> None:
     mask = np.zeros((96, 96), dtype=np.bool_)
     mask[:, 45:48] = True
     assert pillow_resized(mask, 32).sum() > 1.3 * mask.sum() / 9
+
+
+@pytest.mark.parametrize("mode", ["1", "P"])
+def test_pillow_takes_nearest_for_masks_of_one_bit_or_with_a_palette(
+    backbone: Backbone, spec: FeatureSpec, dataset_folder: Path, tmp_path: Path, mode: str
+) -> None:
+    shutil.copytree(dataset_folder, tmp_path / "eyes")
+    for path in (tmp_path / "eyes" / "masks").iterdir():
+        Image.open(path).convert(mode).save(path)
+    store = FeatureStore("memory://")
+    extract_dataset(load_dataset(f"folder:{tmp_path / 'eyes'}", "eyes"), store, Extractor(backbone, spec))
+    for image in labelled_images(store, "eyes", None, TASK):
+        assert image.sample.indexed == ("mask",)
+        entry, native = store.entry(spec, image.key), native_truth(store, image, TASK)
+        truth = Rules(masks="pillow").network_truth(entry, native, TASK, image.sample)
+        file = Image.open(tmp_path / "eyes" / "masks" / f"{image.sample.name}.png")
+        assert file.mode == mode
+        cropped = Image.fromarray(entry.geometry.crop(np.asarray(file.convert("L"))) > 127).convert(mode)
+        exact = np.asarray(cropped.resize((spec.resolution, spec.resolution))) != 0
+        np.testing.assert_array_equal(truth != 0, exact)
 
 
 def test_overlapping_targets_are_bits_and_come_apart_again() -> None:
@@ -56,7 +84,10 @@ def test_where_pixels_count_and_at_what_size(filled_store: FeatureStore, spec: F
 
 def test_the_rules_change_the_truth_and_not_the_prediction(filled_store: FeatureStore, spec: FeatureSpec) -> None:
     network = Interpreter(spec, InterpreterConfig())
-    images = labelled_images(filled_store, "eyes", None, TASK)
+    images = [  # as if their masks were greyscale files
+        dataclasses.replace(image, sample=image.sample.model_copy(update={"indexed": ()}))
+        for image in labelled_images(filled_store, "eyes", None, TASK)
+    ]
     strict, published = (
         evaluate(network, filled_store, spec, TASK, images, rules=Rules(masks=masks, region="image")).pooled()
         for masks in ("nearest", "pillow")
