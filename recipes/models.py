@@ -81,7 +81,8 @@ class Build:
         targets = [word for target in recipe.targets for word in ("--target", target)]
         call(
             "interpreter", "train", "--store", self.store, *references, *targets, "--task", recipe.name,
-            *(["--overlapping"] if recipe.overlapping else []), "--views", recipe.views, "--epochs", recipe.epochs,
+            *(["--overlapping"] if recipe.overlapping else []), "--views", recipe.views,
+            *(["--epochs", recipe.epochs] if recipe.steps is None else ["--steps", recipe.steps]),
             "--evaluate-every", recipe.evaluate_every, "--batch", recipe.batch, "--seed", 0, *recipe.options,
             "--out", run, "--json",
         )  # fmt: skip

@@ -49,6 +49,7 @@ class InterpreterRecipe:
     Attributes:
         summary: one line: what it is for.
         overlapping: the targets may overlap.
+        epochs, steps: one of them says how long.
         test: parts of ``test`` splits; no photograph of them is trained or selected on.
         options: further options of ``interpreter train``.
     """
@@ -58,8 +59,9 @@ class InterpreterRecipe:
     targets: tuple[str, ...]
     train: tuple[Part, ...]
     test: tuple[Part, ...]
-    epochs: int
     evaluate_every: int
+    epochs: int | None = None
+    steps: int | None = None
     overlapping: bool = False
     views: str = "identity,photometric:2"
     batch: int = 2
@@ -105,8 +107,11 @@ VESSELS = InterpreterRecipe(
     targets=("vessel",),
     train=(Part(HRF), Part(STARE)),
     test=(Part(CHASE_DB1),),
-    epochs=60,
-    evaluate_every=10,
+    steps=2400,
+    evaluate_every=40,
+    views="identity,photometric:3",
+    batch=4,
+    options=("--learning-rate", "3e-3", "--decay", "cosine", "--crop", "128", "--vss-max-size", "64"),
 )
 INTERPRETERS = {recipe.name: recipe for recipe in (DISC_CUP, LESIONS, OCTA_VESSELS, VESSELS)}
 
@@ -119,6 +124,7 @@ def at_smoke_size(recipe: InterpreterRecipe) -> InterpreterRecipe:
         test=tuple(Part(part.source, 1) for part in recipe.test),
         views="identity",
         epochs=1,
+        steps=None,
         evaluate_every=1,
         options=(*recipe.options[:-1], "0", "--max-width", "8"),
     )
