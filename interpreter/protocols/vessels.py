@@ -47,7 +47,8 @@ def lodo_vessels_compat() -> Protocol:
             "THE BEST EPOCH IS PICKED ON THE TEST IMAGES, as in the published code: the numbers are too good.",
             "Masks go through Pillow's resize without a filter named (bicubic; nearest for masks of one bit or with a "
             "palette, as CHASE_DB1's are), then != 0.",
-            "AADG's random scale and crops of 256 pixels are not repeated: features are cached for whole photographs.",
+            "AADG's crops of 256 pixels are the setting `crop`; its random scale of 0.5 to 2 is not repeated, since "
+            "features are cached at one scale.",
         ),
         preprocessing="squeeze",
         quoted=_published(),
