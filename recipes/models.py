@@ -74,13 +74,13 @@ class Build:
 
     def interpreter(self, recipe: InterpreterRecipe, backbone: str) -> Path:
         """Extract, train, test and seal an interpreter; returns its folder."""
-        for part in recipe.train:
-            self._extract(part, "train", recipe.views, backbone)
+        (spec,) = {self._extract(recipe, part, "train", recipe.views, backbone) for part in recipe.train}
         run, made = self.work / "runs" / recipe.name, self.models / "interpreters" / recipe.name
         references = [word for part in recipe.train for word in ("--dataset", f"{part.source.name}:train")]
         targets = [word for target in recipe.targets for word in ("--target", target)]
         call(
             "interpreter", "train", "--store", self.store, *references, *targets, "--task", recipe.name,
+            "--spec", spec,
             *(["--overlapping"] if recipe.overlapping else []), "--views", recipe.views,
             *(["--epochs", recipe.epochs] if recipe.steps is None else ["--steps", recipe.steps]),
             "--evaluate-every", recipe.evaluate_every, "--batch", recipe.batch, "--seed", 0, *recipe.options,
@@ -92,17 +92,21 @@ class Build:
         seal(made, Manifest(summary=recipe.summary, data=learnt, figures=tuple(figures)))
         return made
 
-    def _extract(self, part: Part, split: str, views: str, backbone: str) -> None:
+    def _extract(self, recipe: InterpreterRecipe, part: Part, split: str, views: str, backbone: str) -> str:
+        """Features of a part of a split; their spec."""
         manifest = part.source.write_manifest(self.table, self.work / "tables")
         limit = [] if part.photographs is None else ["--limit", part.photographs]
-        call(
+        told = call(
             "extractor", "run", "--dataset", f"manifest:{manifest}", "--split", split, *limit, "--views", views,
-            "--backbone", backbone, "--store", self.store, "--json",
+            "--preset", recipe.preset, "--encoding", recipe.encoding, "--backbone", backbone, "--store", self.store,
+            "--json",
         )  # fmt: skip
+        spec: str = told["spec"]
+        return spec
 
     def _figures(self, recipe: InterpreterRecipe, part: Part, model: Path, backbone: str) -> Iterable[Figure]:
         """Dice of every target that the part has masks of, with its interval."""
-        self._extract(part, "test", "identity", backbone)
+        self._extract(recipe, part, "test", "identity", backbone)
         scores = call(
             "interpreter", "evaluate", "--store", self.store, "--dataset", f"{part.source.name}:test",
             "--model", model, "--json",

@@ -49,6 +49,7 @@ class InterpreterRecipe:
     Attributes:
         summary: one line: what it is for.
         overlapping: the targets may overlap.
+        preset, encoding: of the features that it reads.
         epochs, steps: one of them says how long.
         test: parts of ``test`` splits; no photograph of them is trained or selected on.
         options: further options of ``interpreter train``.
@@ -63,6 +64,8 @@ class InterpreterRecipe:
     epochs: int | None = None
     steps: int | None = None
     overlapping: bool = False
+    preset: str = "small"
+    encoding: str = "float16"
     views: str = "identity,photometric:2"
     batch: int = 2
     options: tuple[str, ...] = field(default=("--learning-rate", "2e-3", "--decay", "cosine", "--vss-max-size", "64"))
@@ -109,6 +112,8 @@ VESSELS = InterpreterRecipe(
     test=(Part(CHASE_DB1),),
     steps=2400,
     evaluate_every=40,
+    preset="fast",
+    encoding="int8",
     views="identity,photometric:3",
     batch=4,
     options=("--learning-rate", "3e-3", "--decay", "cosine", "--crop", "128", "--vss-max-size", "64"),

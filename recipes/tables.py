@@ -65,6 +65,7 @@ OCTA = Source("octa_500", "OCTA500_6M", ("vessel",), "no licence stated")
 TABLES = {
     "lodo-vessels": TableRecipe("lodo-vessels", CAMERAS, METHODS),
     "lodo-vessels-aadg-compat": TableRecipe("lodo-vessels", CAMERAS, METHODS, "aadg-compat"),
+    "lodo-vessels-fast": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=BUDGET | {"preset": "fast"}),
     "few-label": TableRecipe("few-label", CAMERAS, ("diffdgss", "unet")),
     "cross-modality": TableRecipe("cross-modality", (*CAMERAS, OCTA), ("diffdgss", "unet"), targets=("octa_500",)),
     "idrid-lesions": TableRecipe("idrid-lesions", (IDRID,), ("diffdgss", "unet"), seeds=(0,)),

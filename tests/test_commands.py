@@ -136,6 +136,8 @@ def test_presets_are_printed(run: Run) -> None:
     presets = json.loads(run("extractor", "presets", "--json").stdout)
     assert presets["paper"]["timesteps"] == [1, 10, 100, 500]
     assert presets["paper"]["blocks"] == list(range(11, 21))
+    assert presets["fast"]["timesteps"] == presets["fast"]["grid"] == [100, 500]
+    assert presets["fast"]["blocks"] == presets["small"]["blocks"]
     assert "small" in run("extractor", "presets").stdout
 
 
