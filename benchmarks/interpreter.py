@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.drawn import draw_photograph
 from benchmarks.report import table, write_section
-from interpreter.checkpoint import load_interpreter
+from extractor.presets import open_backbone, small
 from interpreter.counting import cost_of
 from interpreter.data import labelled_images
 from interpreter.network import Interpreter, InterpreterConfig
@@ -142,8 +142,8 @@ def main() -> None:
     options = parser.parse_args()
     channels, length, repeats = (256, 1024, 1) if options.quick else (256, 16384, 3)
     scans = {state: measure_scan(channels, length, state, repeats) for state in (16, 1)}
-    _, card = load_interpreter("vessels")
-    spec = shrunk(card.spec, 4) if options.quick else card.spec
+    whole = small().spec(open_backbone("small"))
+    spec = shrunk(whole, 4) if options.quick else whole
     training = measure_training(spec, InterpreterConfig(), batches=2 if options.quick else 4)
     lines = [
         f"`python benchmarks/interpreter.py` on {DEVICE}. The scan at (1, {channels}, {length}), four groups:",

@@ -27,11 +27,12 @@ from PIL import Image
 from benchmarks.drawn import draw_photograph
 from benchmarks.report import table, write_section
 from extractor.extraction import Extractor
-from extractor.presets import open_backbone, small
+from extractor.presets import fast, open_backbone
 from interpreter.checkpoint import load_interpreter
 from interpreter.metrics import count
+from interpreter.network import Interpreter
 from interpreter.prediction import predict
-from store import FloatEncoding
+from store import FeatureSpec, FloatEncoding
 from store.spec import Precision
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -40,13 +41,13 @@ HALF: tuple[Precision, ...] = ("bfloat16", "float16")
 
 def measure(photographs: Sequence[bytes]) -> dict[str, dict[str, Any]]:
     """For each precision: differences to float32 of every block and timestep, and of the masks."""
-    recipe = replace(small(), encoding=FloatEncoding(kind="float32"))
+    recipe = replace(fast(), encoding=FloatEncoding(kind="float32"))
     exact = open_backbone(recipe.backbone, device=DEVICE)
     extractors = {"float32": Extractor(exact, recipe.spec(exact))}
     for precision in HALF:
         network = open_backbone(recipe.backbone, precision, DEVICE)
         extractors[precision] = Extractor(network, recipe.spec(network))
-    interpreter, _ = load_interpreter("vessels")
+    interpreter = reader("vessels", recipe.spec(exact))
     found: dict[str, dict[str, Any]] = {name: {"features": {}, "pixels": [], "dice": [], "float32": 0} for name in HALF}
     for data in photographs:
         prepared = extractors["float32"].prepare(data)
@@ -66,6 +67,15 @@ def measure(photographs: Sequence[bytes]) -> dict[str, dict[str, Any]]:
             result["pixels"].append(float((mask != other)[usual.fov].mean()))
             result["dice"].append(count(other, mask, usual.fov).dice)
     return found
+
+
+def reader(name: str, spec: FeatureSpec) -> Interpreter:
+    """A shipped interpreter that reads the features of its own spec in another encoding."""
+    shipped, card = load_interpreter(name)
+    network = Interpreter(spec, card.config).eval()
+    network.load_state_dict(shipped.state_dict())
+    network.temperature = shipped.temperature
+    return network
 
 
 def lines(found: dict[str, dict[str, Any]], count: int) -> list[str]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
 
-from interpreter.checkpoint import Card, load_interpreter, save_interpreter
+from interpreter.checkpoint import CARD_FILE, WEIGHTS_FILE, Card, load_interpreter, save_interpreter
 from interpreter.config import HeadName
 from interpreter.counting import cost_of, scan_flops
 from interpreter.errors import ConfigurationError, ScanUnavailable
@@ -73,9 +75,18 @@ def test_wrong_settings_are_refused(spec: FeatureSpec) -> None:
         InterpreterConfig(classes=1)
 
 
-def test_a_shipped_interpreter_from_before_there_were_heads_loads() -> None:
-    network, card = load_interpreter("vessels")
-    assert (network.config.head, network.temperature, card.task.overlapping) == ("adaptive", 1.0, False)
+def test_an_interpreter_from_before_there_were_heads_loads(spec: FeatureSpec, tmp_path: Path) -> None:
+    network = Interpreter(spec, InterpreterConfig())
+    task = Task(name="vessels", targets=("mask",))
+    save_interpreter(tmp_path, network, Card(spec=spec, backbone="x", task=task, config=network.config))
+    weights = load_file(tmp_path / WEIGHTS_FILE)
+    save_file({name.removeprefix("head."): value for name, value in weights.items()}, tmp_path / WEIGHTS_FILE)
+    plain = json.loads((tmp_path / CARD_FILE).read_text())
+    del plain["temperature"], plain["config"]["head"], plain["config"]["overlapping"], plain["task"]["overlapping"]
+    (tmp_path / CARD_FILE).write_text(json.dumps(plain))
+    old, card = load_interpreter(tmp_path)
+    assert (old.config.head, old.temperature, card.task.overlapping) == ("adaptive", 1.0, False)
+    assert all(torch.equal(a.half(), b.half()) for a, b in zip(old.parameters(), network.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("head", ["adaptive", "mlp"])

@@ -104,7 +104,14 @@ def test_entry_bytes_counts_every_number(spec: FeatureSpec) -> None:
     assert compact.stored_shape("block_0") == (3, 2, spec.blocks[0].height, spec.blocks[0].width)
 
 
-def test_the_spec_of_the_shipped_interpreter_keeps_its_digest() -> None:
-    """Stores that are out there are found by it."""
-    spec = load_interpreter("vessels")[1].spec
-    assert spec.digest == "6d1d6cf53c841b548007a8bcf8a2392a17e5c4cb0c6e18cb323fdeae8dd9d935"
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [
+        ("disc_cup", "6d1d6cf53c841b548007a8bcf8a2392a17e5c4cb0c6e18cb323fdeae8dd9d935"),
+        ("octa_vessels", "6d1d6cf53c841b548007a8bcf8a2392a17e5c4cb0c6e18cb323fdeae8dd9d935"),
+        ("vessels", "105d91a8f6999ab4b2a13387a4400e72394433b73281c879f86cebbe6bb00c9c"),
+    ],
+)
+def test_the_specs_of_shipped_interpreters_keep_their_digests(name: str, digest: str) -> None:
+    """Stores that are out there are found by them."""
+    assert load_interpreter(name)[1].spec.digest == digest
