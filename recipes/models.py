@@ -82,9 +82,8 @@ class Build:
             "interpreter", "train", "--store", self.store, *references, *targets, "--task", recipe.name,
             "--spec", spec,
             *(["--overlapping"] if recipe.overlapping else []), "--views", recipe.views,
-            *(["--epochs", recipe.epochs] if recipe.steps is None else ["--steps", recipe.steps]),
-            "--evaluate-every", recipe.evaluate_every, "--batch", recipe.batch, "--seed", 0, *recipe.options,
-            "--out", run, "--json",
+            "--steps", recipe.steps, "--evaluate-every", recipe.evaluate_every, "--batch", recipe.batch, "--seed", 0,
+            *recipe.options, "--out", run, "--json",
         )  # fmt: skip
         _publish(run, made)
         figures = [figure for part in recipe.test for figure in self._figures(recipe, part, made, backbone)]

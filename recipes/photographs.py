@@ -24,7 +24,8 @@ class Source:
         dataset: in the table.
         targets: masks that are taken.
         terms: licence as it was found.
-        held_out: where the table has no test split of this data set: the last so many by name become one.
+        held_out: where the table has no test split of this data set: the last so many by name become one, and
+            the others are for training, whatever the table calls them.
     """
 
     name: str
@@ -45,14 +46,15 @@ class Source:
         if not rows:
             raise DatasetError(f"{table}: no photograph of {self.dataset} in it; the recipe of {self.name} needs some")
         has_test = any(_split(row) == "test" for row in rows)
-        first_held_out = len(rows) if has_test else len(rows) - self.held_out
+        parted = self.held_out > 0 and not has_test
+        first_held_out = len(rows) - self.held_out if parted else len(rows)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.name}.csv"
         with path.open("w", newline="", encoding="utf-8") as file:
             lines = csv.writer(file)
             lines.writerow(["image", "split", *self.targets])
             for i, row in enumerate(rows):
-                split = "test" if i >= first_held_out else _split(row)
+                split = "test" if i >= first_held_out else "train" if parted else _split(row)
                 masks = [_absolute(table, row.get(target) or "") for target in self.targets]
                 lines.writerow([_absolute(table, row["image"]), split, *masks])
         return path

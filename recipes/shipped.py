@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from recipes.photographs import Source
 
@@ -50,7 +50,6 @@ class InterpreterRecipe:
         summary: one line: what it is for.
         overlapping: the targets may overlap.
         preset, encoding: of the features that it reads.
-        epochs, steps: one of them says how long.
         test: parts of ``test`` splits; no photograph of them is trained or selected on.
         options: further options of ``interpreter train``.
     """
@@ -61,48 +60,51 @@ class InterpreterRecipe:
     train: tuple[Part, ...]
     test: tuple[Part, ...]
     evaluate_every: int
-    epochs: int | None = None
-    steps: int | None = None
+    steps: int
     overlapping: bool = False
-    preset: str = "small"
-    encoding: str = "float16"
-    views: str = "identity,photometric:2"
-    batch: int = 2
-    options: tuple[str, ...] = field(default=("--learning-rate", "2e-3", "--decay", "cosine", "--vss-max-size", "64"))
+    preset: str = "fast"
+    encoding: str = "int8"
+    views: str = "identity,photometric:3"
+    batch: int = 4
+    options: tuple[str, ...] = ()
 
 
 SMALL = BackboneRecipe("small", steps=3800)
+WINDOWS_128 = ("--learning-rate", "3e-3", "--decay", "cosine", "--crop", "128", "--vss-max-size", "64")
+WINDOWS_256 = ("--learning-rate", "3e-3", "--decay", "cosine", "--crop", "256", "--vss-max-size", "64")
 
 DISC_CUP = InterpreterRecipe(
     "disc_cup",
     "optic disc and cup in colour fundus photographs",
     targets=("OD", "cup"),
     overlapping=True,  # a cup lies inside its disc, and the disc's figures are those of the whole disc
-    train=(Part(DRISHTI_GS, 22),),
-    test=(Part(DRISHTI_GS), Part(DRIONS_DB, 10)),
-    epochs=20,
-    evaluate_every=5,
+    train=(Part(DRISHTI_GS),),
+    test=(Part(DRISHTI_GS), Part(DRIONS_DB)),
+    steps=800,
+    evaluate_every=10,
+    options=WINDOWS_256,
 )
 LESIONS = InterpreterRecipe(
     "lesions",
     "EXPERIMENTAL: microaneurysms, haemorrhages, hard and soft exudates in colour fundus photographs",
     targets=("MA", "HE", "EX", "SE"),
     overlapping=True,
-    train=(Part(IDRID, 24),),
+    train=(Part(IDRID),),
     test=(Part(IDRID),),
-    views="identity,photometric:1",
-    epochs=16,
-    evaluate_every=4,
+    steps=1200,
+    evaluate_every=20,
+    options=WINDOWS_256,
 )
 OCTA_VESSELS = InterpreterRecipe(
     "octa_vessels",
     "large vessels in OCT angiography, en face",
     targets=("vessel",),
-    train=(Part(OCTA_6M, 12), Part(OCTA_3M, 6)),
+    train=(Part(OCTA_6M, 24), Part(OCTA_3M, 12)),
     test=(Part(OCTA_6M, 10), Part(OCTA_3M, 10)),
     views="identity,photometric:1",
-    epochs=16,
-    evaluate_every=4,
+    steps=1200,
+    evaluate_every=20,
+    options=WINDOWS_128,
 )
 VESSELS = InterpreterRecipe(
     "vessels",
@@ -112,11 +114,7 @@ VESSELS = InterpreterRecipe(
     test=(Part(CHASE_DB1),),
     steps=2400,
     evaluate_every=40,
-    preset="fast",
-    encoding="int8",
-    views="identity,photometric:3",
-    batch=4,
-    options=("--learning-rate", "3e-3", "--decay", "cosine", "--crop", "128", "--vss-max-size", "64"),
+    options=WINDOWS_128,
 )
 INTERPRETERS = {recipe.name: recipe for recipe in (DISC_CUP, LESIONS, OCTA_VESSELS, VESSELS)}
 
@@ -128,8 +126,7 @@ def at_smoke_size(recipe: InterpreterRecipe) -> InterpreterRecipe:
         train=tuple(Part(part.source, 2) for part in recipe.train),
         test=tuple(Part(part.source, 1) for part in recipe.test),
         views="identity",
-        epochs=1,
-        steps=None,
+        steps=1,
         evaluate_every=1,
         options=(*recipe.options[:-1], "0", "--max-width", "8"),
     )

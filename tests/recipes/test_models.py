@@ -88,7 +88,14 @@ def test_a_table_without_a_data_set_is_told(table: Path, tmp_path: Path) -> None
 
 
 def test_notes_test_splits_and_unlabelled_rows_of_a_table(tmp_path: Path) -> None:
-    rows = ["dataset,split,image,OD", "set,train (a),a.png,", "set,test(dev),b.png,", "set,unlabelled (x),u/c.png,"]
+    rows = [
+        "dataset,split,image,OD",
+        "other,official Training,a.png,",
+        "other,official Training,b.png,",
+        "set,train (a),a.png,",
+        "set,test(dev),b.png,",
+        "set,unlabelled (x),u/c.png,",
+    ]
     (tmp_path / "u").mkdir()
     for name in ("a.png", "b.png", "u/c.png"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
@@ -100,6 +107,8 @@ def test_notes_test_splits_and_unlabelled_rows_of_a_table(tmp_path: Path) -> Non
         ("a.png", "train"),
         ("b.png", "test"),
     ]
+    parted = Source("other", "other", ("OD",), "none", held_out=1).write_manifest(table, tmp_path / "tables")
+    assert [photograph.split for photograph in load_dataset(f"manifest:{parted}").photographs] == ["train", "test"]
     assert folders_of(table, "unlabelled") == [tmp_path / "u"]
     Image.new("RGB", (8, 8)).save(tmp_path / "u" / "stranger.png")
     with pytest.raises(DatasetError, match=r"stranger\.png lies beside"):
