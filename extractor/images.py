@@ -84,9 +84,14 @@ def decode_mask(data: bytes, name: str = "mask", max_pixels: int = MAX_PIXELS) -
 
 
 def is_indexed(path: Path) -> bool:
-    """Whether an image file has one bit for each pixel or a palette; nothing but its header is read."""
-    with Image.open(path, formats=FORMATS) as image:
-        return image.mode in ("1", "P")
+    """Whether an image file that could be decoded has one bit for each pixel or a palette; only its header is read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # as in ``_open``: the size has been judged there
+            with Image.open(path, formats=FORMATS) as image:
+                return image.mode in ("1", "P")
+    except UnidentifiedImageError:  # a deep TIFF that only OpenCV knows
+        return False
 
 
 def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:  # loading diffusers takes seconds; recipes are read without i
 
 MODELS = Path(__file__).parent / "models"
 CODEBOOK_FILE = "codebook.safetensors"
+UNTRAINED = "untrained:"
+"""Before a backbone's name: its architecture with random weights."""
 
 
 @dataclass(frozen=True)
@@ -155,9 +157,6 @@ def shipped_backbones() -> list[str]:
 def backbone_source(name: str) -> str:
     """The folder of a shipped backbone; any other name, a folder or a hub id, as it is."""
     return str(MODELS / name) if is_shipped(name) else name
-
-
-UNTRAINED = "untrained:"
 
 
 def open_backbone(

@@ -144,6 +144,17 @@ def build(work: Path, table: Path, backbone: str | BackboneRecipe, recipes: Iter
     return folders + [made.interpreter(recipe, backbone) for recipe in recipes]
 
 
+def table_at(data: Path | None, work: Path, *, smoke: bool) -> Path:
+    """The table of a folder of data sets, or of photographs drawn into ``work``; BadParameter if neither is meant."""
+    if (data is None) != smoke:
+        raise typer.BadParameter("expected --data, or --smoke, which draws its own")
+    work.mkdir(parents=True, exist_ok=True)
+    table = draw_table(work / "drawn") if data is None else data / TABLE
+    if not table.is_file():
+        raise typer.BadParameter(f"{table}: no such table; its columns are dataset, split, image and the targets")
+    return table
+
+
 app = typer.Typer(add_completion=False)
 
 
@@ -161,17 +172,12 @@ def models(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
 ) -> None:
     """Rebuild the shipped models."""
-    if (data is None) != smoke:
-        raise typer.BadParameter("expected --data, or --smoke, which draws its own")
     if unknown := set(only or ()) - set(INTERPRETERS):
         raise typer.BadParameter(f"no recipe {', '.join(sorted(unknown))}; there are {', '.join(INTERPRETERS)}")
-    work.mkdir(parents=True, exist_ok=True)
+    table = table_at(data, work, smoke=smoke)
     chosen = [INTERPRETERS[name] for name in only or INTERPRETERS]
     if smoke:
         chosen = [at_smoke_size(recipe) for recipe in chosen]
-    table = draw_table(work / "drawn") if data is None else data / TABLE
-    if not table.is_file():
-        raise typer.BadParameter(f"{table}: no such table; its columns are dataset, split, image and the targets")
     folders = build(work, table, backbone or (SMOKE_BACKBONE if smoke else SMALL), chosen)
     if as_json:
         console.print_json({folder.name: str(folder) for folder in folders})

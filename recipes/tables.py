@@ -18,8 +18,8 @@ import typer
 from extractor.errors import ExtractorError
 from interpreter.errors import InterpreterError
 from recipes.calls import StepFailed, call
-from recipes.drawing import SMOKE_BACKBONE, draw_table
-from recipes.models import TABLE, Build
+from recipes.drawing import SMOKE_BACKBONE
+from recipes.models import TABLE, Build, table_at
 from recipes.photographs import Source
 from recipes.shipped import CHASE_DB1, HRF, IDRID, STARE
 from store import console
@@ -101,15 +101,10 @@ def tables(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
 ) -> None:
     """Rebuild a table of docs/results.md."""
-    if (data is None) != smoke:
-        raise typer.BadParameter("expected --data, or --smoke, which draws its own")
     if name not in TABLES:
         raise typer.BadParameter(f"no table {name}; there are {', '.join(TABLES)}")
     recipe, settings = TABLES[name], dict(TABLES[name].settings)
-    work.mkdir(parents=True, exist_ok=True)
-    table = draw_table(work / "drawn") if data is None else data / TABLE
-    if not table.is_file():
-        raise typer.BadParameter(f"{table}: no such table; its columns are dataset, split, image and the targets")
+    table = table_at(data, work, smoke=smoke)
     if smoke:
         settings |= SMOKE | {"backbone": str(Build(table, work).backbone(SMOKE_BACKBONE))}
     told = build_table(

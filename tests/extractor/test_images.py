@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from extractor.errors import ImageError, ImageTooLarge
-from extractor.images import decode_image, decode_mask, image_id, read_bytes
+from extractor.images import decode_image, decode_mask, image_id, is_indexed, read_bytes
 
 RGB = np.random.default_rng(0).integers(0, 256, (21, 34, 3), dtype=np.uint8)
 
@@ -145,3 +145,14 @@ def test_identity_is_that_of_the_bytes(tmp_path: Path) -> None:
     assert image_id(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     with pytest.raises(ImageError, match=r"nowhere\.png: cannot be read"):
         read_bytes(tmp_path / "nowhere.png")
+
+
+def test_masks_of_one_bit_or_with_a_palette_are_told_from_others(tmp_path: Path) -> None:
+    mask = Image.fromarray(np.eye(8, dtype=np.uint8) * 255)
+    for mode, indexed in (("1", True), ("P", True), ("L", False), ("RGB", False)):
+        mask.convert(mode).save(tmp_path / f"{mode}.png")
+        assert is_indexed(tmp_path / f"{mode}.png") == indexed
+    ok, unknown = cv2.imencode(".tiff", np.ones((8, 8, 3), np.float32))
+    assert ok
+    (tmp_path / "unknown.tiff").write_bytes(unknown.tobytes())
+    assert not is_indexed(tmp_path / "unknown.tiff")  # OpenCV knows it, Pillow does not
