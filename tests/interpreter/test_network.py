@@ -127,6 +127,23 @@ def test_the_mlps_read_what_upsampling_and_concatenating_gives(spec: FeatureSpec
     )
 
 
+@pytest.mark.parametrize("rows", [8, 64])
+def test_the_mlps_vote_as_they_classify_pixels_in_training(
+    spec: FeatureSpec, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("interpreter.heads.mlp.ROWS", rows)
+    torch.manual_seed(0)
+    head = Interpreter(spec, InterpreterConfig(head="mlp", classes=3)).head.eval()
+    assert isinstance(head, MlpEnsemble)
+    steps = [{b.name: torch.randn(1, b.channels, b.height, b.width) for b in spec.blocks} for _ in spec.timesteps]
+    maps = {b.name: torch.stack([step[b.name] for step in steps], dim=1) for b in spec.blocks}
+    features = head._features(maps, torch.arange(32 * 32)[None], 32)[0]
+    with torch.no_grad():
+        expected = torch.stack([model(features).T.unflatten(1, (32, 32)) for model in head.models])
+        found = torch.cat(list(head.votes(steps.__getitem__, spec.timesteps)))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_a_unet_reads_photographs_only(spec: FeatureSpec) -> None:
     with pytest.raises(ConfigurationError, match="the head 'unet' reads photographs"):
         Interpreter(spec, InterpreterConfig(head="unet"))
