@@ -155,8 +155,11 @@ def roofline(scale: Scale, recipe: Preset) -> dict[str, float]:
     return {name: statistics.median(found) for name, found in shares.items()}
 
 
-def workers(scale: Scale, recipe: Preset, dataset: DataSet, work: Path) -> float:
-    """Speed of two Dask workers of one thread over that of one."""
+def workers(scale: Scale, recipe: Preset, dataset: DataSet, work: Path) -> dict[str, float]:
+    """Speed of two Dask workers of one thread over that of one; and the same of nothing but matrix products.
+
+    The second is what the machine has to give: its cores may share a clock, caches or units of one real core.
+    """
     spec = recipe.spec(open_backbone(recipe.backbone))
     photographs = part(dataset, 2 * scale.photographs)
 
@@ -168,15 +171,28 @@ def workers(scale: Scale, recipe: Preset, dataset: DataSet, work: Path) -> float
         for n, client in clients.items():
             client.wait_for_workers(n)
             extract_on_cluster(photographs, job(f"warm{n}"), client)
-        ratios = []
+        ratios, limits = [], []
         for i in range(scale.rounds):
             taken = {
                 n: seconds(lambda n=n, c=client, i=i: extract_on_cluster(photographs, job(f"workers{n}-{i}"), c))
                 for n, client in clients.items()
             }
+            made = {n: sum(client.run(products_per_second).values()) for n, client in clients.items()}
             ratios.append(taken[1] / taken[2])
-            say(f"two workers over one: {ratios[-1]:.2f}")
-    return statistics.median(ratios)
+            limits.append(made[2] / made[1])
+            say(f"two workers over one: {ratios[-1]:.2f}; of matrix products alone: {limits[-1]:.2f}")
+    return {"two_worker_speedup": statistics.median(ratios), "two_worker_limit": statistics.median(limits)}
+
+
+def products_per_second() -> float:
+    """Matrix products that one thread makes in a second, for three of them."""
+    torch.set_num_threads(1)
+    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    made, started = 0, time.perf_counter()
+    while time.perf_counter() < started + 3:
+        a @ b
+        made += 1
+    return made / (time.perf_counter() - started)
 
 
 def peak_memory(count: int, photographs: Path, resolution: int) -> float:
@@ -207,7 +223,7 @@ def measure(scale: Scale, photographs: Path, work: Path) -> dict[str, float | st
     figures: dict[str, float | str] = dict(throughput(scale, recipe, dataset, work))
     figures |= roofline(scale, recipe)
     say(f"share of the best matrix product: {figures['roofline_share']:.2f}")
-    figures["two_worker_speedup"] = workers(scale, recipe, dataset, work)
+    figures |= workers(scale, recipe, dataset, work)
     few, many = (peak_memory(count, photographs, scale.resolution) for count in scale.memory)
     figures["peak_memory_ratio"] = many / few
     figures["max_relative_difference"] = difference(recipe, dataset, work)
@@ -223,6 +239,7 @@ def lines(figures: dict[str, float | str], scale: Scale) -> list[str]:
         "roofline_share": "FLOP/s of a forward, counted as direct convolutions, over the best matrix product",
         "of torch": "the same of torch's own convolutions, channels-last",
         "two_worker_speedup": "two Dask workers of one thread over one",
+        "two_worker_limit": "the same of matrix products that these workers make: what the machine has to give",
         "peak_memory_ratio": f"peak memory, {many} images over {few}",
         "max_relative_difference": "largest difference to the plain loop's features over their largest value",
     }

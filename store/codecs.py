@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from store.affine import channel_ranges, rounded
 from store.codebook import Codebook
 from store.encoded import Encoded
 from store.errors import NonFiniteFeatures, SpecError
@@ -67,13 +68,14 @@ class AffineCodec:
     dtype = np.dtype(np.int8)
 
     def encode(self, block: str, maps: torch.Tensor, to_host: ToHost = at_once) -> Encoded:
-        maps = _finite(block, maps)
-        smallest, largest = maps.amin(dim=(-2, -1)), maps.amax(dim=(-2, -1))
+        maps = maps.float()
+        smallest, largest = channel_ranges(maps)
+        if not is_finite(torch.stack([smallest, largest])):
+            raise NonFiniteFeatures(f"{block}: features hold NaN or infinity")
         scale = (largest - smallest) / 255  # 0 where a channel is constant: then its offset says all
         offset = smallest + 128 * scale
-        divisor = torch.where(scale > 0, scale, torch.ones_like(scale))[..., None, None]
-        stored = ((maps - offset[..., None, None]) / divisor).round_().clamp_(-128, 127)
-        return Encoded(to_host(stored.to(torch.int8)), to_host(scale), to_host(offset))
+        stored = rounded(maps, offset, torch.where(scale > 0, scale, torch.ones_like(scale)))
+        return Encoded(to_host(stored), to_host(scale), to_host(offset))
 
     def decode(self, block: str, encoded: Encoded, device: torch.device | str = "cpu") -> torch.Tensor:
         if encoded.scale is None or encoded.offset is None:

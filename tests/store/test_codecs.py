@@ -74,6 +74,24 @@ def test_float16_rounds_and_float32_keeps(spec: FeatureSpec) -> None:
     torch.testing.assert_close(exact.decode("b", exact.encode("b", maps)), maps, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("shape", [(2, 16, 64, 64), (1, 3, 5, 7), (1, 8, 1, 1), (3, 1, 9, 20)])
+def test_int8_is_the_same_however_maps_lie_in_memory(shape: tuple[int, ...]) -> None:
+    maps = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 10
+    maps[0, 0] = 0.25  # a channel without range
+    side_by_side = maps.to(memory_format=torch.channels_last)
+    codec = AffineCodec()
+    planar, turned = codec.encode("b", maps), codec.encode("b", side_by_side)
+    for a, b in zip(
+        (planar.values, planar.scale, planar.offset), (turned.values, turned.scale, turned.offset), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    assert abs(codec.decode("b", planar) - maps).max() <= planar.scale.max() / 2 + 1e-5  # type: ignore[union-attr]
+    for bad in (np.nan, np.inf, -np.inf):
+        side_by_side[-1, -1, -1, -1] = bad
+        with pytest.raises(NonFiniteFeatures):
+            codec.encode("b", side_by_side)
+
+
 @pytest.mark.parametrize("distortion", [0.005, 0.02, 0.1])
 def test_compact_loses_the_share_of_variance_that_was_asked_for(spec: FeatureSpec, distortion: float) -> None:
     codec = TransformCodec(fitted(spec, distortion))

@@ -1,0 +1,100 @@
+"""The arithmetic of the int8 encoding: each channel's range, and numbers rounded to steps of it.
+
+n  images     p  pixels     c  channels
+
+On CPUs, where channels are side by side in memory, torch takes eight passes and one more to put the channels one
+behind the other, as they are stored. Two passes do the same here, to the bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit, prange
+from numpy.typing import NDArray
+
+from store.threads import torch_threads
+
+Floats = NDArray[np.float32]
+TASKS = 16  # of an image
+TOGETHER = 16  # pixels looked at side by side
+TURNED = 64  # pixels whose channels are put one behind the other at once: they stay in the first-level cache
+LOW, HIGH = np.float32(-128), np.float32(127)
+NEAREST = np.float32(1.5 * 2**23)  # adding it leaves no bits behind the point: rounds to even, as torch does
+
+
+def channel_ranges(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Smallest and largest number of each channel of float32 maps (..., c, h, w); not finite where one is not."""
+    if not _is_side_by_side(maps):
+        return maps.amin(dim=(-2, -1)), maps.amax(dim=(-2, -1))
+    x = _pixels(maps)
+    found = np.empty((len(x), TASKS, 2, x.shape[2]), dtype=np.float32)
+    with torch_threads():
+        _ranges(x, found)
+    return torch.from_numpy(found[:, :, 0].min(axis=1)), torch.from_numpy(found[:, :, 1].max(axis=1))
+
+
+def rounded(maps: torch.Tensor, offset: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+    """(maps - offset) / step as int8, of float32 maps (..., c, h, w) and the others (..., c)."""
+    if not _is_side_by_side(maps):
+        steps = (maps - offset[..., None, None]) / step[..., None, None]
+        return steps.round_().clamp_(-128, 127).to(torch.int8)
+    x = _pixels(maps)
+    stored = np.empty((len(x), x.shape[2], x.shape[1]), dtype=np.int8)
+    with torch_threads():
+        _round(x, offset.numpy(), step.numpy(), stored)
+    return torch.from_numpy(stored).view(maps.shape)
+
+
+def _is_side_by_side(maps: torch.Tensor) -> bool:
+    return maps.device.type == "cpu" and maps.ndim == 4 and maps.permute(0, 2, 3, 1).is_contiguous()
+
+
+def _pixels(maps: torch.Tensor) -> Floats:
+    """(n, c, h, w) -> (n, p, c), the same memory."""
+    x: Floats = maps.detach().permute(0, 2, 3, 1).flatten(1, 2).numpy()
+    return x
+
+
+@njit(parallel=True, cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _ranges(x: Floats, found: NDArray[Any]) -> None:
+    images, pixels, channels = x.shape
+    for task in prange(images * TASKS):
+        i, part = task // TASKS, task % TASKS
+        start = min(part * pixels // TASKS, pixels - 1)
+        stop = max((part + 1) * pixels // TASKS, start + 1)
+        together = min(TOGETHER, stop - start) * channels
+        smallest, largest = np.full(together, np.inf, np.float32), np.full(together, -np.inf, np.float32)
+        nothing = np.zeros(together, np.float32)  # NaN from the first number on that is not finite
+        for first in range(start, stop, TOGETHER):
+            at = x[i, max(min(first, stop - TOGETHER), start) :].reshape(-1)
+            for e in range(together):
+                smallest[e] = at[e] if at[e] < smallest[e] else smallest[e]
+                largest[e] = at[e] if at[e] > largest[e] else largest[e]
+                nothing[e] += at[e] * np.float32(0)
+        for c in range(channels):
+            nan = nothing[c::channels].sum()
+            found[i, part, 0, c] = smallest[c::channels].min() + nan
+            found[i, part, 1, c] = largest[c::channels].max() + nan
+
+
+@njit(parallel=True, error_model="numpy", cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _round(x: Floats, offset: Floats, step: Floats, stored: NDArray[np.int8]) -> None:
+    images, pixels, channels = x.shape
+    for task in prange(images * TASKS):
+        i, part = task // TASKS, task % TASKS
+        by, steps, turned = offset[i], step[i], np.empty((TURNED, channels), np.int8)
+        for first in range(part * pixels // TASKS, (part + 1) * pixels // TASKS, TURNED):
+            count = min(TURNED, (part + 1) * pixels // TASKS - first)
+            for pixel in range(count):
+                at, to = x[i, first + pixel], turned[pixel]
+                for c in range(channels):
+                    value = (at[c] - by[c]) / steps[c] + NEAREST - NEAREST
+                    value = value if value > LOW else LOW
+                    to[c] = np.int8(np.int32(value if value < HIGH else HIGH))
+            for c in range(channels):
+                plane = stored[i, c, first : first + count]
+                for pixel in range(count):
+                    plane[pixel] = turned[pixel, c]
