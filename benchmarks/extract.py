@@ -244,7 +244,7 @@ def lines(figures: dict[str, float | str], scale: Scale) -> list[str]:
         "max_relative_difference": "largest difference to the plain loop's features over their largest value",
     }
     return [
-        "`python benchmarks/extract.py`: the small preset at 512 pixels, float16. The plain loop is "
+        "`python benchmarks/extract.py`: the small preset at 512 pixels, int8. The plain loop is "
         "`benchmarks/plain.py`: same weights, float32, default memory format, one photograph at a time, "
         "hooks, `.npy` written in the loop.",
         "",

@@ -37,7 +37,7 @@ from store.console import Exit
 from store.errors import StoreError
 from store.feature_store import FeatureStore
 from store.records import RunRecord
-from store.spec import EncodingName
+from store.spec import EncodingName, FeatureSpec
 from store.views import parse_views
 
 if TYPE_CHECKING:
@@ -72,7 +72,9 @@ def run(
     grid: GridOption = None,
     blocks: BlocksOption = None,
     clip: ClipOption = False,
-    encoding: Annotated[EncodingName, typer.Option(help="How features are stored; compact is smallest.")] = "float16",
+    encoding: Annotated[
+        EncodingName | None, typer.Option(help="How features are stored; compact is smallest. [default: the preset's]")
+    ] = None,
     codebook: Annotated[
         Path | None, typer.Option(help="Of the compact encoding (fit-codebook); the backbone's own if not given.")
     ] = None,
@@ -114,7 +116,7 @@ def run(
     recipe = recipe_of(preset, clip, trajectory, seed, (timesteps, grid, blocks))
     data = _selected(load_dataset(dataset, name), split, limit, images)
     source = backbone or recipe.backbone
-    how, code = encoding_of(encoding, source, codebook)
+    how, code = encoding_of(encoding, source, codebook) if encoding else (recipe.encoding, None)
     spread = workers is not None or scheduler is not None
     # Where others do the work, the backbone is only asked what it is, and this machine may have no GPU.
     network = open_backbone(source, precision, "cpu" if spread else device, class_label)
@@ -131,7 +133,7 @@ def run(
     if not ignore_space:
         require_room(size)
     features.register(spec, _lasting(source), code)
-    record = RunRecord(spec=spec.digest, dataset=data.name, options=_options(context), device=device)
+    record = RunRecord(spec=spec.digest, dataset=data.name, options=_options(context, spec), device=device)
     features.records.write(record)
     stop = Stop()
     with (
@@ -146,7 +148,6 @@ def run(
                 spec=spec,
                 store=_lasting_store(store),
                 backbone=_lasting(source),
-                encoding=encoding,
                 codebook=codebook and codebook.resolve(),
                 precision=precision,
                 device=device,
@@ -224,9 +225,10 @@ def _lasting_store(store: str) -> str:
     return store if "://" in store else str(Path(store).expanduser().resolve())
 
 
-def _options(context: typer.Context) -> dict[str, str | bool]:
+def _options(context: typer.Context, spec: FeatureSpec) -> dict[str, str | bool]:
     """The options of ``run`` that make the same entries again, by name on the command line; paths absolute."""
     options = {name: value for name, value in context.params.items() if value is not None and name not in _NOT_REPEATED}
+    options["encoding"] = spec.encoding.kind
     adapter, _, folder = str(options["dataset"]).partition(":")
     options["dataset"] = f"{adapter}:{Path(folder).expanduser().resolve()}"
     if "codebook" in options:

@@ -23,7 +23,7 @@ from extractor.datasets import DataSet
 from extractor.errors import ClusterError
 from extractor.extraction import Extractor
 from extractor.pipeline import Pipeline, RunReport, Stop, Work
-from extractor.presets import encoding_of, open_backbone
+from extractor.presets import codebook_for, open_backbone
 from extractor.runs import record_collection, work_of
 from store.collection import Sample
 from store.entries import Entry
@@ -31,7 +31,7 @@ from store.errors import DamagedEntry, MissingEntry
 from store.feature_store import FeatureStore
 from store.features import entry_path
 from store.memory import keep_freed_memory
-from store.spec import EncodingName, FeatureSpec, Precision
+from store.spec import FeatureSpec, Precision
 from store.views import IDENTITY
 
 PLUGIN = "diffdgss-extraction"
@@ -55,7 +55,6 @@ class ExtractionJob:
     spec: FeatureSpec
     store: str
     backbone: str
-    encoding: EncodingName = "float16"
     codebook: Path | None = None
     precision: Precision = "float32"
     device: str = "cpu"
@@ -103,7 +102,7 @@ class Extraction(WorkerPlugin):
         network = open_backbone(job.backbone, job.precision, _device(job.device, worker), job.class_label)
         if job.compiled:
             network.compiled()
-        _, codebook = encoding_of(job.encoding, job.backbone, job.codebook)
+        codebook = codebook_for(job.spec, job.backbone, job.codebook)
         self.extractor = Extractor(network, job.spec, codebook)  # refuses another backbone
         self.store = FeatureStore(job.store)
         self.one_at_a_time = threading.Lock()  # a worker of several threads has one network
@@ -197,7 +196,7 @@ def extract_on_cluster(
         DatasetError: no image could be used.
     """
     stop, store = stop or Stop(), FeatureStore(job.store)
-    _, codebook = encoding_of(job.encoding, job.backbone, job.codebook)
+    codebook = codebook_for(job.spec, job.backbone, job.codebook)
     store.register(job.spec, job.backbone, codebook)
     if not client.scheduler_info()["workers"]:
         raise ClusterError("the Dask cluster has no workers; start some: dask worker ADDRESS --nthreads 1")

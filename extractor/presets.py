@@ -23,6 +23,7 @@ from store.spec import (
     Precision,
     Preprocessing,
     Trajectory,
+    TransformEncoding,
 )
 
 if TYPE_CHECKING:  # loading diffusers takes seconds; recipes are read without it
@@ -44,6 +45,7 @@ class Preset:
         timesteps: timesteps whose features are kept.
         blocks: guided-diffusion's indices of decoder blocks.
         resolution: R.
+        encoding: how features are stored if nothing else is asked for.
     """
 
     name: str
@@ -105,13 +107,18 @@ class Preset:
 
 
 def small() -> Preset:
-    """The shipped backbone: one block of each level from 64 to 512 pixels, the paper's timesteps."""
+    """The shipped backbone: one block of each level from 64 to 512 pixels, the paper's timesteps, int8."""
     timesteps = (1, 10, 100, 500)
-    return Preset("small", "small", timesteps, timesteps, blocks=(2, 4, 6, 8), resolution=512)
+    return Preset(
+        "small", "small", timesteps, timesteps, blocks=(2, 4, 6, 8), resolution=512, encoding=AffineEncoding()
+    )
 
 
 def fast() -> Preset:
-    """``small`` at t = 100 and 500 alone: half the forwards and half the bytes, the timesteps that say most."""
+    """``small`` at t = 100 and 500 alone: half the forwards and half the bytes, the timesteps that say most.
+
+    What the shipped interpreters read.
+    """
     timesteps = (100, 500)
     return replace(small(), name="fast", grid=timesteps, timesteps=timesteps)
 
@@ -136,9 +143,18 @@ def encoding_of(name: EncodingName, backbone: str, codebook: Path | None = None)
         MissingEntry: the encoding is compact and there is no codebook.
     """
     if name == "compact":
-        code = load_codebook(codebook or Path(backbone_source(backbone)) / CODEBOOK_FILE)
+        code = _codebook(backbone, codebook)
         return code.encoding, code
     return (AffineEncoding() if name == "int8" else FloatEncoding(kind=name)), None
+
+
+def codebook_for(spec: FeatureSpec, backbone: str, codebook: Path | None = None) -> Codebook | None:
+    """The codebook that a spec's encoding needs, found as ``encoding_of`` does; None where it needs none."""
+    return _codebook(backbone, codebook) if isinstance(spec.encoding, TransformEncoding) else None
+
+
+def _codebook(backbone: str, codebook: Path | None) -> Codebook:
+    return load_codebook(codebook or Path(backbone_source(backbone)) / CODEBOOK_FILE)
 
 
 PRESETS = {"small": small, "fast": fast, "paper": paper}

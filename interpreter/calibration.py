@@ -13,7 +13,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch.nn import functional
 
-from interpreter.data import Labelled, native_truth
+from interpreter.data import Labelled, network_truth
 from interpreter.network import Interpreter
 from interpreter.rules import Rules
 from interpreter.task import Task
@@ -40,7 +40,7 @@ def fit_temperature(
     logits, truths = [], []
     for number, image in enumerate(images):
         entry = store.entry(interpreter.spec, image.key)
-        truth = rules.network_truth(entry, native_truth(store, image, task), task, image.sample)
+        truth = network_truth(store, entry, image, task, rules)
         candidates = np.flatnonzero(rules.counted(entry.fov))
         pixels = np.random.default_rng([number, len(candidates)]).choice(
             candidates, min(PIXELS, len(candidates)), False

@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from interpreter.errors import TrainingDataError
+from interpreter.rules import Rules
 from interpreter.settings import TrainingSettings
 from interpreter.task import Task
 from store.collection import Sample
 from store.errors import MissingEntry
 from store.feature_store import FeatureStore
-from store.features import Key
+from store.features import FeatureEntry, Key
 from store.spec import FeatureSpec
 from store.views import IDENTITY
 
@@ -113,6 +114,13 @@ def native_truth(store: FeatureStore, image: Labelled, task: Task) -> NDArray[np
     """What ``Task.labels`` makes of an image's masks, uint8 (H, W)."""
     masks = image.sample.masks
     return task.labels({target: store.collections.mask(masks[target]) for target in task.targets if target in masks})
+
+
+def network_truth(
+    store: FeatureStore, entry: FeatureEntry, image: Labelled, task: Task, rules: Rules
+) -> NDArray[np.uint8]:
+    """The same at the network's size, uint8 (R, R), as the rules have it."""
+    return rules.network_truth(entry, native_truth(store, image, task), task, image.sample)
 
 
 def few(images: Sequence[Labelled], count: int, seed: int) -> list[Labelled]:

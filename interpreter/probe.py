@@ -19,9 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch.nn import functional
 
 from interpreter.curves import PooledPixels
-from interpreter.data import Labelled, native_truth, require_features, split_off
+from interpreter.data import Labelled, network_truth, require_features, split_off
 from interpreter.errors import TrainingDataError
-from interpreter.rules import Rules
+from interpreter.rules import STRICT
 from interpreter.task import Task
 from store.codecs import Codec
 from store.feature_store import FeatureStore
@@ -176,7 +176,7 @@ def _draw(
     entry, task = store.entry(spec, image.key), Task(name=target, targets=(target,), overlapping=True)
     labelled = target in image.sample.masks
     truth = (
-        task.members(Rules().network_truth(entry, native_truth(store, image, task), task, image.sample))[0].ravel()
+        task.members(network_truth(store, entry, image, task, STRICT))[0].ravel()
         if labelled
         else np.zeros(spec.resolution**2, dtype=np.bool_)
     )

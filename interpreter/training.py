@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from interpreter.calibration import fit_temperature
 from interpreter.checkpoint import Card, load_interpreter, save_interpreter
 from interpreter.cropping import crop_maps, crop_plane, draw_corner, require_window
-from interpreter.data import Labelled, native_truth, parted, require_features
+from interpreter.data import Labelled, network_truth, parted, require_features
 from interpreter.domain import DOMAIN_FILE, LEAST, domain_of
 from interpreter.errors import ConfigurationError
 from interpreter.evaluation import evaluate
@@ -302,7 +302,7 @@ class Training:
     def _truth(self, image: Labelled) -> Truth:
         """Truth (R, R) and what counts (R, R)."""
         entry = self.store.entry(self.spec, image.key)
-        truth = self.rules.network_truth(entry, native_truth(self.store, image, self.task), self.task, image.sample)
+        truth = network_truth(self.store, entry, image, self.task, self.rules)
         return truth, self.rules.counted(entry.fov)
 
     def _save_state(self) -> None:

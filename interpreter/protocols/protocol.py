@@ -58,6 +58,7 @@ class Choices(BaseModel):
 
     Attributes:
         views: renderings of the training images, for networks that read features.
+        encoding: the preset's if not given.
         steps, crop: as of ``TrainingSettings``.
     """
 
@@ -65,7 +66,7 @@ class Choices(BaseModel):
 
     preset: str = "small"
     backbone: str | None = None
-    encoding: EncodingName = "float16"
+    encoding: EncodingName | None = None
     device: str = "cpu"
     views: tuple[str, ...] = Field(default=(IDENTITY,), min_length=1)
     epochs: int = Field(default=100, gt=0)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from interpreter.checkpoint import load_interpreter
 from interpreter.config import InterpreterConfig
 from interpreter.counting import cost_of
-from interpreter.data import Labelled, labelled_images, native_truth
+from interpreter.data import Labelled, labelled_images, network_truth
 from interpreter.errors import ConfigurationError
 from interpreter.evaluation import evaluate
 from interpreter.pixels import write_pixels
@@ -188,7 +188,7 @@ class Running:
 
         def draw(image: Labelled, prediction: Prediction, _native: NDArray[np.uint8]) -> None:
             entry = self.store.entry(spec, image.key)
-            truth = task.members(rules.network_truth(entry, native_truth(self.store, image, task), task, image.sample))
+            truth = task.members(network_truth(self.store, entry, image, task, rules))
             picture = compared(prediction.masks, truth, rules.counted(entry.fov))
             (folder / picture_name(image.name)).write_bytes(encode_picture(picture))
 
