@@ -20,7 +20,6 @@ depend on the number of threads.
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -45,7 +44,6 @@ from store.threads import torch_threads
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
-_at_once = threading.Lock()  # not every threading layer of Numba may be entered by two threads
 _STRIP_FLOATS = 48_000  # of a strip's transformed tiles, a fraction of the second-level cache
 _TASKS = 16  # for a map, at least
 
@@ -178,7 +176,7 @@ def convolve(
     strips = -(-tiles // width_of_strip)
     parts = min(tile_rows, -(-_TASKS // strips))
     moments = np.empty((images, strips * parts, 3, k))
-    with _at_once, torch_threads():
+    with torch_threads():
         _convolve(
             (x, skip),
             normalising or (_NO_CHANNELS, _NO_CHANNELS),
@@ -408,6 +406,6 @@ def _channel_moments(x: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64
 
 def channel_moments(x: Floats) -> Moments:
     """Of a map (n, h, w, c)."""
-    with _at_once, torch_threads():
+    with torch_threads():
         mean, mean_square = _channel_moments(x)
     return Moments(mean + x[:, 0, 0], mean_square - mean**2)
