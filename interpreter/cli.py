@@ -79,6 +79,9 @@ def train(
     crop: Annotated[
         int | None, typer.Option(min=1, help="Train on random windows of so many pixels; whole images if not given.")
     ] = None,
+    foreground: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the windows centred on a class that the image has.")
+    ] = 0.0,
     learning_rate: Annotated[float, typer.Option(min=1e-9)] = 2e-4,
     decay: Annotated[Literal["none", "cosine"], typer.Option(help="Of the learning rate.")] = "none",
     evaluate_every: Annotated[int, typer.Option(min=1, help="Epochs between validations.")] = 5,
@@ -117,6 +120,7 @@ def train(
             "epochs": epochs,
             "steps": steps,
             "crop": crop,
+            "foreground": foreground,
             "batch": batch,
             "accumulate": accumulate,
             "learning_rate": learning_rate,

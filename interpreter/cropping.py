@@ -32,10 +32,10 @@ def require_window(side: int, step: int, resolution: int) -> None:
 
 
 def draw_corner(inside: NDArray[np.bool_], side: int, step: int, random: np.random.Generator) -> Corner:
-    """The window about a pixel drawn from those that count, moved into the square and onto multiples of ``step``.
+    """The window about a pixel drawn from those that are set, moved into the square and onto multiples of ``step``.
 
     Args:
-        inside: (R, R), what counts.
+        inside: (R, R), where windows are centred; none of them set is the middle.
     """
     candidates = np.flatnonzero(inside)
     drawn = candidates[random.integers(len(candidates))] if len(candidates) else inside.size // 2
@@ -43,6 +43,19 @@ def draw_corner(inside: NDArray[np.bool_], side: int, step: int, random: np.rand
     largest = len(inside) - side
     top, left = (min(max(int(c) - side // 2, 0), largest) // step * step for c in centre)
     return top, left
+
+
+def draw_class(members: NDArray[np.bool_], inside: NDArray[np.bool_], random: np.random.Generator) -> NDArray[np.bool_]:
+    """The pixels (R, R) of one class, drawn from those that are there; of no class there, all that count.
+
+    As nnU-Net does (Isensee et al. 2021): windows drawn evenly hardly ever show a class of few pixels.
+
+    Args:
+        members: (n, R, R), the pixels of each class but the background.
+        inside: (R, R), what counts.
+    """
+    counting = [one for one in members & inside if one.any()]
+    return counting[random.integers(len(counting))] if counting else inside
 
 
 def crop_maps(maps: Mapping[str, Encoded], corners: Sequence[Corner], side: int, resolution: int) -> dict[str, Encoded]:

@@ -15,6 +15,7 @@ class TrainingSettings(BaseModel):
     Attributes:
         batch: images in a batch, over all processes.
         crop: train on random windows of so many pixels of the network's square; None takes it whole.
+        foreground: share of these windows that are centred on a pixel of a class, drawn from the classes of the image.
         steps: end with the epoch in which so many batches are reached, instead of after ``epochs``.
         accumulate: batches whose gradients are added up before a step.
         precision: of the arithmetic; the selective scan and the losses are float32 always.
@@ -28,6 +29,7 @@ class TrainingSettings(BaseModel):
     epochs: int = Field(default=100, gt=0)
     steps: int | None = Field(default=None, gt=0)
     crop: int | None = Field(default=None, gt=0)
+    foreground: float = Field(default=0, ge=0, le=1)
     learning_rate: float = Field(default=2e-4, gt=0)
     decay: Literal["none", "cosine"] = "none"
     precision: Literal["float32", "bfloat16"] = "float32"

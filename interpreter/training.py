@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from interpreter.calibration import fit_temperature
 from interpreter.checkpoint import Card, load_interpreter, save_interpreter
-from interpreter.cropping import crop_maps, crop_plane, draw_corner, require_window
+from interpreter.cropping import crop_maps, crop_plane, draw_class, draw_corner, require_window
 from interpreter.data import Labelled, network_truth, parted, require_features
 from interpreter.domain import DOMAIN_FILE, LEAST, domain_of
 from interpreter.errors import ConfigurationError
@@ -104,6 +104,8 @@ class Training:
         self.network.use_scan(scan)
         if settings.crop is not None:
             require_window(settings.crop, self.network.head.step, spec.resolution)
+        elif settings.foreground:
+            raise ConfigurationError("foreground is a share of the windows: say with crop how large these are")
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=settings.learning_rate)
         self._objective, self._stepper = self.accelerator.prepare(
             Objective(self.network, task, settings.precision), self.optimizer, device_placement=[False, False]
@@ -238,13 +240,22 @@ class Training:
             return batch, truths
         settings, step = self.settings, self.network.head.step
         random = np.random.default_rng([settings.seed, self.epoch, batch.position, self.accelerator.process_index, 3])
-        corners = [draw_corner(inside, side, step, random) for _, inside in truths]
+        corners = [draw_corner(self._centres(*truth, random), side, step, random) for truth in truths]
         maps = crop_maps(batch.maps, corners, side, self.spec.resolution)
         windows = [
             (crop_plane(labels, corner, side), crop_plane(inside, corner, side))
             for (labels, inside), corner in zip(truths, corners, strict=True)
         ]
         return batch._replace(maps=maps), windows
+
+    def _centres(
+        self, labels: NDArray[np.uint8], inside: NDArray[np.bool_], random: np.random.Generator
+    ) -> NDArray[np.bool_]:
+        """Where the window of an image may be centred."""
+        share = self.settings.foreground
+        if share and random.random() < share:
+            return draw_class(self.task.members(labels), inside, random)
+        return inside
 
     def _set_learning_rate(self, batch_index: int) -> None:
         done = (self.epoch + batch_index / self.steps_per_epoch) / self.epochs

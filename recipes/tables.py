@@ -70,7 +70,9 @@ TABLES = {
     "lodo-vessels-fast": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=BUDGET | {"preset": "fast"}),
     "few-label": TableRecipe("few-label", CAMERAS, ("diffdgss", "unet")),
     "cross-modality": TableRecipe("cross-modality", (*CAMERAS, OCTA), ("diffdgss", "unet"), targets=("octa_500",)),
-    "idrid-lesions": TableRecipe("idrid-lesions", (IDRID,), ("diffdgss", "unet"), seeds=(0,)),
+    "idrid-lesions": TableRecipe(
+        "idrid-lesions", (IDRID,), ("diffdgss", "unet"), seeds=(0,), settings=BUDGET | {"foreground": 0.5}
+    ),
 }
 SMOKE = {"epochs": 1, "steps": None, "crop": None, "batch": 2, "max_width": 8, "vss_max_size": 0, "views": "identity"}
 

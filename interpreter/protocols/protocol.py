@@ -59,7 +59,7 @@ class Choices(BaseModel):
     Attributes:
         views: renderings of the training images, for networks that read features.
         encoding: the preset's if not given.
-        steps, crop: as of ``TrainingSettings``.
+        steps, crop, foreground: as of ``TrainingSettings``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,6 +72,7 @@ class Choices(BaseModel):
     epochs: int = Field(default=100, gt=0)
     steps: int | None = Field(default=None, gt=0)
     crop: int | None = Field(default=None, gt=0)
+    foreground: float = Field(default=0, ge=0, le=1)
     batch: int = Field(default=4, gt=0)
     learning_rate: float = Field(default=2e-4, gt=0)
     decay: Literal["none", "cosine"] = "cosine"
@@ -88,6 +89,7 @@ class Choices(BaseModel):
             epochs=self.epochs,
             steps=self.steps,
             crop=self.crop,
+            foreground=self.foreground,
             learning_rate=self.learning_rate,
             decay=self.decay,
             views=(IDENTITY,) if row.pixels else self.views,

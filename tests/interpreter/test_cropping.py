@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from interpreter.cropping import crop_maps, crop_plane, draw_corner, require_window
+from interpreter.cropping import crop_maps, crop_plane, draw_class, draw_corner, require_window
 from interpreter.data import labelled_images
 from interpreter.errors import ConfigurationError
 from interpreter.network import Interpreter, InterpreterConfig
@@ -51,6 +51,36 @@ def test_windows_reach_every_place_of_a_square() -> None:
     inside, random = np.ones((32, 32), dtype=np.bool_), np.random.default_rng(0)
     corners = {draw_corner(inside, 16, 4, random) for _ in range(2000)}
     assert corners == {(top, left) for top in range(0, 17, 4) for left in range(0, 17, 4)}
+
+
+def test_each_class_of_an_image_is_drawn_as_often_however_small_it_is() -> None:
+    members = np.zeros((3, 32, 32), dtype=np.bool_)
+    members[0, :, :16] = True
+    members[1, 20, 20] = members[1, 20, 31] = True
+    inside, random = np.ones((32, 32), dtype=np.bool_), np.random.default_rng(0)
+    inside[:, 31] = False
+    drawn = [draw_class(members, inside, random) for _ in range(200)]
+    sizes = [int(one.sum()) for one in drawn]
+    assert set(sizes) == {1, 16 * 32}  # the third is not there, and of the second one pixel does not count
+    assert 70 < sizes.count(1) < 130
+    assert draw_class(members[2:], inside, random) is inside
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_windows_are_centred_on_a_class_where_asked_to(
+    filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path, share: float
+) -> None:
+    images = labelled_images(filled_store, "eyes", None, TASK)
+    settings = SETTINGS.model_copy(update={"crop": 8, "foreground": share})
+    training = Training(filled_store, spec, TASK, images, InterpreterConfig(vss_max_size=0), settings, tmp_path, "x")
+    labels = np.zeros((spec.resolution, spec.resolution), dtype=np.uint8)
+    labels[3, 3] = 1
+    inside, random = np.ones(labels.shape, dtype=np.bool_), np.random.default_rng(0)
+    centres = [training._centres(labels, inside, random) for _ in range(20)]
+    assert all((one.sum() == 1) == bool(share) for one in centres)
+    with pytest.raises(ConfigurationError, match="foreground is a share of the windows"):
+        whole = settings.model_copy(update={"crop": None, "foreground": 0.5})
+        Training(filled_store, spec, TASK, images, InterpreterConfig(), whole, tmp_path / "whole", "x")
 
 
 @pytest.mark.parametrize("side", [12, 40])
