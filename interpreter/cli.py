@@ -154,16 +154,16 @@ def train(
     left = (training.epochs - training.epoch) * training.steps_per_epoch - training.next_batch
     first = training.accelerator.is_main_process
     with console.progress("training", left, quiet=as_json or not first) as advance:
-        best = training.run(lambda epoch, _, loss: advance(1, f"epoch {epoch + 1}, loss {loss:.3f}"))
+        dice = training.run(lambda epoch, _, loss: advance(1, f"epoch {epoch + 1}, loss {loss:.3f}"))
     if not first:
         return
     if as_json:
-        dice = None if math.isnan(best) else best
-        console.print_json({"interpreter": str(out), "validation_dice": dice, "epochs": training.epoch})
-    elif math.isnan(best):
+        known = None if math.isnan(dice) else dice
+        console.print_json({"interpreter": str(out), "validation_dice": known, "epochs": training.epoch})
+    elif math.isnan(dice):
         console.out.print(f"{out}: trained to the last epoch, without validation images")
     else:
-        console.out.print(f"{out}: validation Dice {100 * best:.2f}; try it: service --model {out}")
+        console.out.print(f"{out}: validation Dice {100 * dice:.2f}; try it: service --model {out}")
 
 
 @app.command(

@@ -65,6 +65,15 @@ class Scores:
         """Mean over images of the voted Dice, 0..1."""
         return float(np.mean([image.dice for image in self.images]))
 
+    def criterion(self, *, overlapping: bool) -> float:
+        """What tells the better of two interpreters on the same images, 0..1.
+
+        The mean Dice; of overlapping classes, which many an image lacks, the mean over classes of the average
+        precision over all pixels: Dice would give images without a class to whoever finds nothing anywhere.
+        """
+        precision = _mean(np.array([pixels.average_precision() for pixels in self.pixels])) if overlapping else math.nan
+        return self.mean_dice if math.isnan(precision) else precision
+
     def by_timestep(self) -> dict[str, float]:
         """Mean over images of each voter's own Dice."""
         return {t: float(np.mean([image.by_timestep[t] for image in self.images])) for t in self.images[0].by_timestep}

@@ -22,7 +22,7 @@ from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 
 from interpreter.calibration import fit_temperature
-from interpreter.checkpoint import Card, load_interpreter, save_interpreter
+from interpreter.checkpoint import Card, load_interpreter, read_card, save_interpreter
 from interpreter.cropping import crop_maps, crop_plane, draw_class, draw_corner, require_window
 from interpreter.data import Labelled, network_truth, parted, require_features
 from interpreter.domain import DOMAIN_FILE, LEAST, domain_of
@@ -138,9 +138,10 @@ class Training:
         return -(-len(self.train_images) // self.settings.batch)
 
     def run(self, report: Report | None = None) -> float:
-        """Train to the last epoch or until validation stops improving; returns the best validation Dice.
+        """Train to the last epoch or until validation stops improving; returns the validation Dice of what was kept.
 
-        Without validation images the last epoch is kept, and the Dice is not known (nan).
+        That is the best by ``Scores.criterion``. Without validation images the last epoch is kept, and its Dice is
+        not known (nan).
 
         Args:
             report: called with epoch, batch and loss after each batch.
@@ -162,7 +163,7 @@ class Training:
             self._calibrate()
             self._fit_domain()
         self.accelerator.wait_for_everyone()
-        return self.best if self.validation_images else math.nan
+        return self._kept_dice()
 
     def _run_epoch(self, recorder: Recorder, report: Report | None) -> None:
         started, waited, asked = time.perf_counter(), 0.0, time.perf_counter()
@@ -265,7 +266,7 @@ class Training:
 
     def _validate(self, recorder: Recorder) -> None:
         """Score on the validation images, in the first process; keep the interpreter if it is the best."""
-        dice = [0.0]
+        criterion, metrics = [0.0], {}
         if self.accelerator.is_main_process and self.validation_images:
             scores = evaluate(
                 self.network,
@@ -277,14 +278,14 @@ class Training:
                 rules=self.rules,
             )
             recorder.scores(scores, self.epoch)
-            dice = [scores.mean_dice]
-        dice = broadcast_object_list(dice)
-        if dice[0] <= self.best and self.validation_images:
+            criterion = [scores.criterion(overlapping=self.task.overlapping)]
+            metrics = {"validation_dice": round(scores.mean_dice, 4)}
+        criterion = broadcast_object_list(criterion)
+        if criterion[0] <= self.best and self.validation_images:
             self.since_best += 1
             return
-        self.best, self.since_best = dice[0], 0
+        self.best, self.since_best = criterion[0], 0
         if self.accelerator.is_main_process:
-            metrics = {"validation_dice": round(dice[0], 4)} if self.validation_images else {}
             card = self._card.model_copy(update={"metrics": metrics | {"epoch": self.epoch}})
             save_interpreter(self.folder, self.network, card)
 
@@ -300,6 +301,12 @@ class Training:
         save_interpreter(
             self.folder, interpreter, card.model_copy(update={"temperature": temperature, "metrics": metrics})
         )
+
+    def _kept_dice(self) -> float:
+        dice = [math.nan]
+        if self.accelerator.is_main_process:
+            dice = [read_card(self.folder).metrics.get("validation_dice", math.nan)]
+        return float(broadcast_object_list(dice)[0])
 
     def _fit_domain(self) -> None:
         """Keep what tells how far a photograph is from these images, where they are enough to tell."""

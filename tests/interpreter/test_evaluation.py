@@ -36,3 +36,31 @@ def test_each_class_has_its_own_interval() -> None:
         assert min(values) - 0.01 <= low <= float(np.mean(exact)) <= high <= max(values) + 0.01
     whole = scores.interval()
     assert scores.class_interval(1)[0] < whole[0] < scores.class_interval(0)[0]
+
+
+def test_finding_nothing_is_no_criterion_for_classes_that_images_lack() -> None:
+    """Nine images without a lesion, one with: what finds it beats what never finds any."""
+    everything = np.ones(100, dtype=np.bool_)
+    lesion = np.arange(100) < 10
+
+    def scored(probability_there: float, probability_elsewhere: float) -> Scores:
+        scores, pixels = Scores(("EX",)), PooledPixels()
+        for i in range(10):
+            truth = lesion & (i == 0)
+            probability = np.where(lesion, probability_there if i == 0 else 0.3, probability_elsewhere)
+            found = probability > 0.5
+            counts = Counts(*(int((a & b).sum()) for a, b in ((found, truth), (found, ~truth), (~found, truth))), 0)
+            scores.images.append(ImageScores(str(i), (counts,), (0.0,), {}))
+            pixels.add(probability.astype(np.float32), truth, everything)
+        scores.pixels.append(pixels)
+        return scores
+
+    blind, eager = scored(0.1, 0.2), scored(0.9, 0.2)
+    eager.images[1:] = [ImageScores("x", (Counts(0, 1, 0, 99),), (0.0,), {})] * 9  # a wrong pixel each
+    assert blind.mean_dice == 0.9 > eager.mean_dice
+    assert blind.criterion(overlapping=False) == 0.9
+    assert blind.criterion(overlapping=True) < eager.criterion(overlapping=True)
+    lacking = scored(0.1, 0.2)
+    lacking.pixels[0] = PooledPixels()
+    lacking.pixels[0].add(np.zeros(5, np.float32), np.zeros(5, np.bool_), np.ones(5, np.bool_))
+    assert lacking.criterion(overlapping=True) == 0.9  # no pixel of the class anywhere: nothing but Dice is left
