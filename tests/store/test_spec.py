@@ -108,6 +108,7 @@ def test_entry_bytes_counts_every_number(spec: FeatureSpec) -> None:
     ("name", "digest"),
     [
         ("disc_cup", "105d91a8f6999ab4b2a13387a4400e72394433b73281c879f86cebbe6bb00c9c"),
+        ("lesions", "105d91a8f6999ab4b2a13387a4400e72394433b73281c879f86cebbe6bb00c9c"),
         ("octa_vessels", "105d91a8f6999ab4b2a13387a4400e72394433b73281c879f86cebbe6bb00c9c"),
         ("vessels", "105d91a8f6999ab4b2a13387a4400e72394433b73281c879f86cebbe6bb00c9c"),
     ],
