@@ -33,7 +33,8 @@ from interpreter.network import Interpreter, InterpreterConfig
 from interpreter.scan import selective_scan
 from interpreter.task import Task
 from interpreter.training import Training, TrainingSettings
-from store import Collection, Encoded, Features, FeatureSpec, FeatureStore, Geometry, Key, Sample
+from store import Collection, Features, FeatureSpec, FeatureStore, Geometry, Key, Sample
+from store.codecs import codec_for
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BATCH = 4
@@ -95,12 +96,13 @@ def measure_scan(channels: int, length: int, state: int, repeats: int) -> dict[s
 def fill_store(folder: Path, spec: FeatureSpec, count: int) -> FeatureStore:
     """Drawn photographs with random features: what is measured does not depend on their values."""
     store, random = FeatureStore(folder / "features.zarr"), np.random.default_rng(0)
-    side, samples = spec.resolution, []
+    side, samples, codec = spec.resolution, [], codec_for(spec)
     for i in range(count):
         key = Key(f"{i:064x}")
+        shapes = {b.name: (len(spec.timesteps), b.channels, b.height, b.width) for b in spec.blocks}
         maps = {
-            b.name: Encoded(random.standard_normal((len(spec.timesteps), b.channels, b.height, b.width)).astype("f2"))
-            for b in spec.blocks
+            name: codec.encode(name, torch.from_numpy(random.standard_normal(shape, dtype="f4")))
+            for name, shape in shapes.items()
         }
         image, vessels = draw_photograph(side, i)
         store.write(spec, key, Features(maps, image.max(axis=2) > 0, Geometry.whole(side, side, side)))
