@@ -70,8 +70,7 @@ class AffineCodec:
     def encode(self, block: str, maps: torch.Tensor, to_host: ToHost = at_once) -> Encoded:
         maps = maps.float()
         smallest, largest = channel_ranges(maps)
-        if not is_finite(torch.stack([smallest, largest])):
-            raise NonFiniteFeatures(f"{block}: features hold NaN or infinity")
+        _finite(block, torch.stack([smallest, largest]))
         scale = (largest - smallest) / 255  # 0 where a channel is constant: then its offset says all
         offset = smallest + 128 * scale
         stored = rounded(maps, offset, torch.where(scale > 0, scale, torch.ones_like(scale)))
