@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch.nn import functional
 
+from interpreter.bilinear import at_pixels
 from interpreter.curves import PooledPixels
 from interpreter.data import Labelled, network_truth, require_features, split_off
 from interpreter.errors import TrainingDataError
@@ -145,20 +146,6 @@ def fit_logistic(
     return w.detach(), b.detach()
 
 
-def at_pixels(maps: torch.Tensor, pixels: NDArray[np.intp], side: int) -> torch.Tensor:
-    """Maps (t, c, h, w) at pixels of the network's square, bilinear: (t, n, c).
-
-    Args:
-        pixels: flat indices (n) into (R, R).
-        side: R.
-    """
-    rows, columns = np.divmod(pixels, side)
-    centres = (np.stack([columns, rows], axis=-1) + 0.5) / side * 2 - 1  # grid_sample's x, y: -1 and 1 are the edges
-    grid = torch.from_numpy(centres).to(maps.dtype).expand(len(maps), 1, -1, -1)
-    sampled = functional.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return sampled[:, :, 0].transpose(1, 2)
-
-
 def _precision(x: torch.Tensor, y: NDArray[np.bool_], unseen: torch.Tensor, truth: NDArray[np.bool_]) -> float:
     """Average precision on unseen pixels of the probe fitted to x (n, c) and y (n)."""
     mean, deviation = x.double().mean(dim=0), x.double().std(dim=0).clamp_min(1e-6)
@@ -204,5 +191,5 @@ def _read(through: Codec | None, block: str, drawn: Sequence[_Drawn]) -> torch.T
         maps = one.entry.codec.decode(block, one.entry.encoded(block))
         if through is not None:
             maps = through.decode(block, through.encode(block, maps))
-        parts.append(at_pixels(maps, one.pixels, one.entry.spec.resolution))
+        parts.append(at_pixels(maps, torch.from_numpy(one.pixels)[None], one.entry.spec.resolution))
     return torch.cat(parts, dim=1)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from interpreter.bilinear import at_pixels
 from interpreter.config import InterpreterConfig
 from interpreter.heads.head import Head, Loss, Maps, coarsest_step
 from store.spec import FeatureSpec
@@ -50,10 +51,10 @@ class MlpEnsemble(Head):
         self, maps: Maps, _t: torch.Tensor, truth: torch.Tensor, inside: torch.Tensor, measure: Loss
     ) -> torch.Tensor:
         """Sum of the models' losses, each on pixels of its own; no weight is shared, so each learns alone."""
-        losses = []
+        losses, planes = [], self._planes(maps)
         for model in self.models:
             pixels = _draw_pixels(inside)  # (b, p)
-            x = self._features(maps, pixels, truth.shape[-1])  # (b, p, f)
+            x = _features(planes, pixels, truth.shape[-1])  # (b, p, f)
             logits = model(x.flatten(0, 1)).float().unflatten(0, x.shape[:2]).movedim(2, 1)  # (b, n, p)
             at = truth.flatten(1).gather(1, pixels)
             losses.append(measure(logits, at, inside.flatten(1).gather(1, pixels)))
@@ -66,8 +67,8 @@ class MlpEnsemble(Head):
         which takes a fifth of the operations.
         """
         steps = [read(i) for i in range(len(timesteps))]
-        stacked = [torch.cat([step[name] for step in steps], dim=1) for name in self.names]
-        planes = [of_block.float().movedim(1, 3).contiguous() for of_block in stacked]  # (1, h, w, t c)
+        stacked = {name: torch.stack([step[name] for step in steps], dim=1) for name in self.names}
+        planes = [of_block.movedim(1, 3) for of_block in self._planes(stacked)]  # (1, h, w, t c)
         rows = max(ROWS // self.step, 1) * self.step
         for model in self.models:
             assert isinstance(model, nn.Sequential)
@@ -89,16 +90,15 @@ class MlpEnsemble(Head):
             total = total + seen[:, :, top - first * step :][:, :, :rows]
         return total.movedim(1, 3).flatten(0, 2)
 
-    def _features(self, maps: Maps, pixels: torch.Tensor, side: int) -> torch.Tensor:
-        """Features (b, p, f) of pixels (b, p): what bilinear upsampling to a square of that side has there."""
-        y, x = pixels // side, pixels % side
-        where = torch.stack([x, y], dim=-1)[:, None]  # (b, 1, p, 2)
-        grid = (2 * where.float() + 1) / side - 1
-        found = []
-        for name in self.names:
-            planes = maps[name].float().flatten(1, 2)  # (b, t c, h, w)
-            found.append(functional.grid_sample(planes, grid, padding_mode="border", align_corners=False)[:, :, 0])
-        return torch.cat(found, dim=1).movedim(1, 2)
+    def _planes(self, maps: Maps) -> list[torch.Tensor]:
+        """Each block's maps, float32 (b, t c, h, w), all values of a place side by side in memory."""
+        flat = [maps[name].float().flatten(1, 2) for name in self.names]
+        return [of_block.contiguous(memory_format=torch.channels_last) for of_block in flat]
+
+
+def _features(planes: Sequence[torch.Tensor], pixels: torch.Tensor, side: int) -> torch.Tensor:
+    """Features (b, p, f) of pixels (b, p): what bilinear upsampling to a square of that side has there."""
+    return torch.cat([at_pixels(of_block, pixels, side) for of_block in planes], dim=-1)
 
 
 def _draw_pixels(inside: torch.Tensor) -> torch.Tensor:

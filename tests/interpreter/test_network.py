@@ -15,7 +15,7 @@ from interpreter.checkpoint import CARD_FILE, WEIGHTS_FILE, Card, load_interpret
 from interpreter.config import HeadName
 from interpreter.counting import cost_of, scan_flops
 from interpreter.errors import ConfigurationError, ScanUnavailable
-from interpreter.heads.mlp import MlpEnsemble
+from interpreter.heads.mlp import MlpEnsemble, _features
 from interpreter.heads.unet import photometric_change
 from interpreter.network import Interpreter, InterpreterConfig
 from interpreter.pixels import spec_of_pixels
@@ -123,7 +123,7 @@ def test_the_mlps_read_what_upsampling_and_concatenating_gives(spec: FeatureSpec
         [torch.nn.functional.interpolate(m.flatten(1, 2), size=(32, 32), mode="bilinear") for m in maps.values()], dim=1
     )
     torch.testing.assert_close(
-        head._features(maps, pixels, spec.resolution), whole.flatten(2).movedim(1, 2), rtol=1e-4, atol=1e-5
+        _features(head._planes(maps), pixels, spec.resolution), whole.flatten(2).movedim(1, 2), rtol=1e-4, atol=1e-5
     )
 
 
@@ -137,7 +137,7 @@ def test_the_mlps_vote_as_they_classify_pixels_in_training(
     assert isinstance(head, MlpEnsemble)
     steps = [{b.name: torch.randn(1, b.channels, b.height, b.width) for b in spec.blocks} for _ in spec.timesteps]
     maps = {b.name: torch.stack([step[b.name] for step in steps], dim=1) for b in spec.blocks}
-    features = head._features(maps, torch.arange(32 * 32)[None], 32)[0]
+    features = _features(head._planes(maps), torch.arange(32 * 32)[None], 32)[0]
     with torch.no_grad():
         expected = torch.stack([model(features).T.unflatten(1, (32, 32)) for model in head.models])
         found = torch.cat(list(head.votes(steps.__getitem__, spec.timesteps)))

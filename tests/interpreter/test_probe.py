@@ -10,12 +10,11 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
-from torch.nn import functional
 
 from interpreter.data import labelled_images
 from interpreter.errors import ConfigurationError, TrainingDataError
 from interpreter.heat_map import CELL, HEAD, MARGIN, Panel, draw_heat_map
-from interpreter.probe import Probed, ProbeSettings, at_pixels, fit_logistic, probe
+from interpreter.probe import Probed, ProbeSettings, fit_logistic, probe
 from interpreter.probe_cli import codecs_named, panels_of
 from interpreter.task import Task
 from store import FeatureSpec, FeatureStore
@@ -38,13 +37,6 @@ class Forgetful(FloatCodec):
 def probed(store: FeatureStore, spec: FeatureSpec, settings: ProbeSettings = SETTINGS) -> list[Probed]:
     codecs = codecs_named("float16,int8", spec) | {"nothing": Forgetful(FloatEncoding(kind="float32"))}
     return probe(store, spec, "mask", labelled_images(store, "eyes", None, TASK), codecs, settings)
-
-
-def test_maps_are_read_as_if_they_had_been_upsampled() -> None:
-    maps = torch.randn(3, 5, 8, 8, generator=torch.Generator().manual_seed(0))
-    pixels = np.array([0, 31, 32 * 32 - 1, 500, 777])
-    upsampled = functional.interpolate(maps, size=32, mode="bilinear").flatten(2)[..., pixels].transpose(1, 2)
-    torch.testing.assert_close(at_pixels(maps, pixels, 32), upsampled, atol=1e-5, rtol=1e-5)
 
 
 def test_the_fit_is_scikit_learns() -> None:
