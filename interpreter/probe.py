@@ -38,7 +38,7 @@ class ProbeSettings(BaseModel):
     Attributes:
         pixels: of each training image, half of them of the target where it has so many.
         scored_pixels: of each held-out image, drawn evenly, so that the target is as rare as it is.
-        held_out: share of the images, in whole groups, that probes are scored on.
+        held_out: share of the images, in whole groups, that probes are scored on if no others are named.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -82,23 +82,28 @@ def probe(
     images: Sequence[Labelled],
     encodings: Mapping[str, Codec | None],
     settings: ProbeSettings | None = None,
+    scored_on: Sequence[Labelled] = (),
 ) -> list[Probed]:
     """Fit and score a probe for every encoding, timestep and block.
 
     Args:
         target: of the data sets; an image without a mask of it has none of it.
-        images: labelled images; some are held out by seed.
+        images: labelled images; some are held out by seed, if ``scored_on`` names none.
         encodings: {name: codec that the maps are put through first}; None reads them as they are stored.
+        scored_on: score on these, of another camera for example, and fit to all of ``images``.
 
     Raises:
-        TrainingDataError: features are missing, one image alone, or the target is in none of the training images
-            or none of the held-out ones.
+        TrainingDataError: features are missing, one image alone, an image to fit and to score on, or the target is in
+            none of the training images or none of the held-out ones.
     """
     settings = settings or ProbeSettings()
-    require_features(store, spec, images)
-    train, held_out = split_off(images, settings.held_out, settings.seed)
+    require_features(store, spec, [*images, *scored_on])
+    train, held_out = (images, scored_on) if scored_on else split_off(images, settings.held_out, settings.seed)
     if not held_out:
         raise TrainingDataError(f"{len(images)} image(s) are too few for a probe; one has to be held out")
+    if both := {one.key for one in train} & {one.key for one in held_out}:
+        names = sorted(one.name for one in train if one.key in both)
+        raise TrainingDataError(f"{names[0]} is to be fitted and to be scored on; take it out of one of them")
     fitted = [_draw(store, spec, image, target, settings, balanced=True) for image in train]
     scored = [_draw(store, spec, image, target, settings, balanced=False) for image in held_out]
     y = np.concatenate([one.truth for one in fitted])

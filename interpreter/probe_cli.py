@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from interpreter.data import few, labelled_images, store_spec
+from interpreter.data import Labelled, few, labelled_images, store_spec
 from interpreter.errors import ConfigurationError
 from interpreter.heat_map import Panel, draw_heat_map
 from interpreter.probe import Probed, ProbeSettings, probe
@@ -40,16 +41,24 @@ def probe_command(
         list[str],
         typer.Option(help="Data set in the store, NAME or NAME:SPLIT; may be given again.", show_default=False),
     ],
+    score_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Score on this data set, NAME or NAME:SPLIT, and fit to all of --dataset; may be given again."
+        ),
+    ] = None,
     target: Annotated[list[str] | None, typer.Option(help="Mask to find; may be given again. [default: mask]")] = None,
     spec: Annotated[str | None, typer.Option(help="Spec to read, if the store holds several.")] = None,
     encodings: Annotated[
         str | None, typer.Option(help="Encodings to put the maps through first, such as float16,int8. [default: none]")
     ] = None,
     codebook: Annotated[Path | None, typer.Option(help="Of the compact encoding (extractor fit-codebook).")] = None,
-    images: Annotated[int | None, typer.Option(min=2, help="Use so many images, drawn by seed; all if absent.")] = None,
+    images: Annotated[
+        int | None, typer.Option(min=2, help="Use so many images of --dataset, drawn by seed; all if absent.")
+    ] = None,
     pixels: Annotated[int, typer.Option(min=2, help="Of each image that probes are fitted to.")] = 2000,
     held_out: Annotated[
-        float, typer.Option(min=0.01, max=0.99, help="Share of images that probes are scored on.")
+        float, typer.Option(min=0.01, max=0.99, help="Share of images that probes are scored on, without --score-on.")
     ] = 0.4,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="PNG of the tables as a heat map.")] = None,
@@ -63,13 +72,9 @@ def probe_command(
     probed: list[Probed] = []
     for wanted in target or ["mask"]:
         task = Task(name=wanted, targets=(wanted,), overlapping=True)
-        found = [
-            image
-            for name, _, split in (reference.partition(":") for reference in dataset)
-            for image in labelled_images(features, name, split or None, task)
-        ]
+        found = _named(features, dataset, task)
         chosen = found if images is None else few(found, images, seed)
-        probed += probe(features, read, wanted, chosen, through, settings)
+        probed += probe(features, read, wanted, chosen, through, settings, _named(features, score_on or [], task))
     panels = panels_of(probed)
     if out is not None:
         out.write_bytes(encode_picture(draw_heat_map(panels)))
@@ -83,6 +88,12 @@ def probe_command(
         f"best: t = {best.timestep}, {best.block}, {best.encoding}; "
         f"a guess has {100 * best.prevalence:.1f} of {best.target}" + (f"; {out}" if out is not None else "")
     )
+
+
+def _named(features: FeatureStore, references: Sequence[str], task: Task) -> list[Labelled]:
+    """The labelled images of some data sets, NAME or NAME:SPLIT."""
+    parts = [reference.partition(":") for reference in references]
+    return [image for name, _, split in parts for image in labelled_images(features, name, split or None, task)]
 
 
 def codecs_named(names: str | None, spec: FeatureSpec, codebook: Path | None = None) -> dict[str, Codec | None]:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
-from interpreter.data import labelled_images
+from interpreter.data import Labelled, labelled_images, split_off
 from interpreter.errors import ConfigurationError, TrainingDataError
 from interpreter.heat_map import CELL, HEAD, MARGIN, Panel, draw_heat_map
 from interpreter.probe import Probed, ProbeSettings, fit_logistic, probe
@@ -66,6 +66,21 @@ def test_every_encoding_timestep_and_block_has_a_score(filled_store: FeatureStor
     assert probed(filled_store, spec, SETTINGS.model_copy(update={"seed": 1})) != scores
 
 
+def test_probes_fitted_to_some_images_are_scored_on_others(filled_store: FeatureStore, spec: FeatureSpec) -> None:
+    images = labelled_images(filled_store, "eyes", None, TASK)
+
+    def scores(fitted: list[Labelled], scored: list[Labelled]) -> list[float]:
+        found = probe(filled_store, spec, "mask", fitted, {"float16": None}, SETTINGS, scored)
+        return [one.average_precision for one in found]
+
+    one, other = scores(images[:2], images[2:]), scores(images[2:], images[:2])
+    assert one != other
+    train, held_out = split_off(images, SETTINGS.held_out, SETTINGS.seed)
+    assert scores(train, held_out) == scores(images, [])  # what a split would do by itself
+    with pytest.raises(TrainingDataError, match=r"eyes/\S+ is to be fitted and to be scored on"):
+        scores(images, images[:1])
+
+
 def test_what_cannot_be_probed_is_told(filled_store: FeatureStore, spec: FeatureSpec) -> None:
     images = labelled_images(filled_store, "eyes", None, TASK)
     with pytest.raises(TrainingDataError, match="too few for a probe"):
@@ -109,3 +124,6 @@ def test_the_command_prints_a_table_and_writes_a_picture(run: Run, filled_store:
         (t, b) for t in (1, 10, 100) for b in ("block_0", "block_2")
     }
     assert run("interpreter", *call[:-4], "--target", "disc").returncode == 1
+    on_itself = run("interpreter", *call, "--score-on", "eyes")
+    assert on_itself.returncode == 1
+    assert "is to be fitted and to be scored on" in on_itself.stderr
