@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.table import Table
 
 from extractor.architectures import small_unet
-from extractor.datasets import load_dataset
+from extractor.datasets import evenly_spread, load_dataset, of_split
 from extractor.diffusion import Diffusion, Prediction
 from extractor.presets import PRESETS, Preset, open_backbone
 from extractor.schedule import noise_schedule
@@ -69,7 +70,7 @@ def fit_codebook_command(
     as_json: AsJson = False,
 ) -> None:
     """Fit the codebook of the compact encoding to some photographs; they need no labels."""
-    from extractor.calibration import evenly_spread, fit_codebook
+    from extractor.calibration import fit_codebook
 
     recipe = recipe_of(preset, clip, trajectory, seed, (timesteps, grid, blocks))
     chosen = [one for source in dataset for one in evenly_spread(load_dataset(source).photographs, photographs)]
@@ -230,6 +231,66 @@ def reconstruct(
         console.print_json({"psnr_db": psnr, "picture": str(out)})
     else:
         console.out.print(f"{out}: PSNR {psnr:.2f} dB after walking up to t = {grid.split(',')[-1]} and back")
+
+
+@app.command(
+    "assess",
+    epilog="Example: extractor assess --backbone runs/backbone/backbone --dataset folder:photos "
+    "--dataset stare:/data/STARE",
+)
+def assess_command(
+    dataset: Annotated[
+        list[str], typer.Option(help="Photographs to ask about, ADAPTER:PATH; may be given again.", show_default=False)
+    ],
+    backbone: Annotated[str, typer.Option(help="Shipped name, folder or hub id.")] = "small",
+    photographs: Annotated[int, typer.Option(min=1, help="How many of each data set, evenly spread.")] = 8,
+    split: Annotated[str | None, typer.Option(help="Only of this split.")] = None,
+    timesteps: Annotated[
+        str | None, typer.Option(help="Noise levels, such as 1,10,100. [default: six of the schedule]")
+    ] = None,
+    grid: Annotated[str, typer.Option(help="Timesteps to walk up and down again.")] = "1,10,100,500",
+    preprocessing: PreprocessingOption = "fundus",
+    resolution: Annotated[int, typer.Option(min=8)] = 512,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    device: DeviceOption = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Does a backbone know such photographs? What it makes of noise at each level, and of the way up and back."""
+    from extractor.assessing import LEVELS, assess, given
+
+    network = open_backbone(backbone, device=device)
+    network.require_resolution(resolution)
+    levels = _integers(timesteps) or tuple(t for t in LEVELS if t < network.schedule.steps)
+    how = preprocessing_named(preprocessing)
+    chosen = []
+    for found in map(load_dataset, dataset):
+        some = found.photographs if split is None else of_split(found.photographs, split)
+        chosen.append((found.name, evenly_spread(some, photographs)))
+    assessed = []
+    with console.progress("assessing", sum(len(some) for _, some in chosen), quiet=as_json) as advance:
+        for name, some in chosen:
+            one = assess(
+                network,
+                some,
+                resolution,
+                how,
+                levels=levels,
+                grid=_integers(grid) or (),
+                seed=seed,
+                advance=lambda photograph: advance(1, photograph),
+            )
+            assessed.append((name, one))
+    if as_json:
+        noise = {t: given(network.schedule, t) for t in levels}
+        told = [{"dataset": name} | dataclasses.asdict(one) for name, one in assessed]
+        console.print_json({"given": noise, "datasets": told})
+        return
+    columns = [f"{name} ({one.photographs})" for name, one in assessed]
+    table = Table("t", "given", *columns, title="PSNR of denoised photographs, dB")
+    for t in levels:
+        table.add_row(str(t), f"{given(network.schedule, t):.1f}", *[f"{one.denoised[t]:.1f}" for _, one in assessed])
+    table.add_row(f"up to {grid.split(',')[-1]} and back", "", *[f"{one.walked:.1f}" for _, one in assessed])
+    console.out.print(table)
 
 
 def _integers(text: str | None) -> tuple[int, ...] | None:

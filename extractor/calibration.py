@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 
 from extractor.backbone import Backbone
@@ -52,9 +51,3 @@ def fit_codebook(
     finest = {block.name for block in spec.blocks if block.height == spec.resolution}
     lost = {name: finest_distortion if name in finest else distortion for name in moments}
     return Codebook({name: one.fit(lost[name]) for name, one in moments.items()})
-
-
-def evenly_spread(photographs: Sequence[Photograph], count: int) -> list[Photograph]:
-    """At most ``count`` of them, first and last included."""
-    chosen = np.linspace(0, len(photographs) - 1, min(count, len(photographs))).round().astype(int)
-    return [photographs[i] for i in chosen]

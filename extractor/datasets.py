@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -342,3 +342,9 @@ def of_split(photographs: Iterable[Photograph], split: str) -> list[Photograph]:
         splits = ", ".join(sorted({p.split for p in everything if p.split})) or "none"
         raise DatasetError(f"no image of split {split!r}; splits of this data set: {splits}")
     return found
+
+
+def evenly_spread(photographs: Sequence[Photograph], count: int) -> list[Photograph]:
+    """At most ``count`` of them, first and last included."""
+    chosen = np.linspace(0, len(photographs) - 1, min(count, len(photographs))).round().astype(int)
+    return [photographs[i] for i in chosen]

@@ -26,7 +26,6 @@ import numpy as np
 import torch
 
 from extractor.backbone import Backbone
-from extractor.errors import ScheduleError
 from extractor.schedule import NoiseSchedule
 
 
@@ -56,7 +55,7 @@ def invert(
         clip: x0_hat is clipped to [-1, 1].
         final_estimate: compute x0_hat at the last timestep too, where only features are needed.
     """
-    _require_grid(backbone.schedule, grid)
+    backbone.schedule.require(grid)
     x = x0
     for t, t_next in pairwise([*grid, None]):
         assert t is not None
@@ -96,9 +95,8 @@ def diffuse(
     Args:
         together: timesteps in one forward.
     """
-    _require_grid(backbone.schedule, timesteps)
-    alphas = {t: float(backbone.schedule.alphas_cumprod[t]) for t in timesteps}
-    states = {t: a**0.5 * x0 + (1 - a) ** 0.5 * noise for t, a in alphas.items()}
+    backbone.schedule.require(timesteps)
+    states = {t: backbone.schedule.noised(x0, noise, t) for t in timesteps}
     return _apart(backbone, states, blocks, together)
 
 
@@ -107,7 +105,7 @@ def _apart(
 ) -> Iterator[Step]:
     """Features of states that do not follow from each other, so that several timesteps share a forward."""
     timesteps = list(states)
-    _require_grid(backbone.schedule, timesteps)
+    backbone.schedule.require(timesteps)
     for start in range(0, len(timesteps), together):
         ts = timesteps[start : start + together]
         x = torch.cat([states[t] for t in ts])
@@ -133,7 +131,7 @@ def reconstruct(backbone: Backbone, x: torch.Tensor, grid: Sequence[int], *, cli
 
     The last step goes from grid[0] to no noise at all, where the state is x0_hat itself.
     """
-    _require_grid(backbone.schedule, grid)
+    backbone.schedule.require(grid)
     for t, t_next in pairwise([*reversed(grid), None]):
         assert t is not None
         x0_hat = backbone.estimate(x, t).x0
@@ -163,10 +161,3 @@ def ddim_step(schedule: NoiseSchedule, x: torch.Tensor, x0_hat: torch.Tensor, t:
 
 def _float32(value: float) -> float:
     return float(np.float32(value))
-
-
-def _require_grid(schedule: NoiseSchedule, grid: Sequence[int]) -> None:
-    if not grid or list(grid) != sorted(set(grid)):
-        raise ScheduleError(f"expected strictly increasing timesteps, got {tuple(grid)}")
-    if grid[0] < 0 or grid[-1] >= schedule.steps:
-        raise ScheduleError(f"expected timesteps within 0..{schedule.steps - 1} of {schedule.name}, got {tuple(grid)}")

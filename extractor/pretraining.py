@@ -251,7 +251,7 @@ def noisy_pair(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """x_t ~ q(x_t | x0) and the target that a network of this prediction type learns; shapes of x0."""
     a = float(schedule.alphas_cumprod[t])
-    x = a**0.5 * x0 + (1 - a) ** 0.5 * noise
+    x = schedule.noised(x0, noise, t)
     match prediction:
         case "epsilon":
             return x, noise

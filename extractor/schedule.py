@@ -11,9 +11,11 @@ Tables are float64, as in guided-diffusion; a schedule is named ``cosine-4000`` 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from extractor.errors import ScheduleError
@@ -32,6 +34,19 @@ class NoiseSchedule:
     def steps(self) -> int:
         """T."""
         return len(self.alphas_cumprod)
+
+    def require(self, timesteps: Sequence[int]) -> None:
+        """ScheduleError unless these are timesteps of this schedule, strictly increasing."""
+        if not timesteps or list(timesteps) != sorted(set(timesteps)):
+            raise ScheduleError(f"expected strictly increasing timesteps, got {tuple(timesteps)}")
+        if timesteps[0] < 0 or timesteps[-1] >= self.steps:
+            raise ScheduleError(f"expected timesteps within 0..{self.steps - 1} of {self.name}, got {tuple(timesteps)}")
+
+    def noised(self, x0: torch.Tensor, noise: torch.Tensor, t: int) -> torch.Tensor:
+        """x_t ~ q(x_t | x0) with this noise, of the same shape."""
+        a = float(self.alphas_cumprod[t])
+        noised: torch.Tensor = a**0.5 * x0 + (1 - a) ** 0.5 * noise
+        return noised
 
 
 def cosine(steps: int) -> NoiseSchedule:

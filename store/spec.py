@@ -76,7 +76,12 @@ def squeeze() -> Preprocessing:
     return Preprocessing(name="squeeze", crop="none", interpolation="lanczos", mask_outside=False, clahe=None)
 
 
-PREPROCESSINGS = {"fundus": Preprocessing, "squeeze": squeeze}
+def unequalised() -> Preprocessing:
+    """Like ``fundus``, without CLAHE: for backbones that were pre-trained so."""
+    return Preprocessing(clahe=None)
+
+
+PREPROCESSINGS = {"fundus": Preprocessing, "unequalised": unequalised, "squeeze": squeeze}
 
 
 class FloatEncoding(_Frozen):

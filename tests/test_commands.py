@@ -165,6 +165,29 @@ def test_a_photograph_walks_up_and_back(run: Run, dataset_folder: Path, wide_bac
     assert picture.is_file()
 
 
+def test_a_backbone_is_assessed_on_photographs(run: Run, dataset_folder: Path, wide_backbone: Path) -> None:
+    arguments = ["assess", "--backbone", wide_backbone, "--dataset", f"folder:{dataset_folder}", "--photographs", "2"]
+    small = [
+        *arguments,
+        "--resolution",
+        "32",
+        "--grid",
+        "1,10",
+        "--timesteps",
+        "1,100",
+        "--preprocessing",
+        "unequalised",
+    ]
+    told = run("extractor", *small, "--json")
+    assert told.returncode == 0, told.stderr
+    report = json.loads(told.stdout)
+    assert report["given"].keys() == report["datasets"][0]["denoised"].keys() == {"1", "100"}
+    assert report["datasets"][0]["photographs"] == 2
+    table = run("extractor", *small).stdout
+    assert "up to 10 and back" in table
+    assert run("extractor", *small, "--split", "other").returncode == 1
+
+
 def test_damage_is_repaired_by_the_runs_that_made_it(
     run: Run, dataset_folder: Path, wide_backbone: Path, tmp_path: Path
 ) -> None:

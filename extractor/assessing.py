@@ -1,0 +1,99 @@
+"""How well a backbone knows some photographs: what it makes of noise at each level, and of the way up and back.
+
+All numbers are PSNR in dB of values in [-1, 1], inside the field of view, so that backbones of every prediction
+type can be compared:
+
+    given       x_t / sqrt(a_t): what the network has to go by
+    denoised    x0_hat, its estimate of the photograph
+    walked      the photograph, walked up the grid (Eq. 6) and back (Eq. 4)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+import torch
+
+from extractor.backbone import Backbone
+from extractor.datasets import Photograph
+from extractor.images import decode_image, image_id, read_bytes
+from extractor.inversion import residual, round_trip
+from extractor.preprocess import preprocess
+from extractor.schedule import NoiseSchedule
+from store.spec import Preprocessing
+
+LEVELS = (1, 10, 100, 500, 1000, 2000)
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """PSNR of some photographs, mean over them.
+
+    Attributes:
+        denoised: {timestep: dB}.
+        walked: dB.
+    """
+
+    photographs: int
+    denoised: Mapping[int, float]
+    walked: float
+
+
+def given(schedule: NoiseSchedule, t: int) -> float:
+    """PSNR of what a network has to go by at a timestep, in dB; the same for every photograph."""
+    a = float(schedule.alphas_cumprod[t])
+    return 10 * math.log10(4 * a / (1 - a))
+
+
+def assess(
+    backbone: Backbone,
+    photographs: Sequence[Photograph],
+    resolution: int,
+    how: Preprocessing,
+    *,
+    levels: Sequence[int] = LEVELS,
+    grid: Sequence[int] = (1, 10, 100, 500),
+    seed: int = 0,
+    advance: Callable[[str], None] | None = None,
+) -> Assessment:
+    """Ask a backbone about some photographs.
+
+    Args:
+        resolution: R.
+        levels: timesteps that noise is added at.
+        grid: timesteps of the walk up and back.
+        seed: of the noise; each photograph has noise of its own, whatever else is asked about.
+        advance: called with the name of each photograph that is done.
+
+    Raises:
+        ImageError: a photograph cannot be used.
+        ScheduleError: levels or grid are no timesteps of the backbone's schedule.
+    """
+    backbone.schedule.require(levels)
+    denoised: dict[int, list[float]] = {t: [] for t in levels}
+    walked: list[float] = []
+    for photograph in photographs:
+        data, name = read_bytes(photograph.image), str(photograph.image)
+        prepared = preprocess(decode_image(data, name), resolution, how, name)
+        x0, inside = prepared.x0.to(backbone.device), torch.from_numpy(prepared.fov)[None].to(backbone.device)
+        drawn = np.random.default_rng([seed, int(image_id(data)[:16], 16)]).standard_normal(x0.shape, np.float32)
+        noise = torch.from_numpy(drawn).to(x0.device)
+        for t in levels:
+            estimate = backbone.estimate(backbone.schedule.noised(x0, noise, t), t).x0
+            assert estimate is not None
+            denoised[t].append(_psnr(estimate, x0, inside))
+        back, _ = round_trip(backbone, x0, grid)
+        walked.append(_psnr(back, x0, inside))
+        if advance is not None:
+            advance(photograph.name)
+    return Assessment(len(walked), {t: fmean(of_each) for t, of_each in denoised.items()}, fmean(walked))
+
+
+def _psnr(image: torch.Tensor, x0: torch.Tensor, inside: torch.Tensor) -> float:
+    """Of one image (1, 3, R, R), in dB."""
+    error = float(residual(image, x0, inside))
+    return 10 * math.log10(4 / error) if error else math.inf
