@@ -159,13 +159,19 @@ class Backbone:
                 f"no block {', '.join(unknown)} here; this backbone has {self.block_names[0]} .. {self.block_names[-1]}"
             )
         self.require_resolution(resolution)
-        # Shapes scale with R, so the smallest legal image is enough to learn them.
-        probe = torch.zeros(1, 3, self.stride, self.stride, device=self.device)
+        # Shapes scale with R, so a small image is enough to learn them; of the smallest, a single pixel would be left,
+        # which a norm of each channel by itself refuses.
+        side = 2 * self.stride
+        probe = torch.zeros(1, 3, side, side, device=self.device)
         shapes = self.estimate(probe, 0, wanted, features_only=True).features
-        scale = resolution // self.stride
         ordered = [name for name in self.block_names if name in set(wanted)]
         return tuple(
-            Block(name=name, channels=f.shape[1], height=f.shape[2] * scale, width=f.shape[3] * scale)
+            Block(
+                name=name,
+                channels=f.shape[1],
+                height=f.shape[2] * resolution // side,
+                width=f.shape[3] * resolution // side,
+            )
             for name, f in ((name, shapes[name]) for name in ordered)
         )
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 
-from extractor.architectures import tiny_unet
+from extractor.architectures import plain_unet, tiny_unet
 from extractor.backbone import Backbone, load_backbone
 from extractor.diffusion import Diffusion, Prediction
 from extractor.errors import BackboneError, NonFiniteActivation, ScheduleError
@@ -145,6 +145,12 @@ def test_blocks_by_name_or_index(backbone: Backbone) -> None:
         backbone.blocks([9], 64)
     with pytest.raises(BackboneError, match="not a multiple of the network's stride 2"):
         backbone.blocks([0], 33)
+
+
+def test_blocks_of_a_network_that_norms_each_channel_by_itself() -> None:
+    config = plain_unet((4, 4, 4), norm_groups=4)
+    backbone = Backbone(build_unet(config), Diffusion(noise_schedule("cosine-1000"), "epsilon"), config)
+    assert [(one.height, one.width) for one in backbone.blocks([0, 1, 2, 4], 16)] == [(4, 4), (8, 8), (8, 8), (16, 16)]
 
 
 def test_half_precision_is_close(backbone: Backbone) -> None:

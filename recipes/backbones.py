@@ -1,0 +1,281 @@
+"""Ways of pre-training a backbone, at equal compute: a table of docs/results.md.
+
+    python -m recipes.backbones --data DATA --work WORK [--only small] [--tflop 20] [--json]
+
+Every variant is trained with the same number of floating-point operations on the same unlabelled photographs, and
+asked what its features say of vessels on cameras that the probe was not fitted to. Labels come from ``train``
+splits only, so that what is chosen by this table may be tested on the others. A variant that was scored is not made
+again, and one that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Any, NoReturn
+
+import torch
+import typer
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+
+from extractor.architectures import plain_unet, small_unet
+from extractor.errors import ExtractorError
+from extractor.photographs import PreparedPhotographs, find_images
+from extractor.pretraining import Pretraining, PretrainingSettings
+from extractor.unet import build_unet
+from interpreter.errors import InterpreterError
+from recipes.calls import StepFailed, call
+from recipes.models import UNLABELLED, table_at
+from recipes.photographs import folders_of
+from recipes.shipped import CHASE_DB1, HRF, STARE
+from store import console
+from store.errors import StoreError
+
+CAMERAS = (STARE, CHASE_DB1, HRF)
+HELD_OUT = 8
+"""Unlabelled photographs that no variant is trained on."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of pre-training; what is not said is as for the backbone that is shipped.
+
+    Attributes:
+        says: how it differs.
+        pretraining: of ``PretrainingSettings``.
+        widths, blocks_per_level: of the U-Net, as ``plain_unet`` has them.
+    """
+
+    says: str
+    pretraining: dict[str, Any] = field(default_factory=dict)
+    widths: tuple[int, ...] = tuple(small_unet()["block_out_channels"])
+    blocks_per_level: int = 1
+
+    def settings(self, tflop: float) -> PretrainingSettings:
+        """Settings whose steps take ``tflop`` * 10^12 operations together."""
+        unet = plain_unet(self.widths, math.gcd(8, *self.widths), self.blocks_per_level)
+        common = {"unet": unet, "learning_rate": 1e-3, "checkpoint_every": 200}
+        one = PretrainingSettings.model_validate(common | self.pretraining | {"steps": 1})
+        return one.model_copy(update={"steps": max(1, round(tflop * 1e12 / operations(one)))})
+
+    @property
+    def preprocessing(self) -> str:
+        """The name that ``extractor run`` knows it by."""
+        preprocessing = self.pretraining.get("preprocessing", {"clahe": True})
+        return "fundus" if preprocessing["clahe"] else "unequalised"
+
+    @property
+    def blocks(self) -> str:
+        """The first block of each level but the coarsest, as the preset ``small`` reads them."""
+        in_a_level = self.blocks_per_level + 1
+        return ",".join(str(in_a_level * level) for level in range(1, len(self.widths)))
+
+
+VARIANTS = {
+    "small": Variant("as shipped: velocity, crops of 128, half of the steps below t = 500"),
+    "epsilon": Variant("predicts the noise", {"prediction": "epsilon"}),
+    "sample": Variant("predicts the image", {"prediction": "sample"}),
+    "uniform": Variant("all noise levels alike", {"level_power": 1.0}),
+    "faint": Variant("half of the steps below t = 63", {"level_power": 6.0}),
+    "whole": Variant("whole photographs, one in a step", {"crop": 512, "batch": 1}),
+    "plain": Variant("no photometric changes", {"photometric": 0.0}),
+    "strong": Variant("photometric changes twice as strong", {"photometric": 2.0}),
+    "unequalised": Variant("no CLAHE", {"preprocessing": {"clahe": None}}),
+    "wide": Variant("half as wide again, everywhere", widths=(24, 48, 96, 144, 192)),
+    "coarse": Variant("finest level half as wide, coarse ones twice", widths=(8, 32, 128, 192, 256)),
+    "deep": Variant("two residual blocks a level", blocks_per_level=2),
+}
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a variant is worth.
+
+    Attributes:
+        steps: of its training.
+        processor_seconds: of its training, as this machine's clock had it.
+        denoised: {timestep: PSNR in dB} of photographs of cameras it never saw.
+        own_denoised: the same, of held-out photographs of cameras it knows.
+        walked, own_walked: PSNR in dB after the way up and back.
+        precision: {"t = T, BLOCK": average precision of vessels, 0..1}, mean over the cameras a probe is fitted to,
+            each scored on the two others.
+    """
+
+    name: str
+    steps: int
+    processor_seconds: float
+    denoised: dict[str, float]
+    own_denoised: dict[str, float]
+    walked: float
+    own_walked: float
+    precision: dict[str, float]
+
+    @property
+    def best(self) -> tuple[str, float]:
+        """The place that says most of vessels, and its average precision."""
+        return max(self.precision.items(), key=lambda item: item[1])
+
+
+def operations(settings: PretrainingSettings) -> float:
+    """Floating-point operations of one step, backward pass included (twice the forward's)."""
+    unet = build_unet(settings.unet).to("meta")
+    x = torch.empty(settings.batch, 3, settings.crop, settings.crop, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        unet(x, torch.zeros(settings.batch, device="meta"))
+    return 3.0 * int(counter.get_total_flops())
+
+
+def at_smoke_size(variant: Variant) -> Variant:
+    """The same with the narrowest network; of as few operations as one likes, since a step is taken at least."""
+    return dataclasses.replace(
+        variant, widths=(4,) * len(variant.widths), pretraining=variant.pretraining | {"crop": 32, "resolution": 64}
+    )
+
+
+class Comparison:
+    """All variants of one table, in one folder.
+
+    Args:
+        table: all photographs (``recipes.photographs``).
+        work: receives photographs, backbones, features and scores.
+        tflop: 10^12 operations for each variant.
+        count: photographs of each camera that backbones are assessed on.
+    """
+
+    def __init__(self, table: Path, work: Path, tflop: float, count: int = 4) -> None:
+        self.table, self.work, self.tflop, self.count = table, work, tflop, count
+        self.cameras = {one.name: one.write_manifest(table, work / "tables") for one in CAMERAS}
+
+    @cached_property
+    def unlabelled(self) -> tuple[list[Path], list[Path]]:
+        """Photographs to train on, and those that are held out."""
+        everything = find_images(folders_of(self.table, UNLABELLED))
+        every = max(2, len(everything) // HELD_OUT)
+        return [path for i, path in enumerate(everything) if i % every], everything[::every]
+
+    def score(self, name: str, variant: Variant) -> Scored:
+        """Train, extract, probe; what is there already is read."""
+        folder = self.work / "backbones" / name
+        settings = variant.settings(self.tflop)
+        asked, kept = settings.model_dump(mode="json"), folder / "scores.json"
+        if kept.is_file() and (known := json.loads(kept.read_text()))["asked"] == asked:
+            return Scored(**known["scores"])
+        seconds = self._train(settings, folder)
+        cameras = self._assess(folder, variant, [f"manifest:{path}" for path in self.cameras.values()])
+        (own,) = self._assess(folder, variant, [f"manifest:{self._held_out()}"], split=None)
+        scored = Scored(
+            name,
+            settings.steps,
+            round(seconds, 1),
+            {t: fmean(one["denoised"][t] for one in cameras) for t in cameras[0]["denoised"]},
+            own["denoised"],
+            fmean(one["walked"] for one in cameras),
+            own["walked"],
+            self._probe(folder, variant),
+        )
+        kept.write_text(json.dumps({"asked": asked, "scores": dataclasses.asdict(scored)}, indent=2) + "\n")
+        return scored
+
+    def _train(self, settings: PretrainingSettings, folder: Path) -> float:
+        """Train a variant, or let it go on; returns the processor's seconds of this time."""
+        photographs = PreparedPhotographs(
+            self.unlabelled[0], self.work / "prepared", settings.resolution, settings.preprocessing
+        )
+        started = time.process_time()
+        training = Pretraining(settings, photographs, folder)
+        with console.progress(f"pre-training {folder.name}", settings.steps - training.step) as advance:
+            training.run(lambda _, loss: advance(1, f"loss {loss:.3f}"))
+        return time.process_time() - started
+
+    def _assess(
+        self, folder: Path, variant: Variant, sources: Sequence[str], split: str | None = "train"
+    ) -> list[dict[str, Any]]:
+        told = call(
+            "extractor", "assess", "--backbone", folder / "backbone", "--preprocessing", variant.preprocessing,
+            *[word for source in sources for word in ("--dataset", source)], "--photographs", self.count,
+            *(["--split", split] if split else []), "--json",
+        )  # fmt: skip
+        found: list[dict[str, Any]] = told["datasets"]
+        return found
+
+    def _held_out(self) -> Path:
+        path = self.work / "tables" / "held_out.csv"
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([["image"], *([image.resolve()] for image in self.unlabelled[1])])
+        return path
+
+    def _probe(self, folder: Path, variant: Variant) -> dict[str, float]:
+        """Probes fitted to each camera in turn and scored on the others."""
+        store = self.work / "features.zarr"
+        (spec,) = {
+            call(
+                "extractor", "run", "--dataset", f"manifest:{path}", "--split", "train", "--backbone",
+                folder / "backbone", "--preprocessing", variant.preprocessing, "--blocks", variant.blocks, "--store",
+                store, "--json",
+            )["spec"]
+            for path in self.cameras.values()
+        }  # fmt: skip
+        found = []
+        for fitted in self.cameras:
+            others = [word for other in self.cameras if other != fitted for word in ("--score-on", f"{other}:train")]
+            found += call(
+                "interpreter", "probe", "--store", store, "--spec", spec, "--target", "vessel", "--dataset",
+                f"{fitted}:train", *others, "--json",
+            )  # fmt: skip
+        places = sorted((f"t = {one['timestep']}, {one['block']}", one["average_precision"]) for one in found)
+        return {place: fmean(value for _, value in group) for place, group in groupby(places, lambda item: item[0])}
+
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog="Example: python -m recipes.backbones --data data --work build/backbones --only small,epsilon")
+def backbones(
+    work: Annotated[Path, typer.Option(help="Folder of the comparison; a stopped one goes on.", show_default=False)],
+    data: Annotated[Path | None, typer.Option(help="Folder of the data sets, with their table.")] = None,
+    only: Annotated[str | None, typer.Option(help=f"By comma, of {', '.join(VARIANTS)}.")] = None,
+    tflop: Annotated[float, typer.Option(min=1e-6, help="10^12 operations for each variant.")] = 20.0,
+    smoke: Annotated[bool, typer.Option("--smoke", help="The same at tiny size, on drawn photographs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
+) -> None:
+    """Pre-train backbones in several ways at equal compute, and ask what their features are worth."""
+    chosen = [name.strip() for name in only.split(",")] if only else list(VARIANTS)
+    if unknown := set(chosen) - set(VARIANTS):
+        raise typer.BadParameter(f"no variant {', '.join(sorted(unknown))}; there are {', '.join(VARIANTS)}")
+    table = table_at(data, work, smoke=smoke)
+    variants = {name: VARIANTS[name] for name in chosen}
+    if smoke:
+        variants = {name: at_smoke_size(variant) for name, variant in variants.items()}
+        tflop = 0.0
+    comparison = Comparison(table, work, tflop, count=1 if smoke else 4)
+    scored = [comparison.score(name, variant) for name, variant in variants.items()]
+    if as_json:
+        console.print_json([dataclasses.asdict(one) | {"says": VARIANTS[one.name].says} for one in scored])
+        return
+    shown = Table("variant", "steps", "s", "denoised, t = 500", "up and back", "vessels, mean", "best", "where")
+    for one in scored:
+        where, best = one.best
+        shown.add_row(
+            one.name, str(one.steps), f"{one.processor_seconds:.0f}", f"{one.denoised['500']:.1f}",
+            f"{one.walked:.1f}", f"{100 * fmean(one.precision.values()):.1f}", f"{100 * best:.1f}", where,
+        )  # fmt: skip
+    console.out.print(shown)
+
+
+def main() -> NoReturn:
+    """Entry point."""
+    console.run(app, ExtractorError, InterpreterError, StoreError, StepFailed)
+
+
+if __name__ == "__main__":
+    main()
