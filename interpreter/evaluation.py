@@ -189,7 +189,7 @@ def _at_native_size(
     geometry = features.geometry
     return Compared(
         native_masks(prediction, features.fov, geometry, task.overlapping),
-        native_probabilities(prediction, geometry)[1:],
+        native_probabilities(prediction, features.fov, geometry)[1:],
         task.members(truth),
         rules.counted(geometry.restore(features.fov).astype(np.bool_)),
     )

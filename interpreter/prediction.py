@@ -134,9 +134,11 @@ def native_masks(
     return masks & geometry.restore(fov).astype(np.bool_)
 
 
-def native_probabilities(prediction: Prediction, geometry: Geometry) -> NDArray[np.float32]:
-    """Mean probabilities float32 (n, H, W); 0 outside the crop."""
-    return _restored(prediction.probabilities, geometry)
+def native_probabilities(prediction: Prediction, fov: NDArray[np.bool_], geometry: Geometry) -> NDArray[np.float32]:
+    """Mean probabilities float32 (n, H, W); 0 outside the field of view, where no answer is given."""
+    native = _restored(prediction.probabilities, geometry)
+    native[:, ~geometry.restore(fov).astype(np.bool_)] = 0
+    return native
 
 
 def _restored(planes: NDArray[np.float32], geometry: Geometry) -> NDArray[np.float32]:

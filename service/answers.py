@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from interpreter.domain import DomainScore
-from interpreter.prediction import Prediction, vote
+from interpreter.prediction import Prediction, native_probabilities, vote
 from store.geometry import Geometry, Interpolation
 
 
@@ -91,10 +91,7 @@ class Answer:
 
     def native_probabilities(self) -> NDArray[np.float32]:
         """float32 (n, H, W): mean over timesteps; 0 outside the field of view."""
-        square = np.ascontiguousarray(np.moveaxis(self.prediction.probabilities, 0, -1))
-        native = self.geometry.restore(square, Interpolation.LINEAR)
-        native[~self.native_fov()] = 0
-        return np.ascontiguousarray(np.moveaxis(native, -1, 0), dtype=np.float32)
+        return np.ascontiguousarray(native_probabilities(self.prediction, self.fov, self.geometry))
 
     def native_map(self, square: NDArray[np.generic], interpolation: Interpolation) -> NDArray[np.generic]:
         """A map (R, R) at native size (H, W), 0 outside the field of view."""

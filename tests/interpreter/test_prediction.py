@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from interpreter.network import Interpreter, InterpreterConfig
-from interpreter.prediction import native_labels, native_masks, predict, segment, vote, vote_overlapping
+from interpreter.prediction import (
+    native_labels,
+    native_masks,
+    native_probabilities,
+    predict,
+    segment,
+    vote,
+    vote_overlapping,
+)
 from store import FeatureSpec, FeatureStore, Geometry
 
 
@@ -62,7 +70,11 @@ def test_native_labels_follow_the_vote_and_stay_inside_the_field_of_view(
     features = filled_store.entry(spec, next(iter(filled_store.keys(spec)))).features()
     prediction, native = segment(network, features)
     assert native.shape == (80, 96)
-    assert not native[~features.geometry.restore(features.fov).astype(bool)].any()
+    outside = ~features.geometry.restore(features.fov).astype(bool)
+    assert not native[outside].any()
+    probabilities = native_probabilities(prediction, features.fov, features.geometry)
+    assert not probabilities[:, outside].any()  # the scores that curves are made of are those of the answer
+    np.testing.assert_allclose(probabilities[:, ~outside].sum(axis=0), 1, atol=1e-4)
     same_size = Geometry.whole(32, 32, 32)
     everywhere = np.ones((32, 32), dtype=np.bool_)
     np.testing.assert_array_equal(native_labels(prediction, everywhere, same_size), prediction.labels)
