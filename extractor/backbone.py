@@ -79,6 +79,11 @@ class Backbone:
         precision: Precision = "float32",
         memory_format: torch.memory_format = torch.channels_last,
     ) -> None:
+        if unet.config.in_channels != 3 or unet.config.out_channels not in (3, 6):
+            raise BackboneError(
+                f"this network reads {unet.config.in_channels} channels and gives {unet.config.out_channels}; "
+                "expected one of colour photographs, with 3 in and 3 (or 6, with a learned variance) out"
+            )
         self.unet = unet.eval().requires_grad_(False).to(memory_format=memory_format)
         self.memory_format = memory_format
         self.diffusion = diffusion

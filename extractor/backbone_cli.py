@@ -167,6 +167,7 @@ def import_command(
     half: Annotated[bool, typer.Option("--half", help="Store float16 weights.")] = False,
 ) -> None:
     """Import a guided-diffusion checkpoint: widths, blocks and classes are read off the weights."""
+    from extractor.backbone import load_backbone
     from extractor.guided_diffusion import Unrecorded, import_checkpoint, read_checkpoint
 
     if head_channels is None and heads is None:
@@ -175,6 +176,7 @@ def import_command(
     diffusion = Diffusion(noise_schedule(schedule), prediction, rescale_timesteps, class_label)
     backbone = import_checkpoint(read_checkpoint(checkpoint), unrecorded, diffusion)
     backbone.save(out, half=half)
+    backbone = load_backbone(out, class_label=class_label)  # its fingerprint is that of the weights as they were saved
     console.out.print(
         f"{out}: {backbone.parameters / 1e6:.1f} M weights, blocks {backbone.block_names[0]} .. "
         f"{backbone.block_names[-1]}, {schedule}, predicts {prediction}, fingerprint {backbone.fingerprint[:12]}"

@@ -113,6 +113,8 @@ def run(
 
     if workers is not None and scheduler is not None:
         raise typer.BadParameter("--workers starts a cluster, --scheduler names one; give one of them")
+    if codebook is not None and encoding != "compact":
+        raise typer.BadParameter("--codebook is of the compact encoding; give --encoding compact with it")
     recipe = recipe_of(preset, clip, trajectory, seed, (timesteps, grid, blocks))
     data = _selected(load_dataset(dataset, name), split, limit, images)
     source = backbone or recipe.backbone

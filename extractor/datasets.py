@@ -224,27 +224,31 @@ def manifest(path: Path) -> Iterator[Photograph]:
     Every other column is a target and holds the files of its masks; empty cells are unlabelled.
     Paths are relative to the CSV file.
     """
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        if not rows.fieldnames or "image" not in rows.fieldnames:
-            raise DatasetError(f"{path}: expected a column 'image', found {rows.fieldnames}")
-        targets = [column for column in rows.fieldnames if column not in _MANIFEST_COLUMNS]
-        for line, row in enumerate(rows, 2):
-            if not row["image"]:
-                raise DatasetError(f"{path}: line {line} names no image")
-            image = path.parent / row["image"]
-            files = {target: path.parent / row[target] for target in targets if row[target]}
-            for listed in (image, *files.values()):
-                if not listed.is_file():
-                    raise DatasetError(f"{path}: line {line} names {listed}, which does not exist")
-            prefix = f"{row['dataset']}_" if row.get("dataset") else ""
-            yield Photograph(
-                name=row.get("name") or prefix + image.stem,
-                image=image,
-                masks=files,
-                split=row.get("split") or None,
-                group=row.get("group") or None,
-            )
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            columns, listed = list(rows.fieldnames or ()), list(rows)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(f"{path}: expected a CSV file in UTF-8; {error}") from error
+    if "image" not in columns:
+        raise DatasetError(f"{path}: expected a column 'image', found {columns}")
+    targets = [column for column in columns if column not in _MANIFEST_COLUMNS]
+    for line, row in enumerate(listed, 2):
+        if not row["image"]:
+            raise DatasetError(f"{path}: line {line} names no image")
+        image = path.parent / row["image"]
+        files = {target: path.parent / row[target] for target in targets if row[target]}
+        for named in (image, *files.values()):
+            if not named.is_file():
+                raise DatasetError(f"{path}: line {line} names {named}, which does not exist")
+        prefix = f"{row['dataset']}_" if row.get("dataset") else ""
+        yield Photograph(
+            name=row.get("name") or prefix + image.stem,
+            image=image,
+            masks=files,
+            split=row.get("split") or None,
+            group=row.get("group") or None,
+        )
 
 
 ADAPTERS: dict[str, Adapter] = {
@@ -285,10 +289,10 @@ def load_dataset(reference: str, name: str | None = None) -> DataSet:
     [(most, count)] = Counter(photograph.name for photograph in photographs).most_common(1)
     if count > 1:
         raise DatasetError(f"{path}: {count} images are called {most!r}; names must differ")
-    own = re.sub(r"[^\w.-]+", "_", path.resolve().stem) if adapter in ("folder", "manifest") else adapter
+    called = {"folder": path.resolve().name, "manifest": path.resolve().stem}.get(adapter, adapter)
     if name is not None and not re.fullmatch(r"[\w.-]+", name):
         raise DatasetError(f"the name {name!r} holds more than letters, digits, '_', '-' and '.'; choose another")
-    return DataSet(name or own, photographs)
+    return DataSet(name or re.sub(r"[^\w.-]+", "_", called or adapter), photographs)
 
 
 def _images(folder: Path, wanted: Callable[[Path], bool] = lambda _: True) -> list[Path]:
@@ -310,7 +314,8 @@ def _maybe(folder: Path, stem: str) -> Path | None:
     """The image file of that stem, whatever its ending; None if there is none."""
     if not folder.is_dir():
         return None
-    return next((p for p in sorted(folder.glob(f"{_escaped(stem)}.*")) if p.suffix.lower() in SUFFIXES), None)
+    there = sorted(folder.glob(f"{_escaped(stem)}.*"))  # of img also img.1.png, which belongs to img.1
+    return next((p for p in there if p.stem == stem and p.suffix.lower() in SUFFIXES), None)
 
 
 def _one(folder: Path, stem: str) -> Path:

@@ -63,15 +63,21 @@ def decode_mask(data: bytes, name: str = "mask", max_pixels: int = MAX_PIXELS) -
     """Decode a binary mask to bool (H, W).
 
     Masks are found with any two values, in any colour, as one bit and as palettes: of two values the
-    larger is True. Of more, as JPEG and soft masks have them, those above the middle of 0..255 (of
-    16-bit masks: of their own range) are.
+    larger is True (of colours, the one whose brightest channel is the larger). Of more, as JPEG and soft
+    masks have them, those above the middle of 0..255 (of 16-bit masks: of their own range) are.
 
     Raises:
-        ImageError: more than two values and none above the middle, such as class ids.
+        ImageError: more than two values and none above the middle, such as class ids, or colours of which none is
+            brighter than the others.
     """
     image = _open(data, name, max_pixels)
-    pixels = np.asarray(image) if image.mode.startswith("I") else np.asarray(_to_rgb(image)).max(axis=2)
+    colours = np.asarray(image)[..., None] if image.mode.startswith("I") else np.asarray(_to_rgb(image))
+    pixels = colours.max(axis=2)
     levels = np.unique(pixels)
+    if len(levels) == 1 and (colours != colours[0, 0]).any():
+        raise ImageError(
+            f"{name}: expected a binary mask, found several colours of one brightness; save it in black and white"
+        )
     if len(levels) <= 2:
         return np.asarray(pixels > (levels[0] if len(levels) == 2 else 0))
     middle = 127 if levels[-1] <= 255 else int(levels[-1]) // 2

@@ -15,9 +15,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from extractor.errors import ImageError
 from extractor.field_of_view import find_field_of_view
 from store.geometry import Geometry, Interpolation
 from store.spec import Clahe, Preprocessing
+
+NARROWEST = 4
+"""A photograph's longer side over its shorter one, at most: the square around it is so many times as large."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,16 @@ def preprocess(
             field of view lies is decided before, so all renderings have one geometry.
 
     Raises:
+        ImageError: so narrow that a square around it would need far more memory than the image.
         NoFieldOfView: nothing lit in the image.
     """
+    height, width = image.shape[:2]
+    if how.crop == "fov" and max(height, width) > NARROWEST * min(height, width):
+        raise ImageError(
+            f"{name}: {width} x {height} pixels are no photograph of a retina; "
+            f"its longer side may be {NARROWEST} times the shorter one"
+        )
     fov = find_field_of_view(image, name)
-    height, width = fov.shape
     geometry = (
         Geometry.square_around(fov, resolution) if how.crop == "fov" else Geometry.whole(height, width, resolution)
     )

@@ -110,6 +110,7 @@ def test_store_commands(run: Run, filled_store: FeatureStore, spec: FeatureSpec)
         ("extractor", ["run", "--dataset", "a:b", "--store", "x"], 1, "expected ADAPTER:PATH"),
         ("extractor", ["run", "--dataset", "a:b", "--store", "x", "--preset", "huge"], 2, "no preset 'huge'"),
         ("extractor", ["run", "--dataset", "folder:.", "--store", "x", "--blocks", "4,x"], 2, "whole numbers"),
+        ("extractor", ["run", "--dataset", "folder:.", "--store", "x", "--codebook", "c"], 2, "compact"),
         ("extractor", ["reconstruct", "/no/such.png", "--out", "x"], 1, "cannot be read"),
         ("extractor", ["import-checkpoint", "/no/such.pt", "x"], 1, "no such file"),
         ("extractor", ["pretrain", "--images", ".", "--out", "x", "--config", "/no/such"], 1, "No such file"),

@@ -134,6 +134,24 @@ def test_a_missing_mask_is_named(tmp_path: Path) -> None:
         load_dataset(f"stare:{tmp_path}")
 
 
+def test_a_table_in_another_encoding_is_told(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_bytes("image,name\none.png,r\u00e9tine\n".encode("cp1252"))
+    with pytest.raises(DatasetError, match=r"list\.csv: expected a CSV file in UTF-8"):
+        load_dataset(f"manifest:{tmp_path / 'list.csv'}")
+
+
+def test_a_mask_belongs_to_the_image_of_exactly_its_name(tmp_path: Path) -> None:
+    touch(tmp_path, "images/img.png", "images/img.1.png", "images/img.2.png", "masks/img.png", "masks/img.1.png")
+    masks = {p.name: [path.name for path in p.masks.values()] for p in load_dataset(f"folder:{tmp_path}").photographs}
+    assert masks == {"img": ["img.png"], "img.1": ["img.1.png"], "img.2": []}
+
+
+def test_folders_keep_their_whole_name(tmp_path: Path) -> None:
+    for year in ("2023", "2024"):
+        touch(tmp_path, f"photos.{year}/a.png")
+        assert load_dataset(f"folder:{tmp_path}/photos.{year}").name == f"photos.{year}"
+
+
 def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
     touch(tmp_path, "a.png", "a.jpg")
     with pytest.raises(DatasetError, match="2 images are called 'a'"):

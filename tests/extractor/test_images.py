@@ -106,6 +106,13 @@ def test_masks_in_any_two_values_and_any_colour() -> None:
     np.testing.assert_array_equal(decode_mask(encoded(Image.fromarray(soft), "PNG"))[1:], mask[1:])
 
 
+def test_colours_of_one_brightness_are_no_binary_mask() -> None:
+    painted = np.full((5, 5, 3), 255, np.uint8)
+    painted[2, 2] = 255, 0, 0  # a red lesion on white: which of both is meant?
+    with pytest.raises(ImageError, match=r"red\.png: expected a binary mask, found several colours of one brightness"):
+        decode_mask(encoded(Image.fromarray(painted), "PNG"), "red.png")
+
+
 def test_class_ids_are_no_binary_mask() -> None:
     with pytest.raises(ImageError, match=r"ids\.png: expected a binary mask, found 4 values from 0 to 3"):
         decode_mask(encoded(Image.fromarray(RGB[..., 0] // 64), "PNG"), "ids.png")

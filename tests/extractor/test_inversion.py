@@ -147,6 +147,12 @@ def test_blocks_by_name_or_index(backbone: Backbone) -> None:
         backbone.blocks([0], 33)
 
 
+def test_a_network_of_other_than_colour_photographs_is_refused() -> None:
+    config = tiny_unet() | {"in_channels": 6}
+    with pytest.raises(BackboneError, match="reads 6 channels and gives 3; expected one of colour photographs"):
+        Backbone(build_unet(config), Diffusion(noise_schedule("cosine-1000"), "epsilon"), config)
+
+
 def test_blocks_of_a_network_that_norms_each_channel_by_itself() -> None:
     config = plain_unet((4, 4, 4), norm_groups=4)
     backbone = Backbone(build_unet(config), Diffusion(noise_schedule("cosine-1000"), "epsilon"), config)

@@ -11,7 +11,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from extractor.backbone import Backbone
-from extractor.errors import NoFieldOfView
+from extractor.errors import ImageError, NoFieldOfView
 from extractor.extraction import Extractor
 from extractor.field_of_view import find_field_of_view
 from extractor.images import decode_image, decode_mask
@@ -100,6 +100,15 @@ def test_the_whole_image_can_be_squeezed() -> None:
     )
     assert squeezed.geometry.box_height == 80
     assert squeezed.geometry.box_width == 96
+
+
+def test_a_strip_is_no_photograph() -> None:
+    """A square around it would take four times the memory of the largest photograph, and more."""
+    strip = np.full((20, 100, 3), 200, np.uint8)
+    with pytest.raises(ImageError, match=r"strip\.png: 100 x 20 pixels are no photograph of a retina"):
+        preprocess(strip, 64, Preprocessing(), "strip.png")
+    assert preprocess(strip[:, :80], 64, Preprocessing()).geometry.box_height == 80
+    assert preprocess(strip, 64, squeeze()).geometry.box_width == 100
 
 
 def test_pixels_survive_the_network_range() -> None:
