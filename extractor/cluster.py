@@ -8,9 +8,12 @@ given to another one, which takes over the dead one's claims.
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -34,7 +37,6 @@ from store.memory import keep_freed_memory
 from store.spec import FeatureSpec, Precision
 from store.views import IDENTITY
 
-PLUGIN = "diffdgss-extraction"
 AHEAD = 2
 """Tasks for each worker that are handed out at once: enough that none waits, few enough to stop soon."""
 RETRIES = 3
@@ -48,7 +50,8 @@ class ExtractionJob:
         spec: what is extracted; the worker's own backbone must have its fingerprint.
         store: where features are written; every worker has to reach it.
         backbone: shipped name, folder or hub id, found by every worker.
-        device: ``cuda`` gives the workers of one host its GPUs in turn.
+        device: ``cuda`` gives each worker the GPU of its number; those without a number the first one they see
+            (CUDA_VISIBLE_DEVICES).
         batch: views in one forward.
     """
 
@@ -85,14 +88,25 @@ class TaskResult:
 
 
 class Extraction(WorkerPlugin):
-    """Backbone and store of a worker, opened before its first task."""
+    """Backbone and store of a worker, opened before its first task.
 
-    name = PLUGIN
+    Args:
+        job: of the run.
+        name: of the run alone, so that two runs on one cluster keep apart.
+    """
 
-    def __init__(self, job: ExtractionJob) -> None:
-        self.job = job
+    def __init__(self, job: ExtractionJob, name: str) -> None:
+        self.job, self.name = job, name
+        self.failure: Exception | None = None
 
     def setup(self, worker: Worker) -> None:
+        try:
+            self._open(worker)
+        except Exception as error:  # of a worker that joins in mid-run Dask would not tell anybody: its tasks do
+            self.failure = error
+            raise
+
+    def _open(self, worker: Worker) -> None:
         torch.set_num_threads(max(1, worker.state.nthreads))
         with suppress(ValueError):  # not this process's main thread: then Ctrl-C does not come here either
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever handed out the tasks decides when they end
@@ -109,6 +123,8 @@ class Extraction(WorkerPlugin):
 
     def run(self, work: Sequence[Work]) -> TaskResult:
         """Extract some views into the store."""
+        if self.failure is not None:
+            raise self.failure
         with self.one_at_a_time:
             pipeline = Pipeline(self.store, self.extractor, batch=self.job.batch, overwrite=self.job.overwrite)
             pipeline.run(work)
@@ -124,16 +140,20 @@ class Extraction(WorkerPlugin):
 
 
 def _device(device: str, worker: Worker) -> str:
-    """``cuda`` becomes the GPU with the worker's number, counted round where there are fewer."""
-    name = str(worker.name)
-    if device != "cuda" or not name.isdigit():
+    """``cuda`` becomes the GPU with the worker's number, counted round where there are fewer.
+
+    The number is the name, as ``LocalCluster`` gives it, or ends it, as ``dask worker --name x --nworkers 4`` does.
+    Workers without a name have the first GPU that they see.
+    """
+    number = re.fullmatch(r"(?:.*-)?(\d+)", str(worker.name))
+    if device != "cuda" or number is None:
         return device
-    return f"cuda:{int(name) % max(1, torch.cuda.device_count())}"
+    return f"cuda:{int(number[1]) % max(1, torch.cuda.device_count())}"
 
 
-def extract_task(work: Sequence[Work]) -> TaskResult:
-    """A task on its worker."""
-    plugin: Extraction = get_worker().plugins[PLUGIN]
+def extract_task(run: str, work: Sequence[Work]) -> TaskResult:
+    """A task of a run, on its worker."""
+    plugin: Extraction = get_worker().plugins[run]
     return plugin.run(work)
 
 
@@ -198,28 +218,51 @@ def extract_on_cluster(
     stop, store = stop or Stop(), FeatureStore(job.store)
     codebook = codebook_for(job.spec, job.backbone, job.codebook)
     store.register(job.spec, job.backbone, codebook)
-    if not client.scheduler_info()["workers"]:
-        raise ClusterError("the Dask cluster has no workers; start some: dask worker ADDRESS --nthreads 1")
-    client.register_plugin(Extraction(job), PLUGIN)
+    _require_workers(client, job)
     report, samples = RunReport(), {}
     views_of_all = work_of(dataset, views)
     tasks = [views_of_all[i : i + job.task_size] for i in range(0, len(views_of_all), job.task_size)]
     done = 0
-    for task, result in _results(client, tasks, job, stop):
-        _require_same_store(store, result)
-        report.add(result.report)
-        samples.update(result.samples)
-        done += len(task)
-        for work in task:
-            if advance is not None:
-                advance(work.photograph.name)
+    with _registered(client, job) as run:
+        for task, result in _results(client, run, tasks, job, stop):
+            _require_same_store(store, result)
+            report.add(result.report)
+            samples.update(result.samples)
+            done += len(task)
+            for work in task:
+                if advance is not None:
+                    advance(work.photograph.name)
     report.interrupted = done < len(views_of_all)
     record_collection(store, dataset, report, samples, part_of_a_set=part_of_a_set)
     return report
 
 
+def _require_workers(client: Client, job: ExtractionJob) -> None:
+    """ClusterError unless there are workers that tasks can go to."""
+    workers = client.scheduler_info()["workers"]
+    if not workers:
+        raise ClusterError("the Dask cluster has no workers; start some: dask worker ADDRESS --nthreads 1")
+    if job.device != "cpu" and not any(worker["resources"].get("GPU") for worker in workers.values()):
+        raise ClusterError(
+            "no worker of the Dask cluster offers a GPU, and tasks would wait for one forever; start workers with "
+            "dask worker ADDRESS --nthreads 1 --resources GPU=1"
+        )
+
+
+@contextmanager
+def _registered(client: Client, job: ExtractionJob) -> Iterator[str]:
+    """While in this context every worker, later ones too, has the job open; yields the name it has there."""
+    run = f"diffdgss-{uuid.uuid4().hex}"
+    client.register_plugin(Extraction(job, run), run)
+    try:
+        yield run
+    finally:
+        with suppress(OSError, TimeoutError, CancelledError):  # of a scheduler that is gone, so is the plugin
+            client.unregister_worker_plugin(run)
+
+
 def _results(
-    client: Client, tasks: Sequence[list[Work]], job: ExtractionJob, stop: Stop
+    client: Client, run: str, tasks: Sequence[list[Work]], job: ExtractionJob, stop: Stop
 ) -> Iterator[tuple[list[Work], TaskResult]]:
     """Each task with what it did, in the order in which they end; a few for each worker are under way."""
     needs = None if job.device == "cpu" else {"GPU": 1}
@@ -227,18 +270,23 @@ def _results(
     while True:
         room = 0 if stop.asked else AHEAD * max(1, len(client.scheduler_info()["workers"])) - len(under_way)
         for task in islice(left, max(0, room)):
-            under_way[client.submit(extract_task, task, pure=False, retries=RETRIES, resources=needs)] = task
+            under_way[client.submit(extract_task, run, task, pure=False, retries=RETRIES, resources=needs)] = task
         if not under_way:
             return
-        for future in wait(list(under_way), return_when="FIRST_COMPLETED").done:
+        try:
+            done = wait(list(under_way), return_when="FIRST_COMPLETED").done
+        except CancelledError as error:
+            raise ClusterError("the Dask scheduler is gone; what was done is kept, run again to go on") from error
+        for future in done:
             task = under_way.pop(future)
             try:
-                yield task, future.result()
+                result: TaskResult = future.result()
             except KilledWorker as error:
                 raise ClusterError(
                     f"the workers that had {task[0].photograph.image.name} died one after the other; their logs say "
                     "why (often: too little memory). All else is kept; run again to go on"
                 ) from error
+            yield task, result
 
 
 def _require_same_store(store: FeatureStore, result: TaskResult) -> None:

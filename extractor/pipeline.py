@@ -259,8 +259,10 @@ class Pipeline:
     def _write(self, key: Key, features: Features) -> int:
         with self._stages("write"):
             claim = entry_path(self._extractor.spec, key)
-            # A process that slept longer than its lease leaves the entry to whoever took over.
-            written = self._store.write(self._extractor.spec, key, features) if self._claims.is_ours(claim) else 0
+            written = 0
+            if self._claims.is_ours(claim):  # who slept longer than its lease leaves the entry to whoever took over
+                self._store.clear(self._extractor.spec, key)  # only now: who is stopped before takes nothing away
+                written = self._store.write(self._extractor.spec, key, features)
             self.made.add(key)
             self._claims.release(claim)
         return written
@@ -285,7 +287,6 @@ class Pipeline:
                 return _Decoded(key, elsewhere=True)
             try:
                 if not self._is_there(key):  # else it was made between the look and the claim
-                    self._store.clear(self._extractor.spec, key)
                     return _Decoded(key, self._extractor.prepare(data, str(work.photograph.image), view=work.view))
             except ImageError:
                 self._claims.release(claim)

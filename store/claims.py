@@ -87,8 +87,8 @@ class Claims:
         """Give a claim up, whether its work was done or not."""
         with self._lock:
             chain, token = self._held.pop(name)
-            if not self._is(chain[-1], token):
-                return  # this process slept longer than its lease, and another one has taken over
+            if not self._still_ours(name, chain, token):
+                return  # this process slept longer than its lease; whoever took over frees the whole chain
             for key in chain:  # the first one first: from then on the name is free
                 self._objects.remove(key)
 
@@ -96,9 +96,11 @@ class Claims:
         """Whether a claim that was taken has not been taken over since."""
         with self._lock:
             chain, token = self._held.get(name, ([], ""))
-        if not chain or not self._is(chain[-1], token):
-            return False
-        return not self._objects.exists(f"{CLAIMS}/{name}@{token}")
+        return bool(chain) and self._still_ours(name, chain, token)
+
+    def _still_ours(self, name: str, chain: list[str], token: str) -> bool:
+        """Whether nobody has taken a claim over: the end of its chain is ours, and nobody follows."""
+        return self._is(chain[-1], token) and not self._objects.exists(f"{CLAIMS}/{name}@{token}")
 
     def is_held(self, name: str) -> bool:
         """Whether a living process, this one included, holds the claim."""

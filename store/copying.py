@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from store.claims import Claims
 from store.collection import LABELS, Collection
 from store.entries import Entry
 from store.errors import DamagedEntry, MissingEntry
@@ -46,15 +47,13 @@ def copy_store(
         StoreFull, StoreUnavailable: the destination cannot take more now.
     """
     report = CopyReport()
-    for spec in specs:
-        destination.register(spec, source.backbone_of(spec), source.codebook(spec))
-        for key in source.keys(spec):
-            path = entry_path(spec, key)
-            if not destination.has(spec, key):
-                destination.uses.stamp(path)  # `prune` leaves alone what is being written
-            _copy_entry(source.objects, destination.objects, path, report)
-            if advance is not None:
-                advance()
+    with Claims(destination.objects) as claims:
+        for spec in specs:
+            destination.register(spec, source.backbone_of(spec), source.codebook(spec))
+            for key in source.keys(spec):
+                _copy_claimed(source, destination, entry_path(spec, key), claims, report)
+                if advance is not None:
+                    advance()
     for label in source.objects.names(LABELS):
         _copy_entry(source.objects, destination.objects, f"{LABELS}/{label}", CopyReport(problems=report.problems))
     for name in source.collections.names():
@@ -64,6 +63,21 @@ def copy_store(
         if record.name not in known:
             destination.records.write(record)
     return report
+
+
+def _copy_claimed(
+    source: FeatureStore, destination: FeatureStore, path: str, claims: Claims, report: CopyReport
+) -> None:
+    """Copy an entry as its only writer: not beside an extraction, and not under the hands of `prune`."""
+    if not claims.take(path):
+        report.problems.append(f"{path}: another process is making it at the destination; copy again when it is done")
+        return
+    try:
+        if not destination.objects.exists(f"{path}/zarr.json"):
+            destination.uses.stamp(path)
+        _copy_entry(source.objects, destination.objects, path, report)
+    finally:
+        claims.release(path)
 
 
 def _copy_collection(source: FeatureStore, destination: FeatureStore, name: str) -> None:

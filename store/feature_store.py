@@ -43,6 +43,7 @@ from store.objects import Objects, open_objects
 from store.records import Records
 from store.spec import FeatureSpec, TransformEncoding
 from store.uses import Uses
+from store.views import is_view
 
 if TYPE_CHECKING:  # loading torch takes seconds; looking into a store does without
     from store.codecs import Codec
@@ -255,7 +256,7 @@ class FeatureStore:
         for image_id in self.objects.names(spec.digest):
             if _DIGEST.fullmatch(image_id):
                 for view in self.objects.names(f"{spec.digest}/{image_id}"):
-                    if view != "zarr.json":
+                    if is_view(view):  # file managers and shares leave files of their own
                         yield Key(image_id, view)
 
     def stored_bytes(self, spec: FeatureSpec, key: Key) -> int | None:

@@ -33,13 +33,18 @@ def parse_views(text: str) -> tuple[str, ...]:
             views += [f"{_PHOTOMETRIC}{seed}" for seed in range(int(count))]
         elif part == "flips":
             views += FLIPS
-        elif part in (IDENTITY, NEGATIVE) or part in FLIPS or photometric_seed(part) is not None:
+        elif is_view(part):
             views.append(part)
         else:
             raise SpecError(f"no view {part!r}; expected identity, negative, flips, {', '.join(FLIPS)}, photometric:N")
     if len(set(views)) != len(views):
         raise SpecError(f"a view stands twice in {text!r}")
     return tuple(views)
+
+
+def is_view(name: str) -> bool:
+    """Whether this is the name of a view."""
+    return name in (IDENTITY, NEGATIVE) or name in FLIPS or photometric_seed(name) is not None
 
 
 def flipped_axes(view: str) -> tuple[int, ...]:

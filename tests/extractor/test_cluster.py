@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from extractor.cluster import ExtractionJob, connected, extract_on_cluster
 from extractor.datasets import load_dataset
 from extractor.errors import BackboneError, ClusterError
 from extractor.extraction import Extractor
-from extractor.pipeline import Stop
+from extractor.pipeline import RunReport, Stop
 from extractor.presets import open_backbone
 from extractor.runs import extract_dataset
 from store import FeatureSpec, FeatureStore, parse_views
@@ -59,6 +60,36 @@ def test_two_workers_make_what_one_process_makes(
         np.testing.assert_allclose(store.entry(spec, key).read("block_2"), expected, atol=1e-3 * np.abs(expected).max())
     again = extract_on_cluster(dataset, job, client, views=views)
     assert (again.extracted, again.present, again.forwards) == (0, 24, 0)
+
+
+def test_two_runs_on_one_cluster_keep_apart(
+    client: Client, spec: FeatureSpec, saved: Path, dataset_folder: Path, tmp_path: Path
+) -> None:
+    dataset = load_dataset(f"folder:{dataset_folder}", "eyes")
+    other_spec = changed(spec, timesteps=(1, 10), grid=(1, 10))
+    jobs = {"one": job_in(tmp_path / "one", spec, saved), "other": job_in(tmp_path / "other", other_spec, saved)}
+    second: list[RunReport] = []
+
+    def start_another(_name: str) -> None:
+        if not second:
+            second.append(extract_on_cluster(dataset, jobs["other"], client))
+
+    first = extract_on_cluster(dataset, jobs["one"], client, advance=start_another)
+    assert (first.extracted, second[0].extracted) == (6, 6)
+    for name, made in (("one", spec), ("other", other_spec)):
+        store = FeatureStore(jobs[name].store)
+        assert store.specs() == [made]
+        assert len(list(store.keys(made))) == 6
+    workers = client.run(lambda dask_worker: [name for name in dask_worker.plugins if name.startswith("diffdgss")])
+    assert set(map(tuple, workers.values())) == {()}  # nothing stays in their memory
+
+
+def test_a_cluster_without_gpus_is_told(
+    client: Client, spec: FeatureSpec, saved: Path, dataset_folder: Path, tmp_path: Path
+) -> None:
+    job = dataclasses.replace(job_in(tmp_path, spec, saved), device="cuda")
+    with pytest.raises(ClusterError, match="no worker of the Dask cluster offers a GPU"):
+        extract_on_cluster(load_dataset(f"folder:{dataset_folder}"), job, client)
 
 
 def test_what_cannot_be_used_is_listed(

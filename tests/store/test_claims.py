@@ -80,6 +80,8 @@ def test_whoever_slept_too_long_has_lost_the_claim(store: FeatureStore) -> None:
     assert awake.is_ours("a")
     assert awake.is_held("a")
     slept.release("a")
+    assert awake.is_ours("a")  # who slept frees nothing of whom it lost it to
+    assert not Claims(store.objects).take("a")
     awake.release("a")
     assert not awake.is_held("a")
     assert store.objects.keys("claims") == []
@@ -111,6 +113,8 @@ def test_objects_do_what_they_say(store: FeatureStore, key: str) -> None:
     assert objects.size(key) == 10
     assert objects.get_range(key, 2, 3).tobytes() == b"234"
     assert objects.get_range(key, 8, 5).tobytes() == b"89"
+    assert objects.get_range(key, 10, 5).tobytes() == b""
+    assert objects.get_range(key, 99, 5).tobytes() == b""
     assert objects.keys("") == [key]
     assert objects.names("") == ["a"]
     objects.remove(key)

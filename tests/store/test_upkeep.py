@@ -219,6 +219,27 @@ def test_what_is_being_made_is_no_damage_and_is_not_pruned(store: FeatureStore, 
     assert [one.path for one in check(store, [spec]) if one.problems] == [path]
 
 
+def test_what_another_process_makes_is_not_copied_over_it(
+    store: FeatureStore, spec: FeatureSpec, tmp_path: Path
+) -> None:
+    fill(store, spec)
+    target = FeatureStore(tmp_path / "copy")
+    with Claims(target.objects) as claims:
+        assert claims.take(entry_path(spec, KEYS[0]))
+        report = copy_store(store, target, [spec])
+    assert report.copied == 3
+    (problem,) = report.problems
+    assert "another process is making it at the destination" in problem
+    assert copy_store(store, target, [spec]).copied == 1
+    assert target.objects.keys("claims") == []
+
+
+def test_a_stray_file_is_no_entry(store: FeatureStore, spec: FeatureSpec) -> None:
+    fill(store, spec)
+    store.objects.put(f"{spec.digest}/{KEYS[0].image_id}/.DS_Store", b"left by a file manager")
+    assert list(store.keys(spec)) == KEYS
+
+
 def test_a_copy_is_not_old(store: FeatureStore, spec: FeatureSpec, tmp_path: Path) -> None:
     fill(store, spec)
     target = FeatureStore(tmp_path / "copy")
