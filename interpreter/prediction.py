@@ -78,11 +78,11 @@ def vote_overlapping(probabilities: NDArray[np.float32]) -> Prediction:
     disagreement = (_entropy(shares) + _entropy(1 - shares)).max(axis=0)
     nobody = (~by_voter.any(axis=1)).sum(axis=0)
     return Prediction(
-        _last_there(masks),
+        topmost(masks),
         np.concatenate([1 - mean.max(axis=0, keepdims=True), mean]),
         np.concatenate([nobody[None], votes]).astype(np.uint8),
         disagreement + 0.0,
-        np.stack([_last_there(one) for one in by_voter]),
+        np.stack([topmost(one) for one in by_voter]),
         masks,
         by_voter,
     )
@@ -113,7 +113,7 @@ def native_labels(
     numbers, they give smooth outlines where resized labels would give steps.
     """
     if overlapping:
-        return _last_there(native_masks(prediction, fov, geometry, overlapping))
+        return topmost(native_masks(prediction, fov, geometry, overlapping))
     native = _restored(prediction.votes + prediction.probabilities, geometry)
     labels: NDArray[np.uint8] = native.argmax(axis=0).astype(np.uint8)
     labels[~geometry.restore(fov).astype(np.bool_)] = 0
@@ -153,8 +153,8 @@ def _entropy(shares: NDArray[np.float32]) -> NDArray[np.float32]:
     return entropy
 
 
-def _last_there(masks: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Class ids (R, R) of masks (n - 1, R, R), later ones above earlier ones; 0 where there is none."""
+def topmost(masks: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Class ids uint8 (...) of masks bool (n - 1, ...), later ones above earlier ones; 0 where there is none."""
     labels = np.zeros(masks.shape[1:], dtype=np.uint8)
     for i, mask in enumerate(masks, 1):
         labels[mask] = i

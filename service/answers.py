@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from interpreter.domain import DomainScore
-from interpreter.prediction import Prediction, native_probabilities, vote
+from interpreter.prediction import Prediction, native_probabilities, topmost, vote
 from store.geometry import Geometry, Interpolation
 
 
@@ -26,7 +26,8 @@ class Answer:
         classes: names of all classes, background first.
         colours: of classes 1, 2, ...
         timesteps: those that voted.
-        labels: class ids, uint8 (H, W).
+        labels: class ids, uint8 (H, W); of overlapping classes the last one that is there.
+        layers: where classes may overlap, the pixels of each but the background, bool (n - 1, H, W); else None.
         prediction: at the network's size.
         fov: bool (R, R).
         geometry: between both sizes.
@@ -55,6 +56,11 @@ class Answer:
     seconds: dict[str, float]
     warnings: tuple[str, ...] = ()
     domain: DomainScore | None = None
+    layers: NDArray[np.bool_] | None = None
+
+    def mask(self, index: int) -> NDArray[np.bool_]:
+        """The pixels of a class, bool (H, W); those of the background are the pixels of no other class."""
+        return np.asarray(self.labels == index if self.layers is None or index == 0 else self.layers[index - 1])
 
     @property
     def key(self) -> str | None:
@@ -63,26 +69,31 @@ class Answer:
 
     @property
     def agreement(self) -> NDArray[np.float32]:
-        """float32 (R, R): share of timesteps that voted for the label."""
-        votes = self.prediction.votes
-        return np.asarray(votes.max(axis=0) / votes.sum(axis=0), dtype=np.float32)
+        """float32 (R, R): share of timesteps that voted for what was chosen; of overlapping classes the smallest."""
+        p = self.prediction
+        steps = np.float32(len(p.by_timestep))
+        if self.layers is None:
+            return np.asarray(np.take_along_axis(p.votes, p.labels[None], axis=0)[0] / steps)
+        return np.asarray(np.where(p.masks, p.votes[1:], steps - p.votes[1:]).min(axis=0) / steps)
 
     @property
     def mean_agreement(self) -> float:
-        """Mean share of timesteps that voted for the label, inside the field of view."""
+        """Mean share of timesteps that voted for what was chosen, inside the field of view."""
         return float(self.agreement[self.fov].mean())
 
     @property
     def uncertainty(self) -> NDArray[np.float32]:
         """float32 (R, R): entropy of the votes over its largest possible value, 0 where all agree, at most 1."""
-        largest = np.log(max(2, min(len(self.timesteps), len(self.classes))))
+        choices = 2 if self.layers is not None else len(self.classes)  # each overlapping class is there, or not
+        largest = np.log(max(2, min(len(self.prediction.by_timestep), choices)))
         return np.asarray(self.prediction.disagreement / largest, dtype=np.float32)
 
     @property
     def nbytes(self) -> int:
         """Bytes of its arrays."""
         p = self.prediction
-        arrays = (self.labels, self.fov, p.labels, p.probabilities, p.votes, p.disagreement, p.by_timestep)
+        arrays = [self.labels, self.fov, p.labels, p.probabilities, p.votes, p.disagreement, p.by_timestep]
+        arrays += [p.masks, p.masks_by_voter] + ([] if self.layers is None else [self.layers])
         return sum(array.nbytes for array in arrays)
 
     def native_fov(self) -> NDArray[np.bool_]:
@@ -103,27 +114,41 @@ class Answer:
 def at_threshold(answer: Answer, threshold: float) -> Answer:
     """The same photograph with other labels: the likeliest class but the background where its probability is enough.
 
+    Of classes that may overlap, each is there where its own probability is enough.
+
     Args:
         threshold: of the mean probability over timesteps, within 0..1.
     """
-    probabilities = answer.native_probabilities()
-    best = probabilities[1:].argmax(axis=0).astype(np.uint8) + np.uint8(1)
-    labels = np.where(probabilities[1:].max(axis=0) >= threshold, best, 0).astype(np.uint8)
-    labels[~answer.native_fov()] = 0
-    square = answer.prediction.probabilities
-    chosen = np.where(square[1:].max(axis=0) >= threshold, square[1:].argmax(axis=0) + 1, 0).astype(np.uint8)
-    return replace(answer, labels=labels, prediction=replace(answer.prediction, labels=chosen))
+    native, square = answer.native_probabilities()[1:], answer.prediction.probabilities[1:]
+    enough = (native >= threshold) & answer.native_fov()
+    if answer.layers is not None:
+        return _layered(answer, enough, square >= threshold)
+    labels = np.where(enough.any(axis=0), native.argmax(axis=0) + 1, 0).astype(np.uint8)
+    return _labelled(answer, labels, np.where(square.max(axis=0) >= threshold, square.argmax(axis=0) + 1, 0))
 
 
 def of_classes(answer: Answer, names: Sequence[str]) -> Answer:
     """The same answer with every class but these left to the background."""
-    others = [i for i, name in enumerate(answer.classes) if i and name not in names]
+    kept = np.array([name in names for name in answer.classes[1:]])
+    if answer.layers is not None:
+        chosen = kept[:, None, None]
+        return _layered(answer, answer.layers & chosen, answer.prediction.masks & chosen)
+    others = np.flatnonzero(~kept) + 1
+    labels, square = (np.where(np.isin(x, others), 0, x) for x in (answer.labels, answer.prediction.labels))
+    return _labelled(answer, labels, square)
 
-    def kept(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return np.where(np.isin(labels, others), 0, labels).astype(np.uint8)
 
-    prediction = replace(answer.prediction, labels=kept(answer.prediction.labels))
-    return replace(answer, labels=kept(answer.labels), prediction=prediction)
+def _labelled(answer: Answer, labels: NDArray[np.integer], square: NDArray[np.integer]) -> Answer:
+    """The answer with other labels, (H, W) and (R, R)."""
+    masks = np.stack([square == c for c in range(1, len(answer.classes))])
+    prediction = replace(answer.prediction, labels=square.astype(np.uint8), masks=masks)
+    return replace(answer, labels=labels.astype(np.uint8), prediction=prediction)
+
+
+def _layered(answer: Answer, layers: NDArray[np.bool_], square: NDArray[np.bool_]) -> Answer:
+    """The answer with other masks of overlapping classes, (n - 1, H, W) and (n - 1, R, R)."""
+    prediction = replace(answer.prediction, labels=topmost(square), masks=square)
+    return replace(answer, labels=topmost(layers), layers=layers, prediction=prediction)
 
 
 def of_field_of_view(

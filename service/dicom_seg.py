@@ -67,17 +67,17 @@ class SegmentedBy:
 def encode_segmentation(
     source: bytes,
     name: str,
-    labels: NDArray[np.uint8],
+    masks: NDArray[np.bool_],
     classes: Sequence[str],
     colours: Sequence[str],
     made_by: SegmentedBy,
 ) -> bytes:
-    """A label map as a DICOM SEG: binary, one segment for each class but the background, also for empty ones.
+    """Masks as a DICOM SEG: binary, one segment for each class but the background, also for empty ones.
 
     Args:
         source: the DICOM photograph that was segmented.
         name: of the source, for messages.
-        labels: class ids, uint8 (H, W), on the source's pixels.
+        masks: the pixels of each class but the background, bool (n - 1, H, W), on the source's; they may overlap.
         classes: names of all classes, background first.
         colours: of classes 1, 2, ...
         made_by: goes into the file.
@@ -88,8 +88,10 @@ def encode_segmentation(
     """
     check_source(source, name)
     header = _referable(read_header(source, name), name)
-    if labels.shape != (header.Rows, header.Columns):
-        raise UnsupportedAnswer(f"{name}: labels {labels.shape} do not lie on {header.Rows} x {header.Columns} pixels")
+    if masks.shape[1:] != (header.Rows, header.Columns):
+        raise UnsupportedAnswer(
+            f"{name}: masks {masks.shape[1:]} do not lie on {header.Rows} x {header.Columns} pixels"
+        )
     descriptions = [
         _described(i, class_name, colours[(i - 1) % len(colours)], made_by)
         for i, class_name in enumerate(classes)
@@ -98,7 +100,7 @@ def encode_segmentation(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # highdicom warns about the source's own values
-            return _written(header, labels, descriptions, made_by)
+            return _written(header, masks, descriptions, made_by)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         # What the source says of patient and study is copied, and highdicom refuses what breaks the standard.
         raise UnsupportedAnswer(
@@ -183,14 +185,14 @@ def _described(number: int, class_name: str, colour: str, made_by: SegmentedBy) 
 
 
 def _written(
-    header: Dataset, labels: NDArray[np.uint8], descriptions: list[SegmentDescription], made_by: SegmentedBy
+    header: Dataset, masks: NDArray[np.bool_], descriptions: list[SegmentDescription], made_by: SegmentedBy
 ) -> bytes:
     from highdicom import UID
     from highdicom.seg import Segmentation, SegmentationTypeValues
 
     segmentation = Segmentation(
         source_images=[header],
-        pixel_array=labels[None],
+        pixel_array=np.moveaxis(masks, 0, -1)[None],
         segmentation_type=SegmentationTypeValues.BINARY,
         segment_descriptions=descriptions,
         series_instance_uid=UID(),

@@ -25,7 +25,7 @@ from extractor.images import MAX_PIXELS, image_id
 from extractor.preprocess import NetworkInput
 from interpreter.checkpoint import Card
 from interpreter.domain import DomainScore
-from interpreter.prediction import segment
+from interpreter.prediction import native_masks, segment
 from service.answers import Answer, AnswerCache, feature_key, of_field_of_view
 from service.device import Device
 from service.errors import NotFound
@@ -188,6 +188,9 @@ class Engine:
             reader, read = at_timesteps(model.interpreter, features, asked.timesteps)
             prediction, labels = self.device.run(lambda: segment(reader, read), work.wanted)
             score = _scored(model, features, work.warnings)
+            layers = None
+            if model.card.task.overlapping:
+                layers = native_masks(prediction, features.fov, features.geometry, overlapping=True)
         answer = Answer(
             image_id=asked.image_id,
             model=model.name,
@@ -206,6 +209,7 @@ class Engine:
             seconds=work.seconds,
             warnings=tuple(work.warnings),
             domain=score,
+            layers=layers,
         )
         self._count(answer)
         self._answers.put(asked.key, answer)
@@ -246,7 +250,7 @@ class Engine:
                 raise NotFound(f"no features {asked.name} here (any more); send the photograph")
             return self._extracted(pixels, asked, key, work, wanted), False
 
-        return self._shared.once((model.card.spec.digest, key), work.wanted, found_or_made)
+        return self._shared.once((model.card.spec.digest, key, pixels is None), work.wanted, found_or_made)
 
     def _extracted(
         self, pixels: NDArray[np.uint8], asked: Question, key: Key, work: Work, wanted: Callable[[], bool]

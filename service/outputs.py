@@ -77,13 +77,18 @@ def _has_pixels(source: Source) -> None:
 
 
 def _npz(answer: Answer, options: Options, _source: Source) -> bytes:
-    """Labels and probabilities at native size, and what else was asked for, as ``numpy.load`` reads them."""
+    """Labels, probabilities and masks of overlapping classes at native size, and what else was asked for.
+
+    ``numpy.load`` reads it.
+    """
     arrays: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]] = {
         "labels": answer.labels,
         "probabilities": answer.native_probabilities().astype(np.float16),
         "classes": np.array(answer.classes),
         "timesteps": np.array(answer.timesteps),
     }
+    if answer.layers is not None:
+        arrays["masks"] = answer.layers
     if options.uncertainty:
         arrays["uncertainty"] = answer.native_map(answer.uncertainty, Interpolation.LINEAR).astype(np.float16)
     if options.by_timestep:
@@ -97,7 +102,8 @@ def _npz(answer: Answer, options: Options, _source: Source) -> bytes:
 def _dicom_seg(answer: Answer, _options: Options, source: Source) -> bytes:
     made_by = SegmentedBy(answer.model, answer.version, metadata.version("diffdgss"))
     data = source.bytes_for("a DICOM SEG")
-    return encode_segmentation(data, source.name, answer.labels, answer.classes, answer.colours, made_by)
+    masks = np.stack([answer.mask(i) for i in range(1, len(answer.classes))])
+    return encode_segmentation(data, source.name, masks, answer.classes, answer.colours, made_by)
 
 
 def _is_dicom(source: Source) -> None:

@@ -62,8 +62,9 @@ class Question:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Equal for questions with equal answers."""
-        return self.image_id, self.model.name, self.model.version, self.timesteps
+        """Equal for questions with equal answers: who sent no photograph may be told that it is needed, and nothing
+        can be said of how sharp it is."""
+        return self.image_id, self.data is None, self.model.name, self.model.version, self.timesteps
 
 
 @dataclass

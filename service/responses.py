@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +16,18 @@ from service.options import Options
 from service.schemas import ClassResult, DomainResult, FieldOfView, RunLengths, SegmentResponse
 from store.geometry import Interpolation
 
+T = TypeVar("T")
+
 
 def to_response(answer: Answer, options: Options) -> SegmentResponse:
     """The JSON form of an answer."""
     height, width = answer.labels.shape
     g, domain, fov = answer.geometry, answer.domain, answer.fov
     mask = options.mask
+
+    def as_png(i: int, one: NDArray[np.uint8]) -> str:
+        return _base64(encode_labels(one, [answer.colours[i % len(answer.colours)]]))
+
     return SegmentResponse(
         image_id=answer.image_id,
         key=answer.key,
@@ -40,6 +48,8 @@ def to_response(answer: Answer, options: Options) -> SegmentResponse:
         seconds={stage: round(seconds, 4) for stage, seconds in answer.seconds.items()},
         mask_png=_base64(encode_labels(answer.labels, answer.colours)) if mask == "png" else None,
         mask_rle=run_lengths(answer.labels) if mask == "rle" else None,
+        masks_png=_of_each(answer, as_png) if mask == "png" else None,
+        masks_rle=_of_each(answer, lambda _, one: run_lengths(one)) if mask == "rle" else None,
         by_timestep=_by_timestep(answer) if options.by_timestep else None,
         uncertainty_png=_uncertainty(answer) if options.uncertainty else None,
         warnings=list(answer.warnings),
@@ -56,25 +66,32 @@ def run_lengths(labels: NDArray[np.uint8]) -> RunLengths:
 
 
 def _classes(answer: Answer) -> list[ClassResult]:
-    count, colours, fov = len(answer.classes), answer.colours, answer.fov
-    pixels = np.bincount(answer.labels.ravel(), minlength=count)
-    chosen, agreement = answer.prediction.labels[fov], answer.agreement[fov]
+    colours, fov = answer.colours, answer.fov
+    prediction, steps = answer.prediction, len(answer.prediction.by_timestep)
     results = []
     for i, name in enumerate(answer.classes):
-        here = chosen == i
+        here = (prediction.masks[i - 1] if i else prediction.labels == 0)[fov]
         some = bool(here.any())
         results.append(
             ClassResult(
                 id=i,
                 name=name,
                 colour=colours[(i - 1) % len(colours)] if i else None,
-                pixels=int(pixels[i]),
+                pixels=int(np.count_nonzero(answer.mask(i))),
                 share=float(here.mean()),
-                score=float(answer.prediction.probabilities[i][fov][here].mean()) if some else None,
-                agreement=float(agreement[here].mean()) if some else None,
+                score=float(prediction.probabilities[i][fov][here].mean()) if some else None,
+                agreement=float(prediction.votes[i][fov][here].mean() / steps) if some else None,
             )
         )
     return results
+
+
+def _of_each(answer: Answer, written: Callable[[int, NDArray[np.uint8]], T]) -> dict[str, T] | None:
+    """{class: its own mask, 0 and 1}, where classes may overlap; None where the label map tells all."""
+    if answer.layers is None:
+        return None
+    layers = enumerate(answer.layers.astype(np.uint8))
+    return {name: written(i, layer) for name, (i, layer) in zip(answer.classes[1:], layers, strict=True)}
 
 
 def _domain(score: DomainScore) -> DomainResult:

@@ -81,7 +81,8 @@ class SegmentResponse(BaseModel):
                     "abstain": False,
                     "field_of_view": {"top": 0, "left": 0, "height": 1411, "width": 1411},
                     "cached": False, "forwards": 4, "seconds": {"decode": 0.03, "invert": 4.8, "interpret": 1.1},
-                    "mask_png": "iVBORw0KGgo=", "mask_rle": None, "by_timestep": None, "uncertainty_png": None,
+                    "mask_png": "iVBORw0KGgo=", "mask_rle": None, "masks_png": None, "masks_rle": None,
+                    "by_timestep": None, "uncertainty_png": None,
                     "warnings": [], "disclaimer": DISCLAIMER,
                 }
             ]
@@ -105,8 +106,14 @@ class SegmentResponse(BaseModel):
     cached: bool = Field(description="the features, or the answer, were there already")
     forwards: int = Field(description="network forwards that were run")
     seconds: dict[str, float] = Field(description="by stage; empty for an answer that was finished already")
-    mask_png: str | None = Field(description="base64 PNG; pixel values are class ids (mask=png)")
+    mask_png: str | None = Field(
+        description="base64 PNG; pixel values are class ids, of overlapping classes the last one's (mask=png)"
+    )
     mask_rle: RunLengths | None = Field(description="the same as run lengths (mask=rle)")
+    masks_png: dict[str, str] | None = Field(
+        description="class: base64 PNG of its own pixels, 0 and 1, where classes may overlap (mask=png)"
+    )
+    masks_rle: dict[str, RunLengths] | None = Field(description="the same as run lengths (mask=rle)")
     by_timestep: dict[str, str] | None = Field(description="timestep: base64 PNG of its own labels, on request")
     uncertainty_png: str | None = Field(description="base64 grey PNG, 255 where the votes are split evenly, on request")
     warnings: list[str]

@@ -2,7 +2,7 @@
 
 import { ask } from './api.js'
 import { element, get } from './dom.js'
-import { heated, paint, pixelsOf, tinted } from './pictures.js'
+import { heated, paint, pixelsOf, stacked, tinted } from './pictures.js'
 
 const DOWNLOADS = [
   ['Mask (PNG)', 'png', '_mask.png'],
@@ -26,18 +26,22 @@ export class AnswerPanel {
   async show(item) {
     this.item = item
     const { answer } = item
-    this.votes = { vote: await pixelsOf(answer.mask_png) }
-    for (const [t, mask] of Object.entries(answer.by_timestep ?? {})) this.votes[t] = mask // decoded when looked at
+    const vote = await pixelsOf(answer.mask_png)
+    const layers = {}
+    for (const [name, mask] of Object.entries(answer.masks_png ?? {})) layers[name] = await pixelsOf(mask)
+    const uncertainty = answer.uncertainty_png ? heated(await pixelsOf(answer.uncertainty_png)) : null
+    if (this.item !== item) return // another one was chosen meanwhile
+    this.votes = { vote, ...answer.by_timestep } // those of timesteps are decoded when looked at
+    this.layers = answer.masks_png ? layers : null // of classes that may overlap
     if (!(this.step in this.votes)) this.step = 'vote'
-    if (answer.uncertainty_png) paint(get('heat'), heated(await pixelsOf(answer.uncertainty_png)))
+    if (uncertainty) paint(get('heat'), uncertainty)
     get('nothing').hidden = true
     get('answer').hidden = false
     this.#trust(answer)
     this.#classes(answer)
     this.#steps()
     this.#figures(answer)
-    await this.#downloads()
-    await this.#mask()
+    await Promise.all([this.#downloads(), this.#mask()])
   }
 
   /** Whether the key meant something here. */
@@ -58,10 +62,12 @@ export class AnswerPanel {
   }
 
   async #mask() {
-    const step = this.step
-    if (typeof this.votes[step] === 'string') this.votes[step] = await pixelsOf(this.votes[step])
+    const { item, step, votes } = this
+    if (typeof votes[step] === 'string') votes[step] = await pixelsOf(votes[step])
+    if (this.item !== item || this.step !== step) return
     const shown = this.item.answer.classes.filter((one) => one.colour && !this.hidden.has(one.name))
-    paint(get('mask'), tinted(this.votes[step], new Set(shown.map((one) => one.colour))))
+    if (this.layers && step === 'vote') paint(get('mask'), stacked(shown.map((one) => this.layers[one.name]), votes.vote))
+    else paint(get('mask'), tinted(votes[step], new Set(shown.map((one) => one.colour))))
   }
 
   #trust(answer) {
@@ -126,7 +132,9 @@ export class AnswerPanel {
   }
 
   async #downloads() {
-    const signature = await this.item.file.slice(128, 132).text()
+    const { item } = this
+    const signature = await item.file.slice(128, 132).text()
+    if (this.item !== item) return
     get('downloads').replaceChildren(
       ...DOWNLOADS.filter(([, output]) => output !== 'dicom-seg' || signature === 'DICM').map(([text, output, suffix]) => {
         const button = element('button', { type: 'button' }, text)

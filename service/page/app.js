@@ -115,6 +115,7 @@ async function show(item) {
   paint(get('photo'), item.photo)
   get('viewer').setAttribute('aria-label', `Photograph ${item.file.name} with its mask`)
   await panel.show(item)
+  if (shown !== item) return
   viewer.show(item.answer.width, item.answer.height)
 }
 

@@ -29,6 +29,19 @@ export function tinted(labels, shown) {
   return out
 }
 
+/** Pictures of single classes, later ones above earlier ones, clear where there is none; of the size of `like`. */
+export function stacked(layers, like) {
+  const out = new ImageData(like.width, like.height)
+  for (const { data } of layers) {
+    for (let i = 0; i < data.length; i += 4) {
+      if (!data[i] && !data[i + 1] && !data[i + 2]) continue
+      out.data.set(data.subarray(i, i + 3), i)
+      out.data[i + 3] = 255
+    }
+  }
+  return out
+}
+
 // Plasma's colours at 0, 1/3, 2/3 and 1: told apart by those who cannot tell red from green.
 const STOPS = [[13, 8, 135], [156, 23, 158], [237, 121, 83], [240, 249, 33]]
 

@@ -41,7 +41,8 @@ def api(shared_engine: Engine) -> Iterator[TestClient]:
 
 
 def seg_of(source: Dataset, labels: Any = LABELS) -> bytes:
-    return encode_segmentation(written(source), "eye.dcm", labels, CLASSES, ("#1fe0ff", "#7cff6b"), MADE_BY)
+    masks = np.stack([labels == 1, labels == 2])
+    return encode_segmentation(written(source), "eye.dcm", masks, CLASSES, ("#1fe0ff", "#7cff6b"), MADE_BY)
 
 
 def test_every_class_is_a_segment_on_the_source_pixels() -> None:
@@ -52,6 +53,17 @@ def test_every_class_is_a_segment_on_the_source_pixels() -> None:
     assert masks.shape == (1, 80, 96, 2)
     np.testing.assert_array_equal(masks[0, ..., 0], LABELS == 1)
     np.testing.assert_array_equal(masks[0, ..., 1], LABELS == 2)
+
+
+def test_segments_may_overlap() -> None:
+    source = photograph(fundus())
+    disc, cup = np.zeros((2, 80, 96), np.bool_)
+    disc[20:60, 20:60] = cup[30:50, 30:50] = True
+    data = encode_segmentation(written(source), "eye.dcm", np.stack([disc, cup]), CLASSES, ("#1fe0ff",), MADE_BY)
+    seg = highdicom.seg.segread(io.BytesIO(data))
+    masks = seg.get_pixels_by_source_instance([source.SOPInstanceUID], ignore_spatial_locations=True)
+    np.testing.assert_array_equal(masks[0, ..., 0], disc)
+    np.testing.assert_array_equal(masks[0, ..., 1], cup)
 
 
 def test_pydicom_alone_reads_the_same() -> None:

@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 
 from service.answers import AnswerCache
 from service.engine import Engine
-from service.errors import Abandoned, Busy, DeadlinePassed
+from service.errors import Abandoned, Busy, DeadlinePassed, NotFound
 from service.flights import Flight, Flights, Ticket
 from service.models import Model, Models
 from service.shared import Shared
@@ -178,6 +178,23 @@ def test_finished_answers_need_no_store_and_no_network(make_engine: MakeEngine) 
     assert (first.cached, again.cached, again.forwards, again.seconds) == (False, True, 0, {})
     np.testing.assert_array_equal(first.labels, again.labels)
     assert 'source="answers"' in engine.metrics.text().decode()
+
+
+def test_who_sends_the_photograph_is_not_told_to_send_it(make_engine: MakeEngine) -> None:
+    """A question by key and an upload of the same photograph at once: each has an answer of its own."""
+    engine = make_engine(answers_bytes=10_000_000)
+    upload = engine.question(png(70))
+    by_key = engine.question_by_key(f"{engine.card.spec.digest[:16]}.{upload.image_id}", None)
+    gate, waits = threading.Event(), Ticket()
+    busy = threading.Thread(target=lambda: engine.device.run(lambda: gate.wait(20), lambda: True))
+    busy.start()
+    first, second = engine.ask(by_key, waits), engine.ask(upload, waits)
+    gate.set()
+    with pytest.raises(NotFound, match="send the photograph"):
+        first.future.result(20)
+    assert second.future.result(20).forwards > 0
+    busy.join()
+    assert engine.finished(by_key) is None
 
 
 def test_the_cache_of_answers_is_bounded(make_engine: MakeEngine) -> None:

@@ -1,0 +1,95 @@
+"""Answers of classes that may overlap: whole masks, their own thresholds, agreement of each class."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from interpreter.prediction import native_masks, topmost, vote, vote_overlapping
+from service.answers import Answer, at_threshold, of_classes
+from service.options import Options
+from service.outputs import OUTPUTS, Source
+from service.responses import to_response
+from store.geometry import Geometry
+
+SIDE = 32
+SOURCE = Source(None, "eye", 10**6)
+
+
+def disc_and_cup(steps: int = 2) -> Answer:
+    """A disc of 16 x 16 pixels with a cup of 8 x 8 inside; all timesteps agree."""
+    probabilities = np.full((steps, 2, SIDE, SIDE), 0.1, np.float32)
+    probabilities[:, 0, 8:24, 8:24] = 0.9
+    probabilities[:, 1, 12:20, 12:20] = 0.8
+    prediction = vote_overlapping(probabilities)
+    fov, geometry = np.ones((SIDE, SIDE), np.bool_), Geometry.whole(SIDE, SIDE, SIDE)
+    layers = native_masks(prediction, fov, geometry, overlapping=True)
+    return Answer(
+        image_id="0" * 64, model="disc_cup", version="1", spec="2" * 64, classes=("background", "OD", "cup"),
+        colours=("#1fe0ff", "#ff9d1f"), timesteps=(100, 500), labels=topmost(layers), prediction=prediction, fov=fov,
+        geometry=geometry, cached=False, forwards=0, bytes_stored=0, seconds={}, layers=layers,
+    )  # fmt: skip
+
+
+def of_png(data: str) -> NDArray[np.uint8]:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+
+
+def test_the_disc_holds_its_cup() -> None:
+    answer = disc_and_cup()
+    told = to_response(answer, Options())
+    background, disc, cup = told.classes
+    assert (background.pixels, disc.pixels, cup.pixels) == (SIDE**2 - 256, 256, 64)
+    assert disc.share == pytest.approx(256 / SIDE**2)
+    assert (background.agreement, disc.agreement, cup.agreement, told.mean_agreement) == (1, 1, 1, 1)
+    assert told.mean_uncertainty == 0
+    assert told.masks_png is not None
+    assert {name: int(of_png(one).sum()) for name, one in told.masks_png.items()} == {"OD": 256, "cup": 64}
+    lengths = to_response(answer, Options(mask="rle")).masks_rle
+    assert lengths is not None
+    assert sum(n for value, n in zip(lengths["OD"].values, lengths["OD"].lengths, strict=True) if value) == 256
+    arrays = np.load(io.BytesIO(OUTPUTS["npz"].render(answer, Options(), SOURCE)))
+    np.testing.assert_array_equal(arrays["masks"], answer.layers)
+
+
+def test_a_class_alone_is_whole() -> None:
+    only_disc = of_classes(disc_and_cup(), ["OD"])
+    assert np.count_nonzero(only_disc.labels == 1) == 256
+    assert not only_disc.mask(2).any()
+    assert to_response(only_disc, Options()).classes[2].share == 0
+
+
+def test_a_threshold_is_each_classes_own() -> None:
+    assert [one.pixels for one in to_response(at_threshold(disc_and_cup(), 0.5), Options()).classes[1:]] == [256, 64]
+    assert [one.pixels for one in to_response(at_threshold(disc_and_cup(), 0.85), Options()).classes[1:]] == [256, 0]
+
+
+def test_half_of_the_votes_is_all_the_uncertainty_there_is() -> None:
+    probabilities = np.full((4, 2, SIDE, SIDE), 0.1, np.float32)
+    probabilities[:2, 0] = 0.9
+    answer = dataclasses.replace(disc_and_cup(), prediction=vote_overlapping(probabilities))
+    np.testing.assert_allclose(answer.uncertainty, 1, rtol=1e-6)
+    np.testing.assert_allclose(answer.agreement, 0.5)
+
+
+def test_agreement_is_that_of_the_class_that_was_chosen() -> None:
+    """Below the vote's own threshold a class is chosen that no timestep voted for."""
+    probabilities = np.stack([np.full((SIDE, SIDE), 0.8), np.full((SIDE, SIDE), 0.2)]).astype(np.float32)
+    plain = dataclasses.replace(
+        disc_and_cup(),
+        prediction=vote(np.stack([probabilities, probabilities])),
+        classes=("background", "vessel"),
+        labels=np.zeros((SIDE, SIDE), np.uint8),
+        layers=None,
+    )
+    assert (plain.agreement == 1).all()
+    low = at_threshold(plain, 0.1)
+    assert (low.labels == 1).all()
+    assert (low.agreement == 0).all()
+    assert to_response(low, Options()).classes[1].agreement == 0
