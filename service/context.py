@@ -16,7 +16,7 @@ from service.engine import Engine
 from service.errors import Abandoned, Conflict, NotReady
 from service.flights import Flight, Ticket, late
 from service.job_runner import JobRunner
-from service.jobs import Jobs
+from service.jobs import JobLimits, Jobs
 from service.metrics import HttpMetrics, Metrics
 from service.models import load_models
 from service.question import Limits
@@ -24,6 +24,7 @@ from service.security import Admission, Keys, presented_key
 from service.settings import Settings
 from service.sources import Sources
 from service.storage import Storage
+from service.uploads import Room
 from store.feature_store import FeatureStore
 from store.objects import open_objects
 
@@ -51,11 +52,12 @@ class Context:
         self._read_settings = read_settings or (lambda: settings)
         self.engine: Future[Engine] = Future()
         self.runner: JobRunner | None = None
-        self.jobs = Jobs(open_objects(settings.jobs_location), settings.max_jobs, settings.job_hours)
+        self.jobs = Jobs(open_objects(settings.jobs_location), _job_limits(settings))
         self.http = HttpMetrics()
         self.sources = Sources({})
+        self.rendering = asyncio.Semaphore(2)
         self._reloading = threading.Lock()
-        self._adopt(settings)
+        self._adopt(settings, Keys(settings.api_keys))
 
     def start(self) -> None:
         """Load the models; jobs that were interrupted go on as soon as they are there."""
@@ -80,10 +82,11 @@ class Context:
             raise Conflict("a reload is under way")
         try:
             engine, settings = self.ready_engine(), self._read_settings()
+            keys = Keys(settings.api_keys)
             names = (settings.model, *settings.models)
             models = load_models(names, settings.backbone, engine.device.name, engine.models.extractors())
             engine.replace_models(models)
-            self._adopt(settings)
+            self._adopt(settings, keys)
             logger.info("reloaded", models=list(models.by_name), keys=len(settings.api_keys))
             return list(models.by_name)
         finally:
@@ -105,14 +108,19 @@ class Context:
             raise NotReady(f"models could not be loaded: {error}", retry_after=30)
         return self.engine.result()
 
-    def _adopt(self, settings: Settings) -> None:
-        self.settings = settings
-        self.keys = Keys(settings.api_keys)
+    def _adopt(self, settings: Settings, keys: Keys) -> None:
+        self.settings, self.keys = settings, keys
+        self.room = Room(settings.uploads_bytes, settings.upload_seconds)
+        self.jobs.limits = _job_limits(settings)
         former, self.sources = self.sources, Sources(settings.folders, settings.store_timeout)
         if self.runner is not None:
             self.runner.adopt(settings, self.sources)
         former.close()
         self.admission = Admission(settings.rate, settings.key_requests, settings.max_requests)
+
+
+def _job_limits(settings: Settings) -> JobLimits:
+    return JobLimits(settings.max_jobs, settings.job_hours, settings.jobs_bytes)
 
 
 def engine_from(settings: Settings) -> Engine:
@@ -158,8 +166,13 @@ async def _known(
 
 async def _admitted(request: Request, name: Annotated[str, Depends(_known)]) -> AsyncIterator[str]:
     """The same, with a place among the requests that are answered."""
-    with _context(request).admission.admitted(name):
-        yield name
+    context = _context(request)
+    room = context.room  # of a reload meanwhile there is another one
+    with context.admission.admitted(name):
+        try:
+            yield name
+        finally:
+            room.give_back(request)
 
 
 Shared = Annotated[Context, Depends(_context)]

@@ -23,6 +23,7 @@ SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self' blob:; style-src 'self'; "
     "script-src 'self'; connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
 }
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _QUIET = ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -62,7 +63,8 @@ class Envelope:
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unknown")  # never the path itself: labels must be few
-        self._metrics.requests.labels(route, scope["method"] if route != "unknown" else "any", str(status)).inc()
+        method = scope["method"] if scope["method"] in _METHODS else "other"  # a client may send any word
+        self._metrics.requests.labels(route, method if route != "unknown" else "any", str(status)).inc()
         self._metrics.seconds.labels(route).observe(seconds)
         if scope["path"] not in _QUIET:
             logger.info("request", route=route, method=scope["method"], status=status, seconds=round(seconds, 4))

@@ -4,6 +4,7 @@ ServiceError
 ├── BadRequest             a request that cannot be meant
 │   └── NoImage            a request without an image
 ├── BodyTooLarge           more bytes than the limit
+├── BodyTooSlow            a body that does not arrive
 ├── UnsupportedAnswer      a media type that nobody here writes
 ├── Unauthorised           no key, or a wrong one
 ├── Forbidden              a key that may not do this
@@ -43,6 +44,10 @@ class NoImage(BadRequest):
 
 class BodyTooLarge(ServiceError):
     """The request has more bytes than the limit allows."""
+
+
+class BodyTooSlow(ServiceError):
+    """The request's body did not arrive in time."""
 
 
 class UnsupportedAnswer(ServiceError):
@@ -115,6 +120,7 @@ EXPECTED = (ServiceError, ExtractorError, InterpreterError, StoreError)
 
 _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (BodyTooLarge, 413),
+    (BodyTooSlow, 408),
     (ImageTooLarge, 413),
     (NoFieldOfView, 422),
     (ImageError, 415),

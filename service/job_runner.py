@@ -6,18 +6,20 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import NamedTuple
 
 import structlog
 
 from service.answers import Answer
 from service.engine import Engine
-from service.errors import EXPECTED, Unavailable, detail_of
+from service.errors import EXPECTED, Busy, ServiceError, Unavailable, detail_of
 from service.flights import Flight, Ticket
 from service.jobs import JobRecord, Jobs
 from service.outputs import OUTPUTS, Source
 from service.settings import Settings
 from service.sources import Sources
+from store.errors import StoreUnavailable
 
 logger = structlog.get_logger(__name__)
 
@@ -68,17 +70,31 @@ class JobRunner:
         self._thread.join()
 
     def _run(self) -> None:
+        with suppress(OSError):  # a storage that is away; what is left there is small
+            self._jobs.delete_torn()
         while not self._stopping.is_set():
             self._wake.wait(60)
             self._wake.clear()
-            try:
-                self._jobs.delete_old()
-                for record in self._jobs.unfinished():
-                    self._do(record)
-            except Exception:  # a storage that is away: tried again later, the service goes on
-                logger.exception("jobs cannot be done now")
+            if not self._do_all():
                 self._stopping.wait(5)
                 self._wake.set()
+
+    def _do_all(self) -> bool:
+        """Whether all that could be begun went on to its end; what did not is tried again, the others go on."""
+        whole = True
+        try:
+            self._jobs.delete_old()
+            unfinished = self._jobs.unfinished()
+        except Exception:  # a storage that is away
+            logger.exception("jobs cannot be done now")
+            return False
+        for record in unfinished:
+            try:
+                self._do(record)
+            except Exception:
+                logger.exception("a job cannot be done now", job=record.id)
+                whole = False
+        return whole
 
     def _do(self, record: JobRecord) -> None:
         record.state, record.trouble = "running", None
@@ -103,6 +119,7 @@ class JobRunner:
             self._jobs.save(record)
         if not record.count("waiting"):
             record.state, record.finished = "done", time.time()
+            self._jobs.forget_inputs(record)
             self._jobs.save(record)
 
     def _cancelled(self, record: JobRecord) -> bool:
@@ -120,6 +137,8 @@ class JobRunner:
             under_way.append(_Asked(number, data, ticket, flight, known))
         except Unavailable:
             raise
+        except (StoreUnavailable, OSError) as error:  # where jobs are kept: nothing is wrong with the photograph
+            raise Unavailable("the photographs of the job cannot be read now") from error
         except EXPECTED as error:
             self._failed(record, number, error)
 
@@ -132,11 +151,15 @@ class JobRunner:
         except EXPECTED as error:
             self._failed(record, asked.number, error)
             return
-        except Exception as error:  # one photograph's trouble is not the job's
+        except Exception:  # one photograph's trouble is not the job's
             logger.exception("an image of a job failed", job=record.id)
-            self._failed(record, asked.number, type(error)("internal error; the log of the service has more"))
+            self._failed(record, asked.number, ServiceError("internal error; the log of the service has more"))
             return
-        self._jobs.put_result(record, asked.number, rendered)
+        try:
+            self._jobs.put_result(record, asked.number, rendered)
+        except Busy as error:
+            self._failed(record, asked.number, error)
+            return
         record.items[asked.number].state = "done"
         self._engine.metrics.job_images.labels("done").inc()
         self._jobs.save(record)

@@ -1,7 +1,7 @@
 """Jobs: many photographs, segmented behind the requests. Their state is on disk and survives a restart.
 
 <jobs>/<id>/job.json            the record, replaced as a whole
-<jobs>/<id>/inputs/<number>     uploaded photographs
+<jobs>/<id>/inputs/<number>     uploaded photographs, until the job is finished
 <jobs>/<id>/results/<number>    answers
 """
 
@@ -15,7 +15,8 @@ import time
 import uuid
 import zipfile
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from contextlib import suppress
+from typing import Literal, NamedTuple
 
 import structlog
 from pydantic import BaseModel, Field, ValidationError
@@ -28,6 +29,9 @@ from store.objects import Objects
 logger = structlog.get_logger(__name__)
 State = Literal["queued", "running", "done", "cancelled"]
 FINISHED: tuple[State, ...] = ("done", "cancelled")
+_ID = re.compile("[0-9a-f]{32}")
+RECOUNT = 60.0
+"""Seconds for which what others add to the jobs is not noticed."""
 
 
 class JobItem(BaseModel):
@@ -55,10 +59,31 @@ class JobRecord(BaseModel):
     suffix: str = Field(description="of the results' files")
     items: list[JobItem]
     trouble: str | None = Field(default=None, description="why it does not go on")
+    bytes_in: int = Field(default=0, description="of photographs that are kept")
+    bytes_out: int = Field(default=0, description="of results")
+
+    @property
+    def bytes(self) -> int:
+        """All that is kept of it."""
+        return self.bytes_in + self.bytes_out
 
     def count(self, state: str) -> int:
         """Photographs in a state."""
         return sum(item.state == state for item in self.items)
+
+
+class JobLimits(NamedTuple):
+    """How much is kept.
+
+    Attributes:
+        most: unfinished jobs; more are refused.
+        hours: finished ones are deleted after so long.
+        bytes: of all jobs together; the oldest finished ones make room for new ones.
+    """
+
+    most: int
+    hours: float
+    bytes: int
 
 
 class Jobs:
@@ -66,13 +91,14 @@ class Jobs:
 
     Args:
         objects: where they are kept.
-        most: unfinished jobs; more are refused.
-        hours: finished ones are deleted after so long.
+        limits: how much of them.
     """
 
-    def __init__(self, objects: Objects, most: int, hours: float) -> None:
-        self._objects, self._most, self._hours = objects, most, hours
+    def __init__(self, objects: Objects, limits: JobLimits) -> None:
+        self._objects, self.limits = objects, limits
         self._lock = threading.RLock()
+        self._being_made: set[str] = set()
+        self._counted, self._recount = 0, 0.0  # bytes that are kept, at most, and when to look again
 
     def create(
         self,
@@ -89,24 +115,59 @@ class Jobs:
             data: of uploads; sources: of photographs in a folder.
 
         Raises:
-            Busy: too many are unfinished. Unavailable: it cannot be kept.
+            Busy: too many are unfinished, or take all the room. Unavailable: it cannot be kept.
         """
         self.delete_old()
         unfinished = sum(job.state not in FINISHED for job in self.all())
-        if unfinished >= self._most:
+        if unfinished >= self.limits.most:
             raise Busy(f"{unfinished} jobs are unfinished, no more are taken; ask again later", retry_after=60)
+        size = sum(map(len, data))
+        self._make_room(size)
         items = [JobItem(name=name, source=sources[i] if sources else None) for i, name in enumerate(names)]
         record = JobRecord(
-            id=uuid.uuid4().hex, owner=owner, created=time.time(), options=options, suffix=suffix, items=items
+            id=uuid.uuid4().hex,
+            owner=owner,
+            created=time.time(),
+            options=options,
+            suffix=suffix,
+            items=items,
+            bytes_in=size,
         )
+        with self._lock:
+            self._being_made.add(record.id)
         try:
             for i, one in enumerate(data):
                 self._objects.put(f"{record.id}/inputs/{i:05d}", one)
             self.save(record)
         except OSError as error:  # full, read-only or away
             logger.warning("a job cannot be kept", problem=str(error))
+            with suppress(OSError):
+                self._objects.delete(record.id)
             raise Unavailable("the job cannot be kept; ask again later", retry_after=60) from error
+        finally:
+            with self._lock:
+                self._being_made.discard(record.id)
         return record
+
+    def _make_room(self, size: int) -> None:
+        """Room for so many bytes, at the cost of the oldest finished jobs; Busy if unfinished ones take it all."""
+        with self._lock:
+            self._counted += size
+            if time.monotonic() < self._recount and self._counted <= self.limits.bytes:
+                return
+        records = self.all()
+        self._counted = sum(job.bytes for job in records) + size
+        self._recount = time.monotonic() + RECOUNT
+        too_many = self._counted - self.limits.bytes
+        for job in records:
+            if too_many <= 0:
+                return
+            if job.state in FINISHED:
+                logger.warning("a finished job makes room for a new one", job=job.id)
+                self._delete(job.id)
+                too_many -= job.bytes
+        if too_many > 0:
+            raise Busy("unfinished jobs take all the room there is; ask again later", retry_after=60)
 
     def get(self, job_id: str, owner: str) -> JobRecord:
         """A job of this owner; NotFound for any other."""
@@ -117,7 +178,7 @@ class Jobs:
 
     def read(self, job_id: str) -> JobRecord | None:
         """A job, whoever owns it; None if there is none, or it was never complete."""
-        if not re.fullmatch(r"[0-9a-f]{32}", job_id):
+        if not _ID.fullmatch(job_id):
             return None
         try:
             return JobRecord.model_validate_json(self._objects.get(f"{job_id}/job.json"))
@@ -141,7 +202,7 @@ class Jobs:
         with self._lock:
             known = self.read(record.id)
             if known is not None and known.state == "cancelled":
-                record.state, record.finished = known.state, known.finished
+                record.state, record.finished, record.bytes_in = known.state, known.finished, known.bytes_in
             self._objects.put(f"{record.id}/job.json", record.model_dump_json().encode())
 
     def cancel(self, record: JobRecord) -> JobRecord:
@@ -151,16 +212,24 @@ class Jobs:
             if current.state in FINISHED:
                 raise Conflict(f"the job is {current.state} already")
             current.state, current.finished = "cancelled", time.time()
+            self.forget_inputs(current)
             self._objects.put(f"{current.id}/job.json", current.model_dump_json().encode())
         return current
+
+    def forget_inputs(self, record: JobRecord) -> None:
+        """Delete the photographs of a job that is finished."""
+        self._objects.delete(f"{record.id}/inputs")
+        record.bytes_in = 0
 
     def input(self, record: JobRecord, number: int) -> bytes:
         """The bytes of an uploaded photograph."""
         return self._objects.get(f"{record.id}/inputs/{number:05d}")
 
     def put_result(self, record: JobRecord, number: int, data: bytes) -> None:
-        """Keep the answer to one photograph."""
+        """Keep the answer to one photograph; Busy if there is no room for it."""
+        self._make_room(len(data))
         self._objects.put(f"{record.id}/results/{number:05d}", data)
+        record.bytes_out += len(data)
 
     def zipped(self, record: JobRecord) -> Iterator[bytes]:
         """A ZIP of all results and ``job.json``, piece by piece."""
@@ -181,11 +250,23 @@ class Jobs:
 
     def delete_old(self) -> None:
         """Delete jobs that have been finished for longer than they are kept."""
-        oldest = time.time() - 3600 * self._hours
+        oldest = time.time() - 3600 * self.limits.hours
         for record in self.all():
             if record.finished is not None and record.finished < oldest:
-                self._objects.remove(f"{record.id}/job.json")
-                self._objects.delete(record.id)
+                self._delete(record.id)
+
+    def delete_torn(self) -> None:
+        """Delete what a process that was killed has left of a job it was taking, or deleting; at the start."""
+        for name in self._objects.names(""):
+            with self._lock:
+                torn = name not in self._being_made and _ID.fullmatch(name) is not None
+            if torn and not self._objects.exists(f"{name}/job.json"):
+                logger.warning("what is left of a torn job is deleted", job=name)
+                self._objects.delete(name)
+
+    def _delete(self, job_id: str) -> None:
+        self._objects.remove(f"{job_id}/job.json")
+        self._objects.delete(job_id)
 
 
 class _Sink(io.RawIOBase):

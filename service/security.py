@@ -102,6 +102,6 @@ class Admission:
 
 def _hash(key: str) -> bytes:
     kind, _, digest = key.partition(":")
-    if kind == "sha256" and len(digest) == 64:
+    if kind == "sha256":
         return bytes.fromhex(digest)
     return hashlib.sha256(key.encode()).digest()

@@ -7,6 +7,7 @@ reload, so that keys can be rotated without a restart.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,17 @@ class Settings(BaseSettings):
     answers_bytes: int = Field(default=256_000_000, ge=0, description="memory for finished answers; 0 keeps none")
     store_timeout: float = Field(default=10.0, gt=0, description="seconds until a store that hangs is left alone")
     max_requests: int = Field(default=64, gt=0, description="requests with a body at the same time")
+    uploads_bytes: int = Field(default=2_000_000_000, gt=0, description="memory for the bodies of all requests")
+    upload_seconds: float = Field(default=600.0, gt=0, description="until the body of a request has to be there")
 
     jobs: str | Path = Field(
         default=Path("~/.cache/diffdgss/jobs"), description="where jobs are kept, a folder or s3://"
     )
     job_images: int = Field(default=1000, gt=0, description="of one job")
     job_bytes: int = Field(default=1_000_000_000, gt=0, description="of one job's upload")
+    jobs_bytes: int = Field(
+        default=20_000_000_000, gt=0, description="of all jobs that are kept; the oldest finished ones go first"
+    )
     max_jobs: int = Field(default=100, gt=0, description="unfinished jobs")
     job_hours: float = Field(default=24.0, gt=0, description="finished jobs are deleted after so long")
     folders: dict[str, str | Path] = Field(
@@ -74,6 +80,21 @@ class Settings(BaseSettings):
         if unknown := sorted(set(self.admins) - set(self.api_keys)):
             raise ValueError(f"expected names of api_keys in admins, found {', '.join(unknown)}")
         return self
+
+    @model_validator(mode="after")
+    def _a_job_fits(self) -> Settings:
+        if self.job_bytes > min(self.uploads_bytes, self.jobs_bytes):
+            raise ValueError("expected job_bytes, of one job, within uploads_bytes and jobs_bytes, of all")
+        return self
+
+    @field_validator("api_keys")
+    @classmethod
+    def _hashes_are_hashes(cls, keys: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name, secret in keys.items():
+            kind, colon, digest = secret.get_secret_value().partition(":")
+            if colon and kind == "sha256" and not re.fullmatch("[0-9a-f]{64}", digest):
+                raise ValueError(f"expected sha256: and 64 hexadecimal digits in api_keys.{name}")
+        return keys
 
     @field_validator("folders")
     @classmethod

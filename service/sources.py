@@ -51,11 +51,22 @@ class FolderSource:
         try:
             with path.open("rb") as file:
                 data = file.read(limit + 1)
-        except OSError as error:
+        except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+            if not self._is_there():
+                raise StoreUnavailable("the folder is empty or away") from error
             raise NotFound(f"{path.name}: cannot be read (any more)") from error
+        except OSError as error:  # a network share that has gone away
+            raise StoreUnavailable(str(error)) from error
         if len(data) > limit:
             raise _too_large(path.name, limit)
         return data
+
+    def _is_there(self) -> bool:
+        """Whether the folder holds anything: an unmounted one is empty or gone."""
+        try:
+            return any(self._root.iterdir())
+        except OSError:
+            return False
 
     def _inside(self, key: str) -> Path:
         path = self._root / _checked(key)

@@ -102,7 +102,7 @@ class Storage:
         Raises:
             MissingEntry, DamagedEntry, SpecError: not there; StoreUnavailable: the store is away.
         """
-        return self._guarded("read", lambda: self.store().entry(spec, key).read(block, timesteps))
+        return self._guarded("read", lambda: self._block(spec, key, block, timesteps))
 
     def write(
         self, spec: FeatureSpec, key: Key, features: Features, backbone: str, codebook: Codebook | None, warn: list[str]
@@ -141,6 +141,12 @@ class Storage:
         if not store.has(spec, key):
             raise MissingEntry("not there")
         return store.entry(spec, key).features()
+
+    def _block(self, spec: FeatureSpec, key: Key, block: str, timesteps: list[int] | None) -> NDArray[np.float32]:
+        store = self.store()
+        if not store.has(spec, key):  # asked first: nothing is noted of what is not there, and no place is told
+            raise MissingEntry("not there")
+        return store.entry(spec, key).read(block, timesteps)
 
     def _write(self, spec: FeatureSpec, key: Key, features: Features, backbone: str, codebook: Codebook | None) -> int:
         store = self.store()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import threading
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +13,7 @@ from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from service.errors import BadRequest, BodyTooLarge, NoImage
+from service.errors import BadRequest, BodyTooLarge, BodyTooSlow, Busy, NoImage
 
 RAW_TYPES = ("image/", "application/octet-stream", "application/dicom")
 
@@ -28,28 +30,68 @@ class Upload(NamedTuple):
     fields: dict[str, str]
 
 
+class Room:
+    """Memory for the bodies of all requests together.
+
+    Args:
+        limit: bytes.
+        seconds: until a body has to be there.
+    """
+
+    def __init__(self, limit: int, seconds: float) -> None:
+        self.seconds = seconds
+        self._limit, self._used = limit, 0
+        self._lock = threading.Lock()
+
+    def take(self, request: Request, count: int) -> None:
+        """Room for more of a request's body; Busy where there is none."""
+        with self._lock:
+            if self._used + count > self._limit:
+                raise Busy("other requests' photographs take all the room there is; ask again later")
+            self._used += count
+        request.state.held = getattr(request.state, "held", 0) + count
+
+    def give_back(self, request: Request) -> None:
+        """All that a request took."""
+        with self._lock:
+            self._used -= getattr(request.state, "held", 0)
+        request.state.held = 0
+
+
 class _InMemory(MultiPartParser):
     """Multipart without temporary files; the limit of bytes is kept before it is parsed."""
 
     spool_max_size = 2**62
 
 
-async def received(request: Request, limit: int, files: int = 1) -> Upload:
+async def received(request: Request, room: Room, limit: int, files: int = 1) -> Upload:
     """The body, cut off with BodyTooLarge: a length need not be declared, or true.
+
+    Args:
+        room: where it is held until the request is answered.
 
     Raises:
         BadRequest: multipart that is none, more files than expected, or no body that is known.
+        BodyTooSlow: it did not arrive in time. Busy: no room for it.
     """
+    try:
+        async with asyncio.timeout(room.seconds):
+            return await _received(request, room, limit, files)
+    except TimeoutError as error:
+        raise BodyTooSlow(f"the body did not arrive within {room.seconds:.0f} s") from error
+
+
+async def _received(request: Request, room: Room, limit: int, files: int) -> Upload:
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise BodyTooLarge(f"the request has {declared} bytes, the limit is {limit}")
     content_type = request.headers.get("content-type", "").lower()
     if content_type.startswith("multipart/form-data"):
-        return await _multipart(request, limit, files)
+        return await _multipart(request, room, limit, files)
     if content_type.startswith(RAW_TYPES):
-        data = b"".join([chunk async for chunk in _limited(request, limit)])
+        data = b"".join([chunk async for chunk in _limited(request, room, limit)])
         return Upload([("image", data)] if data else [], {})
-    if any([chunk async for chunk in _limited(request, limit)]):
+    if any([chunk async for chunk in _limited(request, room, limit)]):
         raise NoImage(
             "expected multipart/form-data with the photograph in the field 'image', or its bytes as image/* or "
             "application/octet-stream"
@@ -57,8 +99,9 @@ async def received(request: Request, limit: int, files: int = 1) -> Upload:
     return Upload([], {})
 
 
-async def _multipart(request: Request, limit: int, files: int) -> Upload:
-    parser = _InMemory(request.headers, _limited(request, limit), max_files=files, max_fields=20, max_part_size=10_000)
+async def _multipart(request: Request, room: Room, limit: int, files: int) -> Upload:
+    chunks = _limited(request, room, limit)
+    parser = _InMemory(request.headers, chunks, max_files=files, max_fields=20, max_part_size=10_000)
     try:
         form = await parser.parse()
         uploads = [(key, value) for key, value in form.multi_items() if isinstance(value, UploadFile)]
@@ -76,12 +119,13 @@ async def _multipart(request: Request, limit: int, files: int) -> Upload:
             file.close()
 
 
-async def _limited(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
+async def _limited(request: Request, room: Room, limit: int) -> AsyncGenerator[bytes, None]:
     count = 0
     async for chunk in request.stream():
         count += len(chunk)
         if count > limit:
             raise BodyTooLarge(f"the request has more than {limit} bytes")
+        room.take(request, len(chunk))
         yield chunk
 
 

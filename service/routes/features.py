@@ -41,7 +41,7 @@ async def make(
     model: Annotated[str | None, Query(max_length=200, description="that will read them")] = None,
 ) -> FeaturesInfo:
     """Have a photograph's features in the store; the key asks for masks later, without the photograph."""
-    upload = await received(request, context.settings.max_bytes)
+    upload = await received(request, context.room, context.settings.max_bytes)
     if not upload.files:
         raise NoImage("expected a photograph in the field 'image' or as the body")
     name, data = upload.files[0]
@@ -50,7 +50,10 @@ async def make(
     kept = await awaited(request, engine, engine.ask_features(asked, ticket), ticket)
     if any("could not be stored" in warning for warning in kept.warnings):
         raise Unavailable("the features could not be stored; /readyz says why", retry_after=30)
-    info = await run_in_threadpool(described, engine, kept.key)
+    try:
+        info = await run_in_threadpool(described, engine, kept.key)
+    except NotFound as error:  # another process holds the entry, and has not finished it
+        raise Unavailable("another process is storing these features; ask again", retry_after=5) from error
     return info.model_copy(update={"cached": kept.cached, "forwards": kept.forwards})
 
 

@@ -65,7 +65,7 @@ async def start(
     ] = None,
 ) -> JobStatus:
     """Segment many photographs: uploaded ones, or those of a folder that the operator allowed by name."""
-    upload = await received(request, context.settings.job_bytes, context.settings.job_images)
+    upload = await received(request, context.room, context.settings.job_bytes, context.settings.job_images)
     folder = upload.fields.pop("folder", folder)
     options = _checked(merged(options, upload.fields), engine)
     _, output = negotiated(options.output, "image/png")

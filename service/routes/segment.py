@@ -73,7 +73,7 @@ async def segment(
     request: Request, engine: ReadyEngine, context: Shared, _key: Admitted, options: Annotated[Options, Query()]
 ) -> Response:
     """Segment one photograph, or features that are in the store."""
-    upload = await received(request, context.settings.max_bytes)
+    upload = await received(request, context.room, context.settings.max_bytes)
     options = merged(options, upload.fields)
     name, output = negotiated(options.output, request.headers.get("accept", "*/*"))
     file, data = upload.files[0] if upload.files else ("image", None)
@@ -85,7 +85,8 @@ async def segment(
     output.check(source)
     answer = await answered(request, engine, options, file, data, context.settings.deadline)
     started = time.perf_counter()
-    body = await run_in_threadpool(lambda: output.render(options.applied(answer), options, source))
+    async with context.rendering:  # answers at native size are large, and few are written at once
+        body = await run_in_threadpool(lambda: output.render(options.applied(answer), options, source))
     engine.metrics.observe("render", time.perf_counter() - started)
     headers = {
         "X-Image-Id": answer.image_id,

@@ -196,6 +196,10 @@ def test_keys_that_lead_nowhere(api: TestClient) -> None:
     for key, status in [(f"{spec[:16]}.{'0' * 64}", 404), (f"{'0' * 16}.{'0' * 64}", 404), ("..", 404), ("x", 422)]:
         assert api.get(f"/v1/features/{key}").status_code == status, key
     assert api.post("/v1/segment", params={"key": f"{spec[:16]}.{'0' * 64}"}).status_code == 404
+    nothing = api.get(f"/v1/features/{spec[:16]}.{'0' * 64}", params={"block": "block_0"})
+    assert (nothing.status_code, nothing.json()["detail"]) == (404, "no such features here (any more)")
+    engine = api.app.state.context.ready_engine()  # type: ignore[attr-defined]
+    assert not [key for key in engine.storage.store().objects.keys("used") if "0" * 64 in key]  # nothing is noted of it
     assert api.post("/v1/segment", params={"key": "../../etc/passwd"}).status_code == 422
     made = api.post("/v1/features", files={"image": ("eye.png", png())}).json()["key"]
     assert api.get(f"/v1/features/{made}", params={"block": "block_99"}).status_code == 404

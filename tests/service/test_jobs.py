@@ -18,16 +18,18 @@ from PIL import Image
 
 from interpreter.rendering import encode_labels
 from service.engine import Engine
-from service.errors import Unavailable
+from service.errors import Busy, Unavailable
 from service.job_runner import JobRunner
-from service.jobs import JobRecord, Jobs
+from service.jobs import JobLimits, JobRecord, Jobs
 from service.options import Options
+from service.outputs import OUTPUTS
 from service.settings import Settings
 from service.sources import Sources
 from store.objects import open_objects
 from tests.service.conftest import png, serving
 
 MakeEngine = Callable[..., Engine]
+LIMITS = JobLimits(most=10, hours=24, bytes=10**9)
 
 
 def finished(client: TestClient, job: dict[str, Any]) -> dict[str, Any]:
@@ -90,18 +92,12 @@ def test_a_job_of_a_folder_that_is_allowed(make_engine: MakeEngine, tmp_path: Pa
 
 
 def test_a_job_waits_while_its_folder_is_away_and_others_go_on(make_engine: MakeEngine, tmp_path: Path) -> None:
-    class Away(Sources):
-        away = True
-
-        def read(self, asked: str, limit: int) -> bytes:
-            if self.away:
-                raise Unavailable("the folder clinic cannot be read now; ask again later")
-            return super().read(asked, limit)
-
     (tmp_path / "eyes").mkdir()
     (tmp_path / "eyes" / "eye.png").write_bytes(png(3))
-    jobs, sources = Jobs(open_objects(tmp_path / "jobs"), 10, 24), Away({"clinic": tmp_path / "eyes"})
+    jobs, sources = Jobs(open_objects(tmp_path / "jobs"), LIMITS), Sources({"clinic": tmp_path / "eyes"})
     waits = jobs.create("anybody", Options(output="png"), ".png", ["eye.png"], sources=sources.keys("clinic"))
+    (tmp_path / "eyes").rename(tmp_path / "elsewhere")
+    (tmp_path / "eyes").mkdir()  # as the place where a network share was mounted
     goes_on = jobs.create("anybody", Options(output="png"), ".png", ["b.png"], [png(4)])
     runner = JobRunner(jobs, make_engine(), Settings(keep_nothing=True), sources)
     runner.start()
@@ -111,7 +107,8 @@ def test_a_job_waits_while_its_folder_is_away_and_others_go_on(make_engine: Make
     assert (now.state, now.count("waiting"), now.trouble) == (
         "running", 1, "the folder clinic cannot be read now; ask again later"
     )  # fmt: skip
-    sources.away = False
+    (tmp_path / "eyes").rmdir()
+    (tmp_path / "elsewhere").rename(tmp_path / "eyes")
     runner.wake()
     assert ended(jobs, waits.id).count("done") == 1
     runner.stop()
@@ -160,14 +157,14 @@ def test_a_job_is_cancelled_behind_the_image_it_is_at(make_engine: MakeEngine) -
 
 def test_a_job_goes_on_where_a_killed_service_left_it(make_engine: MakeEngine, tmp_path: Path) -> None:
     settings = Settings(jobs=tmp_path, keep_nothing=False)
-    jobs = Jobs(open_objects(tmp_path), 10, 24)
+    jobs = Jobs(open_objects(tmp_path), LIMITS)
     record = jobs.create("anybody", Options(output="png"), ".png", ["a.png", "b.png"], [png(4), png(5)])
     record.state, record.items[0].state = "running", "done"  # killed between the first and the second
     jobs.put_result(record, 0, b"the first answer")
     jobs.save(record)
     (tmp_path / "0123456789abcdef0123456789abcdef" / "inputs").mkdir(parents=True)  # killed while it was uploaded
     engine = make_engine()
-    runner = JobRunner(Jobs(open_objects(tmp_path), 10, 24), engine, settings, Sources({}))
+    runner = JobRunner(Jobs(open_objects(tmp_path), LIMITS), engine, settings, Sources({}))
     runner.start()
     for _ in range(200):
         now = jobs.read(record.id)
@@ -176,6 +173,9 @@ def test_a_job_goes_on_where_a_killed_service_left_it(make_engine: MakeEngine, t
             break
         time.sleep(0.05)
     runner.stop()
+    assert not (tmp_path / "0123456789abcdef0123456789abcdef").exists()
+    assert not list((tmp_path / record.id / "inputs").glob("*"))  # no longer than they are needed
+    assert now.bytes == len(b"the first answer") + (tmp_path / record.id / "results" / "00001").stat().st_size
     assert now.count("done") == 2
     assert engine.models.default.extractor.forwards == 3  # the first was not done again
     archive = zipfile.ZipFile(io.BytesIO(b"".join(jobs.zipped(now))))
@@ -184,7 +184,7 @@ def test_a_job_goes_on_where_a_killed_service_left_it(make_engine: MakeEngine, t
 
 
 def test_old_jobs_are_deleted_and_new_ones_are_bounded(tmp_path: Path) -> None:
-    jobs = Jobs(open_objects(tmp_path), most=1, hours=1)
+    jobs = Jobs(open_objects(tmp_path), JobLimits(1, 1, 10**9))
     record = jobs.create("anybody", Options(), ".png", ["a.png"], [b"a"])
     with pytest.raises(Exception, match="1 jobs are unfinished"):
         jobs.create("anybody", Options(), ".png", ["a.png"], [b"a"])
@@ -195,15 +195,52 @@ def test_old_jobs_are_deleted_and_new_ones_are_bounded(tmp_path: Path) -> None:
     assert not (tmp_path / record.id / "inputs" / "00000").exists()
 
 
+def test_finished_jobs_make_room_and_unfinished_ones_do_not(tmp_path: Path) -> None:
+    jobs = Jobs(open_objects(tmp_path), JobLimits(10, 24, bytes=100))
+    old, new = (jobs.create("anybody", Options(), ".png", ["a.png"], [bytes(40)]) for _ in range(2))
+    with pytest.raises(Busy, match="unfinished jobs take all the room"):
+        jobs.create("anybody", Options(), ".png", ["a.png"], [bytes(40)])
+    old.state, old.finished = "done", time.time()
+    jobs.save(old)
+    jobs.create("anybody", Options(), ".png", ["a.png"], [bytes(40)])
+    assert jobs.read(old.id) is None
+    jobs.put_result(new, 0, bytes(20))
+    jobs.save(new)
+    with pytest.raises(Busy, match="unfinished jobs take all the room"):
+        jobs.put_result(new, 0, bytes(20))
+
+
+def test_a_photograph_that_fails_in_an_unexpected_way_ends_no_job(
+    make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs, engine = Jobs(open_objects(tmp_path), LIMITS), make_engine()
+    record = jobs.create("anybody", Options(output="png"), ".png", ["a.png", "b.png"], [png(4), png(5)])
+    answer = engine.segment(png(5))
+
+    def render(*_: object) -> bytes:
+        if not hasattr(render, "asked"):
+            render.asked = True  # type: ignore[attr-defined]
+            raise UnicodeDecodeError("utf-8", b"x", 0, 1, "of a class that does not take a message alone")
+        return encode_labels(answer.labels, answer.colours)
+
+    monkeypatch.setitem(OUTPUTS, "png", OUTPUTS["png"]._replace(render=render))
+    runner = JobRunner(jobs, engine, Settings(keep_nothing=True), Sources({}))
+    runner.start()
+    assert ended(jobs, record.id).count("done") == 1
+    runner.stop()
+    failed = ended(jobs, record.id).items[0]
+    assert (failed.state, failed.problem) == ("failed", "internal error; the log of the service has more")
+
+
 def test_jobs_that_cannot_be_kept_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    jobs = Jobs(open_objects(tmp_path / "file" / "jobs"), 10, 24)
+    jobs = Jobs(open_objects(tmp_path / "file" / "jobs"), LIMITS)
     with pytest.raises(Unavailable, match="cannot be kept"):
         jobs.create("anybody", Options(), ".png", ["a.png"], [b"a"])
 
 
 def test_a_record_that_is_damaged_is_nobodys_end(tmp_path: Path) -> None:
-    jobs = Jobs(open_objects(tmp_path), 10, 24)
+    jobs = Jobs(open_objects(tmp_path), LIMITS)
     record = jobs.create("anybody", Options(), ".png", ["a.png"], [b"a"])
     (tmp_path / record.id / "job.json").write_text("{")
     assert jobs.all() == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Callable
@@ -9,17 +10,19 @@ from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
-from pydantic import SecretStr
-from starlette.types import Receive, Scope, Send
+from pydantic import SecretStr, ValidationError
+from starlette.requests import Request
+from starlette.types import Message, Receive, Scope, Send
 
 from service.app import create_app
 from service.engine import Engine
 from service.envelope import SECURITY_HEADERS, LastResort
-from service.errors import Busy, TooManyRequests, Unauthorised
+from service.errors import BodyTooSlow, Busy, TooManyRequests, Unauthorised
 from service.metrics import Metrics
 from service.security import ANYBODY, Admission, Keys, presented_key
 from service.settings import Settings
 from service.storage import Storage
+from service.uploads import Room, received
 from store import FeatureStore
 from tests.service.conftest import png, post, serving
 
@@ -101,6 +104,57 @@ def test_reloading_is_for_admins_and_rotates_keys(shared_engine: Engine, model_f
     failed = client.post("/v1/reload", headers={"X-API-Key": "new"})
     assert failed.status_code == 500
     assert client.get("/v1/models", headers={"X-API-Key": "new"}).status_code == 200  # as it was
+
+
+def test_settings_that_cannot_be_meant_change_nothing(shared_engine: Engine, model_folder: Path) -> None:
+    for digest in ("0" * 63, "x" * 64, "A" * 64):
+        with pytest.raises(ValidationError, match=r"64 hexadecimal digits in api_keys\.new"):
+            Settings(api_keys={"new": f"sha256:{digest}"})  # type: ignore[dict-item]
+    with pytest.raises(ValidationError, match="job_bytes, of one job, within"):
+        Settings(job_bytes=10, uploads_bytes=9)
+    settings = Settings(model=str(model_folder), keep_nothing=True, api_keys={"boss": "old"}, admins=("boss",))  # type: ignore[dict-item]
+    client = TestClient(create_app(settings, lambda: shared_engine, lambda: Settings(job_bytes=10, uploads_bytes=9)))
+    client.app.state.context.engine.set_result(shared_engine)  # type: ignore[attr-defined]
+    models = shared_engine.models
+    assert client.post("/v1/reload", headers={"X-API-Key": "old"}).status_code == 500
+    assert shared_engine.models is models
+    assert client.get("/v1/models", headers={"X-API-Key": "old"}).status_code == 200
+
+
+def test_bodies_have_room_together_and_give_it_back(make_engine: MakeEngine) -> None:
+    data = png()
+    with serving(make_engine(), max_bytes=10_000, job_bytes=10_000, uploads_bytes=int(1.5 * len(data))) as client:
+        client.app.state.engine.result()  # type: ignore[attr-defined]
+        room = client.app.state.context.room  # type: ignore[attr-defined]
+        for _ in range(3):
+            assert post(client, data).status_code == 200
+        held = Request({"type": "http", "state": {}})
+        room.take(held, len(data))
+        refused = post(client, data)
+        assert refused.status_code == 503
+        assert "take all the room" in refused.json()["detail"]
+        room.give_back(held)
+        assert post(client, data).status_code == 200
+
+
+def test_a_body_that_does_not_arrive_is_given_up() -> None:
+    async def receive() -> Message:
+        await asyncio.sleep(10)
+        raise AssertionError("not asked for so long")
+
+    headers = [(b"content-type", b"image/png")]
+    request = Request({"type": "http", "state": {}, "headers": headers, "method": "POST"}, receive)
+    with pytest.raises(BodyTooSlow, match="did not arrive within 0 s"):
+        asyncio.run(received(request, Room(100, 0.01), 100))
+
+
+def test_a_method_of_the_clients_own_makes_no_series(make_engine: MakeEngine) -> None:
+    with serving(make_engine()) as client:
+        for method in ("BREW", "WHEN"):
+            assert client.request(method, "/healthz").status_code == 405
+        metrics = client.get("/metrics").text
+    assert 'method="other"' in metrics
+    assert "BREW" not in metrics
 
 
 def test_other_origins_may_not_ask_unless_they_are_named(shared_engine: Engine) -> None:
