@@ -36,6 +36,7 @@ from store import console
 from store.console import Exit
 from store.errors import StoreError
 from store.feature_store import FeatureStore
+from store.interrupts import Stop
 from store.records import RunRecord
 from store.spec import EncodingName, FeatureSpec
 from store.views import parse_views
@@ -108,7 +109,6 @@ def run(
     """Extract a data set into a store; what is there already is left as it is."""
     from extractor.cluster import ExtractionJob, connected, extract_on_cluster
     from extractor.extraction import Extractor  # imported late: loading diffusers takes seconds
-    from extractor.pipeline import Stop
     from extractor.runs import extract_dataset, plan_size, require_room
 
     if workers is not None and scheduler is not None:

@@ -25,7 +25,7 @@ from distributed import Client, Future, KilledWorker, LocalCluster, Worker, Work
 from extractor.datasets import DataSet
 from extractor.errors import ClusterError
 from extractor.extraction import Extractor
-from extractor.pipeline import Pipeline, RunReport, Stop, Work
+from extractor.pipeline import Pipeline, RunReport, Work
 from extractor.presets import codebook_for, open_backbone
 from extractor.runs import record_collection, work_of
 from store.collection import Sample
@@ -33,6 +33,7 @@ from store.entries import Entry
 from store.errors import DamagedEntry, MissingEntry
 from store.feature_store import FeatureStore
 from store.features import entry_path
+from store.interrupts import Stop
 from store.memory import keep_freed_memory
 from store.spec import FeatureSpec, Precision
 from store.views import IDENTITY

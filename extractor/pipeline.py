@@ -6,15 +6,11 @@ Memory is bounded: ``DECODED_AHEAD`` photographs wait for the network beside the
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import NamedTuple
 
 from extractor.datasets import Photograph
@@ -25,6 +21,7 @@ from store.claims import Claims
 from store.collection import Sample
 from store.feature_store import FeatureStore
 from store.features import Features, Key, entry_path
+from store.interrupts import Stop
 from store.spec import FeatureSpec
 
 DECODED_AHEAD = 4
@@ -91,40 +88,6 @@ class _Decoded(NamedTuple):
     key: Key
     prepared: Prepared | None = None
     elsewhere: bool = False
-
-
-class Stop:
-    """Asked between photographs; set by the first Ctrl-C. A second one interrupts at once."""
-
-    def __init__(self) -> None:
-        self._asked = threading.Event()
-
-    @property
-    def asked(self) -> bool:
-        return self._asked.is_set()
-
-    def ask(self) -> None:
-        """Let what is in flight be finished, and nothing new be begun."""
-        self._asked.set()
-
-    @contextmanager
-    def on_interrupt(self, say: Callable[[], None]) -> Iterator[None]:
-        """While in this context, Ctrl-C asks instead of interrupting; only the main thread can listen."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def asked(_number: int, _frame: FrameType | None) -> None:
-            if self.asked:
-                raise KeyboardInterrupt
-            self.ask()
-            say()
-
-        before = signal.signal(signal.SIGINT, asked)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
 
 
 class Pipeline:

@@ -13,11 +13,12 @@ from extractor.datasets import DataSet
 from extractor.errors import DatasetError, ImageError
 from extractor.extraction import Extractor
 from extractor.images import image_id, read_bytes
-from extractor.pipeline import Pipeline, RunReport, Stop, Work
+from extractor.pipeline import Pipeline, RunReport, Work
 from store.collection import Collection, Sample
 from store.errors import StoreFull
 from store.feature_store import FeatureStore
 from store.features import Key
+from store.interrupts import Stop
 from store.memory import keep_freed_memory
 from store.spec import FeatureSpec
 from store.views import IDENTITY

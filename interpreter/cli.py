@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
@@ -28,6 +29,7 @@ from interpreter.vss import Variant
 from store import console
 from store.errors import StoreError
 from store.feature_store import FeatureStore
+from store.interrupts import Stop
 from store.views import parse_views
 
 if TYPE_CHECKING:
@@ -153,8 +155,12 @@ def train(
     )
     left = (training.epochs - training.epoch) * training.steps_per_epoch - training.next_batch
     first = training.accelerator.is_main_process
-    with console.progress("training", left, quiet=as_json or not first) as advance:
-        dice = training.run(lambda epoch, _, loss: advance(1, f"epoch {epoch + 1}, loss {loss:.3f}"))
+    stop = Stop()
+    with (
+        stop.on_interrupt(lambda: console.err.print("finishing a step; Ctrl-C again interrupts at once")),
+        console.progress("training", left, quiet=as_json or not first) as advance,
+    ):
+        dice = training.run(lambda epoch, _, loss: advance(1, f"epoch {epoch + 1}, loss {loss:.3f}"), stop)
     if not first:
         return
     if as_json:
@@ -202,6 +208,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score an interpreter on labelled images, or run a whole protocol (--protocol) and write its report."""
+    _require_options_of(context, _OF_A_MODEL if protocol is not None else _OF_A_PROTOCOL, protocol)
     if protocol is not None:
         from interpreter.protocol_cli import run_protocol
 
@@ -211,11 +218,25 @@ def evaluate(
         if as_json:
             console.print_json(chosen)
         return
-    if context.args or data:
-        raise typer.BadParameter(f"{' '.join(context.args) or '--data'} belongs to a protocol; name it with --protocol")
+    if context.args:
+        raise typer.BadParameter(f"{' '.join(context.args)} belongs to a protocol; name it with --protocol")
     if not dataset:
         raise typer.BadParameter("expected --dataset, or a whole --protocol")
     _evaluate_model(store, dataset, model, masks, Rules(size=size, region=region), scan, device, as_json)
+
+
+_OF_A_MODEL = ("dataset", "model", "masks", "size", "region", "scan")
+_OF_A_PROTOCOL = ("edition", "data", "out", "target", "rows", "seeds", "settings")
+
+
+def _require_options_of(context: typer.Context, others: Sequence[str], protocol: str | None) -> None:
+    """BadParameter names an option that would do nothing: of a single model, or of a protocol."""
+    advice = "name it with --protocol" if protocol is None else "the protocol decides it"
+    sources = {name: context.get_parameter_source(name) for name in others}
+    given = [f"--{name}" for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if given:
+        whose = "a protocol" if protocol is None else "one model"
+        raise typer.BadParameter(f"{', '.join(given)} belongs to {whose}; {advice}")
 
 
 def _evaluate_model(

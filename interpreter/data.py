@@ -135,11 +135,18 @@ def few(images: Sequence[Labelled], count: int, seed: int) -> list[Labelled]:
     return [ordered[i] for i in np.random.default_rng([seed, 2]).permutation(len(ordered))[:count]]
 
 
+def _group(image: Labelled) -> tuple[str, str]:
+    """Images of one group, of a patient say, never part."""
+    return image.dataset, image.sample.group or image.sample.name
+
+
 def split_off_few(images: Sequence[Labelled], share: float, seed: int) -> tuple[list[Labelled], list[Labelled]]:
-    """(training, validation) of a few images: none is kept for validation where the share is less than half of one."""
-    count = round(share * len(images))
-    order = np.random.default_rng([seed, len(images)]).permutation(len(images))
-    return [images[i] for i in order[count:]], [images[i] for i in order[:count]]
+    """(training, validation) of a few images, whole groups: none is kept where the share is less than half of one."""
+    order = [images[i] for i in np.random.default_rng([seed, len(images)]).permutation(len(images))]
+    kept = {_group(image) for image in order[: round(share * len(images))]}
+    validation = [image for image in order if _group(image) in kept]
+    train = [image for image in order if _group(image) not in kept]
+    return (train, validation) if train else (order, [])
 
 
 def split_off(images: Sequence[Labelled], share: float, seed: int) -> tuple[list[Labelled], list[Labelled]]:

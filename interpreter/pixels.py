@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from interpreter.errors import TrainingDataError
-from interpreter.heads.unet import PIXELS
+from interpreter.heads.photometric import PIXELS
 from store.encoded import Encoded
 from store.feature_store import FeatureStore
 from store.features import Features, Key
@@ -88,5 +88,9 @@ def _find(wanted: set[str], folders: Iterable[Path]) -> dict[str, Path]:
 def _read(path: Path, *, inverted: bool) -> NDArray[np.uint8]:
     """uint8 (H, W, 3), upright."""
     with Image.open(path) as image:
+        if image.mode.startswith(("I", "F")):
+            raise TrainingDataError(
+                f"{path}: of more than 8 bits; networks on pixels read 8-bit photographs, save it so"
+            )
         pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     return 255 - pixels if inverted else pixels

@@ -16,7 +16,7 @@ from interpreter.protocols.extracting import extract_by_command, parse_source
 from interpreter.protocols.protocol import ROWS, Choices, Edition, Row
 from interpreter.protocols.report import write_report
 from interpreter.protocols.running import Running
-from interpreter.protocols.table import tabulated
+from interpreter.protocols.table import or_none, tabulated
 from store import console
 from store.feature_store import FeatureStore
 from store.views import parse_views
@@ -63,14 +63,14 @@ def run_protocol(
     console.err.print(f"report: {report}", highlight=False)
     return {
         "report": str(report),
-        "table": {row: {column: cell.value for column, cell in cells.items()} for row, cells in table.items()},
+        "table": {row: {column: or_none(cell.value) for column, cell in cells.items()} for row, cells in table.items()},
     }
 
 
 def parse_choices(settings: str | None, device: str) -> Choices:
     """Choices of a JSON object; ConfigurationError names what is wrong in it."""
     try:
-        plain = json.loads(settings or "{}") | {"device": device}
+        plain = {"device": device} | json.loads(settings or "{}")
         if isinstance(plain.get("views"), str):
             plain["views"] = parse_views(plain["views"])
         return Choices.model_validate(plain)

@@ -9,11 +9,14 @@ several processes share each batch.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +42,7 @@ from interpreter.task import Task
 from store.batches import Batch, Plan, plan_epoch, stream
 from store.feature_store import FeatureStore
 from store.features import Key
+from store.interrupts import Stop
 from store.memory import keep_freed_memory
 from store.spec import FeatureSpec
 from store.views import flipped_axes
@@ -120,10 +124,11 @@ class Training:
             training=settings.model_dump(mode="json") | {"rules": self.rules.model_dump()},
         )
         self.epoch, self.next_batch, self.best, self.since_best = 0, 0, -1.0, 0
+        self._in_step = False
         self.data_wait_share = 0.0
         self._files = RunFolder(folder)
         if self.accelerator.is_main_process:
-            self._files.require_same_run(self._card.model_dump(mode="json"))
+            self._files.require_same_run(self._card.model_dump(mode="json") | self._decided_elsewhere())
         self._resume()
 
     @property
@@ -137,7 +142,7 @@ class Training:
         """Batches of an epoch."""
         return -(-len(self.train_images) // self.settings.batch)
 
-    def run(self, report: Report | None = None) -> float:
+    def run(self, report: Report | None = None, stop: Stop | None = None) -> float:
         """Train to the last epoch or until validation stops improving; returns the validation Dice of what was kept.
 
         That is the best by ``Scores.criterion``. Without validation images the last epoch is kept, and its Dice is
@@ -145,15 +150,20 @@ class Training:
 
         Args:
             report: called with epoch, batch and loss after each batch.
+            stop: asked after each batch; the state is saved and KeyboardInterrupt raised. Several processes cannot
+                agree on a batch, and go on from the last epoch's end.
         """
         if self.device.type == "cpu":
             keep_freed_memory()
         with Recorder(self.folder if self.accelerator.is_main_process else None) as recorder:
             while self.epoch < self.epochs and not self._out_of_patience():
                 try:
-                    self._run_epoch(recorder, report)
+                    self._run_epoch(recorder, report, stop)
                 except KeyboardInterrupt:
-                    self._save_state()
+                    # In the middle of a step, gradients are half added up, and of several processes each has its own:
+                    # then what was saved last stands.
+                    if not self._in_step and self.accelerator.num_processes == 1:
+                        self._save_state()
                     raise
                 self.epoch, self.next_batch = self.epoch + 1, 0
                 if self.epoch % self.settings.evaluate_every == 0 or self.epoch == self.epochs:
@@ -165,15 +175,16 @@ class Training:
         self.accelerator.wait_for_everyone()
         return self._kept_dice()
 
-    def _run_epoch(self, recorder: Recorder, report: Report | None) -> None:
+    def _run_epoch(self, recorder: Recorder, report: Report | None, stop: Stop | None) -> None:
         started, waited, asked = time.perf_counter(), 0.0, time.perf_counter()
         for batch in self._batches():
             waited += time.perf_counter() - asked
             loss = self._step(batch)
-            self.next_batch = batch.position + 1
             recorder.loss(loss, self.epoch * self.steps_per_epoch + batch.position)
             if report is not None:
                 report(self.epoch, batch.position, loss)
+            if stop is not None and stop.asked and self.accelerator.num_processes == 1:
+                raise KeyboardInterrupt
             asked = time.perf_counter()
         self.data_wait_share = waited / (time.perf_counter() - started)
         recorder.epoch(self.epoch, self.data_wait_share, self.optimizer.param_groups[0]["lr"])
@@ -191,19 +202,33 @@ class Training:
 
     def _share_of(self, plan: Plan) -> Plan:
         """This process's images of a batch; one at least, so that all processes take the same steps."""
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        rows = list(range(rank, len(plan.keys), processes)) or [0]
+        rows = self._rows(len(plan.keys)) or [0]
         return Plan(tuple(plan.keys[row] for row in rows), plan.timesteps[rows])
+
+    def _rows(self, images: int) -> list[int]:
+        """Which of a batch's images are this process's."""
+        return list(range(self.accelerator.process_index, images, self.accelerator.num_processes))
+
+    def _weight(self, position: int) -> float:
+        """Of this process's mean loss, so that all images of a batch weigh alike however many each process has."""
+        images = min(self.settings.batch, len(self.train_images) - position * self.settings.batch)
+        return len(self._rows(images)) * int(self.accelerator.num_processes) / images
 
     def _step(self, batch: Batch) -> float:
         """Learn from a batch; the weights change when ``accumulate`` batches have been seen."""
+        self._in_step = True
+        loss = self._learn(batch)
+        self.next_batch, self._in_step = batch.position + 1, False
+        return loss
+
+    def _learn(self, batch: Batch) -> float:
         torch.manual_seed(_drawn_seed(self.settings.seed, self.epoch, batch.position, self.accelerator.process_index))
         maps, t, truth, inside = self._inputs(batch)
         self._set_learning_rate(batch.position)
         self.network.train()
         full = (batch.position + 1) % self.settings.accumulate == 0 or batch.position + 1 == self.steps_per_epoch
         with self.accelerator.no_sync(self._objective) if not full else nullcontext():
-            loss = self._objective(maps, t, truth, inside)
+            loss = self._objective(maps, t, truth, inside) * self._weight(batch.position)
             self.accelerator.backward(loss / self.settings.accumulate)
         if full:
             self._stepper.step()
@@ -322,6 +347,15 @@ class Training:
         entry = self.store.entry(self.spec, image.key)
         truth = network_truth(self.store, entry, image, self.task, self.rules)
         return truth, self.rules.counted(entry.fov)
+
+    def _decided_elsewhere(self) -> dict[str, Any]:
+        """What else decides a training: the masks, and how many processes share a batch."""
+        images = [*self.train_images, *self.validation_images]
+        masks = json.dumps([sorted(image.sample.masks.items()) for image in images])
+        return {
+            "masks": hashlib.sha256(masks.encode()).hexdigest(),
+            "processes": self.accelerator.num_processes,
+        }
 
     def _save_state(self) -> None:
         if self.accelerator.is_main_process:

@@ -103,7 +103,7 @@ class Scored:
 
     Attributes:
         steps: of its training.
-        processor_seconds: of its training, as this machine's clock had it.
+        processor_seconds: of its training, as this machine's clock had it; None of one that was stopped meanwhile.
         denoised: {timestep: PSNR in dB} of photographs of cameras it never saw.
         own_denoised: the same, of held-out photographs of cameras it knows.
         walked, own_walked: PSNR in dB after the way up and back.
@@ -113,7 +113,7 @@ class Scored:
 
     name: str
     steps: int
-    processor_seconds: float
+    processor_seconds: float | None
     denoised: dict[str, float]
     own_denoised: dict[str, float]
     walked: float
@@ -176,7 +176,7 @@ class Comparison:
         scored = Scored(
             name,
             settings.steps,
-            round(seconds, 1),
+            seconds,
             {t: fmean(one["denoised"][t] for one in cameras) for t in cameras[0]["denoised"]},
             own["denoised"],
             fmean(one["walked"] for one in cameras),
@@ -186,16 +186,16 @@ class Comparison:
         kept.write_text(json.dumps({"asked": asked, "scores": dataclasses.asdict(scored)}, indent=2) + "\n")
         return scored
 
-    def _train(self, settings: PretrainingSettings, folder: Path) -> float:
-        """Train a variant, or let it go on; returns the processor's seconds of this time."""
+    def _train(self, settings: PretrainingSettings, folder: Path) -> float | None:
+        """Train a variant, or let it go on; the processor's seconds where it was trained at one go."""
         photographs = PreparedPhotographs(
             self.unlabelled[0], self.work / "prepared", settings.resolution, settings.preprocessing
         )
-        started = time.process_time()
         training = Pretraining(settings, photographs, folder)
+        first, started = training.step, time.process_time()
         with console.progress(f"pre-training {folder.name}", settings.steps - training.step) as advance:
             training.run(lambda _, loss: advance(1, f"loss {loss:.3f}"))
-        return time.process_time() - started
+        return round(time.process_time() - started, 1) if first == 0 else None
 
     def _assess(
         self, folder: Path, variant: Variant, sources: Sequence[str], split: str | None = "train"
@@ -265,9 +265,10 @@ def backbones(
     shown = Table("variant", "steps", "s", "denoised, t = 500", "up and back", "vessels, mean", "best", "where")
     for one in scored:
         where, best = one.best
+        seconds = "" if one.processor_seconds is None else f"{one.processor_seconds:.0f}"
         shown.add_row(
-            one.name, str(one.steps), f"{one.processor_seconds:.0f}", f"{one.denoised['500']:.1f}",
-            f"{one.walked:.1f}", f"{100 * fmean(one.precision.values()):.1f}", f"{100 * best:.1f}", where,
+            one.name, str(one.steps), seconds, f"{one.denoised['500']:.1f}", f"{one.walked:.1f}",
+            f"{100 * fmean(one.precision.values()):.1f}", f"{100 * best:.1f}", where,
         )  # fmt: skip
     console.out.print(shown)
 

@@ -4,7 +4,7 @@
 
 The photographs are those that scikit-image ships: a retina, and an astronaut. Images whose terms do not allow showing
 them are named by ``--undisplayed``: of them only the masks are drawn. Beside every answer stands its distance from the
-model's training images, and whether the service would abstain.
+model's training images and the inversion's residual, and whether the service would abstain.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ class Told:
     Attributes:
         found: share of the photograph that belongs to any class, in points of 100.
         agreement: mean share of the timesteps that agree, 0..1.
-        distance, threshold: from the training images; beyond the threshold the service abstains.
+        distance, threshold: from the training images.
+        residual, residual_range: of the inversion, and what is usual; the residual is None where it is not known.
+        abstains: the service would: the distance is beyond its threshold, or the residual unusual.
     """
 
     photograph: str
@@ -74,10 +76,9 @@ class Told:
     agreement: float
     distance: float
     threshold: float
-
-    @property
-    def abstains(self) -> bool:
-        return self.distance > self.threshold
+    residual: float | None
+    residual_range: tuple[float, float] | None
+    abstains: bool
 
 
 def photographs(undisplayed: Sequence[Path] = ()) -> list[Asked]:
@@ -107,19 +108,25 @@ def _shown(one: Asked) -> NDArray[np.uint8]:
 
 
 def _told(photograph: str, answer: Answer) -> Told:
-    assert answer.domain is not None, "every shipped interpreter has a domain"
+    score = answer.domain
+    assert score is not None, "every shipped interpreter has a domain"
+    usual = score.residual_range
     return Told(
         photograph,
         answer.model,
         round(100 * float((answer.labels > 0).mean()), 2),
         round(answer.mean_agreement, 4),
-        round(answer.domain.distance, 2),
-        round(answer.domain.threshold, 2),
+        round(score.distance, 2),
+        round(score.threshold, 2),
+        None if score.residual is None else round(score.residual, 4),
+        None if usual is None else (round(usual[0], 4), round(usual[1], 4)),
+        score.abstain,
     )
 
 
 def _caption(told: Told) -> str:
-    return f"{told.model}\n{told.distance} of {told.threshold}" + (": abstains" if told.abstains else "")
+    residual = "" if told.residual is None else f"; residual {told.residual:.4f}"
+    return f"{told.model}{': abstains' if told.abstains else ''}\n{told.distance} of {told.threshold}{residual}"
 
 
 def _tile(picture: NDArray[np.uint8], caption: str) -> NDArray[np.uint8]:
@@ -151,11 +158,17 @@ def pictures(
     told, picture = ask(Engine(load_models(shipped()), storage, limits, metrics), photographs(undisplayed or []))
     Image.fromarray(picture).save(out, quality=80)
     if as_json:
-        console.print_json([dataclasses.asdict(one) | {"abstains": one.abstains} for one in told])
+        console.print_json([dataclasses.asdict(one) for one in told])
         return
-    table = Table("photograph", "model", "found, %", "agreement", "distance", "threshold", "abstains")
+    table = Table(
+        "photograph", "model", "found, %", "agreement", "distance", "threshold", "residual", "usual", "abstains"
+    )
     for one in told:
-        table.add_row(*map(str, dataclasses.astuple(one)), "yes" if one.abstains else "no")
+        usual = "" if one.residual_range is None else "{} to {}".format(*one.residual_range)
+        table.add_row(
+            one.photograph, one.model, str(one.found), str(one.agreement), str(one.distance), str(one.threshold),
+            str(one.residual), usual, "yes" if one.abstains else "no",
+        )  # fmt: skip
     console.out.print(table)
 
 

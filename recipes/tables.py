@@ -72,7 +72,10 @@ TABLES = {
         "idrid-lesions", (IDRID,), ("diffdgss", "unet"), seeds=(0,), settings=BUDGET | {"foreground": 0.5}
     ),
 }
-SMOKE = {"epochs": 1, "steps": None, "crop": None, "batch": 2, "max_width": 8, "vss_max_size": 0, "views": "identity"}
+SMOKE = {
+    "epochs": 1, "steps": None, "crop": None, "foreground": 0.0, "batch": 2, "max_width": 8, "vss_max_size": 0,
+    "views": "identity",
+}  # fmt: skip
 
 
 def build_table(

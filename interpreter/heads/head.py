@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import nn
 
+from interpreter.heads.photometric import PIXELS, photometric_change
 from store.spec import FeatureSpec
 
 Maps = Mapping[str, torch.Tensor]
@@ -66,5 +67,5 @@ class Head(nn.Module):
         return measure(self(maps, t).float(), truth, inside)
 
     def augment(self, maps: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Change maps of training images at random; cached features are left as they are."""
-        return maps
+        """Change photographs of training images at random; cached features are left as they are."""
+        return {PIXELS: photometric_change(maps[PIXELS])} if PIXELS in maps else maps

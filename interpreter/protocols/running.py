@@ -204,7 +204,8 @@ class Running:
             "config": self._config(experiment.row).model_dump(),
             "task": self.protocol.task.model_dump(),
             "images": [
-                [image.name for image in self._images(places)] for places in (experiment.sources, experiment.tests)
+                [(image.name, image.key.image_id, sorted(image.sample.masks.items())) for image in self._images(places)]
+                for places in (experiment.sources, experiment.tests)
             ],
         }
         normal: dict[str, Any] = json.loads(json.dumps(plain))

@@ -79,8 +79,8 @@ def as_json(protocol: Protocol, choices: Choices, data: dict[str, str], results:
         "table": {
             row: {
                 column: {
-                    "value": _or_none(cell.value),
-                    "by_seed": {seed: _or_none(value) for seed, value in cell.by_seed.items()},
+                    "value": or_none(cell.value),
+                    "by_seed": {seed: or_none(value) for seed, value in cell.by_seed.items()},
                     "interval_95": cell.interval,
                 }
                 for column, cell in cells.items()
@@ -123,7 +123,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _or_none(value: float) -> float | None:
+def or_none(value: float) -> float | None:
     """JSON has no nan."""
     return None if math.isnan(value) else value
 

@@ -17,10 +17,11 @@ from extractor.cluster import ExtractionJob, connected, extract_on_cluster
 from extractor.datasets import load_dataset
 from extractor.errors import BackboneError, ClusterError
 from extractor.extraction import Extractor
-from extractor.pipeline import RunReport, Stop
+from extractor.pipeline import RunReport
 from extractor.presets import open_backbone
 from extractor.runs import extract_dataset
 from store import FeatureSpec, FeatureStore, parse_views
+from store.interrupts import Stop
 from tests.conftest import changed
 
 

@@ -16,11 +16,11 @@ from extractor.datasets import DataSet, load_dataset
 from extractor.diffusion import Diffusion
 from extractor.errors import BackboneError, DatasetError, NonFiniteActivation
 from extractor.extraction import Extractor
-from extractor.pipeline import Stop
 from extractor.presets import open_backbone
 from extractor.runs import SizePlan, extract_dataset, plan_size, require_room
 from extractor.unet import build_unet
 from store import FeatureSpec, FeatureStore, FloatEncoding, SpecError, StoreFull
+from store.interrupts import Stop
 from tests.conftest import TINY, changed
 
 

@@ -16,7 +16,7 @@ from interpreter.config import HeadName
 from interpreter.counting import cost_of, scan_flops
 from interpreter.errors import ConfigurationError, ScanUnavailable
 from interpreter.heads.mlp import MlpEnsemble, _features
-from interpreter.heads.unet import photometric_change
+from interpreter.heads.photometric import PIXELS, photometric_change
 from interpreter.network import Interpreter, InterpreterConfig
 from interpreter.pixels import spec_of_pixels
 from interpreter.prediction import predict
@@ -155,6 +155,16 @@ def test_a_unet_reads_photographs_only(spec: FeatureSpec) -> None:
     assert not torch.allclose(changed_pixels, x)
     assert (changed_pixels[:, :, :3] == -1).all()
     assert changed_pixels.abs().max() <= 1
+
+
+@pytest.mark.parametrize("head", ["unet", "adaptive"])
+def test_whatever_reads_photographs_sees_each_anew(spec: FeatureSpec, head: HeadName) -> None:
+    network = Interpreter(spec_of_pixels(spec), InterpreterConfig(head=head))
+    x = torch.rand(2, 3, 32, 32)
+    first, second = (network.head.augment({PIXELS: x})[PIXELS] for _ in range(2))
+    assert not torch.allclose(first, second)
+    cached = features(spec)
+    assert Interpreter(spec, InterpreterConfig()).head.augment(cached) is cached
 
 
 def test_the_cost_is_what_a_count_by_hand_gives(spec: FeatureSpec) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from extractor.architectures import plain_unet
 from extractor.backbone import Backbone
@@ -22,7 +23,9 @@ from extractor.extraction import Extractor
 from extractor.runs import extract_dataset
 from extractor.schedule import noise_schedule
 from extractor.unet import build_unet
-from interpreter.errors import ConfigurationError, ExtractionFailed
+from interpreter.cli import app
+from interpreter.errors import ConfigurationError, ExtractionFailed, TrainingDataError
+from interpreter.pixels import _read
 from interpreter.protocol_cli import parse_choices, parse_rows, parse_seeds
 from interpreter.protocols import PROTOCOLS, protocol_named
 from interpreter.protocols.extracting import Extract, Source, Wanted, command_of, extract_by_command, parse_source
@@ -134,6 +137,11 @@ def test_what_was_done_is_not_done_again_and_other_settings_are_refused(table: T
     assert (first[0].folder / "scores.json").stat().st_mtime_ns == stamp
     with pytest.raises(ConfigurationError, match="a training with other training"):
         table("lodo-vessels", "strict", sources, ("hrf",), choices=CHOICES.model_copy(update={"batch": 3}))
+    (path, *_) = of_split(load_dataset(sources[1].reference).photographs, "test")[0].masks.values()
+    with Image.open(path) as image:
+        Image.fromarray(255 - np.asarray(image.convert("L"))).save(path)
+    corrected, _ = table("lodo-vessels", "strict", sources, ("hrf",))  # a mask of the test: scored anew, not trained
+    assert corrected[0].summary["auc_pr"] != first[0].summary["auc_pr"]
 
 
 def test_the_published_edition_squeezes_selects_on_the_target_and_counts_everything(
@@ -195,6 +203,7 @@ def test_names_and_options() -> None:
     assert parse_source("stare:/x/STARE") == Source("stare", "stare:/x/STARE")
     assert parse_source("a=hrf:/x/HRF").name == "a"
     assert parse_seeds(["0", "1", "2"]) == parse_seeds(["0,1 2"]) == [0, 1, 2]
+    assert parse_choices('{"device": "cuda:1"}', "cpu").device == "cuda:1"
     assert parse_choices('{"views": "identity,photometric:2"}', "cpu").views == (
         "identity", "photometric-0", "photometric-1",
     )  # fmt: skip
@@ -217,14 +226,35 @@ def test_photographs_of_a_manifest_are_found_where_it_names_them(tmp_path: Path)
     assert parse_source(f"stare:{tmp_path}").folders == [tmp_path]
 
 
+def test_pixels_of_more_than_8_bits_are_refused(tmp_path: Path) -> None:
+    """Pillow would cut them off at 255: white wherever there is anything."""
+    Image.fromarray(np.full((8, 8), 4000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(TrainingDataError, match=r"deep\.png: of more than 8 bits"):
+        _read(tmp_path / "deep.png", inverted=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--dataset", "eyes", "--edition", "aadg-compat"], "--edition belongs to a protocol"),
+        (["--dataset", "eyes", "--rows", "unet", "--settings", "{}"], "--rows, --settings belongs to a protocol"),
+        (["--protocol", "few-label", "--size", "native"], "--size belongs to one model; the protocol decides it"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(words: list[str], message: str) -> None:
+    told = CliRunner().invoke(app, ["evaluate", "--store", "x", *words])
+    assert told.exit_code == 2
+    assert message in " ".join(told.output.replace("│", " ").split())
+
+
 def test_the_extractor_is_called_as_a_command(tmp_path: Path) -> None:
     import typer
 
-    from extractor.cli import app
+    from extractor.cli import app as extractor_app
 
     wanted = Wanted(Source("a", f"folder:{tmp_path}/nothing"), "train", "anchored", ("identity", NEGATIVE), "squeeze")
     call = command_of(wanted, str(tmp_path / "s"), CHOICES)
-    context = typer.main.get_command(app).commands["run"].make_context("run", call[4:])  # type: ignore[attr-defined]
+    context = typer.main.get_command(extractor_app).commands["run"].make_context("run", call[4:])  # type: ignore[attr-defined]
     assert context.params["views"] == "identity,negative"
     assert context.params["preprocessing"] == "squeeze"
     untrained = dataclasses.replace(wanted, untrained=True)

@@ -17,7 +17,15 @@ from extractor.extraction import Extractor
 from extractor.runs import extract_dataset
 from interpreter.calibration import fit_temperature
 from interpreter.checkpoint import load_interpreter
-from interpreter.data import few, labelled_images, require_features, split_off, store_spec, without_duplicates
+from interpreter.data import (
+    few,
+    labelled_images,
+    require_features,
+    split_off,
+    split_off_few,
+    store_spec,
+    without_duplicates,
+)
 from interpreter.domain import load_domain
 from interpreter.errors import CheckpointError, ConfigurationError, TrainingDataError
 from interpreter.evaluation import evaluate
@@ -27,6 +35,7 @@ from interpreter.prediction import predict
 from interpreter.task import Task
 from interpreter.training import Training, TrainingSettings
 from store import Collection, FeatureSpec, FeatureStore, MissingEntry, Sample, SpecMismatch
+from store.interrupts import Stop
 from store.records import RunRecord
 from tests.conftest import changed
 
@@ -125,6 +134,43 @@ def test_a_run_stopped_in_mid_epoch_goes_on_as_if_it_had_not(
     assert rest.best == whole.best
 
 
+def test_a_run_stopped_inside_a_step_adds_nothing_twice(
+    filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients are half added up where Ctrl-C comes: what was saved before stands."""
+    settings = SETTINGS.model_copy(update={"accumulate": 2})
+    whole = training(filled_store, spec, tmp_path / "whole", settings)
+    whole.run()
+    parts = training(filled_store, spec, tmp_path / "parts", settings)
+    backward, calls = parts.accelerator.backward, iter(range(100))
+
+    def interrupted(loss: torch.Tensor) -> None:
+        backward(loss)
+        if next(calls) == parts.steps_per_epoch + 1:
+            raise Stopped
+
+    monkeypatch.setattr(parts.accelerator, "backward", interrupted)
+    with pytest.raises(Stopped):
+        parts.run()
+    rest = training(filled_store, spec, tmp_path / "parts", settings)
+    assert (rest.epoch, rest.next_batch) == (1, 0)
+    rest.run()
+    assert torch.equal(weights(whole), weights(rest))
+
+
+def test_ctrl_c_waits_for_the_end_of_a_step(filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path) -> None:
+    stop = Stop()
+
+    def ask(epoch: int, position: int, _loss: float) -> None:
+        if (epoch, position) == (0, 1):
+            stop.ask()
+
+    with pytest.raises(KeyboardInterrupt):
+        training(filled_store, spec, tmp_path / "run").run(ask, stop)
+    rest = training(filled_store, spec, tmp_path / "run")
+    assert (rest.epoch, rest.next_batch) == (0, 2)
+
+
 def test_patience_ends_a_run(filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"epochs": 50, "evaluate_every": 1, "patience": 1, "learning_rate": 1e-12})
     run = training(filled_store, spec, tmp_path / "run", settings)
@@ -136,6 +182,12 @@ def test_a_folder_belongs_to_one_run(filled_store: FeatureStore, spec: FeatureSp
     training(filled_store, spec, tmp_path / "run")
     with pytest.raises(ConfigurationError, match="a training with other training"):
         training(filled_store, spec, tmp_path / "run", SETTINGS.model_copy(update={"batch": 3}))
+    collection = filled_store.collections.read("eyes")
+    corrected = filled_store.collections.write_mask(np.zeros((80, 96), np.bool_))
+    samples = tuple(sample.model_copy(update={"masks": {"mask": corrected}}) for sample in collection.samples)
+    filled_store.collections.write(Collection(name="eyes", samples=samples))
+    with pytest.raises(ConfigurationError, match="a training with other masks"):
+        training(filled_store, spec, tmp_path / "run")
 
 
 def test_missing_features_are_named_with_the_command_that_makes_them(
@@ -292,6 +344,15 @@ def test_few_labels_are_drawn_by_seed_and_nested(filled_store: FeatureStore, spe
     images = labelled_images(filled_store, "eyes", None, TASK)
     assert few(images, 2, 0) == few(images, 5, 0)[:2]
     assert few(images, 2, 0) != few(images, 2, 1)
+    eyes = [
+        dataclasses.replace(image, sample=image.sample.model_copy(update={"group": "one patient"}))
+        for image in images[:2]
+    ]
+    for seed in range(5):  # both eyes of a patient on one side
+        train, validation = split_off_few([*eyes, *images[2:]], 0.3, seed)
+        assert len(train) + len(validation) == 6
+        assert len({image in train for image in eyes}) == 1
+    assert split_off_few(eyes, 0.5, 0)[1] == []
     with pytest.raises(TrainingDataError, match="7 labelled images were asked for, 6 are there"):
         few(images, 7, 0)
     run = training(filled_store, spec, tmp_path / "two", SETTINGS.model_copy(update={"labels": 2, "epochs": 1}))

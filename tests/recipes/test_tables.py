@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from interpreter.protocol_cli import parse_choices
 from interpreter.protocols import protocol_named
 from interpreter.protocols.protocol import ROWS, Asked
-from recipes.tables import TABLES, app
+from recipes.tables import SMOKE, TABLES, app
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -24,6 +24,8 @@ def test_a_table_is_a_protocol_with_known_methods_and_settings(name: str) -> Non
     assert {experiment.row.name for experiment in experiments} == set(recipe.rows)
     choices = parse_choices(json.dumps(recipe.settings), "cpu")
     assert len({choices.training(row, 0, None).steps for row in rows}) == 1
+    smoke = parse_choices(json.dumps(recipe.settings | SMOKE), "cpu")
+    assert smoke.crop is not None or not smoke.foreground  # windows about a class are windows
     quoted = {column for numbers in protocol.quoted.values() for column in numbers}
     assert quoted <= {"octa_500", *names}
 

@@ -1,0 +1,43 @@
+"""Ctrl-C at a border of the work instead of in its middle."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Stop:
+    """Asked between pieces of work; set by the first Ctrl-C. A second one interrupts at once."""
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+
+    @property
+    def asked(self) -> bool:
+        return self._asked.is_set()
+
+    def ask(self) -> None:
+        """Let what is in flight be finished, and nothing new be begun."""
+        self._asked.set()
+
+    @contextmanager
+    def on_interrupt(self, say: Callable[[], None]) -> Iterator[None]:
+        """While in this context, Ctrl-C asks instead of interrupting; only the main thread can listen."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def asked(_number: int, _frame: FrameType | None) -> None:
+            if self.asked:
+                raise KeyboardInterrupt
+            self.ask()
+            say()
+
+        before = signal.signal(signal.SIGINT, asked)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
