@@ -31,6 +31,7 @@ class _Inversion:
     wanted: Wanted
     future: Future[Features] = field(default_factory=Future)
     queued: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0
 
 
 @dataclass
@@ -39,6 +40,7 @@ class _Call:
     wanted: Wanted
     future: Future[Any] = field(default_factory=Future)
     queued: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0
 
 
 class Device:
@@ -48,7 +50,7 @@ class Device:
         name: cpu, cuda or cuda:N.
         batch: photographs of one extractor that are inverted together, at most.
         wait: seconds that a batch waits for company.
-        metrics: batch sizes and waiting times are counted there.
+        metrics: batch sizes are counted there.
     """
 
     def __init__(self, name: str, batch: int, wait: float, metrics: Metrics) -> None:
@@ -61,22 +63,25 @@ class Device:
         self._thread = threading.Thread(target=self._run, name=f"device {name}", daemon=True)
         self._thread.start()
 
-    def invert(self, extractor: Extractor, prepared: Prepared, wanted: Wanted) -> Features:
-        """Features of a photograph, inverted with others that wait; blocks until they are there.
+    def invert(self, extractor: Extractor, prepared: Prepared, wanted: Wanted) -> tuple[Features, float]:
+        """Features of a photograph, inverted with others that wait, and the seconds that it waited itself.
 
         Raises:
             Abandoned: it was not wanted any more when its turn came.
         """
         inversion = _Inversion(extractor, prepared, wanted)
         self._add(self._inversions, inversion)
-        return inversion.future.result()
+        return inversion.future.result(), inversion.waited
 
-    def run(self, work: Callable[[], T], wanted: Wanted) -> T:
-        """The result of work that needs the device; it goes before inversions: it finishes what was begun."""
+    def run(self, work: Callable[[], T], wanted: Wanted) -> tuple[T, float]:
+        """The result of work that needs the device, and the seconds that it waited.
+
+        It goes before inversions: it finishes what was begun.
+        """
         call = _Call(work, wanted)
         self._add(self._calls, call)
         result: T = call.future.result()
-        return result
+        return result, call.waited
 
     def close(self) -> None:
         """Finish what waits, then stop."""
@@ -102,6 +107,7 @@ class Device:
             keep_freed_memory()
         while (work := self._next()) is not None:
             if isinstance(work, _Call):
+                work.waited = time.perf_counter() - work.queued
                 _settle([work.future], lambda call=work: [call.work()])  # type: ignore[misc]
             else:
                 self._invert(work)
@@ -147,7 +153,7 @@ class Device:
     def _invert(self, batch: Sequence[_Inversion]) -> None:
         self._metrics.batch_size.observe(len(batch))
         for one in batch:
-            self._metrics.observe("queue", time.perf_counter() - one.queued)
+            one.waited = time.perf_counter() - one.queued
         try:
             features = batch[0].extractor.features([one.prepared for one in batch])
         except Exception:  # one photograph's trouble is not the others': each alone

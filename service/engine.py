@@ -65,7 +65,8 @@ class Engine:
         self.models, self.storage = models, storage
         self.device = Device(device, self.limits.batch, self.limits.batch_wait, self.metrics)
         self._answers = AnswerCache(self.limits.answers_bytes)
-        self._flights: Flights[Any] = Flights(2 * self.limits.batch + 2, self.limits.queue)
+        joined = self.metrics.joined.inc
+        self._flights: Flights[Any] = Flights(2 * self.limits.batch + 2, self.limits.queue, joined)
         self._shared: Shared[tuple[Features, bool]] = Shared()
         self._preparing = threading.Semaphore(2)  # decoded photographs are large, whatever the pool's size
         gauge = self.metrics.gauge
@@ -173,10 +174,7 @@ class Engine:
     def _join(
         self, key: tuple[object, ...], ticket: Ticket, work: Callable[[Flight[Any]], Any], *, patient: bool = False
     ) -> Flight[Any]:
-        before = self._flights.joined
-        flight = self._flights.join(key, ticket, work, patient=patient)
-        self.metrics.joined.inc(self._flights.joined - before)
-        return flight
+        return self._flights.join(key, ticket, work, patient=patient)
 
     def _answer(self, asked: Question, flight: Flight[Any]) -> Answer:
         if (known := self.finished(asked)) is not None:  # finished between the question and its turn
@@ -184,9 +182,11 @@ class Engine:
         work, model = Work(self.metrics, lambda: flight.wanted), asked.model
         features, cached = self._features(asked, work)
         flight.check()
+        reader, read = at_timesteps(model.interpreter, features, asked.timesteps)
+        prediction, labels = work.on_device(
+            "interpret", lambda: self.device.run(lambda: segment(reader, read), work.wanted)
+        )
         with work.stage("interpret"):
-            reader, read = at_timesteps(model.interpreter, features, asked.timesteps)
-            prediction, labels = self.device.run(lambda: segment(reader, read), work.wanted)
             score = _scored(model, features, work.warnings)
             layers = None
             if model.card.task.overlapping:
@@ -259,8 +259,7 @@ class Engine:
         extractor, card = asked.model.extractor, asked.model.card
         with work.stage("prepare"):
             prepared = extractor.render(pixels, key, asked.name)
-        with work.stage("invert"):
-            features = self.device.invert(extractor, prepared, wanted)
+        features = work.on_device("invert", lambda: self.device.invert(extractor, prepared, wanted))
         work.forwards = len(card.spec.grid)
         with work.stage("store"):
             work.bytes_stored = self.storage.write(

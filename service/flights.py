@@ -69,15 +69,15 @@ class Flights(Generic[T]):
     Args:
         workers: flights at work at the same time.
         capacity: flights at work or waiting; more are refused.
+        on_joined: called for each who shares the work of another one.
     """
 
-    def __init__(self, workers: int, capacity: int) -> None:
-        self.capacity = capacity
+    def __init__(self, workers: int, capacity: int, on_joined: Callable[[], None] = lambda: None) -> None:
+        self.capacity, self._on_joined = capacity, on_joined
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="work")
         self._lock = threading.Condition()
         self._by_key: dict[Hashable, Flight[T]] = {}
         self._open = 0
-        self.joined = 0
 
     @property
     def count(self) -> int:
@@ -99,7 +99,7 @@ class Flights(Generic[T]):
             flight = self._by_key.get(key)
             if flight is not None and (flight.wanted or flight.future.done()):
                 flight.tickets.append(ticket)
-                self.joined += 1
+                self._on_joined()
                 return flight
             while self._open >= self.capacity:
                 if not patient:

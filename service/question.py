@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from extractor.images import MAX_PIXELS
 from interpreter.network import Interpreter
@@ -16,6 +17,8 @@ from service.models import Model
 from service.photographs import FORMATS
 from store.features import Features
 from store.spec import FeatureSpec
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,20 @@ class Work:
         """Count the time of a block of code towards a stage."""
         started = time.perf_counter()
         yield
-        passed = time.perf_counter() - started
-        self.seconds[name] = self.seconds.get(name, 0.0) + passed
-        self.metrics.observe(name, passed)
+        self.spent(name, time.perf_counter() - started)
+
+    def on_device(self, name: str, work: Callable[[], tuple[T, float]]) -> T:
+        """The result of work on the device; the time it waited there is the stage ``queue``, the rest this stage."""
+        started = time.perf_counter()
+        result, waited = work()
+        self.spent("queue", waited)
+        self.spent(name, time.perf_counter() - started - waited)
+        return result
+
+    def spent(self, name: str, seconds: float) -> None:
+        """Count some time towards a stage."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        self.metrics.observe(name, seconds)
 
 
 @dataclass(frozen=True)

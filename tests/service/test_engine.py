@@ -45,6 +45,17 @@ def blocked() -> tuple[Flights[int], Gate]:
     return flights, gate
 
 
+def test_who_shares_the_work_of_another_one_is_counted() -> None:
+    joined: list[None] = []
+    gate = Gate()
+    flights = Flights[int](1, 2, lambda: joined.append(None))
+    for key in ("first", "first", "second", "first"):
+        flights.join(key, Ticket(), gate.work)
+    assert len(joined) == 2
+    gate.go.set()
+    flights.close()
+
+
 def test_the_same_question_is_answered_once(blocked: tuple[Flights[int], Gate]) -> None:
     flights, gate = blocked
     tickets = [Ticket() for _ in range(5)]
@@ -245,7 +256,7 @@ def test_a_full_service_says_when_to_ask_again(make_engine: MakeEngine) -> None:
         assert refused.status_code == 503
         assert int(refused.headers["Retry-After"]) >= 1
         gate.set()
-        assert busy.result(5)
+        assert busy.result(5)[0]
         assert waiting.future.result(20).forwards == 3
         assert post(client, png(85)).status_code == 200
 
@@ -261,7 +272,7 @@ def test_a_deadline_is_told(make_engine: MakeEngine) -> None:
         assert int(answer.headers["retry-after"]) > 0
         assert "deadline passed" in answer.json()["detail"]
         gate.set()
-        assert busy.result(5)
+        assert busy.result(5)[0]
 
 
 def test_one_photograph_that_cannot_be_held_is_its_own_trouble(make_engine: MakeEngine) -> None:
@@ -273,7 +284,7 @@ def test_one_photograph_that_cannot_be_held_is_its_own_trouble(make_engine: Make
     with ThreadPoolExecutor(2) as pool:
         fine = pool.submit(engine.device.invert, model.extractor, good, lambda: True)
         wrong = pool.submit(engine.device.invert, model.extractor, bad, lambda: True)
-        assert set(fine.result(20).maps) == {"block_0", "block_2"}
+        assert set(fine.result(20)[0].maps) == {"block_0", "block_2"}
         with pytest.raises(ArithmeticError):
             wrong.result(20)
 
@@ -289,5 +300,5 @@ def test_the_application_answers_while_others_wait(make_engine: MakeEngine) -> N
         assert client.get("/healthz").status_code == 200
         assert client.get("/readyz").status_code == 200
         gate.set()
-        assert busy.result(5)
+        assert busy.result(5)[0]
         assert slow.result(20).status_code == 200

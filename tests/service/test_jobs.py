@@ -147,7 +147,7 @@ def test_a_job_is_cancelled_behind_the_image_it_is_at(make_engine: MakeEngine) -
         assert client.get(f"/v1/jobs/{job['id']}/results").status_code == 409
         assert client.delete(f"/v1/jobs/{job['id']}").json()["state"] == "cancelled"
         gate.set()
-        assert busy.result(5)
+        assert busy.result(5)[0]
         time.sleep(0.3)
         status = client.get(f"/v1/jobs/{job['id']}").json()
         assert status["state"] == "cancelled"
