@@ -248,7 +248,7 @@ def assess_command(
     photographs: Annotated[int, typer.Option(min=1, help="How many of each data set, evenly spread.")] = 8,
     split: Annotated[str | None, typer.Option(help="Only of this split.")] = None,
     timesteps: Annotated[
-        str | None, typer.Option(help="Noise levels, such as 1,10,100. [default: six of the schedule]")
+        str | None, typer.Option(help="Noise levels, such as 1,10,100.", show_default="six of the schedule")
     ] = None,
     grid: Annotated[str, typer.Option(help="Timesteps to walk up and down again.")] = "1,10,100,500",
     preprocessing: PreprocessingOption = "fundus",

@@ -74,7 +74,8 @@ def run(
     blocks: BlocksOption = None,
     clip: ClipOption = False,
     encoding: Annotated[
-        EncodingName | None, typer.Option(help="How features are stored; compact is smallest. [default: the preset's]")
+        EncodingName | None,
+        typer.Option(help="How features are stored; compact is smallest.", show_default="the preset's"),
     ] = None,
     codebook: Annotated[
         Path | None, typer.Option(help="Of the compact encoding (fit-codebook); the backbone's own if not given.")
@@ -89,7 +90,9 @@ def run(
     images: Annotated[
         str | None, typer.Option(help="Only images whose file names match, such as '*_left.jpg'.")
     ] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Images in one forward. [default: 1; on CUDA 4]")] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Images in one forward.", show_default="1; on CUDA 4")
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes of one thread each on this machine; on CUDA one for each GPU.")
     ] = None,

@@ -64,7 +64,8 @@ def train(
     dataset: Datasets,
     out: Annotated[Path, typer.Option(help="Folder of the run; an interrupted run goes on.", show_default=False)],
     target: Annotated[
-        list[str] | None, typer.Option(help="Mask that becomes a class; later ones cover earlier ones. [default: mask]")
+        list[str] | None,
+        typer.Option(help="Mask that becomes a class; later ones cover earlier ones.", show_default="mask"),
     ] = None,
     task: Annotated[str | None, typer.Option(help="Name of the task; the targets' names if not given.")] = None,
     spec: Annotated[str | None, typer.Option(help="Spec to read, if the store holds several.")] = None,

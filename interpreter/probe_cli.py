@@ -47,10 +47,13 @@ def probe_command(
             help="Score on this data set, NAME or NAME:SPLIT, and fit to all of --dataset; may be given again."
         ),
     ] = None,
-    target: Annotated[list[str] | None, typer.Option(help="Mask to find; may be given again. [default: mask]")] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="Mask to find; may be given again.", show_default="mask")
+    ] = None,
     spec: Annotated[str | None, typer.Option(help="Spec to read, if the store holds several.")] = None,
     encodings: Annotated[
-        str | None, typer.Option(help="Encodings to put the maps through first, such as float16,int8. [default: none]")
+        str | None,
+        typer.Option(help="Encodings to put the maps through first, such as float16,int8.", show_default="none"),
     ] = None,
     codebook: Annotated[Path | None, typer.Option(help="Of the compact encoding (extractor fit-codebook).")] = None,
     images: Annotated[

@@ -166,7 +166,7 @@ def models(
         str | None, typer.Option(help="Shipped name or folder; without it, a new one is pre-trained first.")
     ] = None,
     only: Annotated[
-        list[str] | None, typer.Option(help=f"Of {', '.join(INTERPRETERS)}; may be given again. [default: all]")
+        list[str] | None, typer.Option(help=f"Of {', '.join(INTERPRETERS)}; may be given again.", show_default="all")
     ] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="The same at tiny size, on drawn photographs.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,

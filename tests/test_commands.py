@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
 
 from extractor.architectures import tiny_unet
 from extractor.backbone import Backbone
@@ -100,6 +103,16 @@ def test_store_commands(run: Run, filled_store: FeatureStore, spec: FeatureSpec)
     assert broken.returncode == 4
     assert listed[0]["image_id"] in json.loads(broken.stdout)["problems"][0]
     assert "incomplete" in run("store", "ls", place).stdout
+
+
+@pytest.mark.parametrize("name", ["extractor", "interpreter", "store"])
+def test_no_help_is_swallowed_as_markup(name: str) -> None:
+    """Rich takes what stands in brackets for a style, and leaves it out."""
+    app = importlib.import_module(f"{name}.cli").app
+    commands = typer.main.get_command(app).commands.values()  # type: ignore[attr-defined]
+    texts = [text for one in commands for text in (one.help, one.epilog, *(p.help for p in one.params))]
+    assert len(texts) > 10
+    assert [text for text in texts if text and re.search(r"\[[a-z]", text)] == []
 
 
 @pytest.mark.parametrize(
