@@ -254,11 +254,12 @@ def _require_workers(client: Client, job: ExtractionJob) -> None:
 def _registered(client: Client, job: ExtractionJob) -> Iterator[str]:
     """While in this context every worker, later ones too, has the job open; yields the name it has there."""
     run = f"diffdgss-{uuid.uuid4().hex}"
-    client.register_plugin(Extraction(job, run), run)
     try:
+        client.register_plugin(Extraction(job, run), run)  # where one worker cannot open it, others have it open
         yield run
     finally:
-        with suppress(OSError, TimeoutError, CancelledError):  # of a scheduler that is gone, so is the plugin
+        # Of a scheduler that is gone, or that was started anew, so is the plugin.
+        with suppress(OSError, TimeoutError, CancelledError, ValueError, KeyError):
             client.unregister_worker_plugin(run)
 
 

@@ -211,7 +211,7 @@ def folder(root: Path) -> Iterator[Photograph]:
     subfolders = sorted(path for path in masks.iterdir() if path.is_dir()) if masks.is_dir() else []
     targets = [path for path in subfolders if any(p.suffix.lower() in SUFFIXES for p in path.iterdir())]
     for image in _images(images):
-        found = {path.name: _maybe(path, image.stem) for path in targets} or {"mask": _maybe(masks, image.stem)}
+        found = {path.name: _of(image, path) for path in targets} or {"mask": _of(image, masks)}
         yield Photograph(name=image.stem, image=image, masks=_targets(**found))
 
 
@@ -308,6 +308,11 @@ def _number(image: Path, digits: str) -> int:
     if not digits.isdigit():
         raise DatasetError(f"{image}: expected a number in the name; is this the data set it was called?")
     return int(digits)
+
+
+def _of(image: Path, masks: Path) -> Path | None:
+    """An image's mask: of its name, or of its name with the ending, as a.jpg.png is one of a.jpg."""
+    return _maybe(masks, image.stem) or _maybe(masks, image.name)
 
 
 def _maybe(folder: Path, stem: str) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
@@ -156,11 +157,9 @@ def train(
     )
     left = (training.epochs - training.epoch) * training.steps_per_epoch - training.next_batch
     first = training.accelerator.is_main_process
-    stop = Stop()
-    with (
-        stop.on_interrupt(lambda: console.err.print("finishing a step; Ctrl-C again interrupts at once")),
-        console.progress("training", left, quiet=as_json or not first) as advance,
-    ):
+    stop, alone = Stop(), training.accelerator.num_processes == 1
+    told = stop.on_interrupt(lambda: console.err.print("finishing a step; Ctrl-C again interrupts at once"))
+    with told if alone else nullcontext(), console.progress("training", left, quiet=as_json or not first) as advance:
         dice = training.run(lambda epoch, _, loss: advance(1, f"epoch {epoch + 1}, loss {loss:.3f}"), stop)
     if not first:
         return

@@ -158,14 +158,15 @@ def split_off(images: Sequence[Labelled], share: float, seed: int) -> tuple[list
     validation: list[Labelled] = []
     for dataset in sorted({image.dataset for image in images}):
         members = [image for image in images if image.dataset == dataset]
-        groups = sorted({image.sample.group or image.sample.name for image in members})
+        groups = sorted({_group(image) for image in members})
         if len(groups) < 2:
             train += members
             continue
         count = min(max(1, round(share * len(groups))), len(groups) - 1)
-        chosen = set(np.random.default_rng([seed, len(groups)]).permutation(groups)[:count])
+        order = np.random.default_rng([seed, len(groups)]).permutation(len(groups))
+        chosen = {groups[i] for i in order[:count]}
         for image in members:
-            (validation if (image.sample.group or image.sample.name) in chosen else train).append(image)
+            (validation if _group(image) in chosen else train).append(image)
     return train, validation
 
 

@@ -162,7 +162,7 @@ def evaluate(
     for image in images:
         entry = store.entry(spec, image.key)
         features = entry.features()
-        prediction, native = segment(interpreter, features)
+        prediction, native, _ = segment(interpreter, features)
         truth = native_truth(store, image, task)
         at_network = task.members(rules.network_truth(entry, truth, task, image.sample))
         inside = rules.counted(features.fov)

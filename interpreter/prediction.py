@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -98,10 +99,26 @@ def predict(interpreter: Interpreter, maps: Mapping[str, Encoded]) -> Prediction
     return vote(torch.softmax(logits, dim=1).cpu().numpy())
 
 
-def segment(interpreter: Interpreter, features: Features) -> tuple[Prediction, NDArray[np.uint8]]:
-    """The vote at the network's size, and the label map at native size."""
+class Segmented(NamedTuple):
+    """The vote at the network's size, and what it is at native size.
+
+    Attributes:
+        labels: uint8 (H, W); of overlapping classes the last one that is there.
+        masks: bool (n - 1, H, W), where classes may overlap; None where the labels tell all.
+    """
+
+    prediction: Prediction
+    labels: NDArray[np.uint8]
+    masks: NDArray[np.bool_] | None
+
+
+def segment(interpreter: Interpreter, features: Features) -> Segmented:
+    """What an interpreter makes of a photograph's features."""
     prediction = predict(interpreter, features.maps)
-    return prediction, native_labels(prediction, features.fov, features.geometry, interpreter.config.overlapping)
+    if interpreter.config.overlapping:
+        masks = native_masks(prediction, features.fov, features.geometry, overlapping=True)
+        return Segmented(prediction, topmost(masks), masks)
+    return Segmented(prediction, native_labels(prediction, features.fov, features.geometry), None)
 
 
 def native_labels(

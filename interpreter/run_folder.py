@@ -28,13 +28,15 @@ class RunFolder:
     def require_same_run(self, mine: dict[str, Any]) -> None:
         """A folder belongs to one spec, task, network, training and set of images.
 
+        What the version that began it did not note cannot be compared.
+
         Raises:
             ConfigurationError: names what differs.
         """
         path = self.path / RUN_FILE
         if path.is_file():
             theirs = json.loads(path.read_text())
-            if differing := [field for field in mine if mine[field] != theirs.get(field)]:
+            if differing := [field for field in mine if mine[field] != theirs.get(field, mine[field])]:
                 raise ConfigurationError(
                     f"{self.path} holds a training with other {', '.join(differing)}; "
                     "choose another folder to start anew"

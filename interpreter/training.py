@@ -351,7 +351,7 @@ class Training:
     def _decided_elsewhere(self) -> dict[str, Any]:
         """What else decides a training: the masks, and how many processes share a batch."""
         images = [*self.train_images, *self.validation_images]
-        masks = json.dumps([sorted(image.sample.masks.items()) for image in images])
+        masks = json.dumps([[image.sample.masks.get(target) for target in self.task.targets] for image in images])
         return {
             "masks": hashlib.sha256(masks.encode()).hexdigest(),
             "processes": self.accelerator.num_processes,

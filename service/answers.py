@@ -128,14 +128,21 @@ def at_threshold(answer: Answer, threshold: float) -> Answer:
 
 
 def of_classes(answer: Answer, names: Sequence[str]) -> Answer:
-    """The same answer with every class but these left to the background."""
+    """The same answer with every class but these left to the background, and so the votes for them."""
     kept = np.array([name in names for name in answer.classes[1:]])
     if answer.layers is not None:
         chosen = kept[:, None, None]
-        return _layered(answer, answer.layers & chosen, answer.prediction.masks & chosen)
+        return _layered(_voting(answer, kept), answer.layers & chosen, answer.prediction.masks & chosen)
     others = np.flatnonzero(~kept) + 1
     labels, square = (np.where(np.isin(x, others), 0, x) for x in (answer.labels, answer.prediction.labels))
-    return _labelled(answer, labels, square)
+    return _labelled(_voting(answer, kept), labels, square)
+
+
+def _voting(answer: Answer, kept: NDArray[np.bool_]) -> Answer:
+    """The answer with the votes for some classes only; whoever chose none of them voted for the background."""
+    by_voter = answer.prediction.masks_by_voter & kept[:, None, None]
+    votes = np.concatenate([(~by_voter.any(axis=1)).sum(axis=0)[None], by_voter.sum(axis=0)]).astype(np.uint8)
+    return replace(answer, prediction=replace(answer.prediction, votes=votes))
 
 
 def _labelled(answer: Answer, labels: NDArray[np.integer], square: NDArray[np.integer]) -> Answer:

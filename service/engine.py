@@ -25,7 +25,7 @@ from extractor.images import MAX_PIXELS, image_id
 from extractor.preprocess import NetworkInput
 from interpreter.checkpoint import Card
 from interpreter.domain import DomainScore
-from interpreter.prediction import native_masks, segment
+from interpreter.prediction import segment
 from service.answers import Answer, AnswerCache, feature_key, of_field_of_view
 from service.device import Device
 from service.errors import NotFound
@@ -183,14 +183,11 @@ class Engine:
         features, cached = self._features(asked, work)
         flight.check()
         reader, read = at_timesteps(model.interpreter, features, asked.timesteps)
-        prediction, labels = work.on_device(
+        prediction, labels, layers = work.on_device(
             "interpret", lambda: self.device.run(lambda: segment(reader, read), work.wanted)
         )
         with work.stage("interpret"):
             score = _scored(model, features, work.warnings)
-            layers = None
-            if model.card.task.overlapping:
-                layers = native_masks(prediction, features.fov, features.geometry, overlapping=True)
         answer = Answer(
             image_id=asked.image_id,
             model=model.name,

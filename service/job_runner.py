@@ -13,7 +13,7 @@ import structlog
 
 from service.answers import Answer
 from service.engine import Engine
-from service.errors import EXPECTED, Busy, ServiceError, Unavailable, detail_of
+from service.errors import EXPECTED, ServiceError, Unavailable, detail_of
 from service.flights import Flight, Ticket
 from service.jobs import JobRecord, Jobs
 from service.outputs import OUTPUTS, Source
@@ -97,30 +97,40 @@ class JobRunner:
         return whole
 
     def _do(self, record: JobRecord) -> None:
+        if self._cancelled(record):
+            return
         record.state, record.trouble = "running", None
         self._jobs.save(record)
-        trouble: str | None = None
         under_way: deque[_Asked] = deque()
-        for number, item in enumerate(record.items):
-            if self._stopping.is_set() or self._cancelled(record):
-                break
-            if item.state == "waiting":
-                try:
-                    self._ask(record, number, under_way)
-                except Unavailable as error:  # other jobs go on, and this one later
-                    trouble = str(error)
+        try:
+            for number, item in enumerate(record.items):
+                if self._stopping.is_set() or self._cancelled(record):
                     break
-            while len(under_way) >= self._at_once:
-                self._finish(record, under_way.popleft())
+                if item.state == "waiting":
+                    self._ask(record, number, under_way)
+                while len(under_way) >= self._at_once:
+                    self._finish(record, under_way.popleft())
+        except Unavailable as error:  # other jobs go on, and this one later
+            record.trouble = str(error)
         while under_way:
-            self._finish(record, under_way.popleft())
-        if trouble is not None:
-            record.trouble = trouble
-            self._jobs.save(record)
+            try:
+                self._finish(record, under_way.popleft())
+            except Unavailable as error:
+                record.trouble = str(error)
+        if record.trouble is not None:
+            self._wait_or_give_up(record, record.trouble)
         if not record.count("waiting"):
             record.state, record.finished = "done", time.time()
             self._jobs.forget_inputs(record)
             self._jobs.save(record)
+
+    def _wait_or_give_up(self, record: JobRecord, trouble: str) -> None:
+        """What keeps a job waiting for longer than finished ones are kept will not end by itself."""
+        if time.time() - record.created > 3600 * self._settings.job_hours:
+            for number, item in enumerate(record.items):
+                if item.state == "waiting":
+                    self._failed(record, number, ServiceError(trouble))
+        self._jobs.save(record)
 
     def _cancelled(self, record: JobRecord) -> bool:
         current = self._jobs.read(record.id)
@@ -143,6 +153,7 @@ class JobRunner:
             self._failed(record, number, error)
 
     def _finish(self, record: JobRecord, asked: _Asked) -> None:
+        """Keep the answer to one photograph; Unavailable where there is no room for it now."""
         options = record.options
         try:
             answer = asked.answer or _result(asked.flight.future if asked.flight else Future())
@@ -155,14 +166,11 @@ class JobRunner:
             logger.exception("an image of a job failed", job=record.id)
             self._failed(record, asked.number, ServiceError("internal error; the log of the service has more"))
             return
-        try:
-            self._jobs.put_result(record, asked.number, rendered)
-        except Busy as error:
-            self._failed(record, asked.number, error)
-            return
+        self._jobs.put_result(record, asked.number, rendered)
         record.items[asked.number].state = "done"
         self._engine.metrics.job_images.labels("done").inc()
         self._jobs.save(record)
+        self._jobs.forget_input(record, asked.number)
 
     def _failed(self, record: JobRecord, number: int, error: Exception) -> None:
         record.items[number].state, record.items[number].problem = "failed", detail_of(error)

@@ -45,6 +45,7 @@ class JobItem(BaseModel):
     state: Literal["waiting", "done", "failed"] = "waiting"
     problem: str | None = Field(default=None, description="why there is no answer")
     source: str | None = None
+    bytes: int = Field(default=0, description="of the photograph, while it is kept")
 
 
 class JobRecord(BaseModel):
@@ -59,13 +60,12 @@ class JobRecord(BaseModel):
     suffix: str = Field(description="of the results' files")
     items: list[JobItem]
     trouble: str | None = Field(default=None, description="why it does not go on")
-    bytes_in: int = Field(default=0, description="of photographs that are kept")
-    bytes_out: int = Field(default=0, description="of results")
+    result_bytes: int = Field(default=0, description="of results")
 
     @property
     def bytes(self) -> int:
         """All that is kept of it."""
-        return self.bytes_in + self.bytes_out
+        return self.result_bytes + sum(item.bytes for item in self.items)
 
     def count(self, state: str) -> int:
         """Photographs in a state."""
@@ -123,7 +123,10 @@ class Jobs:
             raise Busy(f"{unfinished} jobs are unfinished, no more are taken; ask again later", retry_after=60)
         size = sum(map(len, data))
         self._make_room(size)
-        items = [JobItem(name=name, source=sources[i] if sources else None) for i, name in enumerate(names)]
+        items = [
+            JobItem(name=name, source=sources[i] if sources else None, bytes=len(data[i]) if data else 0)
+            for i, name in enumerate(names)
+        ]
         record = JobRecord(
             id=uuid.uuid4().hex,
             owner=owner,
@@ -131,14 +134,13 @@ class Jobs:
             options=options,
             suffix=suffix,
             items=items,
-            bytes_in=size,
         )
         with self._lock:
             self._being_made.add(record.id)
         try:
             for i, one in enumerate(data):
                 self._objects.put(f"{record.id}/inputs/{i:05d}", one)
-            self.save(record)
+            self._objects.put(f"{record.id}/job.json", record.model_dump_json().encode())
         except OSError as error:  # full, read-only or away
             logger.warning("a job cannot be kept", problem=str(error))
             with suppress(OSError):
@@ -159,15 +161,15 @@ class Jobs:
         self._counted = sum(job.bytes for job in records) + size
         self._recount = time.monotonic() + RECOUNT
         too_many = self._counted - self.limits.bytes
-        for job in records:
+        finished = [job for job in records if job.state in FINISHED and job.bytes]
+        if too_many > sum(job.bytes for job in finished):
+            raise Busy("unfinished jobs take all the room there is; ask again later", retry_after=60)
+        for job in finished:
             if too_many <= 0:
                 return
-            if job.state in FINISHED:
-                logger.warning("a finished job makes room for a new one", job=job.id)
-                self._delete(job.id)
-                too_many -= job.bytes
-        if too_many > 0:
-            raise Busy("unfinished jobs take all the room there is; ask again later", retry_after=60)
+            logger.warning("a finished job makes room for a new one", job=job.id)
+            self._delete(job.id)
+            too_many -= job.bytes
 
     def get(self, job_id: str, owner: str) -> JobRecord:
         """A job of this owner; NotFound for any other."""
@@ -198,11 +200,15 @@ class Jobs:
         return [record for record in self.all() if record.state not in FINISHED]
 
     def save(self, record: JobRecord) -> None:
-        """Replace a job's record, unless it has been cancelled meanwhile."""
+        """Replace a job's record; one that was cancelled meanwhile stays so, one that was deleted stays away."""
         with self._lock:
             known = self.read(record.id)
-            if known is not None and known.state == "cancelled":
-                record.state, record.finished, record.bytes_in = known.state, known.finished, known.bytes_in
+            if known is None:
+                return
+            if known.state == "cancelled":
+                record.state, record.finished = known.state, known.finished
+                for item in record.items:
+                    item.bytes = 0
             self._objects.put(f"{record.id}/job.json", record.model_dump_json().encode())
 
     def cancel(self, record: JobRecord) -> JobRecord:
@@ -216,20 +222,27 @@ class Jobs:
             self._objects.put(f"{current.id}/job.json", current.model_dump_json().encode())
         return current
 
+    def forget_input(self, record: JobRecord, number: int) -> None:
+        """Delete a photograph whose answer is kept, once the record says so."""
+        if record.items[number].source is None:
+            self._objects.remove(f"{record.id}/inputs/{number:05d}")
+
     def forget_inputs(self, record: JobRecord) -> None:
         """Delete the photographs of a job that is finished."""
         self._objects.delete(f"{record.id}/inputs")
-        record.bytes_in = 0
+        for item in record.items:
+            item.bytes = 0
 
     def input(self, record: JobRecord, number: int) -> bytes:
         """The bytes of an uploaded photograph."""
         return self._objects.get(f"{record.id}/inputs/{number:05d}")
 
     def put_result(self, record: JobRecord, number: int, data: bytes) -> None:
-        """Keep the answer to one photograph; Busy if there is no room for it."""
-        self._make_room(len(data))
+        """Keep the answer to one photograph, whose place it takes; Busy if there is no room for it."""
+        item = record.items[number]
+        self._make_room(len(data) - item.bytes)
         self._objects.put(f"{record.id}/results/{number:05d}", data)
-        record.bytes_out += len(data)
+        record.result_bytes, item.bytes = record.result_bytes + len(data), 0
 
     def zipped(self, record: JobRecord) -> Iterator[bytes]:
         """A ZIP of all results and ``job.json``, piece by piece."""

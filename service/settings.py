@@ -21,7 +21,12 @@ MEMORY = "memory://"
 class Settings(BaseSettings):
     """Everything an operator decides."""
 
-    model_config = SettingsConfigDict(env_prefix="DIFFDGSS_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix="DIFFDGSS_",
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,  # they are told and logged
+    )
 
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="0 takes a free one")
@@ -85,6 +90,8 @@ class Settings(BaseSettings):
     def _a_job_fits(self) -> Settings:
         if self.job_bytes > min(self.uploads_bytes, self.jobs_bytes):
             raise ValueError("expected job_bytes, of one job, within uploads_bytes and jobs_bytes, of all")
+        if self.max_bytes > self.uploads_bytes:
+            raise ValueError("expected max_bytes, of one request, within uploads_bytes, of all")
         return self
 
     @field_validator("api_keys")
@@ -92,7 +99,7 @@ class Settings(BaseSettings):
     def _hashes_are_hashes(cls, keys: dict[str, SecretStr]) -> dict[str, SecretStr]:
         for name, secret in keys.items():
             kind, colon, digest = secret.get_secret_value().partition(":")
-            if colon and kind == "sha256" and not re.fullmatch("[0-9a-f]{64}", digest):
+            if colon and kind == "sha256" and not re.fullmatch("[0-9a-fA-F]{64}", digest):
                 raise ValueError(f"expected sha256: and 64 hexadecimal digits in api_keys.{name}")
         return keys
 

@@ -51,12 +51,10 @@ class FolderSource:
         try:
             with path.open("rb") as file:
                 data = file.read(limit + 1)
-        except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        except OSError as error:
             if not self._is_there():
                 raise StoreUnavailable("the folder is empty or away") from error
             raise NotFound(f"{path.name}: cannot be read (any more)") from error
-        except OSError as error:  # a network share that has gone away
-            raise StoreUnavailable(str(error)) from error
         if len(data) > limit:
             raise _too_large(path.name, limit)
         return data

@@ -194,6 +194,10 @@ class Running:
 
         return draw
 
+    def _decisive(self, image: Labelled) -> list[Any]:
+        """What of an image decides scores: the photograph, and the masks of the task."""
+        return [image.name, image.key.image_id, [image.sample.masks.get(t) for t in self.protocol.task.targets]]
+
     def _asked(self, experiment: Experiment, spec: FeatureSpec) -> dict[str, Any]:
         """Everything that decides an experiment's scores, as JSON has it."""
         plain = dataclasses.asdict(experiment) | {
@@ -204,7 +208,7 @@ class Running:
             "config": self._config(experiment.row).model_dump(),
             "task": self.protocol.task.model_dump(),
             "images": [
-                [(image.name, image.key.image_id, sorted(image.sample.masks.items())) for image in self._images(places)]
+                [self._decisive(image) for image in self._images(places)]
                 for places in (experiment.sources, experiment.tests)
             ],
         }

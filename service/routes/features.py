@@ -29,7 +29,7 @@ _KEY = Annotated[str, Path(pattern=KEY_PATTERN, description="16 digits of the sp
 @router.post(
     "/v1/features",
     response_model=FeaturesInfo,
-    responses=problems(400, 401, 404, 413, 415, 429, 503),
+    responses=problems(400, 401, 404, 408, 413, 415, 429, 503),
     openapi_extra=FEATURES_BODY,
     operation_id="make_features",
 )

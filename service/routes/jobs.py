@@ -48,7 +48,7 @@ _BODY: dict[str, Any] = {
     "/v1/jobs",
     status_code=202,
     response_model=JobStatus,
-    responses=problems(400, 401, 403, 404, 406, 413, 429, 503),
+    responses=problems(400, 401, 403, 404, 406, 408, 413, 429, 503),
     openapi_extra=_BODY,
     operation_id="start_job",
 )

@@ -12,6 +12,7 @@ _TEXTS = {
     403: ("The key may not do this", "only the keys named in admins may reload"),
     404: ("Not here", "no model 'discs' here; there are vessels"),
     406: ("Nothing that the client accepts can be answered", "cannot answer with text/plain"),
+    408: ("The body did not arrive", "the body did not arrive within 600 s"),
     409: ("Not in this state", "the job is running"),
     413: ("Too many bytes or pixels", "eye.png: 40000 x 40000 pixels are more than 50000000"),
     415: ("Not an image, or a damaged one", "eye.png: damaged or truncated image"),
@@ -41,5 +42,5 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return found
 
 
-SEGMENT = problems(400, 401, 404, 406, 413, 415, 429, 503)
+SEGMENT = problems(400, 401, 404, 406, 408, 413, 415, 429, 503)
 """Of requests that carry a photograph."""

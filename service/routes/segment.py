@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from service.answers import Answer
-from service.context import Admitted, ReadyEngine, Shared, awaited
+from service.context import Admitted, Context, ReadyEngine, Shared, awaited
 from service.engine import Engine
-from service.errors import BadRequest, NoImage
+from service.errors import Abandoned, BadRequest, DeadlinePassed, NoImage
 from service.flights import Ticket
 from service.options import Options, merged
 from service.outputs import OUTPUTS, Source, negotiated
@@ -83,11 +86,12 @@ async def segment(
         raise BadRequest("expected a photograph or a key, found both")
     source = Source(data, file, context.settings.max_pixels)
     output.check(source)
+    until = time.monotonic() + context.settings.deadline
     answer = await answered(request, engine, options, file, data, context.settings.deadline)
-    started = time.perf_counter()
-    async with context.rendering:  # answers at native size are large, and few are written at once
+    async with _turn(request, context, until):
+        started = time.perf_counter()
         body = await run_in_threadpool(lambda: output.render(options.applied(answer), options, source))
-    engine.metrics.observe("render", time.perf_counter() - started)
+        engine.metrics.observe("render", time.perf_counter() - started)
     headers = {
         "X-Image-Id": answer.image_id,
         "X-Cached": str(answer.cached).lower(),
@@ -97,6 +101,26 @@ async def segment(
     if answer.domain is not None:
         headers["X-Abstain"] = str(answer.domain.abstain).lower()
     return Response(body, media_type=output.media_type, headers=headers)
+
+
+@asynccontextmanager
+async def _turn(request: Request, context: Context, until: float) -> AsyncIterator[None]:
+    """A turn at writing an answer: at native size they are large, and few are written at once.
+
+    Raises:
+        DeadlinePassed: not in time. Abandoned: the client is gone.
+    """
+    try:
+        async with asyncio.timeout(max(0.0, until - time.monotonic())):
+            await context.rendering.acquire()
+    except TimeoutError as error:
+        raise DeadlinePassed("the deadline passed before the answer was written; ask again, it is kept") from error
+    try:
+        if await request.is_disconnected():
+            raise Abandoned("the client went away")
+        yield
+    finally:
+        context.rendering.release()
 
 
 async def answered(

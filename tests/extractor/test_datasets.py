@@ -144,6 +144,9 @@ def test_a_mask_belongs_to_the_image_of_exactly_its_name(tmp_path: Path) -> None
     touch(tmp_path, "images/img.png", "images/img.1.png", "images/img.2.png", "masks/img.png", "masks/img.1.png")
     masks = {p.name: [path.name for path in p.masks.values()] for p in load_dataset(f"folder:{tmp_path}").photographs}
     assert masks == {"img": ["img.png"], "img.1": ["img.1.png"], "img.2": []}
+    touch(tmp_path, "tool/images/a.jpg", "tool/masks/a.jpg.png")  # as labelling tools name them
+    (labelled,) = load_dataset(f"folder:{tmp_path}/tool").photographs
+    assert [path.name for path in labelled.masks.values()] == ["a.jpg.png"]
 
 
 def test_folders_keep_their_whole_name(tmp_path: Path) -> None:

@@ -68,7 +68,8 @@ def test_native_labels_follow_the_vote_and_stay_inside_the_field_of_view(
     torch.manual_seed(0)
     network = Interpreter(spec, InterpreterConfig())
     features = filled_store.entry(spec, next(iter(filled_store.keys(spec)))).features()
-    prediction, native = segment(network, features)
+    prediction, native, masks = segment(network, features)
+    assert masks is None
     assert native.shape == (80, 96)
     outside = ~features.geometry.restore(features.fov).astype(bool)
     assert not native[outside].any()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -188,6 +190,24 @@ def test_a_folder_belongs_to_one_run(filled_store: FeatureStore, spec: FeatureSp
     filled_store.collections.write(Collection(name="eyes", samples=samples))
     with pytest.raises(ConfigurationError, match="a training with other masks"):
         training(filled_store, spec, tmp_path / "run")
+    noted = json.loads((tmp_path / "run" / "run.json").read_text())
+    del noted["masks"], noted["processes"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(noted))
+    training(filled_store, spec, tmp_path / "run")  # of a version that did not note them
+
+
+def test_images_of_a_batch_weigh_alike_however_processes_share_them(
+    filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path
+) -> None:
+    run = training(filled_store, spec, tmp_path / "run", SETTINGS.model_copy(update={"batch": 3}))
+    losses = np.array([1.0, 10.0, 100.0])
+    for processes in (1, 2, 3, 4):
+        shares = []
+        for rank in range(processes):
+            run.accelerator = SimpleNamespace(process_index=rank, num_processes=processes)  # type: ignore[assignment]
+            rows = run._rows(len(losses))
+            shares.append(run._weight(0) * losses[rows or [0]].mean())
+        assert np.mean(shares) == pytest.approx(losses.mean())
 
 
 def test_missing_features_are_named_with_the_command_that_makes_them(

@@ -62,7 +62,9 @@ def test_a_class_alone_is_whole() -> None:
     only_disc = of_classes(disc_and_cup(), ["OD"])
     assert np.count_nonzero(only_disc.labels == 1) == 256
     assert not only_disc.mask(2).any()
-    assert to_response(only_disc, Options()).classes[2].share == 0
+    told = to_response(only_disc, Options())
+    assert told.classes[2].share == 0
+    assert (told.mean_agreement, told.classes[0].agreement) == (1, 1)  # what is shown is no matter of votes
 
 
 def test_a_threshold_is_each_classes_own() -> None:

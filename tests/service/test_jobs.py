@@ -197,17 +197,56 @@ def test_old_jobs_are_deleted_and_new_ones_are_bounded(tmp_path: Path) -> None:
 
 def test_finished_jobs_make_room_and_unfinished_ones_do_not(tmp_path: Path) -> None:
     jobs = Jobs(open_objects(tmp_path), JobLimits(10, 24, bytes=100))
-    old, new = (jobs.create("anybody", Options(), ".png", ["a.png"], [bytes(40)]) for _ in range(2))
+
+    def create(size: int) -> JobRecord:
+        return jobs.create("anybody", Options(), ".png", ["a.png"], [bytes(size)])
+
+    empty, old, new = create(0), create(40), create(40)
+    for record in (empty, old):
+        record.state, record.finished = "done", time.time()
+        jobs.save(record)
     with pytest.raises(Busy, match="unfinished jobs take all the room"):
-        jobs.create("anybody", Options(), ".png", ["a.png"], [bytes(40)])
-    old.state, old.finished = "done", time.time()
-    jobs.save(old)
-    jobs.create("anybody", Options(), ".png", ["a.png"], [bytes(40)])
+        create(61)
+    assert jobs.read(old.id) is not None  # it would not have been enough
+    create(60)
     assert jobs.read(old.id) is None
-    jobs.put_result(new, 0, bytes(20))
+    assert jobs.read(empty.id) is not None  # it takes no room
+    jobs.put_result(new, 0, bytes(40))  # takes the photograph's place
     jobs.save(new)
     with pytest.raises(Busy, match="unfinished jobs take all the room"):
-        jobs.put_result(new, 0, bytes(20))
+        jobs.put_result(new, 0, bytes(1))
+
+
+def test_a_job_that_was_deleted_does_not_come_back(tmp_path: Path) -> None:
+    jobs = Jobs(open_objects(tmp_path), JobLimits(10, 0.0, 10**6))
+    record = jobs.create("anybody", Options(), ".png", ["a.png"], [b"a"])
+    jobs.cancel(record)
+    jobs.delete_old()
+    assert jobs.read(record.id) is None
+    jobs.save(record)  # by whoever was at it
+    assert jobs.read(record.id) is None
+
+
+def test_jobs_that_were_taken_are_done_however_full_it_is(make_engine: MakeEngine, tmp_path: Path) -> None:
+    photographs = [png(4), png(5)]
+    jobs = Jobs(open_objects(tmp_path), JobLimits(10, 24, bytes=sum(map(len, photographs))))
+    record = jobs.create("anybody", Options(output="png"), ".png", ["a.png", "b.png"], photographs)
+    runner = JobRunner(jobs, make_engine(), Settings(keep_nothing=True), Sources({}))
+    runner.start()
+    assert ended(jobs, record.id).count("done") == 2
+    runner.stop()
+
+
+def test_a_folder_that_stays_away_is_given_up(make_engine: MakeEngine, tmp_path: Path) -> None:
+    (tmp_path / "eyes").mkdir()
+    jobs = Jobs(open_objects(tmp_path / "jobs"), LIMITS)
+    record = jobs.create("anybody", Options(output="png"), ".png", ["eye.png"], sources=["clinic/eye.png"])
+    sources = Sources({"clinic": tmp_path / "eyes"})
+    runner = JobRunner(jobs, make_engine(), Settings(keep_nothing=True, job_hours=1e-9), sources)
+    runner.start()
+    (item,) = ended(jobs, record.id).items
+    runner.stop()
+    assert (item.state, item.problem) == ("failed", "the folder clinic cannot be read now; ask again later")
 
 
 def test_a_photograph_that_fails_in_an_unexpected_way_ends_no_job(

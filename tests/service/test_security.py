@@ -107,13 +107,19 @@ def test_reloading_is_for_admins_and_rotates_keys(shared_engine: Engine, model_f
 
 
 def test_settings_that_cannot_be_meant_change_nothing(shared_engine: Engine, model_folder: Path) -> None:
-    for digest in ("0" * 63, "x" * 64, "A" * 64):
-        with pytest.raises(ValidationError, match=r"64 hexadecimal digits in api_keys\.new"):
-            Settings(api_keys={"new": f"sha256:{digest}"})  # type: ignore[dict-item]
+    for digest in ("0" * 63, "x" * 64):
+        with pytest.raises(ValidationError, match=r"64 hexadecimal digits in api_keys\.new") as told:
+            Settings(api_keys={"new": f"sha256:{digest}", "old": "hunter2"})  # type: ignore[dict-item]
+        assert "hunter2" not in str(told.value)
+    assert Keys(Settings(api_keys={"a": f"sha256:{'A' * 64}"}).api_keys)  # type: ignore[dict-item]
     with pytest.raises(ValidationError, match="job_bytes, of one job, within"):
-        Settings(job_bytes=10, uploads_bytes=9)
+        Settings(job_bytes=10, uploads_bytes=9, max_bytes=1)
+    with pytest.raises(ValidationError, match="max_bytes, of one request, within"):
+        Settings(job_bytes=1, uploads_bytes=9, max_bytes=10)
     settings = Settings(model=str(model_folder), keep_nothing=True, api_keys={"boss": "old"}, admins=("boss",))  # type: ignore[dict-item]
-    client = TestClient(create_app(settings, lambda: shared_engine, lambda: Settings(job_bytes=10, uploads_bytes=9)))
+    client = TestClient(
+        create_app(settings, lambda: shared_engine, lambda: Settings(job_bytes=10, uploads_bytes=9, max_bytes=1))
+    )
     client.app.state.context.engine.set_result(shared_engine)  # type: ignore[attr-defined]
     models = shared_engine.models
     assert client.post("/v1/reload", headers={"X-API-Key": "old"}).status_code == 500
@@ -135,6 +141,17 @@ def test_bodies_have_room_together_and_give_it_back(make_engine: MakeEngine) -> 
         assert "take all the room" in refused.json()["detail"]
         room.give_back(held)
         assert post(client, data).status_code == 200
+
+
+def test_an_answer_that_is_not_written_in_time_is_told(make_engine: MakeEngine) -> None:
+    with serving(make_engine(), deadline=5.0) as client:
+        client.app.state.engine.result()  # type: ignore[attr-defined]
+        assert post(client, png()).status_code == 200
+        client.app.state.context.rendering = asyncio.Semaphore(0)  # type: ignore[attr-defined]
+        client.app.state.context.settings = client.app.state.context.settings.model_copy(update={"deadline": 0.2})  # type: ignore[attr-defined]
+        refused = post(client, png())
+    assert refused.status_code == 503
+    assert "before the answer was written" in refused.json()["detail"]
 
 
 def test_a_body_that_does_not_arrive_is_given_up() -> None:
