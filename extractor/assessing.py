@@ -10,7 +10,6 @@ type can be compared:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -21,7 +20,7 @@ import torch
 from extractor.backbone import Backbone
 from extractor.datasets import Photograph
 from extractor.images import decode_image, image_id, read_bytes
-from extractor.inversion import residual, round_trip
+from extractor.inversion import psnr, residual, round_trip
 from extractor.preprocess import preprocess
 from extractor.schedule import NoiseSchedule
 from store.spec import Preprocessing
@@ -46,7 +45,7 @@ class Assessment:
 def given(schedule: NoiseSchedule, t: int) -> float:
     """PSNR of what a network has to go by at a timestep, in dB; the same for every photograph."""
     a = float(schedule.alphas_cumprod[t])
-    return 10 * math.log10(4 * a / (1 - a))
+    return psnr((1 - a) / a)
 
 
 def assess(
@@ -85,15 +84,9 @@ def assess(
         for t in levels:
             estimate = backbone.estimate(backbone.schedule.noised(x0, noise, t), t).x0
             assert estimate is not None
-            denoised[t].append(_psnr(estimate, x0, inside))
+            denoised[t].append(psnr(float(residual(estimate, x0, inside))))
         back, _ = round_trip(backbone, x0, grid)
-        walked.append(_psnr(back, x0, inside))
+        walked.append(psnr(float(residual(back, x0, inside))))
         if advance is not None:
             advance(photograph.name)
     return Assessment(len(walked), {t: fmean(of_each) for t, of_each in denoised.items()}, fmean(walked))
-
-
-def _psnr(image: torch.Tensor, x0: torch.Tensor, inside: torch.Tensor) -> float:
-    """Of one image (1, 3, R, R), in dB."""
-    error = float(residual(image, x0, inside))
-    return 10 * math.log10(4 / error) if error else math.inf

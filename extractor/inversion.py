@@ -148,8 +148,12 @@ def round_trip(
     """Invert up to grid[-1] and walk back down: the reconstruction and its PSNR in dB (range [-1, 1])."""
     *_, last = invert(backbone, x0, grid, (), clip=clip)
     back = reconstruct(backbone, last.x, grid, clip=clip).clamp(-1, 1)
-    error = float((back - x0).square().mean())
-    return back, 10 * math.log10(4 / error) if error else math.inf
+    return back, psnr(float((back - x0).square().mean()))
+
+
+def psnr(error: float) -> float:
+    """In dB, of a mean squared error of values in [-1, 1]; infinite where there is none."""
+    return 10 * math.log10(4 / error) if error else math.inf
 
 
 def ddim_step(schedule: NoiseSchedule, x: torch.Tensor, x0_hat: torch.Tensor, t: int, t_next: int) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Jobs: many photographs, segmented behind the requests. Their state is on disk and survives a restart.
 
 <jobs>/<id>/job.json            the record, replaced as a whole
-<jobs>/<id>/inputs/<number>     uploaded photographs, until the job is finished
+<jobs>/<id>/inputs/<number>     uploaded photographs, until they are answered
 <jobs>/<id>/results/<number>    answers
 """
 

@@ -25,7 +25,7 @@ from store.claims import Claims
 from store.codebook import Codebook
 from store.errors import DamagedEntry, MissingEntry, StoreFull, StoreUnavailable
 from store.feature_store import FeatureStore
-from store.features import Features, Key, entry_path
+from store.features import FeatureEntry, Features, Key, entry_path
 from store.spec import FeatureSpec
 
 logger = structlog.get_logger(__name__)
@@ -79,7 +79,7 @@ class Storage:
     def read(self, spec: FeatureSpec, key: Key, warnings: list[str]) -> Features | None:
         """The features of a photograph; None if they have to be made. Troubles become warnings."""
         try:
-            features = self._guarded("read", lambda: self._read(spec, key))
+            features = self._guarded("read", lambda: self._entry(spec, key).features())
         except MissingEntry:
             return None
         except DamagedEntry as error:
@@ -102,7 +102,7 @@ class Storage:
         Raises:
             MissingEntry, DamagedEntry, SpecError: not there; StoreUnavailable: the store is away.
         """
-        return self._guarded("read", lambda: self._block(spec, key, block, timesteps))
+        return self._guarded("read", lambda: self._entry(spec, key).read(block, timesteps))
 
     def write(
         self, spec: FeatureSpec, key: Key, features: Features, backbone: str, codebook: Codebook | None, warn: list[str]
@@ -136,17 +136,12 @@ class Storage:
         objects.put(name, b"alive")
         objects.remove(name)
 
-    def _read(self, spec: FeatureSpec, key: Key) -> Features:
+    def _entry(self, spec: FeatureSpec, key: Key) -> FeatureEntry:
+        """What is stored; asked for first, so that nothing is noted of what is not there, and no place is told."""
         store = self.store()
         if not store.has(spec, key):
             raise MissingEntry("not there")
-        return store.entry(spec, key).features()
-
-    def _block(self, spec: FeatureSpec, key: Key, block: str, timesteps: list[int] | None) -> NDArray[np.float32]:
-        store = self.store()
-        if not store.has(spec, key):  # asked first: nothing is noted of what is not there, and no place is told
-            raise MissingEntry("not there")
-        return store.entry(spec, key).read(block, timesteps)
+        return store.entry(spec, key)
 
     def _write(self, spec: FeatureSpec, key: Key, features: Features, backbone: str, codebook: Codebook | None) -> int:
         store = self.store()

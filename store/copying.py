@@ -69,12 +69,14 @@ def _copy_claimed(
     source: FeatureStore, destination: FeatureStore, path: str, claims: Claims, report: CopyReport
 ) -> None:
     """Copy an entry as its only writer: not beside an extraction, and not under the hands of `prune`."""
+    if _is_whole(destination.objects, path):  # a copy that goes on claims nothing of what it has copied
+        report.present += 1
+        return
     if not claims.take(path):
         report.problems.append(f"{path}: another process is making it at the destination; copy again when it is done")
         return
     try:
-        if not destination.objects.exists(f"{path}/zarr.json"):
-            destination.uses.stamp(path)
+        destination.uses.stamp(path)
         _copy_entry(source.objects, destination.objects, path, report)
     finally:
         claims.release(path)
@@ -90,13 +92,17 @@ def _copy_collection(source: FeatureStore, destination: FeatureStore, name: str)
         destination.collections.update(Collection(name=name, samples=new), keep=True)
 
 
+def _is_whole(objects: Objects, path: str) -> bool:
+    try:
+        Entry(objects, path)
+    except (MissingEntry, DamagedEntry):
+        return False
+    return True
+
+
 def _copy_entry(source: Objects, destination: Objects, path: str, report: CopyReport) -> None:
     """All objects, then the marker."""
-    try:
-        Entry(destination, path)
-    except (MissingEntry, DamagedEntry):
-        pass
-    else:
+    if _is_whole(destination, path):
         report.present += 1
         return
     try:

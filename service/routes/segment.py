@@ -86,9 +86,9 @@ async def segment(
         raise BadRequest("expected a photograph or a key, found both")
     source = Source(data, file, context.settings.max_pixels)
     output.check(source)
-    until = time.monotonic() + context.settings.deadline
-    answer = await answered(request, engine, options, file, data, context.settings.deadline)
-    async with _turn(request, context, until):
+    ticket = Ticket(context.settings.deadline)
+    answer = await answered(request, engine, options, file, data, ticket)
+    async with _turn(request, context, ticket):
         started = time.perf_counter()
         body = await run_in_threadpool(lambda: output.render(options.applied(answer), options, source))
         engine.metrics.observe("render", time.perf_counter() - started)
@@ -104,14 +104,14 @@ async def segment(
 
 
 @asynccontextmanager
-async def _turn(request: Request, context: Context, until: float) -> AsyncIterator[None]:
+async def _turn(request: Request, context: Context, ticket: Ticket) -> AsyncIterator[None]:
     """A turn at writing an answer: at native size they are large, and few are written at once.
 
     Raises:
         DeadlinePassed: not in time. Abandoned: the client is gone.
     """
     try:
-        async with asyncio.timeout(max(0.0, until - time.monotonic())):
+        async with asyncio.timeout(ticket.remaining):
             await context.rendering.acquire()
     except TimeoutError as error:
         raise DeadlinePassed("the deadline passed before the answer was written; ask again, it is kept") from error
@@ -124,10 +124,9 @@ async def _turn(request: Request, context: Context, until: float) -> AsyncIterat
 
 
 async def answered(
-    request: Request, engine: Engine, options: Options, name: str, data: bytes | None, deadline: float
+    request: Request, engine: Engine, options: Options, name: str, data: bytes | None, ticket: Ticket
 ) -> Answer:
     """The answer: a finished one, or the next one to be made."""
-    ticket = Ticket(deadline)
     if options.fov_only:
         if data is None:
             raise NoImage("the field of view is found in the photograph; send it instead of its key")
