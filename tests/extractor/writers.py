@@ -72,15 +72,21 @@ def finished(child: int) -> bool:
 
 
 def kill(store: Path, photographs: Path, kills: int) -> dict[str, object]:
+    """Kill as many runs: some while they start, others within the writes that follow none to three finished ones."""
     chance = random.Random(0)
-    done = 0
-    while done < kills:
+    for _ in range(kills):
+        enough = len(noted(store)) + chance.randrange(4)
         child = in_child(lambda: extract(store, photographs))
-        time.sleep(chance.uniform(0.05, 0.5))
+        while len(noted(store)) < enough:
+            if os.waitpid(child, os.WNOHANG)[0]:
+                raise SystemExit("a run ended before it was killed")
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0.0, 0.1))
         os.kill(child, signal.SIGKILL)
-        done += os.waitpid(child, 0)[1] == signal.SIGKILL
-    complete_before = noted(store)
-    return {"kills": done, "before_the_last_run": len(complete_before)} | last(store, photographs)
+        if os.waitpid(child, 0)[1] != signal.SIGKILL:
+            raise SystemExit("a run ended before it was killed")
+    complete_before = len(noted(store))
+    return {"kills": kills, "before_the_last_run": complete_before} | last(store, photographs)
 
 
 def together(store: Path, photographs: Path) -> dict[str, object]:
