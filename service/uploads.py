@@ -12,8 +12,9 @@ from typing import NamedTuple
 from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 
-from service.errors import BadRequest, BodyTooLarge, BodyTooSlow, Busy, NoImage
+from service.errors import Abandoned, BadRequest, BodyTooLarge, BodyTooSlow, Busy, NoImage
 
 RAW_TYPES = ("image/", "application/octet-stream", "application/dicom")
 
@@ -72,13 +73,15 @@ async def received(request: Request, room: Room, limit: int, files: int = 1) -> 
 
     Raises:
         BadRequest: multipart that is none, more files than expected, or no body that is known.
-        BodyTooSlow: it did not arrive in time. Busy: no room for it.
+        BodyTooSlow: it did not arrive in time. Busy: no room for it. Abandoned: the client went away while sending.
     """
     try:
         async with asyncio.timeout(room.seconds):
             return await _received(request, room, limit, files)
     except TimeoutError as error:
         raise BodyTooSlow(f"the body did not arrive within {room.seconds:.0f} s") from error
+    except ClientDisconnect as error:
+        raise Abandoned("the client went away before all of the body had arrived") from error
 
 
 async def _received(request: Request, room: Room, limit: int, files: int) -> Upload:

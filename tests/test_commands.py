@@ -319,7 +319,7 @@ def test_an_interrupt_finishes_what_is_in_flight(dataset_folder: Path, wide_back
         time.sleep(0.05)
         assert running.poll() is None
     running.send_signal(signal.SIGINT)
-    _, told = running.communicate(timeout=60)
+    _, told = running.communicate(timeout=240)
     assert running.returncode == 130
     assert "finishing what is in flight" in told
     assert "run the same command again to go on" in told
@@ -345,7 +345,7 @@ def test_workers_finish_what_is_in_flight(dataset_folder: Path, wide_backbone: P
         time.sleep(0.05)
         assert running.poll() is None
     os.killpg(running.pid, signal.SIGINT)
-    _, told = running.communicate(timeout=120)
+    _, told = running.communicate(timeout=240)
     assert running.returncode == 130, told
     assert "dashboard: http://127.0.0.1:" in told
     features = FeatureStore(store)

@@ -132,7 +132,7 @@ def test_a_client_that_goes_away_leaves_the_queue(model_folder: Path, tmp_path: 
     with service(model_folder, tmp_path) as (_, url):
         with pytest.raises(httpx.TimeoutException), Client(url, timeout=0.2) as hasty:
             hasty.segment(tmp_path / "large.ppm")
-        for _ in range(200):
+        for _ in range(1200):
             text = httpx.get(f"{url}/metrics").text
             if "diffdgss_queue_length 0.0" in text and "diffdgss_requests_in_flight 1.0" in text:
                 break

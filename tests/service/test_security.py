@@ -165,6 +165,32 @@ def test_a_body_that_does_not_arrive_is_given_up() -> None:
         asyncio.run(received(request, Room(100, 0.01), 100))
 
 
+@pytest.mark.parametrize("content_type", ["image/png", "multipart/form-data; boundary=x"])
+def test_who_goes_away_while_sending_is_no_error_of_ours(shared_engine: Engine, content_type: str) -> None:
+    client = serving(shared_engine)
+    client.app.state.context.engine.set_result(shared_engine)  # type: ignore[attr-defined]
+    begun = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\nhalf of'
+    arriving: list[Message] = [
+        {"type": "http.request", "body": begun, "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+
+    async def receive() -> Message:
+        return arriving.pop(0)
+
+    async def send(message: Message) -> None:
+        answers.append(message)
+
+    answers = list[Message]()
+    scope = {"type": "http", "method": "POST", "path": "/v1/segment", "query_string": b"", "http_version": "1.1"}
+    scope |= {"headers": [(b"content-type", content_type.encode())], "client": ("127.0.0.1", 1), "root_path": ""}
+    asyncio.run(client.app(scope, receive, send))  # type: ignore[arg-type]
+    assert answers[0]["status"] == 499
+    metrics = client.get("/metrics").text
+    assert 'route="/v1/segment",status="499"} 1.0' in metrics
+    assert "diffdgss_requests_in_flight 1.0" in metrics  # the one that asks
+
+
 def test_a_method_of_the_clients_own_makes_no_series(make_engine: MakeEngine) -> None:
     with serving(make_engine()) as client:
         for method in ("BREW", "WHEN"):

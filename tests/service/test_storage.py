@@ -83,7 +83,7 @@ def test_object_storage_that_is_away(make_engine: MakeEngine, monkeypatch: pytes
         started = time.monotonic()
         for seed in (90, 91, 92):
             assert engine.segment(png(seed)).forwards == 3
-        assert time.monotonic() - started < 10  # it is not asked, and waited for, each time
+        assert time.monotonic() - started < 30  # it is not asked, and waited for, each time
         ready = ready_of(engine)
     assert ready["status"] == "degraded"
     assert ready["store"]
@@ -117,19 +117,20 @@ def test_a_full_store_keeps_answering(make_engine: MakeEngine) -> None:
 
 
 def test_a_store_that_hangs_is_left_alone() -> None:
-    released = threading.Event()
+    released, asked = threading.Event(), list[Key]()
 
     class HangingStore(FeatureStore):
         def has(self, spec: FeatureSpec, key: Key) -> bool:
+            asked.append(key)
             released.wait(20)
             return False
 
     metrics = Metrics()
     storage = Storage(lambda: HangingStore("memory://"), metrics, timeout=0.2)
-    started, warnings = time.monotonic(), list[str]()
+    warnings = list[str]()
     for _ in range(5):
         assert storage.read(None, Key("0" * 64), warnings) is None  # type: ignore[arg-type]
-    assert time.monotonic() - started < 2  # it was asked once
+    assert len(asked) == 1
     assert warnings == ["the feature store cannot be read"] * 5
     assert "no answer within" in storage.troubles["read"]
     assert 'diffdgss_store_failures_total{doing="read"} 1.0' in metrics.text().decode()

@@ -82,7 +82,7 @@ class S3Server:
         self.request("PUT", "/bucket")
 
     def request(self, method: str, path: str) -> None:
-        for _ in range(100):
+        for _ in range(600):
             try:
                 urllib.request.urlopen(urllib.request.Request(self.endpoint + path, method=method), timeout=10).close()
                 return

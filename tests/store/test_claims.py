@@ -14,6 +14,23 @@ from store.claims import Claims
 from store.objects import Objects
 
 
+class Clock:
+    """The time that claims are told, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1e9
+
+    def time(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("store.claims.time", clock)
+    return clock
+
+
 def test_one_of_many_gets_the_claim(store: FeatureStore) -> None:
     with ThreadPoolExecutor(8) as pool:
         several = [Claims(store.objects) for _ in range(8)]
@@ -44,37 +61,46 @@ def test_the_claim_of_a_process_that_died_here_is_free_at_once(store: FeatureSto
     assert store.objects.keys("claims") == []
 
 
-def test_the_claim_of_another_machine_is_free_when_its_lease_is_over(store: FeatureStore) -> None:
+def test_the_claim_of_another_machine_is_free_when_its_lease_is_over(store: FeatureStore, clock: Clock) -> None:
     abandoned(store.objects, "a", machine="elsewhere")
-    claims = Claims(store.objects, lease=0.3)
+    claims = Claims(store.objects, lease=30.0)
+    clock.now += 29.0
     assert not claims.take("a")
-    time.sleep(0.35)
+    clock.now += 2.0
     assert claims.take("a")
 
 
 def test_a_claim_is_renewed_while_its_owner_lives(store: FeatureStore) -> None:
+    def renewed() -> float:
+        return float(json.loads(store.objects.get("claims/a"))["renewed"])
+
     with Claims(store.objects, lease=0.4) as mine:
         assert mine.take("a")
-        claimed = json.loads(store.objects.get("claims/a"))
-        time.sleep(0.5)
-        assert json.loads(store.objects.get("claims/a"))["renewed"] > claimed["renewed"]
-        assert not Claims(store.objects, lease=0.4).take("a")
+        claimed = renewed()
+        for _ in range(600):
+            if renewed() > claimed:
+                break
+            time.sleep(0.1)
+        assert renewed() > claimed
+        assert not Claims(store.objects).take("a")
 
 
-def test_a_claim_that_cannot_be_read_is_dead_after_a_lease(store: FeatureStore) -> None:
+def test_a_claim_that_cannot_be_read_is_dead_after_a_lease(store: FeatureStore, clock: Clock) -> None:
     for name, data in (("a", b""), ("b", b"{}")):  # what a lost power supply leaves
         store.objects.put(f"claims/{name}", data)
-        claims = Claims(store.objects, lease=0.2)
+        claims = Claims(store.objects, lease=30.0)
         assert not claims.take(name)
-        time.sleep(0.25)
+        clock.now += 29.0
+        assert not claims.take(name)
+        clock.now += 2.0
         assert claims.take(name)
 
 
-def test_whoever_slept_too_long_has_lost_the_claim(store: FeatureStore) -> None:
-    slept, awake = Claims(store.objects, lease=0.1), Claims(store.objects, lease=0.1)
+def test_whoever_slept_too_long_has_lost_the_claim(store: FeatureStore, clock: Clock) -> None:
+    slept, awake = Claims(store.objects, lease=30.0), Claims(store.objects, lease=30.0)
     assert slept.take("a")
     assert slept.is_ours("a")
-    time.sleep(0.15)
+    clock.now += 31.0
     assert awake.take("a")
     assert not slept.is_ours("a")
     assert awake.is_ours("a")
