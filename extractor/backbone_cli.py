@@ -32,6 +32,10 @@ ClassLabelOption = Annotated[int | None, typer.Option(min=0, help="For class-con
 TimestepsOption = Annotated[str | None, typer.Option(help="Timesteps to keep, such as 1,10,100; the preset's.")]
 GridOption = Annotated[str | None, typer.Option(help="Timesteps to run the network at; the kept ones.")]
 BlocksOption = Annotated[str | None, typer.Option(help="Decoder blocks by index, such as 4,6,8; the preset's.")]
+ResolutionOption = Annotated[
+    int | None,
+    typer.Option(min=8, help="Side in pixels at which photographs are read.", show_default="the preset's"),
+]
 ClipOption = Annotated[bool, typer.Option("--clip", help="Clip x0_hat to [-1, 1] at every step.")]
 PrecisionOption = Annotated[Precision, typer.Option(help="Arithmetic of the network.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
@@ -63,6 +67,7 @@ def fit_codebook_command(
     timesteps: TimestepsOption = None,
     grid: GridOption = None,
     blocks: BlocksOption = None,
+    resolution: ResolutionOption = None,
     clip: ClipOption = False,
     class_label: ClassLabelOption = None,
     precision: PrecisionOption = "float32",
@@ -72,7 +77,7 @@ def fit_codebook_command(
     """Fit the codebook of the compact encoding to some photographs; they need no labels."""
     from extractor.calibration import fit_codebook
 
-    recipe = recipe_of(preset, clip, trajectory, seed, (timesteps, grid, blocks))
+    recipe = recipe_of(preset, clip, trajectory, seed, (timesteps, grid, blocks), resolution)
     chosen = [one for source in dataset for one in evenly_spread(load_dataset(source).photographs, photographs)]
     network = open_backbone(backbone or recipe.backbone, precision, device, class_label)
     with console.progress("fitting", len(chosen), quiet=as_json) as advance:
@@ -306,11 +311,17 @@ def _integers(text: str | None) -> tuple[int, ...] | None:
 
 
 def recipe_of(
-    preset: str, clip: bool, trajectory: Trajectory, seed: int, reading: tuple[str | None, str | None, str | None]
+    preset: str,
+    clip: bool,
+    trajectory: Trajectory,
+    seed: int,
+    reading: tuple[str | None, str | None, str | None],
+    resolution: int | None,
 ) -> Preset:
     """The recipe that options describe; ``reading`` is timesteps, grid and blocks as they were typed."""
     recipe = dataclasses.replace(_preset_named(preset), clip=clip).along(trajectory, seed)
-    return recipe.reading(*(_integers(part) for part in reading))
+    timesteps, grid, blocks = (_integers(part) for part in reading)
+    return recipe.reading(timesteps, grid, blocks, resolution)
 
 
 def preprocessing_named(name: str) -> Preprocessing:

@@ -22,6 +22,7 @@ from extractor.backbone_cli import (
     PrecisionOption,
     PreprocessingOption,
     PresetOption,
+    ResolutionOption,
     SeedOption,
     TimestepsOption,
     TrajectoryOption,
@@ -72,6 +73,7 @@ def run(
     timesteps: TimestepsOption = None,
     grid: GridOption = None,
     blocks: BlocksOption = None,
+    resolution: ResolutionOption = None,
     clip: ClipOption = False,
     encoding: Annotated[
         EncodingName | None,
@@ -118,7 +120,7 @@ def run(
         raise typer.BadParameter("--workers starts a cluster, --scheduler names one; give one of them")
     if codebook is not None and encoding != "compact":
         raise typer.BadParameter("--codebook is of the compact encoding; give --encoding compact with it")
-    recipe = recipe_of(preset, clip, trajectory, seed, (timesteps, grid, blocks))
+    recipe = recipe_of(preset, clip, trajectory, seed, (timesteps, grid, blocks), resolution)
     data = _selected(load_dataset(dataset, name), split, limit, images)
     source = backbone or recipe.backbone
     how, code = encoding_of(encoding, source, codebook) if encoding else (recipe.encoding, None)

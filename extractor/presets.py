@@ -88,8 +88,9 @@ class Preset:
         timesteps: tuple[int, ...] | None = None,
         grid: tuple[int, ...] | None = None,
         blocks: tuple[int, ...] | None = None,
+        resolution: int | None = None,
     ) -> Preset:
-        """The same recipe at other timesteps and blocks; None leaves a choice as it is.
+        """The same recipe at other timesteps, blocks or pixels; None leaves a choice as it is.
 
         Where only the timesteps are given, the network is run at them and nowhere else.
         """
@@ -98,6 +99,7 @@ class Preset:
             timesteps=timesteps or self.timesteps,
             grid=grid or timesteps or self.grid,
             blocks=blocks or self.blocks,
+            resolution=resolution or self.resolution,
         )
 
     def along(self, trajectory: Trajectory, seed: int = 0) -> Preset:

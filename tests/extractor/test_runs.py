@@ -212,6 +212,8 @@ def test_recipes_at_other_timesteps(backbone: Backbone) -> None:
     assert (spec.grid, spec.timesteps, [b.name for b in spec.blocks]) == ((5, 50), (5, 50), ["block_1"])
     assert TINY.reading(grid=(1, 10, 50, 100)).spec(backbone).timesteps == TINY.timesteps
     assert TINY.reading().spec(backbone) == TINY.spec(backbone)
+    smaller = TINY.reading(resolution=TINY.resolution // 2).spec(backbone)
+    assert [2 * one.width for one in smaller.blocks] == [one.width for one in TINY.spec(backbone).blocks]
     with pytest.raises(SpecError, match=r"timesteps \[50\] are kept but not in the grid"):
         TINY.reading(timesteps=(5, 50), grid=(5, 10)).spec(backbone)
 
