@@ -54,7 +54,7 @@ def changed(spec: FeatureSpec, **fields: object) -> FeatureSpec:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of fixtures and real images; tests that need it are skipped where it is absent."""
-    if not SHARED.is_dir():
+    if not all((SHARED / part).is_dir() for part in ("fixtures", "data")):
         pytest.skip(f"no folder {SHARED}; set DIFFDGSS_SHARED to run the tests that need real images")
     return SHARED
 

@@ -38,19 +38,21 @@ def service(model: Path, folder: Path, **settings: str) -> Iterator[tuple[subpro
         process = subprocess.Popen([*call, "--port", str(port)], env=os.environ | given, stderr=log, stdout=log)
     url = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(1200):
+        for _ in range(4000):
             assert process.poll() is None, (folder / "log").read_text()
             try:
-                if httpx.get(f"{url}/readyz").status_code == 200:
+                if httpx.get(f"{url}/readyz", timeout=60).status_code == 200:
                     break
             except httpx.TransportError:
                 pass
             time.sleep(0.05)
+        else:
+            raise AssertionError((folder / "log").read_text())
         yield process, url
     finally:
         if process.poll() is None:
             process.terminate()
-            assert process.wait(30) in (0, -signal.SIGTERM)  # uvicorn passes the signal on when it is done
+            assert process.wait(240) in (0, -signal.SIGTERM)  # uvicorn passes the signal on when it is done
 
 
 @pytest.mark.slow
@@ -132,8 +134,8 @@ def test_a_client_that_goes_away_leaves_the_queue(model_folder: Path, tmp_path: 
     with service(model_folder, tmp_path) as (_, url):
         with pytest.raises(httpx.TimeoutException), Client(url, timeout=0.2) as hasty:
             hasty.segment(tmp_path / "large.ppm")
-        for _ in range(1200):
-            text = httpx.get(f"{url}/metrics").text
+        for _ in range(4000):
+            text = httpx.get(f"{url}/metrics", timeout=60).text
             if "diffdgss_queue_length 0.0" in text and "diffdgss_requests_in_flight 1.0" in text:
                 break
             time.sleep(0.05)

@@ -139,16 +139,18 @@ def test_what_cannot_be_meant_is_told_at_once(make_engine: MakeEngine) -> None:
 
 
 def test_a_job_is_cancelled_behind_the_image_it_is_at(make_engine: MakeEngine) -> None:
-    engine, gate = make_engine(), threading.Event()
+    engine, gate, begun = make_engine(), threading.Event(), threading.Event()
     with serving(engine) as client, ThreadPoolExecutor(1) as pool:
         client.app.state.engine.result()  # type: ignore[attr-defined]
-        busy = pool.submit(engine.device.run, lambda: gate.wait(20), lambda: True)
+        busy = pool.submit(engine.device.run, lambda: begun.set() or gate.wait(120), lambda: True)  # type: ignore[func-returns-value]
+        assert begun.wait(60)
         job = client.post("/v1/jobs", files=uploads(*[png(seed) for seed in range(10, 16)])).json()
         assert client.get(f"/v1/jobs/{job['id']}/results").status_code == 409
         assert client.delete(f"/v1/jobs/{job['id']}").json()["state"] == "cancelled"
         gate.set()
         assert busy.result(60)[0]
-        time.sleep(0.3)
+        after = client.post("/v1/jobs", files=uploads(png(16))).json()
+        assert finished(client, after)["done"] == 1  # one thread does all jobs: it has left the cancelled one
         status = client.get(f"/v1/jobs/{job['id']}").json()
         assert status["state"] == "cancelled"
         assert status["done"] <= 3

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fastapi.testclient import TestClient
@@ -48,7 +49,9 @@ def test_keys_come_in_either_header() -> None:
     assert presented_key({}) is None
 
 
-def test_rates_refill_and_are_each_keys_own() -> None:
+def test_rates_refill_and_are_each_keys_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("service.security.time", SimpleNamespace(monotonic=lambda: now[0]))
     admission = Admission(rate=2, at_once=0, total=10)
     for _ in range(2):
         with admission.admitted("one"):
@@ -57,6 +60,9 @@ def test_rates_refill_and_are_each_keys_own() -> None:
         pass
     assert 0 < refused.value.retry_after <= 30
     with admission.admitted("other"):
+        pass
+    now[0] += 30.1
+    with admission.admitted("one"):
         pass
 
 
@@ -144,9 +150,9 @@ def test_bodies_have_room_together_and_give_it_back(make_engine: MakeEngine) -> 
 
 
 def test_an_answer_that_is_not_written_in_time_is_told(make_engine: MakeEngine) -> None:
-    with serving(make_engine(), deadline=5.0) as client:
+    with serving(make_engine(answers_bytes=10_000_000)) as client:
         client.app.state.engine.result()  # type: ignore[attr-defined]
-        assert post(client, png()).status_code == 200
+        assert post(client, png()).status_code == 200  # from here on the answer is known, and only written
         client.app.state.context.rendering = asyncio.Semaphore(0)  # type: ignore[attr-defined]
         client.app.state.context.settings = client.app.state.context.settings.model_copy(update={"deadline": 0.2})  # type: ignore[attr-defined]
         refused = post(client, png())

@@ -84,7 +84,7 @@ class S3Server:
     def request(self, method: str, path: str) -> None:
         for _ in range(600):
             try:
-                urllib.request.urlopen(urllib.request.Request(self.endpoint + path, method=method), timeout=10).close()
+                urllib.request.urlopen(urllib.request.Request(self.endpoint + path, method=method), timeout=120).close()
                 return
             except (urllib.error.URLError, ConnectionError):
                 time.sleep(0.1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -28,6 +28,7 @@ def geometries(draw: st.DrawFn) -> Geometry:
     )
 
 
+@settings(deadline=None)
 @given(geometries())
 def test_coordinates_come_back_within_a_network_pixel(geometry: Geometry) -> None:
     ramp = np.stack(np.mgrid[: geometry.height, : geometry.width], axis=-1).astype(np.float32)
@@ -38,6 +39,7 @@ def test_coordinates_come_back_within_a_network_pixel(geometry: Geometry) -> Non
     assert (np.abs(back - ramp)[seen] <= allowed).all()
 
 
+@settings(deadline=None)
 @given(geometries())
 def test_whole_multiples_are_undone_exactly(geometry: Geometry) -> None:
     enlarged = geometry.model_copy(update={"box_height": 32, "box_width": 32, "resolution": 96})

@@ -22,16 +22,16 @@ def server(s3_server: S3Server) -> Iterator[S3Server]:
     s3_server.faults()
 
 
-def impatient(server: S3Server, retries: int = 8) -> FeatureStore:
-    """A store whose client waits half a second for an answer and asks again soon."""
+def store_at(server: S3Server, prefix: str, seconds: float, retries: int) -> FeatureStore:
+    """A store whose client waits so long for an answer and asks again soon."""
     client = S3Store(
         "bucket",
-        prefix=uuid.uuid4().hex,
+        prefix=prefix,
         endpoint=server.endpoint,
-        client_options={"allow_http": True, "timeout": timedelta(seconds=0.5)},
+        client_options={"allow_http": True, "timeout": timedelta(seconds=seconds)},
         retry_config={
             "max_retries": retries,
-            "retry_timeout": timedelta(seconds=20),
+            "retry_timeout": timedelta(seconds=300),
             "backoff": {
                 "init_backoff": timedelta(milliseconds=5),
                 "max_backoff": timedelta(milliseconds=50),
@@ -43,8 +43,8 @@ def impatient(server: S3Server, retries: int = 8) -> FeatureStore:
 
 
 def test_errors_and_time_outs_in_between_are_ridden_out(server: S3Server, spec: FeatureSpec) -> None:
-    store = impatient(server)
-    server.faults(error=0.25, slow=0.05, seconds=1.0)
+    store = store_at(server, uuid.uuid4().hex, seconds=2.0, retries=20)
+    server.faults(error=0.25, slow=0.02, seconds=4.0)
     keys = [Key(f"{i:064x}") for i in range(6)]
     for i, key in enumerate(keys):
         store.write(spec, key, some_features(spec, i))
@@ -61,14 +61,16 @@ def test_errors_and_time_outs_in_between_are_ridden_out(server: S3Server, spec: 
 def test_storage_that_does_not_answer_is_told_and_nothing_is_lost(
     server: S3Server, spec: FeatureSpec, faults: dict[str, float]
 ) -> None:
-    store = impatient(server, retries=1)
+    prefix = uuid.uuid4().hex
+    store = store_at(server, prefix, seconds=60.0, retries=8)
+    impatient = store_at(server, prefix, seconds=0.5, retries=1)
     store.write(spec, KEY, some_features(spec))
     server.faults(**faults)
     for work in (
-        lambda: store.entry(spec, KEY).features(),
-        lambda: store.write(spec, Key("b" * 64), some_features(spec)),
-        lambda: list(store.keys(spec)),
-        lambda: store.has(spec, KEY),
+        lambda: impatient.entry(spec, KEY).features(),
+        lambda: impatient.write(spec, Key("b" * 64), some_features(spec)),
+        lambda: list(impatient.keys(spec)),
+        lambda: impatient.has(spec, KEY),
     ):
         with pytest.raises(StoreUnavailable, match=r"refuses or does not answer .* run the same command again"):
             work()
