@@ -136,10 +136,9 @@ def _deep_to_8_bit(pixels: NDArray[np.generic], name: str) -> NDArray[np.uint8]:
     """16 bits a channel to 8: the high byte, so that nothing depends on the contents."""
     if pixels.dtype == np.float32:
         raise ImageError(f"{name}: floating-point pixels have no defined range; save the image as 8 or 16 bit")
-    values = pixels.astype(np.int64)
-    if values.size and (values.min() < 0 or values.max() > 65535):
+    if pixels.dtype != np.uint16 and pixels.size and (pixels.min() < 0 or pixels.max() > 65535):
         raise ImageError(f"{name}: expected 8 or 16 bits a channel, found values outside 0..65535")
-    return (values >> 8).astype(np.uint8)
+    return np.right_shift(pixels.astype(np.uint16, copy=False), 8).astype(np.uint8)
 
 
 def _decode_deep_tiff(data: bytes, name: str, max_pixels: int) -> NDArray[np.uint8] | None:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -116,9 +118,10 @@ class Client:
 
     def start_job(self, photographs: Sequence[Photograph] = (), folder: str | None = None, **options: Any) -> JobStatus:
         """Segment many photographs, or a folder that the operator allowed by name."""
-        headers = {} if folder is None else {"X-Folder": folder}
-        files = [_file(one, f"image{i}") for i, one in enumerate(photographs)]
-        response = self._asked("POST", "/v1/jobs", params=options, headers=headers, files=files or None)
+        files: list[tuple[str, Any]] = [_file(one, f"image{i}") for i, one in enumerate(photographs)]
+        if folder is not None:
+            files.append(("folder", (None, folder)))  # a header takes ASCII alone
+        response = self._asked("POST", "/v1/jobs", params=_given(options), files=files or None)
         return JobStatus.model_validate_json(response.content)
 
     def job(self, job_id: str) -> JobStatus:
@@ -151,8 +154,7 @@ class Client:
 
     def _segment(self, photograph: Photograph | None, options: dict[str, Any]) -> bytes:
         files = None if photograph is None else [_file(photograph)]
-        given = {name: value for name, value in options.items() if value is not None}
-        return self._asked("POST", "/v1/segment", params=given, files=files).content
+        return self._asked("POST", "/v1/segment", params=_given(options), files=files).content
 
     def _asked(self, method: str, path: str, **how: Any) -> httpx.Response:
         """The answer; a busy service is asked again."""
@@ -178,5 +180,20 @@ def _refused(response: httpx.Response) -> Refused:
         detail = str(response.json()["detail"])
     except (ValueError, KeyError, TypeError):
         detail = response.text[:200]
-    retry_after = response.headers.get("retry-after")
-    return Refused(response.status_code, detail, None if retry_after is None else float(retry_after))
+    return Refused(response.status_code, detail, _seconds(response.headers.get("retry-after")))
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """Seconds to wait: a number of them, or a date (RFC 9110, 10.2.3); None of anything else."""
+    if retry_after is None:
+        return None
+    with suppress(ValueError):
+        return max(0.0, float(retry_after))
+    with suppress(ValueError):
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+    return None
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Without those that are None."""
+    return {name: value for name, value in options.items() if value is not None}

@@ -76,13 +76,20 @@ class Context:
         """Read settings, keys and models anew; names of the models. What is under way is finished as it began.
 
         Raises:
-            Conflict: a reload is under way. Any error of settings or models leaves everything as it was.
+            Conflict: a reload is under way. Any error of settings or models leaves everything as it was. Where no
+        models could be loaded at the start, they are loaded now.
         """
         if not self._reloading.acquire(blocking=False):
             raise Conflict("a reload is under way")
         try:
-            engine, settings = self.ready_engine(), self._read_settings()
+            settings = self._read_settings()
             keys = Keys(settings.api_keys)
+            if self.engine.done() and self.engine.exception() is not None:  # nothing to leave as it was
+                self._adopt(settings, keys)
+                self.engine = Future()
+                self.start()
+                return list(self.ready_engine().models.by_name)
+            engine = self.ready_engine()
             names = (settings.model, *settings.models)
             models = load_models(names, settings.backbone, engine.device.name, engine.models.extractors())
             engine.replace_models(models)
@@ -104,8 +111,8 @@ class Context:
         """The engine; NotReady before it is loaded."""
         if not self.engine.done():
             raise NotReady("models are still being loaded; try again in a few seconds")
-        if error := self.engine.exception():
-            raise NotReady(f"models could not be loaded: {error}", retry_after=30)
+        if self.engine.exception() is not None:
+            raise NotReady("models could not be loaded; the log of the service says why", retry_after=30)
         return self.engine.result()
 
     def _adopt(self, settings: Settings, keys: Keys) -> None:
@@ -120,7 +127,8 @@ class Context:
 
 
 def _job_limits(settings: Settings) -> JobLimits:
-    return JobLimits(settings.max_jobs, settings.job_hours, settings.jobs_bytes)
+    room = min(settings.jobs_bytes, settings.memory_bytes) if settings.keep_nothing else settings.jobs_bytes
+    return JobLimits(settings.max_jobs, settings.job_hours, room)
 
 
 def engine_from(settings: Settings) -> Engine:
@@ -144,13 +152,14 @@ def engine_from(settings: Settings) -> Engine:
     return engine
 
 
-def _context(request: Request) -> Context:
+# Both are coroutines: plain functions would wait for a thread, and those may all be at a storage that hangs.
+async def _context(request: Request) -> Context:
     context: Context = request.app.state.context
     return context
 
 
-def _engine(request: Request) -> Engine:
-    return _context(request).ready_engine()
+async def _engine(request: Request) -> Engine:
+    return (await _context(request)).ready_engine()
 
 
 _bearer = HTTPBearer(auto_error=False, description="An API key, where the operator has set some")
@@ -161,12 +170,12 @@ async def _known(
     request: Request, _one: Annotated[Any, Security(_bearer)], _other: Annotated[Any, Security(_header)]
 ) -> str:
     """The name of the request's key."""
-    return _context(request).keys.name_of(presented_key(request.headers))
+    return (await _context(request)).keys.name_of(presented_key(request.headers))
 
 
 async def _admitted(request: Request, name: Annotated[str, Depends(_known)]) -> AsyncIterator[str]:
     """The same, with a place among the requests that are answered."""
-    context = _context(request)
+    context = await _context(request)
     room = context.room  # of a reload meanwhile there is another one
     with context.admission.admitted(name):
         try:

@@ -30,6 +30,10 @@ PHOTOGRAPHS = {
     "1.2.840.10008.5.1.4.1.1.77.1.5.2": "Ophthalmic Photography 16 Bit",
 }
 _IMPLICIT = "1.2.840.10008.1.2"
+_CODESTREAM = b"\xff\x4f\xff\x51"
+"""SOC and SIZ: how a JPEG 2000 codestream begins (ISO 15444-1, A.4 and A.5)."""
+_OFFSETS = slice(16, 24)
+"""XOsiz and YOsiz in it."""
 _UNCOMPRESSED = (_IMPLICIT, "1.2.840.10008.1.2.1")
 _JPEG = "1.2.840.10008.1.2.4.50"
 _J2K = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
@@ -202,6 +206,11 @@ def _check_codestream(header: Dataset, name: str) -> None:
 
     frame = get_frame(header.PixelData, 0, number_of_frames=1)
     kind = "JPEG" if header.file_meta.TransferSyntaxUID == _JPEG else "JPEG2000"
+    if kind == "JPEG2000" and (frame[:4] != _CODESTREAM or any(frame[_OFFSETS])):
+        raise DicomError(
+            f"{name}: expected a JPEG 2000 codestream whose image begins at (0, 0), as DICOM has it; room would be "
+            "made for all that lies before it"
+        )
     try:
         with Image.open(io.BytesIO(frame), formats=(kind,)) as image:
             size, bands = image.size, len(image.getbands())

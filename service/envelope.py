@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 import uuid
@@ -23,6 +24,8 @@ SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self' blob:; style-src 'self'; "
     "script-src 'self'; connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
 }
+ANSWER_SECONDS = 600.0
+"""For a client to take a piece of an answer."""
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _QUIET = ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -51,12 +54,19 @@ class Envelope:
                 headers["X-Request-Id"] = request_id
                 if scope["path"] != "/":
                     headers.setdefault("Cache-Control", "no-store")
-            await send(message)
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await send(message)
 
         self._metrics.in_flight.inc()
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self._app(scope, receive, send_with_headers)
+            except Exception:
+                status = 500  # whatever was begun, it was cut off
+                raise
+            except asyncio.CancelledError:
+                status = 499
+                raise
             finally:
                 self._metrics.in_flight.dec()
                 self._note(scope, status, time.perf_counter() - started)

@@ -97,7 +97,7 @@ class Flights(Generic[T]):
         """
         with self._lock:
             flight = self._by_key.get(key)
-            if flight is not None and (flight.wanted or flight.future.done()):
+            if flight is not None and flight.wanted and not flight.future.done():
                 flight.tickets.append(ticket)
                 self._on_joined()
                 return flight
@@ -123,7 +123,7 @@ class Flights(Generic[T]):
             if flight.started or flight.wanted or flight.future.done():
                 return
             flight.future.cancel()
-        self._landed(flight)
+            self._landed(flight)
 
     def wait(self, flight: Flight[T], ticket: Ticket) -> T:
         """The result; Busy or DeadlinePassed if it does not come in time."""
@@ -136,10 +136,9 @@ class Flights(Generic[T]):
     def close(self) -> None:
         """Finish what has begun; what has not is dropped."""
         with self._lock:
-            waiting = [flight for flight in self._by_key.values() if not flight.started]
-        for flight in waiting:
-            flight.future.cancel()
-            self._landed(flight)
+            for flight in [flight for flight in self._by_key.values() if not flight.started]:
+                flight.future.cancel()
+                self._landed(flight)
         self._pool.shutdown(wait=True)
 
     def _fly(self, flight: Flight[T], work: Callable[[Flight[T]], T]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -13,13 +13,13 @@ import structlog
 
 from service.answers import Answer
 from service.engine import Engine
-from service.errors import EXPECTED, ServiceError, Unavailable, detail_of
+from service.errors import EXPECTED, Abandoned, ServiceError, Unavailable, detail_of
 from service.flights import Flight, Ticket
-from service.jobs import JobRecord, Jobs
+from service.jobs import FINISHED, JobRecord, Jobs
 from service.outputs import OUTPUTS, Source
 from service.settings import Settings
 from service.sources import Sources
-from store.errors import StoreUnavailable
+from store.errors import StoreError, StoreUnavailable
 
 logger = structlog.get_logger(__name__)
 
@@ -70,14 +70,15 @@ class JobRunner:
         self._thread.join()
 
     def _run(self) -> None:
-        with suppress(OSError):  # a storage that is away; what is left there is small
-            self._jobs.delete_torn()
-        while not self._stopping.is_set():
-            self._wake.wait(60)
-            self._wake.clear()
-            if not self._do_all():
-                self._stopping.wait(5)
-                self._wake.set()
+        with self._jobs.claims:
+            with suppress(OSError, StoreError):  # a storage that is away; what is left there is small
+                self._jobs.delete_torn()
+            while not self._stopping.is_set():
+                self._wake.wait(60)
+                self._wake.clear()
+                if not self._do_all():
+                    self._stopping.wait(5)
+                    self._wake.set()
 
     def _do_all(self) -> bool:
         """Whether all that could be begun went on to its end; what did not is tried again, the others go on."""
@@ -90,15 +91,28 @@ class JobRunner:
             return False
         for record in unfinished:
             try:
-                self._do(record)
+                self._do_if_free(record.id)
             except Exception:
                 logger.exception("a job cannot be done now", job=record.id)
                 whole = False
         return whole
 
-    def _do(self, record: JobRecord) -> None:
-        if self._cancelled(record):
+    def _do_if_free(self, job_id: str) -> None:
+        """Do a job that no other service is at."""
+        if not self._jobs.claims.take(job_id):
             return
+        try:
+            record = self._jobs.read(job_id)  # another one may have been at it
+            if record is None or record.state in FINISHED:
+                return
+            if record.options.model in (None, *self._engine.models.by_name):
+                self._do(record)
+            else:  # another service's, or a reload has taken the model away
+                self._wait_or_give_up(record, f"the model {record.options.model} is not loaded")
+        finally:
+            self._jobs.let_go(job_id)
+
+    def _do(self, record: JobRecord) -> None:
         record.state, record.trouble = "running", None
         self._jobs.save(record)
         under_way: deque[_Asked] = deque()
@@ -119,6 +133,11 @@ class JobRunner:
                 record.trouble = str(error)
         if record.trouble is not None:
             self._wait_or_give_up(record, record.trouble)
+            return
+        self._end(record)
+
+    def _end(self, record: JobRecord) -> None:
+        """Nothing of a job waits any more."""
         if not record.count("waiting"):
             record.state, record.finished = "done", time.time()
             self._jobs.forget_inputs(record)
@@ -130,7 +149,9 @@ class JobRunner:
             for number, item in enumerate(record.items):
                 if item.state == "waiting":
                     self._failed(record, number, ServiceError(trouble))
+        record.trouble = trouble
         self._jobs.save(record)
+        self._end(record)
 
     def _cancelled(self, record: JobRecord) -> bool:
         current = self._jobs.read(record.id)
@@ -141,6 +162,7 @@ class JobRunner:
         item, options, engine = record.items[number], record.options, self._engine
         try:
             data = self._data(record, number)
+            OUTPUTS[options.output or "png"].check(Source(data, item.name, self._settings.max_pixels))
             asked = engine.question(data, item.name, options.model, options.timesteps)
             ticket, known = Ticket(), engine.finished(asked)
             flight = None if known is not None else engine.ask(asked, ticket, patient=True)
@@ -159,6 +181,8 @@ class JobRunner:
             answer = asked.answer or _result(asked.flight.future if asked.flight else Future())
             source = Source(asked.data, record.items[asked.number].name, self._settings.max_pixels)
             rendered = OUTPUTS[options.output or "png"].render(options.applied(answer), options, source)
+        except (Abandoned, CancelledError) as error:
+            raise Unavailable("a photograph was given up; it is asked for again") from error
         except EXPECTED as error:
             self._failed(record, asked.number, error)
             return
@@ -166,7 +190,10 @@ class JobRunner:
             logger.exception("an image of a job failed", job=record.id)
             self._failed(record, asked.number, ServiceError("internal error; the log of the service has more"))
             return
-        self._jobs.put_result(record, asked.number, rendered)
+        try:
+            self._jobs.put_result(record, asked.number, rendered)
+        except OSError as error:  # full, read-only or away
+            raise Unavailable("the answers of the job cannot be kept now") from error
         record.items[asked.number].state = "done"
         self._engine.metrics.job_images.labels("done").inc()
         self._jobs.save(record)

@@ -23,7 +23,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from service.errors import Busy, Conflict, NotFound, Unavailable
 from service.options import Options
-from store.errors import MissingEntry
+from store.claims import Claims
+from store.errors import MissingEntry, StoreError
 from store.objects import Objects
 
 logger = structlog.get_logger(__name__)
@@ -92,12 +93,15 @@ class Jobs:
     Args:
         objects: where they are kept.
         limits: how much of them.
+
+    Attributes:
+        claims: on jobs that are being taken or done. Several services may keep their jobs at one place.
     """
 
     def __init__(self, objects: Objects, limits: JobLimits) -> None:
         self._objects, self.limits = objects, limits
+        self.claims = Claims(objects)
         self._lock = threading.RLock()
-        self._being_made: set[str] = set()
         self._counted, self._recount = 0, 0.0  # bytes that are kept, at most, and when to look again
 
     def create(
@@ -135,9 +139,8 @@ class Jobs:
             suffix=suffix,
             items=items,
         )
-        with self._lock:
-            self._being_made.add(record.id)
         try:
+            self.claims.take(record.id)
             for i, one in enumerate(data):
                 self._objects.put(f"{record.id}/inputs/{i:05d}", one)
             self._objects.put(f"{record.id}/job.json", record.model_dump_json().encode())
@@ -147,9 +150,13 @@ class Jobs:
                 self._objects.delete(record.id)
             raise Unavailable("the job cannot be kept; ask again later", retry_after=60) from error
         finally:
-            with self._lock:
-                self._being_made.discard(record.id)
+            self.let_go(record.id)
         return record
+
+    def let_go(self, job_id: str) -> None:
+        """Somebody else may do a job."""
+        with suppress(StoreError, OSError, KeyError):  # the lease will end the claim
+            self.claims.release(job_id)
 
     def _make_room(self, size: int) -> None:
         """Room for so many bytes, at the cost of the oldest finished jobs; Busy if unfinished ones take it all."""
@@ -271,9 +278,9 @@ class Jobs:
     def delete_torn(self) -> None:
         """Delete what a process that was killed has left of a job it was taking, or deleting; at the start."""
         for name in self._objects.names(""):
-            with self._lock:
-                torn = name not in self._being_made and _ID.fullmatch(name) is not None
-            if torn and not self._objects.exists(f"{name}/job.json"):
+            if not _ID.fullmatch(name) or self.claims.is_held(name):
+                continue
+            if not self._objects.exists(f"{name}/job.json"):
                 logger.warning("what is left of a torn job is deleted", job=name)
                 self._objects.delete(name)
 

@@ -34,7 +34,12 @@ class Shared(Generic[T]):
             else:
                 future, all_wanted = self._under_way[key] = Future(), [wanted]
         if known is not None:
-            return _waited_for(known[0], wanted)
+            try:
+                return _waited_for(known[0], wanted)
+            except Abandoned:
+                if not wanted():
+                    raise
+                return self.once(key, wanted, work)  # given up just before this caller came
         try:
             result = work(lambda: any(one() for one in list(all_wanted)))
         except BaseException as error:

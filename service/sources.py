@@ -7,7 +7,7 @@ leads out. Places are told to nobody.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path, PurePosixPath
 from typing import Protocol, TypeVar
@@ -44,7 +44,10 @@ class FolderSource:
         if not below.is_dir():
             raise NotFound("no such folder")
         found = (path for path in below.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-        return sorted(path.relative_to(self._root).as_posix() for path in found if self._is_inside(path))
+        keys = [path.relative_to(self._root).as_posix() for path in found if self._is_inside(path)]
+        if strange := [key for key in keys if not _is_text(key)]:
+            logger.warning("photographs whose names are no UTF-8 are left out", count=len(strange))
+        return sorted(key for key in keys if _is_text(key))
 
     def read(self, key: str, limit: int) -> bytes:
         path = self._inside(key)
@@ -149,7 +152,9 @@ class Sources:
             raise Forbidden(f"no folder {name[:40]!r} is allowed here; allowed: {', '.join(self._folders) or 'none'}")
         try:
             return self._pools[name].submit(work).result(self._timeout)
-        except (FutureTimeout, StoreUnavailable, FormatError, PermissionError) as error:
+        except (CancelledError, RuntimeError) as error:  # a reload has closed these places meanwhile
+            raise Unavailable("the folders are being read anew; ask again", retry_after=1) from error
+        except (FutureTimeout, StoreUnavailable, FormatError, OSError) as error:
             problem = str(error) or f"no answer within {self._timeout:.0f} s"
             logger.warning("a folder of jobs cannot be read", folder=name, problem=problem)
             raise Unavailable(f"the folder {name} cannot be read now; ask again later", retry_after=30) from error
@@ -167,6 +172,15 @@ def _checked(key: str) -> str:
     if plain and any(part in ("", ".", "..") for part in plain.split("/")):
         raise Forbidden("the prefix leads out of the folder")
     return plain
+
+
+def _is_text(key: str) -> bool:
+    """Whether a file's name can be told; the rest of an old archive's may not be UTF-8."""
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _too_large(name: str, limit: int) -> BodyTooLarge:

@@ -114,7 +114,7 @@ async def _multipart(request: Request, room: Room, limit: int, files: int) -> Up
         for key, value in form.multi_items():
             if isinstance(value, str):
                 fields[key] = f"{fields[key]},{value}" if key in fields else value
-        return Upload([(_plain(file.filename), await file.read()) for _, file in uploads], fields)
+        return Upload([(plain_name(file.filename), await file.read()) for _, file in uploads], fields)
     except (MultiPartException, KeyError, ValueError, UnicodeError) as error:
         raise BadRequest(f"not multipart as it should be ({error})") from error
     finally:
@@ -132,7 +132,7 @@ async def _limited(request: Request, room: Room, limit: int) -> AsyncGenerator[b
         yield chunk
 
 
-def _plain(filename: str | None) -> str:
+def plain_name(filename: str | None) -> str:
     """The last part of a file's name, for messages and results; never a path."""
     name = Path((filename or "image").replace("\\", "/")).name
     return re.sub(r"[^\w.\- ()]", "_", name)[:100] or "image"

@@ -98,13 +98,13 @@ async function segment(item, signal) {
   }
 }
 
-/** The photograph's pixels: the browser's own, or the service's where the browser does not know the format. */
+/** A file that the browser can show: the photograph's own, or the service's where the browser does not know the format. */
 async function photograph(file, how) {
   try {
-    return await createImageBitmap(file)
+    ;(await createImageBitmap(file)).close()
+    return file
   } catch {
-    const response = await ask(file, { output: 'overlay', opacity: 0 }, how)
-    return createImageBitmap(await response.blob())
+    return (await ask(file, { output: 'overlay', opacity: 0 }, how)).blob()
   }
 }
 
@@ -112,9 +112,18 @@ async function show(item) {
   shown = item
   for (const one of items) one.button.setAttribute('aria-current', one === item)
   get('empty').hidden = true
-  paint(get('photo'), item.photo)
+  get('layers').hidden = true // the former photograph's mask does not lie over this one
   get('viewer').setAttribute('aria-label', `Photograph ${item.file.name} with its mask`)
-  await panel.show(item)
+  try {
+    const pixels = await createImageBitmap(item.photo) // decoded when looked at: a hundred of them fill the memory
+    if (shown === item) paint(get('photo'), pixels)
+    pixels.close()
+    if (shown !== item) return
+    await panel.show(item)
+  } catch (error) {
+    if (shown === item) say(`${item.file.name}: the answer cannot be shown (${error.message})`, true)
+    return
+  }
   if (shown !== item) return
   viewer.show(item.answer.width, item.answer.height)
 }

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from service.context import ReadyEngine, Shared
 from service.engine import Engine
-from service.errors import NotFound
+from service.errors import NotFound, NotReady
 from service.models import Model
 from service.routes.problems import problems
 from service.schemas import Ready
@@ -77,8 +77,11 @@ async def healthz() -> Alive:
 
 
 @router.get("/readyz", response_model=Ready, responses=problems(503), operation_id="readyz")
-async def readyz(engine: ReadyEngine) -> Ready:
+async def readyz(context: Shared) -> Ready:
     """Models are warm, 503 before; ``degraded`` while the store is in trouble, which costs time and no answers."""
+    if context.engine.done() and (error := context.engine.exception()):
+        raise NotReady(f"models could not be loaded: {error}", retry_after=30)
+    engine = context.ready_engine()
     troubles = await run_in_threadpool(engine.storage.probe)
     return Ready(
         status="degraded" if troubles else "ready",

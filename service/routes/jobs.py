@@ -18,7 +18,7 @@ from service.outputs import negotiated
 from service.routes.problems import problems
 from service.routes.segment import OPTION_FIELDS
 from service.schemas import JobProblem, JobStatus
-from service.uploads import received
+from service.uploads import plain_name, received
 
 router = APIRouter(tags=["jobs"])
 _ID = Annotated[str, PathParameter(pattern="^[0-9a-f]{32}$", description="of the job")]
@@ -74,7 +74,7 @@ async def start(
         raise BadRequest("expected photographs or a folder, found both")
     if folder is not None:
         sources, data = await run_in_threadpool(_photographs, folder, context), []
-        names = [source.rpartition("/")[2] for source in sources]
+        names = [plain_name(source) for source in sources]
     else:
         names, data, sources = [name for name, _ in upload.files], [data for _, data in upload.files], []
     if not names:
@@ -136,7 +136,7 @@ def _checked(options: Options, engine: Engine) -> Options:
     asked = engine.question(b"", "image", options.model, options.timesteps)
     if unknown := sorted(set(options.labels or ()) - set(asked.model.card.task.classes)):
         raise NotFound(f"no class {', '.join(unknown)} in this model")
-    return options
+    return options.model_copy(update={"model": asked.model.name})  # whatever is the default later
 
 
 def _photographs(folder: str, context: Context) -> list[str]:

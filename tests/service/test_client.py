@@ -121,10 +121,27 @@ def test_a_busy_service_is_asked_again_when_it_says() -> None:
 
     with Client(transport=httpx.MockTransport(answer)) as client:
         assert client.models() == []
+    for date in ("Wed, 21 Oct 2015 07:28:00 GMT", "soon"):  # of a proxy
+        dated = httpx.Response(503, json={"detail": "busy"}, headers={"Retry-After": date})
+        with Client(transport=httpx.MockTransport(lambda _, dated=dated: dated)) as client, pytest.raises(Refused):
+            client.models()
     refusal = httpx.Response(503, text="no JSON", headers={"Retry-After": "0"})
     with Client(transport=httpx.MockTransport(lambda _: refusal), patience=1) as client, pytest.raises(Refused) as told:
         client.models()
     assert (told.value.status, told.value.detail) == (503, "no JSON")
+
+
+def test_folders_have_names_in_any_language() -> None:
+    asked: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(404, json={"detail": "no such folder"})
+
+    with Client(transport=httpx.MockTransport(answer)) as client, pytest.raises(Refused):
+        client.start_job(folder="Grüße", model=None)
+    assert "Grüße".encode() in asked[0].content
+    assert "model" not in asked[0].url.params
 
 
 @pytest.mark.slow

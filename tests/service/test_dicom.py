@@ -87,6 +87,20 @@ def test_jpeg_2000_of_pillow() -> None:
     np.testing.assert_array_equal(decoded(written(ds)), fundus())
 
 
+def test_room_is_not_made_for_what_lies_before_a_jpeg_2000_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(*_: object, **__: object) -> None:
+        raise AssertionError("a decoder makes room for Xsiz x Ysiz, whatever the image's size is")
+
+    monkeypatch.setattr("openjpeg.decode_pixel_data", decode)
+    data = bytearray(written(jpeg2000(fundus())))
+    frame = data.index(b"\xff\x4f\xff\x51")
+    for at in (8, 16):  # Xsiz and XOsiz, of one size still
+        value = int.from_bytes(data[frame + at : frame + at + 4], "big")
+        data[frame + at : frame + at + 4] = (value + 100_000).to_bytes(4, "big")
+    with pytest.raises(DicomError, match=r"begins at \(0, 0\)"):
+        decoded(bytes(data))
+
+
 @pytest.mark.parametrize("stored", [8, 10, 12, 16])
 def test_the_highest_bits_in_use_are_kept(stored: int) -> None:
     grey = np.ascontiguousarray(fundus()[..., 1])

@@ -125,6 +125,38 @@ def test_stopping_finishes_what_has_begun(blocked: tuple[Flights[int], Gate]) ->
         flights.join("third", Ticket(), lambda _: 3)
 
 
+def test_work_that_was_given_up_is_not_joined(blocked: tuple[Flights[int], Gate]) -> None:
+    flights, gate = blocked
+    given_up = flights.join("second", Ticket(), lambda _: 2)
+    given_up.future.cancel()
+    ticket = Ticket()
+    flights.capacity = 3
+    anew = flights.join("second", ticket, lambda _: 3)
+    assert anew is not given_up
+    gate.go.set()
+    assert flights.wait(anew, ticket) == 3
+
+
+def test_who_comes_when_work_is_given_up_has_it_done() -> None:
+    shared, gate = Shared[int](), Gate()
+
+    def given_up(_wanted: Callable[[], bool]) -> int:
+        gate.begun.set()
+        assert gate.go.wait(60)
+        raise Abandoned("nobody waits for this answer any more")
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(shared.once, "k", lambda: False, given_up)
+        assert gate.begun.wait(60)
+        asked = threading.Event()
+        second = pool.submit(shared.once, "k", lambda: asked.set() or True, lambda _: 7)  # type: ignore[func-returns-value]
+        assert asked.wait(60)
+        gate.go.set()
+        with pytest.raises(Abandoned):
+            first.result(60)
+        assert second.result(60) == 7
+
+
 def test_errors_reach_everybody_who_waits() -> None:
     flights, gate = Flights[int](1, 4), Gate()
 

@@ -25,6 +25,7 @@ from service.options import Options
 from service.outputs import OUTPUTS
 from service.settings import Settings
 from service.sources import Sources
+from store.errors import StoreFull
 from store.objects import open_objects
 from tests.service.conftest import png, serving
 
@@ -296,3 +297,76 @@ def test_a_job_is_its_owners_alone(make_engine: MakeEngine) -> None:
             assert client.request(method, f"/v1/jobs/{job['id']}{path}", headers=theirs).status_code == 404
         assert client.get("/v1/jobs", headers=theirs).json() == []
         assert client.get(f"/v1/jobs/{job['id']}", headers=mine).status_code == 200
+
+
+def test_services_at_one_place_leave_each_other_their_jobs(make_engine: MakeEngine, tmp_path: Path) -> None:
+    mine, theirs = Jobs(open_objects(tmp_path), LIMITS), Jobs(open_objects(tmp_path), LIMITS)
+    busy, other, own = (
+        theirs.create("anybody", Options(output="png", model=model), ".png", ["a.png"], [png(4)])
+        for model in ("vessels", "disc_cup", "vessels")
+    )
+    assert theirs.claims.take(busy.id)
+    assert theirs.claims.take("0123456789abcdef0123456789abcdef")  # is being uploaded
+    (tmp_path / "0123456789abcdef0123456789abcdef" / "inputs").mkdir(parents=True)
+    runner = JobRunner(mine, make_engine(), Settings(keep_nothing=True), Sources({}))
+    runner.start()
+    assert ended(mine, own.id).count("done") == 1
+    runner.stop()
+    found = mine.read(busy.id), mine.read(other.id)
+    assert [(one.state, one.trouble) for one in found if one is not None] == [
+        ("queued", None),
+        ("queued", "the model disc_cup is not loaded"),
+    ]
+    assert (tmp_path / "0123456789abcdef0123456789abcdef").exists()
+
+
+def test_a_job_keeps_the_model_it_was_given(make_engine: MakeEngine) -> None:
+    with serving(make_engine()) as client:
+        client.app.state.engine.result()  # type: ignore[attr-defined]
+        job = client.post("/v1/jobs", files=uploads(png(6))).json()
+        record = client.app.state.context.jobs.read(job["id"])  # type: ignore[attr-defined]
+        assert record.options.model == "vessels"
+
+
+def test_an_output_that_cannot_be_written_costs_no_work(make_engine: MakeEngine, tmp_path: Path) -> None:
+    jobs, engine = Jobs(open_objects(tmp_path), LIMITS), make_engine()
+    record = jobs.create("anybody", Options(output="dicom-seg"), ".dcm", ["a.png"], [png(4)])
+    runner = JobRunner(jobs, engine, Settings(keep_nothing=True), Sources({}))
+    runner.start()
+    (item,) = ended(jobs, record.id).items
+    runner.stop()
+    assert item.state == "failed"
+    assert engine.models.default.extractor.forwards == 0
+
+
+def test_a_full_disk_is_a_jobs_trouble_and_not_its_end(
+    make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = Jobs(open_objects(tmp_path), LIMITS)
+    record = jobs.create("anybody", Options(output="png"), ".png", ["a.png"], [png(4)])
+    put = jobs._objects.put
+
+    def full(key: str, data: bytes) -> None:
+        if "/results/" in key:
+            raise StoreFull("no room left")
+        put(key, data)
+
+    monkeypatch.setattr(jobs._objects, "put", full)
+    runner = JobRunner(jobs, make_engine(), Settings(keep_nothing=True), Sources({}))
+    runner.start()
+    for _ in range(1200):
+        now = jobs.read(record.id)
+        assert now is not None
+        if now.trouble is not None:
+            break
+        time.sleep(0.05)
+    assert (now.state, now.trouble) == ("running", "the answers of the job cannot be kept now")
+    monkeypatch.setattr(jobs._objects, "put", put)
+    runner.wake()
+    assert ended(jobs, record.id).count("done") == 1
+    runner.stop()
+
+
+def test_jobs_in_memory_are_bounded_by_it(make_engine: MakeEngine) -> None:
+    with serving(make_engine(), memory_bytes=2_000_000_000) as client:
+        assert client.app.state.context.jobs.limits.bytes == 2_000_000_000  # type: ignore[attr-defined]

@@ -17,9 +17,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service.app import create_app
 from service.engine import Engine
-from service.envelope import SECURITY_HEADERS, LastResort
+from service.envelope import SECURITY_HEADERS, Envelope, LastResort
 from service.errors import BodyTooSlow, Busy, TooManyRequests, Unauthorised
-from service.metrics import Metrics
+from service.metrics import HttpMetrics, Metrics
 from service.security import ANYBODY, Admission, Keys, presented_key
 from service.settings import Settings
 from service.storage import Storage
@@ -195,6 +195,50 @@ def test_who_goes_away_while_sending_is_no_error_of_ours(shared_engine: Engine, 
     metrics = client.get("/metrics").text
     assert 'route="/v1/segment",status="499"} 1.0' in metrics
     assert "diffdgss_requests_in_flight 1.0" in metrics  # the one that asks
+
+
+def test_models_that_could_not_be_loaded_are_loaded_by_a_reload(make_engine: MakeEngine) -> None:
+    outcomes: list[Engine | Exception] = [OSError("/private/place is away"), make_engine()]
+
+    def load() -> Engine:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    settings = Settings(keep_nothing=True)
+    with TestClient(create_app(settings, load, lambda: settings)) as client:
+        with pytest.raises(OSError, match="away"):
+            client.app.state.engine.result()  # type: ignore[attr-defined]
+        refused = post(client, png())
+        assert (refused.status_code, "private" in refused.text) == (503, False)
+        assert "/private/place is away" in client.get("/readyz").json()["detail"]  # for the operator
+        assert client.app.state.context.reload() == ["vessels"]  # type: ignore[attr-defined]
+        assert client.get("/readyz").status_code == 200
+        assert post(client, png()).status_code == 200
+
+
+def test_an_answer_that_nobody_takes_frees_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"piece", "more_body": True})
+
+    async def receive() -> Message:
+        raise AssertionError("nothing is read")
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.sleep(600)
+
+    monkeypatch.setattr("service.envelope.ANSWER_SECONDS", 0.05)
+    metrics = HttpMetrics()
+    with pytest.raises(TimeoutError):
+        asyncio.run(
+            Envelope(app, metrics)({"type": "http", "path": "/x", "method": "GET", "headers": []}, receive, send)
+        )
+    text = metrics.text().decode()
+    assert 'status="500"} 1.0' in text  # it was cut off, whatever it began with
+    assert "diffdgss_requests_in_flight 0.0" in text
 
 
 def test_a_method_of_the_clients_own_makes_no_series(make_engine: MakeEngine) -> None:

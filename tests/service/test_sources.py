@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import threading
 import uuid
@@ -106,6 +108,28 @@ def test_a_job_of_a_prefix(place: str, make_engine: MakeEngine) -> None:
         assert {problem["name"] for problem in status["problems"]} == {"a.JPG", "c.tif"}
         assert "allowed" not in client.get(status["results"]).text
         assert client.post("/v1/jobs", headers={"X-Folder": "clinic/../secret"}).status_code == 403
+
+
+def test_names_that_are_no_text_are_left_out(tmp_path: Path) -> None:
+    for name in (b"eye.png", b"\xe9ye.png"):  # the second of an old archive, in Latin-1
+        (tmp_path / os.fsdecode(name)).write_bytes(png(1))
+    assert Sources({"clinic": tmp_path}).keys("clinic") == ["clinic/eye.png"]
+
+
+def test_places_that_a_reload_has_closed_are_asked_again(tmp_path: Path) -> None:
+    sources = Sources({"clinic": tmp_path})
+    sources.close()
+    with pytest.raises(Unavailable, match="read anew"):
+        sources.keys("clinic")
+
+
+def test_a_mount_that_went_stale_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stale(*_: object) -> list[str]:
+        raise OSError(errno.ESTALE, "stale file handle")
+
+    monkeypatch.setattr(FolderSource, "keys", stale)
+    with pytest.raises(Unavailable, match="cannot be read now"):
+        Sources({"clinic": tmp_path}).keys("clinic")
 
 
 def test_storage_that_is_away_is_told_in_time(monkeypatch: pytest.MonkeyPatch, make_engine: MakeEngine) -> None:
