@@ -86,6 +86,7 @@ VARIANTS = {
     "epsilon": Variant("predicts the noise", {"prediction": "epsilon"}),
     "sample": Variant("predicts the image", {"prediction": "sample"}),
     "uniform": Variant("all noise levels alike", {"level_power": 1.0}),
+    "both": Variant("predicts the image, all noise levels alike", {"prediction": "sample", "level_power": 1.0}),
     "faint": Variant("half of the steps below t = 63", {"level_power": 6.0}),
     "whole": Variant("whole photographs, one in a step", {"crop": 512, "batch": 1}),
     "plain": Variant("no photometric changes", {"photometric": 0.0}),
