@@ -61,6 +61,7 @@ def fit_codebook_command(
         float, typer.Option(min=0.0005, max=0.999, help="The same for blocks whose maps have full resolution.")
     ] = FINEST_DISTORTION,
     preset: PresetOption = "small",
+    preprocessing: PreprocessingOption = "fundus",
     backbone: BackboneOption = None,
     trajectory: TrajectoryOption = "ddim",
     seed: SeedOption = 0,
@@ -78,6 +79,7 @@ def fit_codebook_command(
     from extractor.calibration import fit_codebook
 
     recipe = recipe_of(preset, clip, trajectory, seed, (timesteps, grid, blocks), resolution)
+    recipe = dataclasses.replace(recipe, preprocessing=preprocessing_named(preprocessing))
     chosen = [one for source in dataset for one in evenly_spread(load_dataset(source).photographs, photographs)]
     network = open_backbone(backbone or recipe.backbone, precision, device, class_label)
     with console.progress("fitting", len(chosen), quiet=as_json) as advance:
@@ -219,6 +221,7 @@ def reconstruct(
     image: Annotated[Path, typer.Argument(help="A photograph.", show_default=False)],
     out: Annotated[Path, typer.Option(help="PNG: what went in on the left, what came back on the right.")],
     backbone: Annotated[str, typer.Option(help="Shipped name, folder or hub id.")] = "small",
+    preprocessing: PreprocessingOption = "fundus",
     grid: Annotated[str, typer.Option(help="Timesteps to walk up and down again.")] = "1,10,100,500",
     resolution: Annotated[int, typer.Option(min=8)] = 512,
     as_json: AsJson = False,
@@ -231,7 +234,7 @@ def reconstruct(
     pixels = decode_image(read_bytes(image), str(image))
     network = open_backbone(backbone)
     network.require_resolution(resolution)
-    x0 = preprocess(pixels, resolution, Preprocessing(), str(image)).x0
+    x0 = preprocess(pixels, resolution, preprocessing_named(preprocessing), str(image)).x0
     back, psnr = round_trip(network, x0, _integers(grid) or ())
     save_side_by_side(x0, back, out)
     if as_json:

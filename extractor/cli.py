@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -122,6 +123,8 @@ def run(
         raise typer.BadParameter("--codebook is of the compact encoding; give --encoding compact with it")
     recipe = recipe_of(preset, clip, trajectory, seed, (timesteps, grid, blocks), resolution)
     data = _selected(load_dataset(dataset, name), split, limit, images)
+    if name is None:
+        _require_own_name(store, data.name, dataset)
     source = backbone or recipe.backbone
     how, code = encoding_of(encoding, source, codebook) if encoding else (recipe.encoding, None)
     spread = workers is not None or scheduler is not None
@@ -135,6 +138,8 @@ def run(
     with console.progress("looking for features", len(data.photographs), quiet=as_json) as advance:
         size = plan_size(data, features, spec, renderings, overwrite=overwrite, advance=advance)
     _say_size(size, entries, as_json and dry_run)
+    if not as_json:
+        _say_masks(data)
     if dry_run:
         return
     if not ignore_space:
@@ -198,6 +203,24 @@ def run(
         raise typer.Exit(Exit.PARTIAL)
 
 
+def _require_own_name(store: str, name: str, dataset: str) -> None:
+    """DatasetError if the store knows another folder's photographs by the name that this one would take."""
+    mine = _lasting_dataset(dataset)
+    for record in FeatureStore(store).records.all():
+        theirs = str(record.options.get("dataset", mine))
+        if record.dataset == name and theirs != mine and Path(theirs.partition(":")[2]).exists():
+            raise DatasetError(
+                f"{store} knows the photographs of {theirs} as {name!r}, which {mine} would be called, too; "
+                "give it a name of its own with --name (or this one, to take its place)"
+            )
+
+
+def _lasting_dataset(dataset: str) -> str:
+    """ADAPTER:PATH as it can be found again from another folder."""
+    adapter, _, folder = dataset.partition(":")
+    return f"{adapter}:{Path(folder).expanduser().resolve()}"
+
+
 def _selected(data: DataSet, split: str | None, limit: int | None, images: str | None) -> DataSet:
     photographs = data.photographs if split is None else tuple(of_split(data.photographs, split))
     if images is not None:
@@ -216,6 +239,8 @@ _NOT_REPEATED = (
     "dry_run",
     "ignore_space",
     "profile",
+    "device",  # a repair may be done on another machine
+    "batch",
     "as_json",
 )
 
@@ -236,8 +261,7 @@ def _options(context: typer.Context, spec: FeatureSpec) -> dict[str, str | bool]
     """The options of ``run`` that make the same entries again, by name on the command line; paths absolute."""
     options = {name: value for name, value in context.params.items() if value is not None and name not in _NOT_REPEATED}
     options["encoding"] = spec.encoding.kind
-    adapter, _, folder = str(options["dataset"]).partition(":")
-    options["dataset"] = f"{adapter}:{Path(folder).expanduser().resolve()}"
+    options["dataset"] = _lasting_dataset(str(options["dataset"]))
     if "codebook" in options:
         options["codebook"] = str(Path(options["codebook"]).resolve())
     if "backbone" in options:
@@ -261,6 +285,13 @@ def _say_size(size: SizePlan, images: int, as_json: bool) -> None:
         for name, count in size.bytes_by_block.items()
     )
     console.err.print(f"by block: {blocks}", highlight=False)
+
+
+def _say_masks(data: DataSet) -> None:
+    """How many photographs are labelled with what: a folder whose masks were not found is noticed now."""
+    counts = Counter(target for photograph in data.photographs for target in photograph.masks)
+    said = ", ".join(f"{target} of {count}" for target, count in sorted(counts.items())) or "none"
+    console.err.print(f"masks of {len(data.photographs)} photographs: {said}", highlight=False)
 
 
 def _say_report(report: RunReport, name: str, digest: str, as_json: bool) -> None:

@@ -210,9 +210,18 @@ def folder(root: Path) -> Iterator[Photograph]:
     masks = root / "masks"
     subfolders = sorted(path for path in masks.iterdir() if path.is_dir()) if masks.is_dir() else []
     targets = [path for path in subfolders if any(p.suffix.lower() in SUFFIXES for p in path.iterdir())]
+    photographs = []
     for image in _images(images):
         found = {path.name: _of(image, path) for path in targets} or {"mask": _of(image, masks)}
-        yield Photograph(name=image.stem, image=image, masks=_targets(**found))
+        photographs.append(Photograph(name=image.stem, image=image, masks=_targets(**found)))
+    for place in targets or [masks]:
+        files = [path for path in place.iterdir() if path.suffix.lower() in SUFFIXES] if place.is_dir() else []
+        if files and not any(place in mask.parents for one in photographs for mask in one.masks.values()):
+            raise DatasetError(
+                f"{place}: {files[0].name} and the other masks belong to no image; expected names of images, such as "
+                f"{photographs[0].image.stem}.png"
+            )
+    yield from photographs
 
 
 _MANIFEST_COLUMNS = {"image", "name", "split", "group", "dataset"}
@@ -278,7 +287,7 @@ def load_dataset(reference: str, name: str | None = None) -> DataSet:
     adapter, colon, place = reference.partition(":")
     if not colon or adapter not in ADAPTERS:
         raise DatasetError(f"{reference!r}: expected ADAPTER:PATH, with one of {', '.join(ADAPTERS)}")
-    path = Path(place).expanduser()
+    path = Path(place).expanduser().absolute()  # workers of a cluster may be started elsewhere
     if not path.exists():
         raise DatasetError(f"{path}: no such file or folder")
     if (adapter == "manifest") != path.is_file():

@@ -66,6 +66,9 @@ class Diffusion:
         if kind not in _BETA_SCHEDULES:
             known = ", ".join(_BETA_SCHEDULES)
             raise BackboneError(f"the noise schedule {kind!r} is not supported; expected one of {known}")
+        for changes in ("trained_betas", "rescale_betas_zero_snr"):
+            if config.get(changes):
+                raise BackboneError(f"a noise schedule changed by {changes} is not supported")
         scale = 1000 / steps
         betas = config.get("beta_start", 1e-4 * scale), config.get("beta_end", 0.02 * scale)
         if kind == "linear" and not np.allclose(betas, (1e-4 * scale, 0.02 * scale)):

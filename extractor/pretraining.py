@@ -10,7 +10,6 @@ features are read.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,6 +35,7 @@ from extractor.photographs import CropDataset, PreparedPhotographs
 from extractor.preprocess import to_pixels
 from extractor.schedule import NoiseSchedule, noise_schedule
 from extractor.unet import build_unet, stride
+from store.files import read_json, replace_json
 from store.spec import Preprocessing
 
 RECONSTRUCTION_GRID = (1, 10, 100, 500)
@@ -217,14 +217,14 @@ class Pretraining:
         path = self.folder / "settings.json"
         mine = self.settings.model_dump(mode="json")
         if path.is_file():
-            theirs = json.loads(path.read_text())
+            theirs = read_json(path, PretrainingError)
             differing = [k for k in mine if mine[k] != theirs.get(k) and k not in ("steps", "checkpoint_every")]
             if differing:
                 raise PretrainingError(
                     f"{self.folder} holds a run with other {', '.join(differing)}; choose another folder to start anew"
                 )
         self.folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(mine, indent=2) + "\n")
+        replace_json(path, mine)
 
     def _draw(self, writer: Any) -> None:
         """Reconstructions after inversion over the sparse grid, and samples from noise."""

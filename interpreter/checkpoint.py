@@ -14,6 +14,7 @@ from interpreter.network import Interpreter, InterpreterConfig
 from interpreter.task import Task
 from store.codebook import load_codebook
 from store.errors import DamagedModel, StoreError
+from store.files import replaced
 from store.manifest import require_intact
 from store.spec import FeatureSpec, TransformEncoding
 
@@ -60,9 +61,8 @@ def save_interpreter(folder: Path, interpreter: Interpreter, card: Card) -> None
     save_file(weights, folder / WEIGHTS_FILE)
     if interpreter.codebook is not None:
         interpreter.codebook.save(folder / CODEBOOK_FILE)
-    partial = folder / f"{CARD_FILE}.tmp"
-    partial.write_text(card.model_dump_json(indent=2) + "\n")
-    partial.rename(folder / CARD_FILE)
+    with replaced(folder / CARD_FILE) as partial:
+        partial.write_text(card.model_dump_json(indent=2) + "\n")
 
 
 def _half(values: torch.Tensor) -> torch.Tensor:

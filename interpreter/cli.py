@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import numpy as np
-import torch
 import typer
 from numpy.typing import NDArray
 from rich.table import Table
@@ -17,14 +16,16 @@ from rich.table import Table
 from interpreter.checkpoint import load_interpreter
 from interpreter.config import HeadName
 from interpreter.data import Labelled, labelled_images, require_features, store_spec
-from interpreter.errors import ConfigurationError, InterpreterError
+from interpreter.errors import InterpreterError
 from interpreter.network import InterpreterConfig
+from interpreter.options import AsJson, Datasets, ScanOption, StoreOption, require_device
 from interpreter.prediction import Prediction
 from interpreter.probe_cli import app as probe_commands
 from interpreter.protocols.protocol import ROWS, Edition
 from interpreter.rendering import encode_labels
 from interpreter.rules import Rules
 from interpreter.scan import Method
+from interpreter.segment_cli import app as segment_commands
 from interpreter.task import Task
 from interpreter.vss import Variant
 from store import console
@@ -44,16 +45,7 @@ app = typer.Typer(
     add_completion=False,
 )
 
-StoreOption = Annotated[str, typer.Option(help="Folder of the feature store.", show_default=False)]
-Datasets = Annotated[
-    list[str],
-    typer.Option(
-        "--dataset", help="Data set in the store, NAME or NAME:SPLIT; may be given again.", show_default=False
-    ),
-]
-ScanOption = Annotated[Method, typer.Option(help="Selective scan; auto goes by the device.")]
 SHOWN = ("sensitivity", "specificity", "auc_roc", "auc_pr", "calibration_error")
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
 @app.command(
@@ -148,7 +140,7 @@ def train(
         max_width=max_width,
     )
     images = [image for reference in dataset for image in _labelled(features, reference, what)]
-    read = store_spec(features, spec)
+    read = store_spec(features, spec, images)
     source = backbone or features.backbone_of(read) or "small"
     training = Training(features, read, what, images, config, settings, out, source, require_device(device), scan=scan)
     console.err.print(
@@ -315,22 +307,13 @@ def models(
     console.print_models(listed(folders or []), as_json=as_json)
 
 
-def require_device(device: str) -> str:
-    """The device, if tensors can be put on it; ConfigurationError says why not."""
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch's ways to say that there is no such device
-        reason = str(error).splitlines()[0]
-        raise ConfigurationError(f"the device {device!r} cannot be used: {reason}") from error
-    return device
-
-
 def _labelled(store: FeatureStore, reference: str, task: Task) -> list[Labelled]:
     name, _, split = reference.partition(":")
     return labelled_images(store, name, split or None, task)
 
 
 app.add_typer(probe_commands)
+app.add_typer(segment_commands)
 
 
 def main() -> NoReturn:

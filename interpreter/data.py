@@ -16,7 +16,7 @@ from store.collection import Sample
 from store.errors import MissingEntry
 from store.feature_store import FeatureStore
 from store.features import FeatureEntry, Key
-from store.spec import FeatureSpec
+from store.spec import PREPROCESSINGS, FeatureSpec
 from store.views import IDENTITY
 
 
@@ -61,6 +61,17 @@ def labelled_images(store: FeatureStore, dataset: str, split: str | None, task: 
     return [Labelled(dataset, sample, Key(sample.image_id)) for sample in found]
 
 
+def all_images(store: FeatureStore, reference: str) -> list[Labelled]:
+    """Images of NAME or NAME:SPLIT, labelled or not; TrainingDataError if there are none."""
+    name, _, split = reference.partition(":")
+    samples = store.collections.read(name).samples
+    found = [Labelled(name, sample, Key(sample.image_id)) for sample in samples if split in ("", sample.split)]
+    if not found:
+        splits = sorted({sample.split for sample in samples if sample.split})
+        raise TrainingDataError(f"{name}: no image of split {split}; splits: {', '.join(splits) or 'none'}")
+    return found
+
+
 def require_features(
     store: FeatureStore, spec: FeatureSpec, images: Sequence[Labelled], views: Sequence[str] = (IDENTITY,)
 ) -> None:
@@ -97,7 +108,21 @@ def _extracting(
                 options["split"] = split
             said = [f"--{name}" if value is True else f"--{name} {value}" for name, value in options.items()]
             return f"extractor run {' '.join(said)} --store {store.location} --views {','.join(views)}"
-    return f"extractor run --dataset ...:{dataset} --store {store.location} --views {','.join(views)}"
+    chosen = {
+        "backbone": store.backbone_of(spec),
+        "preprocessing": next((name for name, of in PREPROCESSINGS.items() if of() == spec.preprocessing), None),
+        "trajectory": spec.trajectory,
+        "timesteps": ",".join(map(str, spec.timesteps)),
+        "grid": ",".join(map(str, spec.grid)),
+        "blocks": ",".join(block.name.removeprefix("block_") for block in spec.blocks),
+        "resolution": spec.resolution,
+        "encoding": spec.encoding.kind,
+    }
+    how = " ".join(f"--{name} {value}" for name, value in chosen.items() if value is not None)
+    return (
+        f"extractor run --dataset ...:{dataset} --name {dataset} {how} --store {store.location} "
+        f"--views {','.join(views)}"
+    )
 
 
 def without_duplicates(images: Iterable[Labelled]) -> list[Labelled]:
@@ -194,14 +219,16 @@ def parted(
     return train, kept
 
 
-def store_spec(store: FeatureStore, digest: str | None) -> FeatureSpec:
-    """The spec that begins with ``digest``; without one, the only spec of the store."""
+def store_spec(store: FeatureStore, digest: str | None, images: Sequence[Labelled] = ()) -> FeatureSpec:
+    """The spec that begins with ``digest``; without one, the store's only one, or its only one of these images."""
     if digest is not None:
         return store.spec(digest)
     specs = store.specs()
+    if len(specs) > 1 and images:  # a service may have left features of its own model's there
+        specs = [spec for spec in specs if any(store.has(spec, image.key) for image in images)] or specs
     if len(specs) == 1:
         return specs[0]
     if not specs:
         raise MissingEntry(f"{store.location}: no features here; `extractor run --dataset ... --store ...` makes them")
-    listed = ", ".join(spec.digest[:12] for spec in specs)
+    listed = "; ".join(spec.said for spec in specs)
     raise MissingEntry(f"{store.location}: features of several specs are here, choose one with --spec: {listed}")

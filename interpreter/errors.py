@@ -5,6 +5,7 @@ InterpreterError
 ├── CheckpointError        an interpreter that cannot be loaded
 ├── TrainingDataError      labels or features that training needs are not there
 ├── ExtractionFailed       `extractor run` could not make the features of a protocol
+├── TrainingDiverged       the loss is no number any more
 └── ScanUnavailable        the scan that was forced cannot run here
 """
 
@@ -27,6 +28,10 @@ class TrainingDataError(InterpreterError, LookupError):
 
 class ExtractionFailed(InterpreterError, RuntimeError):
     """The extractor's command ended with an error."""
+
+
+class TrainingDiverged(InterpreterError, ArithmeticError):
+    """The loss is infinite or no number."""
 
 
 class ScanUnavailable(InterpreterError, RuntimeError):

@@ -28,6 +28,8 @@ _PLAIN: dict[str, Encoding] = {
     "float16": FloatEncoding(kind="float16"),
     "int8": AffineEncoding(),
 }
+_FINER = {"float16": ("float32",), "int8": ("float32", "float16"), "compact": ("float32", "float16", "int8")}
+"""What cannot be asked of features that are stored so."""
 
 
 @app.command(
@@ -107,13 +109,19 @@ def codecs_named(names: str | None, spec: FeatureSpec, codebook: Path | None = N
         codebook: a file, for ``compact``.
 
     Raises:
-        ConfigurationError: no such encoding, or ``compact`` without a codebook.
+        ConfigurationError: no such encoding, one that is finer than what is stored, or ``compact`` without a
+            codebook.
         StoreError: the codebook cannot be read, or is of other blocks.
     """
     codecs: dict[str, Codec | None] = {}
     for name in [part.strip() for part in (names or spec.encoding.kind).split(",")]:
         if name == spec.encoding.kind:
             codecs[name] = None
+        elif name in _FINER.get(spec.encoding.kind, ()):
+            raise ConfigurationError(
+                f"the store holds {spec.encoding.kind}, which {name} would not make finer again; extract with "
+                f"--encoding {name} to ask what it is worth"
+            )
         elif name == "compact":
             if codebook is None:
                 raise ConfigurationError("compact needs --codebook; `extractor fit-codebook` makes one")

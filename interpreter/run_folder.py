@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from interpreter.errors import ConfigurationError
+from store.files import read_json, replace_json
 
 STATE_FILE = "state.pt"
 RUN_FILE = "run.json"
@@ -35,13 +35,13 @@ class RunFolder:
         """
         path = self.path / RUN_FILE
         if path.is_file():
-            theirs = json.loads(path.read_text())
+            theirs = read_json(path, ConfigurationError)
             if differing := [field for field in mine if mine[field] != theirs.get(field, mine[field])]:
                 raise ConfigurationError(
                     f"{self.path} holds a training with other {', '.join(differing)}; "
                     "choose another folder to start anew"
                 )
-        path.write_text(json.dumps(mine, indent=2) + "\n")
+        replace_json(path, mine)
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Replace the state; a process that is killed meanwhile leaves the former one."""

@@ -29,7 +29,7 @@ from interpreter.checkpoint import Card, load_interpreter, read_card, save_inter
 from interpreter.cropping import crop_maps, crop_plane, draw_class, draw_corner, require_window
 from interpreter.data import Labelled, network_truth, parted, require_features
 from interpreter.domain import DOMAIN_FILE, LEAST, domain_of
-from interpreter.errors import ConfigurationError
+from interpreter.errors import ConfigurationError, TrainingDiverged
 from interpreter.evaluation import evaluate
 from interpreter.network import Interpreter, InterpreterConfig
 from interpreter.objective import Objective
@@ -233,7 +233,13 @@ class Training:
         if full:
             self._stepper.step()
             self._stepper.zero_grad()
-        return float(self.accelerator.reduce(loss.detach(), "mean"))
+        shared = float(self.accelerator.reduce(loss.detach(), "mean"))
+        if not math.isfinite(shared):
+            raise TrainingDiverged(
+                f"the loss became {shared} in batch {batch.position + 1} of epoch {self.epoch + 1}; start anew with a "
+                "lower learning rate or without mixed precision"
+            )
+        return shared
 
     def _inputs(self, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]:
         """Maps, timesteps, truth and what counts: cropped, flipped and augmented by the position's seed."""

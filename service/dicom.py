@@ -101,7 +101,7 @@ def _read_header(data: bytes, name: str) -> tuple[Dataset, int]:
     try:
         from pydicom.filereader import dcmread, read_dataset, read_preamble
     except ImportError as error:
-        raise DicomError(f"{name}: DICOM is not read here; install diffdgss[dicom]") from error
+        raise DicomError(f"{name}: DICOM is not read here; it needs the extra `dicom`") from error
     if not is_dicom(data):
         raise DicomError(f"{name}: not a DICOM file; expected 'DICM' behind a preamble of 128 bytes")
     file = io.BytesIO(data[:HEADER_BYTES])

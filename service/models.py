@@ -9,7 +9,7 @@ from pathlib import Path
 
 from extractor.extraction import Extractor
 from extractor.presets import open_backbone
-from interpreter.checkpoint import MODELS, Card, load_interpreter
+from interpreter.checkpoint import Card, folder_of, load_interpreter
 from interpreter.domain import Domain, load_domain
 from interpreter.network import Interpreter
 from service.errors import NotFound
@@ -93,11 +93,6 @@ def load_models(
         domain = load_domain(folder, card.spec)
         models.append(Model(name, interpreter.to(device), card, extractors[digest], version_of(folder), domain))
     return Models(models)
-
-
-def folder_of(source: str) -> Path:
-    """The folder of an interpreter, shipped or not."""
-    return MODELS / source if "/" not in source and (MODELS / source).is_dir() else Path(source)
 
 
 def version_of(folder: Path) -> str:

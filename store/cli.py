@@ -270,7 +270,7 @@ def _say(lines: Iterable[str]) -> None:
 
 def _only(specs: list[FeatureSpec], store: FeatureStore) -> FeatureSpec:
     if len(specs) != 1:
-        listed = ", ".join(spec.digest[:12] for spec in specs) or "none"
+        listed = "; ".join(spec.said for spec in specs) or "none"
         raise MissingEntry(f"{store.location}: choose one spec with --spec; there are: {listed}")
     return specs[0]
 

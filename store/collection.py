@@ -7,6 +7,7 @@ Masks are stored once, at native size, under the sha256 of their pixels.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from typing import Self
 
@@ -121,6 +122,10 @@ class Collections:
         except (MissingEntry, DamagedEntry):
             write_entry(self.objects, path, {"mask": ArrayToWrite(mask, ("y", "x"))}, {})
         return digest
+
+    def masks(self) -> list[str]:
+        """Digests of all masks, finished or not, sorted; other files are none of ours."""
+        return [name for name in self.objects.names(LABELS) if re.fullmatch("[0-9a-f]{64}", name)]
 
     def mask(self, digest: str) -> NDArray[np.bool_]:
         """A native mask, bool (H, W)."""

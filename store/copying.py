@@ -54,7 +54,7 @@ def copy_store(
                 _copy_claimed(source, destination, entry_path(spec, key), claims, report)
                 if advance is not None:
                     advance()
-    for label in source.objects.names(LABELS):
+    for label in source.collections.masks():
         _copy_entry(source.objects, destination.objects, f"{LABELS}/{label}", CopyReport(problems=report.problems))
     for name in source.collections.names():
         _copy_collection(source, destination, name)

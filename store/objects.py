@@ -216,7 +216,7 @@ def _s3(url: str, read_only: bool) -> Store:
     try:
         from obstore.store import S3Store
     except ImportError as error:
-        raise FormatError(f"{url}: object storage needs obstore; `pip install diffdgss[s3]`") from error
+        raise FormatError(f"{url}: object storage needs obstore (the extra `s3`)") from error
     from zarr.storage import ObjectStore
 
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib import metadata
 
@@ -72,13 +73,17 @@ class Records:
         write_group(self._objects, f"{RUNS}/{record.name}", {"run": record.model_dump(mode="json")})
 
     def all(self) -> list[RunRecord]:
-        """Every record, the oldest first.
+        """Every record that can be read, the oldest first."""
+        return [record for _, record in self.checked() if isinstance(record, RunRecord)]
 
-        Raises:
-            DamagedEntry: names the record.
-        """
-        names = self._objects.names(RUNS)
-        return [self._read(name) for name in names if self._objects.exists(f"{RUNS}/{name}/zarr.json")]
+    def checked(self) -> Iterator[tuple[str, RunRecord | DamagedEntry]]:
+        """The name of every record, with what it says or what is wrong with it."""
+        for name in self._objects.names(RUNS):
+            if self._objects.exists(f"{RUNS}/{name}/zarr.json"):
+                try:
+                    yield name, self._read(name)
+                except DamagedEntry as error:
+                    yield name, error
 
     def _read(self, name: str) -> RunRecord:
         try:

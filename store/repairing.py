@@ -19,7 +19,7 @@ from store.entries import verify_entry
 from store.errors import DamagedEntry, MissingEntry, StoreError
 from store.feature_store import CODEBOOK, FeatureStore
 from store.features import Key, entry_path
-from store.records import RunRecord
+from store.records import RUNS, RunRecord
 from store.spec import FeatureSpec, TransformEncoding
 
 _OPTION = re.compile(r"[a-z][a-z-]*")
@@ -45,7 +45,7 @@ def count_parts(store: FeatureStore, specs: Sequence[FeatureSpec]) -> int:
     """How many things ``check`` will read."""
     coded = sum(isinstance(spec.encoding, TransformEncoding) for spec in specs)
     entries = sum(1 for spec in specs for _ in store.keys(spec))
-    return coded + entries + len(store.objects.names(LABELS)) + len(store.collections.names())
+    return coded + entries + len(store.collections.masks()) + len(store.collections.names())
 
 
 def check(store: FeatureStore, specs: Sequence[FeatureSpec]) -> Iterator[Checked]:
@@ -71,7 +71,10 @@ def check(store: FeatureStore, specs: Sequence[FeatureSpec]) -> Iterator[Checked
         else:
             named |= {digest for sample in collection.samples for digest in sample.masks.values()}
             yield Checked(f"{COLLECTIONS}/{name}", [])
-    for digest in sorted(named | set(store.objects.names(LABELS))):
+    for name, record in store.records.checked():
+        if isinstance(record, DamagedEntry):
+            yield Checked(f"{RUNS}/{name}", [f"{record}; its folder may be removed"])
+    for digest in sorted(named | set(store.collections.masks())):
         yield Checked(f"{LABELS}/{digest}", verify_entry(store.objects, f"{LABELS}/{digest}"))
 
 

@@ -183,6 +183,12 @@ class FeatureSpec(_Frozen):
         """sha256 of the canonical JSON, 64 hexadecimal digits."""
         return hashlib.sha256(self.canonical_json.encode()).hexdigest()
 
+    @property
+    def said(self) -> str:
+        """The first digits of the digest, and what tells it from others."""
+        steps = ", ".join(map(str, self.timesteps))
+        return f"{self.digest[:12]} ({self.trajectory}, t = {steps}, {self.resolution} px, {self.encoding.kind})"
+
     def block(self, name: str) -> Block:
         """The block of that name; SpecError if the spec has none."""
         for block in self.blocks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import json
 import os
@@ -13,8 +14,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
+from PIL import Image
 
 from extractor.architectures import tiny_unet
 from extractor.backbone import Backbone
@@ -76,6 +79,37 @@ def test_the_whole_way_by_commands(run: Run, dataset_folder: Path, wide_backbone
     assert summary["images"] == 6
     assert set(summary["dice_by_timestep"]) == {"1", "10", "100", "500"}
     assert "were used to train" in scored.stderr
+    shutil.copytree(dataset_folder / "images", tmp_path / "unlabelled")
+    plain = ["run", "--dataset", f"folder:{tmp_path / 'unlabelled'}", *AT_64, wide_backbone, "--store", store]
+    assert run("extractor", *plain).stderr.count("masks of 6 photographs: none") == 1
+    segment = ["segment", "--store", store, "--dataset", "unlabelled", "--model", model, "--out", tmp_path / "masks"]
+    segmented = run("interpreter", *segment, "--json")
+    assert segmented.returncode == 0, segmented.stderr
+    rows = json.loads(segmented.stdout)
+    with (tmp_path / "masks" / "segmented.csv").open() as file:
+        assert [row["image"] for row in csv.DictReader(file)] == [row["image"] for row in rows]
+    for row in rows:
+        labels = np.asarray(Image.open(tmp_path / "masks" / row["file"]))
+        assert labels.shape == (80, 96)
+        assert 0 <= row["share_mask"] <= 1
+    assert "6 label maps and segmented.csv" in run("interpreter", *segment).stdout
+
+
+def test_a_data_set_does_not_take_anothers_place(
+    run: Run, dataset_folder: Path, wide_backbone: Path, tmp_path: Path
+) -> None:
+    for site in ("a", "b"):
+        shutil.copytree(dataset_folder / "images", tmp_path / site / "photos")
+    store = tmp_path / "s"
+    extract = ["run", *AT_64, wide_backbone, "--store", store, "--limit", "1", "--dataset"]
+    assert run("extractor", *extract, f"folder:{tmp_path}/a/photos").returncode == 0
+    assert run("extractor", *extract, f"folder:{tmp_path}/a/../a/photos").returncode == 0
+    refused = run("extractor", *extract, f"folder:{tmp_path}/b/photos")
+    assert refused.returncode == 1
+    assert "as 'photos'" in refused.stderr
+    assert run("extractor", *extract, f"folder:{tmp_path}/b/photos", "--name", "site_b").returncode == 0
+    shutil.move(tmp_path / "a", tmp_path / "moved")
+    assert run("extractor", *extract, f"folder:{tmp_path}/moved/photos").returncode == 0
 
 
 def test_an_image_that_cannot_be_used_makes_the_run_partial(

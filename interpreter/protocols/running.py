@@ -26,6 +26,7 @@ from interpreter.rendering import compared, encode_picture
 from interpreter.training import Training
 from store.feature_store import FeatureStore
 from store.features import Key
+from store.files import read_json, replace_json
 from store.spec import FeatureSpec
 from store.views import IDENTITY
 
@@ -95,11 +96,11 @@ class Running:
         asked = self._asked(experiment, spec)
         path = folder / SCORES_FILE
         if path.is_file():
-            known = json.loads(path.read_text())
+            known = read_json(path, ConfigurationError)
             if known["asked"] == asked:
                 return Result(experiment, known["summary"], folder)
         summary = self._train_and_score(experiment, spec, folder)
-        path.write_text(json.dumps({"asked": asked, "summary": summary}, indent=2) + "\n")
+        replace_json(path, {"asked": asked, "summary": summary})
         return Result(experiment, summary, folder)
 
     def _train_and_score(self, experiment: Experiment, spec: FeatureSpec, folder: Path) -> dict[str, Any]:

@@ -161,6 +161,15 @@ def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
         load_dataset(f"folder:{tmp_path}")
 
 
+@pytest.mark.parametrize("place", ["masks", "masks/vessel"])
+def test_masks_that_belong_to_no_image_are_told(tmp_path: Path, place: str) -> None:
+    touch(tmp_path, "images/a.png", "images/b.png", f"{place}/a_mask.png")
+    with pytest.raises(DatasetError, match=r"a_mask\.png and the other masks belong to no image"):
+        load_dataset(f"folder:{tmp_path}")
+    touch(tmp_path, f"{place}/b.png")
+    assert [len(one.masks) for one in load_dataset(f"folder:{tmp_path}").photographs] == [0, 1]
+
+
 def test_a_mask_of_another_size_is_named(tmp_path: Path) -> None:
     for name, size in (("images/a.png", (8, 6)), ("masks/a.png", (6, 8))):
         (tmp_path / name).parent.mkdir()

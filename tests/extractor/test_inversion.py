@@ -168,6 +168,12 @@ def test_half_precision_is_close(backbone: Backbone) -> None:
     assert 0 < float(difference) < 0.1 * float(exact[-1].features["block_2"].abs().max())
 
 
+@pytest.mark.parametrize("changes", [{"trained_betas": [0.1, 0.2]}, {"rescale_betas_zero_snr": True}])
+def test_schedules_that_were_changed_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(BackboneError, match=f"changed by {next(iter(changes))}"):
+        Diffusion.from_json({"num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2"} | changes)
+
+
 def test_a_folder_of_diffusers_own_making_is_read(tmp_path: Any) -> None:
     unet = UNet2DModel(**tiny_unet())
     unet.save_pretrained(tmp_path)

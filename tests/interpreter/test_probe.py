@@ -20,7 +20,7 @@ from interpreter.task import Task
 from store import FeatureSpec, FeatureStore
 from store.codecs import FloatCodec
 from store.encoded import Encoded
-from store.spec import FloatEncoding
+from store.spec import AffineEncoding, FloatEncoding
 from tests.conftest import Run
 
 TASK = Task(name="mask", targets=("mask",))
@@ -103,6 +103,11 @@ def test_the_largest_value_is_the_lightest_cell() -> None:
 
     cells = {place: lightness(i, j) for place, (i, j) in zip(values, np.ndindex(2, 2), strict=True)}
     assert sorted(values, key=values.__getitem__) == sorted(values, key=cells.__getitem__)
+
+
+def test_what_was_rounded_is_not_made_finer(spec: FeatureSpec) -> None:
+    with pytest.raises(ConfigurationError, match="extract with --encoding float16"):
+        codecs_named("float16,int8", spec.encoded_as(AffineEncoding()))
 
 
 def test_panels_are_targets_by_encodings() -> None:

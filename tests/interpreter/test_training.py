@@ -29,7 +29,7 @@ from interpreter.data import (
     without_duplicates,
 )
 from interpreter.domain import load_domain
-from interpreter.errors import CheckpointError, ConfigurationError, TrainingDataError
+from interpreter.errors import CheckpointError, ConfigurationError, TrainingDataError, TrainingDiverged
 from interpreter.evaluation import evaluate
 from interpreter.losses import segmentation_loss
 from interpreter.network import InterpreterConfig
@@ -160,6 +160,25 @@ def test_a_run_stopped_inside_a_step_adds_nothing_twice(
     assert torch.equal(weights(whole), weights(rest))
 
 
+def test_a_loss_that_is_no_number_ends_the_training(
+    filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path
+) -> None:
+    broken = training(filled_store, spec, tmp_path / "run")
+    with torch.no_grad():
+        next(broken.network.parameters()).fill_(float("nan"))
+    with pytest.raises(TrainingDiverged, match="the loss became nan in batch 1 of epoch 1"):
+        broken.run()
+    assert not (tmp_path / "run" / "interpreter.safetensors").exists()
+
+
+def test_a_run_file_that_is_cut_off_is_named(filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path) -> None:
+    training(filled_store, spec, tmp_path / "run")
+    run_file = tmp_path / "run" / "run.json"
+    run_file.write_text(run_file.read_text()[:40])
+    with pytest.raises(ConfigurationError, match=r"run.json: damaged"):
+        training(filled_store, spec, tmp_path / "run")
+
+
 def test_ctrl_c_waits_for_the_end_of_a_step(filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path) -> None:
     stop = Stop()
 
@@ -268,6 +287,8 @@ def test_the_only_spec_is_taken_and_of_several_one_must_be_named(filled_store: F
     assert store_spec(filled_store, None) == spec
     filled_store.register(changed(spec, clip=True))
     assert store_spec(filled_store, spec.digest[:8]) == spec
+    images = labelled_images(filled_store, "eyes", None, TASK)
+    assert store_spec(filled_store, None, images) == spec  # the other one has none of these images
     with pytest.raises(MissingEntry, match="choose one with --spec"):
         store_spec(filled_store, None)
     with pytest.raises(MissingEntry, match="no features here"):

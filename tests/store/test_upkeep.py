@@ -93,6 +93,18 @@ def test_incomplete_entries_go_but_not_those_being_written(store: FeatureStore, 
     assert list(store.keys(spec)) == KEYS[1:]
 
 
+def test_a_damaged_record_and_a_stray_file_block_nothing(store: FeatureStore, spec: FeatureSpec) -> None:
+    fill(store, spec)
+    record = RunRecord(spec=spec.digest, dataset="eyes")
+    store.records.write(record)
+    store.objects.put("runs/damaged/zarr.json", b"{")
+    store.objects.put("labels/.DS_Store", b"left by a file browser")
+    assert store.records.all() == [record]
+    (problem,) = [one for one in check(store, store.specs()) if one.problems]
+    assert problem.path == "runs/damaged"
+    assert "may be removed" in problem.problems[0]
+
+
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_a_copy_is_the_same_and_can_be_gone_on_with(
     store: FeatureStore, spec: FeatureSpec, tmp_path: Path, encoding: str

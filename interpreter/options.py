@@ -1,0 +1,32 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+import typer
+
+from interpreter.errors import ConfigurationError
+from interpreter.scan import Method
+
+StoreOption = Annotated[str, typer.Option(help="Folder of the feature store.", show_default=False)]
+Datasets = Annotated[
+    list[str],
+    typer.Option(
+        "--dataset", help="Data set in the store, NAME or NAME:SPLIT; may be given again.", show_default=False
+    ),
+]
+ScanOption = Annotated[Method, typer.Option(help="Selective scan; auto goes by the device.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+def require_device(device: str) -> str:
+    """The device, if tensors can be put on it; ConfigurationError says why not."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch's ways to say that there is no such device
+        reason = str(error).splitlines()[0]
+        raise ConfigurationError(f"the device {device!r} cannot be used: {reason}") from error
+    return device

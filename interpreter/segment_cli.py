@@ -1,0 +1,109 @@
+"""``interpreter segment``: label maps of photographs whose features are in a store, labelled or not."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.table import Table
+
+from interpreter.checkpoint import Card, folder_of, load_interpreter
+from interpreter.data import Labelled, all_images, require_features
+from interpreter.domain import Domain, load_domain
+from interpreter.network import Interpreter
+from interpreter.options import AsJson, Datasets, DeviceOption, ScanOption, StoreOption, require_device
+from interpreter.prediction import segment
+from interpreter.rendering import encode_labels
+from store import console
+from store.feature_store import FeatureStore
+from store.files import replaced
+
+app = typer.Typer()
+TABLE = "segmented.csv"
+
+
+@app.command(
+    "segment",
+    epilog="Example: extractor run --dataset folder:photos --preset fast --store features.zarr && "
+    "interpreter segment --store features.zarr --dataset photos --model vessels --out masks",
+)
+def segment_command(
+    store: StoreOption,
+    dataset: Datasets,
+    out: Annotated[Path, typer.Option(help="Folder of the label maps.", show_default=False)],
+    model: Annotated[str, typer.Option(help="Shipped name or folder of an interpreter.")] = "vessels",
+    scan: ScanOption = "auto",
+    device: DeviceOption = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Segment photographs whose features are in the store; they need no labels.
+
+    Writes a PNG of native size for each, with class ids as values (overlapping classes have one each besides), and
+    a table of areas, disagreement and distance from the training images: segmented.csv.
+    """
+    features = FeatureStore(store, read_only=True)
+    interpreter, card = load_interpreter(model)
+    interpreter.use_scan(scan)
+    interpreter.to(require_device(device))
+    images = [image for reference in dataset for image in all_images(features, reference)]
+    require_features(features, card.spec, images)
+    domain = load_domain(folder_of(model), card.spec)
+    out.mkdir(parents=True, exist_ok=True)
+    with console.progress("segmenting", len(images), quiet=as_json) as advance:
+        rows = []
+        for row in _segmented(features, interpreter, card, domain, images, out):
+            rows.append(row)
+            advance(1, str(row["image"]))
+    with replaced(out / TABLE) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    if as_json:
+        console.print_json(rows)
+        return
+    unusual = [row for row in rows if row["unusual"]]
+    shown = Table("image", *(f"{name} %" for name in card.task.classes[1:]), "disagreement", "unusual")
+    for row in rows:
+        areas = [f"{100 * row[f'share_{name}']:.2f}" for name in card.task.classes[1:]]
+        shown.add_row(str(row["image"]), *areas, f"{row['disagreement']:.3f}", str(row["unusual"]))
+    console.out.print(shown)
+    console.out.print(
+        f"{out}: {len(rows)} label maps and {TABLE}"
+        + (f"; do not rely on {len(unusual)} of them, unlike the training images" if unusual else ""),
+        soft_wrap=True,
+    )
+
+
+def _segmented(
+    store: FeatureStore,
+    interpreter: Interpreter,
+    card: Card,
+    domain: Domain | None,
+    images: Sequence[Labelled],
+    out: Path,
+) -> Iterator[dict[str, Any]]:
+    """What is found in each image, once its label map is written."""
+    for image in images:
+        entry = store.entry(card.spec, image.key).features()
+        prediction, labels, masks = segment(interpreter, entry)
+        stem = image.name.replace("/", "_")
+        (out / f"{stem}.png").write_bytes(encode_labels(labels, card.task.colours))
+        names = card.task.classes[1:]
+        found = [labels == c for c in range(1, len(names) + 1)] if masks is None else list(masks)
+        if masks is not None:
+            for name, mask in zip(names, found, strict=True):
+                (out / f"{stem}_{name}.png").write_bytes(encode_labels(mask.astype(np.uint8), ["white"]))
+        inside = entry.geometry.restore(entry.fov).astype(np.bool_)
+        score = None if domain is None else domain.score(entry, interpreter.codec)
+        yield {
+            "image": image.name,
+            "file": f"{stem}.png",
+            **{f"share_{name}": float(mask[inside].mean()) for name, mask in zip(names, found, strict=True)},
+            "disagreement": float(prediction.disagreement[entry.fov].mean()),
+            "distance": None if score is None else score.distance,
+            "unusual": "" if score is None else " ".join(score.reasons),
+        }
