@@ -15,7 +15,7 @@ from rich.table import Table
 
 from interpreter.checkpoint import load_interpreter
 from interpreter.config import HeadName
-from interpreter.data import Labelled, labelled_images, require_features, store_spec
+from interpreter.data import Labelled, labelled_in, require_features, store_spec
 from interpreter.errors import InterpreterError
 from interpreter.network import InterpreterConfig
 from interpreter.options import AsJson, Datasets, ScanOption, StoreOption, require_device
@@ -139,7 +139,7 @@ def train(
         drop_path=drop_path,
         max_width=max_width,
     )
-    images = [image for reference in dataset for image in _labelled(features, reference, what)]
+    images = labelled_in(features, dataset, what)
     read = store_spec(features, spec, images)
     source = backbone or features.backbone_of(read) or "small"
     training = Training(features, read, what, images, config, settings, out, source, require_device(device), scan=scan)
@@ -247,7 +247,7 @@ def _evaluate_model(
     interpreter, card = load_interpreter(model)
     interpreter.use_scan(scan)
     interpreter.to(require_device(device))
-    images = [image for reference in dataset for image in _labelled(features, reference, card.task)]
+    images = labelled_in(features, dataset, card.task)
     if seen := {image.key.image_id for image in images} & {*card.training_ids, *card.validation_ids}:
         console.err.print(f"[yellow]note:[/] {len(seen)} of these images were used to train this interpreter")
     require_features(features, card.spec, images)
@@ -305,11 +305,6 @@ def models(
     from interpreter.registry import listed
 
     console.print_models(listed(folders or []), as_json=as_json)
-
-
-def _labelled(store: FeatureStore, reference: str, task: Task) -> list[Labelled]:
-    name, _, split = reference.partition(":")
-    return labelled_images(store, name, split or None, task)
 
 
 app.add_typer(probe_commands)

@@ -61,6 +61,12 @@ def labelled_images(store: FeatureStore, dataset: str, split: str | None, task: 
     return [Labelled(dataset, sample, Key(sample.image_id)) for sample in found]
 
 
+def labelled_in(store: FeatureStore, references: Iterable[str], task: Task) -> list[Labelled]:
+    """The labelled images of some data sets, NAME or NAME:SPLIT."""
+    parts = [reference.partition(":") for reference in references]
+    return [image for name, _, split in parts for image in labelled_images(store, name, split or None, task)]
+
+
 def all_images(store: FeatureStore, reference: str) -> list[Labelled]:
     """Images of NAME or NAME:SPLIT, labelled or not; TrainingDataError if there are none."""
     name, _, split = reference.partition(":")

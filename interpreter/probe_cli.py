@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from interpreter.data import Labelled, few, labelled_images, store_spec
+from interpreter.data import few, labelled_in, store_spec
 from interpreter.errors import ConfigurationError
 from interpreter.heat_map import Panel, draw_heat_map
 from interpreter.probe import Probed, ProbeSettings, probe
@@ -77,9 +76,9 @@ def probe_command(
     probed: list[Probed] = []
     for wanted in target or ["mask"]:
         task = Task(name=wanted, targets=(wanted,), overlapping=True)
-        found = _named(features, dataset, task)
+        found = labelled_in(features, dataset, task)
         chosen = found if images is None else few(found, images, seed)
-        probed += probe(features, read, wanted, chosen, through, settings, _named(features, score_on or [], task))
+        probed += probe(features, read, wanted, chosen, through, settings, labelled_in(features, score_on or [], task))
     panels = panels_of(probed)
     if out is not None:
         out.write_bytes(encode_picture(draw_heat_map(panels)))
@@ -93,12 +92,6 @@ def probe_command(
         f"best: t = {best.timestep}, {best.block}, {best.encoding}; "
         f"a guess has {100 * best.prevalence:.1f} of {best.target}" + (f"; {out}" if out is not None else "")
     )
-
-
-def _named(features: FeatureStore, references: Sequence[str], task: Task) -> list[Labelled]:
-    """The labelled images of some data sets, NAME or NAME:SPLIT."""
-    parts = [reference.partition(":") for reference in references]
-    return [image for name, _, split in parts for image in labelled_images(features, name, split or None, task)]
 
 
 def codecs_named(names: str | None, spec: FeatureSpec, codebook: Path | None = None) -> dict[str, Codec | None]:

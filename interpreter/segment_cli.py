@@ -55,7 +55,7 @@ def segment_command(
     out.mkdir(parents=True, exist_ok=True)
     with console.progress("segmenting", len(images), quiet=as_json) as advance:
         rows = []
-        for row in _segmented(features, interpreter, card, domain, images, out):
+        for row in segmented(features, interpreter, card, domain, images, out):
             rows.append(row)
             advance(1, str(row["image"]))
     with replaced(out / TABLE) as partial, partial.open("w", newline="", encoding="utf-8") as file:
@@ -78,7 +78,7 @@ def segment_command(
     )
 
 
-def _segmented(
+def segmented(
     store: FeatureStore,
     interpreter: Interpreter,
     card: Card,

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from extractor.backbone import Backbone
 from extractor.datasets import load_dataset
@@ -20,6 +21,7 @@ from extractor.runs import extract_dataset
 from interpreter.calibration import fit_temperature
 from interpreter.checkpoint import load_interpreter
 from interpreter.data import (
+    all_images,
     few,
     labelled_images,
     require_features,
@@ -34,6 +36,7 @@ from interpreter.evaluation import evaluate
 from interpreter.losses import segmentation_loss
 from interpreter.network import InterpreterConfig
 from interpreter.prediction import predict
+from interpreter.segment_cli import segmented
 from interpreter.task import Task
 from interpreter.training import Training, TrainingSettings
 from store import Collection, FeatureSpec, FeatureStore, MissingEntry, Sample, SpecMismatch
@@ -448,12 +451,16 @@ def test_overlapping_classes_are_learnt(
     settings = SETTINGS.model_copy(update={"epochs": 25, "evaluate_every": 25})
     run = Training(store, spec, task, images, config, settings, tmp_path / "run")
     assert run.run() > 0.4
-    network, _ = load_interpreter(tmp_path / "run")
+    network, card = load_interpreter(tmp_path / "run")
     prediction = predict(network, store.entry(spec, images[1].key).features().maps)
     thin, wide = prediction.masks
     assert (thin & wide).sum() > 0.5 * thin.sum() > 0
     scores = evaluate(network, store, spec, task, run.validation_images)
     assert set(scores.summary()["by_class"]) == {"thin", "wide"}  # type: ignore[arg-type]
+    rows = list(segmented(store, network, card, None, all_images(store, "eyes"), tmp_path))
+    assert [row["image"] for row in rows] == [f"eyes/eye{i}" for i in range(6)]
+    both = [np.asarray(Image.open(tmp_path / f"eyes_eye1_{name}.png")) == 1 for name in ("thin", "wide")]
+    assert (both[0] & both[1]).any()  # which the label map alone would not tell
     with pytest.raises(ConfigurationError, match="classes overlap in the task or in the network"):
         Training(store, spec, task, images, InterpreterConfig(classes=3), settings, tmp_path / "other")
 
