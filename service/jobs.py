@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Literal, NamedTuple
@@ -102,6 +103,8 @@ class Jobs:
         self._objects, self.limits = objects, limits
         self.claims = Claims(objects)
         self._lock = threading.RLock()
+        self._making: dict[str, int] = {}  # bytes of jobs that are being taken
+        self._reading: Counter[str] = Counter()  # readers of each job's results
         self._counted, self._recount = 0, 0.0  # bytes that are kept, at most, and when to look again
 
     def create(
@@ -122,11 +125,6 @@ class Jobs:
             Busy: too many are unfinished, or take all the room. Unavailable: it cannot be kept.
         """
         self.delete_old()
-        unfinished = sum(job.state not in FINISHED for job in self.all())
-        if unfinished >= self.limits.most:
-            raise Busy(f"{unfinished} jobs are unfinished, no more are taken; ask again later", retry_after=60)
-        size = sum(map(len, data))
-        self._make_room(size)
         items = [
             JobItem(name=name, source=sources[i] if sources else None, bytes=len(data[i]) if data else 0)
             for i, name in enumerate(names)
@@ -139,7 +137,15 @@ class Jobs:
             suffix=suffix,
             items=items,
         )
+        size = sum(map(len, data))
+        unfinished = sum(job.state not in FINISHED for job in self.all())
+        with self._lock:
+            unfinished += len(self._making)
+            if unfinished >= self.limits.most:
+                raise Busy(f"{unfinished} jobs are unfinished, no more are taken; ask again later", retry_after=60)
+            self._making[record.id] = size
         try:
+            self._make_room(size, counted=True)
             self.claims.take(record.id)
             for i, one in enumerate(data):
                 self._objects.put(f"{record.id}/inputs/{i:05d}", one)
@@ -151,6 +157,8 @@ class Jobs:
             raise Unavailable("the job cannot be kept; ask again later", retry_after=60) from error
         finally:
             self.let_go(record.id)
+            with self._lock:
+                del self._making[record.id]
         return record
 
     def let_go(self, job_id: str) -> None:
@@ -158,17 +166,24 @@ class Jobs:
         with suppress(StoreError, OSError, KeyError):  # the lease will end the claim
             self.claims.release(job_id)
 
-    def _make_room(self, size: int) -> None:
-        """Room for so many bytes, at the cost of the oldest finished jobs; Busy if unfinished ones take it all."""
+    def _make_room(self, size: int, *, counted: bool = False) -> None:
+        """Room for so many bytes, at the cost of the oldest finished jobs; Busy if unfinished ones take it all.
+
+        Args:
+            counted: they are of a job that is being taken.
+        """
         with self._lock:
             self._counted += size
             if time.monotonic() < self._recount and self._counted <= self.limits.bytes:
                 return
         records = self.all()
-        self._counted = sum(job.bytes for job in records) + size
-        self._recount = time.monotonic() + RECOUNT
-        too_many = self._counted - self.limits.bytes
-        finished = [job for job in records if job.state in FINISHED and job.bytes]
+        with self._lock:
+            here = {job.id for job in records}
+            coming = sum(making for job_id, making in self._making.items() if job_id not in here)
+            self._counted = sum(job.bytes for job in records) + coming + (0 if counted else size)
+            self._recount = time.monotonic() + RECOUNT
+            too_many = self._counted - self.limits.bytes
+            finished = [job for job in records if job.state in FINISHED and job.bytes and not self._reading[job.id]]
         if too_many > sum(job.bytes for job in finished):
             raise Busy("unfinished jobs take all the room there is; ask again later", retry_after=60)
         for job in finished:
@@ -252,7 +267,16 @@ class Jobs:
         record.result_bytes, item.bytes = record.result_bytes + len(data), 0
 
     def zipped(self, record: JobRecord) -> Iterator[bytes]:
-        """A ZIP of all results and ``job.json``, piece by piece."""
+        """A ZIP of all results and ``job.json``, piece by piece; while it is read, the job makes no room for others."""
+        with self._lock:
+            self._reading[record.id] += 1
+        try:
+            yield from self._zipped(record)
+        finally:
+            with self._lock:
+                self._reading[record.id] -= 1
+
+    def _zipped(self, record: JobRecord) -> Iterator[bytes]:
         sink = _Sink()
         with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:  # results are compressed already
             for i, item in enumerate(record.items):
@@ -272,7 +296,7 @@ class Jobs:
         """Delete jobs that have been finished for longer than they are kept."""
         oldest = time.time() - 3600 * self.limits.hours
         for record in self.all():
-            if record.finished is not None and record.finished < oldest:
+            if record.finished is not None and record.finished < oldest and not self._reading[record.id]:
                 self._delete(record.id)
 
     def delete_torn(self) -> None:

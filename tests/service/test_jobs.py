@@ -220,6 +220,46 @@ def test_finished_jobs_make_room_and_unfinished_ones_do_not(tmp_path: Path) -> N
         jobs.put_result(new, 0, bytes(1))
 
 
+def test_what_is_being_read_stays_until_it_is_read(tmp_path: Path) -> None:
+    jobs = Jobs(open_objects(tmp_path), JobLimits(10, 24, bytes=100))
+    record = jobs.create("anybody", Options(), ".png", ["a.png"], [bytes(40)])
+    jobs.put_result(record, 0, bytes(60))
+    record.state, record.finished, record.items[0].state = "done", 0.0, "done"  # long ago
+    jobs.save(record)
+    reading = jobs.zipped(record)
+    pieces = [next(reading)]
+    jobs.delete_old()
+    with pytest.raises(Busy, match="take all the room"):
+        jobs.create("anybody", Options(), ".png", ["a.png"], [bytes(60)])
+    pieces += reading
+    assert zipfile.ZipFile(io.BytesIO(b"".join(pieces))).testzip() is None
+    jobs.create("anybody", Options(), ".png", ["a.png"], [bytes(60)])
+    assert jobs.read(record.id) is None
+
+
+def test_uploads_at_once_are_bounded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = Jobs(open_objects(tmp_path), JobLimits(1, 24, bytes=100))
+    begun, go = threading.Event(), threading.Event()
+    put = jobs._objects.put
+
+    def slowly(key: str, data: bytes) -> None:
+        begun.set()
+        assert go.wait(60)
+        put(key, data)
+
+    monkeypatch.setattr(jobs._objects, "put", slowly)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(jobs.create, "anybody", Options(), ".png", ["a.png"], [bytes(60)])
+        assert begun.wait(60)
+        with pytest.raises(Busy, match="1 jobs are unfinished"):
+            jobs.create("anybody", Options(), ".png", ["a.png"], [bytes(10)])
+        jobs.limits = JobLimits(10, 24, bytes=100)
+        with pytest.raises(Busy, match="take all the room"):
+            jobs.create("anybody", Options(), ".png", ["a.png"], [bytes(60)])
+        go.set()
+        assert first.result(60).count("waiting") == 1
+
+
 def test_a_job_that_was_deleted_does_not_come_back(tmp_path: Path) -> None:
     jobs = Jobs(open_objects(tmp_path), JobLimits(10, 0.0, 10**6))
     record = jobs.create("anybody", Options(), ".png", ["a.png"], [b"a"])
