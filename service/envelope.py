@@ -9,6 +9,7 @@ import uuid
 
 import structlog
 from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -61,8 +62,8 @@ class Envelope:
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self._app(scope, receive, send_with_headers)
-            except Exception:
-                status = 500  # whatever was begun, it was cut off
+            except Exception as error:
+                status = 499 if isinstance(error, ClientDisconnect) else 500  # whatever was begun, it was cut off
                 raise
             except asyncio.CancelledError:
                 status = 499

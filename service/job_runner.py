@@ -91,26 +91,29 @@ class JobRunner:
             return False
         for record in unfinished:
             try:
-                self._do_if_free(record.id)
+                self._do_if_free(record)
             except Exception:
                 logger.exception("a job cannot be done now", job=record.id)
                 whole = False
         return whole
 
-    def _do_if_free(self, job_id: str) -> None:
+    def _do_if_free(self, found: JobRecord) -> None:
         """Do a job that no other service is at."""
-        if not self._jobs.claims.take(job_id):
+        known = found.options.model in (None, *self._engine.models.by_name)
+        if not known and found.trouble is not None and not self._is_overdue(found):
+            return  # another service's, and told already
+        if not self._jobs.claims.take(found.id):
             return
         try:
-            record = self._jobs.read(job_id)  # another one may have been at it
+            record = self._jobs.read(found.id)  # another one may have been at it
             if record is None or record.state in FINISHED:
                 return
-            if record.options.model in (None, *self._engine.models.by_name):
+            if known:
                 self._do(record)
             else:  # another service's, or a reload has taken the model away
                 self._wait_or_give_up(record, f"the model {record.options.model} is not loaded")
         finally:
-            self._jobs.let_go(job_id)
+            self._jobs.let_go(found.id)
 
     def _do(self, record: JobRecord) -> None:
         record.state, record.trouble = "running", None
@@ -145,13 +148,16 @@ class JobRunner:
 
     def _wait_or_give_up(self, record: JobRecord, trouble: str) -> None:
         """What keeps a job waiting for longer than finished ones are kept will not end by itself."""
-        if time.time() - record.created > 3600 * self._settings.job_hours:
+        if self._is_overdue(record):
             for number, item in enumerate(record.items):
                 if item.state == "waiting":
                     self._failed(record, number, ServiceError(trouble))
         record.trouble = trouble
         self._jobs.save(record)
         self._end(record)
+
+    def _is_overdue(self, record: JobRecord) -> bool:
+        return time.time() - record.created > 3600 * self._settings.job_hours
 
     def _cancelled(self, record: JobRecord) -> bool:
         current = self._jobs.read(record.id)
