@@ -40,6 +40,7 @@ from recipes.photographs import folders_of
 from recipes.shipped import CHASE_DB1, HRF, STARE
 from store import console
 from store.errors import StoreError
+from store.feature_store import FeatureStore
 
 CAMERAS = (STARE, CHASE_DB1, HRF)
 HELD_OUT = 8
@@ -216,7 +217,7 @@ class Comparison:
         return path
 
     def _probe(self, folder: Path, variant: Variant) -> dict[str, float]:
-        """Probes fitted to each camera in turn and scored on the others."""
+        """Probes fitted to each camera in turn and scored on the others; the features, a gigabyte, are not kept."""
         store = self.work / "features.zarr"
         (spec,) = {
             call(
@@ -233,6 +234,9 @@ class Comparison:
                 "interpreter", "probe", "--store", store, "--spec", spec, "--target", "vessel", "--dataset",
                 f"{fitted}:train", *others, "--json",
             )  # fmt: skip
+        features = FeatureStore(store)
+        for key in list(features.keys(features.spec(spec))):
+            features.delete(features.spec(spec), key)
         places = sorted((f"t = {one['timestep']}, {one['block']}", one["average_precision"]) for one in found)
         return {place: fmean(value for _, value in group) for place, group in groupby(places, lambda item: item[0])}
 

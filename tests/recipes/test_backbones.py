@@ -13,6 +13,7 @@ from extractor.diffusion import Diffusion
 from extractor.schedule import noise_schedule
 from extractor.unet import build_unet
 from recipes.backbones import VARIANTS, app, at_smoke_size, operations
+from store import FeatureStore
 from store.spec import PREPROCESSINGS
 
 TFLOP = 5.0
@@ -54,6 +55,9 @@ def test_variants_are_scored_once(tmp_path: Path) -> None:
     assert deep["steps"] == 1
     assert len(deep["precision"]) == 16  # type: ignore[arg-type]
     assert deep["denoised"] != plain["denoised"]
+    features = FeatureStore(tmp_path / "features.zarr")
+    assert len(features.specs()) == 2
+    assert not [key for spec in features.specs() for key in features.keys(spec)]  # they would fill the disk
 
 
 def test_unknown_variants_are_told(tmp_path: Path) -> None:
