@@ -140,9 +140,9 @@ def shrunk(spec: FeatureSpec, factor: int) -> FeatureSpec:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--quick", action="store_true", help="smaller tensors, one repeat; writes nothing")
+    parser.add_argument("--quick", action="store_true", help="smaller tensors; writes nothing")
     options = parser.parse_args()
-    channels, length, repeats = (256, 1024, 3) if options.quick else (256, 16384, 3)
+    channels, length, repeats = 256, 1024 if options.quick else 16384, 3
     scans = {state: measure_scan(channels, length, state, repeats) for state in (16, 1)}
     whole = small().spec(open_backbone("small"))
     spec = shrunk(whole, 4) if options.quick else whole

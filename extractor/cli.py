@@ -123,8 +123,9 @@ def run(
         raise typer.BadParameter("--codebook is of the compact encoding; give --encoding compact with it")
     recipe = recipe_of(preset, clip, trajectory, seed, (timesteps, grid, blocks), resolution)
     data = _selected(load_dataset(dataset, name), split, limit, images)
+    features = FeatureStore(store)
     if name is None:
-        _require_own_name(store, data.name, dataset)
+        _require_own_name(features, data.name, dataset)
     source = backbone or recipe.backbone
     how, code = encoding_of(encoding, source, codebook) if encoding else (recipe.encoding, None)
     spread = workers is not None or scheduler is not None
@@ -132,7 +133,6 @@ def run(
     network = open_backbone(source, precision, "cpu" if spread else device, class_label)
     prepared = preprocessing_named(preprocessing)
     spec = dataclasses.replace(recipe, encoding=how, preprocessing=prepared).spec(network)
-    features = FeatureStore(store)
     renderings = parse_views(views)
     entries = len(data.photographs) * len(renderings)
     with console.progress("looking for features", len(data.photographs), quiet=as_json) as advance:
@@ -203,14 +203,14 @@ def run(
         raise typer.Exit(Exit.PARTIAL)
 
 
-def _require_own_name(store: str, name: str, dataset: str) -> None:
+def _require_own_name(store: FeatureStore, name: str, dataset: str) -> None:
     """DatasetError if the store knows another folder's photographs by the name that this one would take."""
     mine = _lasting_dataset(dataset)
-    for record in FeatureStore(store).records.all():
+    for record in store.records.all():
         theirs = str(record.options.get("dataset", mine))
         if record.dataset == name and theirs != mine and Path(theirs.partition(":")[2]).exists():
             raise DatasetError(
-                f"{store} knows the photographs of {theirs} as {name!r}, which {mine} would be called, too; "
+                f"{store.location} knows the photographs of {theirs} as {name!r}, which {mine} would be called, too; "
                 "give it a name of its own with --name (or this one, to take its place)"
             )
 

@@ -18,7 +18,7 @@ from interpreter.config import HeadName
 from interpreter.data import Labelled, labelled_in, require_features, store_spec
 from interpreter.errors import InterpreterError
 from interpreter.network import InterpreterConfig
-from interpreter.options import AsJson, Datasets, ScanOption, StoreOption, require_device
+from interpreter.options import AsJson, Datasets, DeviceOption, ScanOption, StoreOption, require_device
 from interpreter.prediction import Prediction
 from interpreter.probe_cli import app as probe_commands
 from interpreter.protocols.protocol import ROWS, Edition
@@ -65,7 +65,7 @@ def train(
     backbone: Annotated[
         str | None, typer.Option(help="Backbone the features come from; the store knows it, unless it was moved.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    device: DeviceOption = "cpu",
     epochs: Annotated[int, typer.Option(min=1)] = 100,
     steps: Annotated[
         int | None,
@@ -196,7 +196,7 @@ def evaluate(
     settings: Annotated[
         str | None, typer.Option(help='JSON of further choices, such as \'{"epochs": 30, "backbone": "small"}\'.')
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    device: DeviceOption = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Score an interpreter on labelled images, or run a whole protocol (--protocol) and write its report."""

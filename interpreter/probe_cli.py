@@ -12,6 +12,7 @@ from rich.table import Table
 from interpreter.data import few, labelled_in, store_spec
 from interpreter.errors import ConfigurationError
 from interpreter.heat_map import Panel, draw_heat_map
+from interpreter.options import AsJson, Datasets, StoreOption
 from interpreter.probe import Probed, ProbeSettings, probe
 from interpreter.rendering import encode_picture
 from interpreter.task import Task
@@ -37,11 +38,8 @@ _FINER = {"float16": ("float32",), "int8": ("float32", "float16"), "compact": ("
     "--encodings float16,int8 --out probe.png",
 )
 def probe_command(
-    store: Annotated[str, typer.Option(help="Folder of the feature store.", show_default=False)],
-    dataset: Annotated[
-        list[str],
-        typer.Option(help="Data set in the store, NAME or NAME:SPLIT; may be given again.", show_default=False),
-    ],
+    store: StoreOption,
+    dataset: Datasets,
     score_on: Annotated[
         list[str] | None,
         typer.Option(
@@ -66,7 +64,7 @@ def probe_command(
     ] = 0.4,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="PNG of the tables as a heat map.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Fit a linear probe for each timestep, block and encoding, and print its average precision on held-out images."""
     features = FeatureStore(store, read_only=True)

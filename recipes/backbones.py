@@ -235,8 +235,9 @@ class Comparison:
                 f"{fitted}:train", *others, "--json",
             )  # fmt: skip
         features = FeatureStore(store)
-        for key in list(features.keys(features.spec(spec))):
-            features.delete(features.spec(spec), key)
+        probed = features.spec(spec)
+        for key in list(features.keys(probed)):
+            features.delete(probed, key)
         places = sorted((f"t = {one['timestep']}, {one['block']}", one["average_precision"]) for one in found)
         return {place: fmean(value for _, value in group) for place, group in groupby(places, lambda item: item[0])}
 

@@ -75,9 +75,10 @@ class Context:
     def reload(self) -> list[str]:
         """Read settings, keys and models anew; names of the models. What is under way is finished as it began.
 
+        Where no models could be loaded at the start, they are loaded now.
+
         Raises:
-            Conflict: a reload is under way. Any error of settings or models leaves everything as it was. Where no
-        models could be loaded at the start, they are loaded now.
+            Conflict: a reload is under way. Any error of settings or models leaves everything as it was.
         """
         if not self._reloading.acquire(blocking=False):
             raise Conflict("a reload is under way")
