@@ -33,6 +33,7 @@ from interpreter.errors import CheckpointError, TrainingDataError
 from store.codecs import Codec
 from store.feature_store import FeatureStore
 from store.features import Features, Key
+from store.files import replaced
 from store.spec import FeatureSpec
 
 DOMAIN_FILE = "domain.safetensors"
@@ -113,13 +114,13 @@ class Domain:
 
     def save(self, folder: Path) -> Path:
         """Write ``domain.safetensors`` beside the interpreter; returns its path."""
-        path, partial = folder / DOMAIN_FILE, folder / f"{DOMAIN_FILE}.tmp"
+        path = folder / DOMAIN_FILE
         arrays = {name: np.ascontiguousarray(getattr(self, name), np.float32) for name in _ARRAYS}
         metadata = {"spec": self.spec, "numbers": json.dumps([self.rest, self.threshold])}
         if self.residual_range is not None:
             metadata["residual_range"] = json.dumps(self.residual_range)
-        save_file(arrays, partial, metadata)
-        partial.rename(path)
+        with replaced(path) as partial:
+            save_file(arrays, partial, metadata)
         return path
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from interpreter.errors import ConfigurationError
-from store.files import read_json, replace_json
+from store.files import read_json, replace_json, replaced
 
 STATE_FILE = "state.pt"
 RUN_FILE = "run.json"
@@ -45,9 +45,8 @@ class RunFolder:
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Replace the state; a process that is killed meanwhile leaves the former one."""
-        partial = self.path / f"{STATE_FILE}.tmp"
-        torch.save(state, partial)
-        partial.rename(self.path / STATE_FILE)
+        with replaced(self.path / STATE_FILE) as partial:
+            torch.save(state, partial)
 
     def load_state(self, device: torch.device) -> dict[str, Any] | None:
         """What was saved last; None if nothing was."""

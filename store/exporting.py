@@ -18,6 +18,7 @@ from store.batches import Plan, lazy_maps
 from store.errors import FormatError, MissingEntry
 from store.feature_store import FeatureStore
 from store.features import Key
+from store.files import replaced
 from store.spec import Block, FeatureSpec
 
 if TYPE_CHECKING:
@@ -178,7 +179,5 @@ def _require_same(path: Path, index: dict[str, Any], read: Callable[[Path], Any]
 
 
 def _save(path: Path, maps: np.ndarray) -> None:
-    partial = path.with_suffix(".tmp")
-    with partial.open("wb") as file:
+    with replaced(path) as partial, partial.open("wb") as file:
         np.save(file, maps)
-    partial.rename(path)

@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from store.errors import DamagedModel
+from store.files import replaced
 
 MANIFEST_FILE = "manifest.json"
 _SEALED = (".json", ".safetensors")
@@ -122,9 +123,8 @@ def seal(folder: Path, manifest: Manifest) -> Manifest:
     found = sorted(p for p in folder.iterdir() if p.suffix in _SEALED and p.name != MANIFEST_FILE)
     files = {p.name: SealedFile(sha256=_sha256(p), size=p.stat().st_size) for p in found}
     sealed = manifest.model_copy(update={"files": files})
-    partial = folder / f"{MANIFEST_FILE}.tmp"
-    partial.write_text(sealed.model_dump_json(indent=2) + "\n")
-    partial.rename(folder / MANIFEST_FILE)
+    with replaced(folder / MANIFEST_FILE) as partial:
+        partial.write_text(sealed.model_dump_json(indent=2) + "\n")
     return sealed
 
 
