@@ -22,6 +22,7 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from extractor.diffusion import Diffusion
@@ -31,11 +32,12 @@ from extractor.unet import build_unet, decoder_blocks, stride, unet_config
 from store.codecs import is_finite
 from store.errors import DamagedModel
 from store.manifest import require_intact
-from store.spec import Block, Precision
+from store.spec import Block, Precision, Preprocessing
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 DIFFUSION_FILE = "scheduler_config.json"
+PREPROCESSING_FILE = "preprocessing.json"
 
 # What of the configuration changes the output, and is not a shape of the weights already. A newer
 # diffusers may know more keys; the fingerprints of today's backbones must not change with it.
@@ -69,6 +71,7 @@ class Backbone:
         config: the configuration that ``build_unet`` makes the network from.
         precision: number format of the network's arithmetic; states stay float32.
         memory_format: channels-last is the faster one on CPUs and GPUs alike.
+        preprocessing: of the photographs it was trained on; None where nobody wrote it down.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class Backbone:
         config: Mapping[str, Any] | None = None,
         precision: Precision = "float32",
         memory_format: torch.memory_format = torch.channels_last,
+        preprocessing: Preprocessing | None = None,
     ) -> None:
         if unet.config.in_channels != 3 or unet.config.out_channels not in (3, 6):
             raise BackboneError(
@@ -86,6 +90,7 @@ class Backbone:
             )
         self.unet = unet.eval().requires_grad_(False).to(memory_format=memory_format)
         self.memory_format = memory_format
+        self.preprocessing = preprocessing
         self.diffusion = diffusion
         self.precision: Precision = precision
         self.config = unet_config(unet, config or {})
@@ -130,7 +135,7 @@ class Backbone:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
             unet = build_unet(self.config)
-        return Backbone(unet, self.diffusion, self.config, self.precision, self.memory_format)
+        return Backbone(unet, self.diffusion, self.config, self.precision, self.memory_format, self.preprocessing)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -278,13 +283,17 @@ class Backbone:
         return self
 
     def save(self, folder: Path, half: bool = True) -> None:
-        """Write diffusers' three files; ``half`` stores the weights as float16."""
+        """Write diffusers' three files, and the preprocessing where it is known; ``half``: weights as float16."""
         folder.mkdir(parents=True, exist_ok=True)
         dtype = torch.float16 if half else torch.float32
         weights = {k: v.detach().to("cpu", dtype).contiguous() for k, v in self.unet.state_dict().items()}
         save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
         (folder / CONFIG_FILE).write_text(json.dumps({"_class_name": "UNet2DModel"} | self.config, indent=2) + "\n")
         (folder / DIFFUSION_FILE).write_text(json.dumps(self.diffusion.to_json(), indent=2) + "\n")
+        if self.preprocessing is None:
+            (folder / PREPROCESSING_FILE).unlink(missing_ok=True)
+        else:
+            (folder / PREPROCESSING_FILE).write_text(self.preprocessing.model_dump_json(indent=2) + "\n")
 
 
 def _require_finite(values: torch.Tensor, where: str, t: int | Sequence[int]) -> torch.Tensor:
@@ -310,7 +319,8 @@ def load_backbone(source: str | Path, precision: Precision = "float32", class_la
 
     Args:
         source: a folder with config.json, scheduler_config.json and safetensors weights, or a hub
-            id such as ``google/ddpm-celebahq-256`` (downloaded once by huggingface_hub).
+            id such as ``google/ddpm-celebahq-256`` (downloaded once by huggingface_hub); with preprocessing.json where
+            ``Backbone.save`` wrote it.
         precision: number format of the network's arithmetic.
         class_label: for class-conditional networks.
 
@@ -337,7 +347,21 @@ def load_backbone(source: str | Path, precision: Precision = "float32", class_la
         unet.load_state_dict({_todays_name(k): v for k, v in weights.items()})
     except Exception as error:  # safetensors and torch raise different types for damaged and foreign files
         raise BackboneError(f"{weights_file}: the weights do not fit {CONFIG_FILE}: {error}") from error
-    return Backbone(unet, diffusion, config, precision)
+    return Backbone(unet, diffusion, config, precision, preprocessing=_preprocessing_in(folder))
+
+
+def _preprocessing_in(folder: Path) -> Preprocessing | None:
+    """What ``Backbone.save`` wrote down of it; None where it was not known."""
+    path = folder / PREPROCESSING_FILE
+    if not path.is_file():
+        return None
+    require_sealed(folder, PREPROCESSING_FILE)
+    try:
+        return Preprocessing.model_validate(_read_json(path))
+    except ValidationError as error:
+        raise BackboneError(
+            f"{path}: not a preprocessing that this version knows ({error.errors()[0]['msg']})"
+        ) from error
 
 
 _FORMER_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -368,7 +392,10 @@ def _download(hub_id: str) -> Path:
         raise BackboneError(f"{hub_id}: no such folder, and not a hub id of the form owner/name")
     try:
         return Path(
-            snapshot_download(hub_id, allow_patterns=[f"*{CONFIG_FILE}", f"*{DIFFUSION_FILE}", f"*{WEIGHTS_FILE}"])
+            snapshot_download(
+                hub_id,
+                allow_patterns=[f"*{name}" for name in (CONFIG_FILE, DIFFUSION_FILE, WEIGHTS_FILE, PREPROCESSING_FILE)],
+            )
         )
     except Exception as error:  # the hub client raises many types, all of which mean: not to be had
         raise BackboneError(f"{hub_id}: no such folder, and the hub did not give it ({error})") from error

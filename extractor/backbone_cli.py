@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -19,13 +19,22 @@ from store import console
 from store.codebook import DISTORTION, FINEST_DISTORTION
 from store.spec import PREPROCESSINGS, Precision, Preprocessing, Trajectory
 
+if TYPE_CHECKING:  # loading diffusers takes seconds
+    from extractor.backbone import Backbone
+
 app = typer.Typer()
 PresetOption = Annotated[str, typer.Option(help=f"Recipe: {', '.join(PRESETS)}.")]
 BackboneOption = Annotated[
     str | None,
     typer.Option(help="Shipped name, folder or hub id; the preset's if not given. untrained:NAME has random weights."),
 ]
-PreprocessingOption = Annotated[str, typer.Option(help=f"How photographs are prepared: {', '.join(PREPROCESSINGS)}.")]
+PreprocessingOption = Annotated[
+    str | None,
+    typer.Option(
+        help=f"How photographs are prepared: {', '.join(PREPROCESSINGS)}.",
+        show_default="what the backbone was trained on; fundus where it does not say",
+    ),
+]
 TrajectoryOption = Annotated[Trajectory, typer.Option(help="How the noise grid is walked.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Of the noise; stochastic only.")]
 ClassLabelOption = Annotated[int | None, typer.Option(min=0, help="For class-conditional backbones.")]
@@ -61,7 +70,7 @@ def fit_codebook_command(
         float, typer.Option(min=0.0005, max=0.999, help="The same for blocks whose maps have full resolution.")
     ] = FINEST_DISTORTION,
     preset: PresetOption = "small",
-    preprocessing: PreprocessingOption = "fundus",
+    preprocessing: PreprocessingOption = None,
     backbone: BackboneOption = None,
     trajectory: TrajectoryOption = "ddim",
     seed: SeedOption = 0,
@@ -79,9 +88,9 @@ def fit_codebook_command(
     from extractor.calibration import fit_codebook
 
     recipe = recipe_of(preset, clip, trajectory, seed, (timesteps, grid, blocks), resolution)
-    recipe = dataclasses.replace(recipe, preprocessing=preprocessing_named(preprocessing))
     chosen = [one for source in dataset for one in evenly_spread(load_dataset(source).photographs, photographs)]
     network = open_backbone(backbone or recipe.backbone, precision, device, class_label)
+    recipe = dataclasses.replace(recipe, preprocessing=preprocessing_for(network, preprocessing))
     with console.progress("fitting", len(chosen), quiet=as_json) as advance:
         code = fit_codebook(network, recipe, chosen, distortion, finest_distortion, lambda name: advance(1, name))
     spec = recipe.spec(network).encoded_as(code.encoding)
@@ -221,7 +230,7 @@ def reconstruct(
     image: Annotated[Path, typer.Argument(help="A photograph.", show_default=False)],
     out: Annotated[Path, typer.Option(help="PNG: what went in on the left, what came back on the right.")],
     backbone: Annotated[str, typer.Option(help="Shipped name, folder or hub id.")] = "small",
-    preprocessing: PreprocessingOption = "fundus",
+    preprocessing: PreprocessingOption = None,
     grid: Annotated[str, typer.Option(help="Timesteps to walk up and down again.")] = "1,10,100,500",
     resolution: Annotated[int, typer.Option(min=8)] = 512,
     as_json: AsJson = False,
@@ -234,7 +243,7 @@ def reconstruct(
     pixels = decode_image(read_bytes(image), str(image))
     network = open_backbone(backbone)
     network.require_resolution(resolution)
-    x0 = preprocess(pixels, resolution, preprocessing_named(preprocessing), str(image)).x0
+    x0 = preprocess(pixels, resolution, preprocessing_for(network, preprocessing), str(image)).x0
     back, psnr = round_trip(network, x0, _integers(grid) or ())
     save_side_by_side(x0, back, out)
     if as_json:
@@ -259,7 +268,7 @@ def assess_command(
         str | None, typer.Option(help="Noise levels, such as 1,10,100.", show_default="six of the schedule")
     ] = None,
     grid: Annotated[str, typer.Option(help="Timesteps to walk up and down again.")] = "1,10,100,500",
-    preprocessing: PreprocessingOption = "fundus",
+    preprocessing: PreprocessingOption = None,
     resolution: Annotated[int, typer.Option(min=8)] = 512,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
     device: DeviceOption = "cpu",
@@ -271,7 +280,7 @@ def assess_command(
     network = open_backbone(backbone, device=device)
     network.require_resolution(resolution)
     levels = _integers(timesteps) or tuple(t for t in LEVELS if t < network.schedule.steps)
-    how = preprocessing_named(preprocessing)
+    how = preprocessing_for(network, preprocessing)
     chosen = []
     for found in map(load_dataset, dataset):
         some = found.photographs if split is None else of_split(found.photographs, split)
@@ -327,8 +336,10 @@ def recipe_of(
     return recipe.reading(timesteps, grid, blocks, resolution)
 
 
-def preprocessing_named(name: str) -> Preprocessing:
-    """The preprocessing of that name, or a usage error that lists them."""
+def preprocessing_for(network: Backbone, name: str | None) -> Preprocessing:
+    """The preprocessing of that name, or a usage error that lists them; without a name, the network's own."""
+    if name is None:
+        return network.preprocessing or Preprocessing()
     if name not in PREPROCESSINGS:
         raise typer.BadParameter(f"no preprocessing {name!r}; there are {', '.join(PREPROCESSINGS)}")
     return PREPROCESSINGS[name]()

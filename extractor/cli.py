@@ -27,7 +27,7 @@ from extractor.backbone_cli import (
     SeedOption,
     TimestepsOption,
     TrajectoryOption,
-    preprocessing_named,
+    preprocessing_for,
     recipe_of,
 )
 from extractor.backbone_cli import app as backbone_commands
@@ -66,7 +66,7 @@ def run(
     store: Annotated[str, typer.Option(help="Folder of the feature store.", show_default=False)],
     name: Annotated[str | None, typer.Option(help="What the data set is called in the store.")] = None,
     preset: PresetOption = "small",
-    preprocessing: PreprocessingOption = "fundus",
+    preprocessing: PreprocessingOption = None,
     backbone: BackboneOption = None,
     trajectory: TrajectoryOption = "ddim",
     seed: SeedOption = 0,
@@ -131,7 +131,7 @@ def run(
     spread = workers is not None or scheduler is not None
     # Where others do the work, the backbone is only asked what it is, and this machine may have no GPU.
     network = open_backbone(source, precision, "cpu" if spread else device, class_label)
-    prepared = preprocessing_named(preprocessing)
+    prepared = preprocessing_for(network, preprocessing)
     spec = dataclasses.replace(recipe, encoding=how, preprocessing=prepared).spec(network)
     renderings = parse_views(views)
     entries = len(data.photographs) * len(renderings)

@@ -153,7 +153,8 @@ class Pretraining:
         unet = build_unet(self.settings.unet)
         unet.load_state_dict(self.accelerator.unwrap_model(self.unet).state_dict())
         self.ema.copy_to(unet.parameters())
-        return Backbone(unet, Diffusion(self.schedule, self.settings.prediction), self.settings.unet)
+        diffusion = Diffusion(self.schedule, self.settings.prediction)
+        return Backbone(unet, diffusion, self.settings.unet, preprocessing=self.settings.preprocessing)
 
     def _batches(self) -> Iterator[torch.Tensor]:
         """float32 (b, 3, s, s) from the first batch not yet seen; the i-th crop depends on seed and i only."""

@@ -70,12 +70,6 @@ class Variant:
         return one.model_copy(update={"steps": max(1, round(tflop * 1e12 / operations(one)))})
 
     @property
-    def preprocessing(self) -> str:
-        """The name that ``extractor run`` knows it by."""
-        preprocessing = self.pretraining.get("preprocessing", {"clahe": True})
-        return "fundus" if preprocessing["clahe"] else "unequalised"
-
-    @property
     def blocks(self) -> str:
         """The first block of each level but the coarsest, as the preset ``small`` reads them."""
         in_a_level = self.blocks_per_level + 1
@@ -173,8 +167,8 @@ class Comparison:
         if kept.is_file() and (known := json.loads(kept.read_text()))["asked"] == asked:
             return Scored(**known["scores"])
         seconds = self._train(settings, folder)
-        cameras = self._assess(folder, variant, [f"manifest:{path}" for path in self.cameras.values()])
-        (own,) = self._assess(folder, variant, [f"manifest:{self._held_out()}"], split=None)
+        cameras = self._assess(folder, [f"manifest:{path}" for path in self.cameras.values()])
+        (own,) = self._assess(folder, [f"manifest:{self._held_out()}"], split=None)
         scored = Scored(
             name,
             settings.steps,
@@ -199,11 +193,9 @@ class Comparison:
             training.run(lambda _, loss: advance(1, f"loss {loss:.3f}"))
         return round(time.process_time() - started, 1) if first == 0 else None
 
-    def _assess(
-        self, folder: Path, variant: Variant, sources: Sequence[str], split: str | None = "train"
-    ) -> list[dict[str, Any]]:
+    def _assess(self, folder: Path, sources: Sequence[str], split: str | None = "train") -> list[dict[str, Any]]:
         told = call(
-            "extractor", "assess", "--backbone", folder / "backbone", "--preprocessing", variant.preprocessing,
+            "extractor", "assess", "--backbone", folder / "backbone",
             *[word for source in sources for word in ("--dataset", source)], "--photographs", self.count,
             *(["--split", split] if split else []), "--json",
         )  # fmt: skip
@@ -222,8 +214,7 @@ class Comparison:
         (spec,) = {
             call(
                 "extractor", "run", "--dataset", f"manifest:{path}", "--split", "train", "--backbone",
-                folder / "backbone", "--preprocessing", variant.preprocessing, "--blocks", variant.blocks, "--store",
-                store, "--json",
+                folder / "backbone", "--blocks", variant.blocks, "--store", store, "--json",
             )["spec"]
             for path in self.cameras.values()
         }  # fmt: skip

@@ -8,6 +8,7 @@ walk starts. DDIM is first order in the number of steps against it.
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,13 @@ from diffusers import UNet2DModel
 
 from extractor.architectures import plain_unet, tiny_unet
 from extractor.backbone import Backbone, load_backbone
+from extractor.backbone_cli import preprocessing_for
 from extractor.diffusion import Diffusion, Prediction
 from extractor.errors import BackboneError, NonFiniteActivation, ScheduleError
 from extractor.inversion import anchor, diffuse, invert, reconstruct, residual
 from extractor.schedule import noise_schedule
 from extractor.unet import build_unet
+from store.spec import Preprocessing
 
 S = 0.5
 
@@ -202,6 +205,23 @@ def test_damaged_backbones_are_refused(backbone: Backbone, tmp_path: Any, file: 
     (tmp_path / file).write_text(text)
     with pytest.raises(BackboneError, match=message):
         load_backbone(tmp_path)
+
+
+def test_a_backbone_remembers_how_its_photographs_were_prepared(tmp_path: Path) -> None:
+    config = tiny_unet()
+    diffusion = Diffusion(noise_schedule("cosine-4000"))
+    plain = Backbone(build_unet(config), diffusion, config, preprocessing=Preprocessing(clahe=None))
+    plain.save(tmp_path)
+    loaded = load_backbone(tmp_path)
+    assert loaded.preprocessing == loaded.untrained().preprocessing == Preprocessing(clahe=None)
+    assert preprocessing_for(loaded, None) == Preprocessing(clahe=None)
+    assert preprocessing_for(loaded, "fundus") == Preprocessing()
+    (tmp_path / "preprocessing.json").write_text('{"interpolation": "sinc"}')
+    with pytest.raises(BackboneError, match=r"preprocessing\.json.*this version"):
+        load_backbone(tmp_path)
+    Backbone(build_unet(config), diffusion, config).save(tmp_path)  # in its place, one that nobody knows that of
+    assert load_backbone(tmp_path).preprocessing is None
+    assert preprocessing_for(load_backbone(tmp_path), None) == Preprocessing()
 
 
 def test_neither_folder_nor_hub_id() -> None:

@@ -55,6 +55,7 @@ def test_the_loss_falls_and_the_backbone_can_be_loaded(photographs: PreparedPhot
     assert denoising_error(backbone, photographs) < 0.8 * before
     saved = load_backbone(tmp_path / "run" / "backbone")
     assert saved.schedule.name == "cosine-4000"
+    assert saved.preprocessing == settings.preprocessing
     assert saved.diffusion.prediction == "v_prediction"
     for name, tensor in backbone.unet.state_dict().items():
         torch.testing.assert_close(saved.unet.state_dict()[name], tensor, rtol=1e-3, atol=1e-3)
