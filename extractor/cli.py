@@ -94,7 +94,8 @@ def run(
         str | None, typer.Option(help="Only images whose file names match, such as '*_left.jpg'.")
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Images in one forward.", show_default="1; on CUDA 4")
+        int | None,
+        typer.Option(min=1, help="Images in one forward; memory grows with it.", show_default="2; on CUDA 4"),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes of one thread each on this machine; on CUDA one for each GPU.")
@@ -115,6 +116,7 @@ def run(
     """Extract a data set into a store; what is there already is left as it is."""
     from extractor.cluster import ExtractionJob, connected, extract_on_cluster
     from extractor.extraction import Extractor  # imported late: loading diffusers takes seconds
+    from extractor.pipeline import usual_batch
     from extractor.runs import extract_dataset, plan_size, require_room
 
     if workers is not None and scheduler is not None:
@@ -153,7 +155,7 @@ def run(
         console.progress(f"extracting {data.name}", entries, quiet=as_json) as advance,
     ):
         started = time.perf_counter()
-        in_one_forward = batch or (1 if device == "cpu" else 4)
+        in_one_forward = batch or usual_batch(device)
         part_of_a_set = any(choice is not None for choice in (split, limit, images))
         if spread:
             job = ExtractionJob(
