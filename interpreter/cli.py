@@ -89,6 +89,9 @@ def train(
     vss: Annotated[Variant, typer.Option(help="Variant of the VSS block.")] = "v0",
     vss_max_size: Annotated[int, typer.Option(min=0, help="No VSS block on levels larger than this.")] = 128,
     max_width: Annotated[int, typer.Option(min=8)] = 64,
+    standardise: Annotated[
+        bool, typer.Option(help="Bring each channel of a photograph to mean 0 and variance 1: for cameras yet unseen.")
+    ] = False,
     head: Annotated[HeadName, typer.Option(help="Network that reads the features; mlp is DDPM-Seg's.")] = "adaptive",
     drop_path: Annotated[float, typer.Option(min=0, max=0.99, help="Share of VSS blocks skipped in training.")] = 0.0,
     overlapping: Annotated[bool, typer.Option("--overlapping", help="Targets may overlap (lesions).")] = False,
@@ -138,6 +141,7 @@ def train(
         vss_max_size=vss_max_size,
         drop_path=drop_path,
         max_width=max_width,
+        standardise=standardise,
     )
     images = labelled_in(features, dataset, what)
     read = store_spec(features, spec, images)

@@ -22,6 +22,8 @@ class InterpreterConfig(BaseModel):
         vss: variant of the VSS block.
         vss_max_size: levels larger than this have no VSS block (its cost grows with the area).
         drop_path: in training.
+        standardise: bring each channel of a photograph's maps to mean 0 and variance 1 before they are read, so that
+            what a camera does to a channel as a whole is not seen (instance normalisation, Ulyanov et al. 2016).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,6 +36,7 @@ class InterpreterConfig(BaseModel):
     vss_max_size: int = Field(default=128, ge=0)
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     time_width: int = Field(default=64, ge=8)
+    standardise: bool = False
 
     @property
     def outputs(self) -> int:

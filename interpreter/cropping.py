@@ -1,6 +1,6 @@
 """Random windows of training images: the same place of every map and of the truth.
 
-b  images    t  timesteps    k  stored planes    h, w  size of a map    R  network's square
+b  images    k  stored planes    h, w  size of a map    R  network's square
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def draw_class(members: NDArray[np.bool_], inside: NDArray[np.bool_], random: np
 
 
 def crop_maps(maps: Mapping[str, Encoded], corners: Sequence[Corner], side: int, resolution: int) -> dict[str, Encoded]:
-    """The windows of maps {block: Encoded (b, t, k, h, w)}, one corner for each image."""
+    """The windows of maps {block: Encoded (b, ..., k, h, w)}, one corner for each image."""
     return {name: _crop(stored, corners, side, resolution) for name, stored in maps.items()}
 
 

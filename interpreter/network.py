@@ -11,13 +11,21 @@ import torch
 from torch import nn
 
 from interpreter.config import InterpreterConfig as InterpreterConfig
+from interpreter.errors import ConfigurationError
 from interpreter.heads import HEADS
+from interpreter.heads.photometric import PIXELS
 from interpreter.scan import Method
 from interpreter.vss import SS2D
 from store.codebook import Codebook
 from store.codecs import codec_for
 from store.encoded import Encoded
 from store.spec import FeatureSpec
+
+GRID = 128
+"""Moments of larger maps are taken from every so many places that at most this many are left along a side."""
+SMALLEST_DEVIATION = 1e-5
+Moments = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+"""{block: mean and standard deviation of each channel, both (..., c, 1, 1)}."""
 
 
 class Interpreter(nn.Module):
@@ -28,6 +36,9 @@ class Interpreter(nn.Module):
         config: its free choices, the head among them.
         codebook: of features in the compact encoding.
 
+    Raises:
+        ConfigurationError: head and features do not fit each other, or photographs are to be standardised.
+
     Attributes:
         temperature: logits are divided by it before they become probabilities; fitted on source validation.
     """
@@ -36,6 +47,8 @@ class Interpreter(nn.Module):
         super().__init__()
         self.spec, self.config, self.codebook = spec, config, codebook
         self.codec = codec_for(spec, codebook)
+        if config.standardise and any(block.name == PIXELS for block in spec.blocks):
+            raise ConfigurationError("only features are standardised; photographs are changed at random, in [-1, 1]")
         self.temperature = 1.0
         self.head = HEADS[config.head](spec, config)
 
@@ -69,18 +82,41 @@ class Interpreter(nn.Module):
         Returns:
             Logits, float32 (b, n, R, R).
         """
-        logits: torch.Tensor = self(self.decoded(maps), t.to(self.device))
+        logits: torch.Tensor = self(self.decoded(maps, self.moments(maps)), t.to(self.device))
         return logits
 
-    def decoded(self, maps: Mapping[str, Encoded]) -> dict[str, torch.Tensor]:
-        """Feature maps of what is stored, on this network's device."""
-        return {name: self.codec.decode(name, m, self.device) for name, m in maps.items()}
+    def moments(self, maps: Mapping[str, Encoded]) -> Moments | None:
+        """What whole maps {block: Encoded (..., k, h, w)} are standardised by; None where they are read as they are."""
+        if not self.config.standardise:
+            return None
+        moments = {}
+        for name, stored in maps.items():
+            step = max(stored.values.shape[-1] // GRID, 1)
+            sparse = Encoded(stored.values[..., ::step, ::step], stored.scale, stored.offset)
+            variance, mean = torch.var_mean(self.codec.decode(name, sparse, self.device), dim=(-2, -1), keepdim=True)
+            moments[name] = mean, variance.sqrt().clamp(min=SMALLEST_DEVIATION)
+        return moments
+
+    def decoded(self, maps: Mapping[str, Encoded], moments: Moments | None) -> dict[str, torch.Tensor]:
+        """Feature maps as the head reads them, on this network's device.
+
+        Args:
+            maps: {block: Encoded (..., k, h, w)}, whole or windows.
+            moments: of the whole maps.
+        """
+        features = {name: self.codec.decode(name, m, self.device) for name, m in maps.items()}
+        if moments is None:
+            return features
+        return {name: (m - moments[name][0]).div_(moments[name][1]) for name, m in features.items()}
 
     def votes(self, maps: Mapping[str, Encoded]) -> Iterator[torch.Tensor]:
         """Logits (1, n, R, R) of each voter, of maps {block: Encoded (t, k, h, w)} at the spec's timesteps."""
-        return self.head.votes(
-            lambda i: self.decoded({name: m[i : i + 1] for name, m in maps.items()}), self.spec.timesteps
-        )
+
+        def read(i: int) -> dict[str, torch.Tensor]:
+            of_one = {name: m[i : i + 1] for name, m in maps.items()}
+            return self.decoded(of_one, self.moments(of_one))
+
+        return self.head.votes(read, self.spec.timesteps)
 
     def forward(self, maps: Mapping[str, torch.Tensor], t: torch.Tensor) -> torch.Tensor:
         """Class scores of a head that reads one timestep at a time.

@@ -244,8 +244,10 @@ class Training:
     def _inputs(self, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]:
         """Maps, timesteps, truth and what counts: cropped, flipped and augmented by the position's seed."""
         steps: slice | int = slice(None) if self.network.head.all_timesteps else 0
+        batch = batch._replace(maps={name: m[:, steps] for name, m in batch.maps.items()})
+        moments = self.network.moments(batch.maps)
         batch, truths = self._windows(batch)
-        maps = {name: self.network.codec.decode(name, m[:, steps], self.device) for name, m in batch.maps.items()}
+        maps = self.network.decoded(batch.maps, moments)
         truth = torch.from_numpy(np.stack([labels for labels, _ in truths])).to(self.device)
         inside = torch.from_numpy(np.stack([inside for _, inside in truths])).to(self.device)
         if self.settings.flips:

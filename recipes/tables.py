@@ -66,6 +66,9 @@ TABLES = {
     "lodo-vessels": TableRecipe("lodo-vessels", CAMERAS, METHODS),
     "lodo-vessels-aadg-compat": TableRecipe("lodo-vessels", CAMERAS, METHODS, "aadg-compat"),
     "lodo-vessels-fast": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=BUDGET | {"preset": "fast"}),
+    "lodo-vessels-standardised": TableRecipe(
+        "lodo-vessels", CAMERAS, ("diffdgss",), settings=BUDGET | {"preset": "fast", "standardise": True}
+    ),
     "few-label": TableRecipe("few-label", CAMERAS, ("diffdgss", "unet")),
     "cross-modality": TableRecipe("cross-modality", (*CAMERAS, OCTA), ("diffdgss", "unet"), targets=("octa_500",)),
     "idrid-lesions": TableRecipe(

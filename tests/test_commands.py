@@ -70,7 +70,9 @@ def test_the_whole_way_by_commands(run: Run, dataset_folder: Path, wide_backbone
     assert (again["extracted"], again["present"], again["forwards"]) == (0, 6, 0)
 
     train = ["train", "--store", store, "--dataset", "eyes", "--out", model, "--backbone", wide_backbone]
-    trained = run("interpreter", *train, "--epochs", "1", "--vss-max-size", "0", "--max-width", "8", "--json")
+    trained = run(
+        "interpreter", *train, "--standardise", "--epochs", "1", "--vss-max-size", "0", "--max-width", "8", "--json"
+    )
     assert trained.returncode == 0, trained.stderr
     assert json.loads(trained.stdout)["epochs"] == 1
     scored = run("interpreter", *["evaluate", "--dataset", "eyes", "--json"], "--store", store, "--model", model)

@@ -60,6 +60,7 @@ class Choices(BaseModel):
         views: renderings of the training images, for networks that read features.
         encoding: the preset's if not given.
         steps, crop, foreground: as of ``TrainingSettings``.
+        standardise: as of ``InterpreterConfig``, of networks that read features.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -81,6 +82,7 @@ class Choices(BaseModel):
     vss: Variant = "v0"
     vss_max_size: int = Field(default=128, ge=0)
     max_width: int = Field(default=64, ge=8)
+    standardise: bool = False
 
     def training(self, row: Row, seed: int, labels: int | None) -> TrainingSettings:
         """The settings of one training."""

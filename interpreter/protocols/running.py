@@ -148,6 +148,7 @@ class Running:
             max_width=choices.max_width,
             vss=choices.vss,
             vss_max_size=choices.vss_max_size,
+            standardise=choices.standardise and not row.pixels,
         )
 
     def _features(self, experiment: Experiment) -> FeatureSpec:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from interpreter.config import HeadName
 from interpreter.cropping import crop_maps, crop_plane, draw_class, draw_corner, require_window
 from interpreter.data import labelled_images
 from interpreter.errors import ConfigurationError
@@ -101,12 +102,12 @@ def test_the_network_reads_a_window_as_it_reads_a_square(spec: FeatureSpec) -> N
         assert network(maps, torch.tensor([1, 2])).shape == (2, 2, side, side)
 
 
-@pytest.mark.parametrize("head", ["adaptive", "mlp"])
+@pytest.mark.parametrize(("head", "standardise"), [("adaptive", False), ("adaptive", True), ("mlp", True)])
 def test_it_learns_from_windows_and_repeats(
-    filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path, head: str
+    filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path, head: HeadName, standardise: bool
 ) -> None:
     settings = SETTINGS.model_copy(update={"crop": spec.resolution // 2})
-    config = InterpreterConfig(head=head)  # type: ignore[arg-type]
+    config = InterpreterConfig(head=head, standardise=standardise)
     found: list[list[float]] = []
     for name in ("a", "b"):
         losses: list[float] = []

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from interpreter.checkpoint import CARD_FILE, WEIGHTS_FILE, Card, load_interpreter, save_interpreter
 from interpreter.config import HeadName
 from interpreter.counting import cost_of, scan_flops
+from interpreter.cropping import crop_maps
 from interpreter.errors import ConfigurationError, ScanUnavailable
 from interpreter.heads.mlp import MlpEnsemble, _features
 from interpreter.heads.photometric import PIXELS, photometric_change
@@ -21,7 +22,7 @@ from interpreter.network import Interpreter, InterpreterConfig
 from interpreter.pixels import spec_of_pixels
 from interpreter.prediction import predict
 from interpreter.task import Task
-from store import Block, Encoded, FeatureSpec
+from store import AffineEncoding, Block, Encoded, FeatureSpec
 from tests.conftest import changed
 
 
@@ -83,9 +84,11 @@ def test_an_interpreter_from_before_there_were_heads_loads(spec: FeatureSpec, tm
     save_file({name.removeprefix("head."): value for name, value in weights.items()}, tmp_path / WEIGHTS_FILE)
     plain = json.loads((tmp_path / CARD_FILE).read_text())
     del plain["temperature"], plain["config"]["head"], plain["config"]["overlapping"], plain["task"]["overlapping"]
+    del plain["config"]["standardise"]
     (tmp_path / CARD_FILE).write_text(json.dumps(plain))
     old, card = load_interpreter(tmp_path)
     assert (old.config.head, old.temperature, card.task.overlapping) == ("adaptive", 1.0, False)
+    assert not old.config.standardise
     assert all(torch.equal(a.half(), b.half()) for a, b in zip(old.parameters(), network.parameters(), strict=True))
 
 
@@ -112,6 +115,73 @@ def test_heads_are_built_saved_and_loaded_by_name(
     exact = torch.cat(list(network.votes(maps)))
     assert exact.shape == (len(loaded.voters), 2 if overlapping else 3, 32, 32)
     torch.testing.assert_close(torch.cat(list(loaded.votes(maps))), exact, rtol=0.02, atol=0.02)
+
+
+def stored(spec: FeatureSpec, camera: int) -> dict[str, Encoded]:
+    """int8 maps of one photograph; a camera is a gain and an offset of each channel of each timestep."""
+    maps, of_camera = {}, np.random.default_rng(camera)
+    for number, block in enumerate(spec.blocks):
+        shape = (len(spec.timesteps), block.channels, block.height, block.width)
+        values = np.random.default_rng(number).integers(-128, 128, shape).astype(np.int8)
+        gain, offset = of_camera.uniform(0.5, 2, shape[:2]), of_camera.normal(0, 10, shape[:2])
+        maps[block.name] = Encoded(values, gain.astype("f4"), offset.astype("f4"))
+    return maps
+
+
+@pytest.mark.parametrize("head", ["adaptive", "mlp"])
+def test_a_standardised_interpreter_does_not_see_what_a_camera_does_to_whole_channels(
+    spec: FeatureSpec, head: HeadName
+) -> None:
+    spec = changed(spec, encoding=AffineEncoding())
+    torch.manual_seed(0)
+    usual = Interpreter(spec, InterpreterConfig(head=head)).eval()
+    alike = Interpreter(spec, InterpreterConfig(head=head, standardise=True)).eval()
+    one, other = stored(spec, 0), stored(spec, 1)
+    torch.testing.assert_close(torch.cat([*alike.votes(one)]), torch.cat([*alike.votes(other)]), rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(torch.cat([*usual.votes(one)]), torch.cat([*usual.votes(other)]), rtol=0.1, atol=0.1)
+    for maps in alike.decoded(one, alike.moments(one)).values():
+        variance, mean = torch.var_mean(maps, dim=(-2, -1))
+        torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-4)
+        torch.testing.assert_close(variance, torch.ones_like(variance), rtol=1e-3, atol=0)
+
+
+def test_windows_are_standardised_as_their_photograph_is(spec: FeatureSpec) -> None:
+    spec = changed(spec, encoding=AffineEncoding())
+    network, maps = Interpreter(spec, InterpreterConfig(standardise=True)), stored(spec, 0)
+    moments, half = network.moments(maps), spec.resolution // 2
+    whole = network.decoded(maps, moments)
+    windows = crop_maps(maps, [(half, 0)] * len(spec.timesteps), half, spec.resolution)
+    for name, window in network.decoded(windows, moments).items():
+        side = window.shape[-1]
+        assert torch.equal(window, whole[name][..., side:, :side])
+
+
+def test_moments_of_large_maps_are_those_of_a_grid_of_their_places(spec: FeatureSpec) -> None:
+    large = changed(
+        spec,
+        blocks=(Block(name="block_0", channels=2, height=512, width=512),),
+        resolution=512,
+        timesteps=(1,),
+        grid=(1,),
+    )
+    smooth = np.random.default_rng(0).standard_normal((1, 2, 64, 64)).repeat(8, -1).repeat(8, -2).astype("f4")
+    moments = Interpreter(large, InterpreterConfig(standardise=True)).moments({"block_0": Encoded(smooth)})
+    assert moments is not None
+    mean, deviation = (one.numpy() for one in moments["block_0"])
+    assert mean.shape == deviation.shape == (1, 2, 1, 1)
+    np.testing.assert_allclose(mean, smooth.mean((-2, -1), keepdims=True), atol=1e-5)
+    np.testing.assert_allclose(deviation, smooth.std((-2, -1), keepdims=True), rtol=1e-3)
+
+
+def test_a_channel_that_says_nothing_is_standardised_to_nothing(spec: FeatureSpec) -> None:
+    network = Interpreter(spec, InterpreterConfig(standardise=True))
+    maps = {b.name: Encoded(np.full((1, b.channels, b.height, b.width), 3, dtype="f4")) for b in spec.blocks}
+    assert all(not one.any() for one in network.decoded(maps, network.moments(maps)).values())
+
+
+def test_photographs_are_not_standardised(spec: FeatureSpec) -> None:
+    with pytest.raises(ConfigurationError, match="only features are standardised"):
+        Interpreter(spec_of_pixels(spec), InterpreterConfig(head="unet", standardise=True))
 
 
 def test_the_mlps_read_what_upsampling_and_concatenating_gives(spec: FeatureSpec) -> None:

@@ -38,7 +38,9 @@ from store.spec import PREPROCESSINGS
 from store.views import NEGATIVE
 from tests.conftest import TINY, Run, draw_fundus
 
-CHOICES = Choices(epochs=2, batch=2, learning_rate=5e-3, evaluate_every=1, max_width=8, vss_max_size=0)
+CHOICES = Choices(
+    epochs=2, batch=2, learning_rate=5e-3, evaluate_every=1, max_width=8, vss_max_size=0, standardise=True
+)
 TARGETS = {"vessel": ("vessel",), "lesions": ("MA", "HE", "EX", "SE")}
 
 
