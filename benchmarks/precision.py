@@ -52,7 +52,7 @@ def measure(photographs: Sequence[bytes]) -> dict[str, dict[str, Any]]:
     for data in photographs:
         prepared = extractors["float32"].prepare(data)
         usual = extractors["float32"].features([prepared])[0]
-        mask = predict(interpreter, usual.maps).masks[0] & usual.fov
+        mask = predict(interpreter, usual.maps, usual.fov).masks[0] & usual.fov
         for name in HALF:
             half = extractors[name].features([prepared])[0]
             result = found[name]
@@ -63,7 +63,7 @@ def measure(photographs: Sequence[bytes]) -> dict[str, dict[str, Any]]:
                     scale = float(np.abs(a).max())
                     at = result["features"].setdefault(f"{block}, t = {t}", [])
                     at.append((float(difference.max()) / scale, float(difference.mean()) / float(a.std())))
-            other = predict(interpreter, half.maps).masks[0] & usual.fov
+            other = predict(interpreter, half.maps, half.fov).masks[0] & usual.fov
             result["pixels"].append(float((mask != other)[usual.fov].mean()))
             result["dice"].append(count(other, mask, usual.fov).dice)
     return found

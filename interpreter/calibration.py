@@ -45,7 +45,8 @@ def fit_temperature(
         pixels = np.random.default_rng([number, len(candidates)]).choice(
             candidates, min(PIXELS, len(candidates)), False
         )
-        votes = torch.cat([one.float().flatten(2) for one in interpreter.votes(entry.features().maps)])  # (t, n, R R)
+        read = interpreter.votes(entry.features().maps, entry.fov)
+        votes = torch.cat([one.float().flatten(2) for one in read])  # (t, n, R R)
         logits.append(votes[..., torch.from_numpy(pixels).to(votes.device)].cpu().double())
         truths.append(torch.from_numpy(truth.ravel()[pixels]))
     scores, truth_of_all = torch.cat(logits, dim=2), torch.cat(truths)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from interpreter.config import InterpreterConfig as InterpreterConfig
@@ -72,28 +74,27 @@ class Interpreter(nn.Module):
             if isinstance(module, SS2D):
                 module.method = method
 
-    def read(self, maps: Mapping[str, Encoded], t: torch.Tensor) -> torch.Tensor:
-        """Class scores of stored features, decoded on this network's device.
+    def moments(self, maps: Mapping[str, Encoded], fov: NDArray[np.bool_]) -> Moments | None:
+        """What maps are standardised by; None where they are read as they are.
 
         Args:
-            maps: {block: Encoded (b, k, h, w)} of one timestep for each image.
-            t: (b,), timestep of each image.
-
-        Returns:
-            Logits, float32 (b, n, R, R).
+            maps: {block: Encoded (b, ..., k, h, w)}, whole.
+            fov: bool (b, R, R), the places that count: how much black surrounds them depends on the camera.
         """
-        logits: torch.Tensor = self(self.decoded(maps, self.moments(maps)), t.to(self.device))
-        return logits
-
-    def moments(self, maps: Mapping[str, Encoded]) -> Moments | None:
-        """What whole maps {block: Encoded (..., k, h, w)} are standardised by; None where they are read as they are."""
         if not self.config.standardise:
             return None
+        counts = torch.from_numpy(np.where(fov.any(axis=(1, 2), keepdims=True), fov, True)).to(self.device)
         moments = {}
         for name, stored in maps.items():
-            step = max(stored.values.shape[-1] // GRID, 1)
+            side = stored.values.shape[-1]
+            step, pixels = max(side // GRID, 1), self.spec.resolution // side
             sparse = Encoded(stored.values[..., ::step, ::step], stored.scale, stored.offset)
-            variance, mean = torch.var_mean(self.codec.decode(name, sparse, self.device), dim=(-2, -1), keepdim=True)
+            values = self.codec.decode(name, sparse, self.device)
+            weights = counts[:, pixels // 2 :: pixels, pixels // 2 :: pixels][:, ::step, ::step].float()
+            weights = weights.view(len(fov), *[1] * (values.ndim - 3), *weights.shape[1:])
+            weights = weights / weights.sum(dim=(-2, -1), keepdim=True).clamp(min=1)
+            mean = (values * weights).sum(dim=(-2, -1), keepdim=True)
+            variance = ((values - mean).square_() * weights).sum(dim=(-2, -1), keepdim=True)
             moments[name] = mean, variance.sqrt().clamp(min=SMALLEST_DEVIATION)
         return moments
 
@@ -101,7 +102,7 @@ class Interpreter(nn.Module):
         """Feature maps as the head reads them, on this network's device.
 
         Args:
-            maps: {block: Encoded (..., k, h, w)}, whole or windows.
+            maps: {block: Encoded (b, ..., k, h, w)}, whole or windows.
             moments: of the whole maps.
         """
         features = {name: self.codec.decode(name, m, self.device) for name, m in maps.items()}
@@ -109,12 +110,17 @@ class Interpreter(nn.Module):
             return features
         return {name: (m - moments[name][0]).div_(moments[name][1]) for name, m in features.items()}
 
-    def votes(self, maps: Mapping[str, Encoded]) -> Iterator[torch.Tensor]:
-        """Logits (1, n, R, R) of each voter, of maps {block: Encoded (t, k, h, w)} at the spec's timesteps."""
+    def votes(self, maps: Mapping[str, Encoded], fov: NDArray[np.bool_]) -> Iterator[torch.Tensor]:
+        """Logits (1, n, R, R) of each voter.
+
+        Args:
+            maps: {block: Encoded (t, k, h, w)} of one photograph at the spec's timesteps.
+            fov: bool (R, R).
+        """
 
         def read(i: int) -> dict[str, torch.Tensor]:
             of_one = {name: m[i : i + 1] for name, m in maps.items()}
-            return self.decoded(of_one, self.moments(of_one))
+            return self.decoded(of_one, self.moments(of_one, fov[None]))
 
         return self.head.votes(read, self.spec.timesteps)
 

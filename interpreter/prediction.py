@@ -90,10 +90,10 @@ def vote_overlapping(probabilities: NDArray[np.float32]) -> Prediction:
 
 
 @torch.inference_mode()
-def predict(interpreter: Interpreter, maps: Mapping[str, Encoded]) -> Prediction:
-    """Read stored maps {block: Encoded (t, k, h, w)} at the timesteps of the spec and vote."""
+def predict(interpreter: Interpreter, maps: Mapping[str, Encoded], fov: NDArray[np.bool_]) -> Prediction:
+    """Read stored maps {block: Encoded (t, k, h, w)} at the timesteps of the spec and vote; fov bool (R, R)."""
     interpreter.eval()
-    logits = torch.cat([one.float() for one in interpreter.votes(maps)]) / interpreter.temperature
+    logits = torch.cat([one.float() for one in interpreter.votes(maps, fov)]) / interpreter.temperature
     if interpreter.config.overlapping:
         return vote_overlapping(torch.sigmoid(logits).cpu().numpy())
     return vote(torch.softmax(logits, dim=1).cpu().numpy())
@@ -114,7 +114,7 @@ class Segmented(NamedTuple):
 
 def segment(interpreter: Interpreter, features: Features) -> Segmented:
     """What an interpreter makes of a photograph's features."""
-    prediction = predict(interpreter, features.maps)
+    prediction = predict(interpreter, features.maps, features.fov)
     if interpreter.config.overlapping:
         masks = native_masks(prediction, features.fov, features.geometry, overlapping=True)
         return Segmented(prediction, topmost(masks), masks)

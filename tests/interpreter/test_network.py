@@ -25,6 +25,9 @@ from interpreter.task import Task
 from store import AffineEncoding, Block, Encoded, FeatureSpec
 from tests.conftest import changed
 
+WHOLE = np.ones((32, 32), dtype=np.bool_)
+EACH = np.ones((3, 32, 32), dtype=np.bool_)
+
 
 def features(spec: FeatureSpec, b: int = 2) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
@@ -109,12 +112,12 @@ def test_heads_are_built_saved_and_loaded_by_name(
     maps = {
         b.name: Encoded(generator.standard_normal((3, b.channels, b.height, b.width)).astype("f4")) for b in spec.blocks
     }
-    prediction = predict(loaded, maps)
+    prediction = predict(loaded, maps, WHOLE)
     assert len(prediction.by_timestep) == len(loaded.voters) == (10 if head == "mlp" else 3)
     assert prediction.probabilities.shape == (3, 32, 32)
-    exact = torch.cat(list(network.votes(maps)))
+    exact = torch.cat(list(network.votes(maps, WHOLE)))
     assert exact.shape == (len(loaded.voters), 2 if overlapping else 3, 32, 32)
-    torch.testing.assert_close(torch.cat(list(loaded.votes(maps))), exact, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(torch.cat(list(loaded.votes(maps, WHOLE))), exact, rtol=0.02, atol=0.02)
 
 
 def stored(spec: FeatureSpec, camera: int) -> dict[str, Encoded]:
@@ -137,10 +140,14 @@ def test_a_standardised_interpreter_does_not_see_what_a_camera_does_to_whole_cha
     usual = Interpreter(spec, InterpreterConfig(head=head)).eval()
     alike = Interpreter(spec, InterpreterConfig(head=head, standardise=True)).eval()
     one, other = stored(spec, 0), stored(spec, 1)
-    torch.testing.assert_close(torch.cat([*alike.votes(one)]), torch.cat([*alike.votes(other)]), rtol=1e-3, atol=1e-3)
-    assert not torch.allclose(torch.cat([*usual.votes(one)]), torch.cat([*usual.votes(other)]), rtol=0.1, atol=0.1)
-    for maps in alike.decoded(one, alike.moments(one)).values():
-        variance, mean = torch.var_mean(maps, dim=(-2, -1))
+    torch.testing.assert_close(
+        torch.cat([*alike.votes(one, WHOLE)]), torch.cat([*alike.votes(other, WHOLE)]), rtol=1e-3, atol=1e-3
+    )
+    assert not torch.allclose(
+        torch.cat([*usual.votes(one, WHOLE)]), torch.cat([*usual.votes(other, WHOLE)]), rtol=0.1, atol=0.1
+    )
+    for maps in alike.decoded(one, alike.moments(one, EACH)).values():
+        variance, mean = torch.var_mean(maps, dim=(-2, -1), correction=0)
         torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-4)
         torch.testing.assert_close(variance, torch.ones_like(variance), rtol=1e-3, atol=0)
 
@@ -148,7 +155,7 @@ def test_a_standardised_interpreter_does_not_see_what_a_camera_does_to_whole_cha
 def test_windows_are_standardised_as_their_photograph_is(spec: FeatureSpec) -> None:
     spec = changed(spec, encoding=AffineEncoding())
     network, maps = Interpreter(spec, InterpreterConfig(standardise=True)), stored(spec, 0)
-    moments, half = network.moments(maps), spec.resolution // 2
+    moments, half = network.moments(maps, EACH), spec.resolution // 2
     whole = network.decoded(maps, moments)
     windows = crop_maps(maps, [(half, 0)] * len(spec.timesteps), half, spec.resolution)
     for name, window in network.decoded(windows, moments).items():
@@ -165,7 +172,9 @@ def test_moments_of_large_maps_are_those_of_a_grid_of_their_places(spec: Feature
         grid=(1,),
     )
     smooth = np.random.default_rng(0).standard_normal((1, 2, 64, 64)).repeat(8, -1).repeat(8, -2).astype("f4")
-    moments = Interpreter(large, InterpreterConfig(standardise=True)).moments({"block_0": Encoded(smooth)})
+    moments = Interpreter(large, InterpreterConfig(standardise=True)).moments(
+        {"block_0": Encoded(smooth)}, np.ones((1, 512, 512), dtype=np.bool_)
+    )
     assert moments is not None
     mean, deviation = (one.numpy() for one in moments["block_0"])
     assert mean.shape == deviation.shape == (1, 2, 1, 1)
@@ -173,10 +182,27 @@ def test_moments_of_large_maps_are_those_of_a_grid_of_their_places(spec: Feature
     np.testing.assert_allclose(deviation, smooth.std((-2, -1), keepdims=True), rtol=1e-3)
 
 
+def test_what_surrounds_the_field_of_view_has_no_part_in_the_moments(spec: FeatureSpec) -> None:
+    spec = changed(spec, encoding=AffineEncoding())
+    network, maps = Interpreter(spec, InterpreterConfig(standardise=True)), stored(spec, 0)
+    fov = EACH.copy()
+    fov[1, :, 16:] = False  # of the second alone the left half counts
+    fov[2] = False  # nothing counts: then all of it
+    some, every = network.moments(maps, fov), network.moments(maps, EACH)
+    assert some is not None and every is not None
+    for name, stored_maps in maps.items():
+        half = stored_maps.values.shape[-1] // 2
+        left = network.codec.decode(name, stored_maps)[1, ..., :half]
+        torch.testing.assert_close(some[name][0][1, :, 0, 0], left.mean((-2, -1)), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(some[name][1][1, :, 0, 0], left.std((-2, -1), correction=0), rtol=1e-4, atol=1e-4)
+        for i in (0, 2):
+            assert torch.equal(some[name][0][i], every[name][0][i])
+
+
 def test_a_channel_that_says_nothing_is_standardised_to_nothing(spec: FeatureSpec) -> None:
     network = Interpreter(spec, InterpreterConfig(standardise=True))
     maps = {b.name: Encoded(np.full((1, b.channels, b.height, b.width), 3, dtype="f4")) for b in spec.blocks}
-    assert all(not one.any() for one in network.decoded(maps, network.moments(maps)).values())
+    assert all(not one.any() for one in network.decoded(maps, network.moments(maps, EACH[:1])).values())
 
 
 def test_photographs_are_not_standardised(spec: FeatureSpec) -> None:

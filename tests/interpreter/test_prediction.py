@@ -52,13 +52,14 @@ def test_disagreement_is_the_entropy_of_the_votes() -> None:
 def test_every_timestep_is_read_with_its_own_maps(filled_store: FeatureStore, spec: FeatureSpec) -> None:
     torch.manual_seed(0)
     network = Interpreter(spec, InterpreterConfig())
-    maps = filled_store.entry(spec, next(iter(filled_store.keys(spec)))).features().maps
-    prediction = predict(network, maps)
+    features = filled_store.entry(spec, next(iter(filled_store.keys(spec)))).features()
+    maps = features.maps
+    prediction = predict(network, maps, features.fov)
     for i, t in enumerate(spec.timesteps):
         at_t = {name: torch.from_numpy(m.values[i : i + 1]) for name, m in maps.items()}
         labels = network(at_t, torch.tensor([t])).argmax(dim=1)[0].numpy()
         np.testing.assert_array_equal(prediction.by_timestep[i], labels)
-    again = predict(network, maps)
+    again = predict(network, maps, features.fov)
     np.testing.assert_array_equal(prediction.probabilities, again.probabilities)
 
 
@@ -104,9 +105,9 @@ def test_native_masks_of_overlapping_classes_are_the_vote_at_the_same_size() -> 
 def test_the_temperature_changes_probabilities_and_not_the_votes(filled_store: FeatureStore, spec: FeatureSpec) -> None:
     torch.manual_seed(0)
     network = Interpreter(spec, InterpreterConfig())
-    maps = filled_store.entry(spec, next(iter(filled_store.keys(spec)))).features().maps
-    plain = predict(network, maps)
+    features = filled_store.entry(spec, next(iter(filled_store.keys(spec)))).features()
+    plain = predict(network, features.maps, features.fov)
     network.temperature = 3.0
-    cooled = predict(network, maps)
+    cooled = predict(network, features.maps, features.fov)
     np.testing.assert_array_equal(plain.votes, cooled.votes)
     assert np.abs(cooled.probabilities - 0.5).mean() < np.abs(plain.probabilities - 0.5).mean()

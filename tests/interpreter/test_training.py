@@ -452,7 +452,8 @@ def test_overlapping_classes_are_learnt(
     run = Training(store, spec, task, images, config, settings, tmp_path / "run")
     assert run.run() > 0.4
     network, card = load_interpreter(tmp_path / "run")
-    prediction = predict(network, store.entry(spec, images[1].key).features().maps)
+    features = store.entry(spec, images[1].key).features()
+    prediction = predict(network, features.maps, features.fov)
     thin, wide = prediction.masks
     assert (thin & wide).sum() > 0.5 * thin.sum() > 0
     scores = evaluate(network, store, spec, task, run.validation_images)
