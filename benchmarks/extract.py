@@ -165,9 +165,7 @@ def workers(scale: Scale, recipe: Preset, dataset: DataSet, work: Path) -> dict[
     photographs = part(dataset, scale.photographs)
 
     def job(name: str) -> ExtractionJob:
-        return ExtractionJob(
-            spec=spec, store=str(work / name), backbone=recipe.backbone, device=DEVICE, batch=usual_batch(DEVICE)
-        )
+        return ExtractionJob(spec=spec, store=str(work / name), backbone=recipe.backbone)
 
     with ExitStack() as stack:
         clients = {n: stack.enter_context(connected(None, n)) for n in (1, 2)}

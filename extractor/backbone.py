@@ -331,7 +331,7 @@ def load_backbone(source: str | Path, precision: Precision = "float32", class_la
     folder = Path(source)
     if not folder.is_dir():
         folder = _download(str(source))
-    require_sealed(folder, CONFIG_FILE, DIFFUSION_FILE, WEIGHTS_FILE)
+    require_sealed(folder, CONFIG_FILE, DIFFUSION_FILE, WEIGHTS_FILE, PREPROCESSING_FILE)
     pipeline = (folder / "unet" / CONFIG_FILE).is_file()  # a folder that a diffusers pipeline wrote
     unet_folder, scheduler_folder = (folder / "unet", folder / "scheduler") if pipeline else (folder, folder)
     config = _read_json(unet_folder / CONFIG_FILE)
@@ -355,7 +355,6 @@ def _preprocessing_in(folder: Path) -> Preprocessing | None:
     path = folder / PREPROCESSING_FILE
     if not path.is_file():
         return None
-    require_sealed(folder, PREPROCESSING_FILE)
     try:
         return Preprocessing.model_validate(_read_json(path))
     except ValidationError as error:

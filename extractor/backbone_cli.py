@@ -180,6 +180,13 @@ def import_command(
     new_attention_order: Annotated[bool, typer.Option("--new-attention-order")] = False,
     rescale_timesteps: Annotated[bool, typer.Option("--rescale-timesteps")] = False,
     class_label: Annotated[int | None, typer.Option(min=0, help="Class to run a class-conditional model with.")] = None,
+    preprocessing: Annotated[
+        str | None,
+        typer.Option(
+            help=f"How the photographs were prepared that it was trained on: {', '.join(PREPROCESSINGS)}.",
+            show_default="not written down",
+        ),
+    ] = None,
     half: Annotated[bool, typer.Option("--half", help="Store float16 weights.")] = False,
 ) -> None:
     """Import a guided-diffusion checkpoint: widths, blocks and classes are read off the weights."""
@@ -191,6 +198,7 @@ def import_command(
     unrecorded = Unrecorded(None if heads else head_channels, heads, new_attention_order)
     diffusion = Diffusion(noise_schedule(schedule), prediction, rescale_timesteps, class_label)
     backbone = import_checkpoint(read_checkpoint(checkpoint), unrecorded, diffusion)
+    backbone.preprocessing = None if preprocessing is None else preprocessing_for(backbone, preprocessing)
     backbone.save(out, half=half)
     backbone = load_backbone(out, class_label=class_label)  # its fingerprint is that of the weights as they were saved
     console.out.print(

@@ -40,7 +40,7 @@ from store.errors import StoreError
 from store.feature_store import FeatureStore
 from store.interrupts import Stop
 from store.records import RunRecord
-from store.spec import EncodingName, FeatureSpec
+from store.spec import EncodingName, FeatureSpec, preprocessing_name
 from store.views import parse_views
 
 if TYPE_CHECKING:
@@ -95,7 +95,9 @@ def run(
     ] = None,
     batch: Annotated[
         int | None,
-        typer.Option(min=1, help="Images in one forward; memory grows with it.", show_default="2; on CUDA 4"),
+        typer.Option(
+            min=1, help="Images in one forward; memory grows with it.", show_default="2; of --workers 1; on CUDA 4"
+        ),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes of one thread each on this machine; on CUDA one for each GPU.")
@@ -155,7 +157,7 @@ def run(
         console.progress(f"extracting {data.name}", entries, quiet=as_json) as advance,
     ):
         started = time.perf_counter()
-        in_one_forward = batch or usual_batch(device)
+        in_one_forward = batch or (1 if spread and device == "cpu" else usual_batch(device))
         part_of_a_set = any(choice is not None for choice in (split, limit, images))
         if spread:
             job = ExtractionJob(
@@ -263,6 +265,8 @@ def _options(context: typer.Context, spec: FeatureSpec) -> dict[str, str | bool]
     """The options of ``run`` that make the same entries again, by name on the command line; paths absolute."""
     options = {name: value for name, value in context.params.items() if value is not None and name not in _NOT_REPEATED}
     options["encoding"] = spec.encoding.kind
+    if (prepared := preprocessing_name(spec.preprocessing)) is not None:
+        options["preprocessing"] = prepared
     options["dataset"] = _lasting_dataset(str(options["dataset"]))
     if "codebook" in options:
         options["codebook"] = str(Path(options["codebook"]).resolve())

@@ -159,7 +159,7 @@ class Extractor:
 
     @property
     def _together(self) -> int:
-        """Timesteps in one forward where they may share one: a batch costs a CPU memory and gains it nothing."""
+        """Timesteps in one forward where they may share one; on a CPU each has its own, for the sake of memory."""
         return 1 if self.backbone.device.type == "cpu" else len(self.spec.timesteps)
 
 

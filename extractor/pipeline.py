@@ -83,7 +83,7 @@ class Work(NamedTuple):
 
 
 def usual_batch(device: str) -> int:
-    """Views in one forward where nobody said how many.
+    """Views in one forward where nobody said how many, in a process that has the device to itself.
 
     On CPUs two, which are a tenth faster than one and take a quarter of a gigabyte more with the small backbone at 512
     pixels (docs/decisions/0009).

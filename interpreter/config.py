@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from interpreter.vss import Variant
 
@@ -42,3 +42,11 @@ class InterpreterConfig(BaseModel):
     def outputs(self) -> int:
         """Scores for each pixel: one for each class; overlapping classes need none for the background."""
         return self.classes - self.overlapping
+
+
+def of_today(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration as JSON that an earlier version wrote, with the defaults of what may be chosen since."""
+    try:
+        return InterpreterConfig.model_validate(config).model_dump(mode="json")
+    except ValidationError:  # of a later version: it is compared as it is
+        return config

@@ -16,7 +16,7 @@ from store.collection import Sample
 from store.errors import MissingEntry
 from store.feature_store import FeatureStore
 from store.features import FeatureEntry, Key
-from store.spec import PREPROCESSINGS, FeatureSpec
+from store.spec import FeatureSpec, preprocessing_name
 from store.views import IDENTITY
 
 
@@ -116,7 +116,7 @@ def _extracting(
             return f"extractor run {' '.join(said)} --store {store.location} --views {','.join(views)}"
     chosen = {
         "backbone": store.backbone_of(spec),
-        "preprocessing": next((name for name, of in PREPROCESSINGS.items() if of() == spec.preprocessing), None),
+        "preprocessing": preprocessing_name(spec.preprocessing),
         "trajectory": spec.trajectory,
         "timesteps": ",".join(map(str, spec.timesteps)),
         "grid": ",".join(map(str, spec.grid)),

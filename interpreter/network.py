@@ -17,17 +17,12 @@ from interpreter.errors import ConfigurationError
 from interpreter.heads import HEADS
 from interpreter.heads.photometric import PIXELS
 from interpreter.scan import Method
+from interpreter.standardising import Moments, moments_of
 from interpreter.vss import SS2D
 from store.codebook import Codebook
 from store.codecs import codec_for
 from store.encoded import Encoded
 from store.spec import FeatureSpec
-
-GRID = 128
-"""Moments of larger maps are taken from every so many places that at most this many are left along a side."""
-SMALLEST_DEVIATION = 1e-5
-Moments = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
-"""{block: mean and standard deviation of each channel, both (..., c, 1, 1)}."""
 
 
 class Interpreter(nn.Module):
@@ -74,31 +69,18 @@ class Interpreter(nn.Module):
             if isinstance(module, SS2D):
                 module.method = method
 
-    def moments(self, maps: Mapping[str, Encoded], fov: NDArray[np.bool_]) -> Moments | None:
-        """What maps are standardised by; None where they are read as they are.
+    def moments(self, maps: Mapping[str, Encoded], fov: NDArray[np.bool_]) -> dict[str, Moments] | None:
+        """What each block is standardised by; None where maps are read as they are.
 
         Args:
             maps: {block: Encoded (b, ..., k, h, w)}, whole.
-            fov: bool (b, R, R), the places that count: how much black surrounds them depends on the camera.
+            fov: bool (b, R, R).
         """
         if not self.config.standardise:
             return None
-        counts = torch.from_numpy(np.where(fov.any(axis=(1, 2), keepdims=True), fov, True)).to(self.device)
-        moments = {}
-        for name, stored in maps.items():
-            side = stored.values.shape[-1]
-            step, pixels = max(side // GRID, 1), self.spec.resolution // side
-            sparse = Encoded(stored.values[..., ::step, ::step], stored.scale, stored.offset)
-            values = self.codec.decode(name, sparse, self.device)
-            weights = counts[:, pixels // 2 :: pixels, pixels // 2 :: pixels][:, ::step, ::step].float()
-            weights = weights.view(len(fov), *[1] * (values.ndim - 3), *weights.shape[1:])
-            weights = weights / weights.sum(dim=(-2, -1), keepdim=True).clamp(min=1)
-            mean = (values * weights).sum(dim=(-2, -1), keepdim=True)
-            variance = ((values - mean).square_() * weights).sum(dim=(-2, -1), keepdim=True)
-            moments[name] = mean, variance.sqrt().clamp(min=SMALLEST_DEVIATION)
-        return moments
+        return {name: moments_of(name, stored, self.codec, fov, self.device) for name, stored in maps.items()}
 
-    def decoded(self, maps: Mapping[str, Encoded], moments: Moments | None) -> dict[str, torch.Tensor]:
+    def decoded(self, maps: Mapping[str, Encoded], moments: Mapping[str, Moments] | None) -> dict[str, torch.Tensor]:
         """Feature maps as the head reads them, on this network's device.
 
         Args:
@@ -108,7 +90,7 @@ class Interpreter(nn.Module):
         features = {name: self.codec.decode(name, m, self.device) for name, m in maps.items()}
         if moments is None:
             return features
-        return {name: (m - moments[name][0]).div_(moments[name][1]) for name, m in features.items()}
+        return {name: moments[name].standardised(m) for name, m in features.items()}
 
     def votes(self, maps: Mapping[str, Encoded], fov: NDArray[np.bool_]) -> Iterator[torch.Tensor]:
         """Logits (1, n, R, R) of each voter.

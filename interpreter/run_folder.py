@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from interpreter.config import of_today
 from interpreter.errors import ConfigurationError
 from store.files import read_json, replace_json, replaced
 
@@ -36,6 +37,8 @@ class RunFolder:
         path = self.path / RUN_FILE
         if path.is_file():
             theirs = read_json(path, ConfigurationError)
+            if "config" in theirs:
+                theirs["config"] = of_today(theirs["config"])
             if differing := [field for field in mine if mine[field] != theirs.get(field, mine[field])]:
                 raise ConfigurationError(
                     f"{self.path} holds a training with other {', '.join(differing)}; "

@@ -38,6 +38,7 @@ from interpreter.rules import Rules
 from interpreter.run_folder import RunFolder
 from interpreter.scan import Method
 from interpreter.settings import TrainingSettings as TrainingSettings
+from interpreter.standardising import Moments
 from interpreter.task import Task
 from store.batches import Batch, Plan, plan_epoch, stream
 from store.feature_store import FeatureStore
@@ -101,7 +102,9 @@ class Training:
         require_features(store, spec, self.train_images, settings.views)
         require_features(store, spec, self.validation_images)
         self._truths = {image.key.image_id: self._truth(image) for image in self.train_images}
-        self._fovs = {image.key.image_id: store.entry(spec, image.key).fov for image in self.train_images}
+        self._fovs = {
+            image.key.image_id: store.entry(spec, image.key).fov for image in self.train_images if config.standardise
+        }
         self.accelerator = Accelerator(cpu=device == "cpu")
         self.device = self.accelerator.device if device in ("cpu", "cuda") else torch.device(device)
         torch.manual_seed(settings.seed)
@@ -246,7 +249,7 @@ class Training:
         """Maps, timesteps, truth and what counts: cropped, flipped and augmented by the position's seed."""
         steps: slice | int = slice(None) if self.network.head.all_timesteps else 0
         batch = batch._replace(maps={name: m[:, steps] for name, m in batch.maps.items()})
-        moments = self.network.moments(batch.maps, np.stack([self._fov(key) for key in batch.keys]))
+        moments = self._moments(batch) if self.network.config.standardise else None
         batch, truths = self._windows(batch)
         maps = self.network.decoded(batch.maps, moments)
         truth = torch.from_numpy(np.stack([labels for labels, _ in truths])).to(self.device)
@@ -259,9 +262,10 @@ class Training:
         t = torch.from_numpy(batch.timesteps[:, steps]).to(self.device)
         return self.network.head.augment(maps), t, truth, inside
 
-    def _fov(self, key: Key) -> NDArray[np.bool_]:
-        """The field of view (R, R), flipped as the view is."""
-        return np.flip(self._fovs[key.image_id], flipped_axes(key.view))
+    def _moments(self, batch: Batch) -> dict[str, Moments] | None:
+        """What the maps are standardised by: those of the whole photographs, also where windows are shown."""
+        fov = np.stack([np.flip(self._fovs[key.image_id], flipped_axes(key.view)) for key in batch.keys])
+        return self.network.moments(batch.maps, fov)
 
     def truths(self, batch: Batch) -> list[Truth]:
         """Truth and what counts, each (R, R), of every image of a batch, flipped as its view is."""

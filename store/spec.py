@@ -84,6 +84,11 @@ def unequalised() -> Preprocessing:
 PREPROCESSINGS = {"fundus": Preprocessing, "unequalised": unequalised, "squeeze": squeeze}
 
 
+def preprocessing_name(preprocessing: Preprocessing) -> str | None:
+    """What the commands call it; None if they have no name for it."""
+    return next((name for name, make in PREPROCESSINGS.items() if make() == preprocessing), None)
+
+
 class FloatEncoding(_Frozen):
     """Every number as it is, rounded to the element type."""
 

@@ -75,6 +75,7 @@ def test_the_whole_way_by_commands(run: Run, dataset_folder: Path, wide_backbone
     )
     assert trained.returncode == 0, trained.stderr
     assert json.loads(trained.stdout)["epochs"] == 1
+    assert json.loads((model / "interpreter.json").read_text())["config"]["standardise"]
     scored = run("interpreter", *["evaluate", "--dataset", "eyes", "--json"], "--store", store, "--model", model)
     assert scored.returncode == 0, scored.stderr
     summary = json.loads(scored.stdout)
@@ -203,9 +204,15 @@ def test_pretrain_and_import_by_command(run: Run, dataset_folder: Path, shared: 
     assert trained.returncode == 0, trained.stderr
     assert (tmp_path / "run" / "backbone" / "config.json").is_file()
     imported = run(
-        "extractor", "import-checkpoint", shared / "fixtures" / "imagenet_tiny.safetensors", tmp_path / "imported"
+        "extractor",
+        "import-checkpoint",
+        shared / "fixtures" / "imagenet_tiny.safetensors",
+        tmp_path / "imported",
+        "--preprocessing",
+        "unequalised",
     )
     assert imported.returncode == 0, imported.stderr
+    assert json.loads((tmp_path / "imported" / "preprocessing.json").read_text())["clahe"] is None
     assert "blocks block_0 .. block_8, linear-1000, predicts epsilon" in " ".join(imported.stdout.split())
 
 

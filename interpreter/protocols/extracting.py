@@ -60,7 +60,7 @@ class Wanted:
     split: str
     trajectory: Trajectory
     views: tuple[str, ...]
-    preprocessing: str
+    preprocessing: str | None
     untrained: bool = False
 
 

@@ -153,7 +153,7 @@ class Protocol:
         experiments: of what is asked; ConfigurationError if that cannot be.
         metric: of ``Scores.figures`` that the table shows.
         by_class: the columns are the task's classes, not the experiments' names.
-        preprocessing: of the photographs.
+        preprocessing: of the photographs; that of the backbone if None.
         quoted: {name of a row: {column: published number}}, shown beside and never computed.
     """
 
@@ -165,5 +165,5 @@ class Protocol:
     notes: tuple[str, ...] = ()
     metric: str = "dice"
     by_class: bool = False
-    preprocessing: str = "fundus"
+    preprocessing: str | None = None
     quoted: dict[str, dict[str, float]] = field(default_factory=dict)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from interpreter.checkpoint import load_interpreter
-from interpreter.config import InterpreterConfig
+from interpreter.config import InterpreterConfig, of_today
 from interpreter.counting import cost_of
 from interpreter.data import Labelled, labelled_images, network_truth
 from interpreter.errors import ConfigurationError
@@ -97,7 +97,7 @@ class Running:
         path = folder / SCORES_FILE
         if path.is_file():
             known = read_json(path, ConfigurationError)
-            if known["asked"] == asked:
+            if known["asked"] | {"config": of_today(known["asked"]["config"])} == asked:
                 return Result(experiment, known["summary"], folder)
         summary = self._train_and_score(experiment, spec, folder)
         replace_json(path, {"asked": asked, "summary": summary})

@@ -24,6 +24,7 @@ from extractor.errors import BackboneError, NonFiniteActivation, ScheduleError
 from extractor.inversion import anchor, diffuse, invert, reconstruct, residual
 from extractor.schedule import noise_schedule
 from extractor.unet import build_unet
+from store.manifest import Manifest, seal
 from store.spec import Preprocessing
 
 S = 0.5
@@ -219,6 +220,12 @@ def test_a_backbone_remembers_how_its_photographs_were_prepared(tmp_path: Path) 
     (tmp_path / "preprocessing.json").write_text('{"interpolation": "sinc"}')
     with pytest.raises(BackboneError, match=r"preprocessing\.json.*this version"):
         load_backbone(tmp_path)
+    plain.save(tmp_path)
+    seal(tmp_path, Manifest(summary="a network"))
+    (tmp_path / "preprocessing.json").unlink()
+    with pytest.raises(BackboneError, match=r"preprocessing\.json"):
+        load_backbone(tmp_path)
+    (tmp_path / "manifest.json").unlink()
     Backbone(build_unet(config), diffusion, config).save(tmp_path)  # in its place, one that nobody knows that of
     assert load_backbone(tmp_path).preprocessing is None
     assert preprocessing_for(load_backbone(tmp_path), None) == Preprocessing()

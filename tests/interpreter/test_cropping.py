@@ -16,7 +16,9 @@ from interpreter.network import Interpreter, InterpreterConfig
 from interpreter.pixels import spec_of_pixels
 from interpreter.task import Task
 from interpreter.training import Training, TrainingSettings
-from store import Encoded, FeatureSpec, FeatureStore
+from store import Encoded, FeatureSpec, FeatureStore, Key
+from store.batches import Batch
+from store.views import IDENTITY
 
 TASK = Task(name="vessels", targets=("mask",))
 SETTINGS = TrainingSettings(epochs=16, batch=2, learning_rate=5e-3, evaluate_every=8, validation_share=0.2)
@@ -120,6 +122,28 @@ def test_it_learns_from_windows_and_repeats(
     too_large = settings.model_copy(update={"crop": 2 * spec.resolution})
     with pytest.raises(ConfigurationError, match="expected a multiple of"):
         Training(filled_store, spec, TASK, images, config, too_large, tmp_path / "c")
+
+
+def test_a_flipped_view_is_standardised_as_the_photograph_is(
+    filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path
+) -> None:
+    images = labelled_images(filled_store, "eyes", None, TASK)
+    config = InterpreterConfig(standardise=True)
+    run = Training(filled_store, spec, TASK, images, config, SETTINGS, tmp_path, "x")
+    key, side = run.train_images[0].key, spec.resolution
+    run._fovs[key.image_id] = np.arange(side)[None].repeat(side, 0) < side // 2
+    maps = filled_store.entry(spec, key).features().maps
+    moments = []
+    for view, step in ((IDENTITY, 1), ("flip-h", -1)):
+        seen = {name: Encoded(m.values[None, ..., ::step]) for name, m in maps.items()}
+        batch = Batch(0, (Key(key.image_id, view),), np.array([spec.timesteps]), seen)
+        moments.append(run._moments(batch))
+    one, other = moments
+    assert one is not None and other is not None
+    for name in maps:
+        torch.testing.assert_close(one[name].mean, other[name].mean, rtol=1e-4, atol=1e-5)
+        left = maps[name].values[..., : maps[name].values.shape[-1] // 2].astype("f4")
+        np.testing.assert_allclose(one[name].mean[0, ..., 0, 0], left.mean((-2, -1)), rtol=1e-3, atol=1e-4)
 
 
 def test_steps_end_a_training_instead_of_epochs(filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path) -> None:

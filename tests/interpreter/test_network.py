@@ -21,8 +21,10 @@ from interpreter.heads.photometric import PIXELS, photometric_change
 from interpreter.network import Interpreter, InterpreterConfig
 from interpreter.pixels import spec_of_pixels
 from interpreter.prediction import predict
+from interpreter.standardising import moments_of
 from interpreter.task import Task
-from store import AffineEncoding, Block, Encoded, FeatureSpec
+from store import AffineEncoding, Block, Encoded, FeatureSpec, FloatEncoding
+from store.codecs import FloatCodec
 from tests.conftest import changed
 
 WHOLE = np.ones((32, 32), dtype=np.bool_)
@@ -163,23 +165,20 @@ def test_windows_are_standardised_as_their_photograph_is(spec: FeatureSpec) -> N
         assert torch.equal(window, whole[name][..., side:, :side])
 
 
-def test_moments_of_large_maps_are_those_of_a_grid_of_their_places(spec: FeatureSpec) -> None:
-    large = changed(
-        spec,
-        blocks=(Block(name="block_0", channels=2, height=512, width=512),),
-        resolution=512,
-        timesteps=(1,),
-        grid=(1,),
-    )
-    smooth = np.random.default_rng(0).standard_normal((1, 2, 64, 64)).repeat(8, -1).repeat(8, -2).astype("f4")
-    moments = Interpreter(large, InterpreterConfig(standardise=True)).moments(
-        {"block_0": Encoded(smooth)}, np.ones((1, 512, 512), dtype=np.bool_)
-    )
-    assert moments is not None
-    mean, deviation = (one.numpy() for one in moments["block_0"])
-    assert mean.shape == deviation.shape == (1, 2, 1, 1)
-    np.testing.assert_allclose(mean, smooth.mean((-2, -1), keepdims=True), atol=1e-5)
-    np.testing.assert_allclose(deviation, smooth.std((-2, -1), keepdims=True), rtol=1e-3)
+def test_moments_of_large_maps_are_those_of_a_grid_of_their_places() -> None:
+    codec, side = FloatCodec(FloatEncoding(kind="float32")), 256
+    values = np.random.default_rng(0).standard_normal((2, 3, side, side)).astype("f4")
+    fov = np.tri(2 * side, dtype=np.bool_)[None].repeat(2, 0)  # below the diagonal
+    fov[1] = fov[1, :, ::-1]
+    mean, deviation = moments_of("block_0", Encoded(values), codec, fov)
+    assert mean.shape == deviation.shape == (2, 3, 1, 1)
+    for i in range(2):
+        inside = fov[i, 1::2, 1::2][::2, ::2]
+        looked_at = values[i, :, ::2, ::2][:, inside]
+        np.testing.assert_allclose(mean[i].flatten(), looked_at.mean(1), atol=1e-5)
+        np.testing.assert_allclose(deviation[i].flatten(), looked_at.std(1), rtol=1e-4)
+    odd = moments_of("block_0", Encoded(values[..., :192, :192]), codec, np.ones((2, 192, 192), dtype=np.bool_))
+    np.testing.assert_allclose(odd.mean[..., 0, 0], values[..., :192:2, :192:2].mean((-2, -1)), atol=1e-5)
 
 
 def test_what_surrounds_the_field_of_view_has_no_part_in_the_moments(spec: FeatureSpec) -> None:
@@ -199,10 +198,13 @@ def test_what_surrounds_the_field_of_view_has_no_part_in_the_moments(spec: Featu
             assert torch.equal(some[name][0][i], every[name][0][i])
 
 
-def test_a_channel_that_says_nothing_is_standardised_to_nothing(spec: FeatureSpec) -> None:
-    network = Interpreter(spec, InterpreterConfig(standardise=True))
-    maps = {b.name: Encoded(np.full((1, b.channels, b.height, b.width), 3, dtype="f4")) for b in spec.blocks}
-    assert all(not one.any() for one in network.decoded(maps, network.moments(maps, EACH[:1])).values())
+def test_a_channel_that_says_nothing_is_not_blown_up() -> None:
+    codec, places = FloatCodec(FloatEncoding(kind="float32")), np.linspace(-1, 1, 32)
+    fov = (places[:, None] ** 2 + places**2 < 1)[None]
+    values = np.where(fov, 30.3, 31.3).astype("f4")[:, None]  # all it varies by is the surround
+    standardised = moments_of("block_0", Encoded(values), codec, fov).standardised(torch.from_numpy(values))[0, 0]
+    assert standardised[torch.from_numpy(fov[0])].abs().max() < 0.01
+    assert standardised.abs().max() < 1000
 
 
 def test_photographs_are_not_standardised(spec: FeatureSpec) -> None:
