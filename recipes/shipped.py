@@ -114,7 +114,7 @@ VESSELS = InterpreterRecipe(
     test=(Part(CHASE_DB1),),
     steps=2400,
     evaluate_every=40,
-    options=WINDOWS_128,
+    options=("--standardise", *WINDOWS_128),
 )
 INTERPRETERS = {recipe.name: recipe for recipe in (DISC_CUP, LESIONS, OCTA_VESSELS, VESSELS)}
 

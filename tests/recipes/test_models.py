@@ -11,7 +11,7 @@ from PIL import Image
 from extractor.backbone import load_backbone
 from extractor.datasets import load_dataset
 from extractor.errors import DatasetError
-from interpreter.checkpoint import load_interpreter, shipped
+from interpreter.checkpoint import load_interpreter, read_card, shipped
 from recipes.drawing import SMOKE_BACKBONE, draw_table
 from recipes.models import build
 from recipes.photographs import Source, folders_of
@@ -59,6 +59,10 @@ def test_the_other_recipes_run(name: str, table: Path, tmp_path: Path) -> None:
 
 def test_every_shipped_model_has_a_recipe() -> None:
     assert set(shipped()) <= set(INTERPRETERS)
+    for name in shipped():
+        card, recipe = read_card(name), INTERPRETERS[name]
+        assert card.task.targets == recipe.targets
+        assert card.config.standardise == ("--standardise" in recipe.options)
     assert SMALL.name == "small"
 
 
