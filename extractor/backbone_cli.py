@@ -193,12 +193,13 @@ def import_command(
     from extractor.backbone import load_backbone
     from extractor.guided_diffusion import Unrecorded, import_checkpoint, read_checkpoint
 
+    prepared = None if preprocessing is None else preprocessing_named(preprocessing)  # before the work begins
     if head_channels is None and heads is None:
         head_channels = 64
     unrecorded = Unrecorded(None if heads else head_channels, heads, new_attention_order)
     diffusion = Diffusion(noise_schedule(schedule), prediction, rescale_timesteps, class_label)
     backbone = import_checkpoint(read_checkpoint(checkpoint), unrecorded, diffusion)
-    backbone.preprocessing = None if preprocessing is None else preprocessing_for(backbone, preprocessing)
+    backbone.preprocessing = prepared
     backbone.save(out, half=half)
     backbone = load_backbone(out, class_label=class_label)  # its fingerprint is that of the weights as they were saved
     console.out.print(
@@ -344,13 +345,16 @@ def recipe_of(
     return recipe.reading(timesteps, grid, blocks, resolution)
 
 
-def preprocessing_for(network: Backbone, name: str | None) -> Preprocessing:
-    """The preprocessing of that name, or a usage error that lists them; without a name, the network's own."""
-    if name is None:
-        return network.preprocessing or Preprocessing()
+def preprocessing_named(name: str) -> Preprocessing:
+    """The preprocessing of that name, or a usage error that lists them."""
     if name not in PREPROCESSINGS:
         raise typer.BadParameter(f"no preprocessing {name!r}; there are {', '.join(PREPROCESSINGS)}")
     return PREPROCESSINGS[name]()
+
+
+def preprocessing_for(network: Backbone, name: str | None) -> Preprocessing:
+    """The preprocessing of that name; without one, what the network was trained on, as far as that is known."""
+    return preprocessing_named(name) if name is not None else network.preprocessing or Preprocessing()
 
 
 def _preset_named(name: str) -> Preset:

@@ -157,7 +157,7 @@ def run(
         console.progress(f"extracting {data.name}", entries, quiet=as_json) as advance,
     ):
         started = time.perf_counter()
-        in_one_forward = batch or (1 if spread and device == "cpu" else usual_batch(device))
+        in_one_forward = batch or usual_batch(device, spread=spread)
         part_of_a_set = any(choice is not None for choice in (split, limit, images))
         if spread:
             job = ExtractionJob(

@@ -82,13 +82,15 @@ class Work(NamedTuple):
     view: str
 
 
-def usual_batch(device: str) -> int:
-    """Views in one forward where nobody said how many, in a process that has the device to itself.
+def usual_batch(device: str, *, spread: bool = False) -> int:
+    """Views in one forward where nobody said how many.
 
     On CPUs two, which are a tenth faster than one and take a quarter of a gigabyte more with the small backbone at 512
-    pixels (docs/decisions/0009).
+    pixels (docs/decisions/0009); of workers with one thread each (``spread``) one.
     """
-    return 2 if device == "cpu" else 4
+    if device != "cpu":
+        return 4
+    return 1 if spread else 2
 
 
 class _Decoded(NamedTuple):

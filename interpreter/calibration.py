@@ -41,11 +41,12 @@ def fit_temperature(
     for number, image in enumerate(images):
         entry = store.entry(interpreter.spec, image.key)
         truth = network_truth(store, entry, image, task, rules)
-        candidates = np.flatnonzero(rules.counted(entry.fov))
+        features = entry.features()
+        candidates = np.flatnonzero(rules.counted(features.fov))
         pixels = np.random.default_rng([number, len(candidates)]).choice(
             candidates, min(PIXELS, len(candidates)), False
         )
-        read = interpreter.votes(entry.features().maps, entry.fov)
+        read = interpreter.votes(features.maps, features.fov)
         votes = torch.cat([one.float().flatten(2) for one in read])  # (t, n, R R)
         logits.append(votes[..., torch.from_numpy(pixels).to(votes.device)].cpu().double())
         truths.append(torch.from_numpy(truth.ravel()[pixels]))

@@ -249,7 +249,7 @@ class Training:
         """Maps, timesteps, truth and what counts: cropped, flipped and augmented by the position's seed."""
         steps: slice | int = slice(None) if self.network.head.all_timesteps else 0
         batch = batch._replace(maps={name: m[:, steps] for name, m in batch.maps.items()})
-        moments = self._moments(batch) if self.network.config.standardise else None
+        moments = self._moments(batch)
         batch, truths = self._windows(batch)
         maps = self.network.decoded(batch.maps, moments)
         truth = torch.from_numpy(np.stack([labels for labels, _ in truths])).to(self.device)
@@ -263,7 +263,9 @@ class Training:
         return self.network.head.augment(maps), t, truth, inside
 
     def _moments(self, batch: Batch) -> dict[str, Moments] | None:
-        """What the maps are standardised by: those of the whole photographs, also where windows are shown."""
+        """What maps are standardised by, of whole photographs also where windows are shown; None if they are not."""
+        if not self.network.config.standardise:
+            return None
         fov = np.stack([np.flip(self._fovs[key.image_id], flipped_axes(key.view)) for key in batch.keys])
         return self.network.moments(batch.maps, fov)
 
