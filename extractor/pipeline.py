@@ -151,7 +151,7 @@ class Pipeline:
         with (
             Claims(self._store.objects) as self._claims,
             ThreadPoolExecutor(2) as self._decoders,
-            ThreadPoolExecutor(1) as self._writer,
+            ThreadPoolExecutor(WRITTEN_BEHIND) as self._writer,
         ):
             self._complete(work)
         self.report.forwards += self._extractor.forwards - forwards

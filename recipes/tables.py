@@ -38,6 +38,8 @@ BUDGET: dict[str, Any] = {
     "vss_max_size": 64,
 }
 """The same for every method of a table; chosen on validation images of STARE and HRF (docs/results.md)."""
+STANDARDISED = BUDGET | {"preset": "fast", "standardise": True}
+"""The interpreter as the shipped ``vessels`` is trained; chosen on training splits (docs/decisions/0020)."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class TableRecipe:
     settings: dict[str, Any] = field(default_factory=lambda: BUDGET)
 
 
+FOREGROUND: dict[str, Any] = {"foreground": 0.5}
 CAMERAS = (STARE, CHASE_DB1, HRF)
 METHODS = ("diffdgss", "anchored", "stochastic", "untrained", "mlp", "unet", "pixels")
 OCTA = Source("octa_500", "OCTA500_6M", ("vessel",), "no licence stated")
@@ -66,13 +69,16 @@ TABLES = {
     "lodo-vessels": TableRecipe("lodo-vessels", CAMERAS, METHODS),
     "lodo-vessels-aadg-compat": TableRecipe("lodo-vessels", CAMERAS, METHODS, "aadg-compat"),
     "lodo-vessels-fast": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=BUDGET | {"preset": "fast"}),
-    "lodo-vessels-standardised": TableRecipe(
-        "lodo-vessels", CAMERAS, ("diffdgss",), settings=BUDGET | {"preset": "fast", "standardise": True}
-    ),
+    "lodo-vessels-standardised": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=STANDARDISED),
     "few-label": TableRecipe("few-label", CAMERAS, ("diffdgss", "unet")),
+    "few-label-standardised": TableRecipe("few-label", CAMERAS, ("diffdgss",), settings=STANDARDISED),
     "cross-modality": TableRecipe("cross-modality", (*CAMERAS, OCTA), ("diffdgss", "unet"), targets=("octa_500",)),
-    "idrid-lesions": TableRecipe(
-        "idrid-lesions", (IDRID,), ("diffdgss", "unet"), seeds=(0,), settings=BUDGET | {"foreground": 0.5}
+    "cross-modality-standardised": TableRecipe(
+        "cross-modality", (*CAMERAS, OCTA), ("diffdgss",), targets=("octa_500",), settings=STANDARDISED
+    ),
+    "idrid-lesions": TableRecipe("idrid-lesions", (IDRID,), ("diffdgss", "unet"), settings=BUDGET | FOREGROUND),
+    "idrid-lesions-standardised": TableRecipe(
+        "idrid-lesions", (IDRID,), ("diffdgss",), settings=STANDARDISED | FOREGROUND
     ),
 }
 SMOKE = {

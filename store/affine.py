@@ -19,7 +19,7 @@ from store.threads import torch_threads
 
 Floats = NDArray[np.float32]
 TASKS = 16  # of an image
-TOGETHER = 16  # pixels looked at side by side
+TOGETHER, DEEP = 16, 4  # pixels looked at side by side, and one behind the other before anything is put down
 TURNED = 64  # pixels whose channels are put one behind the other at once: they stay in the first-level cache
 LOW, HIGH = np.float32(-128), np.float32(127)
 NEAREST = np.float32(1.5 * 2**23)  # adding it leaves no bits behind the point: rounds to even, as torch does
@@ -65,19 +65,30 @@ def _ranges(x: Floats, found: NDArray[Any]) -> None:
         i, part = task // TASKS, task % TASKS
         start = min(part * pixels // TASKS, pixels - 1)
         stop = max((part + 1) * pixels // TASKS, start + 1)
-        together = min(TOGETHER, stop - start) * channels
-        smallest, largest = np.full(together, np.inf, np.float32), np.full(together, -np.inf, np.float32)
-        nothing = np.zeros(together, np.float32)  # NaN from the first number on that is not finite
-        for first in range(start, stop, TOGETHER):
-            at = x[i, max(min(first, stop - TOGETHER), start) :].reshape(-1)
-            for e in range(together):
-                smallest[e] = at[e] if at[e] < smallest[e] else smallest[e]
-                largest[e] = at[e] if at[e] > largest[e] else largest[e]
-                nothing[e] += at[e] * np.float32(0)
+        beside = TOGETHER * channels
+        smallest, largest = np.full(beside, np.inf, np.float32), np.full(beside, -np.inf, np.float32)
+        nothing = np.zeros(beside, np.float32)  # NaN from the first number on that is not finite
+        rest = stop - (stop - start) % (TOGETHER * DEEP)
+        for first in range(start, rest, TOGETHER * DEEP):
+            at = x[i, first : first + TOGETHER * DEEP].reshape(-1)
+            for e in range(beside):
+                low, high, nan = smallest[e], largest[e], nothing[e]
+                for deep in range(DEEP):
+                    value = at[deep * beside + e]
+                    low = value if value < low else low
+                    high = value if value > high else high
+                    nan += value * np.float32(0)
+                smallest[e], largest[e], nothing[e] = low, high, nan
+        for pixel in range(rest, stop):
+            at = x[i, pixel]
+            for c in range(channels):
+                smallest[c] = at[c] if at[c] < smallest[c] else smallest[c]
+                largest[c] = at[c] if at[c] > largest[c] else largest[c]
+                nothing[c] += at[c] * np.float32(0)
         for c in range(channels):
-            nan = nothing[c::channels].sum()
-            found[i, part, 0, c] = smallest[c::channels].min() + nan
-            found[i, part, 1, c] = largest[c::channels].max() + nan
+            no_number = nothing[c::channels].sum()
+            found[i, part, 0, c] = smallest[c::channels].min() + no_number
+            found[i, part, 1, c] = largest[c::channels].max() + no_number
 
 
 @njit(parallel=True, error_model="numpy", cache=True, nogil=True)  # type: ignore[untyped-decorator]
