@@ -115,51 +115,79 @@ def pretrain(
     config: Annotated[
         Path | None, typer.Option(help="JSON configuration of a UNet2DModel; the small one if not given.")
     ] = None,
+    initial: Annotated[
+        str | None,
+        typer.Option(
+            help="Backbone to go on from, say for photographs of your own cameras: shipped name, folder or hub id. "
+            "Network, schedule and prediction are its own."
+        ),
+    ] = None,
     steps: Annotated[int, typer.Option(min=1)] = 100_000,
     batch: Annotated[int, typer.Option(min=1, help="Crops in a batch, on each device.")] = 4,
     accumulate: Annotated[int, typer.Option(min=1, help="Batches summed before a step.")] = 1,
     crop: Annotated[int, typer.Option(min=8, help="Side of the crops; the resolution for whole images.")] = 128,
     resolution: Annotated[int, typer.Option(min=8, help="Side of the prepared photographs.")] = 512,
     learning_rate: Annotated[float, typer.Option(min=1e-9)] = 5e-4,
-    schedule: Annotated[str, typer.Option(help="Noise schedule, such as cosine-4000.")] = "cosine-4000",
-    prediction: Annotated[Prediction, typer.Option(help="What the network learns to predict.")] = "v_prediction",
+    schedule: Annotated[
+        str | None, typer.Option(help="Noise schedule, such as linear-1000.", show_default="cosine-4000")
+    ] = None,
+    prediction: Annotated[
+        Prediction | None, typer.Option(help="What the network learns to predict.", show_default="v_prediction")
+    ] = None,
     level_power: Annotated[float, typer.Option(min=1.0, help="t = T u^p; 1 is uniform.")] = 3.0,
     photometric: Annotated[float, typer.Option(min=0.0, help="Strength of brightness and colour changes.")] = 1.0,
-    clahe: Annotated[bool, typer.Option(help="Equalise contrast as the presets do.")] = True,
+    clahe: Annotated[
+        bool | None,
+        typer.Option(
+            "--clahe/--no-clahe",
+            help="Equalise contrast as the presets do.",
+            show_default="as the initial backbone's photographs; else yes",
+        ),
+    ] = None,
     mixed_precision: Annotated[Literal["no", "fp16", "bf16"], typer.Option()] = "no",
     checkpoint_every: Annotated[int, typer.Option(min=1)] = 500,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Pre-train a backbone on unlabelled photographs."""
+    from extractor.backbone import load_backbone
     from extractor.photographs import PreparedPhotographs, find_images
+    from extractor.presets import backbone_source
     from extractor.pretraining import Pretraining, PretrainingSettings
 
-    how = Preprocessing() if clahe else Preprocessing(clahe=None)
-    settings = PretrainingSettings.model_validate(
-        {
-            "unet": json.loads(config.read_text()) if config else small_unet(),
-            "schedule": schedule,
-            "prediction": prediction,
-            "level_power": level_power,
-            "resolution": resolution,
-            "preprocessing": how,
-            "crop": crop,
-            "photometric": photometric,
-            "batch": batch,
-            "accumulate": accumulate,
-            "steps": steps,
-            "learning_rate": learning_rate,
-            "mixed_precision": mixed_precision,
-            "checkpoint_every": checkpoint_every,
-            "seed": seed,
-        }
-    )
+    described = {"unet": config, "schedule": schedule, "prediction": prediction}
+    given: dict[str, Any] = {name: value for name, value in described.items() if value is not None}
+    chosen: dict[str, Any] = {
+        "level_power": level_power,
+        "resolution": resolution,
+        "crop": crop,
+        "photometric": photometric,
+        "batch": batch,
+        "accumulate": accumulate,
+        "steps": steps,
+        "learning_rate": learning_rate,
+        "mixed_precision": mixed_precision,
+        "checkpoint_every": checkpoint_every,
+        "seed": seed,
+    }
+    if clahe is not None:
+        chosen["preprocessing"] = Preprocessing() if clahe else Preprocessing(clahe=None)
+    start = None
+    if initial is None:
+        given["unet"] = json.loads(config.read_text()) if config else small_unet()
+        settings = PretrainingSettings.model_validate(chosen | given)
+    elif given:
+        raise typer.BadParameter("--initial says what the network is: give no --config, --schedule or --prediction")
+    else:
+        start = load_backbone(backbone_source(initial))
+        settings = PretrainingSettings.going_on_from(start, **chosen)
     paths = find_images(images)
     with console.progress("preparing photographs", len(paths)) as advance:
-        photographs = PreparedPhotographs(paths, out / "prepared", resolution, how, lambda _: advance())
+        photographs = PreparedPhotographs(
+            paths, out / "prepared", resolution, settings.preprocessing, lambda _: advance()
+        )
     for reason in photographs.rejected:
         console.err.print(f"left out: {reason}", highlight=False, markup=False, soft_wrap=True)
-    training = Pretraining(settings, photographs, out)
+    training = Pretraining(settings, photographs, out, start)
     with console.progress("pre-training", steps - training.step) as advance:
         training.run(lambda _, loss: advance(1, f"loss {loss:.3f}"))
     console.out.print(f"backbone: {out / 'backbone'}  (pictures and TensorBoard beside it)")

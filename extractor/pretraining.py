@@ -13,7 +13,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -50,6 +50,7 @@ class PretrainingSettings(BaseModel):
     unet: dict[str, Any] = Field(description="configuration of diffusers' UNet2DModel")
     schedule: str = "cosine-4000"
     prediction: Prediction = "v_prediction"
+    initial: str | None = Field(default=None, description="fingerprint of the backbone that it starts from")
     level_power: float = Field(default=3.0, ge=1, description="t = T u^p; 1 is uniform")
     resolution: int = Field(default=512, gt=0, description="side R of the prepared photographs")
     preprocessing: Preprocessing = Preprocessing()
@@ -65,6 +66,27 @@ class PretrainingSettings(BaseModel):
     checkpoint_every: int = Field(default=500, gt=0)
     seed: int = 0
 
+    @classmethod
+    def going_on_from(cls, backbone: Backbone, **settings: Any) -> Self:
+        """Settings of a run that starts from a backbone's weights and keeps its network, schedule and prediction.
+
+        Args:
+            settings: the others; ``preprocessing`` is the backbone's own where it is not given and the backbone tells.
+
+        Raises:
+            PretrainingError: a kind of network that is run here and not trained.
+        """
+        diffusion = backbone.diffusion
+        if backbone.config["out_channels"] != 3 or diffusion.rescale_timesteps or diffusion.class_label is not None:
+            raise PretrainingError(
+                "this backbone learns a variance, has classes or rescales its timesteps; only networks as `extractor "
+                "pretrain` makes them can be trained further"
+            )
+        own = {"unet": backbone.config, "schedule": backbone.schedule.name, "prediction": diffusion.prediction}
+        if backbone.preprocessing is not None:
+            settings = {"preprocessing": backbone.preprocessing} | settings
+        return cls.model_validate(settings | own | {"initial": backbone.fingerprint})
+
 
 Report = Callable[[int, float], None]
 
@@ -77,9 +99,18 @@ class Pretraining:
         photographs: prepared images.
         folder: receives settings.json, state/, tensorboard/, pictures/ and, at every checkpoint,
             the averaged backbone in backbone/.
+        initial: whose weights a new run starts from, if its settings are ``going_on_from`` it.
     """
 
-    def __init__(self, settings: PretrainingSettings, photographs: PreparedPhotographs, folder: Path) -> None:
+    def __init__(
+        self,
+        settings: PretrainingSettings,
+        photographs: PreparedPhotographs,
+        folder: Path,
+        initial: Backbone | None = None,
+    ) -> None:
+        if settings.initial != (initial and initial.fingerprint):
+            raise PretrainingError("the backbone to start from is not the one that the settings name")
         self.settings = settings
         self.folder = folder
         self._require_fitting_sizes()
@@ -94,6 +125,8 @@ class Pretraining:
         )
         set_seed(settings.seed)
         unet = build_unet(settings.unet)
+        if initial is not None:
+            unet.load_state_dict(initial.unet.state_dict())
         optimizer = torch.optim.Adam(unet.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99))
         # accelerate steps a prepared schedule once for each process.
         processes = self.accelerator.num_processes

@@ -29,8 +29,10 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from extractor.architectures import plain_unet, small_unet
+from extractor.backbone import Backbone, load_backbone
 from extractor.errors import ExtractorError
 from extractor.photographs import PreparedPhotographs, find_images
+from extractor.presets import backbone_source
 from extractor.pretraining import Pretraining, PretrainingSettings
 from extractor.unet import build_unet
 from interpreter.errors import InterpreterError
@@ -54,20 +56,30 @@ class Variant:
     Attributes:
         says: how it differs.
         pretraining: of ``PretrainingSettings``.
+        initial: the shipped backbone it goes on from; else weights are drawn.
         widths, blocks_per_level: of the U-Net, as ``plain_unet`` has them.
     """
 
     says: str
     pretraining: dict[str, Any] = field(default_factory=dict)
+    initial: str = ""
     widths: tuple[int, ...] = tuple(small_unet()["block_out_channels"])
     blocks_per_level: int = 1
 
     def settings(self, tflop: float) -> PretrainingSettings:
         """Settings whose steps take ``tflop`` * 10^12 operations together."""
-        unet = plain_unet(self.widths, math.gcd(8, *self.widths), self.blocks_per_level)
-        common = {"unet": unet, "learning_rate": 1e-3, "checkpoint_every": 200}
-        one = PretrainingSettings.model_validate(common | self.pretraining | {"steps": 1})
+        common = {"learning_rate": 1e-3, "checkpoint_every": 200} | self.pretraining | {"steps": 1}
+        if self.start is not None:
+            one = PretrainingSettings.going_on_from(self.start, **common)
+        else:
+            unet = plain_unet(self.widths, math.gcd(8, *self.widths), self.blocks_per_level)
+            one = PretrainingSettings.model_validate(common | {"unet": unet})
         return one.model_copy(update={"steps": max(1, round(tflop * 1e12 / operations(one)))})
+
+    @cached_property
+    def start(self) -> Backbone | None:
+        """The backbone it goes on from."""
+        return load_backbone(backbone_source(self.initial)) if self.initial else None
 
     @property
     def blocks(self) -> str:
@@ -90,6 +102,7 @@ VARIANTS = {
     "wide": Variant("half as wide again, everywhere", widths=(24, 48, 96, 144, 192)),
     "coarse": Variant("finest level half as wide, coarse ones twice", widths=(8, 32, 128, 192, 256)),
     "deep": Variant("two residual blocks a level", blocks_per_level=2),
+    "further": Variant("the shipped one, trained on", initial="small"),
 }
 
 
@@ -163,10 +176,12 @@ class Comparison:
         """Train, extract, probe; what is there already is read."""
         folder = self.work / "backbones" / name
         settings = variant.settings(self.tflop)
-        asked, kept = settings.model_dump(mode="json"), folder / "scores.json"
-        if kept.is_file() and (known := json.loads(kept.read_text()))["asked"] == asked:
-            return Scored(**known["scores"])
-        seconds = self._train(settings, folder)
+        kept = folder / "scores.json"
+        if kept.is_file():
+            known = json.loads(kept.read_text())
+            if PretrainingSettings.model_validate(known["asked"]) == settings:
+                return Scored(**known["scores"])
+        seconds = self._train(variant, settings, folder)
         cameras = self._assess(folder, [f"manifest:{path}" for path in self.cameras.values()])
         (own,) = self._assess(folder, [f"manifest:{self._held_out()}"], split=None)
         scored = Scored(
@@ -179,15 +194,16 @@ class Comparison:
             own["walked"],
             self._probe(folder, variant),
         )
+        asked = settings.model_dump(mode="json")
         kept.write_text(json.dumps({"asked": asked, "scores": dataclasses.asdict(scored)}, indent=2) + "\n")
         return scored
 
-    def _train(self, settings: PretrainingSettings, folder: Path) -> float | None:
+    def _train(self, variant: Variant, settings: PretrainingSettings, folder: Path) -> float | None:
         """Train a variant, or let it go on; the processor's seconds where it was trained at one go."""
         photographs = PreparedPhotographs(
             self.unlabelled[0], self.work / "prepared", settings.resolution, settings.preprocessing
         )
-        training = Pretraining(settings, photographs, folder)
+        training = Pretraining(settings, photographs, folder, variant.start)
         first, started = training.step, time.process_time()
         with console.progress(f"pre-training {folder.name}", settings.steps - training.step) as advance:
             training.run(lambda _, loss: advance(1, f"loss {loss:.3f}"))

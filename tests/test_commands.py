@@ -168,6 +168,12 @@ def test_no_help_is_swallowed_as_markup(name: str) -> None:
         ("extractor", ["reconstruct", "/no/such.png", "--out", "x"], 1, "cannot be read"),
         ("extractor", ["import-checkpoint", "/no/such.pt", "x"], 1, "no such file"),
         ("extractor", ["pretrain", "--images", ".", "--out", "x", "--config", "/no/such"], 1, "No such file"),
+        (
+            "extractor",
+            ["pretrain", "--images", ".", "--out", "x", "--initial", "small", "--prediction", "epsilon"],
+            2,
+            "--initial says what the network is",
+        ),
         ("extractor", ["reconstruct", "x.png", "--out", "y", "--grid", "a"], 1, "cannot be read"),
         ("interpreter", ["train", "--store", "/no/such", "--dataset", "a", "--out", "x"], 1, "no such store"),
         ("interpreter", ["evaluate", "--store", "/no/such", "--dataset", "a"], 1, "no such store"),
@@ -203,6 +209,10 @@ def test_pretrain_and_import_by_command(run: Run, dataset_folder: Path, shared: 
     trained = run("extractor", *arguments, *small)
     assert trained.returncode == 0, trained.stderr
     assert (tmp_path / "run" / "backbone" / "config.json").is_file()
+    arguments[4], small[4:6] = tmp_path / "further", ["--initial", tmp_path / "run" / "backbone"]
+    further = run("extractor", *arguments, *small)
+    assert further.returncode == 0, further.stderr
+    assert json.loads((tmp_path / "further" / "settings.json").read_text())["initial"]
     imported = run(
         "extractor",
         "import-checkpoint",

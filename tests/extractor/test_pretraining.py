@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ import torch
 
 from extractor.architectures import tiny_unet
 from extractor.backbone import Backbone, load_backbone
+from extractor.diffusion import Diffusion
 from extractor.errors import PretrainingError
 from extractor.photographs import CropDataset, PreparedPhotographs, find_images
 from extractor.photometric import photometric_change
 from extractor.pretraining import Pretraining, PretrainingSettings, noisy_pair
 from extractor.schedule import noise_schedule
+from extractor.unet import build_unet
 from store import Clahe, Preprocessing
 from tests.conftest import draw_fundus
 
@@ -95,6 +98,30 @@ def test_a_folder_belongs_to_one_run(photographs: PreparedPhotographs, tmp_path:
     Pretraining(SETTINGS.model_copy(update={"steps": 9}), photographs, tmp_path / "run")
     with pytest.raises(PretrainingError, match="a run with other batch, seed"):
         Pretraining(SETTINGS.model_copy(update={"seed": 1, "batch": 2}), photographs, tmp_path / "run")
+
+
+def test_a_run_goes_on_from_a_backbone(photographs: PreparedPhotographs, tmp_path: Path) -> None:
+    first = Pretraining(SETTINGS.model_copy(update={"prediction": "epsilon"}), photographs, tmp_path / "first")
+    first.run()
+    start = load_backbone(tmp_path / "first" / "backbone")
+    given = SETTINGS.model_dump(include={"resolution", "crop", "steps", "warmup"})
+    settings = PretrainingSettings.going_on_from(start, **given, learning_rate=1e-9)
+    assert (settings.prediction, settings.preprocessing) == ("epsilon", SETTINGS.preprocessing)
+    further = Pretraining(settings, photographs, tmp_path / "further", start)
+    for name, tensor in further.run().unet.state_dict().items():
+        torch.testing.assert_close(tensor, start.unet.state_dict()[name], rtol=1e-3, atol=1e-6)
+    with pytest.raises(PretrainingError, match=r"a run with other .*initial"):
+        Pretraining(SETTINGS.model_copy(update={"warmup": 0}), photographs, tmp_path / "further")
+    with pytest.raises(PretrainingError, match="not the one that the settings name"):
+        Pretraining(settings, photographs, tmp_path / "other")
+
+
+@pytest.mark.parametrize("how", [{"rescale_timesteps": True}, {"prediction": "epsilon"}])
+def test_what_cannot_be_trained_on_is_told(how: dict[str, Any]) -> None:
+    config = tiny_unet() | ({} if "rescale_timesteps" in how else {"out_channels": 6})
+    backbone = Backbone(build_unet(config), Diffusion(noise_schedule("cosine-100"), **how), config)
+    with pytest.raises(PretrainingError, match="as `extractor pretrain` makes them"):
+        PretrainingSettings.going_on_from(backbone)
 
 
 def test_gradients_of_several_batches_are_one_step(photographs: PreparedPhotographs, tmp_path: Path) -> None:
