@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +29,7 @@ from store.encoded import Encoded, stacked
 from store.features import Features, Key
 from store.spec import FeatureSpec
 from store.transfer import Copies, at_once
-from store.views import IDENTITY, NEGATIVE, flipped_axes, photometric_seed
+from store.views import IDENTITY, Rendering, channel_rendering, flipped_axes, photometric_seed
 
 
 @dataclass(frozen=True)
@@ -163,13 +163,11 @@ class Extractor:
         return 1 if self.backbone.device.type == "cpu" else len(self.spec.timesteps)
 
 
-def _rendering(key: Key) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None:
+def _rendering(key: Key) -> Rendering | None:
     """What a view does to the pixels; a photometric change is a function of image and seed."""
-    if key.view == NEGATIVE:
-        return lambda image: 255 - image
     seed = photometric_seed(key.view)
     if seed is None:
-        return None
+        return channel_rendering(key.view)
     return lambda image: camera_rendering(image, np.random.default_rng([seed, int(key.image_id[:16], 16)]))
 
 

@@ -5,7 +5,6 @@ H, W  native size        R  side of the network's square
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from extractor.errors import ImageError
 from extractor.field_of_view import find_field_of_view
 from store.geometry import Geometry, Interpolation
 from store.spec import Clahe, Preprocessing
+from store.views import Rendering
 
 NARROWEST = 4
 """A photograph's longer side over its shorter one, at most: the square around it is so many times as large."""
@@ -44,7 +44,7 @@ def preprocess(
     resolution: int,
     how: Preprocessing,
     name: str = "image",
-    rendering: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
+    rendering: Rendering | None = None,
 ) -> NetworkInput:
     """Crop to the field of view, resize, render, equalise, scale.
 

@@ -22,7 +22,7 @@ from store.feature_store import FeatureStore
 from store.features import Features, Key
 from store.geometry import Interpolation
 from store.spec import Block, FeatureSpec, FloatEncoding
-from store.views import NEGATIVE
+from store.views import Rendering, channel_rendering
 
 
 def spec_of_pixels(spec: FeatureSpec) -> FeatureSpec:
@@ -61,7 +61,7 @@ def write_pixels(store: FeatureStore, spec: FeatureSpec, keys: Sequence[Key], fo
         files = _find({key.image_id for key in missing}, folders)
         for key in missing:
             entry = store.entry(spec, key)
-            photograph = _read(files[key.image_id], inverted=key.view == NEGATIVE)
+            photograph = _read(files[key.image_id], channel_rendering(key.view))
             small = entry.geometry.apply(photograph, Interpolation.AREA).astype(np.uint8)
             if spec.preprocessing.mask_outside:
                 small[~entry.fov] = 0
@@ -85,7 +85,7 @@ def _find(wanted: set[str], folders: Iterable[Path]) -> dict[str, Path]:
     return found
 
 
-def _read(path: Path, *, inverted: bool) -> NDArray[np.uint8]:
+def _read(path: Path, rendering: Rendering | None) -> NDArray[np.uint8]:
     """uint8 (H, W, 3), upright."""
     with Image.open(path) as image:
         if image.mode.startswith(("I", "F")):
@@ -93,4 +93,4 @@ def _read(path: Path, *, inverted: bool) -> NDArray[np.uint8]:
                 f"{path}: of more than 8 bits; networks on pixels read 8-bit photographs, save it so"
             )
         pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    return 255 - pixels if inverted else pixels
+    return pixels if rendering is None else rendering(pixels)

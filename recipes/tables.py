@@ -24,6 +24,7 @@ from recipes.photographs import Source
 from recipes.shipped import CHASE_DB1, HRF, IDRID, STARE
 from store import console
 from store.errors import StoreError
+from store.views import RED_FREE
 
 BUDGET: dict[str, Any] = {
     "backbone": "small",
@@ -75,6 +76,13 @@ TABLES = {
     "cross-modality": TableRecipe("cross-modality", (*CAMERAS, OCTA), ("diffdgss", "unet"), targets=("octa_500",)),
     "cross-modality-standardised": TableRecipe(
         "cross-modality", (*CAMERAS, OCTA), ("diffdgss",), targets=("octa_500",), settings=STANDARDISED
+    ),
+    "cross-modality-red-free": TableRecipe(
+        "cross-modality",
+        (*CAMERAS, OCTA),
+        ("diffdgss", "unet"),
+        targets=("octa_500",),
+        settings=STANDARDISED | {"views": RED_FREE},
     ),
     "idrid-lesions": TableRecipe("idrid-lesions", (IDRID,), ("diffdgss", "unet"), settings=BUDGET | FOREGROUND),
     "idrid-lesions-standardised": TableRecipe(

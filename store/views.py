@@ -5,17 +5,31 @@ What augmentation is to a network, views are to a cache. A view is part of an en
     identity        the photograph
     flip-h, flip-v, flip-hv   exact flips of the network's square, along width, height, both
     negative        light and dark exchanged: an angiogram shows vessels bright, a photograph dark
+    red-free        the green channel in all three: what cameras and scanners without colour show
     photometric-K   the photograph as another camera might have rendered it, K a seed
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
 from store.errors import SpecError
+
+Rendering = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+"""uint8 (h, w, 3) to the same."""
 
 IDENTITY = "identity"
 NEGATIVE = "negative"
+RED_FREE = "red-free"
 FLIPS = {"flip-h": (-1,), "flip-v": (-2,), "flip-hv": (-2, -1)}
 _PHOTOMETRIC = "photometric-"
+_OF_CHANNELS: dict[str, Rendering] = {
+    NEGATIVE: lambda image: 255 - image,
+    RED_FREE: lambda image: np.repeat(image[..., 1:2], 3, axis=-1),
+}
 
 
 def parse_views(text: str) -> tuple[str, ...]:
@@ -36,7 +50,9 @@ def parse_views(text: str) -> tuple[str, ...]:
         elif is_view(part):
             views.append(part)
         else:
-            raise SpecError(f"no view {part!r}; expected identity, negative, flips, {', '.join(FLIPS)}, photometric:N")
+            raise SpecError(
+                f"no view {part!r}; expected {', '.join((IDENTITY, *_OF_CHANNELS, 'flips', *FLIPS))}, photometric:N"
+            )
     if len(set(views)) != len(views):
         raise SpecError(f"a view stands twice in {text!r}")
     return tuple(views)
@@ -44,7 +60,12 @@ def parse_views(text: str) -> tuple[str, ...]:
 
 def is_view(name: str) -> bool:
     """Whether this is the name of a view."""
-    return name in (IDENTITY, NEGATIVE) or name in FLIPS or photometric_seed(name) is not None
+    return name == IDENTITY or name in _OF_CHANNELS or name in FLIPS or photometric_seed(name) is not None
+
+
+def channel_rendering(view: str) -> Rendering | None:
+    """What a view does to the numbers of a photograph, where that depends on nothing else; None for any other view."""
+    return _OF_CHANNELS.get(view)
 
 
 def flipped_axes(view: str) -> tuple[int, ...]:

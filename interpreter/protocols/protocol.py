@@ -14,7 +14,7 @@ from interpreter.settings import TrainingSettings
 from interpreter.task import Task
 from interpreter.vss import Variant
 from store.spec import EncodingName, Trajectory
-from store.views import IDENTITY
+from store.views import IDENTITY, channel_rendering
 
 Edition = Literal["strict", "aadg-compat"]
 
@@ -57,7 +57,7 @@ class Choices(BaseModel):
     """What the user of a protocol may choose; the same for every experiment of a table.
 
     Attributes:
-        views: renderings of the training images, for networks that read features.
+        views: renderings of the training images; networks on pixels draw flips and photometric ones themselves.
         encoding: the preset's if not given.
         steps, crop, foreground: as of ``TrainingSettings``.
         standardise: as of ``InterpreterConfig``, of networks that read features.
@@ -84,6 +84,12 @@ class Choices(BaseModel):
     max_width: int = Field(default=64, ge=8)
     standardise: bool = False
 
+    def views_of(self, row: Row) -> tuple[str, ...]:
+        """The renderings that a method is trained on."""
+        if not row.pixels:
+            return self.views
+        return tuple(view for view in self.views if view == IDENTITY or channel_rendering(view)) or (IDENTITY,)
+
     def training(self, row: Row, seed: int, labels: int | None) -> TrainingSettings:
         """The settings of one training."""
         return TrainingSettings(
@@ -94,7 +100,7 @@ class Choices(BaseModel):
             foreground=self.foreground,
             learning_rate=self.learning_rate,
             decay=self.decay,
-            views=(IDENTITY,) if row.pixels else self.views,
+            views=self.views_of(row),
             labels=labels,
             evaluate_every=self.evaluate_every,
             patience=self.patience,

@@ -154,18 +154,16 @@ class Running:
     def _features(self, experiment: Experiment) -> FeatureSpec:
         """Extract what an experiment reads, where that is not there."""
         row = experiment.row
-        views = (IDENTITY,) if row.pixels else self.choices.views
-        digests = {
-            self._extracted(name, split, row, tuple(dict.fromkeys((IDENTITY, *views))))
-            for name, split in experiment.sources
-        }
+        views = tuple(dict.fromkeys((IDENTITY, *self.choices.views_of(row))))  # validation reads the first one
+        digests = {self._extracted(name, split, row, views) for name, split in experiment.sources}
         digests |= {self._extracted(name, split, row, (experiment.test_view,)) for name, split in experiment.tests}
         if len(digests) != 1:
             raise ConfigurationError(f"data sets were extracted under several specs: {', '.join(sorted(digests))}")
         spec = self.store.spec(digests.pop())
         if not row.pixels:
             return spec
-        images = [*self._images(experiment.sources), *self._images(experiment.tests, experiment.test_view)]
+        images = [image for view in views for image in self._images(experiment.sources, view)]
+        images += self._images(experiment.tests, experiment.test_view)
         folders = [folder for source in self.sources.values() for folder in source.folders]
         return write_pixels(self.store, spec, list(dict.fromkeys(image.key for image in images)), folders)
 

@@ -18,7 +18,7 @@ from extractor.images import decode_image, decode_mask
 from extractor.preprocess import preprocess, to_pixels
 from store import Clahe, FeatureSpec, Key, Preprocessing
 from store.spec import squeeze
-from store.views import NEGATIVE
+from store.views import NEGATIVE, RED_FREE
 from tests.conftest import changed, draw_fundus
 
 PLAIN = Preprocessing(clahe=None)
@@ -135,3 +135,12 @@ def test_a_negative_exchanges_light_and_dark(backbone: Backbone, spec: FeatureSp
     np.testing.assert_array_equal(plain.fov, negative.fov)
     np.testing.assert_array_equal(to_pixels(plain.x0)[0][inside], 255 - to_pixels(negative.x0)[0][inside])
     assert not to_pixels(negative.x0)[0][~inside].any()
+
+
+def test_a_red_free_rendering_has_the_green_channel_alone(backbone: Backbone, spec: FeatureSpec) -> None:
+    image, _ = draw_fundus(160)
+    extractor = Extractor(backbone, changed(spec, preprocessing=Preprocessing(clahe=None)))
+    plain, grey = (extractor.render(image, Key("0" * 64, view)).input for view in ("identity", RED_FREE))
+    np.testing.assert_array_equal(plain.fov, grey.fov)
+    for channel in range(3):
+        np.testing.assert_array_equal(grey.x0[0, channel], plain.x0[0, 1])

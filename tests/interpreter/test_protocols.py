@@ -34,6 +34,7 @@ from interpreter.protocols.report import write_report
 from interpreter.protocols.running import Result, Running
 from interpreter.protocols.table import tabulated
 from store import FeatureStore
+from store.features import Key
 from store.spec import PREPROCESSINGS
 from store.views import NEGATIVE
 from tests.conftest import TINY, Run, draw_fundus
@@ -175,6 +176,25 @@ def test_every_row_can_be_run_by_name(table: Table, tmp_path: Path) -> None:
     assert len(next(r for r in results if r.experiment.row.name == "mlp").summary["dice_by_timestep"]) == 10
 
 
+def test_networks_on_pixels_draw_photometric_views_themselves() -> None:
+    choices = Choices(views=("identity", "red-free", "flip-h", "photometric-0"))
+    of = {row: choices.views_of(ROWS[row]) for row in ("diffdgss", "unet")}
+    assert of == {"diffdgss": choices.views, "unet": ("identity", "red-free")}
+    assert Choices(views=("photometric-0",)).views_of(ROWS["unet"]) == ("identity",)
+
+
+def test_photographs_without_colour_are_read_by_networks_on_features_and_on_pixels(
+    table: Table, store: FeatureStore, tmp_path: Path
+) -> None:
+    choices = CHOICES.model_copy(update={"views": ("red-free",)})
+    table("lodo-vessels", "strict", vessels(tmp_path, "stare", "hrf"), ("hrf",), "diffdgss,unet", choices=choices)
+    (pixels,) = [spec for spec in store.specs() if spec.blocks[0].name == "pixels"]
+    (key, *_) = [key for key in store.keys(pixels) if key.view == "red-free"]
+    grey = store.entry(pixels, key).read("pixels")[0]
+    coloured = store.entry(pixels, Key(key.image_id, "identity")).read("pixels")[0]
+    assert all(np.array_equal(grey[channel], coloured[1]) for channel in range(3))
+
+
 def test_angiograms_are_read_as_negatives(table: Table, store: FeatureStore, tmp_path: Path) -> None:
     sources = [*vessels(tmp_path, "stare"), draw_data(tmp_path / "octa", "octa_500", ("vessel",), 50, negative=True)]
     results, _ = table("cross-modality", "strict", sources, ("octa_500",), "diffdgss,unet")
@@ -236,7 +256,7 @@ def test_pixels_of_more_than_8_bits_are_refused(tmp_path: Path) -> None:
     """Pillow would cut them off at 255: white wherever there is anything."""
     Image.fromarray(np.full((8, 8), 4000, np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(TrainingDataError, match=r"deep\.png: of more than 8 bits"):
-        _read(tmp_path / "deep.png", inverted=False)
+        _read(tmp_path / "deep.png", None)
 
 
 @pytest.mark.parametrize(
