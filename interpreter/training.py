@@ -102,9 +102,7 @@ class Training:
         require_features(store, spec, self.train_images, settings.views)
         require_features(store, spec, self.validation_images)
         self._truths = {image.key.image_id: self._truth(image) for image in self.train_images}
-        self._fovs = {
-            image.key.image_id: store.entry(spec, image.key).fov for image in self.train_images if config.standardise
-        }
+        self._known_moments: dict[tuple[Key, tuple[int, ...]], dict[str, Moments]] = {}
         self.accelerator = Accelerator(cpu=device == "cpu")
         self.device = self.accelerator.device if device in ("cpu", "cuda") else torch.device(device)
         torch.manual_seed(settings.seed)
@@ -266,8 +264,22 @@ class Training:
         """What maps are standardised by, of whole photographs also where windows are shown; None if they are not."""
         if not self.network.config.standardise:
             return None
-        fov = np.stack([np.flip(self._fovs[key.image_id], flipped_axes(key.view)) for key in batch.keys])
-        return self.network.moments(batch.maps, fov)
+        of_each = [self._moments_of(batch, row) for row in range(len(batch.keys))]
+        return {
+            name: Moments(*(torch.cat(parts) for parts in zip(*(one[name] for one in of_each), strict=True)))
+            for name in batch.maps
+        }
+
+    def _moments_of(self, batch: Batch, row: int) -> dict[str, Moments]:
+        """Those of one image of a batch, found once for each view and timestep: they take a fifth of a step."""
+        key = batch.keys[row]
+        place = key, tuple(batch.timesteps[row].tolist())
+        if place not in self._known_moments:
+            maps = {name: stored[row : row + 1] for name, stored in batch.maps.items()}
+            found = self.network.moments(maps, self.store.entry(self.spec, key).fov[None])
+            assert found is not None
+            self._known_moments[place] = found
+        return self._known_moments[place]
 
     def truths(self, batch: Batch) -> list[Truth]:
         """Truth and what counts, each (R, R), of every image of a batch, flipped as its view is."""

@@ -16,7 +16,7 @@ from interpreter.network import Interpreter, InterpreterConfig
 from interpreter.pixels import spec_of_pixels
 from interpreter.task import Task
 from interpreter.training import Training, TrainingSettings
-from store import Encoded, FeatureSpec, FeatureStore, Key
+from store import Encoded, Features, FeatureSpec, FeatureStore, Key
 from store.batches import Batch
 from store.views import IDENTITY
 
@@ -131,13 +131,20 @@ def test_a_flipped_view_is_standardised_as_the_photograph_is(
     config = InterpreterConfig(standardise=True)
     run = Training(filled_store, spec, TASK, images, config, SETTINGS, tmp_path, "x")
     key, side = run.train_images[0].key, spec.resolution
-    run._fovs[key.image_id] = np.arange(side)[None].repeat(side, 0) < side // 2
-    maps = filled_store.entry(spec, key).features().maps
+    plain = filled_store.entry(spec, key).features()
+    maps, fov = plain.maps, np.arange(side)[None].repeat(side, 0) < side // 2
     moments = []
     for view, step in ((IDENTITY, 1), ("flip-h", -1)):
-        seen = {name: Encoded(m.values[None, ..., ::step]) for name, m in maps.items()}
-        batch = Batch(0, (Key(key.image_id, view),), np.array([spec.timesteps]), seen)
+        flipped = {name: Encoded(np.ascontiguousarray(m.values[..., ::step])) for name, m in maps.items()}
+        here = Key(key.image_id, view)
+        filled_store.write(spec, here, Features(flipped, np.ascontiguousarray(fov[:, ::step]), plain.geometry))
+        seen = {name: Encoded(m.values[None]) for name, m in flipped.items()}
+        batch = Batch(0, (here,), np.array([spec.timesteps]), seen)
         moments.append(run._moments(batch))
+        filled_store.delete(spec, here)
+        again = run._moments(batch)  # known by now
+        assert again is not None
+        assert all(torch.equal(again[name].mean, moments[-1][name].mean) for name in maps)
     one, other = moments
     assert one is not None and other is not None
     for name in maps:
