@@ -13,7 +13,7 @@ from rich.table import Table
 from extractor.architectures import small_unet
 from extractor.datasets import evenly_spread, load_dataset, of_split
 from extractor.diffusion import Diffusion, Prediction
-from extractor.presets import PRESETS, Preset, open_backbone
+from extractor.presets import PRESETS, Preset, open_backbone, stored_backbone
 from extractor.schedule import noise_schedule
 from store import console
 from store.codebook import DISTORTION, FINEST_DISTORTION
@@ -119,7 +119,7 @@ def pretrain(
         str | None,
         typer.Option(
             help="Backbone to go on from, say for photographs of your own cameras: shipped name, folder or hub id. "
-            "Network, schedule and prediction are its own."
+            "Network, schedule, prediction and preparation are its own."
         ),
     ] = None,
     steps: Annotated[int, typer.Option(min=1)] = 100_000,
@@ -141,7 +141,7 @@ def pretrain(
         typer.Option(
             "--clahe/--no-clahe",
             help="Equalise contrast as the presets do.",
-            show_default="as the initial backbone's photographs; else yes",
+            show_default="clahe",
         ),
     ] = None,
     mixed_precision: Annotated[Literal["no", "fp16", "bf16"], typer.Option()] = "no",
@@ -149,13 +149,9 @@ def pretrain(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Pre-train a backbone on unlabelled photographs."""
-    from extractor.backbone import load_backbone
     from extractor.photographs import PreparedPhotographs, find_images
-    from extractor.presets import backbone_source
     from extractor.pretraining import Pretraining, PretrainingSettings
 
-    described = {"unet": config, "schedule": schedule, "prediction": prediction}
-    given: dict[str, Any] = {name: value for name, value in described.items() if value is not None}
     chosen: dict[str, Any] = {
         "level_power": level_power,
         "resolution": resolution,
@@ -169,16 +165,21 @@ def pretrain(
         "checkpoint_every": checkpoint_every,
         "seed": seed,
     }
-    if clahe is not None:
-        chosen["preprocessing"] = Preprocessing() if clahe else Preprocessing(clahe=None)
-    start = None
-    if initial is None:
-        given["unet"] = json.loads(config.read_text()) if config else small_unet()
-        settings = PretrainingSettings.model_validate(chosen | given)
-    elif given:
-        raise typer.BadParameter("--initial says what the network is: give no --config, --schedule or --prediction")
+    start = None if initial is None else stored_backbone(initial)
+    if start is None:
+        network = {
+            "unet": json.loads(config.read_text()) if config else small_unet(),
+            "schedule": schedule or "cosine-4000",
+            "prediction": prediction or "v_prediction",
+            "preprocessing": Preprocessing(clahe=None) if clahe is False else Preprocessing(),
+        }
+        settings = PretrainingSettings.model_validate(chosen | network)
+    elif any(one is not None for one in (config, schedule, prediction, clahe)):
+        raise typer.BadParameter(
+            "--initial says what the network is and how photographs are prepared: leave out --config, --schedule, "
+            "--prediction and --clahe"
+        )
     else:
-        start = load_backbone(backbone_source(initial))
         settings = PretrainingSettings.going_on_from(start, **chosen)
     paths = find_images(images)
     with console.progress("preparing photographs", len(paths)) as advance:

@@ -86,7 +86,7 @@ def run(
     precision: PrecisionOption = "float32",
     device: DeviceOption = "cpu",
     views: Annotated[
-        str, typer.Option(help="Renderings of each image, such as identity,flips,photometric:8.")
+        str, typer.Option(help="Renderings of each image, such as identity,flips,photometric:8,red-free,negative.")
     ] = "identity",
     split: Annotated[str | None, typer.Option(help="Only this split.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,

@@ -29,7 +29,7 @@ from store.encoded import Encoded, stacked
 from store.features import Features, Key
 from store.spec import FeatureSpec
 from store.transfer import Copies, at_once
-from store.views import IDENTITY, Rendering, channel_rendering, flipped_axes, photometric_seed
+from store.views import IDENTITY, Rendering, fixed_rendering, flipped_axes, photometric_seed
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _rendering(key: Key) -> Rendering | None:
     """What a view does to the pixels; a photometric change is a function of image and seed."""
     seed = photometric_seed(key.view)
     if seed is None:
-        return channel_rendering(key.view)
+        return fixed_rendering(key.view)
     return lambda image: camera_rendering(image, np.random.default_rng([seed, int(key.image_id[:16], 16)]))
 
 

@@ -104,19 +104,19 @@ def _prepare(path: Path, folder: Path, resolution: int, how: Preprocessing) -> P
 
 
 class CropDataset(Dataset[torch.Tensor]):
-    """An endless sequence of augmented crops; the i-th depends on the seed and i alone."""
+    """An endless sequence of augmented crops; the i-th depends on the seeds and i alone."""
 
-    def __init__(self, photographs: PreparedPhotographs, size: int, photometric: float, seed: int) -> None:
+    def __init__(self, photographs: PreparedPhotographs, size: int, photometric: float, *seeds: int) -> None:
         if size > photographs.resolution:
             raise PretrainingError(f"crops of {size} do not fit into photographs of {photographs.resolution} pixels")
         self._photographs = photographs
         self._size = size
         self._photometric = photometric
-        self._seed = seed
+        self._seeds = seeds
 
     def __getitem__(self, index: int) -> torch.Tensor:
         """float32 (3, s, s) in [-1, 1]."""
-        random = np.random.default_rng([self._seed, index])
+        random = np.random.default_rng([*self._seeds, index])
         photograph = self._photographs[int(random.integers(len(self._photographs)))]
         crop = np.asarray(self._mostly_lit(photograph, random))
         if self._photometric > 0:

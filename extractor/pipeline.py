@@ -1,7 +1,7 @@
 """One process's way through a list of photographs: decode ahead, run the network, write behind.
 
 Memory is bounded: ``DECODED_AHEAD`` photographs wait for the network beside the batch that is in it, and
-``WRITTEN_BEHIND`` wait to be written; whoever is ahead waits.
+``WRITTEN_BEHIND`` are being written, each by a thread of its own; whoever is ahead waits.
 """
 
 from __future__ import annotations

@@ -177,6 +177,21 @@ def backbone_source(name: str) -> str:
     return str(MODELS / name) if is_shipped(name) else name
 
 
+def stored_backbone(name: str, precision: Precision = "float32", class_label: int | None = None) -> Backbone:
+    """A shipped backbone by name, or one from a folder or hub id, on the CPU, computed by torch.
+
+    Raises:
+        BackboneError: neither shipped nor found.
+    """
+    from extractor.backbone import load_backbone
+
+    try:
+        return load_backbone(backbone_source(name), precision, class_label)
+    except BackboneError as error:
+        known = ", ".join(shipped_backbones()) or "none"
+        raise BackboneError(f"{error} (shipped backbones: {known})") from error
+
+
 def open_backbone(
     name: str,
     precision: Precision = "float32",
@@ -191,13 +206,7 @@ def open_backbone(
     Raises:
         BackboneError: neither shipped nor found.
     """
-    from extractor.backbone import load_backbone
-
-    known = ", ".join(shipped_backbones()) or "none"
-    try:
-        loaded = load_backbone(backbone_source(name.removeprefix(UNTRAINED)), precision, class_label)
-    except BackboneError as error:
-        raise BackboneError(f"{error} (shipped backbones: {known})") from error
+    loaded = stored_backbone(name.removeprefix(UNTRAINED), precision, class_label)
     if name.startswith(UNTRAINED):
         loaded = loaded.untrained()
     try:

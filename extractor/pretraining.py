@@ -66,6 +66,11 @@ class PretrainingSettings(BaseModel):
     checkpoint_every: int = Field(default=500, gt=0)
     seed: int = 0
 
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of everything that is drawn: who goes on from a backbone is shown other crops and noise than made it."""
+        return (self.seed,) if self.initial is None else (self.seed, int(self.initial[:8], 16))
+
     @classmethod
     def going_on_from(cls, backbone: Backbone, **settings: Any) -> Self:
         """Settings of a run that starts from a backbone's weights and keeps its network, schedule and prediction.
@@ -77,11 +82,14 @@ class PretrainingSettings(BaseModel):
             PretrainingError: a kind of network that is run here and not trained.
         """
         diffusion = backbone.diffusion
-        if backbone.config["out_channels"] != 3 or diffusion.rescale_timesteps or diffusion.class_label is not None:
-            raise PretrainingError(
-                "this backbone learns a variance, has classes or rescales its timesteps; only networks as `extractor "
-                "pretrain` makes them can be trained further"
-            )
+        unknown = {
+            "a learned variance": backbone.config["out_channels"] != 3,
+            "rescaled timesteps": diffusion.rescale_timesteps,
+            "classes": diffusion.class_label is not None,
+        }
+        if any(unknown.values()):
+            found = ", ".join(name for name, has in unknown.items() if has)
+            raise PretrainingError(f"this backbone has {found}: it can be run here, not trained further")
         own = {"unet": backbone.config, "schedule": backbone.schedule.name, "prediction": diffusion.prediction}
         if backbone.preprocessing is not None:
             settings = {"preprocessing": backbone.preprocessing} | settings
@@ -99,7 +107,7 @@ class Pretraining:
         photographs: prepared images.
         folder: receives settings.json, state/, tensorboard/, pictures/ and, at every checkpoint,
             the averaged backbone in backbone/.
-        initial: whose weights a new run starts from, if its settings are ``going_on_from`` it.
+        start: whose weights a new run starts from, if its settings are ``going_on_from`` it.
     """
 
     def __init__(
@@ -107,9 +115,9 @@ class Pretraining:
         settings: PretrainingSettings,
         photographs: PreparedPhotographs,
         folder: Path,
-        initial: Backbone | None = None,
+        start: Backbone | None = None,
     ) -> None:
-        if settings.initial != (initial and initial.fingerprint):
+        if settings.initial != (start and start.fingerprint):
             raise PretrainingError("the backbone to start from is not the one that the settings name")
         self.settings = settings
         self.folder = folder
@@ -125,8 +133,8 @@ class Pretraining:
         )
         set_seed(settings.seed)
         unet = build_unet(settings.unet)
-        if initial is not None:
-            unet.load_state_dict(initial.unet.state_dict())
+        if start is not None:
+            unet.load_state_dict(start.unet.state_dict())
         optimizer = torch.optim.Adam(unet.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99))
         # accelerate steps a prepared schedule once for each process.
         processes = self.accelerator.num_processes
@@ -191,7 +199,7 @@ class Pretraining:
 
     def _batches(self) -> Iterator[torch.Tensor]:
         """float32 (b, 3, s, s) from the first batch not yet seen; the i-th crop depends on seed and i only."""
-        crops = CropDataset(self._photographs, self.settings.crop, self.settings.photometric, self.settings.seed)
+        crops = CropDataset(self._photographs, self.settings.crop, self.settings.photometric, *self.settings.seeds)
         per_step = self.settings.batch * self.settings.accumulate * self.accelerator.num_processes
         first, last = self.step * per_step, max(self.step, self.settings.steps) * per_step
         loader = DataLoader(Subset(crops, range(first, last)), batch_size=self.settings.batch, num_workers=0)
@@ -200,7 +208,7 @@ class Pretraining:
 
     def _train_step(self, x0: torch.Tensor, part: int) -> tuple[float, int]:
         rank = self.accelerator.process_index
-        generator = np.random.default_rng([self.settings.seed, self.step, part, rank])
+        generator = np.random.default_rng([*self.settings.seeds, self.step, part, rank])
         # One level for each step: losses by level can be told apart, and a step costs no more.
         t = int(self.schedule.steps * generator.random() ** self.settings.level_power)
         noise = torch.from_numpy(generator.standard_normal(x0.shape, dtype=np.float32)).to(x0.device)
@@ -252,7 +260,10 @@ class Pretraining:
         mine = self.settings.model_dump(mode="json")
         if path.is_file():
             theirs = read_json(path, PretrainingError)
-            differing = [k for k in mine if mine[k] != theirs.get(k) and k not in ("steps", "checkpoint_every")]
+            free = {"steps", "checkpoint_every"}
+            if self.settings.initial is not None:
+                free.add("unet")  # told by the fingerprint; the keys of its configuration are those of a version
+            differing = [k for k in mine if mine[k] != theirs.get(k) and k not in free]
             if differing:
                 raise PretrainingError(
                     f"{self.folder} holds a run with other {', '.join(differing)}; choose another folder to start anew"

@@ -84,7 +84,11 @@ def train(
     patience: Annotated[int | None, typer.Option(min=1, help="Validations without gain before stopping.")] = None,
     flips: Annotated[bool, typer.Option(help="Flip cached maps at random.")] = True,
     views: Annotated[
-        str, typer.Option(help="Extracted renderings to draw from, such as identity,photometric:8.")
+        str,
+        typer.Option(
+            help="Extracted renderings to draw from, such as identity,photometric:8. Validation reads identity, or, "
+            "where that is not among them, the first that is no flip."
+        ),
     ] = "identity",
     vss: Annotated[Variant, typer.Option(help="Variant of the VSS block.")] = "v0",
     vss_max_size: Annotated[int, typer.Option(min=0, help="No VSS block on levels larger than this.")] = 128,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from store.errors import MissingEntry
 from store.feature_store import FeatureStore
 from store.features import FeatureEntry, Key
 from store.spec import FeatureSpec, preprocessing_name
-from store.views import IDENTITY
+from store.views import plain_view
 
 
 @dataclass(frozen=True)
@@ -79,18 +79,25 @@ def all_images(store: FeatureStore, reference: str) -> list[Labelled]:
 
 
 def require_features(
-    store: FeatureStore, spec: FeatureSpec, images: Sequence[Labelled], views: Sequence[str] = (IDENTITY,)
+    store: FeatureStore, spec: FeatureSpec, images: Sequence[Labelled], views: Sequence[str] = ()
 ) -> None:
-    """TrainingDataError names every image one of whose views is not in the store under this spec."""
+    """TrainingDataError names every image one of whose views is not in the store under this spec.
+
+    Args:
+        views: those that are needed; that of each image's key if none is given.
+    """
     missing = [
-        (image, view) for image in images for view in views if not store.has(spec, Key(image.key.image_id, view))
+        (image, view)
+        for image in images
+        for view in views or (image.key.view,)
+        if not store.has(spec, Key(image.key.image_id, view))
     ]
     if missing:
         shown = ", ".join(f"{image.name} ({view})" for image, view in missing[:5])
         shown += f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        names = sorted({image.dataset for image, _ in missing})
+        names, needed = sorted({image.dataset for image, _ in missing}), list(dict.fromkeys(v for _, v in missing))
         commands = "; ".join(
-            _extracting(store, spec, name, {i.sample.split for i, _ in missing if i.dataset == name}, views)
+            _extracting(store, spec, name, {i.sample.split for i, _ in missing if i.dataset == name}, needed)
             for name in names
         )
         raise TrainingDataError(
@@ -204,15 +211,16 @@ def split_off(images: Sequence[Labelled], share: float, seed: int) -> tuple[list
 def parted(
     images: list[Labelled], settings: TrainingSettings, validation: Sequence[Labelled] | None
 ) -> tuple[list[Labelled], list[Labelled]]:
-    """(training, validation) images of a training.
+    """(training, validation) images of a training, read as the settings' plain view.
 
     Args:
-        validation: those to select on; some of ``images`` if None.
+        validation: those to select on, as they are; some of ``images`` if None.
 
     Raises:
         TrainingDataError: there are too few.
     """
-    images = without_duplicates(images)
+    view = plain_view(settings.views)
+    images = [replace(one, key=Key(one.key.image_id, view)) for one in without_duplicates(images)]
     if settings.labels is not None:
         images = few(images, settings.labels, settings.seed)
     if validation is not None:

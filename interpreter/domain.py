@@ -35,6 +35,7 @@ from store.feature_store import FeatureStore
 from store.features import Features, Key
 from store.files import replaced
 from store.spec import FeatureSpec
+from store.views import plain_view
 
 DOMAIN_FILE = "domain.safetensors"
 QUANTILE = 0.99
@@ -179,8 +180,8 @@ def domain_of(card: Card, store: FeatureStore) -> Domain:
     Raises:
         TrainingDataError: their features are not in the store, or the card names fewer than five.
     """
-    ids = (*card.training_ids, *card.validation_ids)
-    if missing := [one for one in ids if not store.has(card.spec, Key(one))]:
+    ids, view = (*card.training_ids, *card.validation_ids), plain_view(card.training.get("views", ()))
+    if missing := [one for one in ids if not store.has(card.spec, Key(one, view))]:
         raise TrainingDataError(
             f"{store.location} lacks features of {len(missing)} of the {len(ids)} images that the interpreter was "
             f"trained on, {missing[0][:12]} among them; extract them first"
@@ -188,7 +189,7 @@ def domain_of(card: Card, store: FeatureStore) -> Domain:
     codec = store.codec(card.spec)
     descriptors, residuals = [], []
     for one in ids:
-        features = store.entry(card.spec, Key(one)).features()
+        features = store.entry(card.spec, Key(one, view)).features()
         descriptors.append(descriptor(features, codec))
         residuals.append(residual(features))
     return fit_domain(card.spec, descriptors, residuals)

@@ -22,7 +22,7 @@ from store.feature_store import FeatureStore
 from store.features import Features, Key
 from store.geometry import Interpolation
 from store.spec import Block, FeatureSpec, FloatEncoding
-from store.views import Rendering, channel_rendering
+from store.views import Rendering, fixed_rendering
 
 
 def spec_of_pixels(spec: FeatureSpec) -> FeatureSpec:
@@ -61,7 +61,7 @@ def write_pixels(store: FeatureStore, spec: FeatureSpec, keys: Sequence[Key], fo
         files = _find({key.image_id for key in missing}, folders)
         for key in missing:
             entry = store.entry(spec, key)
-            photograph = _read(files[key.image_id], channel_rendering(key.view))
+            photograph = _read(files[key.image_id], fixed_rendering(key.view))
             small = entry.geometry.apply(photograph, Interpolation.AREA).astype(np.uint8)
             if spec.preprocessing.mask_outside:
                 small[~entry.fov] = 0

@@ -38,7 +38,7 @@ from interpreter.rules import Rules
 from interpreter.run_folder import RunFolder
 from interpreter.scan import Method
 from interpreter.settings import TrainingSettings as TrainingSettings
-from interpreter.standardising import Moments
+from interpreter.standardising import KnownMoments
 from interpreter.task import Task
 from store.batches import Batch, Plan, plan_epoch, stream
 from store.feature_store import FeatureStore
@@ -102,12 +102,12 @@ class Training:
         require_features(store, spec, self.train_images, settings.views)
         require_features(store, spec, self.validation_images)
         self._truths = {image.key.image_id: self._truth(image) for image in self.train_images}
-        self._known_moments: dict[tuple[Key, tuple[int, ...]], dict[str, Moments]] = {}
         self.accelerator = Accelerator(cpu=device == "cpu")
         self.device = self.accelerator.device if device in ("cpu", "cuda") else torch.device(device)
         torch.manual_seed(settings.seed)
         self.network = Interpreter(spec, config, store.codebook(spec)).to(self.device)
         self.network.use_scan(scan)
+        self._known_moments = KnownMoments(self.network.moments, lambda key: store.entry(spec, key).fov)
         if settings.crop is not None:
             require_window(settings.crop, self.network.head.step, spec.resolution)
         elif settings.foreground:
@@ -247,7 +247,7 @@ class Training:
         """Maps, timesteps, truth and what counts: cropped, flipped and augmented by the position's seed."""
         steps: slice | int = slice(None) if self.network.head.all_timesteps else 0
         batch = batch._replace(maps={name: m[:, steps] for name, m in batch.maps.items()})
-        moments = self._moments(batch)
+        moments = self._known_moments.of(batch) if self.network.config.standardise else None
         batch, truths = self._windows(batch)
         maps = self.network.decoded(batch.maps, moments)
         truth = torch.from_numpy(np.stack([labels for labels, _ in truths])).to(self.device)
@@ -259,27 +259,6 @@ class Training:
             truth, inside = truth.flip(axes), inside.flip(axes)
         t = torch.from_numpy(batch.timesteps[:, steps]).to(self.device)
         return self.network.head.augment(maps), t, truth, inside
-
-    def _moments(self, batch: Batch) -> dict[str, Moments] | None:
-        """What maps are standardised by, of whole photographs also where windows are shown; None if they are not."""
-        if not self.network.config.standardise:
-            return None
-        of_each = [self._moments_of(batch, row) for row in range(len(batch.keys))]
-        return {
-            name: Moments(*(torch.cat(parts) for parts in zip(*(one[name] for one in of_each), strict=True)))
-            for name in batch.maps
-        }
-
-    def _moments_of(self, batch: Batch, row: int) -> dict[str, Moments]:
-        """Those of one image of a batch, found once for each view and timestep: they take a fifth of a step."""
-        key = batch.keys[row]
-        place = key, tuple(batch.timesteps[row].tolist())
-        if place not in self._known_moments:
-            maps = {name: stored[row : row + 1] for name, stored in batch.maps.items()}
-            found = self.network.moments(maps, self.store.entry(self.spec, key).fov[None])
-            assert found is not None
-            self._known_moments[place] = found
-        return self._known_moments[place]
 
     def truths(self, batch: Batch) -> list[Truth]:
         """Truth and what counts, each (R, R), of every image of a batch, flipped as its view is."""

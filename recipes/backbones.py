@@ -16,6 +16,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
@@ -25,14 +26,15 @@ from typing import Annotated, Any, NoReturn
 
 import torch
 import typer
+from pydantic import ValidationError
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from extractor.architectures import plain_unet, small_unet
-from extractor.backbone import Backbone, load_backbone
+from extractor.backbone import Backbone
 from extractor.errors import ExtractorError
 from extractor.photographs import PreparedPhotographs, find_images
-from extractor.presets import backbone_source
+from extractor.presets import stored_backbone
 from extractor.pretraining import Pretraining, PretrainingSettings
 from extractor.unet import build_unet
 from interpreter.errors import InterpreterError
@@ -46,7 +48,7 @@ from store.feature_store import FeatureStore
 
 CAMERAS = (STARE, CHASE_DB1, HRF)
 HELD_OUT = 8
-"""Unlabelled photographs that no variant is trained on."""
+"""Unlabelled photographs that no variant is trained on; what ``further`` starts from was."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,13 @@ class Variant:
     Attributes:
         says: how it differs.
         pretraining: of ``PretrainingSettings``.
-        initial: the shipped backbone it goes on from; else weights are drawn.
+        initial: the shipped backbone that it goes on from, whose compute its own adds to; None draws the weights.
         widths, blocks_per_level: of the U-Net, as ``plain_unet`` has them.
     """
 
     says: str
     pretraining: dict[str, Any] = field(default_factory=dict)
-    initial: str = ""
+    initial: str | None = None
     widths: tuple[int, ...] = tuple(small_unet()["block_out_channels"])
     blocks_per_level: int = 1
 
@@ -79,7 +81,7 @@ class Variant:
     @cached_property
     def start(self) -> Backbone | None:
         """The backbone it goes on from."""
-        return load_backbone(backbone_source(self.initial)) if self.initial else None
+        return None if self.initial is None else stored_backbone(self.initial)
 
     @property
     def blocks(self) -> str:
@@ -102,7 +104,7 @@ VARIANTS = {
     "wide": Variant("half as wide again, everywhere", widths=(24, 48, 96, 144, 192)),
     "coarse": Variant("finest level half as wide, coarse ones twice", widths=(8, 32, 128, 192, 256)),
     "deep": Variant("two residual blocks a level", blocks_per_level=2),
-    "further": Variant("the shipped one, trained on", initial="small"),
+    "further": Variant("the shipped one, trained further", initial="small"),
 }
 
 
@@ -145,7 +147,7 @@ def operations(settings: PretrainingSettings) -> float:
 
 
 def at_smoke_size(variant: Variant) -> Variant:
-    """The same with the narrowest network; of as few operations as one likes, since a step is taken at least."""
+    """The same with the narrowest network, unless it goes on from one, of as few operations as a step takes."""
     return dataclasses.replace(
         variant, widths=(4,) * len(variant.widths), pretraining=variant.pretraining | {"crop": 32, "resolution": 64}
     )
@@ -179,8 +181,9 @@ class Comparison:
         kept = folder / "scores.json"
         if kept.is_file():
             known = json.loads(kept.read_text())
-            if PretrainingSettings.model_validate(known["asked"]) == settings:
-                return Scored(**known["scores"])
+            with suppress(ValidationError):  # of another version: scored anew
+                if PretrainingSettings.model_validate(known["asked"]) == settings:
+                    return Scored(**known["scores"])
         seconds = self._train(variant, settings, folder)
         cameras = self._assess(folder, [f"manifest:{path}" for path in self.cameras.values()])
         (own,) = self._assess(folder, [f"manifest:{self._held_out()}"], split=None)

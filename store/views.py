@@ -11,7 +11,7 @@ What augmentation is to a network, views are to a cache. A view is part of an en
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ NEGATIVE = "negative"
 RED_FREE = "red-free"
 FLIPS = {"flip-h": (-1,), "flip-v": (-2,), "flip-hv": (-2, -1)}
 _PHOTOMETRIC = "photometric-"
-_OF_CHANNELS: dict[str, Rendering] = {
+_FIXED: dict[str, Rendering] = {
     NEGATIVE: lambda image: 255 - image,
     RED_FREE: lambda image: np.repeat(image[..., 1:2], 3, axis=-1),
 }
@@ -51,7 +51,7 @@ def parse_views(text: str) -> tuple[str, ...]:
             views.append(part)
         else:
             raise SpecError(
-                f"no view {part!r}; expected {', '.join((IDENTITY, *_OF_CHANNELS, 'flips', *FLIPS))}, photometric:N"
+                f"no view {part!r}; expected {', '.join((IDENTITY, *_FIXED, 'flips', *FLIPS))}, photometric:N"
             )
     if len(set(views)) != len(views):
         raise SpecError(f"a view stands twice in {text!r}")
@@ -60,12 +60,20 @@ def parse_views(text: str) -> tuple[str, ...]:
 
 def is_view(name: str) -> bool:
     """Whether this is the name of a view."""
-    return name == IDENTITY or name in _OF_CHANNELS or name in FLIPS or photometric_seed(name) is not None
+    return name == IDENTITY or name in _FIXED or name in FLIPS or photometric_seed(name) is not None
 
 
-def channel_rendering(view: str) -> Rendering | None:
-    """What a view does to the numbers of a photograph, where that depends on nothing else; None for any other view."""
-    return _OF_CHANNELS.get(view)
+def fixed_rendering(view: str) -> Rendering | None:
+    """What a view does to the numbers of every photograph alike; None for any other view."""
+    return _FIXED.get(view)
+
+
+def plain_view(views: Sequence[str]) -> str:
+    """How photographs are read where nothing is drawn: as they are, or as the first view that leaves them in place.
+
+    So an interpreter that was trained on red-free views alone is validated on such.
+    """
+    return IDENTITY if IDENTITY in views else next((view for view in views if not flipped_axes(view)), IDENTITY)
 
 
 def flipped_axes(view: str) -> tuple[int, ...]:

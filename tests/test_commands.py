@@ -209,8 +209,10 @@ def test_pretrain_and_import_by_command(run: Run, dataset_folder: Path, shared: 
     trained = run("extractor", *arguments, *small)
     assert trained.returncode == 0, trained.stderr
     assert (tmp_path / "run" / "backbone" / "config.json").is_file()
-    arguments[4], small[4:6] = tmp_path / "further", ["--initial", tmp_path / "run" / "backbone"]
-    further = run("extractor", *arguments, *small)
+    further = run(
+        "extractor", "pretrain", "--images", dataset_folder / "images", "--out", tmp_path / "further", "--steps", "1",
+        "--crop", "16", "--resolution", "32", "--initial", tmp_path / "run" / "backbone",
+    )  # fmt: skip
     assert further.returncode == 0, further.stderr
     assert json.loads((tmp_path / "further" / "settings.json").read_text())["initial"]
     imported = run(

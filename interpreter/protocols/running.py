@@ -28,7 +28,7 @@ from store.feature_store import FeatureStore
 from store.features import Key
 from store.files import read_json, replace_json
 from store.spec import FeatureSpec
-from store.views import IDENTITY
+from store.views import IDENTITY, plain_view
 
 SCORES_FILE = "scores.json"
 PICTURES = "pictures"
@@ -154,7 +154,8 @@ class Running:
     def _features(self, experiment: Experiment) -> FeatureSpec:
         """Extract what an experiment reads, where that is not there."""
         row = experiment.row
-        views = tuple(dict.fromkeys((IDENTITY, *self.choices.views_of(row))))  # validation reads the first one
+        drawn = self.choices.views_of(row)
+        views = tuple(dict.fromkeys((plain_view(drawn), *drawn)))
         digests = {self._extracted(name, split, row, views) for name, split in experiment.sources}
         digests |= {self._extracted(name, split, row, (experiment.test_view,)) for name, split in experiment.tests}
         if len(digests) != 1:

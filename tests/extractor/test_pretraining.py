@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -101,12 +100,15 @@ def test_a_folder_belongs_to_one_run(photographs: PreparedPhotographs, tmp_path:
 
 
 def test_a_run_goes_on_from_a_backbone(photographs: PreparedPhotographs, tmp_path: Path) -> None:
-    first = Pretraining(SETTINGS.model_copy(update={"prediction": "epsilon"}), photographs, tmp_path / "first")
+    preprocessing = Preprocessing(clahe=None)
+    other = {"prediction": "epsilon", "preprocessing": preprocessing}
+    first = Pretraining(SETTINGS.model_copy(update=other), photographs, tmp_path / "first")
     first.run()
     start = load_backbone(tmp_path / "first" / "backbone")
     given = SETTINGS.model_dump(include={"resolution", "crop", "steps", "warmup"})
     settings = PretrainingSettings.going_on_from(start, **given, learning_rate=1e-9)
-    assert (settings.prediction, settings.preprocessing) == ("epsilon", SETTINGS.preprocessing)
+    assert (settings.prediction, settings.preprocessing) == ("epsilon", preprocessing)
+    assert settings.seeds != first.settings.seeds
     further = Pretraining(settings, photographs, tmp_path / "further", start)
     for name, tensor in further.run().unet.state_dict().items():
         torch.testing.assert_close(tensor, start.unet.state_dict()[name], rtol=1e-3, atol=1e-6)
@@ -116,11 +118,15 @@ def test_a_run_goes_on_from_a_backbone(photographs: PreparedPhotographs, tmp_pat
         Pretraining(settings, photographs, tmp_path / "other")
 
 
-@pytest.mark.parametrize("how", [{"rescale_timesteps": True}, {"prediction": "epsilon"}])
-def test_what_cannot_be_trained_on_is_told(how: dict[str, Any]) -> None:
-    config = tiny_unet() | ({} if "rescale_timesteps" in how else {"out_channels": 6})
-    backbone = Backbone(build_unet(config), Diffusion(noise_schedule("cosine-100"), **how), config)
-    with pytest.raises(PretrainingError, match="as `extractor pretrain` makes them"):
+@pytest.mark.parametrize(
+    ("out_channels", "rescale_timesteps", "found"),
+    [(6, False, "a learned variance"), (3, True, "rescaled timesteps"), (6, True, "a learned variance, rescaled")],
+)
+def test_what_cannot_be_trained_further_is_told(out_channels: int, rescale_timesteps: bool, found: str) -> None:
+    config = tiny_unet() | {"out_channels": out_channels}
+    diffusion = Diffusion(noise_schedule("cosine-100"), rescale_timesteps=rescale_timesteps)
+    backbone = Backbone(build_unet(config), diffusion, config)
+    with pytest.raises(PretrainingError, match=f"this backbone has {found}"):
         PretrainingSettings.going_on_from(backbone)
 
 
@@ -166,14 +172,14 @@ def test_targets_belong_to_their_noisy_images(prediction: str) -> None:
 
 
 def test_crops_depend_on_seed_and_index_alone(photographs: PreparedPhotographs) -> None:
-    crops, other = CropDataset(photographs, 16, 1.0, seed=0), CropDataset(photographs, 16, 1.0, seed=1)
-    assert torch.equal(crops[5], CropDataset(photographs, 16, 1.0, seed=0)[5])
+    crops, other = CropDataset(photographs, 16, 1.0, 0), CropDataset(photographs, 16, 1.0, 1)
+    assert torch.equal(crops[5], CropDataset(photographs, 16, 1.0, 0)[5])
     assert not torch.equal(crops[5], crops[6])
     assert not torch.equal(crops[5], other[5])
     assert crops[5].shape == (3, 16, 16)
     assert crops[5].abs().max() <= 1
     with pytest.raises(PretrainingError, match="crops of 64 do not fit"):
-        CropDataset(photographs, 64, 1.0, seed=0)
+        CropDataset(photographs, 64, 1.0, 0)
 
 
 def test_unusable_photographs_are_listed(dataset_folder: Path, tmp_path: Path) -> None:

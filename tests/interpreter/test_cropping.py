@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from interpreter.config import HeadName
 from interpreter.cropping import crop_maps, crop_plane, draw_class, draw_corner, require_window
@@ -14,10 +15,12 @@ from interpreter.data import labelled_images
 from interpreter.errors import ConfigurationError
 from interpreter.network import Interpreter, InterpreterConfig
 from interpreter.pixels import spec_of_pixels
+from interpreter.standardising import KnownMoments
 from interpreter.task import Task
 from interpreter.training import Training, TrainingSettings
 from store import Encoded, Features, FeatureSpec, FeatureStore, Key
 from store.batches import Batch
+from store.encoded import stacked
 from store.views import IDENTITY
 
 TASK = Task(name="vessels", targets=("mask",))
@@ -140,17 +143,32 @@ def test_a_flipped_view_is_standardised_as_the_photograph_is(
         filled_store.write(spec, here, Features(flipped, np.ascontiguousarray(fov[:, ::step]), plain.geometry))
         seen = {name: Encoded(m.values[None]) for name, m in flipped.items()}
         batch = Batch(0, (here,), np.array([spec.timesteps]), seen)
-        moments.append(run._moments(batch))
-        filled_store.delete(spec, here)
-        again = run._moments(batch)  # known by now
-        assert again is not None
-        assert all(torch.equal(again[name].mean, moments[-1][name].mean) for name in maps)
+        moments.append(run._known_moments.of(batch))
     one, other = moments
-    assert one is not None and other is not None
     for name in maps:
         torch.testing.assert_close(one[name].mean, other[name].mean, rtol=1e-4, atol=1e-5)
         left = maps[name].values[..., : maps[name].values.shape[-1] // 2].astype("f4")
         np.testing.assert_allclose(one[name].mean[0, ..., 0, 0], left.mean((-2, -1)), rtol=1e-3, atol=1e-4)
+
+
+def test_moments_are_found_once_for_each_view_and_timestep(filled_store: FeatureStore, spec: FeatureSpec) -> None:
+    network, key = Interpreter(spec, InterpreterConfig(standardise=True)), next(iter(filled_store.keys(spec)))
+    entry, asked = filled_store.entry(spec, key), []
+
+    def fov_of(one: Key) -> NDArray[np.bool_]:
+        asked.append(one)
+        return entry.fov
+
+    known = KnownMoments(network.moments, fov_of)
+    for t in (*spec.timesteps[:2], *spec.timesteps[:2]):
+        maps = {block.name: entry.encoded(block.name, [t])[None] for block in spec.blocks}
+        found = known.of(Batch(0, (key, key), np.array([[t], [t]]), {n: stacked([m[0]] * 2) for n, m in maps.items()}))
+        expected = network.moments(maps, entry.fov[None])
+        assert expected is not None
+        for name, moments in expected.items():
+            assert torch.equal(found[name].mean, moments.mean.repeat(2, *[1] * (moments.mean.ndim - 1)))
+            assert torch.equal(found[name].deviation[:1], moments.deviation)
+    assert asked == [key, key]
 
 
 def test_steps_end_a_training_instead_of_epochs(filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def test_networks_on_pixels_draw_photometric_views_themselves() -> None:
 def test_photographs_without_colour_are_read_by_networks_on_features_and_on_pixels(
     table: Table, store: FeatureStore, tmp_path: Path
 ) -> None:
-    choices = CHOICES.model_copy(update={"views": ("red-free",)})
+    choices = CHOICES.model_copy(update={"views": ("red-free", "identity")})
     table("lodo-vessels", "strict", vessels(tmp_path, "stare", "hrf"), ("hrf",), "diffdgss,unet", choices=choices)
     (pixels,) = [spec for spec in store.specs() if spec.blocks[0].name == "pixels"]
     (key, *_) = [key for key in store.keys(pixels) if key.view == "red-free"]

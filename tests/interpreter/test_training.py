@@ -39,7 +39,7 @@ from interpreter.prediction import predict
 from interpreter.segment_cli import segmented
 from interpreter.task import Task
 from interpreter.training import Training, TrainingSettings
-from store import Collection, FeatureSpec, FeatureStore, MissingEntry, Sample, SpecMismatch
+from store import Collection, FeatureSpec, FeatureStore, Key, MissingEntry, Sample, SpecMismatch
 from store.interrupts import Stop
 from store.records import RunRecord
 from tests.conftest import changed
@@ -531,3 +531,21 @@ def test_tensorboard_has_loss_metrics_and_pictures(
     events.Reload()
     assert {"loss", "data_wait_share", "validation/dice", "validation/auc_pr"} <= set(events.Tags()["scalars"])
     assert events.Tags()["images"]
+
+
+def test_who_never_sees_a_photograph_as_it_is_is_validated_as_trained(
+    filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path
+) -> None:
+    images = labelled_images(filled_store, "eyes", None, TASK)
+    for image in images:
+        plain = filled_store.entry(spec, image.key).features()
+        filled_store.write(spec, Key(image.key.image_id, "red-free"), plain)
+        filled_store.delete(spec, image.key)
+    settings = SETTINGS.model_copy(update={"views": ("flip-h", "red-free")})
+    with pytest.raises(TrainingDataError, match="flip-h"):
+        training(filled_store, spec, tmp_path / "a", settings)
+    settings = SETTINGS.model_copy(update={"views": ("red-free",), "epochs": 1})
+    run = training(filled_store, spec, tmp_path / "b", settings)
+    assert {image.key.view for image in (*run.train_images, *run.validation_images)} == {"red-free"}
+    assert run.run() >= 0
+    assert load_domain(tmp_path / "b", spec) is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ def test_float16_rounds_and_float32_keeps(spec: FeatureSpec) -> None:
     torch.testing.assert_close(exact.decode("b", exact.encode("b", maps)), maps, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("shape", [(2, 16, 64, 64), (1, 3, 5, 7), (1, 8, 1, 1), (3, 1, 9, 20)])
+@pytest.mark.parametrize("shape", [(2, 16, 64, 64), (2, 8, 40, 40), (1, 3, 5, 7), (1, 8, 1, 1), (3, 1, 9, 20)])
 def test_int8_is_the_same_however_maps_lie_in_memory(shape: tuple[int, ...]) -> None:
     maps = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 10
     maps[0, 0] = 0.25  # a channel without range
@@ -86,10 +87,11 @@ def test_int8_is_the_same_however_maps_lie_in_memory(shape: tuple[int, ...]) -> 
     ):
         np.testing.assert_array_equal(a, b)
     assert abs(codec.decode("b", planar) - maps).max() <= planar.scale.max() / 2 + 1e-5  # type: ignore[union-attr]
-    for bad in (np.nan, np.inf, -np.inf):
-        side_by_side[-1, -1, -1, -1] = bad
+    for bad, place in itertools.product((np.nan, np.inf, -np.inf), (0, -1)):
+        broken = side_by_side.clone()
+        broken[place, place, place, place] = bad
         with pytest.raises(NonFiniteFeatures):
-            codec.encode("b", side_by_side)
+            codec.encode("b", broken)
 
 
 @pytest.mark.parametrize("distortion", [0.005, 0.02, 0.1])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from store import SpecError, parse_views
-from store.views import flipped_axes, photometric_seed
+from store.views import fixed_rendering, flipped_axes, photometric_seed, plain_view
 
 
 def test_lists_are_spelled_out() -> None:
@@ -13,7 +14,7 @@ def test_lists_are_spelled_out() -> None:
     assert parse_views("identity, flips,photometric:2") == (
         "identity", "flip-h", "flip-v", "flip-hv", "photometric-0", "photometric-1",
     )  # fmt: skip
-    assert parse_views("negative") == ("negative",)
+    assert parse_views("negative,red-free") == ("negative", "red-free")
     assert parse_views("flip-v,photometric-7") == ("flip-v", "photometric-7")
 
 
@@ -33,3 +34,17 @@ def test_what_a_view_does() -> None:
     assert flipped_axes("photometric-3") == ()
     assert photometric_seed("photometric-3") == 3
     assert photometric_seed("identity") is None
+    image = np.arange(12, dtype=np.uint8).reshape(1, 4, 3)
+    for view, expected in (("negative", [255, 254, 253]), ("red-free", [1, 1, 1])):
+        rendering = fixed_rendering(view)
+        assert rendering is not None
+        assert rendering(image)[0, 0].tolist() == expected
+    assert [fixed_rendering(view) for view in ("identity", "flip-h", "photometric-3")] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("views", "plain"),
+    [("flips,identity", "identity"), ("flip-h,red-free,photometric:2", "red-free"), ("flips", "identity")],
+)
+def test_photographs_are_read_plainly_where_nothing_is_drawn(views: str, plain: str) -> None:
+    assert plain_view(parse_views(views)) == plain
