@@ -93,7 +93,7 @@ LESIONS = InterpreterRecipe(
     test=(Part(IDRID),),
     steps=1200,
     evaluate_every=20,
-    options=("--foreground", "0.5", *WINDOWS_128),
+    options=("--standardise", "--foreground", "0.5", *WINDOWS_128),
 )
 OCTA_VESSELS = InterpreterRecipe(
     "octa_vessels",
