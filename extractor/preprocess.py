@@ -18,7 +18,7 @@ from extractor.errors import ImageError
 from extractor.field_of_view import find_field_of_view
 from store.geometry import Geometry, Interpolation
 from store.spec import Clahe, Preprocessing
-from store.views import Rendering
+from store.views import Rendering, without_colour
 
 NARROWEST = 4
 """A photograph's longer side over its shorter one, at most: the square around it is so many times as large."""
@@ -77,6 +77,8 @@ def preprocess(
     small_fov = geometry.apply(fov, Interpolation.NEAREST).astype(np.bool_)
     if rendering is not None:
         small = rendering(small)
+    if how.name == "red-free":
+        small = without_colour(small)
     if how.clahe is not None:
         small = equalise_lightness(small, how.clahe)
     if how.mask_outside:

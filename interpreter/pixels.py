@@ -1,8 +1,8 @@
 """Photographs as features of their own: the input of the plain control, beside the features in the store.
 
 The map ``pixels`` is the photograph at the network's size, RGB in [-1, 1], cropped as the entry of its
-features was, black outside the field of view where theirs is, not equalised. Networks on pixels are so
-trained, stored and scored by the same code as those on features.
+features was, without colour and black outside the field of view where theirs is, not equalised. Networks
+on pixels are so trained, stored and scored by the same code as those on features.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from store.feature_store import FeatureStore
 from store.features import Features, Key
 from store.geometry import Interpolation
 from store.spec import Block, FeatureSpec, FloatEncoding
-from store.views import Rendering, fixed_rendering
+from store.views import Rendering, fixed_rendering, without_colour
 
 
 def spec_of_pixels(spec: FeatureSpec) -> FeatureSpec:
@@ -63,6 +63,8 @@ def write_pixels(store: FeatureStore, spec: FeatureSpec, keys: Sequence[Key], fo
             entry = store.entry(spec, key)
             photograph = _read(files[key.image_id], fixed_rendering(key.view))
             small = entry.geometry.apply(photograph, Interpolation.AREA).astype(np.uint8)
+            if spec.preprocessing.name == "red-free":
+                small = without_colour(small)
             if spec.preprocessing.mask_outside:
                 small[~entry.fov] = 0
             values = (small.transpose(2, 0, 1)[None].astype(np.float32) / 127.5 - 1).astype(np.float16)

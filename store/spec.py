@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from functools import cached_property
 from typing import Annotated, Literal, Self
 
@@ -19,6 +20,7 @@ from store.errors import SpecError, SpecMismatch
 Trajectory = Literal["ddim", "anchored", "stochastic"]
 Precision = Literal["float32", "bfloat16", "float16"]
 EncodingName = Literal["float32", "float16", "int8", "compact"]
+PreprocessingName = Literal["fundus", "red-free", "unequalised", "squeeze"]
 
 
 class _Frozen(BaseModel):
@@ -49,10 +51,11 @@ class Clahe(_Frozen):
 class Preprocessing(_Frozen):
     """How a photograph becomes x0; ``version`` changes whenever the arithmetic does.
 
-    ``fundus`` goes by the fields below; ``squeeze`` (see there) has them fixed.
+    ``fundus`` goes by the fields below, and so does ``red-free``, which takes the green channel for all three;
+    ``squeeze`` (see there) has them fixed.
     """
 
-    name: Literal["fundus", "squeeze"] = "fundus"
+    name: Literal["fundus", "red-free", "squeeze"] = "fundus"
     version: int = 1
     crop: Literal["fov", "none"] = Field(default="fov", description="square around the field of view, or all of it")
     interpolation: Literal["area", "lanczos"] = "area"
@@ -81,7 +84,17 @@ def unequalised() -> Preprocessing:
     return Preprocessing(clahe=None)
 
 
-PREPROCESSINGS = {"fundus": Preprocessing, "unequalised": unequalised, "squeeze": squeeze}
+def red_free() -> Preprocessing:
+    """Like ``fundus``, without colour: what cameras differ in most, and what an angiogram never had."""
+    return Preprocessing(name="red-free")
+
+
+PREPROCESSINGS: dict[PreprocessingName, Callable[[], Preprocessing]] = {
+    "fundus": Preprocessing,
+    "red-free": red_free,
+    "unequalised": unequalised,
+    "squeeze": squeeze,
+}
 
 
 def preprocessing_name(preprocessing: Preprocessing) -> str | None:

@@ -26,10 +26,14 @@ NEGATIVE = "negative"
 RED_FREE = "red-free"
 FLIPS = {"flip-h": (-1,), "flip-v": (-2,), "flip-hv": (-2, -1)}
 _PHOTOMETRIC = "photometric-"
-_FIXED: dict[str, Rendering] = {
-    NEGATIVE: lambda image: 255 - image,
-    RED_FREE: lambda image: np.repeat(image[..., 1:2], 3, axis=-1),
-}
+
+
+def without_colour(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The green channel in all three, uint8 (h, w, 3)."""
+    return np.repeat(image[..., 1:2], 3, axis=-1)
+
+
+_FIXED: dict[str, Rendering] = {NEGATIVE: lambda image: 255 - image, RED_FREE: without_colour}
 
 
 def parse_views(text: str) -> tuple[str, ...]:

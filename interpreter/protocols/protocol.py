@@ -13,7 +13,7 @@ from interpreter.rules import STRICT, Rules
 from interpreter.settings import TrainingSettings
 from interpreter.task import Task
 from interpreter.vss import Variant
-from store.spec import EncodingName, Trajectory
+from store.spec import EncodingName, PreprocessingName, Trajectory
 from store.views import IDENTITY, fixed_rendering
 
 Edition = Literal["strict", "aadg-compat"]
@@ -59,6 +59,7 @@ class Choices(BaseModel):
     Attributes:
         views: renderings of the training images; networks on pixels draw flips and photometric ones themselves.
         encoding: the preset's if not given.
+        preprocessing: of all photographs; the backbone's if not given.
         steps, crop, foreground: as of ``TrainingSettings``.
         standardise: as of ``InterpreterConfig``, of networks that read features.
     """
@@ -68,6 +69,7 @@ class Choices(BaseModel):
     preset: str = "small"
     backbone: str | None = None
     encoding: EncodingName | None = None
+    preprocessing: PreprocessingName | None = None
     device: str = "cpu"
     views: tuple[str, ...] = Field(default=(IDENTITY,), min_length=1)
     epochs: int = Field(default=100, gt=0)
@@ -159,7 +161,7 @@ class Protocol:
         experiments: of what is asked; ConfigurationError if that cannot be.
         metric: of ``Scores.figures`` that the table shows.
         by_class: the columns are the task's classes, not the experiments' names.
-        preprocessing: of the photographs; that of the backbone if None.
+        preprocessing: of the photographs; that of the choices or of the backbone if None.
         quoted: {name of a row: {column: published number}}, shown beside and never computed.
     """
 
@@ -171,5 +173,5 @@ class Protocol:
     notes: tuple[str, ...] = ()
     metric: str = "dice"
     by_class: bool = False
-    preprocessing: str | None = None
+    preprocessing: PreprocessingName | None = None
     quoted: dict[str, dict[str, float]] = field(default_factory=dict)

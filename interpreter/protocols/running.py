@@ -76,6 +76,11 @@ class Running:
         self.sources = {source.name: source for source in sources}
         if len(self.sources) < len(sources):
             raise ConfigurationError(f"two data sets have one name among {', '.join(s.name for s in sources)}")
+        if protocol.preprocessing is not None and choices.preprocessing is not None:
+            raise ConfigurationError(
+                f"{protocol.name}, {protocol.edition}, prepares its photographs by {protocol.preprocessing}; leave out "
+                "the setting `preprocessing`"
+            )
         self._extract, self._say = extract, say
         self._digests: dict[Wanted, str] = {}
 
@@ -169,7 +174,7 @@ class Running:
         return write_pixels(self.store, spec, list(dict.fromkeys(image.key for image in images)), folders)
 
     def _extracted(self, name: str, split: str, row: Row, views: tuple[str, ...]) -> str:
-        source, preprocessing = self.sources[name], self.protocol.preprocessing
+        source, preprocessing = self.sources[name], self.protocol.preprocessing or self.choices.preprocessing
         wanted = Wanted(source, split, row.trajectory, views, preprocessing, row.untrained)
         if wanted not in self._digests:
             network = "random weights, " if row.untrained else ""

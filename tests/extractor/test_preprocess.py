@@ -17,7 +17,7 @@ from extractor.field_of_view import find_field_of_view
 from extractor.images import decode_image, decode_mask
 from extractor.preprocess import preprocess, to_pixels
 from store import Clahe, FeatureSpec, Key, Preprocessing
-from store.spec import squeeze
+from store.spec import red_free, squeeze
 from store.views import NEGATIVE, RED_FREE
 from tests.conftest import changed, draw_fundus
 
@@ -144,3 +144,15 @@ def test_a_red_free_rendering_has_the_green_channel_alone(backbone: Backbone, sp
     np.testing.assert_array_equal(plain.fov, grey.fov)
     for channel in range(3):
         np.testing.assert_array_equal(grey.x0[0, channel], plain.x0[0, 1])
+
+
+def test_red_free_photographs_are_equalised_as_others_are_and_rendered_before() -> None:
+    image, _ = draw_fundus(160)
+    without, plain = (preprocess(image, 64, how) for how in (red_free(), Preprocessing()))
+    np.testing.assert_array_equal(without.fov, plain.fov)
+    grey = to_pixels(without.x0)[0].astype(int)
+    assert np.ptp(grey, axis=2).max() <= 2  # CIELAB and back
+    assert np.ptp(to_pixels(plain.x0)[0].astype(int), axis=2).max() > 20
+    flat = preprocess(image, 64, red_free(), rendering=lambda pixels: np.full_like(pixels, (0, 90, 200)))
+    inside = to_pixels(flat.x0)[0][flat.fov]
+    assert len(np.unique(inside)) <= 2

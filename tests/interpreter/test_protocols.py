@@ -195,6 +195,19 @@ def test_photographs_without_colour_are_read_by_networks_on_features_and_on_pixe
     assert all(np.array_equal(grey[channel], coloured[1]) for channel in range(3))
 
 
+def test_a_table_may_be_of_photographs_without_colour(table: Table, store: FeatureStore, tmp_path: Path) -> None:
+    choices, sources = CHOICES.model_copy(update={"preprocessing": "red-free"}), vessels(tmp_path, "stare", "hrf")
+    results, _ = table("lodo-vessels", "strict", sources, ("hrf",), "diffdgss,unet", choices=choices)
+    cards = {r.experiment.row.name: json.loads((r.folder / "interpreter.json").read_text()) for r in results}
+    assert {card["spec"]["preprocessing"]["name"] for card in cards.values()} == {"red-free"}
+    (pixels,) = [spec for spec in store.specs() if spec.blocks[0].name == "pixels"]
+    for key in store.keys(pixels):
+        photograph = store.entry(pixels, key).read("pixels")[0]
+        assert (photograph == photograph[:1]).all()
+    with pytest.raises(ConfigurationError, match="prepares its photographs by squeeze"):
+        table("lodo-vessels", "aadg-compat", sources, ("hrf",), choices=choices)
+
+
 def test_angiograms_are_read_as_negatives(table: Table, store: FeatureStore, tmp_path: Path) -> None:
     sources = [*vessels(tmp_path, "stare"), draw_data(tmp_path / "octa", "octa_500", ("vessel",), 50, negative=True)]
     results, _ = table("cross-modality", "strict", sources, ("octa_500",), "diffdgss,unet")
