@@ -152,6 +152,13 @@ def pretrain(
     from extractor.photographs import PreparedPhotographs, find_images
     from extractor.pretraining import Pretraining, PretrainingSettings
 
+    described: dict[str, Any] = {"config": config, "schedule": schedule, "prediction": prediction, "clahe": clahe}
+    given = {name: value for name, value in described.items() if value is not None}
+    if initial is not None and given:
+        raise typer.BadParameter(
+            "--initial says what the network is and how photographs are prepared: leave out --config, --schedule, "
+            "--prediction and --clahe"
+        )
     chosen: dict[str, Any] = {
         "level_power": level_power,
         "resolution": resolution,
@@ -166,21 +173,13 @@ def pretrain(
         "seed": seed,
     }
     start = None if initial is None else stored_backbone(initial)
-    if start is None:
-        network = {
-            "unet": json.loads(config.read_text()) if config else small_unet(),
-            "schedule": schedule or "cosine-4000",
-            "prediction": prediction or "v_prediction",
-            "preprocessing": Preprocessing(clahe=None) if clahe is False else Preprocessing(),
-        }
-        settings = PretrainingSettings.model_validate(chosen | network)
-    elif any(one is not None for one in (config, schedule, prediction, clahe)):
-        raise typer.BadParameter(
-            "--initial says what the network is and how photographs are prepared: leave out --config, --schedule, "
-            "--prediction and --clahe"
-        )
-    else:
+    if start is not None:
         settings = PretrainingSettings.going_on_from(start, **chosen)
+    else:
+        given["unet"] = json.loads(given.pop("config").read_text()) if config else small_unet()
+        if given.pop("clahe", True) is False:
+            given["preprocessing"] = Preprocessing(clahe=None)
+        settings = PretrainingSettings.model_validate(chosen | given)
     paths = find_images(images)
     with console.progress("preparing photographs", len(paths)) as advance:
         photographs = PreparedPhotographs(
