@@ -15,7 +15,7 @@ def photometric_change(x: torch.Tensor) -> torch.Tensor:
     The spread of each change is that of the photometric views. Drawn from torch's generator.
 
     Args:
-        x: (b, 3, h, w) in [-1, 1]; black stays black.
+        x: (b, 3, h, w) in [-1, 1]; black stays black, and a photograph without colour stays without.
     """
     b = len(x)
 
@@ -24,7 +24,9 @@ def photometric_change(x: torch.Tensor) -> torch.Tensor:
 
     pixels = (x.float() + 1) / 2
     lit = (pixels.amax(dim=1, keepdim=True) > 4 / 255).float()
-    changed = pixels.clamp(min=1e-6) ** drawn(0.25) * drawn(0.12) * drawn(0.12, 3)
+    coloured = (x != x[:, :1]).flatten(1).any(dim=1).view(b, 1, 1, 1)
+    gains = torch.where(coloured, drawn(0.12, 3), 1)
+    changed = pixels.clamp(min=1e-6) ** drawn(0.25) * drawn(0.12) * gains
     mean = (changed * lit).sum((2, 3), keepdim=True) / lit.sum((2, 3), keepdim=True).clamp(min=1)
     changed = (changed - mean) * drawn(0.15) + mean
     blurred = functional.avg_pool2d(changed, 3, 1, 1, count_include_pad=False)

@@ -253,6 +253,9 @@ def test_a_unet_reads_photographs_only(spec: FeatureSpec) -> None:
     assert not torch.allclose(changed_pixels, x)
     assert (changed_pixels[:, :, :3] == -1).all()
     assert changed_pixels.abs().max() <= 1
+    grey = photometric_change(x[:, :1].expand(-1, 3, -1, -1))
+    assert not torch.allclose(grey[:, :1], x[:, :1])
+    assert torch.equal(grey, grey[:, :1].expand_as(grey))
 
 
 @pytest.mark.parametrize("head", ["unet", "adaptive"])
