@@ -18,7 +18,16 @@ from interpreter.config import HeadName
 from interpreter.data import Labelled, labelled_in, require_features, store_spec
 from interpreter.errors import InterpreterError
 from interpreter.network import InterpreterConfig
-from interpreter.options import AsJson, Datasets, DeviceOption, ScanOption, StoreOption, require_device
+from interpreter.options import (
+    AsJson,
+    Datasets,
+    DeviceOption,
+    ScanOption,
+    StoreOption,
+    ViewOption,
+    require_device,
+    require_upright,
+)
 from interpreter.prediction import Prediction
 from interpreter.probe_cli import app as probe_commands
 from interpreter.protocols.protocol import ROWS, Edition
@@ -32,7 +41,7 @@ from store import console
 from store.errors import StoreError
 from store.feature_store import FeatureStore
 from store.interrupts import Stop
-from store.views import parse_views
+from store.views import IDENTITY, parse_views
 
 if TYPE_CHECKING:
     from interpreter.evaluation import Scores
@@ -186,6 +195,7 @@ def evaluate(
         typer.Option("--dataset", help="Data set in the store, NAME or NAME:SPLIT; may be given again."),
     ] = None,
     model: Annotated[str, typer.Option(help="Shipped name or folder of an interpreter.")] = "vessels",
+    view: ViewOption = IDENTITY,
     masks: Annotated[Path | None, typer.Option(help="Write each native label map as PNG into this folder.")] = None,
     size: Annotated[Literal["network", "native"], typer.Option(help="Pixels that are compared.")] = "network",
     region: Annotated[Literal["fov", "image"], typer.Option(help="Pixels that count.")] = "fov",
@@ -222,10 +232,10 @@ def evaluate(
         raise typer.BadParameter(f"{' '.join(context.args)} belongs to a protocol; name it with --protocol")
     if not dataset:
         raise typer.BadParameter("expected --dataset, or a whole --protocol")
-    _evaluate_model(store, dataset, model, masks, Rules(size=size, region=region), scan, device, as_json)
+    _evaluate_model(store, dataset, model, view, masks, Rules(size=size, region=region), scan, device, as_json)
 
 
-_OF_A_MODEL = ("dataset", "model", "masks", "size", "region", "scan")
+_OF_A_MODEL = ("dataset", "model", "view", "masks", "size", "region", "scan")
 _OF_A_PROTOCOL = ("edition", "data", "out", "target", "rows", "seeds", "settings")
 
 
@@ -243,6 +253,7 @@ def _evaluate_model(
     store: str,
     dataset: list[str],
     model: str,
+    view: str,
     masks: Path | None,
     rules: Rules,
     scan: Method,
@@ -255,7 +266,7 @@ def _evaluate_model(
     interpreter, card = load_interpreter(model)
     interpreter.use_scan(scan)
     interpreter.to(require_device(device))
-    images = labelled_in(features, dataset, card.task)
+    images = [image.seen_as(require_upright(view)) for image in labelled_in(features, dataset, card.task)]
     if seen := {image.key.image_id for image in images} & {*card.training_ids, *card.validation_ids}:
         console.err.print(f"[yellow]note:[/] {len(seen)} of these images were used to train this interpreter")
     require_features(features, card.spec, images)

@@ -38,6 +38,10 @@ class Labelled:
     def name(self) -> str:
         return f"{self.dataset}/{self.sample.name}"
 
+    def seen_as(self, view: str) -> Labelled:
+        """The same image with the features of one of its views."""
+        return replace(self, key=Key(self.key.image_id, view))
+
 
 def labelled_images(store: FeatureStore, dataset: str, split: str | None, task: Task) -> list[Labelled]:
     """The images of a collection that carry every target of the task; of overlapping targets, one at least.
@@ -220,7 +224,7 @@ def parted(
         TrainingDataError: there are too few.
     """
     view = plain_view(settings.views)
-    images = [replace(one, key=Key(one.key.image_id, view)) for one in without_duplicates(images)]
+    images = [image.seen_as(view) for image in without_duplicates(images)]
     if settings.labels is not None:
         images = few(images, settings.labels, settings.seed)
     if validation is not None:

@@ -15,12 +15,22 @@ from interpreter.checkpoint import Card, folder_of, load_interpreter
 from interpreter.data import Labelled, all_images, require_features
 from interpreter.domain import Domain, load_domain
 from interpreter.network import Interpreter
-from interpreter.options import AsJson, Datasets, DeviceOption, ScanOption, StoreOption, require_device
+from interpreter.options import (
+    AsJson,
+    Datasets,
+    DeviceOption,
+    ScanOption,
+    StoreOption,
+    ViewOption,
+    require_device,
+    require_upright,
+)
 from interpreter.prediction import segment
 from interpreter.rendering import encode_labels
 from store import console
 from store.feature_store import FeatureStore
 from store.files import replaced
+from store.views import IDENTITY
 
 app = typer.Typer()
 TABLE = "segmented.csv"
@@ -36,6 +46,7 @@ def segment_command(
     dataset: Datasets,
     out: Annotated[Path, typer.Option(help="Folder of the label maps.", show_default=False)],
     model: Annotated[str, typer.Option(help="Shipped name or folder of an interpreter.")] = "vessels",
+    view: ViewOption = IDENTITY,
     scan: ScanOption = "auto",
     device: DeviceOption = "cpu",
     as_json: AsJson = False,
@@ -49,7 +60,8 @@ def segment_command(
     interpreter, card = load_interpreter(model)
     interpreter.use_scan(scan)
     interpreter.to(require_device(device))
-    images = [image for reference in dataset for image in all_images(features, reference)]
+    require_upright(view)
+    images = [image.seen_as(view) for reference in dataset for image in all_images(features, reference)]
     require_features(features, card.spec, images)
     domain = load_domain(folder_of(model), card.spec)
     out.mkdir(parents=True, exist_ok=True)

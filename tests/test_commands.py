@@ -82,6 +82,13 @@ def test_the_whole_way_by_commands(run: Run, dataset_folder: Path, wide_backbone
     assert summary["images"] == 6
     assert set(summary["dice_by_timestep"]) == {"1", "10", "100", "500"}
     assert "were used to train" in scored.stderr
+    asked = ["evaluate", "--dataset", "eyes", "--store", store, "--model", model, "--json", "--view"]
+    assert "--views red-free" in run("interpreter", *asked, "red-free").stderr
+    assert run("extractor", *extract, "--store", store, "--views", "red-free").returncode == 0
+    without_colour = json.loads(run("interpreter", *asked, "red-free").stdout)
+    assert without_colour["by_image"].keys() == summary["by_image"].keys()
+    assert without_colour["dice"] != summary["dice"]
+    assert run("interpreter", *asked, "flip-h").returncode == 2
     shutil.copytree(dataset_folder / "images", tmp_path / "unlabelled")
     plain = ["run", "--dataset", f"folder:{tmp_path / 'unlabelled'}", *AT_64, wide_backbone, "--store", store]
     assert run("extractor", *plain).stderr.count("masks of 6 photographs: none") == 1

@@ -25,7 +25,6 @@ from interpreter.protocols.protocol import Asked, Choices, Experiment, Protocol,
 from interpreter.rendering import compared, encode_picture
 from interpreter.training import Training
 from store.feature_store import FeatureStore
-from store.features import Key
 from store.files import read_json, replace_json
 from store.spec import FeatureSpec
 from store.views import IDENTITY, plain_view
@@ -184,7 +183,7 @@ class Running:
 
     def _images(self, places: Sequence[tuple[str, str]], view: str = IDENTITY) -> list[Labelled]:
         found = [image for place in places for image in labelled_images(self.store, *place, self.protocol.task)]
-        return [dataclasses.replace(image, key=Key(image.key.image_id, view)) for image in found]
+        return [image.seen_as(view) for image in found]
 
     def _draw_into(
         self, folder: Path, experiment: Experiment, spec: FeatureSpec
