@@ -197,18 +197,20 @@ class FeatureStore:
         """A stored entry.
 
         Raises:
-            MissingEntry: never completed; if the image is there under other specs, their difference is told.
+            MissingEntry: never completed.
+            SpecMismatch: the image is there under other specs; what the nearest differs in is told.
         """
         self.uses.stamp(entry_path(spec, key))
         try:
             return FeatureEntry(self._open(entry_path(spec, key)), spec, self.codec(spec), self.uses)
         except MissingEntry as error:
-            for other in self.specs():
-                if other.digest != spec.digest and self.has(other, key):
-                    raise SpecMismatch(
-                        f"{self.location}: image {key.image_id[:12]} is here, but under another spec; they differ in\n"
-                        f"{spec.difference(other)}"
-                    ) from error
+            others = [other for other in self.specs() if other.digest != spec.digest and self.has(other, key)]
+            if others:
+                nearest = min((spec.difference(other) for other in others), key=lambda said: len(said.splitlines()))
+                raise SpecMismatch(
+                    f"{self.location}: no features of image {key.image_id[:12]} under spec {spec.digest[:12]}, but "
+                    f"under {len(others)} other(s); from the nearest it differs in\n{nearest}"
+                ) from error
             raise MissingEntry(
                 f"{self.location}: no features of image {key.image_id[:12]}, view {key.view}, spec {spec.digest[:12]}; "
                 "`extractor run` makes them"

@@ -115,6 +115,10 @@ def test_another_spec_is_refused_with_the_difference(store: FeatureStore, spec: 
     store.write(other, KEY, some_features(other))
     with pytest.raises(SpecMismatch, match="clip: False here, True there"):
         store.entry(spec, KEY)
+    further = changed(spec, clip=True, backbone="0" * 64)
+    store.write(further, KEY, some_features(further))
+    with pytest.raises(SpecMismatch, match=r"under 2 other\(s\).*\n  clip: False here, True there$"):
+        store.entry(spec, KEY)
 
 
 def test_features_of_another_shape_or_type_are_refused(store: FeatureStore, spec: FeatureSpec) -> None:
