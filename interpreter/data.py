@@ -125,21 +125,27 @@ def _extracting(
                 options["split"] = split
             said = [f"--{name}" if value is True else f"--{name} {value}" for name, value in options.items()]
             return f"extractor run {' '.join(said)} --store {store.location} --views {','.join(views)}"
+    return (
+        f"extractor run --dataset ...:{dataset} --name {dataset} {extraction_options(spec, store.backbone_of(spec))} "
+        f"--store {store.location} --views {','.join(views)}"
+    )
+
+
+def extraction_options(spec: FeatureSpec, backbone: str | None) -> str:
+    """What ``extractor run`` is told to make features of this spec, as far as its options say it."""
     chosen = {
-        "backbone": store.backbone_of(spec),
+        "backbone": backbone,
         "preprocessing": preprocessing_name(spec.preprocessing),
         "trajectory": spec.trajectory,
+        "seed": spec.seed,
         "timesteps": ",".join(map(str, spec.timesteps)),
-        "grid": ",".join(map(str, spec.grid)),
+        "grid": ",".join(map(str, spec.grid)) if spec.grid != spec.timesteps else None,
         "blocks": ",".join(block.name.removeprefix("block_") for block in spec.blocks),
         "resolution": spec.resolution,
         "encoding": spec.encoding.kind,
     }
-    how = " ".join(f"--{name} {value}" for name, value in chosen.items() if value is not None)
-    return (
-        f"extractor run --dataset ...:{dataset} --name {dataset} {how} --store {store.location} "
-        f"--views {','.join(views)}"
-    )
+    said = [f"--{name} {value}" for name, value in chosen.items() if value is not None]
+    return " ".join(said + ["--clip"] * spec.clip)
 
 
 def without_duplicates(images: Iterable[Labelled]) -> list[Labelled]:

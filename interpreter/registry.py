@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from interpreter.checkpoint import WEIGHTS_FILE, Card, folder_of, load_interpreter, require_sealed, shipped
+from interpreter.data import extraction_options
 from store.console import human_bytes
 from store.manifest import Manifest, read_manifest
 
@@ -38,7 +39,8 @@ class Listed:
         return {
             "for": manifest.summary,
             "classes": ", ".join(self.card.task.classes[1:]),
-            "reads": f"{self.card.backbone}, spec {self.card.spec.digest[:12]}",
+            "reads": f"{self.card.backbone}, spec {self.card.spec.said}",
+            "made by": f"extractor run {extraction_options(self.card.spec, self.card.backbone)}",
             "weights": f"{self.weights / 1000:.0f} k, {human_bytes(self.size)}, {self.card.licence}",
             "sha256": (manifest.sha256_of(WEIGHTS_FILE) or "not sealed")[:12],
             "learnt from": [str(one) for one in manifest.data] or f"{len(self.card.training_ids)} images",

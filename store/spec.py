@@ -205,7 +205,8 @@ class FeatureSpec(_Frozen):
     def said(self) -> str:
         """The first digits of the digest, and what tells it from others."""
         steps = ", ".join(map(str, self.timesteps))
-        return f"{self.digest[:12]} ({self.trajectory}, t = {steps}, {self.resolution} px, {self.encoding.kind})"
+        photographs = f"{self.resolution} px, {preprocessing_name(self.preprocessing) or 'another preprocessing'}"
+        return f"{self.digest[:12]} ({self.trajectory}, t = {steps}, {photographs}, {self.encoding.kind})"
 
     def block(self, name: str) -> Block:
         """The block of that name; SpecError if the spec has none."""

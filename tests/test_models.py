@@ -13,6 +13,7 @@ from extractor import presets
 from extractor import registry as backbones
 from extractor.backbone import WEIGHTS_FILE as BACKBONE_WEIGHTS
 from extractor.backbone import load_backbone
+from extractor.backbone_cli import preprocessing_for, recipe_of
 from extractor.errors import BackboneError
 from interpreter import checkpoint
 from interpreter import registry as interpreters
@@ -49,10 +50,23 @@ def test_each_has_a_card_and_a_manifest_of_all_its_files(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", INTERPRETERS, ids=lambda folder: folder.name)
+def test_the_options_that_are_told_make_what_an_interpreter_reads(folder: Path) -> None:
+    _, card = load_interpreter(folder.name)
+    words = interpreters.extraction_options(card.spec, card.backbone).split()
+    told = {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
+    backbone = presets.open_backbone(told["backbone"])
+    reading = told["timesteps"], told.get("grid"), told["blocks"]
+    recipe = recipe_of("small", False, card.spec.trajectory, 0, reading, int(told["resolution"]))
+    prepared, encoding = preprocessing_for(backbone, told["preprocessing"]), AffineEncoding()
+    assert told["encoding"] == encoding.kind
+    assert replace(recipe, preprocessing=prepared, encoding=encoding).spec(backbone) == card.spec
+
+
+@pytest.mark.parametrize("folder", INTERPRETERS, ids=lambda folder: folder.name)
 def test_interpreters_read_a_shipped_backbone(folder: Path) -> None:
     _, card = load_interpreter(folder.name)
     backbone = presets.open_backbone(card.backbone)
-    assert card.spec == presets.fast().spec(backbone)
+    assert card.spec == replace(presets.fast(), preprocessing=card.spec.preprocessing).spec(backbone)
     domain = load_domain(folder, card.spec)
     assert domain is not None
     assert domain.residual_range is not None
