@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,8 +16,9 @@ from PIL import Image
 from extractor.errors import ImageError
 from extractor.field_of_view import find_field_of_view
 from store.geometry import Geometry, Interpolation
-from store.spec import Clahe, Preprocessing
-from store.views import Rendering, without_colour
+from store.preparing import prepare
+from store.spec import Preprocessing
+from store.views import Rendering
 
 NARROWEST = 4
 """A photograph's longer side over its shorter one, at most: the square around it is so many times as large."""
@@ -70,33 +70,9 @@ def preprocess(
     geometry = (
         Geometry.square_around(fov, resolution) if how.crop == "fov" else Geometry.whole(height, width, resolution)
     )
-    if how.name == "squeeze":
-        small = squeeze(image, resolution)
-    else:
-        small = geometry.apply(image, Interpolation[how.interpolation.upper()]).astype(np.uint8)
     small_fov = geometry.apply(fov, Interpolation.NEAREST).astype(np.bool_)
-    if rendering is not None:
-        small = rendering(small)
-    if how.name == "red-free":
-        small = without_colour(small)
-    if how.clahe is not None:
-        small = equalise_lightness(small, how.clahe)
-    if how.mask_outside:
-        small[~small_fov] = 0
+    small = prepare(image, geometry, small_fov, how, rendering)
     return NetworkInput(to_network_range(small), small_fov, geometry)
-
-
-def squeeze(image: NDArray[np.uint8], resolution: int) -> NDArray[np.uint8]:
-    """Pillow's LANCZOS, whose kernel grows with the photograph (OpenCV's does not); uint8 (R, R, 3)."""
-    return np.asarray(Image.fromarray(image).resize((resolution, resolution), Image.Resampling.LANCZOS))
-
-
-def equalise_lightness(image: NDArray[np.uint8], clahe: Clahe) -> NDArray[np.uint8]:
-    """CLAHE of L in CIELAB; uint8 (H, W, 3) RGB in and out."""
-    lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
-    equaliser = cv2.createCLAHE(clipLimit=clahe.clip_limit, tileGridSize=(clahe.tiles, clahe.tiles))
-    lab[..., 0] = equaliser.apply(lab[..., 0])
-    return np.asarray(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB), dtype=np.uint8)
 
 
 def to_network_range(image: NDArray[np.uint8]) -> torch.Tensor:

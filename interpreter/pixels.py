@@ -1,8 +1,8 @@
 """Photographs as features of their own: the input of the plain control, beside the features in the store.
 
-The map ``pixels`` is the photograph at the network's size, RGB in [-1, 1], cropped as the entry of its
-features was, without colour and black outside the field of view where theirs is, not equalised. Networks
-on pixels are so trained, stored and scored by the same code as those on features.
+The map ``pixels`` is the photograph as the backbone was shown it (``store.preparing``), RGB in [-1, 1]: cropped as the
+entry of its features was, equalised and without colour where theirs is. So networks on pixels are given nothing less,
+and are trained, stored and scored by the same code as those on features.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from interpreter.heads.photometric import PIXELS
 from store.encoded import Encoded
 from store.feature_store import FeatureStore
 from store.features import Features, Key
-from store.geometry import Interpolation
+from store.preparing import prepare
 from store.spec import Block, FeatureSpec, FloatEncoding
-from store.views import Rendering, fixed_rendering, without_colour
+from store.views import fixed_rendering
 
 
 def spec_of_pixels(spec: FeatureSpec) -> FeatureSpec:
     """The spec of photographs cropped as those of a spec of features; no network made them."""
     side = spec.resolution
     return FeatureSpec(
-        backbone=hashlib.sha256(b"pixels").hexdigest(),
+        backbone=hashlib.sha256(b"photographs as prepared").hexdigest(),
         schedule="none-1",
         trajectory="anchored",
         grid=(0,),
@@ -61,13 +61,9 @@ def write_pixels(store: FeatureStore, spec: FeatureSpec, keys: Sequence[Key], fo
         files = _find({key.image_id for key in missing}, folders)
         for key in missing:
             entry = store.entry(spec, key)
-            photograph = _read(files[key.image_id], fixed_rendering(key.view))
-            small = entry.geometry.apply(photograph, Interpolation.AREA).astype(np.uint8)
-            if spec.preprocessing.name == "red-free":
-                small = without_colour(small)
-            if spec.preprocessing.mask_outside:
-                small[~entry.fov] = 0
-            values = (small.transpose(2, 0, 1)[None].astype(np.float32) / 127.5 - 1).astype(np.float16)
+            photograph = _read(files[key.image_id])
+            shown = prepare(photograph, entry.geometry, entry.fov, spec.preprocessing, fixed_rendering(key.view))
+            values = (shown.transpose(2, 0, 1)[None].astype(np.float32) / 127.5 - 1).astype(np.float16)
             store.write(pixels, key, Features({PIXELS: Encoded(values)}, entry.fov, entry.geometry))
     return pixels
 
@@ -87,12 +83,11 @@ def _find(wanted: set[str], folders: Iterable[Path]) -> dict[str, Path]:
     return found
 
 
-def _read(path: Path, rendering: Rendering | None) -> NDArray[np.uint8]:
+def _read(path: Path) -> NDArray[np.uint8]:
     """uint8 (H, W, 3), upright."""
     with Image.open(path) as image:
         if image.mode.startswith(("I", "F")):
             raise TrainingDataError(
                 f"{path}: of more than 8 bits; networks on pixels read 8-bit photographs, save it so"
             )
-        pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    return pixels if rendering is None else rendering(pixels)
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))

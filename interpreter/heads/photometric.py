@@ -7,6 +7,7 @@ from torch.nn import functional
 
 PIXELS = "pixels"
 """The map that photographs are (``interpreter.pixels``)."""
+_ROUNDED = 4 / 127.5  # between the channels of a grey photograph that was equalised in CIELAB
 
 
 def photometric_change(x: torch.Tensor) -> torch.Tensor:
@@ -24,7 +25,7 @@ def photometric_change(x: torch.Tensor) -> torch.Tensor:
 
     pixels = (x.float() + 1) / 2
     lit = (pixels.amax(dim=1, keepdim=True) > 4 / 255).float()
-    coloured = (x != x[:, :1]).flatten(1).any(dim=1).view(b, 1, 1, 1)
+    coloured = (x - x[:, :1]).abs().flatten(1).amax(dim=1).view(b, 1, 1, 1) > _ROUNDED
     gains = torch.where(coloured, drawn(0.12, 3), 1)
     changed = pixels.clamp(min=1e-6) ** drawn(0.25) * drawn(0.12) * gains
     mean = (changed * lit).sum((2, 3), keepdim=True) / lit.sum((2, 3), keepdim=True).clamp(min=1)
