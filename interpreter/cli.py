@@ -105,7 +105,10 @@ def train(
     standardise: Annotated[
         bool, typer.Option(help="Bring each channel of a photograph to mean 0 and variance 1: for cameras yet unseen.")
     ] = False,
-    head: Annotated[HeadName, typer.Option(help="Network that reads the features; mlp is DDPM-Seg's.")] = "adaptive",
+    head: Annotated[
+        HeadName,
+        typer.Option(help="Network that reads the features; joint reads all timesteps at once, mlp is DDPM-Seg's."),
+    ] = "adaptive",
     drop_path: Annotated[float, typer.Option(min=0, max=0.99, help="Share of VSS blocks skipped in training.")] = 0.0,
     overlapping: Annotated[bool, typer.Option("--overlapping", help="Targets may overlap (lesions).")] = False,
     labels: Annotated[

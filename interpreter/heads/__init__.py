@@ -1,6 +1,7 @@
 """Networks that read features, by name.
 
 ``adaptive``  the paper's interpreter
+``joint``     the same network, shown all timesteps at once instead of one after the other (an ablation)
 ``mlp``       DDPM-Seg's ensemble of pixel classifiers (an ablation)
 ``unet``      a U-Net on the photograph itself (the control)
 """
@@ -12,12 +13,14 @@ from collections.abc import Callable
 from interpreter.config import HeadName, InterpreterConfig
 from interpreter.heads.adaptive import AdaptiveHead
 from interpreter.heads.head import Head
+from interpreter.heads.joint import JointHead
 from interpreter.heads.mlp import MlpEnsemble
 from interpreter.heads.unet import PixelUNet
 from store.spec import FeatureSpec
 
 HEADS: dict[HeadName, Callable[[FeatureSpec, InterpreterConfig], Head]] = {
     "adaptive": AdaptiveHead,
+    "joint": JointHead,
     "mlp": MlpEnsemble,
     "unet": PixelUNet,
 }

@@ -46,6 +46,7 @@ ROWS = {
         Row("anchored", "features of the clean photograph at every timestep", trajectory="anchored"),
         Row("stochastic", "w/o deterministic inversion: features of q(x_t | x0)", trajectory="stochastic"),
         Row("untrained", "features of the same U-Net with random weights", untrained=True),
+        Row("joint", "w/o vote: the interpreter shown all timesteps at once", head="joint"),
         Row("mlp", "w/o adaptive interpreter: DDPM-Seg's ten pixel classifiers", head="mlp"),
         Row("unet", "a U-Net on the photograph, flips and photometric augmentation", head="unet", pixels=True),
         Row("pixels", "the interpreter on the photograph instead of features", pixels=True),

@@ -96,7 +96,7 @@ def test_a_window_that_would_cut_a_pixel_is_refused(side: int) -> None:
 
 
 def test_the_network_reads_a_window_as_it_reads_a_square(spec: FeatureSpec) -> None:
-    for head in ("adaptive", "mlp", "unet"):
+    for head in ("adaptive", "joint", "mlp", "unet"):
         read = spec_of_pixels(spec) if head == "unet" else spec
         network = Interpreter(read, InterpreterConfig(head=head)).eval()  # type: ignore[arg-type]
         assert read.resolution % network.head.step == 0
@@ -107,7 +107,9 @@ def test_the_network_reads_a_window_as_it_reads_a_square(spec: FeatureSpec) -> N
         assert network(maps, torch.tensor([1, 2])).shape == (2, 2, side, side)
 
 
-@pytest.mark.parametrize(("head", "standardise"), [("adaptive", False), ("adaptive", True), ("mlp", True)])
+@pytest.mark.parametrize(
+    ("head", "standardise"), [("adaptive", False), ("adaptive", True), ("joint", True), ("mlp", True)]
+)
 def test_it_learns_from_windows_and_repeats(
     filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path, head: HeadName, standardise: bool
 ) -> None:

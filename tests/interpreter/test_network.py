@@ -97,7 +97,7 @@ def test_an_interpreter_from_before_there_were_heads_loads(spec: FeatureSpec, tm
     assert all(torch.equal(a.half(), b.half()) for a, b in zip(old.parameters(), network.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("head", ["adaptive", "mlp"])
+@pytest.mark.parametrize("head", ["adaptive", "joint", "mlp"])
 @pytest.mark.parametrize("overlapping", [False, True])
 def test_heads_are_built_saved_and_loaded_by_name(
     spec: FeatureSpec, tmp_path: Path, head: HeadName, overlapping: bool
@@ -115,7 +115,7 @@ def test_heads_are_built_saved_and_loaded_by_name(
         b.name: Encoded(generator.standard_normal((3, b.channels, b.height, b.width)).astype("f4")) for b in spec.blocks
     }
     prediction = predict(loaded, maps, WHOLE)
-    assert len(prediction.by_timestep) == len(loaded.voters) == (10 if head == "mlp" else 3)
+    assert len(prediction.by_timestep) == len(loaded.voters) == {"adaptive": 3, "joint": 1, "mlp": 10}[head]
     assert prediction.probabilities.shape == (3, 32, 32)
     exact = torch.cat(list(network.votes(maps, WHOLE)))
     assert exact.shape == (len(loaded.voters), 2 if overlapping else 3, 32, 32)
@@ -133,7 +133,7 @@ def stored(spec: FeatureSpec, camera: int) -> dict[str, Encoded]:
     return maps
 
 
-@pytest.mark.parametrize("head", ["adaptive", "mlp"])
+@pytest.mark.parametrize("head", ["adaptive", "joint", "mlp"])
 def test_a_standardised_interpreter_does_not_see_what_a_camera_does_to_whole_channels(
     spec: FeatureSpec, head: HeadName
 ) -> None:
