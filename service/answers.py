@@ -25,7 +25,8 @@ class Answer:
         spec: digest of the features that were read.
         classes: names of all classes, background first.
         colours: of classes 1, 2, ...
-        timesteps: those that voted.
+        timesteps: those that were read.
+        voters: names of those that voted: the timesteps, unless the model reads several at once.
         labels: class ids, uint8 (H, W); of overlapping classes the last one that is there.
         layers: where classes may overlap, the pixels of each but the background, bool (n - 1, H, W); else None.
         prediction: at the network's size.
@@ -46,6 +47,7 @@ class Answer:
     classes: tuple[str, ...]
     colours: tuple[str, ...]
     timesteps: tuple[int, ...]
+    voters: tuple[str, ...]
     labels: NDArray[np.uint8]
     prediction: Prediction
     fov: NDArray[np.bool_]
@@ -177,6 +179,7 @@ def of_field_of_view(
         classes=("outside", "field of view"),
         colours=("#ffffff",),
         timesteps=(0,),
+        voters=("field of view",),
         labels=fov.astype(np.uint8),
         prediction=vote(np.stack([~square, square]).astype(np.float32)[None]),
         fov=np.ones_like(square),

@@ -102,9 +102,9 @@ class Engine:
     def question(
         self, data: bytes, name: str = "image", model: str | None = None, timesteps: Sequence[int] | None = None
     ) -> Question:
-        """What is asked; NotFound for a model that is not here, SpecError for timesteps that it does not have."""
+        """What is asked; NotFound for a model that is not here, or timesteps that it does not keep."""
         chosen = self.models.get(model)
-        return Question(image_id(data), data, name, chosen, subset(chosen.card.spec, timesteps))
+        return Question(image_id(data), data, name, chosen, subset(chosen, timesteps))
 
     def question_by_key(self, key: str, model: str | None, timesteps: Sequence[int] | None = None) -> Question:
         """The same of features that are in the store already.
@@ -116,7 +116,7 @@ class Engine:
         reader = self.models.get(model) if model is not None else self.models.of_spec(digest)
         if reader is None or not reader.card.spec.digest.startswith(digest):
             raise NotFound(f"no model here reads features of the spec {digest}; see /v1/models")
-        return Question(image, None, key, reader, subset(reader.card.spec, timesteps))
+        return Question(image, None, key, reader, subset(reader, timesteps))
 
     def finished(self, asked: Question) -> Answer | None:
         """The answer, if it is known already."""
@@ -196,6 +196,7 @@ class Engine:
             classes=model.card.task.classes,
             colours=model.card.task.colours,
             timesteps=asked.timesteps or model.card.spec.timesteps,
+            voters=reader.voters,
             labels=labels,
             prediction=prediction,
             fov=features.fov,

@@ -94,6 +94,7 @@ def _npz(answer: Answer, options: Options, _source: Source) -> bytes:
     if options.by_timestep:
         maps = [answer.native_map(one, Interpolation.NEAREST) for one in answer.prediction.by_timestep]
         arrays["by_timestep"] = np.stack(maps)
+        arrays["voters"] = np.array(answer.voters)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # the stub takes its own option for an array
     return buffer.getvalue()

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from extractor.images import MAX_PIXELS
 from interpreter.network import Interpreter
-from service.errors import NotFound
+from service.errors import BadRequest, NotFound
 from service.metrics import Metrics
 from service.models import Model
 from service.photographs import FORMATS
@@ -127,18 +127,24 @@ class Kept:
     warnings: tuple[str, ...]
 
 
-def subset(spec: FeatureSpec, timesteps: Sequence[int] | None) -> tuple[int, ...] | None:
-    """Timesteps in the spec's order; None for all of them.
+def subset(model: Model, timesteps: Sequence[int] | None) -> tuple[int, ...] | None:
+    """Timesteps in the order of the model's spec; None for all of them.
 
     Raises:
         NotFound: the spec does not keep one.
+        BadRequest: the model reads all of them at once.
     """
+    spec = model.card.spec
     if timesteps is None:
         return None
     if missing := sorted(set(timesteps) - set(spec.timesteps)):
         raise NotFound(f"timesteps {missing} are not kept by this model; it has {', '.join(map(str, spec.timesteps))}")
     chosen = tuple(t for t in spec.timesteps if t in set(timesteps))
-    return None if chosen == spec.timesteps else chosen
+    if chosen == spec.timesteps:
+        return None
+    if model.interpreter.head.all_timesteps:
+        raise BadRequest(f"{model.name} reads all its timesteps at once, none alone; ask without timesteps")
+    return chosen
 
 
 def at_timesteps(

@@ -106,9 +106,9 @@ def _domain(score: DomainScore) -> DomainResult:
 
 def _by_timestep(answer: Answer) -> dict[str, str]:
     masks = {}
-    for t, labels in zip(answer.timesteps, answer.prediction.by_timestep, strict=True):
+    for voter, labels in zip(answer.voters, answer.prediction.by_timestep, strict=True):
         native = answer.native_map(labels, Interpolation.NEAREST).astype(np.uint8)
-        masks[str(t)] = _base64(encode_labels(native, answer.colours))
+        masks[voter] = _base64(encode_labels(native, answer.colours))
     return masks
 
 

@@ -96,7 +96,7 @@ class SegmentResponse(BaseModel):
     model: str
     version: str = Field(description="of the model's files")
     spec: str = Field(description="digest of the features that were read")
-    timesteps: list[int] = Field(description="that voted")
+    timesteps: list[int] = Field(description="that were read")
     classes: list[ClassResult]
     mean_agreement: float = Field(description="mean share of timesteps that voted for the label, 0..1")
     mean_uncertainty: float = Field(description="mean entropy of the votes over its largest value, 0..1")
@@ -114,7 +114,9 @@ class SegmentResponse(BaseModel):
         description="class: base64 PNG of its own pixels, 0 and 1, where classes may overlap (mask=png)"
     )
     masks_rle: dict[str, RunLengths] | None = Field(description="the same as run lengths (mask=rle)")
-    by_timestep: dict[str, str] | None = Field(description="timestep: base64 PNG of its own labels, on request")
+    by_timestep: dict[str, str] | None = Field(
+        description="voter, a timestep of most models: base64 PNG of its own labels, on request"
+    )
     uncertainty_png: str | None = Field(description="base64 grey PNG, 255 where the votes are split evenly, on request")
     warnings: list[str]
     disclaimer: str = DISCLAIMER

@@ -94,5 +94,7 @@ def png(seed: int = 50, side: int = 80) -> bytes:
     return buffer.getvalue()
 
 
-def post(client: TestClient, data: bytes, accept: str = "application/json", name: str = "eye.png") -> Response:
-    return client.post("/segment", files={"image": (name, data)}, headers={"Accept": accept})
+def post(
+    client: TestClient, data: bytes, accept: str = "application/json", name: str = "eye.png", **params: str
+) -> Response:
+    return client.post("/segment", files={"image": (name, data)}, headers={"Accept": accept}, params=params)

@@ -102,6 +102,7 @@ def test_npz_holds_what_numpy_reads(api: TestClient) -> None:
     inside = arrays["probabilities"].astype(np.float32).sum(axis=0)[fov]
     assert np.median(inside) == pytest.approx(1, abs=2e-3)
     assert arrays["by_timestep"].shape == (3, 80, 96)
+    assert list(arrays["voters"]) == ["1", "10", "100"]
     assert arrays["uncertainty"].shape == (80, 96)
     assert arrays["classes"].tolist() == ["background", "mask"]
 

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from interpreter.config import HeadName
+from interpreter.network import Interpreter, InterpreterConfig
 from service.answers import AnswerCache
 from service.engine import Engine
 from service.errors import Abandoned, Busy, DeadlinePassed, NotFound
@@ -272,6 +274,27 @@ def test_models_of_one_spec_share_an_inversion(make_engine: MakeEngine) -> None:
     assert one.forwards + other.forwards == 3
     np.testing.assert_array_equal(one.labels, other.labels)
     assert (one.model, other.model) == ("vessels", "twin")
+
+
+@pytest.mark.parametrize(("head", "voters"), [("joint", 1), ("mlp", 10)])
+def test_what_reads_all_timesteps_at_once_answers_for_all_of_them(
+    make_engine: MakeEngine, head: HeadName, voters: int
+) -> None:
+    engine = make_engine()
+    usual = engine.models.default
+    network = Interpreter(usual.card.spec, InterpreterConfig(head=head))
+    engine.models = Models([Model("at once", network, usual.card, usual.extractor)])
+    answer = engine.segment(png(86))
+    assert answer.timesteps == (1, 10, 100)
+    assert len(answer.voters) == len(answer.prediction.by_timestep) == voters
+    with serving(engine) as client:
+        shown = post(client, png(86), by_timestep="true").json()
+        assert list(shown["by_timestep"]) == list(answer.voters)
+        assert shown["timesteps"] == [1, 10, 100]
+        assert post(client, png(86), timesteps="1,10,100").status_code == 200
+        refused = post(client, png(86), timesteps="10")
+    assert refused.status_code == 400
+    assert "reads all its timesteps at once" in refused.json()["detail"]
 
 
 def test_models_are_replaced_without_a_pause(make_engine: MakeEngine) -> None:
