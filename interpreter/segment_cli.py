@@ -38,7 +38,8 @@ TABLE = "segmented.csv"
 
 @app.command(
     "segment",
-    epilog="Example: extractor run --dataset folder:photos --preset fast --store features.zarr && "
+    epilog="Example: extractor run --dataset folder:photos --preset fast --preprocessing red-free "
+    "--store features.zarr && "
     "interpreter segment --store features.zarr --dataset photos --model vessels --out masks",
 )
 def segment_command(

@@ -98,7 +98,7 @@ class Build:
         told = call(
             "extractor", "run", "--dataset", f"manifest:{manifest}", "--split", split, *limit, "--views", views,
             "--preset", recipe.preset, "--encoding", recipe.encoding, "--backbone", backbone, "--store", self.store,
-            "--json",
+            *(["--preprocessing", recipe.preprocessing] if recipe.preprocessing else []), "--json",
         )  # fmt: skip
         spec: str = told["spec"]
         return spec

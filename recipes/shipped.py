@@ -50,6 +50,7 @@ class InterpreterRecipe:
         summary: one line: what it is for.
         overlapping: the targets may overlap.
         preset, encoding: of the features that it reads.
+        preprocessing: of their photographs; the backbone's own if empty.
         test: parts of ``test`` splits; no photograph of them is trained or selected on.
         options: further options of ``interpreter train``.
     """
@@ -64,6 +65,7 @@ class InterpreterRecipe:
     overlapping: bool = False
     preset: str = "fast"
     encoding: str = "int8"
+    preprocessing: str = ""
     views: str = "identity,photometric:3"
     batch: int = 4
     options: tuple[str, ...] = ()
@@ -108,10 +110,11 @@ OCTA_VESSELS = InterpreterRecipe(
 )
 VESSELS = InterpreterRecipe(
     "vessels",
-    "vessels in colour fundus photographs",
+    "vessels in fundus photographs, read without colour",
     targets=("vessel",),
     train=(Part(HRF), Part(STARE)),
     test=(Part(CHASE_DB1),),
+    preprocessing="red-free",
     steps=2400,
     evaluate_every=40,
     options=("--standardise", *WINDOWS_128),

@@ -41,6 +41,8 @@ BUDGET: dict[str, Any] = {
 """The same for every method of a table; chosen on validation images of STARE and HRF (docs/results.md)."""
 STANDARDISED = BUDGET | {"preset": "fast", "standardise": True}
 """Preset and standardising of the shipped ``vessels``, at this budget (docs/decisions/0020)."""
+WITHOUT_COLOUR = STANDARDISED | {"preprocessing": "red-free"}
+"""The same of photographs without colour, in training and in test: what the shipped ``vessels`` reads."""
 FOREGROUND: dict[str, Any] = {"foreground": 0.5}
 """Half of the windows about a lesion: drawn evenly they hardly ever show one."""
 
@@ -73,10 +75,11 @@ TABLES = {
     "lodo-vessels-fast": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=BUDGET | {"preset": "fast"}),
     "lodo-vessels-standardised": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=STANDARDISED),
     "lodo-vessels-red-free": TableRecipe(
-        "lodo-vessels", CAMERAS, ("diffdgss", "unet"), settings=STANDARDISED | {"preprocessing": "red-free"}
+        "lodo-vessels", CAMERAS, ("diffdgss", "joint", "unet"), settings=WITHOUT_COLOUR
     ),
     "few-label": TableRecipe("few-label", CAMERAS, ("diffdgss", "unet")),
     "few-label-standardised": TableRecipe("few-label", CAMERAS, ("diffdgss",), settings=STANDARDISED),
+    "few-label-red-free": TableRecipe("few-label", CAMERAS, ("diffdgss", "unet"), settings=WITHOUT_COLOUR),
     "cross-modality": TableRecipe("cross-modality", (*CAMERAS, OCTA), ("diffdgss", "unet"), targets=("octa_500",)),
     "cross-modality-standardised": TableRecipe(
         "cross-modality", (*CAMERAS, OCTA), ("diffdgss",), targets=("octa_500",), settings=STANDARDISED
