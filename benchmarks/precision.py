@@ -41,7 +41,8 @@ HALF: tuple[Precision, ...] = ("bfloat16", "float16")
 
 def measure(photographs: Sequence[bytes]) -> dict[str, dict[str, Any]]:
     """For each precision: differences to float32 of every block and timestep, and of the masks."""
-    recipe = replace(fast(), encoding=FloatEncoding(kind="float32"))
+    prepared = load_interpreter("vessels")[1].spec.preprocessing
+    recipe = replace(fast(), encoding=FloatEncoding(kind="float32"), preprocessing=prepared)
     exact = open_backbone(recipe.backbone, device=DEVICE)
     extractors = {"float32": Extractor(exact, recipe.spec(exact))}
     for precision in HALF:
@@ -72,6 +73,7 @@ def measure(photographs: Sequence[bytes]) -> dict[str, dict[str, Any]]:
 def reader(name: str, spec: FeatureSpec) -> Interpreter:
     """A shipped interpreter that reads the features of its own spec in another encoding."""
     shipped, card = load_interpreter(name)
+    card.spec.encoded_as(spec.encoding).require(spec)
     network = Interpreter(spec, card.config).eval()
     network.load_state_dict(shipped.state_dict())
     network.temperature = shipped.temperature

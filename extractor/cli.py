@@ -141,7 +141,7 @@ def run(
     entries = len(data.photographs) * len(renderings)
     with console.progress("looking for features", len(data.photographs), quiet=as_json) as advance:
         size = plan_size(data, features, spec, renderings, overwrite=overwrite, advance=advance)
-    _say_size(size, entries, as_json and dry_run)
+    _say_size(size, entries, spec, as_json and dry_run)
     if not as_json:
         _say_masks(data)
     if dry_run:
@@ -276,9 +276,9 @@ def _options(context: typer.Context, spec: FeatureSpec) -> dict[str, str | bool]
     return {name.replace("_", "-"): value if value is True else str(value) for name, value in said.items()}
 
 
-def _say_size(size: SizePlan, images: int, as_json: bool) -> None:
+def _say_size(size: SizePlan, images: int, spec: FeatureSpec, as_json: bool) -> None:
     if as_json:
-        console.print_json(size._asdict() | {"bytes_total": size.bytes_total})
+        console.print_json(size._asdict() | {"bytes_total": size.bytes_total, "spec": spec.digest})
         return
     free = "unknown" if size.free is None else console.human_bytes(size.free)
     console.err.print(

@@ -16,7 +16,7 @@ from PIL import Image
 from extractor.errors import ImageError
 from extractor.field_of_view import find_field_of_view
 from store.geometry import Geometry, Interpolation
-from store.preparing import prepare
+from store.preparing import in_network_range, prepare
 from store.spec import Preprocessing
 from store.views import Rendering
 
@@ -77,8 +77,7 @@ def preprocess(
 
 def to_network_range(image: NDArray[np.uint8]) -> torch.Tensor:
     """uint8 (h, w, 3) in 0..255 -> float32 (1, 3, h, w) in [-1, 1]."""
-    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float()
-    return (pixels / 127.5 - 1)[None]
+    return torch.from_numpy(in_network_range(image))[None]
 
 
 def save_side_by_side(x: torch.Tensor, y: torch.Tensor, path: Path) -> None:

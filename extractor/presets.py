@@ -119,7 +119,7 @@ def small() -> Preset:
 def fast() -> Preset:
     """``small`` at t = 100 and 500 alone: half the forwards and half the bytes, the timesteps that say most.
 
-    What the shipped interpreters read.
+    What the shipped interpreters read, `vessels` of photographs without colour (``--preprocessing red-free``).
     """
     timesteps = (100, 500)
     return replace(small(), name="fast", grid=timesteps, timesteps=timesteps)

@@ -26,7 +26,6 @@ from interpreter.options import (
     StoreOption,
     ViewOption,
     require_device,
-    require_upright,
 )
 from interpreter.prediction import Prediction
 from interpreter.probe_cli import app as probe_commands
@@ -269,10 +268,10 @@ def _evaluate_model(
     interpreter, card = load_interpreter(model)
     interpreter.use_scan(scan)
     interpreter.to(require_device(device))
-    images = [image.seen_as(require_upright(view)) for image in labelled_in(features, dataset, card.task)]
+    images = [image.seen_as(view) for image in labelled_in(features, dataset, card.task)]
     if seen := {image.key.image_id for image in images} & {*card.training_ids, *card.validation_ids}:
         console.err.print(f"[yellow]note:[/] {len(seen)} of these images were used to train this interpreter")
-    require_features(features, card.spec, images)
+    require_features(features, card.spec, images, backbone=card.backbone)
     with console.progress("evaluating", len(images), quiet=as_json) as advance:
 
         def on_image(image: Labelled, _prediction: Prediction, native: NDArray[np.uint8]) -> None:
@@ -284,7 +283,7 @@ def _evaluate_model(
 
         scores = evaluate_images(interpreter, features, card.spec, card.task, images, on_image, rules=rules)
     if as_json:
-        console.print_json(scores.summary())
+        console.print_json({"view": view} | scores.summary())
         return
     if len(scores.classes) > 1:
         console.out.print(_by_class(scores))

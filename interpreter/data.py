@@ -83,12 +83,17 @@ def all_images(store: FeatureStore, reference: str) -> list[Labelled]:
 
 
 def require_features(
-    store: FeatureStore, spec: FeatureSpec, images: Sequence[Labelled], views: Sequence[str] = ()
+    store: FeatureStore,
+    spec: FeatureSpec,
+    images: Sequence[Labelled],
+    views: Sequence[str] = (),
+    backbone: str | None = None,
 ) -> None:
     """TrainingDataError names every image one of whose views is not in the store under this spec.
 
     Args:
         views: those that are needed; that of each image's key if none is given.
+        backbone: of the spec, for the command that is told; the one that the store knows if not given.
     """
     missing = [
         (image, view)
@@ -101,21 +106,30 @@ def require_features(
         shown += f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         names, needed = sorted({image.dataset for image, _ in missing}), list(dict.fromkeys(v for _, v in missing))
         commands = "; ".join(
-            _extracting(store, spec, name, {i.sample.split for i, _ in missing if i.dataset == name}, needed)
+            _extracting(store, spec, name, {i.sample.split for i, _ in missing if i.dataset == name}, needed, backbone)
             for name in names
         )
+        first, view = missing[0]
+        other = store.nearest_spec(spec, Key(first.key.image_id, view))
+        differs = f"; those that are there differ in\n{spec.difference(other)}\n" if other is not None else "; "
         raise TrainingDataError(
-            f"{store.location} lacks features of {shown} for spec {spec.digest[:12]}; run `{commands}` first"
+            f"{store.location} lacks features of {shown} for spec {spec.digest[:12]}{differs}run `{commands}` first"
         )
 
 
 def _extracting(
-    store: FeatureStore, spec: FeatureSpec, dataset: str, splits: set[str | None], views: Sequence[str]
+    store: FeatureStore,
+    spec: FeatureSpec,
+    dataset: str,
+    splits: set[str | None],
+    views: Sequence[str],
+    backbone: str | None,
 ) -> str:
     """The command that makes these views: the recorded run of that data set and spec, or as much of it as is known.
 
     Args:
         splits: those of the images that lack them.
+        backbone: of the spec; the one that the store knows if None.
     """
     for record in store.records.all():
         if record.spec == spec.digest and record.dataset == dataset:
@@ -125,17 +139,18 @@ def _extracting(
                 options["split"] = split
             said = [f"--{name}" if value is True else f"--{name} {value}" for name, value in options.items()]
             return f"extractor run {' '.join(said)} --store {store.location} --views {','.join(views)}"
+    how = extraction_options(spec, backbone or store.backbone_of(spec))
     return (
-        f"extractor run --dataset ...:{dataset} --name {dataset} {extraction_options(spec, store.backbone_of(spec))} "
-        f"--store {store.location} --views {','.join(views)}"
+        f"extractor run --dataset ...:{dataset} --name {dataset} {how} --store {store.location} "
+        f"--views {','.join(views)}"
     )
 
 
 def extraction_options(spec: FeatureSpec, backbone: str | None) -> str:
-    """What ``extractor run`` is told to make features of this spec, as far as its options say it."""
+    """What ``extractor run`` is told to make features of this spec; ``...`` stands for what has no name."""
     chosen = {
-        "backbone": backbone,
-        "preprocessing": preprocessing_name(spec.preprocessing),
+        "backbone": backbone or "...",
+        "preprocessing": preprocessing_name(spec.preprocessing) or "...",
         "trajectory": spec.trajectory,
         "seed": spec.seed,
         "timesteps": ",".join(map(str, spec.timesteps)),
@@ -143,6 +158,7 @@ def extraction_options(spec: FeatureSpec, backbone: str | None) -> str:
         "blocks": ",".join(block.name.removeprefix("block_") for block in spec.blocks),
         "resolution": spec.resolution,
         "encoding": spec.encoding.kind,
+        "precision": spec.precision if spec.precision != "float32" else None,
     }
     said = [f"--{name} {value}" for name, value in chosen.items() if value is not None]
     return " ".join(said + ["--clip"] * spec.clip)

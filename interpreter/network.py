@@ -60,7 +60,7 @@ class Interpreter(nn.Module):
 
     @property
     def voters(self) -> tuple[str, ...]:
-        """Names of those that vote: the timesteps, or the models of an ensemble."""
+        """Names of those that vote: the timesteps, the models of an ensemble, or one that reads all timesteps."""
         return self.head.voters(self.spec.timesteps)
 
     def use_scan(self, method: Method) -> None:

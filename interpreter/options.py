@@ -9,7 +9,7 @@ import typer
 
 from interpreter.errors import ConfigurationError
 from interpreter.scan import Method
-from store.views import flipped_axes, is_view
+from store.views import is_upright
 
 StoreOption = Annotated[str, typer.Option(help="Folder of the feature store.", show_default=False)]
 Datasets = Annotated[
@@ -18,19 +18,23 @@ Datasets = Annotated[
         "--dataset", help="Data set in the store, NAME or NAME:SPLIT; may be given again.", show_default=False
     ),
 ]
+
+
+def _upright(view: str) -> str:
+    if not is_upright(view):
+        raise typer.BadParameter(f"expected one view that is no flip, such as identity or red-free, not {view!r}")
+    return view
+
+
 ViewOption = Annotated[
-    str, typer.Option(help="Rendering of each image that is read, such as red-free or negative; it was extracted.")
+    str,
+    typer.Option(
+        help="Rendering of each image that is read, such as red-free or negative; it was extracted.", callback=_upright
+    ),
 ]
 ScanOption = Annotated[Method, typer.Option(help="Selective scan; auto goes by the device.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-
-
-def require_upright(view: str) -> str:
-    """The view, if what it shows lies where the photograph has it; BadParameter of any other."""
-    if not is_view(view) or flipped_axes(view):
-        raise typer.BadParameter(f"expected one view that is no flip, such as identity or red-free, not {view!r}")
-    return view
 
 
 def require_device(device: str) -> str:

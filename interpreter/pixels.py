@@ -20,13 +20,16 @@ from interpreter.heads.photometric import PIXELS
 from store.encoded import Encoded
 from store.feature_store import FeatureStore
 from store.features import Features, Key
-from store.preparing import prepare
+from store.preparing import in_network_range, prepare
 from store.spec import Block, FeatureSpec, FloatEncoding
-from store.views import fixed_rendering
+from store.views import IDENTITY, fixed_rendering
 
 
 def spec_of_pixels(spec: FeatureSpec) -> FeatureSpec:
-    """The spec of photographs cropped as those of a spec of features; no network made them."""
+    """The spec of photographs prepared as those of a spec of features; no network made them.
+
+    Its ``backbone`` changes whenever what is stored does: those of the first edition were not equalised.
+    """
     side = spec.resolution
     return FeatureSpec(
         backbone=hashlib.sha256(b"photographs as prepared").hexdigest(),
@@ -60,10 +63,15 @@ def write_pixels(store: FeatureStore, spec: FeatureSpec, keys: Sequence[Key], fo
         store.register(pixels, PIXELS)
         files = _find({key.image_id for key in missing}, folders)
         for key in missing:
+            rendering = fixed_rendering(key.view)
+            if rendering is None and key.view != IDENTITY:
+                raise TrainingDataError(
+                    f"photographs are stored as they are or as a fixed view has them, not {key.view}"
+                )
             entry = store.entry(spec, key)
             photograph = _read(files[key.image_id])
-            shown = prepare(photograph, entry.geometry, entry.fov, spec.preprocessing, fixed_rendering(key.view))
-            values = (shown.transpose(2, 0, 1)[None].astype(np.float32) / 127.5 - 1).astype(np.float16)
+            shown = prepare(photograph, entry.geometry, entry.fov, spec.preprocessing, rendering)
+            values = in_network_range(shown)[None].astype(np.float16)
             store.write(pixels, key, Features({PIXELS: Encoded(values)}, entry.fov, entry.geometry))
     return pixels
 
@@ -90,4 +98,6 @@ def _read(path: Path) -> NDArray[np.uint8]:
             raise TrainingDataError(
                 f"{path}: of more than 8 bits; networks on pixels read 8-bit photographs, save it so"
             )
+        if image.has_transparency_data:
+            raise TrainingDataError(f"{path}: transparent in places; networks on pixels read opaque ones, save it so")
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))

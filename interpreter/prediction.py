@@ -1,6 +1,6 @@
 """One prediction of each voter, and the vote among them. Evaluation and service end here alike.
 
-t  voters: timesteps, or the models of an ensemble    n  classes, background included
+t  voters: timesteps, models of an ensemble, or one that reads all timesteps    n  classes, background included
 R  network's square    H, W  native size
 """
 

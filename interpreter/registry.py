@@ -9,6 +9,7 @@ from typing import Any
 
 from interpreter.checkpoint import WEIGHTS_FILE, Card, folder_of, load_interpreter, require_sealed, shipped
 from interpreter.data import extraction_options
+from interpreter.heads.photometric import PIXELS
 from store.console import human_bytes
 from store.manifest import Manifest, read_manifest
 
@@ -40,12 +41,20 @@ class Listed:
             "for": manifest.summary,
             "classes": ", ".join(self.card.task.classes[1:]),
             "reads": f"{self.card.backbone}, spec {self.card.spec.said}",
-            "made by": f"extractor run {extraction_options(self.card.spec, self.card.backbone)}",
+            "features by": self.extracting or "",
             "weights": f"{self.weights / 1000:.0f} k, {human_bytes(self.size)}, {self.card.licence}",
             "sha256": (manifest.sha256_of(WEIGHTS_FILE) or "not sealed")[:12],
             "learnt from": [str(one) for one in manifest.data] or f"{len(self.card.training_ids)} images",
             "figures": [str(one) for one in manifest.figures] or _validation(self.card),
         }
+
+    @property
+    def extracting(self) -> str | None:
+        """The command that makes what it reads; None where that is photographs."""
+        spec = self.card.spec
+        if any(block.name == PIXELS for block in spec.blocks):
+            return None
+        return f"extractor run --dataset ... --store ... {extraction_options(spec, self.card.backbone)}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: the card, and what the manifest adds (None without one)."""
@@ -55,6 +64,7 @@ class Listed:
             "folder": str(self.folder),
             "summary": manifest.summary or None,
             "spec_digest": self.card.spec.digest,
+            "features_by": self.extracting,
             "weights": self.weights,
             "bytes": self.size,
             "sha256": manifest.sha256_of(WEIGHTS_FILE),

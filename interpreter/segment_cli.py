@@ -23,7 +23,6 @@ from interpreter.options import (
     StoreOption,
     ViewOption,
     require_device,
-    require_upright,
 )
 from interpreter.prediction import segment
 from interpreter.rendering import encode_labels
@@ -61,9 +60,8 @@ def segment_command(
     interpreter, card = load_interpreter(model)
     interpreter.use_scan(scan)
     interpreter.to(require_device(device))
-    require_upright(view)
     images = [image.seen_as(view) for reference in dataset for image in all_images(features, reference)]
-    require_features(features, card.spec, images)
+    require_features(features, card.spec, images, backbone=card.backbone)
     domain = load_domain(folder_of(model), card.spec)
     out.mkdir(parents=True, exist_ok=True)
     with console.progress("segmenting", len(images), quiet=as_json) as advance:

@@ -64,7 +64,7 @@ class Told:
 
     Attributes:
         found: share of the photograph that belongs to any class, in points of 100.
-        agreement: mean share of the timesteps that agree, 0..1.
+        agreement: mean share of the voters that agree, 0..1.
         distance, threshold: from the training images.
         residual, residual_range: of the inversion, and what is usual; the residual is None where it is not known.
         abstains: the service would: the distance is beyond its threshold, or the residual unusual.

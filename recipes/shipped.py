@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from recipes.photographs import Source
+from store.spec import PreprocessingName
 
 STARE = Source("stare", "STARE", ("vessel",), "no formal licence; publicly available")
 HRF = Source("hrf", "HRF_1024", ("vessel",), "CC BY 4.0")
@@ -50,7 +51,7 @@ class InterpreterRecipe:
         summary: one line: what it is for.
         overlapping: the targets may overlap.
         preset, encoding: of the features that it reads.
-        preprocessing: of their photographs; the backbone's own if empty.
+        preprocessing: of their photographs; the backbone's own if None.
         test: parts of ``test`` splits; no photograph of them is trained or selected on.
         options: further options of ``interpreter train``.
     """
@@ -65,7 +66,7 @@ class InterpreterRecipe:
     overlapping: bool = False
     preset: str = "fast"
     encoding: str = "int8"
-    preprocessing: str = ""
+    preprocessing: PreprocessingName | None = None
     views: str = "identity,photometric:3"
     batch: int = 4
     options: tuple[str, ...] = ()

@@ -89,7 +89,7 @@ TABLES = {
         (*CAMERAS, OCTA),
         ("diffdgss", "unet"),
         targets=("octa_500",),
-        settings=STANDARDISED | {"views": RED_FREE},
+        settings=STANDARDISED | {"views": RED_FREE},  # angiograms are read as negatives, whose colour is none anyway
     ),
     "idrid-lesions": TableRecipe("idrid-lesions", (IDRID,), ("diffdgss", "unet"), settings=BUDGET | FOREGROUND),
     "idrid-lesions-standardised": TableRecipe(

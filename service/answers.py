@@ -71,7 +71,7 @@ class Answer:
 
     @property
     def agreement(self) -> NDArray[np.float32]:
-        """float32 (R, R): share of timesteps that voted for what was chosen; of overlapping classes the smallest."""
+        """float32 (R, R): share of voters for what was chosen (1 of 1); of overlapping classes the smallest."""
         p = self.prediction
         steps = np.float32(len(p.by_timestep))
         if self.layers is None:
@@ -80,7 +80,7 @@ class Answer:
 
     @property
     def mean_agreement(self) -> float:
-        """Mean share of timesteps that voted for what was chosen, inside the field of view."""
+        """Mean share of voters for what was chosen, inside the field of view; 1 where there is one."""
         return float(self.agreement[self.fov].mean())
 
     @property
@@ -178,7 +178,7 @@ def of_field_of_view(
         spec="",
         classes=("outside", "field of view"),
         colours=("#ffffff",),
-        timesteps=(0,),
+        timesteps=(),
         voters=("field of view",),
         labels=fov.astype(np.uint8),
         prediction=vote(np.stack([~square, square]).astype(np.float32)[None]),

@@ -75,7 +75,7 @@ def _report(answer: Answer, mask: bytes, picture: bytes) -> str:
         "image": answer.image_id,
         "size": f"{answer.labels.shape[1]} x {answer.labels.shape[0]}",
         "classes": ", ".join(answer.classes),
-        "mean agreement of the timesteps": f"{100 * answer.mean_agreement:.1f} %",
+        "mean agreement of the votes": f"{100 * answer.mean_agreement:.1f} %",
         "timesteps": ", ".join(map(str, answer.timesteps)),
         "features": answer.spec,
         "network forwards": str(answer.forwards),

@@ -102,7 +102,12 @@ class Engine:
     def question(
         self, data: bytes, name: str = "image", model: str | None = None, timesteps: Sequence[int] | None = None
     ) -> Question:
-        """What is asked; NotFound for a model that is not here, or timesteps that it does not keep."""
+        """What is asked.
+
+        Raises:
+            NotFound: no such model here, or it does not keep these timesteps.
+            BadRequest: it reads all its timesteps at once, and some were asked for.
+        """
         chosen = self.models.get(model)
         return Question(image_id(data), data, name, chosen, subset(chosen, timesteps))
 
@@ -110,7 +115,8 @@ class Engine:
         """The same of features that are in the store already.
 
         Raises:
-            NotFound: no such features for this model.
+            NotFound: no such features for this model, or it does not keep these timesteps.
+            BadRequest: it reads all its timesteps at once, and some were asked for.
         """
         digest, _, image = key.partition(".")
         reader = self.models.get(model) if model is not None else self.models.of_spec(digest)

@@ -45,7 +45,7 @@ class Options(BaseModel):
         default=None,
         min_length=1,
         max_length=100,
-        description="that vote; all of the model's by default",
+        description="that vote; all of the model's by default, and always of models that read all at once",
         examples=[[1, 10]],
     )
     labels: Annotated[list[str], BeforeValidator(_split)] | None = Field(
@@ -56,7 +56,9 @@ class Options(BaseModel):
     )
     mask: Literal["png", "rle", "none"] = Field(default="png", description="how JSON carries the mask")
     uncertainty: bool = Field(default=False, description="JSON and NPZ carry the map of disagreement")
-    by_timestep: bool = Field(default=False, description="JSON and NPZ carry each timestep's own labels")
+    by_timestep: bool = Field(
+        default=False, description="JSON and NPZ carry each voter's own labels, a timestep's in most models"
+    )
     opacity: float = Field(default=0.55, ge=0, le=1, description="of the overlay's colours")
     fov_only: bool = Field(default=False, description="the field of view alone; no network is run")
 

@@ -143,7 +143,9 @@ def subset(model: Model, timesteps: Sequence[int] | None) -> tuple[int, ...] | N
     if chosen == spec.timesteps:
         return None
     if model.interpreter.head.all_timesteps:
-        raise BadRequest(f"{model.name} reads all its timesteps at once, none alone; ask without timesteps")
+        raise BadRequest(
+            f"{model.name} reads all its timesteps at once and cannot read some of them; ask without timesteps"
+        )
     return chosen
 
 

@@ -26,7 +26,7 @@ class ClassResult(BaseModel):
     pixels: int = Field(description="area at native size")
     share: float = Field(description="of the field of view, 0..1")
     score: float | None = Field(description="mean probability of this class where it was chosen, 0..1")
-    agreement: float | None = Field(description="mean share of timesteps that voted for it where it was chosen")
+    agreement: float | None = Field(description="mean share of voters for it where it was chosen")
 
 
 class RunLengths(BaseModel):
@@ -98,7 +98,7 @@ class SegmentResponse(BaseModel):
     spec: str = Field(description="digest of the features that were read")
     timesteps: list[int] = Field(description="that were read")
     classes: list[ClassResult]
-    mean_agreement: float = Field(description="mean share of timesteps that voted for the label, 0..1")
+    mean_agreement: float = Field(description="mean share of voters for the label, 0..1; 1 of models with one voter")
     mean_uncertainty: float = Field(description="mean entropy of the votes over its largest value, 0..1")
     domain: DomainResult | None = Field(description="null where the model has no statistics of its training images")
     abstain: bool | None = Field(description="whether the answer should not be relied on; null if that is not known")

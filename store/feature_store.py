@@ -198,23 +198,26 @@ class FeatureStore:
 
         Raises:
             MissingEntry: never completed.
-            SpecMismatch: the image is there under other specs; what the nearest differs in is told.
+            SpecMismatch: this view of the image is there under other specs; what the nearest differs in is told.
         """
         self.uses.stamp(entry_path(spec, key))
         try:
             return FeatureEntry(self._open(entry_path(spec, key)), spec, self.codec(spec), self.uses)
         except MissingEntry as error:
-            others = [other for other in self.specs() if other.digest != spec.digest and self.has(other, key)]
-            if others:
-                nearest = min((spec.difference(other) for other in others), key=lambda said: len(said.splitlines()))
+            if (other := self.nearest_spec(spec, key)) is not None:
                 raise SpecMismatch(
-                    f"{self.location}: no features of image {key.image_id[:12]} under spec {spec.digest[:12]}, but "
-                    f"under {len(others)} other(s); from the nearest it differs in\n{nearest}"
+                    f"{self.location}: image {key.image_id[:12]}, view {key.view}, has no features of spec "
+                    f"{spec.digest[:12]}, but of {other.digest[:12]}; they differ in\n{spec.difference(other)}"
                 ) from error
             raise MissingEntry(
                 f"{self.location}: no features of image {key.image_id[:12]}, view {key.view}, spec {spec.digest[:12]}; "
                 "`extractor run` makes them"
             ) from error
+
+    def nearest_spec(self, spec: FeatureSpec, key: Key) -> FeatureSpec | None:
+        """Of the other specs that have this entry the one that differs in fewest fields; None if none has."""
+        others = [other for other in self.specs() if other.digest != spec.digest and self.has(other, key)]
+        return min(others, key=lambda other: len(spec.difference(other).splitlines()), default=None)
 
     def _open(self, path: str) -> Entry:
         """An entry; looked for once more if ``prune`` has a hand on it, which puts back what is being read."""

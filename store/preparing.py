@@ -28,6 +28,7 @@ def prepare(
 
     Args:
         image: uint8 (H, W, 3), RGB.
+        geometry: of crop and resize; ``squeeze`` takes its side alone.
         fov: bool (R, R).
         how: the spec's preprocessing.
         rendering: changes the resized photograph, uint8 (R, R, 3), before it is equalised.
@@ -45,6 +46,11 @@ def prepare(
     if how.mask_outside:
         small[~fov] = 0
     return small
+
+
+def in_network_range(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """uint8 (..., h, w, 3) in 0..255 -> float32 (..., 3, h, w) in [-1, 1], channels first."""
+    return np.ascontiguousarray(np.moveaxis(image, -1, -3)).astype(np.float32) / np.float32(127.5) - 1
 
 
 def squeezed(image: NDArray[np.uint8], resolution: int) -> NDArray[np.uint8]:

@@ -253,7 +253,7 @@ class FeatureSpec(_Frozen):
         """One line for each field that differs; empty if none does."""
         mine, theirs = self.model_dump(mode="json"), other.model_dump(mode="json")
         return "\n".join(
-            f"  {field}: {mine[field]!r} here, {theirs[field]!r} there"
+            f"  {field}: {mine[field]!r} expected, {theirs[field]!r} found"
             for field in mine
             if mine[field] != theirs[field]
         )

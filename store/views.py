@@ -67,6 +67,11 @@ def is_view(name: str) -> bool:
     return name == IDENTITY or name in _FIXED or name in FLIPS or photometric_seed(name) is not None
 
 
+def is_upright(name: str) -> bool:
+    """Whether this is a view, and what it shows lies where the photograph has it."""
+    return is_view(name) and not flipped_axes(name)
+
+
 def fixed_rendering(view: str) -> Rendering | None:
     """What a view does to the numbers of every photograph alike; None for any other view."""
     return _FIXED.get(view)
@@ -77,7 +82,7 @@ def plain_view(views: Sequence[str]) -> str:
 
     So an interpreter that was trained on red-free views alone is validated on such.
     """
-    return IDENTITY if IDENTITY in views else next((view for view in views if not flipped_axes(view)), IDENTITY)
+    return IDENTITY if IDENTITY in views else next((view for view in views if is_upright(view)), IDENTITY)
 
 
 def flipped_axes(view: str) -> tuple[int, ...]:

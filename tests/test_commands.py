@@ -88,7 +88,8 @@ def test_the_whole_way_by_commands(run: Run, dataset_folder: Path, wide_backbone
     without_colour = json.loads(run("interpreter", *asked, "red-free").stdout)
     assert without_colour["by_image"].keys() == summary["by_image"].keys()
     assert without_colour["dice"] != summary["dice"]
-    assert run("interpreter", *asked, "flip-h").returncode == 2
+    assert (without_colour["view"], summary["view"]) == ("red-free", "identity")
+    assert "expected one view that is no flip" in run("interpreter", *asked, "flip-h").stderr
     shutil.copytree(dataset_folder / "images", tmp_path / "unlabelled")
     plain = ["run", "--dataset", f"folder:{tmp_path / 'unlabelled'}", *AT_64, wide_backbone, "--store", store]
     assert run("extractor", *plain).stderr.count("masks of 6 photographs: none") == 1

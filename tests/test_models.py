@@ -13,7 +13,6 @@ from extractor import presets
 from extractor import registry as backbones
 from extractor.backbone import WEIGHTS_FILE as BACKBONE_WEIGHTS
 from extractor.backbone import load_backbone
-from extractor.backbone_cli import preprocessing_for, recipe_of
 from extractor.errors import BackboneError
 from interpreter import checkpoint
 from interpreter import registry as interpreters
@@ -22,8 +21,8 @@ from interpreter.domain import DOMAIN_FILE, load_domain
 from interpreter.errors import CheckpointError
 from store.errors import DamagedModel
 from store.manifest import MANIFEST_FILE, read_manifest
-from store.spec import AffineEncoding, FloatEncoding
-from tests.conftest import Run
+from store.spec import PREPROCESSINGS, AffineEncoding, Clahe, FeatureSpec, FloatEncoding, Preprocessing
+from tests.conftest import Run, changed
 
 BACKBONES = sorted(path.parent for path in presets.MODELS.glob("*/config.json"))
 INTERPRETERS = sorted(path.parent for path in checkpoint.MODELS.glob(f"*/{CARD_FILE}"))
@@ -50,23 +49,37 @@ def test_each_has_a_card_and_a_manifest_of_all_its_files(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", INTERPRETERS, ids=lambda folder: folder.name)
-def test_the_options_that_are_told_make_what_an_interpreter_reads(folder: Path) -> None:
+def test_the_command_that_is_told_makes_what_an_interpreter_reads(
+    run: Run, folder: Path, dataset_folder: Path, tmp_path: Path
+) -> None:
     _, card = load_interpreter(folder.name)
-    words = interpreters.extraction_options(card.spec, card.backbone).split()
-    told = {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
-    backbone = presets.open_backbone(told["backbone"])
-    reading = told["timesteps"], told.get("grid"), told["blocks"]
-    recipe = recipe_of("small", False, card.spec.trajectory, 0, reading, int(told["resolution"]))
-    prepared, encoding = preprocessing_for(backbone, told["preprocessing"]), AffineEncoding()
-    assert told["encoding"] == encoding.kind
-    assert replace(recipe, preprocessing=prepared, encoding=encoding).spec(backbone) == card.spec
+    options = interpreters.extraction_options(card.spec, card.backbone).split()
+    dataset = ["--dataset", f"folder:{dataset_folder}", "--store", str(tmp_path / "s"), "--dry-run", "--json"]
+    planned = run("extractor", "run", *dataset, *options)
+    assert planned.returncode == 0, planned.stderr
+    assert json.loads(planned.stdout)["spec"] == card.spec.digest
+
+
+def test_options_are_told_as_far_as_they_have_names(spec: FeatureSpec) -> None:
+    spec = changed(
+        spec, grid=(0, 1, 10, 100), clip=True, precision="bfloat16", preprocessing=Preprocessing(clahe=Clahe(tiles=4))
+    )
+    told = interpreters.extraction_options(spec, None)
+    assert "--backbone ... --preprocessing ... " in told
+    assert "--grid 0,1,10,100 " in told
+    assert told.endswith("--precision bfloat16 --clip")
+    drawn = changed(spec, grid=spec.timesteps, clip=False, trajectory="stochastic", seed=7)
+    assert "--trajectory stochastic --seed 7 --timesteps 1,10,100 --blocks" in interpreters.extraction_options(
+        drawn, "x"
+    )
 
 
 @pytest.mark.parametrize("folder", INTERPRETERS, ids=lambda folder: folder.name)
 def test_interpreters_read_a_shipped_backbone(folder: Path) -> None:
     _, card = load_interpreter(folder.name)
     backbone = presets.open_backbone(card.backbone)
-    assert card.spec == replace(presets.fast(), preprocessing=card.spec.preprocessing).spec(backbone)
+    prepared = PREPROCESSINGS["red-free" if folder.name == "vessels" else "fundus"]()
+    assert card.spec == replace(presets.fast(), preprocessing=prepared).spec(backbone)
     domain = load_domain(folder, card.spec)
     assert domain is not None
     assert domain.residual_range is not None

@@ -1,7 +1,7 @@
 """Networks that read features, by name.
 
 ``adaptive``  the paper's interpreter
-``joint``     the same network, shown all timesteps at once instead of one after the other (an ablation)
+``joint``     the same levels with all timesteps before them at once and one vote (an ablation)
 ``mlp``       DDPM-Seg's ensemble of pixel classifiers (an ablation)
 ``unet``      a U-Net on the photograph itself (the control)
 """

@@ -113,15 +113,15 @@ class AdaptiveHead(Head):
         self.step = coarsest_step(spec)
         self.levels: dict[int, list[str]] = {}
         channels: dict[int, int] = {}
-        at_once = len(spec.timesteps) if self.all_timesteps else 1
         for block in sorted(spec.blocks, key=lambda block: block.height):
             if block.height != block.width:
                 raise ConfigurationError(f"{block.name} is {block.height} x {block.width}; levels must be square")
             self.levels.setdefault(block.height, []).append(block.name)
-            channels[block.height] = channels.get(block.height, 0) + at_once * block.channels
+            channels[block.height] = channels.get(block.height, 0) + block.channels
         widths = {size: min(c, config.max_width) // 8 * 8 or 8 for size, c in channels.items()}
         self.embed = TimeEmbedding(config.time_width)
-        self.entries = nn.ModuleDict({str(s): Pointwise(channels[s], widths[s]) for s in self.levels})
+        read = len(spec.timesteps) if self.all_timesteps else 1
+        self.entries = nn.ModuleDict({str(s): Pointwise(read * channels[s], widths[s]) for s in self.levels})
         coarser = list(widths.values())
         self.handovers = nn.ModuleDict(
             {str(s): Pointwise(coarser[i], widths[s]) for i, s in enumerate(list(self.levels)[1:])}

@@ -23,6 +23,12 @@ def coarsest_step(spec: FeatureSpec) -> int:
     return spec.resolution // min(min(block.height, block.width) for block in spec.blocks)
 
 
+def side_by_side(read: Callable[[int], Maps], timesteps: Sequence[int]) -> dict[str, torch.Tensor]:
+    """The maps of all timesteps {block: (1, t, c, h, w)}, as heads that read all of them see them in training."""
+    steps = [read(i) for i in range(len(timesteps))]
+    return {name: torch.stack([step[name] for step in steps], dim=1) for name in steps[0]}
+
+
 class Head(nn.Module):
     """Reads feature maps; each of its ``voters`` has a say in the prediction.
 
@@ -35,7 +41,7 @@ class Head(nn.Module):
     step: int
 
     all_timesteps = False
-    """Whether training shows every timestep of an image at once instead of one that is drawn."""
+    """Whether it reads all timesteps of an image together, in training and in prediction, and never some of them."""
 
     def voters(self, timesteps: Sequence[int]) -> tuple[str, ...]:
         """Names of the voters, in the order of ``votes``."""

@@ -1,4 +1,4 @@
-"""The adaptive interpreter shown all timesteps at once: what voting costs, and what a second opinion is worth.
+"""The adaptive interpreter with all timesteps before it at once and one vote: what voting costs, or is worth.
 
 b  images    t  timesteps
 """
@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from interpreter.heads.adaptive import AdaptiveHead
-from interpreter.heads.head import Loss, Maps
+from interpreter.heads.head import Loss, Maps, side_by_side
 
 
 class JointHead(AdaptiveHead):
     """One voter, which reads the maps of all timesteps side by side; (b, t, c, h, w) maps in.
 
-    Its norms are told no timestep, and are scaled and shifted alike for every photograph.
+    Levels are as wide as the adaptive interpreter's, only what enters them is more. Its norms are told no timestep.
     """
 
     all_timesteps = True
@@ -27,14 +27,13 @@ class JointHead(AdaptiveHead):
     def loss(
         self, maps: Maps, _t: torch.Tensor, truth: torch.Tensor, inside: torch.Tensor, measure: Loss
     ) -> torch.Tensor:
-        return measure(self._read(maps).float(), truth, inside)
+        return measure(self._logits(maps).float(), truth, inside)
 
     def votes(self, read: Callable[[int], Maps], timesteps: Sequence[int]) -> Iterator[torch.Tensor]:
-        steps = [read(i) for i in range(len(timesteps))]
-        yield self._read({name: torch.stack([step[name] for step in steps], dim=1) for name in steps[0]})
+        yield self._logits(side_by_side(read, timesteps))
 
-    def _read(self, maps: Maps) -> torch.Tensor:
-        some = next(iter(maps.values()))
-        none = torch.zeros(len(some), device=some.device)
-        logits: torch.Tensor = self({name: m.flatten(1, 2) for name, m in maps.items()}, none)
+    def _logits(self, maps: Maps) -> torch.Tensor:
+        first = next(iter(maps.values()))
+        no_timestep = torch.zeros(len(first), device=first.device)
+        logits: torch.Tensor = self({name: m.flatten(1, 2) for name, m in maps.items()}, no_timestep)
         return logits

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from interpreter.bilinear import at_pixels
 from interpreter.config import InterpreterConfig
-from interpreter.heads.head import Head, Loss, Maps, coarsest_step
+from interpreter.heads.head import Head, Loss, Maps, coarsest_step, side_by_side
 from store.spec import FeatureSpec
 
 MODELS = 10
@@ -66,9 +66,7 @@ class MlpEnsemble(Head):
         The first layer is linear, and so is upsampling: the layer goes first, at the size of each map,
         which takes a fifth of the operations.
         """
-        steps = [read(i) for i in range(len(timesteps))]
-        stacked = {name: torch.stack([step[name] for step in steps], dim=1) for name in self.names}
-        planes = [of_block.movedim(1, 3) for of_block in self._planes(stacked)]  # (1, h, w, t c)
+        planes = [of_block.movedim(1, 3) for of_block in self._planes(side_by_side(read, timesteps))]  # (1, h, w, t c)
         rows = max(ROWS // self.step, 1) * self.step
         for model in self.models:
             assert isinstance(model, nn.Sequential)

@@ -7,7 +7,8 @@ from torch.nn import functional
 
 PIXELS = "pixels"
 """The map that photographs are (``interpreter.pixels``)."""
-_ROUNDED = 4 / 127.5  # between the channels of a grey photograph that was equalised in CIELAB
+ROUNDED = 3 / 127.5
+"""Between the channels of a grey photograph, at most: equalising in CIELAB rounds them one level apart."""
 
 
 def photometric_change(x: torch.Tensor) -> torch.Tensor:
@@ -25,7 +26,8 @@ def photometric_change(x: torch.Tensor) -> torch.Tensor:
 
     pixels = (x.float() + 1) / 2
     lit = (pixels.amax(dim=1, keepdim=True) > 4 / 255).float()
-    coloured = (x - x[:, :1]).abs().flatten(1).amax(dim=1).view(b, 1, 1, 1) > _ROUNDED
+    apart = x.amax(dim=1) - x.amin(dim=1)  # brightest and darkest channel
+    coloured = apart.flatten(1).amax(dim=1).view(b, 1, 1, 1) > ROUNDED
     gains = torch.where(coloured, drawn(0.12, 3), 1)
     changed = pixels.clamp(min=1e-6) ** drawn(0.25) * drawn(0.12) * gains
     mean = (changed * lit).sum((2, 3), keepdim=True) / lit.sum((2, 3), keepdim=True).clamp(min=1)

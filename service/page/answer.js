@@ -91,21 +91,26 @@ export class AnswerPanel {
   }
 
   #steps() {
-    get('steps').replaceChildren(...Object.keys(this.votes).sort(byTime).map((step) => {
+    get('steps').replaceChildren(...this.#order().map((step) => {
       const radio = element('input', { type: 'radio', name: 'step', value: step, checked: step === this.step })
       radio.addEventListener('change', () => this.#choose(step))
-      return element('label', {}, radio, step === 'vote' ? 'all' : `t = ${step}`)
+      return element('label', {}, radio, step === 'vote' ? 'all' : timestep(step) ? `t = ${step}` : step)
     }))
+  }
+
+  /** All together first, then each voter as the answer has them. */
+  #order() {
+    return ['vote', ...Object.keys(this.votes).filter((step) => step !== 'vote')]
   }
 
   #choose(step) {
     this.step = step
-    this.say(step === 'vote' ? 'All timesteps vote.' : `Timestep ${step} alone.`)
+    this.say(step === 'vote' ? 'All vote.' : `${timestep(step) ? `Timestep ${step}` : step} alone.`)
     this.#mask()
   }
 
   #turn(by) {
-    const steps = Object.keys(this.votes).sort(byTime)
+    const steps = this.#order()
     const step = steps[(steps.indexOf(this.step) + by + steps.length) % steps.length]
     get('steps').querySelector(`[value="${step}"]`).checked = true
     this.#choose(step)
@@ -118,9 +123,10 @@ export class AnswerPanel {
       return element('tr', {}, name, number(percent(one.share, 2)), number(one.score === null ? 'none' : percent(one.score, 0)))
     }))
     const { domain } = answer
+    const several = Object.keys(this.votes).length > 2 // one voter agrees with itself
     const rows = {
-      'Agreement of the timesteps': percent(answer.mean_agreement),
-      'Mean uncertainty': percent(answer.mean_uncertainty),
+      ...(several && { 'Agreement of the votes': percent(answer.mean_agreement) }),
+      ...(several && { 'Mean uncertainty': percent(answer.mean_uncertainty) }),
       'Distance from training images': domain ? `${domain.distance.toFixed(2)} of ${domain.threshold.toFixed(2)}` : 'not known',
       'Residual of the inversion': residualOf(domain),
       Size: `${answer.width} × ${answer.height}`,
@@ -178,9 +184,9 @@ function unusual(domain) {
   return figures.length ? ` (${figures.join('; ')})` : ''
 }
 
-/** All together first, then by time. */
-function byTime(one, other) {
-  return (one === 'vote' ? -1 : Number(one)) - (other === 'vote' ? -1 : Number(other))
+/** Whether a voter is a timestep; some models have others. */
+function timestep(voter) {
+  return /^\d+$/.test(voter)
 }
 
 function swatch(colour) {

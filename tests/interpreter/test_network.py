@@ -25,7 +25,10 @@ from interpreter.standardising import moments_of
 from interpreter.task import Task
 from store import AffineEncoding, Block, Encoded, FeatureSpec, FloatEncoding
 from store.codecs import FloatCodec
-from tests.conftest import changed
+from store.geometry import Geometry
+from store.preparing import prepare
+from store.spec import PREPROCESSINGS
+from tests.conftest import changed, draw_fundus
 
 WHOLE = np.ones((32, 32), dtype=np.bool_)
 EACH = np.ones((3, 32, 32), dtype=np.bool_)
@@ -212,6 +215,29 @@ def test_photographs_are_not_standardised(spec: FeatureSpec) -> None:
         Interpreter(spec_of_pixels(spec), InterpreterConfig(head="unet", standardise=True))
 
 
+def test_what_reads_all_timesteps_votes_as_it_learns(spec: FeatureSpec) -> None:
+    torch.manual_seed(0)
+    network = Interpreter(spec, InterpreterConfig(head="joint", vss_max_size=0)).eval()
+    steps = [features(spec, 1), {name: -m for name, m in features(spec, 1).items()}, features(spec, 1)]
+    maps = {name: torch.stack([step[name] for step in steps], dim=1) for name in steps[0]}
+    seen: list[torch.Tensor] = []
+
+    def measure(logits: torch.Tensor, _truth: torch.Tensor, _inside: torch.Tensor) -> torch.Tensor:
+        seen.append(logits)
+        return logits.sum()
+
+    side = spec.resolution
+    with torch.no_grad():
+        network.head.loss(maps, torch.zeros(1, 3), torch.zeros(1, side, side), torch.ones(1, side, side), measure)
+        (vote,) = network.head.votes(steps.__getitem__, spec.timesteps)
+        (exchanged,) = network.head.votes([steps[1], steps[0], steps[2]].__getitem__, spec.timesteps)
+    torch.testing.assert_close(vote, seen[0], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(exchanged, vote, rtol=0.1, atol=0.1)
+    alone = Interpreter(spec, InterpreterConfig(vss_max_size=0))
+    shapes = [{n: w.shape for n, w in one.named_parameters() if "entries" not in n} for one in (network, alone)]
+    assert shapes[0] == shapes[1]
+
+
 def test_the_mlps_read_what_upsampling_and_concatenating_gives(spec: FeatureSpec) -> None:
     head = Interpreter(spec, InterpreterConfig(head="mlp")).head
     assert isinstance(head, MlpEnsemble)
@@ -253,9 +279,23 @@ def test_a_unet_reads_photographs_only(spec: FeatureSpec) -> None:
     assert not torch.allclose(changed_pixels, x)
     assert (changed_pixels[:, :, :3] == -1).all()
     assert changed_pixels.abs().max() <= 1
-    grey = photometric_change(x[:, :1].expand(-1, 3, -1, -1))
-    assert not torch.allclose(grey[:, :1], x[:, :1])
-    assert torch.equal(grey, grey[:, :1].expand_as(grey))
+
+
+def test_a_photograph_without_colour_is_given_none() -> None:
+    fundus = draw_fundus(64)[0]
+    whole = Geometry.whole(*fundus.shape[:2], 64)
+    lit = np.ones((64, 64), dtype=np.bool_)
+    shown = [prepare(fundus, whole, lit, PREPROCESSINGS[name]()) for name in ("fundus", "red-free")]
+    x = torch.from_numpy(np.stack(shown).transpose(0, 3, 1, 2) / np.float32(127.5) - 1)
+    assert x[1].amax(dim=0).sub(x[1].amin(dim=0)).max() > 0  # by rounding
+
+    def green_over_red(pixels: torch.Tensor) -> torch.Tensor:
+        return ((pixels[:, 1] + 1.01) / (pixels[:, 0] + 1.01)).flatten(1).median(dim=1).values
+
+    torch.manual_seed(0)
+    before, after = green_over_red(x), green_over_red(photometric_change(x))
+    assert (after[0] / before[0] - 1).abs() > 0.05
+    assert after[1] == pytest.approx(1, abs=0.02)
 
 
 @pytest.mark.parametrize("head", ["unet", "adaptive"])

@@ -27,6 +27,7 @@ from extractor.schedule import noise_schedule
 from extractor.unet import build_unet
 from interpreter.cli import app
 from interpreter.errors import ConfigurationError, ExtractionFailed, TrainingDataError
+from interpreter.heads.photometric import ROUNDED
 from interpreter.pixels import _read, write_pixels
 from interpreter.protocol_cli import parse_choices, parse_rows, parse_seeds
 from interpreter.protocols import PROTOCOLS, protocol_named
@@ -44,7 +45,6 @@ from tests.conftest import TINY, Run, draw_fundus
 CHOICES = Choices(
     epochs=2, batch=2, learning_rate=5e-3, evaluate_every=1, max_width=8, vss_max_size=0, standardise=True
 )
-ROUNDED = 0.02  # between the channels of a grey photograph that was equalised in CIELAB
 TARGETS = {"vessel": ("vessel",), "lesions": ("MA", "HE", "EX", "SE")}
 
 
@@ -187,6 +187,15 @@ def test_networks_on_pixels_draw_photometric_views_themselves() -> None:
     assert Choices(views=("photometric-0",)).views_of(ROWS["unet"]) == ("identity",)
 
 
+def test_photographs_are_stored_as_fixed_views_have_them_and_no_others(
+    extract: Extract, store: FeatureStore, tmp_path: Path
+) -> None:
+    source = draw_data(tmp_path / "stare", "stare", ("vessel",), 0)
+    spec = store.spec(extract(Wanted(source, "train", "ddim", ("flip-h",), None)))
+    with pytest.raises(TrainingDataError, match="or as a fixed view has them, not flip-h"):
+        write_pixels(store, spec, list(store.keys(spec)), source.folders)
+
+
 @pytest.mark.parametrize("name", ["fundus", "red-free", "squeeze"])
 def test_networks_on_pixels_are_shown_what_the_backbone_is_shown(
     extract: Extract, store: FeatureStore, tmp_path: Path, name: PreprocessingName
@@ -290,6 +299,9 @@ def test_pixels_of_more_than_8_bits_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.full((8, 8), 4000, np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(TrainingDataError, match=r"deep\.png: of more than 8 bits"):
         _read(tmp_path / "deep.png")
+    Image.new("RGBA", (8, 8)).save(tmp_path / "clear.png")
+    with pytest.raises(TrainingDataError, match=r"clear\.png: transparent in places"):
+        _read(tmp_path / "clear.png")
 
 
 @pytest.mark.parametrize(

@@ -181,10 +181,26 @@ def test_overlay_opacity_classes_and_votes(page: Page) -> None:
     steps = page.get_by_role("radio")
     expect(steps).to_have_count(4)
     page.get_by_label("t = 100").check()
-    page.wait_for_function("document.getElementById('status').textContent.includes('Timestep 100')")
+    expect(page.locator("#status")).to_contain_text("Timestep 100 alone")
     becomes(page, "mask", lambda now: bool((now != voted).any()))
     page.get_by_label("all", exact=True).check()
     becomes(page, "mask", lambda now: np.array_equal(now, voted))
+
+
+def test_a_single_voter_is_named_and_has_nobody_to_agree_with(page: Page) -> None:
+    def of_one_voter(route: Route) -> None:
+        response = route.fetch()
+        answer = response.json()
+        route.fulfill(response=response, json=answer | {"by_timestep": {"joint": answer["mask_png"]}})
+
+    page.route("**/segment*", of_one_voter)
+    segmented(page)
+    page.get_by_label("joint", exact=True).check()
+    expect(page.locator("#status")).to_contain_text("joint alone")
+    expect(page.get_by_role("radio")).to_have_count(2)
+    facts = page.locator("#facts").inner_text()
+    assert "Residual" in facts
+    assert "Agreement" not in facts
 
 
 def test_downloads_are_the_services_answers(page: Page, url: str) -> None:

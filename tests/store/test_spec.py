@@ -78,7 +78,7 @@ def test_two_blocks_of_one_name_are_refused(spec: FeatureSpec) -> None:
 
 def test_a_mismatch_says_what_differs(spec: FeatureSpec) -> None:
     other = changed(spec, clip=True)
-    with pytest.raises(SpecMismatch, match="clip: False here, True there"):
+    with pytest.raises(SpecMismatch, match="clip: False expected, True found"):
         spec.require(other)
     spec.require(spec)
 
