@@ -100,7 +100,11 @@ def train(
     ] = "identity",
     vss: Annotated[Variant, typer.Option(help="Variant of the VSS block.")] = "v0",
     vss_max_size: Annotated[int, typer.Option(min=0, help="No VSS block on levels larger than this.")] = 128,
-    max_width: Annotated[int, typer.Option(min=8)] = 64,
+    width_multiplier: Annotated[
+        int,
+        typer.Option(min=1, help="A level is so many times as wide as its maps together; 2 costs twice as much."),
+    ] = 1,
+    max_width: Annotated[int, typer.Option(min=8, help="Width of a level at most.")] = 64,
     standardise: Annotated[
         bool, typer.Option(help="Bring each channel of a photograph to mean 0 and variance 1: for cameras yet unseen.")
     ] = False,
@@ -155,6 +159,7 @@ def train(
         vss=vss,
         vss_max_size=vss_max_size,
         drop_path=drop_path,
+        width_multiplier=width_multiplier,
         max_width=max_width,
         standardise=standardise,
     )

@@ -18,7 +18,8 @@ class InterpreterConfig(BaseModel):
         classes: n, background included.
         overlapping: classes may overlap: one sigmoid for each but the background, instead of a softmax.
         head: which network reads the features (``interpreter.heads``).
-        max_width: a level is as wide as its maps together, up to this.
+        width_multiplier: a level is so many times as wide as its maps together,
+        max_width: up to this.
         vss: variant of the VSS block.
         vss_max_size: levels larger than this have no VSS block (its cost grows with the area).
         drop_path: in training.
@@ -31,6 +32,7 @@ class InterpreterConfig(BaseModel):
     classes: int = Field(default=2, ge=2)
     overlapping: bool = False
     head: HeadName = "adaptive"
+    width_multiplier: int = Field(default=1, ge=1)
     max_width: int = Field(default=64, ge=8)
     vss: Variant = "v0"
     vss_max_size: int = Field(default=128, ge=0)

@@ -118,7 +118,7 @@ VESSELS = InterpreterRecipe(
     preprocessing="red-free",
     steps=2400,
     evaluate_every=40,
-    options=("--standardise", *WINDOWS_128),
+    options=("--standardise", "--width-multiplier", "2", *WINDOWS_128),
 )
 INTERPRETERS = {recipe.name: recipe for recipe in (DISC_CUP, LESIONS, OCTA_VESSELS, VESSELS)}
 

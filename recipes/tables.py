@@ -43,6 +43,8 @@ STANDARDISED = BUDGET | {"preset": "fast", "standardise": True}
 """Preset and standardising of the shipped ``vessels``, at this budget (docs/decisions/0020)."""
 WITHOUT_COLOUR = STANDARDISED | {"preprocessing": "red-free"}
 """The same of photographs without colour, in training and in test: what the shipped ``vessels`` reads."""
+WIDE = WITHOUT_COLOUR | {"width_multiplier": 2}
+"""And levels twice as wide as their maps together (docs/decisions/0022)."""
 FOREGROUND: dict[str, Any] = {"foreground": 0.5}
 """Half of the windows about a lesion: drawn evenly they hardly ever show one."""
 
@@ -77,9 +79,11 @@ TABLES = {
     "lodo-vessels-red-free": TableRecipe(
         "lodo-vessels", CAMERAS, ("diffdgss", "joint", "unet"), settings=WITHOUT_COLOUR
     ),
+    "lodo-vessels-wide": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=WIDE),
     "few-label": TableRecipe("few-label", CAMERAS, ("diffdgss", "unet")),
     "few-label-standardised": TableRecipe("few-label", CAMERAS, ("diffdgss",), settings=STANDARDISED),
-    "few-label-red-free": TableRecipe("few-label", CAMERAS, ("diffdgss", "unet"), settings=WITHOUT_COLOUR),
+    "few-label-red-free": TableRecipe("few-label", CAMERAS, ("unet",), settings=WITHOUT_COLOUR),
+    "few-label-wide": TableRecipe("few-label", CAMERAS, ("diffdgss",), settings=WIDE),
     "cross-modality": TableRecipe("cross-modality", (*CAMERAS, OCTA), ("diffdgss", "unet"), targets=("octa_500",)),
     "cross-modality-standardised": TableRecipe(
         "cross-modality", (*CAMERAS, OCTA), ("diffdgss",), targets=("octa_500",), settings=STANDARDISED

@@ -118,7 +118,8 @@ class AdaptiveHead(Head):
                 raise ConfigurationError(f"{block.name} is {block.height} x {block.width}; levels must be square")
             self.levels.setdefault(block.height, []).append(block.name)
             channels[block.height] = channels.get(block.height, 0) + block.channels
-        widths = {size: min(c, config.max_width) // 8 * 8 or 8 for size, c in channels.items()}
+        wide = {size: min(config.width_multiplier * c, config.max_width) for size, c in channels.items()}
+        widths = {size: width // 8 * 8 or 8 for size, width in wide.items()}
         self.embed = TimeEmbedding(config.time_width)
         read = len(spec.timesteps) if self.all_timesteps else 1
         self.entries = nn.ModuleDict({str(s): Pointwise(read * channels[s], widths[s]) for s in self.levels})

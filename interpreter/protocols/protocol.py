@@ -62,7 +62,7 @@ class Choices(BaseModel):
         encoding: the preset's if not given.
         preprocessing: of all photographs; the backbone's if not given.
         steps, crop, foreground: as of ``TrainingSettings``.
-        standardise: as of ``InterpreterConfig``, of networks that read features.
+        width_multiplier, standardise: as of ``InterpreterConfig``, of networks that read features.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -84,6 +84,7 @@ class Choices(BaseModel):
     patience: int | None = Field(default=None, gt=0)
     vss: Variant = "v0"
     vss_max_size: int = Field(default=128, ge=0)
+    width_multiplier: int = Field(default=1, ge=1)
     max_width: int = Field(default=64, ge=8)
     standardise: bool = False
 

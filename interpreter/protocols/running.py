@@ -149,6 +149,7 @@ class Running:
             classes=len(task.classes),
             overlapping=task.overlapping,
             head=row.head,
+            width_multiplier=choices.width_multiplier,
             max_width=choices.max_width,
             vss=choices.vss,
             vss_max_size=choices.vss_max_size,

@@ -16,6 +16,7 @@ from interpreter.config import HeadName
 from interpreter.counting import cost_of, scan_flops
 from interpreter.cropping import crop_maps
 from interpreter.errors import ConfigurationError, ScanUnavailable
+from interpreter.heads.adaptive import AdaptiveHead
 from interpreter.heads.mlp import MlpEnsemble, _features
 from interpreter.heads.photometric import PIXELS, photometric_change
 from interpreter.network import Interpreter, InterpreterConfig
@@ -76,6 +77,17 @@ def test_large_levels_go_without_vss(spec: FeatureSpec) -> None:
     assert small.parameter_count < large.parameter_count
 
 
+@pytest.mark.parametrize(("multiplier", "at_most", "widths"), [(1, 64, [24, 8]), (2, 64, [48, 16]), (3, 40, [40, 24])])
+def test_levels_are_so_many_times_as_wide_as_their_maps(
+    spec: FeatureSpec, multiplier: int, at_most: int, widths: list[int]
+) -> None:
+    blocks = tuple(Block(name=f"block_{i}", channels=8 + 16 * (i == 0), height=8 << i, width=8 << i) for i in range(2))
+    config = InterpreterConfig(width_multiplier=multiplier, max_width=at_most, vss_max_size=0)
+    head = Interpreter(changed(spec, blocks=blocks), config).head
+    assert isinstance(head, AdaptiveHead)
+    assert [entry.out_channels for entry in head.entries.values()] == widths  # type: ignore[union-attr]
+
+
 def test_wrong_settings_are_refused(spec: FeatureSpec) -> None:
     oblong = changed(spec, blocks=(Block(name="block_0", channels=4, height=8, width=16),))
     with pytest.raises(ConfigurationError, match="block_0 is 8 x 16"):
@@ -92,7 +104,7 @@ def test_an_interpreter_from_before_there_were_heads_loads(spec: FeatureSpec, tm
     save_file({name.removeprefix("head."): value for name, value in weights.items()}, tmp_path / WEIGHTS_FILE)
     plain = json.loads((tmp_path / CARD_FILE).read_text())
     del plain["temperature"], plain["config"]["head"], plain["config"]["overlapping"], plain["task"]["overlapping"]
-    del plain["config"]["standardise"]
+    del plain["config"]["standardise"], plain["config"]["width_multiplier"]
     (tmp_path / CARD_FILE).write_text(json.dumps(plain))
     old, card = load_interpreter(tmp_path)
     assert (old.config.head, old.temperature, card.task.overlapping) == ("adaptive", 1.0, False)
