@@ -76,9 +76,7 @@ TABLES = {
     "lodo-vessels-aadg-compat": TableRecipe("lodo-vessels", CAMERAS, METHODS, "aadg-compat"),
     "lodo-vessels-fast": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=BUDGET | {"preset": "fast"}),
     "lodo-vessels-standardised": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=STANDARDISED),
-    "lodo-vessels-red-free": TableRecipe(
-        "lodo-vessels", CAMERAS, ("diffdgss", "joint", "unet"), settings=WITHOUT_COLOUR
-    ),
+    "lodo-vessels-red-free": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss", "unet"), settings=WITHOUT_COLOUR),
     "lodo-vessels-wide": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=WIDE),
     "few-label": TableRecipe("few-label", CAMERAS, ("diffdgss", "unet")),
     "few-label-standardised": TableRecipe("few-label", CAMERAS, ("diffdgss",), settings=STANDARDISED),
