@@ -98,6 +98,6 @@ def _read(path: Path) -> NDArray[np.uint8]:
             raise TrainingDataError(
                 f"{path}: of more than 8 bits; networks on pixels read 8-bit photographs, save it so"
             )
-        if image.has_transparency_data:
+        if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
             raise TrainingDataError(f"{path}: transparent in places; networks on pixels read opaque ones, save it so")
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))

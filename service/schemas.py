@@ -68,7 +68,7 @@ class SegmentResponse(BaseModel):
             "examples": [
                 {
                     "image_id": ID, "key": KEY, "width": 1411, "height": 1411,
-                    "model": "vessels", "version": "0a1b2c3d4e5f", "spec": SPEC, "timesteps": [1, 10, 100, 500],
+                    "model": "vessels", "version": "0a1b2c3d4e5f", "spec": SPEC, "timesteps": [100, 500],
                     "classes": [
                         {"id": 0, "name": "background", "colour": None, "pixels": 1850000, "share": 0.89,
                          "score": 0.97, "agreement": 0.99},
@@ -144,10 +144,10 @@ class FeaturesInfo(BaseModel):
         key=KEY,
         image_id=ID,
         spec=SPEC,
-        timesteps=[1, 10, 100, 500],
-        blocks=[{"name": "block_2", "shape": [4, 96, 64, 64]}],
+        timesteps=[100, 500],
+        blocks=[{"name": "block_2", "shape": [2, 96, 64, 64]}],
         cached=False,
-        forwards=4,
+        forwards=2,
         bytes=47300000,
         models=["vessels"],
     )
@@ -172,7 +172,7 @@ class ModelInfo(BaseModel):
         default=True,
         classes=["background", "vessel"],
         colours=["#1fe0ff"],
-        timesteps=[1, 10, 100, 500],
+        timesteps=[100, 500],
         spec=SPEC,
         backbone="01" * 32,
         resolution=512,

@@ -302,6 +302,8 @@ def test_pixels_of_more_than_8_bits_are_refused(tmp_path: Path) -> None:
     Image.new("RGBA", (8, 8)).save(tmp_path / "clear.png")
     with pytest.raises(TrainingDataError, match=r"clear\.png: transparent in places"):
         _read(tmp_path / "clear.png")
+    Image.new("RGBA", (8, 8), (9, 9, 9, 255)).save(tmp_path / "opaque.png")
+    assert (_read(tmp_path / "opaque.png") == 9).all()
 
 
 @pytest.mark.parametrize(

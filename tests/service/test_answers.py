@@ -32,8 +32,9 @@ def disc_and_cup(steps: int = 2) -> Answer:
     layers = native_masks(prediction, fov, geometry, overlapping=True)
     return Answer(
         image_id="0" * 64, model="disc_cup", version="1", spec="2" * 64, classes=("background", "OD", "cup"),
-        colours=("#1fe0ff", "#ff9d1f"), timesteps=(100, 500), labels=topmost(layers), prediction=prediction, fov=fov,
-        geometry=geometry, cached=False, forwards=0, bytes_stored=0, seconds={}, layers=layers,
+        colours=("#1fe0ff", "#ff9d1f"), timesteps=(100, 500), voters=("100", "500"), labels=topmost(layers),
+        prediction=prediction, fov=fov, geometry=geometry, cached=False, forwards=0, bytes_stored=0, seconds={},
+        layers=layers,
     )  # fmt: skip
 
 
