@@ -18,15 +18,7 @@ from interpreter.config import HeadName
 from interpreter.data import Labelled, labelled_in, require_features, store_spec
 from interpreter.errors import InterpreterError
 from interpreter.network import InterpreterConfig
-from interpreter.options import (
-    AsJson,
-    Datasets,
-    DeviceOption,
-    ScanOption,
-    StoreOption,
-    ViewOption,
-    require_device,
-)
+from interpreter.options import AsJson, Datasets, DeviceOption, ScanOption, StoreOption, ViewOption, require_device
 from interpreter.prediction import Prediction
 from interpreter.probe_cli import app as probe_commands
 from interpreter.protocols.protocol import ROWS, Edition

@@ -15,7 +15,7 @@ from torch import nn
 from interpreter.config import InterpreterConfig as InterpreterConfig
 from interpreter.errors import ConfigurationError
 from interpreter.heads import HEADS
-from interpreter.heads.photometric import PIXELS
+from interpreter.heads.photometric import reads_photographs
 from interpreter.scan import Method
 from interpreter.standardising import Moments, moments_of
 from interpreter.vss import SS2D
@@ -44,7 +44,7 @@ class Interpreter(nn.Module):
         super().__init__()
         self.spec, self.config, self.codebook = spec, config, codebook
         self.codec = codec_for(spec, codebook)
-        if config.standardise and any(block.name == PIXELS for block in spec.blocks):
+        if config.standardise and reads_photographs(spec):
             raise ConfigurationError("only features are standardised; photographs are changed at random, in [-1, 1]")
         self.temperature = 1.0
         self.head = HEADS[config.head](spec, config)

@@ -9,7 +9,7 @@ from typing import Any
 
 from interpreter.checkpoint import WEIGHTS_FILE, Card, folder_of, load_interpreter, require_sealed, shipped
 from interpreter.data import extraction_options
-from interpreter.heads.photometric import PIXELS
+from interpreter.heads.photometric import reads_photographs
 from store.console import human_bytes
 from store.manifest import Manifest, read_manifest
 
@@ -51,10 +51,9 @@ class Listed:
     @property
     def extracting(self) -> str | None:
         """The command that makes what it reads; None where that is photographs."""
-        spec = self.card.spec
-        if any(block.name == PIXELS for block in spec.blocks):
+        if reads_photographs(self.card.spec):
             return None
-        return f"extractor run --dataset ... --store ... {extraction_options(spec, self.card.backbone)}"
+        return f"extractor run --dataset ... --store ... {extraction_options(self.card.spec, self.card.backbone)}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: the card, and what the manifest adds (None without one)."""

@@ -15,15 +15,7 @@ from interpreter.checkpoint import Card, folder_of, load_interpreter
 from interpreter.data import Labelled, all_images, require_features
 from interpreter.domain import Domain, load_domain
 from interpreter.network import Interpreter
-from interpreter.options import (
-    AsJson,
-    Datasets,
-    DeviceOption,
-    ScanOption,
-    StoreOption,
-    ViewOption,
-    require_device,
-)
+from interpreter.options import AsJson, Datasets, DeviceOption, ScanOption, StoreOption, ViewOption, require_device
 from interpreter.prediction import segment
 from interpreter.rendering import encode_labels
 from store import console

@@ -85,7 +85,7 @@ def _npz(answer: Answer, options: Options, _source: Source) -> bytes:
         "labels": answer.labels,
         "probabilities": answer.native_probabilities().astype(np.float16),
         "classes": np.array(answer.classes),
-        "timesteps": np.array(answer.timesteps),
+        "timesteps": np.array(answer.timesteps, dtype=np.int64),
     }
     if answer.layers is not None:
         arrays["masks"] = answer.layers

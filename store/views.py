@@ -72,6 +72,11 @@ def is_upright(name: str) -> bool:
     return is_view(name) and not flipped_axes(name)
 
 
+def is_fixed(view: str) -> bool:
+    """Whether a view draws nothing and moves nothing: the photograph as it is, or in a fixed rendering."""
+    return view == IDENTITY or view in _FIXED
+
+
 def fixed_rendering(view: str) -> Rendering | None:
     """What a view does to the numbers of every photograph alike; None for any other view."""
     return _FIXED.get(view)

@@ -5,10 +5,17 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+from store.spec import FeatureSpec
+
 PIXELS = "pixels"
 """The map that photographs are (``interpreter.pixels``)."""
 ROUNDED = 3 / 127.5
 """Between the channels of a grey photograph, at most: equalising in CIELAB rounds them one level apart."""
+
+
+def reads_photographs(spec: FeatureSpec) -> bool:
+    """Whether what is read are photographs, and no network made them."""
+    return any(block.name == PIXELS for block in spec.blocks)
 
 
 def photometric_change(x: torch.Tensor) -> torch.Tensor:

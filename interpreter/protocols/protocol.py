@@ -14,7 +14,7 @@ from interpreter.settings import TrainingSettings
 from interpreter.task import Task
 from interpreter.vss import Variant
 from store.spec import EncodingName, PreprocessingName, Trajectory
-from store.views import IDENTITY, fixed_rendering
+from store.views import IDENTITY, is_fixed
 
 Edition = Literal["strict", "aadg-compat"]
 
@@ -92,7 +92,7 @@ class Choices(BaseModel):
         """The renderings that a method is trained on."""
         if not row.pixels:
             return self.views
-        return tuple(view for view in self.views if view == IDENTITY or fixed_rendering(view)) or (IDENTITY,)
+        return tuple(view for view in self.views if is_fixed(view)) or (IDENTITY,)
 
     def training(self, row: Row, seed: int, labels: int | None) -> TrainingSettings:
         """The settings of one training."""

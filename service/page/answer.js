@@ -125,8 +125,10 @@ export class AnswerPanel {
     const { domain } = answer
     const several = Object.keys(this.votes).length > 2 // one voter agrees with itself
     const rows = {
-      ...(several && { 'Agreement of the votes': percent(answer.mean_agreement) }),
-      ...(several && { 'Mean uncertainty': percent(answer.mean_uncertainty) }),
+      ...(several && {
+        'Agreement of the votes': percent(answer.mean_agreement),
+        'Mean uncertainty': percent(answer.mean_uncertainty),
+      }),
       'Distance from training images': domain ? `${domain.distance.toFixed(2)} of ${domain.threshold.toFixed(2)}` : 'not known',
       'Residual of the inversion': residualOf(domain),
       Size: `${answer.width} × ${answer.height}`,
