@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 from zarr.storage import MemoryStore
 
 from store import Codebook, FeatureSpec, FeatureStore, Key, plan_epoch, stream
-from store.arrays import ArrayToWrite, StoredArray, stage
+from store.arrays import ArrayToWrite, StoredArray, packed
 from store.exporting import authors_levels, export_npy
-from store.objects import Objects, held_in_memory
+from store.objects import Objects
 
 Call = Callable[[], object]
 BATCH = 4
@@ -146,12 +146,10 @@ def choices(store: FeatureStore, specs: dict[str, Coded], repeats: int) -> Itera
 
 
 def in_memory(arrays: dict[str, np.ndarray], codec: Any, by_row: bool) -> Objects:
-    staged = MemoryStore()
-    for name, values in arrays.items():
-        stage(staged, name, ArrayToWrite(values, ("t", "c", "h", "w"), by_row, codec))
     target = Objects(MemoryStore(), "memory://")
-    for key, data in held_in_memory(staged):
-        target.put(key, data)
+    for name, values in arrays.items():
+        for below, data in packed(ArrayToWrite(values, ("t", "c", "h", "w"), by_row, codec)).items():
+            target.put(f"{name}/{below}", data)
     return target
 
 

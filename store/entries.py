@@ -11,11 +11,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from zarr.storage import MemoryStore
-
-from store.arrays import ArrayToWrite, StoredArray, stage
+from store.arrays import ArrayToWrite, StoredArray, packed
 from store.errors import DamagedEntry, FormatError, MissingEntry
-from store.objects import Objects, held_in_memory
+from store.objects import Objects
 
 FORMAT_VERSION = 2
 """2 seals the attributes; 1 did not, and is still read."""
@@ -31,9 +29,7 @@ def write_entry(objects: Objects, path: str, arrays: Mapping[str, ArrayToWrite],
     Raises:
         StoreFull: no room; what was written has no marker and does not count.
     """
-    staged = MemoryStore()
-    for name, array in arrays.items():
-        stage(staged, name, array)
+    objects_of = {name: packed(array) for name, array in arrays.items()}
     marker_key = f"{path}/zarr.json"
     # While objects are replaced, the entry does not exist. Nothing is removed where nothing is: a removal that object
     # storage carries out late, after its client gave it up, would take the new marker.
@@ -41,12 +37,11 @@ def write_entry(objects: Objects, path: str, arrays: Mapping[str, ArrayToWrite],
         objects.remove(marker_key)
     checksums: dict[str, dict[str, int | str]] = {}
     written = 0
-    for key, data in held_in_memory(staged):
-        if key == "zarr.json":
-            continue  # the root of the staging store
-        objects.put(f"{path}/{key}", data)
-        checksums[key] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        written += len(data)
+    for name, parts in sorted(objects_of.items()):
+        for below, data in parts.items():
+            objects.put(f"{path}/{name}/{below}", data)
+            checksums[f"{name}/{below}"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            written += len(data)
     contents = {"format": FORMAT_VERSION, "objects": checksums}
     marker = contents | {"seal": _seal(attributes, contents)}
     return written + write_group(objects, path, dict(attributes) | {MARKER: marker})

@@ -226,11 +226,3 @@ def _s3(url: str, read_only: bool) -> Store:
     if "AWS_REGION" not in os.environ and "AWS_DEFAULT_REGION" not in os.environ:
         options["region"] = "us-east-1"
     return ObjectStore(S3Store.from_url(url.rstrip("/"), **options), read_only=read_only)
-
-
-def held_in_memory(zarr_store: MemoryStore) -> Iterator[tuple[str, bytes]]:
-    """(key, bytes) of everything in a memory store, by key."""
-    objects = Objects(zarr_store, "memory://")
-    for key in objects.keys(""):
-        with contextlib.suppress(MissingEntry):
-            yield key, objects.get(key)

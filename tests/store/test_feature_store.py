@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import zarr
+from zarr.core.buffer import Buffer, default_buffer_prototype
+from zarr.storage import MemoryStore
 
 from store import (
     DamagedEntry,
@@ -21,6 +24,7 @@ from store import (
     SpecError,
     SpecMismatch,
 )
+from store.arrays import ArrayToWrite, Compressor, packed
 from tests.conftest import changed
 from tests.store.conftest import ENCODINGS, KEY, coded, some_features, some_maps
 
@@ -254,6 +258,22 @@ def test_a_damaged_spec_is_told(on_disk: tuple[FeatureStore, Path], spec: Featur
         store.spec(spec.digest)
     assert store.specs() == []
     assert store.lost() == [spec.digest]
+
+
+@pytest.mark.parametrize("by_row", [True, False])
+@pytest.mark.parametrize("compressor", get_args(Compressor))
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "float16", "float32", "bool"])
+def test_arrays_are_those_that_zarr_writes(dtype: str, compressor: Compressor, by_row: bool) -> None:
+    values = (20 * np.random.default_rng(0).normal(size=(3, 2, 24, 40))).astype(dtype).swapaxes(2, 3)
+    mine = packed(ArrayToWrite(values, ("t", "c", "h", "w"), by_row, compressor, {"scale": [1, 2]}))
+    theirs: dict[str, Buffer] = {}
+    for name, data in mine.items():
+        theirs[name] = default_buffer_prototype().buffer.from_bytes(data)
+    array = zarr.open_array(MemoryStore(theirs), mode="r+")
+    np.testing.assert_array_equal(array[...], values)
+    assert array.attrs["scale"] == [1, 2]
+    array[...] = values  # written again, by zarr itself
+    assert {name: buffer.to_bytes() for name, buffer in theirs.items()} == mine
 
 
 def test_plain_zarr_reads_it(on_disk: tuple[FeatureStore, Path], spec: FeatureSpec) -> None:
