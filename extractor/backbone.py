@@ -18,17 +18,13 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers import UNet2DModel
-from diffusers.models.attention_processor import Attention
-from diffusers.models.downsampling import Downsample2D
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.upsampling import Upsample2D
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from extractor.diffusion import Diffusion
 from extractor.errors import BackboneError, NonFiniteActivation
 from extractor.schedule import NoiseSchedule
-from extractor.unet import build_unet, decoder_blocks, stride, unet_config
+from extractor.unet import build_unet, compile_blocks, decoder_blocks, stride, unet_config
 from store.codecs import is_finite
 from store.errors import DamagedModel
 from store.manifest import require_intact
@@ -70,7 +66,7 @@ class Backbone:
         diffusion: how it was trained.
         config: the configuration that ``build_unet`` makes the network from.
         precision: number format of the network's arithmetic; states stay float32.
-        memory_format: channels-last is the faster one on CPUs and GPUs alike.
+        memory_format: channels-last is the faster one on CPUs; a CUDA device is given contiguous maps (``to``).
         preprocessing: of the photographs it was trained on; None where nobody wrote it down.
     """
 
@@ -127,7 +123,9 @@ class Backbone:
 
     def to(self, device: torch.device | str) -> Backbone:
         """The same backbone on another device (the weights move)."""
-        self.unet.to(device)
+        if torch.device(device).type == "cuda":  # where norms of channels-last maps are copied first
+            self.memory_format = torch.contiguous_format
+        self.unet.to(device, memory_format=self.memory_format)
         return self
 
     def untrained(self) -> Backbone:
@@ -275,11 +273,7 @@ class Backbone:
 
     def compiled(self) -> Backbone:
         """The same backbone with its blocks compiled by torch when they are first run, which takes minutes."""
-        for module in self.unet.modules():
-            vars(module).pop("forward", None)  # of ``quickened``
-            if isinstance(module, (ResnetBlock2D, Attention, Upsample2D, Downsample2D)):  # hooks stay outside
-                usual = type(module).forward.__get__(module)
-                module.forward = torch.compile(usual, dynamic=False)
+        compile_blocks(self.unet)
         return self
 
     def save(self, folder: Path, half: bool = True) -> None:

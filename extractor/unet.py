@@ -12,14 +12,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from diffusers import UNet2DModel
 from diffusers.models.attention_processor import Attention
+from diffusers.models.downsampling import Downsample2D
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 from extractor.errors import BackboneError
 
 OWN_KEYS = ("base_width", "attention_heads")
+SHAPES_OF_A_BLOCK = 4
+"""Batches and resolutions that a compiled network may be run at before blocks are left as they are."""
 
 
 def build_unet(config: Mapping[str, Any]) -> UNet2DModel:
@@ -55,6 +61,20 @@ def unet_config(unet: UNet2DModel, own: Mapping[str, Any]) -> dict[str, Any]:
 def stride(config: Mapping[str, Any]) -> int:
     """Sides of images must be multiples of this: each level but the last halves them."""
     return int(2 ** (len(config["block_out_channels"]) - 1))
+
+
+def compile_blocks(unet: UNet2DModel) -> None:
+    """Let torch compile each block when it is first run; weights keep their names, and hooks stay outside."""
+    blocks = []
+    for module in unet.modules():
+        vars(module).pop("forward", None)  # of ``extractor.cpu.network.quicken``
+        if isinstance(module, (ResnetBlock2D, Attention, Upsample2D, Downsample2D)):
+            blocks.append(module)
+    # Blocks of one class share their code, of which torch compiles eight versions and leaves the rest as it is.
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = max(limit, SHAPES_OF_A_BLOCK * len(blocks))
+    for block in blocks:
+        block.forward = torch.compile(type(block).forward.__get__(block), dynamic=False)
 
 
 def decoder_blocks(unet: UNet2DModel) -> dict[str, nn.Module]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 
@@ -170,3 +171,14 @@ def test_a_compiled_network_is_the_same_network() -> None:
     expected, found = usual.estimate(x, 7, ["block_0"]), compiled.quickened().compiled().estimate(x, 7, ["block_0"])
     torch.testing.assert_close(found.features["block_0"], expected.features["block_0"], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found.x0, expected.x0, rtol=1e-4, atol=1e-4)
+
+
+def test_every_block_is_compiled_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    config = plain_unet((8, 16, 24), norm_groups=4)
+    network = Backbone(build_unet(config), Diffusion(noise_schedule("cosine-200")), config)
+    usual = network.estimate(torch.ones(1, 3, 16, 16), 7, ["block_1"])
+    found = network.compiled().estimate(torch.ones(1, 3, 16, 16), 7, ["block_1"])
+    torch.testing.assert_close(found.features, usual.features, rtol=1e-4, atol=1e-4)
