@@ -146,6 +146,9 @@ def pretrain(
     ] = None,
     mixed_precision: Annotated[Literal["no", "fp16", "bf16"], typer.Option()] = "no",
     checkpoint_every: Annotated[int, typer.Option(min=1)] = 500,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes that make crops, for each device; a GPU waits for one alone.")
+    ] = 0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Pre-train a backbone on unlabelled photographs."""
@@ -187,7 +190,7 @@ def pretrain(
         )
     for reason in photographs.rejected:
         console.err.print(f"left out: {reason}", highlight=False, markup=False, soft_wrap=True)
-    training = Pretraining(settings, photographs, out, start)
+    training = Pretraining(settings, photographs, out, start, workers=workers)
     with console.progress("pre-training", steps - training.step) as advance:
         training.run(lambda _, loss: advance(1, f"loss {loss:.3f}"))
     console.out.print(f"backbone: {out / 'backbone'}  (pictures and TensorBoard beside it)")

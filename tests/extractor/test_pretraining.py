@@ -138,6 +138,14 @@ def test_gradients_of_several_batches_are_one_step(photographs: PreparedPhotogra
     assert reported == [1, 2]
 
 
+@pytest.mark.slow  # another process loads torch
+def test_crops_made_by_other_processes_are_the_same(photographs: PreparedPhotographs, tmp_path: Path) -> None:
+    runs = [Pretraining(SETTINGS, photographs, tmp_path / f"{n}", workers=n) for n in (0, 2)]
+    for run in runs:
+        run.run()
+    assert torch.equal(*map(weights, runs))
+
+
 def test_sizes_that_do_not_fit_are_told_before_the_first_step(photographs: PreparedPhotographs, tmp_path: Path) -> None:
     with pytest.raises(PretrainingError, match="crop 15 is not a multiple of the network's stride 2"):
         Pretraining(SETTINGS.model_copy(update={"crop": 15}), photographs, tmp_path / "run")
