@@ -1,6 +1,6 @@
-"""One photograph from its bytes to its mask, by the shipped models: time and memory on two cores.
+"""One photograph from its bytes to its mask, by the shipped models: time and memory on two cores, or with a GPU.
 
-    python benchmarks/photograph.py [--json] [--quick] [--model vessels]
+    python benchmarks/photograph.py [--json] [--quick] [--model vessels] [--device cuda]
 
 Prints what was measured and writes it into docs/benchmarks.md; with --json the last line is one JSON object.
 ``seconds`` is by the clock; ``processor_seconds`` is what both cores spent together, whoever else uses them.
@@ -43,12 +43,14 @@ def renamed_copies(count: int) -> list[bytes]:
     return copies
 
 
-def measure(model: str, count: int) -> dict[str, Any]:
+def measure(model: str, count: int, device: str) -> dict[str, Any]:
     started = time.perf_counter()
+    import torch
+
     from service.engine import load_engine
 
     with tempfile.TemporaryDirectory() as folder:
-        engine = load_engine(model, Path(folder) / "features.zarr")
+        engine = load_engine(model, Path(folder) / "features.zarr", device=device)
         loading = time.perf_counter() - started
         clock: list[float] = []
         processor: list[float] = []
@@ -63,6 +65,8 @@ def measure(model: str, count: int) -> dict[str, Any]:
     warm = slice(1, None)  # the first one compiles kernels
     return {
         "model": model,
+        "device": "cpu" if device == "cpu" else torch.cuda.get_device_name(device),
+        "device_memory_gb": 0.0 if device == "cpu" else torch.cuda.max_memory_reserved(device) / 1e9,
         "threads": THREADS,
         "seconds": statistics.median(clock[warm]),
         "processor_seconds": statistics.median(processor[warm]),
@@ -79,19 +83,22 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true", help="two photographs, and docs/benchmarks.md stays as it is")
     parser.add_argument("--model", default="vessels")
+    parser.add_argument("--device", default="cpu")
     chosen = parser.parse_args()
-    result = measure(chosen.model, 2 if chosen.quick else 6)
+    result = measure(chosen.model, 2 if chosen.quick else 6, chosen.device)
     stages = {name: value / result["seconds"] for name, value in result["stage_seconds"].items()}
+    on_cpu = chosen.device == "cpu"
     lines = [
         f"`{result['model']}`, a photograph of 1411 x 1411 pixels, {THREADS} threads, models loaded. Peak memory",
         f"of the whole process, loading included: {result['peak_memory_gb']:.2f} GB. What the first photograph takes",
         f"over the median of the others: {result['first_seconds'] / result['seconds']:.3g}.",
+        *([] if on_cpu else [f"{result['device']}, of whose memory {result['device_memory_gb']:.2f} GB are taken."]),
         "",
         *table(["stage", "share of the time from bytes to mask"], sorted(stages.items(), key=lambda item: -item[1])),
     ]
     print("\n".join(lines))
     if not chosen.quick:
-        write_section("A photograph", lines)
+        write_section("A photograph" if on_cpu else "A photograph on a GPU", lines)
     if chosen.json:
         print(json.dumps(result))
 

@@ -86,8 +86,9 @@ def lines(found: dict[str, dict[str, Any]], count: int) -> list[str]:
     def worst(name: str, place: str, i: int) -> float:
         return max(pair[i] for pair in found[name]["features"][place])
 
+    device = "cpu" if DEVICE == "cpu" else torch.cuda.get_device_name()
     return [
-        f"`python benchmarks/precision.py` on {DEVICE}, {count} photographs: features of half precision against those "
+        f"`python benchmarks/precision.py` on {device}, {count} photographs: features of half precision against those "
         "of float32. Largest difference over the largest value, and mean difference over the map's standard "
         "deviation; the worst photograph of each.",
         "",
@@ -128,7 +129,7 @@ def main() -> None:
     text = lines(found, min(wanted, len(places)))
     print("\n".join(text))
     if not given.quick:
-        write_section("Half precision", text)
+        write_section("Half precision" if DEVICE == "cpu" else "Half precision on a GPU", text)
     if given.json:
         print(json.dumps({name: {key: result[key] for key in ("pixels", "dice")} for name, result in found.items()}))
 

@@ -70,7 +70,7 @@ class ExtractionJob:
     @property
     def task_size(self) -> int:
         """Views in one task: on a GPU enough to decode and write beside the network."""
-        return self.batch if self.device == "cpu" else 4 * self.batch
+        return self.batch if self.device == "cpu" else 2 * self.batch
 
 
 @dataclass(frozen=True)

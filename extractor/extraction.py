@@ -40,6 +40,26 @@ class Prepared:
     input: NetworkInput
 
 
+@dataclass(frozen=True)
+class Unstacked:
+    """Features of a photograph, each timestep where its copy from the device has put it.
+
+    Attributes:
+        steps: {block: encoded maps (k, h, w) at each timestep}.
+        input: what the network was shown.
+        residuals: of the walk, by timestep.
+    """
+
+    steps: dict[str, list[Encoded]]
+    input: NetworkInput
+    residuals: dict[int, float]
+
+    def gathered(self) -> Features:
+        """The same, timesteps one behind the other."""
+        maps = {name: stacked(steps) for name, steps in self.steps.items()}
+        return Features(maps, self.input.fov, self.input.geometry, self.residuals)
+
+
 class Extractor:
     """A backbone together with the spec of what is read from it.
 
@@ -86,30 +106,41 @@ class Extractor:
         Returns:
             For each photograph its maps on the host, as the spec's encoding has them: they are
             encoded on the device, before they are copied. Photographs that half precision cannot hold
-            are done once more in float32, and noted (``take_fallbacks``).
+            are done once more in float32, and noted (``take_fallbacks``); a batch that a CUDA device has no
+            room for is done in halves.
 
         Raises:
             NonFiniteActivation: names block and timestep.
             NonFiniteFeatures: numbers that the encoding cannot hold.
+            torch.OutOfMemoryError: no room for a single photograph.
         """
+        return [one.gathered() for one in self.unstacked(prepared)]
+
+    def unstacked(self, prepared: Sequence[Prepared]) -> list[Unstacked]:
+        """The same before timesteps are put one behind the other: who writes them does that beside the network."""
         try:
-            return self._features(prepared)
+            return self._unstacked(prepared)
         except NonFiniteActivation:
             if self.backbone.precision == "float32":
                 raise
             if len(prepared) > 1:  # one of them cannot be held: find out which
-                return [features for one in prepared for features in self.features([one])]
+                return [features for one in prepared for features in self.unstacked([one])]
             with self.backbone.in_float32():
-                features = self._features(prepared)
+                features = self._unstacked(prepared)
             self._fallbacks.append(f"{prepared[0].key.image_id[:12]} ({prepared[0].key.view})")
             return features
+        except torch.OutOfMemoryError:
+            if len(prepared) == 1:
+                raise
+        half = len(prepared) // 2  # here and not above: the error holds what there was no room for
+        return [*self.unstacked(prepared[:half]), *self.unstacked(prepared[half:])]
 
     def take_fallbacks(self) -> list[str]:
         """Views that were done in float32 since this was last asked."""
         taken, self._fallbacks = self._fallbacks, []
         return taken
 
-    def _features(self, prepared: Sequence[Prepared]) -> list[Features]:
+    def _unstacked(self, prepared: Sequence[Prepared]) -> list[Unstacked]:
         x0 = self._on_device(torch.cat([one.input.x0 for one in prepared]))
         inside = self._on_device(torch.from_numpy(np.stack([one.input.fov for one in prepared])))
         residuals: dict[int, torch.Tensor] = {}
@@ -127,12 +158,12 @@ class Extractor:
         self.stages.add("encode", encoding)
         self.stages.add("network", time.perf_counter() - started - encoding)
         self.forwards += len(prepared) * len(self.spec.grid)
+        told = {t: at.tolist() for t, at in residuals.items()}
         return [
-            Features(
-                {name: stacked([encoded[i] for encoded in at]) for name, at in steps.items()},
-                one.input.fov,
-                one.input.geometry,
-                {t: float(at[i]) for t, at in residuals.items()},
+            Unstacked(
+                {name: [encoded[i] for encoded in at] for name, at in steps.items()},
+                one.input,
+                {t: at[i] for t, at in told.items()},
             )
             for i, one in enumerate(prepared)
         ]

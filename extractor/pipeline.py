@@ -1,11 +1,12 @@
 """One process's way through a list of photographs: decode ahead, run the network, write behind.
 
-Memory is bounded: ``DECODED_AHEAD`` photographs wait for the network beside the batch that is in it, and
-``WRITTEN_BEHIND`` are being written, each by a thread of its own; whoever is ahead waits.
+Memory is bounded: so many photographs wait for the network beside the batch that is in it, and so many are being
+written, each by a thread of its own (``Hands``); whoever is ahead waits.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,19 +14,54 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
+
 from extractor.datasets import Photograph
 from extractor.errors import ImageError
-from extractor.extraction import Extractor, Prepared
+from extractor.extraction import Extractor, Prepared, Unstacked
 from extractor.images import image_id, is_indexed, read_bytes
 from store.claims import Claims
 from store.collection import Sample
 from store.feature_store import FeatureStore
-from store.features import Features, Key, entry_path
+from store.features import Key, entry_path
 from store.interrupts import Stop
 from store.spec import FeatureSpec
 
-DECODED_AHEAD = 4
 WRITTEN_BEHIND = 2
+MOST_HANDS = 8
+
+
+class Hands(NamedTuple):
+    """Threads beside the network.
+
+    Attributes:
+        decoders: that decode and prepare photographs.
+        ahead: photographs that are decoded, or being decoded, before the network asks for them.
+        writers: that compress and write; as many photographs wait for them at most.
+    """
+
+    decoders: int
+    ahead: int
+    writers: int
+
+
+def usual_hands(device: str, batch: int, cores: int) -> Hands:
+    """Few beside a network that needs the cores itself; beside a GPU, which is done sooner than they are, more.
+
+    Args:
+        device: kind of the network's.
+        batch: views in one forward.
+        cores: that this process may use alone.
+    """
+    if device == "cpu":
+        return Hands(decoders=2, ahead=4, writers=WRITTEN_BEHIND)
+    hands = min(max(2, cores // 2), MOST_HANDS)
+    return Hands(decoders=hands, ahead=batch + hands, writers=hands)
+
+
+def _own_cores() -> int:
+    """Cores of this process; where several GPUs share them, each has its part."""
+    return len(os.sched_getaffinity(0)) // max(1, torch.cuda.device_count())
 
 
 @dataclass
@@ -86,10 +122,11 @@ def usual_batch(device: str, *, spread: bool = False) -> int:
     """Views in one forward where nobody said how many.
 
     On CPUs two, which are a tenth faster than one and take a quarter of a gigabyte more with the small backbone at 512
-    pixels (docs/decisions/0009); of workers with one thread each (``spread``) one.
+    pixels (docs/decisions/0009); of workers with one thread each (``spread``) one. On GPUs sixteen, or as many as they
+    have room for (``Extractor.features``): fewer leave most of a large one idle.
     """
     if device != "cpu":
-        return 4
+        return 16
     return 1 if spread else 2
 
 
@@ -136,6 +173,7 @@ class Pipeline:
         self._batch, self._overwrite = batch, overwrite
         self._stop = stop or Stop()
         self._advance, self._say = advance, say
+        self._hands = usual_hands(extractor.backbone.device.type, batch, _own_cores())
         self._writing: deque[tuple[str, Future[int]]] = deque()
         self.made: set[Key] = set()
         self._stages = extractor.stages
@@ -150,8 +188,8 @@ class Pipeline:
         forwards, before = self._extractor.forwards, dict(self._stages.seconds)
         with (
             Claims(self._store.objects) as self._claims,
-            ThreadPoolExecutor(2) as self._decoders,
-            ThreadPoolExecutor(WRITTEN_BEHIND) as self._writer,
+            ThreadPoolExecutor(self._hands.decoders) as self._decoders,
+            ThreadPoolExecutor(self._hands.writers) as self._writer,
         ):
             self._complete(work)
         self.report.forwards += self._extractor.forwards - forwards
@@ -205,12 +243,12 @@ class Pipeline:
 
     def _extract(self, together: Sequence[tuple[Work, _Decoded]]) -> None:
         prepared = [decoded.prepared for _, decoded in together if decoded.prepared is not None]
-        for (one, decoded), features in zip(together, self._extractor.features(prepared), strict=True):
+        for (one, decoded), features in zip(together, self._extractor.unstacked(prepared), strict=True):
             self._writing.append((one.photograph.name, self._writer.submit(self._write, decoded.key, features)))
             self.report.extracted += 1
             self._record(one.photograph, decoded)
         self.report.fallbacks += self._extractor.take_fallbacks()
-        while len(self._writing) > WRITTEN_BEHIND:
+        while len(self._writing) > self._hands.writers:
             self._await_write()
 
     def _await_write(self) -> None:
@@ -230,7 +268,9 @@ class Pipeline:
             with self._stages("masks"):
                 self.samples[photograph.name] = _sample(photograph, decoded, self._store, spec)
 
-    def _write(self, key: Key, features: Features) -> int:
+    def _write(self, key: Key, unstacked: Unstacked) -> int:
+        with self._stages("gather"):
+            features = unstacked.gathered()
         with self._stages("write"):
             claim = entry_path(self._extractor.spec, key)
             written = 0
@@ -242,11 +282,11 @@ class Pipeline:
         return written
 
     def _decoded_ahead(self, work: Iterable[Work]) -> Iterator[tuple[Work, Future[_Decoded] | None]]:
-        """Each view with its decoding, ``DECODED_AHEAD`` of them under way; None for what is not begun any more."""
+        """Each view with its decoding, some of them under way; None for what is not begun any more."""
         waiting: deque[tuple[Work, Future[_Decoded] | None]] = deque()
         for one in work:
             waiting.append((one, None if self._stop.asked else self._decoders.submit(self._decode, one)))
-            if len(waiting) > DECODED_AHEAD:
+            if len(waiting) > self._hands.ahead:
                 yield waiting.popleft()
         yield from waiting
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from extractor.datasets import DataSet, load_dataset
 from extractor.diffusion import Diffusion
 from extractor.errors import BackboneError, DatasetError, NonFiniteActivation
 from extractor.extraction import Extractor
+from extractor.pipeline import Hands, usual_hands
 from extractor.presets import open_backbone
 from extractor.runs import SizePlan, extract_dataset, plan_size, require_room
 from extractor.unet import build_unet
@@ -265,3 +267,33 @@ def test_a_stop_is_asked_between_views(backbone: Backbone, spec: FeatureSpec, da
     assert all(store.verify(spec, key) == [] for key in store.keys(spec))
     assert extract_dataset(dataset, store, Extractor(backbone, spec)).extracted == 6 - report.extracted
     assert len(store.collections.read("eyes").samples) == 6
+
+
+def test_a_batch_without_room_is_done_in_halves(
+    backbone: Backbone, spec: FeatureSpec, dataset_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extractor = Extractor(backbone, spec)
+    prepared = [extractor.prepare(path.read_bytes()) for path in sorted((dataset_folder / "images").iterdir())[:5]]
+    expected, estimate, batches = extractor.features(prepared), backbone.estimate, []
+
+    def with_room_for_two(x: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        batches.append(len(x))
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return estimate(x, *arguments, **options)
+
+    monkeypatch.setattr(backbone, "estimate", with_room_for_two)
+    for found, features in zip(extractor.features(prepared), expected, strict=True):
+        for name, maps in features.maps.items():
+            np.testing.assert_allclose(found.maps[name].values, maps.values, rtol=1e-2, atol=1e-3)
+    assert set(batches) == {5, 3, 2, 1}
+    monkeypatch.setattr(backbone, "estimate", lambda *_, **__: with_room_for_two(torch.empty(3)))
+    with pytest.raises(torch.OutOfMemoryError):
+        extractor.features(prepared[:1])
+
+
+def test_beside_a_gpu_more_threads_decode_and_write() -> None:
+    assert usual_hands("cpu", 2, 64) == Hands(decoders=2, ahead=4, writers=2)
+    assert usual_hands("cuda", 16, 2) == Hands(decoders=2, ahead=18, writers=2)
+    assert usual_hands("cuda", 16, 12) == Hands(decoders=6, ahead=22, writers=6)
+    assert usual_hands("cuda", 16, 128) == Hands(decoders=8, ahead=24, writers=8)

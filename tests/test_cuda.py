@@ -1,0 +1,131 @@
+"""What is done on a CPU is done on a CUDA device as well: features, cache, interpreter, service, pre-training."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from extractor.architectures import tiny_unet
+from extractor.backbone import Backbone, load_backbone
+from extractor.cluster import ExtractionJob, connected, extract_on_cluster
+from extractor.datasets import load_dataset
+from extractor.extraction import Extractor
+from extractor.presets import open_backbone
+from extractor.runs import extract_dataset
+from interpreter.checkpoint import Card, load_interpreter, save_interpreter
+from interpreter.data import labelled_images
+from interpreter.network import Interpreter, InterpreterConfig
+from interpreter.task import Task
+from interpreter.training import Training, TrainingSettings
+from service.engine import load_engine
+from store import FeatureSpec, FeatureStore
+from store.spec import Precision, Trajectory
+from tests.conftest import TINY, draw_fundus
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+TASK = Task(name="vessels", targets=("mask",))
+
+
+@pytest.fixture(autouse=True)
+def exact() -> Iterator[None]:
+    """Matrix units round float32 to ten bits unless they are told not to."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.fixture
+def folder(backbone: Backbone, tmp_path: Path) -> Path:
+    backbone.save(tmp_path / "backbone", half=False)
+    return tmp_path / "backbone"
+
+
+def extractor_of(
+    folder: Path, device: str, trajectory: Trajectory = "ddim", precision: Precision = "float32"
+) -> Extractor:
+    network = open_backbone(str(folder), precision, device)
+    return Extractor(network, TINY.along(trajectory).spec(network))
+
+
+@pytest.mark.parametrize("trajectory", ["ddim", "anchored", "stochastic"])
+def test_features_are_those_of_the_cpu(folder: Path, dataset_folder: Path, trajectory: Trajectory) -> None:
+    here, there = (extractor_of(folder, device, trajectory) for device in ("cpu", "cuda"))
+    paths = sorted((dataset_folder / "images").iterdir())[:3]
+    prepared = [here.prepare(path.read_bytes()) for path in paths]
+    for one, other, alone in zip(
+        here.features(prepared), there.features(prepared), [there.features([p])[0] for p in prepared], strict=True
+    ):
+        for block, maps in one.maps.items():
+            scale = np.abs(maps.values).max()
+            assert np.abs(other.maps[block].values - maps.values).max() < 2e-3 * scale  # stored as float16
+            assert np.abs(alone.maps[block].values - other.maps[block].values).max() < 2e-3 * scale
+        np.testing.assert_allclose(list(other.residuals.values()), list(one.residuals.values()), rtol=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_is_near(folder: Path, dataset_folder: Path, precision: Precision) -> None:
+    exact, half = extractor_of(folder, "cuda"), extractor_of(folder, "cuda", precision=precision)
+    prepared = [exact.prepare(next((dataset_folder / "images").iterdir()).read_bytes())]
+    for block, maps in exact.features(prepared)[0].maps.items():
+        found = half.features(prepared)[0].maps[block].values
+        assert np.abs(found - maps.values).mean() < 0.05 * maps.values.astype(np.float32).std()
+
+
+def test_a_run_fills_a_store_that_an_interpreter_learns_from(
+    folder: Path, dataset_folder: Path, tmp_path: Path
+) -> None:
+    extractor, store = extractor_of(folder, "cuda"), FeatureStore(tmp_path / "features.zarr")
+    report = extract_dataset(load_dataset(f"folder:{dataset_folder}", "eyes"), store, extractor, batch=4)
+    assert report.extracted == 6
+    images = labelled_images(store, "eyes", None, TASK)
+    settings = TrainingSettings(epochs=2, batch=2, evaluate_every=1, validation_share=0.2)
+    Training(store, extractor.spec, TASK, images, InterpreterConfig(), settings, tmp_path / "run", device="cuda").run()
+    assert load_interpreter(tmp_path / "run")[1].task == TASK
+
+
+def test_a_worker_with_a_gpu_extracts(folder: Path, spec: FeatureSpec, dataset_folder: Path, tmp_path: Path) -> None:
+    job = ExtractionJob(spec=spec, store=str(tmp_path / "features.zarr"), backbone=str(folder), device="cuda")
+    with connected(None, 1, gpu=True) as client:
+        client.wait_for_workers(1)
+        report = extract_on_cluster(load_dataset(f"folder:{dataset_folder}"), job, client)
+    assert report.extracted == 6
+
+
+def test_the_service_answers_as_on_the_cpu(folder: Path, backbone: Backbone, spec: FeatureSpec, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    network = Interpreter(spec, InterpreterConfig())
+    torch.nn.init.normal_(network.head.head.weight, std=1.0)
+    card = Card(spec=spec, backbone=str(folder), task=TASK, config=network.config)
+    save_interpreter(tmp_path / "model", network, card)
+    photograph = tmp_path / "eye.png"
+    Image.fromarray(draw_fundus(seed=5)[0]).save(photograph)
+    masks = []
+    for device in ("cpu", "cuda"):
+        engine = load_engine(str(tmp_path / "model"), tmp_path / f"{device}.zarr", device=device)
+        masks.append(engine.segment(photograph.read_bytes()).labels)
+        engine.close()
+    assert (masks[0] != masks[1]).mean() < 0.01
+
+
+def test_a_backbone_is_pretrained_in_half_precision(dataset_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "unet.json").write_text(json.dumps(tiny_unet()))
+    options = {
+        "--images": dataset_folder / "images", "--out": tmp_path / "run", "--config": tmp_path / "unet.json",
+        "--resolution": 32, "--crop": 16, "--steps": 6, "--workers": 1, "--mixed-precision": "fp16",
+    }  # fmt: skip
+    words = [str(word) for option in options.items() for word in option]
+    # A process of its own: accelerate keeps one precision for each.
+    subprocess.run([sys.executable, "-m", "extractor.cli", "pretrain", *words], check=True)
+    assert load_backbone(tmp_path / "run" / "backbone").config["block_out_channels"] == [8, 16]
