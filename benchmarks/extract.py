@@ -57,7 +57,7 @@ class Scale:
 
 
 FULL = Scale(512, 8 if DEVICE == "cpu" else 64, 3, (10, 100))
-QUICK = Scale(128, 3, 2, (3, 24))
+QUICK = Scale(128, 3, 2, (3, 24) if DEVICE == "cpu" else (16, 64))
 
 
 def say(message: str) -> None:
@@ -90,7 +90,7 @@ def throughput(scale: Scale, recipe: Preset, dataset: DataSet, work: Path) -> di
     plain, extractor = PlainLoop(recipe.backbone, spec, DEVICE), Extractor(network, spec)
     photographs = part(dataset, scale.photographs)
     paths = [p.image for p in photographs.photographs]
-    batch = usual_batch(DEVICE)
+    batch = usual_batch(DEVICE, spec.entry_bytes())
 
     def ours(name: str, batch: int) -> float:
         store = FeatureStore(work / name)
@@ -208,15 +208,15 @@ def peak_memory(count: int, photographs: Path, resolution: int) -> float:
 def extract_views(count: int, photographs: Path, resolution: int) -> None:
     recipe = replace(small(), resolution=resolution)
     network = open_backbone(recipe.backbone, device=DEVICE)
-    dataset = load_dataset(f"folder:{photographs}")
+    spec, dataset = recipe.spec(network), load_dataset(f"folder:{photographs}")
     views = ("identity", *(f"photometric-{i}" for i in range(-(-count // len(dataset.photographs)) - 1)))
     with tempfile.TemporaryDirectory() as folder:
         extract_dataset(
             part(dataset, min(count, len(dataset.photographs))),
             FeatureStore(folder),
-            Extractor(network, recipe.spec(network)),
+            Extractor(network, spec),
             views=views,
-            batch=usual_batch(DEVICE),
+            batch=usual_batch(DEVICE, spec.entry_bytes()),
         )
     # Not getrusage: what it calls the maximum begins with that of the parent process.
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -243,9 +243,9 @@ def lines(figures: dict[str, float | str | None], scale: Scale) -> list[str]:
     few, many = scale.memory
     told = {
         "throughput_ratio": "images per second, files to stored bytes, over the plain loop",
-        "one_in_a_forward": f"speed with one photograph in a forward instead of {usual_batch(DEVICE)}",
+        "one_in_a_forward": f"speed with one photograph in a forward instead of {2 if DEVICE == 'cpu' else 16}",
         "roofline_share": "FLOP/s of a forward, counted as direct convolutions, over the best matrix product",
-        "of torch": "the same of torch's own convolutions, channels-last",
+        "of torch": "the same of torch's own convolutions",
         "two_worker_speedup": "two Dask workers of one thread over one",
         "two_worker_limit": "the same of matrix products that these workers make: what the machine has to give",
         "peak_memory_ratio": f"peak memory, {many} images over {few}",

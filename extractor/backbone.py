@@ -66,7 +66,7 @@ class Backbone:
         diffusion: how it was trained.
         config: the configuration that ``build_unet`` makes the network from.
         precision: number format of the network's arithmetic; states stay float32.
-        memory_format: channels-last is the faster one on CPUs; a CUDA device is given contiguous maps (``to``).
+        memory_format: on CPUs, where channels-last is the faster one; a CUDA device is given contiguous maps (``to``).
         preprocessing: of the photographs it was trained on; None where nobody wrote it down.
     """
 
@@ -85,7 +85,7 @@ class Backbone:
                 "expected one of colour photographs, with 3 in and 3 (or 6, with a learned variance) out"
             )
         self.unet = unet.eval().requires_grad_(False).to(memory_format=memory_format)
-        self.memory_format = memory_format
+        self.memory_format = self._format_on_cpus = memory_format
         self.preprocessing = preprocessing
         self.diffusion = diffusion
         self.precision: Precision = precision
@@ -123,9 +123,10 @@ class Backbone:
 
     def to(self, device: torch.device | str) -> Backbone:
         """The same backbone on another device (the weights move)."""
-        if torch.device(device).type == "cuda":  # where norms of channels-last maps are copied first
-            self.memory_format = torch.contiguous_format
-        self.unet.to(device, memory_format=self.memory_format)
+        on_cuda = torch.device(device).type == "cuda"  # where norms of channels-last maps are copied first
+        memory_format = torch.contiguous_format if on_cuda else self._format_on_cpus
+        self.unet.to(device, memory_format=memory_format)
+        self.memory_format = memory_format
         return self
 
     def untrained(self) -> Backbone:
@@ -133,7 +134,7 @@ class Backbone:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
             unet = build_unet(self.config)
-        return Backbone(unet, self.diffusion, self.config, self.precision, self.memory_format, self.preprocessing)
+        return Backbone(unet, self.diffusion, self.config, self.precision, self._format_on_cpus, self.preprocessing)
 
     @cached_property
     def fingerprint(self) -> str:

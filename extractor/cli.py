@@ -96,7 +96,7 @@ def run(
     batch: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Images in one forward; memory grows with it.", show_default="2; of --workers 1; on CUDA 4"
+            min=1, help="Images in one forward; memory grows with it.", show_default="2; of --workers 1; on CUDA 16"
         ),
     ] = None,
     workers: Annotated[
@@ -157,7 +157,7 @@ def run(
         console.progress(f"extracting {data.name}", entries, quiet=as_json) as advance,
     ):
         started = time.perf_counter()
-        in_one_forward = batch or usual_batch(device, spread=spread)
+        in_one_forward = batch or usual_batch(device, spec.entry_bytes(), spread=spread)
         part_of_a_set = any(choice is not None for choice in (split, limit, images))
         if spread:
             job = ExtractionJob(

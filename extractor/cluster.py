@@ -69,7 +69,7 @@ class ExtractionJob:
 
     @property
     def task_size(self) -> int:
-        """Views in one task: on a GPU enough to decode and write beside the network."""
+        """Views in one task: on a GPU a batch can be written beside the network that has the next."""
         return self.batch if self.device == "cpu" else 2 * self.batch
 
 
@@ -166,8 +166,8 @@ def connected(
 
     Args:
         scheduler: its address, such as ``tcp://scheduler:8786``.
-        workers: processes of one thread each, where there is no scheduler.
-        gpu: each local worker offers one GPU.
+        workers: processes where there is no scheduler: of one thread each, or
+        gpu: with one GPU and its share of the cores each.
         patience: seconds to wait for the scheduler.
 
     Raises:
@@ -184,9 +184,14 @@ def connected(
             yield client
         return
     offers = {"GPU": 1} if gpu else None
+    threads = max(1, torch.get_num_threads() // (workers or 1)) if gpu else 1
     with (
         LocalCluster(  # no limit of memory: a pipeline bounds its own, and a worker that is paused helps nobody
-            n_workers=workers, threads_per_worker=1, memory_limit=0, resources=offers, dashboard_address="127.0.0.1:0"
+            n_workers=workers,
+            threads_per_worker=threads,
+            memory_limit=0,
+            resources=offers,
+            dashboard_address="127.0.0.1:0",
         ) as cluster,
         Client(cluster) as client,
     ):

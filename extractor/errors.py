@@ -9,6 +9,7 @@ ExtractorError
 ├── BackboneError          a backbone that cannot be loaded or used
 │   └── CheckpointError    a checkpoint that does not fit
 ├── ClusterError           a Dask cluster that cannot do the work
+├── DeviceFull             a device without room for a single photograph
 ├── NonFiniteActivation    NaN or infinity inside the network; names block and timestep
 └── PretrainingError       pre-training that cannot start or go on
 """
@@ -48,6 +49,10 @@ class CheckpointError(BackboneError):
 
 class ClusterError(ExtractorError, RuntimeError):
     """The Dask cluster cannot be reached, or its workers cannot do the work."""
+
+
+class DeviceFull(ExtractorError, MemoryError):
+    """The device has no room for a single photograph."""
 
 
 class NonFiniteActivation(ExtractorError, ArithmeticError):

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from extractor.backbone import Backbone
-from extractor.errors import BackboneError, NonFiniteActivation
+from extractor.errors import BackboneError, DeviceFull, NonFiniteActivation
 from extractor.images import MAX_PIXELS, decode_image, image_id
 from extractor.inversion import Step, anchor, diffuse, invert, residual
 from extractor.photometric import camera_rendering
@@ -86,6 +86,9 @@ class Extractor:
         self.forwards = 0
         self.stages = Stages()
         self._fallbacks: list[str] = []
+        self._room: int | None = None  # photographs in a forward that the device was seen to hold
+        # Timesteps that share a forward where they may; on a CPU each has its own, for the sake of memory.
+        self._together = 1 if backbone.device.type == "cpu" else len(spec.timesteps)
         self._copies = Copies(backbone.device) if backbone.device.type == "cuda" else None
 
     def prepare(self, data: bytes, name: str = "image", max_pixels: int = MAX_PIXELS, view: str = IDENTITY) -> Prepared:
@@ -107,33 +110,49 @@ class Extractor:
             For each photograph its maps on the host, as the spec's encoding has them: they are
             encoded on the device, before they are copied. Photographs that half precision cannot hold
             are done once more in float32, and noted (``take_fallbacks``); a batch that a CUDA device has no
-            room for is done in halves.
+            room for is done in halves, and so are those behind it.
 
         Raises:
             NonFiniteActivation: names block and timestep.
             NonFiniteFeatures: numbers that the encoding cannot hold.
-            torch.OutOfMemoryError: no room for a single photograph.
+            DeviceFull: no room for a single photograph.
         """
         return [one.gathered() for one in self.unstacked(prepared)]
 
     def unstacked(self, prepared: Sequence[Prepared]) -> list[Unstacked]:
         """The same before timesteps are put one behind the other: who writes them does that beside the network."""
+        room = self._room or max(1, len(prepared))
+        parts = [prepared[start : start + room] for start in range(0, len(prepared), room)]
+        return [features for part in parts for features in self._tried(part)]
+
+    def _tried(self, prepared: Sequence[Prepared]) -> list[Unstacked]:
+        """A batch that may have no room, or that half precision may not hold."""
         try:
             return self._unstacked(prepared)
         except NonFiniteActivation:
             if self.backbone.precision == "float32":
                 raise
-            if len(prepared) > 1:  # one of them cannot be held: find out which
-                return [features for one in prepared for features in self.unstacked([one])]
-            with self.backbone.in_float32():
-                features = self._unstacked(prepared)
-            self._fallbacks.append(f"{prepared[0].key.image_id[:12]} ({prepared[0].key.view})")
-            return features
-        except torch.OutOfMemoryError:
-            if len(prepared) == 1:
-                raise
-        half = len(prepared) // 2  # here and not above: the error holds what there was no room for
-        return [*self.unstacked(prepared[:half]), *self.unstacked(prepared[half:])]
+            full = False
+        except torch.OutOfMemoryError as error:
+            if len(prepared) == 1 and self._together == 1:
+                raise DeviceFull(
+                    f"{self.backbone.device} has no room for one photograph of {self.spec.resolution} pixels; read it "
+                    "at a smaller --resolution, with --precision float16, or with --device cpu"
+                ) from error
+            full = True
+        # Not within the clauses above: the error holds the batch until they are left.
+        if len(prepared) > 1:
+            half = len(prepared) // 2
+            if full:
+                self._room = half
+            return [*self.unstacked(prepared[:half]), *self.unstacked(prepared[half:])]
+        if full:
+            self._together = 1
+            return self._tried(prepared)
+        with self.backbone.in_float32():
+            features = self._unstacked(prepared)
+        self._fallbacks.append(f"{prepared[0].key.image_id[:12]} ({prepared[0].key.view})")
+        return features
 
     def take_fallbacks(self) -> list[str]:
         """Views that were done in float32 since this was last asked."""
@@ -158,12 +177,12 @@ class Extractor:
         self.stages.add("encode", encoding)
         self.stages.add("network", time.perf_counter() - started - encoding)
         self.forwards += len(prepared) * len(self.spec.grid)
-        told = {t: at.tolist() for t, at in residuals.items()}
+        residuals_of = {t: at.tolist() for t, at in residuals.items()}
         return [
             Unstacked(
                 {name: [encoded[i] for encoded in at] for name, at in steps.items()},
                 one.input,
-                {t: at[i] for t, at in told.items()},
+                {t: at[i] for t, at in residuals_of.items()},
             )
             for i, one in enumerate(prepared)
         ]
@@ -187,11 +206,6 @@ class Extractor:
                 noise = torch.cat([image_noise(one.key, spec.seed, spec.resolution) for one in prepared])
                 noise = noise.to(x0.device)
                 return diffuse(self.backbone, x0, spec.timesteps, blocks, noise, together=self._together)
-
-    @property
-    def _together(self) -> int:
-        """Timesteps in one forward where they may share one; on a CPU each has its own, for the sake of memory."""
-        return 1 if self.backbone.device.type == "cpu" else len(self.spec.timesteps)
 
 
 def _rendering(key: Key) -> Rendering | None:

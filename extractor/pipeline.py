@@ -1,12 +1,11 @@
 """One process's way through a list of photographs: decode ahead, run the network, write behind.
 
-Memory is bounded: so many photographs wait for the network beside the batch that is in it, and so many are being
-written, each by a thread of its own (``Hands``); whoever is ahead waits.
+Memory is bounded: a batch and as many photographs as there are decoders wait for the network beside the batch that is
+in it, and at most a batch (or as many as there are writers) waits to be written; whoever is ahead waits.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,41 +26,34 @@ from store.features import Key, entry_path
 from store.interrupts import Stop
 from store.spec import FeatureSpec
 
-WRITTEN_BEHIND = 2
-MOST_HANDS = 8
+MOST_THREADS = 8
+LARGEST_BATCH = 16
+BATCH_BYTES = 4 << 30
 
 
-class Hands(NamedTuple):
-    """Threads beside the network.
+class Threads(NamedTuple):
+    """Threads beside the one that feeds the network.
 
     Attributes:
         decoders: that decode and prepare photographs.
-        ahead: photographs that are decoded, or being decoded, before the network asks for them.
-        writers: that compress and write; as many photographs wait for them at most.
+        writers: that gather, compress and write them.
     """
 
     decoders: int
-    ahead: int
     writers: int
 
 
-def usual_hands(device: str, batch: int, cores: int) -> Hands:
-    """Few beside a network that needs the cores itself; beside a GPU, which is done sooner than they are, more.
+def usual_threads(device: str, cores: int) -> Threads:
+    """Two of each beside a network that needs the cores itself; beside a GPU, which is done sooner than they are, more.
 
     Args:
-        device: kind of the network's.
-        batch: views in one forward.
-        cores: that this process may use alone.
+        device: of the network: cpu, cuda or cuda:N.
+        cores: that this process may use.
     """
     if device == "cpu":
-        return Hands(decoders=2, ahead=4, writers=WRITTEN_BEHIND)
-    hands = min(max(2, cores // 2), MOST_HANDS)
-    return Hands(decoders=hands, ahead=batch + hands, writers=hands)
-
-
-def _own_cores() -> int:
-    """Cores of this process; where several GPUs share them, each has its part."""
-    return len(os.sched_getaffinity(0)) // max(1, torch.cuda.device_count())
+        return Threads(decoders=2, writers=2)
+    each = min(max(2, cores // 2), MOST_THREADS)
+    return Threads(decoders=each, writers=each)
 
 
 @dataclass
@@ -118,15 +110,19 @@ class Work(NamedTuple):
     view: str
 
 
-def usual_batch(device: str, *, spread: bool = False) -> int:
+def usual_batch(device: str, entry_bytes: int, *, spread: bool = False) -> int:
     """Views in one forward where nobody said how many.
 
     On CPUs two, which are a tenth faster than one and take a quarter of a gigabyte more with the small backbone at 512
-    pixels (docs/decisions/0009); of workers with one thread each (``spread``) one. On GPUs sixteen, or as many as they
-    have room for (``Extractor.features``): fewer leave most of a large one idle.
+    pixels (docs/decisions/0009); of workers with one thread each (``spread``) one. On GPUs sixteen, or as many as 4 GiB
+    of the machine's memory hold; the device may have room for fewer (``Extractor.features``).
+
+    Args:
+        device: cpu, cuda or cuda:N.
+        entry_bytes: of the features of one view, as the spec encodes them.
     """
     if device != "cpu":
-        return 16
+        return max(1, min(LARGEST_BATCH, BATCH_BYTES // entry_bytes))
     return 1 if spread else 2
 
 
@@ -173,7 +169,8 @@ class Pipeline:
         self._batch, self._overwrite = batch, overwrite
         self._stop = stop or Stop()
         self._advance, self._say = advance, say
-        self._hands = usual_hands(extractor.backbone.device.type, batch, _own_cores())
+        self._threads = usual_threads(extractor.backbone.device.type, torch.get_num_threads())
+        self._ahead = batch + self._threads.decoders
         self._writing: deque[tuple[str, Future[int]]] = deque()
         self.made: set[Key] = set()
         self._stages = extractor.stages
@@ -188,8 +185,8 @@ class Pipeline:
         forwards, before = self._extractor.forwards, dict(self._stages.seconds)
         with (
             Claims(self._store.objects) as self._claims,
-            ThreadPoolExecutor(self._hands.decoders) as self._decoders,
-            ThreadPoolExecutor(self._hands.writers) as self._writer,
+            ThreadPoolExecutor(self._threads.decoders) as self._decoders,
+            ThreadPoolExecutor(self._threads.writers) as self._writer,
         ):
             self._complete(work)
         self.report.forwards += self._extractor.forwards - forwards
@@ -243,12 +240,14 @@ class Pipeline:
 
     def _extract(self, together: Sequence[tuple[Work, _Decoded]]) -> None:
         prepared = [decoded.prepared for _, decoded in together if decoded.prepared is not None]
-        for (one, decoded), features in zip(together, self._extractor.unstacked(prepared), strict=True):
-            self._writing.append((one.photograph.name, self._writer.submit(self._write, decoded.key, features)))
+        extracted = deque(self._extractor.unstacked(prepared))
+        for one, decoded in together:  # a photograph is handed over, so that its memory ends with the writing
+            writing = self._writer.submit(self._write, decoded.key, [extracted.popleft()])
+            self._writing.append((one.photograph.name, writing))
             self.report.extracted += 1
             self._record(one.photograph, decoded)
         self.report.fallbacks += self._extractor.take_fallbacks()
-        while len(self._writing) > self._hands.writers:
+        while len(self._writing) > max(self._batch, self._threads.writers):
             self._await_write()
 
     def _await_write(self) -> None:
@@ -268,9 +267,9 @@ class Pipeline:
             with self._stages("masks"):
                 self.samples[photograph.name] = _sample(photograph, decoded, self._store, spec)
 
-    def _write(self, key: Key, unstacked: Unstacked) -> int:
+    def _write(self, key: Key, handed_over: list[Unstacked]) -> int:
         with self._stages("gather"):
-            features = unstacked.gathered()
+            features = handed_over.pop().gathered()
         with self._stages("write"):
             claim = entry_path(self._extractor.spec, key)
             written = 0
@@ -286,7 +285,7 @@ class Pipeline:
         waiting: deque[tuple[Work, Future[_Decoded] | None]] = deque()
         for one in work:
             waiting.append((one, None if self._stop.asked else self._decoders.submit(self._decode, one)))
-            if len(waiting) > self._hands.ahead:
+            if len(waiting) > self._ahead:
                 yield waiting.popleft()
         yield from waiting
 

@@ -108,7 +108,8 @@ class Pretraining:
         folder: receives settings.json, state/, tensorboard/, pictures/ and, at every checkpoint,
             the averaged backbone in backbone/.
         start: whose weights a new run starts from, if its settings are ``going_on_from`` it.
-        workers: processes that make crops beside the training; a GPU is done sooner than one alone.
+        workers: processes that make crops beside the training; a GPU is done sooner than one alone. They import
+            the main module again, so a script needs its ``if __name__ == "__main__"``.
     """
 
     def __init__(
@@ -212,7 +213,6 @@ class Pretraining:
             batch_size=settings.batch,
             num_workers=self._workers,
             multiprocessing_context="spawn" if self._workers else None,  # a fork would copy locked thread pools
-            pin_memory=self.accelerator.device.type == "cuda",
         )
         if last > first:
             yield from self.accelerator.prepare(loader)

@@ -24,8 +24,8 @@ from torch import nn
 from extractor.errors import BackboneError
 
 OWN_KEYS = ("base_width", "attention_heads")
-SHAPES_OF_A_BLOCK = 4
-"""Batches and resolutions that a compiled network may be run at before blocks are left as they are."""
+SHAPES_OF_A_BLOCK = 8
+"""Batches, resolutions and precisions that a compiled network may be run at before blocks are left as they are."""
 
 
 def build_unet(config: Mapping[str, Any]) -> UNet2DModel:
@@ -71,8 +71,9 @@ def compile_blocks(unet: UNet2DModel) -> None:
         if isinstance(module, (ResnetBlock2D, Attention, Upsample2D, Downsample2D)):
             blocks.append(module)
     # Blocks of one class share their code, of which torch compiles eight versions and leaves the rest as it is.
-    limit = torch._dynamo.config.recompile_limit
-    torch._dynamo.config.recompile_limit = max(limit, SHAPES_OF_A_BLOCK * len(blocks))
+    limits = torch._dynamo.config
+    limits.recompile_limit += SHAPES_OF_A_BLOCK * len(blocks)
+    limits.accumulated_recompile_limit += SHAPES_OF_A_BLOCK * len(blocks)
     for block in blocks:
         block.forward = torch.compile(type(block).forward.__get__(block), dynamic=False)
 

@@ -93,9 +93,19 @@ TABLES = {
         targets=("octa_500",),
         settings=STANDARDISED | {"views": RED_FREE},  # angiograms are read as negatives, whose colour is none anyway
     ),
+    "cross-modality-wide": TableRecipe(
+        "cross-modality",
+        (*CAMERAS, OCTA),
+        ("diffdgss",),
+        targets=("octa_500",),
+        settings=STANDARDISED | {"views": RED_FREE, "width_multiplier": 2},
+    ),
     "idrid-lesions": TableRecipe("idrid-lesions", (IDRID,), ("diffdgss", "unet"), settings=BUDGET | FOREGROUND),
     "idrid-lesions-standardised": TableRecipe(
         "idrid-lesions", (IDRID,), ("diffdgss",), settings=STANDARDISED | FOREGROUND
+    ),
+    "idrid-lesions-wide": TableRecipe(
+        "idrid-lesions", (IDRID,), ("diffdgss",), settings=STANDARDISED | FOREGROUND | {"width_multiplier": 2}
     ),
 }
 SMOKE = {

@@ -60,7 +60,9 @@ def test_the_service() -> None:
 def test_the_extraction() -> None:
     result = quick("extract.py")
     assert result["max_relative_difference"] < 1e-4
-    assert all(result[figure] > 0 for figure in ("throughput_ratio", "roofline_share", "two_worker_speedup"))
+    assert result["throughput_ratio"] > 0
+    assert result["roofline_share"] > 0
+    assert result["device"] == "cuda" or result["two_worker_speedup"] > 0
     assert result["peak_memory_ratio"] < 1.5
 
 

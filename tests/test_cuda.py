@@ -78,9 +78,18 @@ def test_features_are_those_of_the_cpu(folder: Path, dataset_folder: Path, traje
 def test_half_precision_is_near(folder: Path, dataset_folder: Path, precision: Precision) -> None:
     exact, half = extractor_of(folder, "cuda"), extractor_of(folder, "cuda", precision=precision)
     prepared = [exact.prepare(next((dataset_folder / "images").iterdir()).read_bytes())]
+    found = half.features(prepared)[0]
+    assert not half.take_fallbacks()
     for block, maps in exact.features(prepared)[0].maps.items():
-        found = half.features(prepared)[0].maps[block].values
-        assert np.abs(found - maps.values).mean() < 0.05 * maps.values.astype(np.float32).std()
+        difference = np.abs(found.maps[block].values - maps.values).mean()
+        assert 0 < difference < 0.05 * maps.values.astype(np.float32).std()
+
+
+def test_a_device_has_contiguous_maps_and_a_cpu_its_own(folder: Path) -> None:
+    weight = "conv_in.weight"
+    network = open_backbone(str(folder), device="cuda")
+    assert network.unet.state_dict()[weight].is_contiguous()
+    assert network.to("cpu").unet.state_dict()[weight].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_run_fills_a_store_that_an_interpreter_learns_from(
@@ -116,6 +125,7 @@ def test_the_service_answers_as_on_the_cpu(folder: Path, backbone: Backbone, spe
         engine = load_engine(str(tmp_path / "model"), tmp_path / f"{device}.zarr", device=device)
         masks.append(engine.segment(photograph.read_bytes()).labels)
         engine.close()
+    assert 0 < masks[0].mean() < 1
     assert (masks[0] != masks[1]).mean() < 0.01
 
 
@@ -128,4 +138,6 @@ def test_a_backbone_is_pretrained_in_half_precision(dataset_folder: Path, tmp_pa
     words = [str(word) for option in options.items() for word in option]
     # A process of its own: accelerate keeps one precision for each.
     subprocess.run([sys.executable, "-m", "extractor.cli", "pretrain", *words], check=True)
-    assert load_backbone(tmp_path / "run" / "backbone").config["block_out_channels"] == [8, 16]
+    weights = load_backbone(tmp_path / "run" / "backbone").unet.state_dict()
+    assert list(weights["conv_in.weight"].shape) == [8, 3, 3, 3]
+    assert all(bool(tensor.isfinite().all()) for tensor in weights.values())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import threading
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,9 @@ from extractor.architectures import tiny_unet
 from extractor.backbone import Backbone
 from extractor.datasets import DataSet, load_dataset
 from extractor.diffusion import Diffusion
-from extractor.errors import BackboneError, DatasetError, NonFiniteActivation
+from extractor.errors import BackboneError, DatasetError, DeviceFull, NonFiniteActivation
 from extractor.extraction import Extractor
-from extractor.pipeline import Hands, usual_hands
+from extractor.pipeline import Threads, usual_batch, usual_threads
 from extractor.presets import open_backbone
 from extractor.runs import SizePlan, extract_dataset, plan_size, require_room
 from extractor.unet import build_unet
@@ -274,26 +276,88 @@ def test_a_batch_without_room_is_done_in_halves(
 ) -> None:
     extractor = Extractor(backbone, spec)
     prepared = [extractor.prepare(path.read_bytes()) for path in sorted((dataset_folder / "images").iterdir())[:5]]
-    expected, estimate, batches = extractor.features(prepared), backbone.estimate, []
+    expected, estimate = extractor.features(prepared), backbone.estimate
+    tried: list[int] = []
 
-    def with_room_for_two(x: torch.Tensor, *arguments: Any, **options: Any) -> Any:
-        batches.append(len(x))
+    def with_room_for_two(x: torch.Tensor, t: int, *arguments: Any, **options: Any) -> Any:
+        if t == spec.grid[0]:
+            tried.append(len(x))
         if len(x) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return estimate(x, *arguments, **options)
+        return estimate(x, t, *arguments, **options)
 
     monkeypatch.setattr(backbone, "estimate", with_room_for_two)
     for found, features in zip(extractor.features(prepared), expected, strict=True):
         for name, maps in features.maps.items():
             np.testing.assert_allclose(found.maps[name].values, maps.values, rtol=1e-2, atol=1e-3)
-    assert set(batches) == {5, 3, 2, 1}
-    monkeypatch.setattr(backbone, "estimate", lambda *_, **__: with_room_for_two(torch.empty(3)))
-    with pytest.raises(torch.OutOfMemoryError):
-        extractor.features(prepared[:1])
+    assert tried == [5, 2, 2, 1]
+    assert len(extractor.features(prepared)) == 5
+    assert tried[4:] == [2, 2, 1]  # what there is room for is known
+
+
+def test_a_device_without_room_for_one_photograph_is_told(
+    backbone: Backbone, spec: FeatureSpec, dataset_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_room(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    extractor = Extractor(backbone, spec)
+    prepared = [extractor.prepare(next((dataset_folder / "images").iterdir()).read_bytes())]
+    monkeypatch.setattr(backbone, "estimate", without_room)
+    with pytest.raises(DeviceFull, match="no room for one photograph of 32 pixels"):
+        extractor.features(prepared)
+
+
+def test_nothing_of_a_batch_is_kept_while_its_photographs_are_done_again(
+    backbone: Backbone, spec: FeatureSpec, dataset_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = changed(spec, precision="float16")
+    extractor = Extractor(backbone, half)
+    prepared = [extractor.prepare(path.read_bytes()) for path in sorted((dataset_folder / "images").iterdir())[:2]]
+    batches: list[weakref.ref[torch.Tensor]] = []
+    estimate = backbone.estimate
+
+    def too_much_for_half_precision(x: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        assert not [ref for ref in batches if ref() is not None and ref() is not x and len(ref()) > len(x)]  # type: ignore[arg-type]
+        batches.append(weakref.ref(x))
+        if backbone.precision != "float32":
+            raise NonFiniteActivation("block_0 at timestep 1 holds NaN or infinity")
+        return estimate(x, *arguments, **options)
+
+    monkeypatch.setattr(backbone, "precision", "float16")
+    monkeypatch.setattr(backbone, "estimate", too_much_for_half_precision)
+    assert len(extractor.features(prepared)) == 2
+    assert len(extractor.take_fallbacks()) == 2
+
+
+def test_the_network_does_not_wait_for_the_batch_before_to_be_written(
+    backbone: Backbone, spec: FeatureSpec, dataset_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extractor, store = Extractor(backbone, spec), FeatureStore("memory://")
+    unstacked, write, second = extractor.unstacked, store.write, threading.Event()
+    begun: list[int] = []
+
+    def noting(prepared: Any) -> Any:
+        begun.append(len(prepared))
+        if len(begun) == 2:
+            second.set()
+        return unstacked(prepared)
+
+    def waiting(*arguments: Any) -> int:
+        assert second.wait(60)  # nothing is written before the second batch is in the network
+        return write(*arguments)
+
+    monkeypatch.setattr(extractor, "unstacked", noting)
+    monkeypatch.setattr(store, "write", waiting)
+    extract_dataset(load_dataset(f"folder:{dataset_folder}", "eyes"), store, extractor, batch=3)
+    assert begun == [3, 3]
 
 
 def test_beside_a_gpu_more_threads_decode_and_write() -> None:
-    assert usual_hands("cpu", 2, 64) == Hands(decoders=2, ahead=4, writers=2)
-    assert usual_hands("cuda", 16, 2) == Hands(decoders=2, ahead=18, writers=2)
-    assert usual_hands("cuda", 16, 12) == Hands(decoders=6, ahead=22, writers=6)
-    assert usual_hands("cuda", 16, 128) == Hands(decoders=8, ahead=24, writers=8)
+    assert usual_threads("cpu", 64) == Threads(decoders=2, writers=2)
+    assert [usual_threads("cuda", cores).writers for cores in (1, 4, 12, 128)] == [2, 2, 6, 8]
+
+
+def test_a_batch_is_bounded_by_the_memory_of_what_it_makes() -> None:
+    assert [usual_batch("cuda", size) for size in (30 << 20, 1 << 30, 9 << 30)] == [16, 4, 1]
+    assert (usual_batch("cpu", 1 << 30), usual_batch("cpu", 1, spread=True)) == (2, 1)

@@ -264,15 +264,12 @@ def test_a_damaged_spec_is_told(on_disk: tuple[FeatureStore, Path], spec: Featur
 @pytest.mark.parametrize("compressor", get_args(Compressor))
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "float16", "float32", "bool"])
 def test_arrays_are_those_that_zarr_writes(dtype: str, compressor: Compressor, by_row: bool) -> None:
-    values = (20 * np.random.default_rng(0).normal(size=(3, 2, 24, 40))).astype(dtype).swapaxes(2, 3)
+    values = (20 * np.random.default_rng(0).normal(size=(2, 4, 400, 300))).astype(dtype).swapaxes(2, 3)
     mine = packed(ArrayToWrite(values, ("t", "c", "h", "w"), by_row, compressor, {"scale": [1, 2]}))
-    theirs: dict[str, Buffer] = {}
-    for name, data in mine.items():
-        theirs[name] = default_buffer_prototype().buffer.from_bytes(data)
+    theirs: dict[str, Buffer] = {"zarr.json": default_buffer_prototype().buffer.from_bytes(mine["zarr.json"])}
     array = zarr.open_array(MemoryStore(theirs), mode="r+")
-    np.testing.assert_array_equal(array[...], values)
     assert array.attrs["scale"] == [1, 2]
-    array[...] = values  # written again, by zarr itself
+    array[...] = values
     assert {name: buffer.to_bytes() for name, buffer in theirs.items()} == mine
 
 
