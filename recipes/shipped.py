@@ -107,7 +107,7 @@ OCTA_VESSELS = InterpreterRecipe(
     views="identity,photometric:1",
     steps=1200,
     evaluate_every=20,
-    options=WINDOWS_128,
+    options=("--standardise", "--width-multiplier", "2", *WINDOWS_128),
 )
 VESSELS = InterpreterRecipe(
     "vessels",
