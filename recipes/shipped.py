@@ -85,7 +85,7 @@ DISC_CUP = InterpreterRecipe(
     test=(Part(DRISHTI_GS), Part(DRIONS_DB)),
     steps=800,
     evaluate_every=10,
-    options=WINDOWS_256,
+    options=("--standardise", "--width-multiplier", "2", *WINDOWS_256),
 )
 LESIONS = InterpreterRecipe(
     "lesions",
