@@ -166,8 +166,8 @@ def connected(
 
     Args:
         scheduler: its address, such as ``tcp://scheduler:8786``.
-        workers: processes where there is no scheduler: of one thread each, or
-        gpu: with one GPU and its share of the cores each.
+        workers: processes of one thread each, where there is no scheduler.
+        gpu: each local worker offers one GPU and has its share of the cores.
         patience: seconds to wait for the scheduler.
 
     Raises:
