@@ -174,7 +174,10 @@ def costs(spec: FeatureSpec) -> list[list[Any]]:
     for name, config in (
         ("v0, VSS up to 128 (default)", InterpreterConfig()),
         ("v0, VSS up to 64 (`lesions`; `fast` has half the steps)", InterpreterConfig(vss_max_size=64)),
-        ("the same, levels twice as wide (the other shipped ones)", InterpreterConfig(vss_max_size=64, width_multiplier=2)),
+        (
+            "the same, levels twice as wide (the other shipped ones)",
+            InterpreterConfig(vss_max_size=64, width_multiplier=2),
+        ),
         ("v0, VSS everywhere (paper)", InterpreterConfig(vss_max_size=512)),
         ("v05, VSS up to 128", InterpreterConfig(vss="v05")),
         ("v05, VSS everywhere", InterpreterConfig(vss="v05", vss_max_size=512)),
