@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.drawn import draw_photograph
 from benchmarks.plain import PlainLoop
-from benchmarks.report import table, write_section
+from benchmarks.report import device_name, table, write_section
 from extractor.backbone import Backbone, load_backbone
 from extractor.cluster import ExtractionJob, connected, extract_on_cluster
 from extractor.datasets import DataSet, load_dataset
@@ -107,7 +107,11 @@ def throughput(scale: Scale, recipe: Preset, dataset: DataSet, work: Path) -> di
         ratios.append(usual / quick)
         alone.append(quick / ours(f"alone{i}", 1))
         say(f"plain loop / ours: {ratios[-1]:.2f}; one photograph in a forward: {alone[-1]:.2f} of the speed")
-    return {"throughput_ratio": statistics.median(ratios), "one_in_a_forward": statistics.median(alone)}
+    return {
+        "throughput_ratio": statistics.median(ratios),
+        "one_in_a_forward": statistics.median(alone),
+        "batch": batch,
+    }
 
 
 def difference(recipe: Preset, dataset: DataSet, work: Path) -> float:
@@ -243,7 +247,7 @@ def lines(figures: dict[str, float | str | None], scale: Scale) -> list[str]:
     few, many = scale.memory
     told = {
         "throughput_ratio": "images per second, files to stored bytes, over the plain loop",
-        "one_in_a_forward": f"speed with one photograph in a forward instead of {2 if DEVICE == 'cpu' else 16}",
+        "one_in_a_forward": f"speed with one photograph in a forward instead of {figures['batch']}",
         "roofline_share": "FLOP/s of a forward, counted as direct convolutions, over the best matrix product",
         "of torch": "the same of torch's own convolutions",
         "two_worker_speedup": "two Dask workers of one thread over one",
@@ -257,7 +261,7 @@ def lines(figures: dict[str, float | str | None], scale: Scale) -> list[str]:
         "hooks, `.npy` written in the loop.",
         "",
         *table(
-            [f"on {DEVICE if DEVICE == 'cpu' else torch.cuda.get_device_name()}", ""],
+            [f"on {device_name(DEVICE)}", ""],
             [[text, figures[name]] for name, text in told.items() if figures[name] is not None],
         ),
     ]
@@ -280,7 +284,7 @@ def main() -> None:
     text = lines(figures, scale)
     print("\n".join(text))
     if not given.quick:
-        write_section("Extraction" if DEVICE == "cpu" else "Extraction on a GPU", text)
+        write_section("Extraction", text, device=DEVICE)
     if given.json:
         print(json.dumps(figures))
 

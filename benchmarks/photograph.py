@@ -27,7 +27,7 @@ os.environ["OMP_NUM_THREADS"] = str(THREADS)  # before torch is loaded
 import cv2
 import numpy as np
 
-from benchmarks.report import table, write_section
+from benchmarks.report import device_name, table, write_section
 
 
 def renamed_copies(count: int) -> list[bytes]:
@@ -65,7 +65,7 @@ def measure(model: str, count: int, device: str) -> dict[str, Any]:
     warm = slice(1, None)  # the first one compiles kernels
     return {
         "model": model,
-        "device": "cpu" if device == "cpu" else torch.cuda.get_device_name(device),
+        "device": device_name(device),
         "device_memory_gb": 0.0 if device == "cpu" else torch.cuda.max_memory_reserved(device) / 1e9,
         "threads": THREADS,
         "seconds": statistics.median(clock[warm]),
@@ -98,7 +98,7 @@ def main() -> None:
     ]
     print("\n".join(lines))
     if not chosen.quick:
-        write_section("A photograph" if on_cpu else "A photograph on a GPU", lines)
+        write_section("A photograph", lines, device=chosen.device)
     if chosen.json:
         print(json.dumps(result))
 

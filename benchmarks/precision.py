@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 
 from benchmarks.drawn import draw_photograph
-from benchmarks.report import table, write_section
+from benchmarks.report import device_name, table, write_section
 from extractor.extraction import Extractor
 from extractor.presets import fast, open_backbone
 from interpreter.checkpoint import load_interpreter
@@ -86,11 +86,10 @@ def lines(found: dict[str, dict[str, Any]], count: int) -> list[str]:
     def worst(name: str, place: str, i: int) -> float:
         return max(pair[i] for pair in found[name]["features"][place])
 
-    device = "cpu" if DEVICE == "cpu" else torch.cuda.get_device_name()
     return [
-        f"`python benchmarks/precision.py` on {device}, {count} photographs: features of half precision against those "
-        "of float32. Largest difference over the largest value, and mean difference over the map's standard "
-        "deviation; the worst photograph of each.",
+        f"`python benchmarks/precision.py` on {device_name(DEVICE)}, {count} photographs: features of half precision "
+        "against those of float32. Largest difference over the largest value, and mean difference over the map's "
+        "standard deviation; the worst photograph of each.",
         "",
         *table(
             ["", *(f"{name}, {what}" for name in HALF for what in ("largest", "mean"))],
@@ -129,7 +128,7 @@ def main() -> None:
     text = lines(found, min(wanted, len(places)))
     print("\n".join(text))
     if not given.quick:
-        write_section("Half precision" if DEVICE == "cpu" else "Half precision on a GPU", text)
+        write_section("Half precision", text, device=DEVICE)
     if given.json:
         print(json.dumps({name: {key: result[key] for key in ("pixels", "dice")} for name, result in found.items()}))
 

@@ -22,8 +22,19 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
     return lines
 
 
-def write_section(title: str, lines: Sequence[str], document: Path = DOCUMENT) -> None:
-    """Replace the section of that title, or add it."""
+def device_name(device: str) -> str:
+    """cpu, or the GPU by its maker's name."""
+    if device == "cpu":
+        return device
+    import torch  # imported late: who counts threads sets their number before
+
+    return torch.cuda.get_device_name(device)
+
+
+def write_section(title: str, lines: Sequence[str], document: Path = DOCUMENT, *, device: str = "cpu") -> None:
+    """Replace the section of that title, or add it; what a GPU did has a section of its own."""
+    if device != "cpu":
+        title += " on a GPU"
     text = document.read_text() if document.is_file() else HEAD
     section = f"## {title}\n\n" + "\n".join(lines).strip() + "\n"
     known = re.compile(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)

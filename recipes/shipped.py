@@ -74,6 +74,8 @@ class InterpreterRecipe:
 
 SMALL = BackboneRecipe("small", steps=3800)
 WINDOWS_128 = ("--learning-rate", "3e-3", "--decay", "cosine", "--crop", "128", "--vss-max-size", "64")
+WIDE = ("--standardise", "--width-multiplier", "2")
+"""Channels standardised, levels twice as wide as their maps (docs/decisions/0020 and 0022)."""
 WINDOWS_256 = ("--learning-rate", "3e-3", "--decay", "cosine", "--crop", "256", "--vss-max-size", "64")
 
 DISC_CUP = InterpreterRecipe(
@@ -85,7 +87,7 @@ DISC_CUP = InterpreterRecipe(
     test=(Part(DRISHTI_GS), Part(DRIONS_DB)),
     steps=800,
     evaluate_every=10,
-    options=("--standardise", "--width-multiplier", "2", *WINDOWS_256),
+    options=(*WIDE, *WINDOWS_256),
 )
 LESIONS = InterpreterRecipe(
     "lesions",
@@ -107,7 +109,7 @@ OCTA_VESSELS = InterpreterRecipe(
     views="identity,photometric:1",
     steps=1200,
     evaluate_every=20,
-    options=("--standardise", "--width-multiplier", "2", *WINDOWS_128),
+    options=(*WIDE, *WINDOWS_128),
 )
 VESSELS = InterpreterRecipe(
     "vessels",
@@ -118,7 +120,7 @@ VESSELS = InterpreterRecipe(
     preprocessing="red-free",
     steps=2400,
     evaluate_every=40,
-    options=("--standardise", "--width-multiplier", "2", *WINDOWS_128),
+    options=(*WIDE, *WINDOWS_128),
 )
 INTERPRETERS = {recipe.name: recipe for recipe in (DISC_CUP, LESIONS, OCTA_VESSELS, VESSELS)}
 

@@ -43,8 +43,10 @@ STANDARDISED = BUDGET | {"preset": "fast", "standardise": True}
 """Preset and standardising of the shipped ``vessels``, at this budget (docs/decisions/0020)."""
 WITHOUT_COLOUR = STANDARDISED | {"preprocessing": "red-free"}
 """The same of photographs without colour, in training and in test: what the shipped ``vessels`` reads."""
-WIDE = WITHOUT_COLOUR | {"width_multiplier": 2}
-"""And levels twice as wide as their maps together (docs/decisions/0022)."""
+WIDER: dict[str, Any] = {"width_multiplier": 2}
+"""Levels twice as wide as their maps together (docs/decisions/0022)."""
+WIDE = WITHOUT_COLOUR | WIDER
+"""Both, as the shipped ``vessels`` has them."""
 FOREGROUND: dict[str, Any] = {"foreground": 0.5}
 """Half of the windows about a lesion: drawn evenly they hardly ever show one."""
 
@@ -98,14 +100,14 @@ TABLES = {
         (*CAMERAS, OCTA),
         ("diffdgss",),
         targets=("octa_500",),
-        settings=STANDARDISED | {"views": RED_FREE, "width_multiplier": 2},
+        settings=STANDARDISED | {"views": RED_FREE} | WIDER,
     ),
     "idrid-lesions": TableRecipe("idrid-lesions", (IDRID,), ("diffdgss", "unet"), settings=BUDGET | FOREGROUND),
     "idrid-lesions-standardised": TableRecipe(
         "idrid-lesions", (IDRID,), ("diffdgss",), settings=STANDARDISED | FOREGROUND
     ),
     "idrid-lesions-wide": TableRecipe(
-        "idrid-lesions", (IDRID,), ("diffdgss",), settings=STANDARDISED | FOREGROUND | {"width_multiplier": 2}
+        "idrid-lesions", (IDRID,), ("diffdgss",), settings=STANDARDISED | FOREGROUND | WIDER
     ),
 }
 SMOKE = {

@@ -112,7 +112,7 @@ def test_a_worker_with_a_gpu_extracts(folder: Path, spec: FeatureSpec, dataset_f
     assert report.extracted == 6
 
 
-def test_the_service_answers_as_on_the_cpu(folder: Path, backbone: Backbone, spec: FeatureSpec, tmp_path: Path) -> None:
+def test_the_service_answers_as_on_the_cpu(folder: Path, spec: FeatureSpec, tmp_path: Path) -> None:
     torch.manual_seed(3)
     network = Interpreter(spec, InterpreterConfig())
     torch.nn.init.normal_(network.head.head.weight, std=1.0)
