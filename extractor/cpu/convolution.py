@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 
 from extractor.cpu.vectors import (
     COLUMNS,
-    LANES,
+    FEW_ROWS,
+    NARROW,
     ROWS,
     activate,
     combination,
@@ -97,9 +98,10 @@ class Kernel:
 
 
 def transform_kernel(weights: Floats, *, doubled: bool = False) -> Kernel:
-    """G g G^T of weights (k, c, 3, 3); c a multiple of 8."""
+    """G g G^T of weights (k, c, 3, 3); where c is no multiple of 8, of more channels that have no weight."""
     g = _G_DOUBLED if doubled else _G
-    transformed = np.einsum("iy,kcyx,jx->ijck", g, weights.astype(np.float64), g)
+    whole = np.pad(weights.astype(np.float64), ((0, 0), (0, -weights.shape[1] % NARROW), (0, 0), (0, 0)))
+    transformed = np.einsum("iy,kcyx,jx->ijck", g, whole, g)
     return Kernel(_panels(transformed), len(weights), doubled)
 
 
@@ -258,7 +260,7 @@ def _convolve_part(
     v = np.zeros(p * p * plane_c, dtype=np.float32)
     m = np.empty(p * p * plane_k, dtype=np.float32)
     half = np.empty(4 * p * k, dtype=np.float32)
-    reference, sums, total = np.zeros(k, np.float32), np.zeros(2 * LANES, np.float32), np.zeros((2, k))
+    reference, sums, total = np.zeros(k, np.float32), np.zeros(2 * k, np.float32), np.zeros((2, k))
     begin, end = part * tile_rows // parts, (part + 1) * tile_rows // parts
     for tile_row in range(begin, end):
         first_row = 0 if tile_row == begin else 2  # two rows of the last tiles are those that these begin with
@@ -267,19 +269,17 @@ def _convolve_part(
         for r in range(first_row, step + 2):
             row, column = step * tile_row - 1 + r, step * start - 1
             _read_row(maps, normalising, i, row, column, step * count + 2, rows, r * line)
-        for e in range(0, length, LANES):
-            if doubled:
-                _read_doubled(rows, e, line, upright, e, length)
-            else:
-                _read(rows, e, line, upright, e, length)
+        if doubled:
+            _read_doubled(rows, 0, line, upright, 0, length, length)
+        else:
+            _read(rows, 0, line, upright, 0, length, length)
         for r in range(p):
             for t in range(count):
-                for e in range(0, c, LANES):
-                    at, to = r * length + step * t * c + e, p * r * plane_c + t * c + e
-                    if doubled:
-                        _read_doubled(upright, at, c, v, to, plane_c)
-                    else:
-                        _read(upright, at, c, v, to, plane_c)
+                at, to = r * length + step * t * c, p * r * plane_c + t * c
+                if doubled:
+                    _read_doubled(upright, at, c, v, to, plane_c, c)
+                else:
+                    _read(upright, at, c, v, to, plane_c, c)
         for point in range(p * p):
             for panel in range(k // COLUMNS):
                 at_u = (point * (k // COLUMNS) + panel) * c * COLUMNS
@@ -299,11 +299,10 @@ def _convolve_part(
                 same = added[0].reshape(-1)
                 for e in range(first * k, (first + 4 * count) * k):
                     flat_y[e] += same[e]
-            for e in range(0, k, LANES):
-                settle(flat_y, first * k + e, k, 4 * count, flat_bias, i * k + e, reference, e, sums)
-                for lane in range(LANES):
-                    total[0, e + lane] += sums[lane]
-                    total[1, e + lane] += sums[LANES + lane]
+            settle(flat_y, first * k, k, 4 * count, flat_bias, i * k, reference, sums)
+            for e in range(k):
+                total[0, e] += sums[e]
+                total[1, e] += sums[k + e]
     number = 16.0 * count * (end - begin)
     for e in range(k):
         moments[i, strip * parts + part, 0, e] = number
@@ -334,12 +333,8 @@ def _read_row(
     into[at:to] = 0
     into[to + inside * channels : at + count * channels] = 0
     if len(scale):
-        for e in range(0, c, LANES):
-            activate(x, pixel * c + e, c, inside, scale, shift, i * channels + e, into, to + e, channels)
-        for e in range(0, more, LANES):
-            activate(
-                skip, pixel * more + e, more, inside, scale, shift, i * channels + c + e, into, to + c + e, channels
-            )
+        activate(x, pixel * c, c, inside, scale, shift, i * channels, into, to, channels)
+        activate(skip, pixel * more, more, inside, scale, shift, i * channels + c, into, to + c, channels)
     else:
         into[to : to + inside * c] = x[pixel * c : (pixel + inside) * c]
 
@@ -351,17 +346,15 @@ def _write_tile(
     """A^T m A of one tile, to its place in y; ``plane`` from point to point, ``row`` from row to row."""
     p = 5 if doubled else 6
     for r in range(p):
-        for e in range(0, k, LANES):
-            if doubled:
-                _write_doubled(m, r * plane + at + e, p * plane, half, r * k + e, p * k)
-            else:
-                _write(m, r * plane + at + e, p * plane, half, r * k + e, p * k)
+        if doubled:
+            _write_doubled(m, r * plane + at, p * plane, half, r * k, p * k, k)
+        else:
+            _write(m, r * plane + at, p * plane, half, r * k, p * k, k)
     for r in range(4):
-        for e in range(0, k, LANES):
-            if doubled:
-                _write_doubled(half, r * p * k + e, k, y, at_y + r * row + e, k)
-            else:
-                _write(half, r * p * k + e, k, y, at_y + r * row + e, k)
+        if doubled:
+            _write_doubled(half, r * p * k, k, y, at_y + r * row, k, k)
+        else:
+            _write(half, r * p * k, k, y, at_y + r * row, k, k)
 
 
 @njit(inline="always")  # type: ignore[untyped-decorator]
@@ -369,7 +362,7 @@ def _project(maps: tuple[Floats, Floats], weights: Floats, start: int, count: in
     """y += the 1 x 1 convolution of both maps, of ``count`` pixels from ``start`` on."""
     c, more = maps[0].shape[3], maps[1].shape[3]
     x, skip, u = maps[0].reshape(-1), maps[1].reshape(-1), weights.reshape(-1)
-    for pixel in range(start, start + count, ROWS):
+    for pixel in range(start, start + count, FEW_ROWS):
         for panel in range(k // COLUMNS):
             at, to = panel * (c + more) * COLUMNS, pixel * k + panel * COLUMNS
             multiply_onto(x, pixel * c, u, at, y, to, c, k)

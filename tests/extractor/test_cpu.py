@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
+import platform
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -124,6 +129,29 @@ def test_a_quick_network_is_the_same_network(time_scale_shift: str) -> None:
     assert torch.get_num_threads() == 1  # Numba's number of threads did not become torch's
     torch.set_num_threads(threads)
     torch.testing.assert_close(alone, found.features["block_3"], rtol=0, atol=1e-5 * float(alone.abs().max()))
+
+
+def test_an_image_of_a_few_channels_is_convolved_too() -> None:
+    x, weight, bias = drawn((2, 3, 12, 20), (16, 3, 3, 3), (2, 16))
+    expected = functional.conv2d(x.double(), weight.double(), padding=1) + bias[:, :, None, None]
+    whole = torch.cat([x, torch.zeros(2, 5, 12, 20)], dim=1)
+    assert error(convolve(last(whole), transform_kernel(weight.numpy()), bias.numpy())[0], expected) < 3e-6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the width asked for is one of x86 vectors")
+def test_processors_with_narrow_vectors_convolve_too(tmp_path: Path) -> None:
+    """What is compiled for a processor without AVX-512 passes this file's tests of convolutions."""
+    environment = os.environ | {
+        "NUMBA_CPU_NAME": "haswell",
+        "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+bmi,+bmi2,+f16c",
+        "NUMBA_CACHE_DIR": str(tmp_path),
+    }
+    lanes = [sys.executable, "-c", "from extractor.cpu.vectors import LANES; print(LANES)"]
+    assert subprocess.run(lanes, env=environment, capture_output=True, text=True, check=True).stdout == "8\n"
+    tests = [sys.executable, "-m", "pytest", __file__, "-q", "-p", "no:cacheprovider", "-k", "convol or residuals"]
+    done = subprocess.run([*tests, "-m", "not slow"], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def test_weights_that_change_are_transformed_again() -> None:
