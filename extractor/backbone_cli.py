@@ -17,7 +17,7 @@ from extractor.presets import PRESETS, Preset, open_backbone, stored_backbone
 from extractor.schedule import noise_schedule
 from store import console
 from store.codebook import DISTORTION, FINEST_DISTORTION
-from store.spec import PREPROCESSINGS, Precision, Preprocessing, Trajectory
+from store.spec import PREPROCESSINGS, Precision, Preprocessing, PreprocessingName, Trajectory
 
 if TYPE_CHECKING:  # loading diffusers takes seconds
     from extractor.backbone import Backbone
@@ -29,9 +29,9 @@ BackboneOption = Annotated[
     typer.Option(help="Shipped name, folder or hub id; the preset's if not given. untrained:NAME has random weights."),
 ]
 PreprocessingOption = Annotated[
-    str | None,
+    PreprocessingName | None,
     typer.Option(
-        help=f"How photographs are prepared: {', '.join(PREPROCESSINGS)}.",
+        help="How photographs are prepared.",
         show_default="what the backbone was trained on; fundus where it does not say",
     ),
 ]
@@ -212,9 +212,9 @@ def import_command(
     rescale_timesteps: Annotated[bool, typer.Option("--rescale-timesteps")] = False,
     class_label: Annotated[int | None, typer.Option(min=0, help="Class to run a class-conditional model with.")] = None,
     preprocessing: Annotated[
-        str | None,
+        PreprocessingName | None,
         typer.Option(
-            help=f"How the photographs were prepared that it was trained on: {', '.join(PREPROCESSINGS)}.",
+            help="How the photographs were prepared that it was trained on.",
             show_default="not written down",
         ),
     ] = None,
@@ -224,7 +224,7 @@ def import_command(
     from extractor.backbone import load_backbone
     from extractor.guided_diffusion import Unrecorded, import_checkpoint, read_checkpoint
 
-    prepared = None if preprocessing is None else preprocessing_named(preprocessing)  # before the work begins
+    prepared = None if preprocessing is None else PREPROCESSINGS[preprocessing]()
     if head_channels is None and heads is None:
         head_channels = 64
     unrecorded = Unrecorded(None if heads else head_channels, heads, new_attention_order)
@@ -376,16 +376,9 @@ def recipe_of(
     return recipe.reading(timesteps, grid, blocks, resolution)
 
 
-def preprocessing_named(name: str) -> Preprocessing:
-    """The preprocessing of that name, or a usage error that lists them."""
-    if name not in PREPROCESSINGS:
-        raise typer.BadParameter(f"no preprocessing {name!r}; there are {', '.join(PREPROCESSINGS)}")
-    return PREPROCESSINGS[name]()
-
-
-def preprocessing_for(network: Backbone, name: str | None) -> Preprocessing:
+def preprocessing_for(network: Backbone, name: PreprocessingName | None) -> Preprocessing:
     """The preprocessing of that name; without one, what the network was trained on, as far as that is known."""
-    return preprocessing_named(name) if name is not None else network.preprocessing or Preprocessing()
+    return PREPROCESSINGS[name]() if name is not None else network.preprocessing or Preprocessing()
 
 
 def _preset_named(name: str) -> Preset:

@@ -47,6 +47,8 @@ WIDER: dict[str, Any] = {"width_multiplier": 2}
 """Levels twice as wide as their maps together (docs/decisions/0022)."""
 WIDE = WITHOUT_COLOUR | WIDER
 """Both, as the shipped ``vessels`` has them."""
+LONG = WIDE | {"steps": 2400, "evaluate_every": 60, "views": "identity,photometric:15"}
+"""The same four times as long, with four times as many renderings."""
 FOREGROUND: dict[str, Any] = {"foreground": 0.5}
 """Half of the windows about a lesion: drawn evenly they hardly ever show one."""
 
@@ -76,10 +78,18 @@ OCTA = Source("octa_500", "OCTA500_6M", ("vessel",), "no licence stated")
 TABLES = {
     "lodo-vessels": TableRecipe("lodo-vessels", CAMERAS, METHODS),
     "lodo-vessels-aadg-compat": TableRecipe("lodo-vessels", CAMERAS, METHODS, "aadg-compat"),
+    "lodo-vessels-aadg-compat-long": TableRecipe(
+        "lodo-vessels",
+        CAMERAS,
+        ("diffdgss", "unet"),
+        "aadg-compat",
+        settings=LONG | {"preprocessing": "squeeze-red-free"},
+    ),
     "lodo-vessels-fast": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=BUDGET | {"preset": "fast"}),
     "lodo-vessels-standardised": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=STANDARDISED),
     "lodo-vessels-red-free": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss", "unet"), settings=WITHOUT_COLOUR),
     "lodo-vessels-wide": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=WIDE),
+    "lodo-vessels-long": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss", "unet"), settings=LONG),
     "few-label": TableRecipe("few-label", CAMERAS, ("diffdgss", "unet")),
     "few-label-standardised": TableRecipe("few-label", CAMERAS, ("diffdgss",), settings=STANDARDISED),
     "few-label-red-free": TableRecipe("few-label", CAMERAS, ("unet",), settings=WITHOUT_COLOUR),

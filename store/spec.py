@@ -20,7 +20,7 @@ from store.errors import SpecError, SpecMismatch
 Trajectory = Literal["ddim", "anchored", "stochastic"]
 Precision = Literal["float32", "bfloat16", "float16"]
 EncodingName = Literal["float32", "float16", "int8", "compact"]
-PreprocessingName = Literal["fundus", "red-free", "unequalised", "squeeze"]
+PreprocessingName = Literal["fundus", "red-free", "unequalised", "squeeze", "squeeze-red-free"]
 
 
 class _Frozen(BaseModel):
@@ -89,11 +89,17 @@ def red_free() -> Preprocessing:
     return Preprocessing(name="red-free")
 
 
+def squeeze_red_free() -> Preprocessing:
+    """Like ``red-free``, of the whole photograph squeezed to the square: for protocols that squeeze."""
+    return Preprocessing(name="red-free", crop="none")
+
+
 PREPROCESSINGS: dict[PreprocessingName, Callable[[], Preprocessing]] = {
     "fundus": Preprocessing,
     "red-free": red_free,
     "unequalised": unequalised,
     "squeeze": squeeze,
+    "squeeze-red-free": squeeze_red_free,
 }
 
 

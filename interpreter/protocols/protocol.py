@@ -13,10 +13,12 @@ from interpreter.rules import STRICT, Rules
 from interpreter.settings import TrainingSettings
 from interpreter.task import Task
 from interpreter.vss import Variant
-from store.spec import EncodingName, PreprocessingName, Trajectory
+from store.spec import PREPROCESSINGS, EncodingName, PreprocessingName, Trajectory
 from store.views import IDENTITY, is_fixed
 
 Edition = Literal["strict", "aadg-compat"]
+SQUEEZED = tuple(name for name, make in PREPROCESSINGS.items() if make().crop == "none")
+"""Preprocessings of whole photographs."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,8 @@ class Protocol:
         experiments: of what is asked; ConfigurationError if that cannot be.
         metric: of ``Scores.figures`` that the table shows.
         by_class: the columns are the task's classes, not the experiments' names.
-        preprocessing: of the photographs; that of the choices or of the backbone if None.
+        preprocessing: of the photographs where the choices name none, which may then only be another that squeezes
+            whole photographs (``SQUEEZED``); if None, any of theirs, or the backbone's.
         quoted: {name of a row: {column: published number}}, shown beside and never computed.
     """
 

@@ -196,7 +196,7 @@ def test_photographs_are_stored_as_fixed_views_have_them_and_no_others(
         write_pixels(store, spec, list(store.keys(spec)), source.folders)
 
 
-@pytest.mark.parametrize("name", ["fundus", "red-free", "squeeze"])
+@pytest.mark.parametrize("name", ["fundus", "red-free", "squeeze", "squeeze-red-free"])
 def test_networks_on_pixels_are_shown_what_the_backbone_is_shown(
     extract: Extract, store: FeatureStore, tmp_path: Path, name: PreprocessingName
 ) -> None:
@@ -233,8 +233,12 @@ def test_a_table_may_be_of_photographs_without_colour(table: Table, store: Featu
     for key in store.keys(pixels):
         photograph = store.entry(pixels, key).read("pixels")[0]
         assert np.ptp(photograph, axis=0).max() <= ROUNDED
-    with pytest.raises(ConfigurationError, match="prepares its photographs by squeeze"):
+    with pytest.raises(ConfigurationError, match=r"squeezes whole photographs .* squeeze, squeeze-red-free"):
         table("lodo-vessels", "aadg-compat", sources, ("hrf",), choices=choices)
+    squeezed = CHOICES.model_copy(update={"preprocessing": "squeeze-red-free"})
+    results, _ = table("lodo-vessels", "aadg-compat", sources, ("hrf",), choices=squeezed)
+    read = json.loads((results[0].folder / "interpreter.json").read_text())["spec"]["preprocessing"]
+    assert (read["name"], read["crop"]) == ("red-free", "none")
 
 
 def test_angiograms_are_read_as_negatives(table: Table, store: FeatureStore, tmp_path: Path) -> None:
