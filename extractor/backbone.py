@@ -26,7 +26,6 @@ from extractor.errors import BackboneError, NonFiniteActivation
 from extractor.schedule import NoiseSchedule
 from extractor.unet import build_unet, compile_blocks, decoder_blocks, stride, unet_config
 from store.codecs import is_finite
-from store.errors import DamagedModel
 from store.manifest import require_intact
 from store.spec import Block, Precision, Preprocessing
 
@@ -301,14 +300,6 @@ def _require_finite(values: torch.Tensor, where: str, t: int | Sequence[int]) ->
     return values
 
 
-def require_sealed(folder: Path, *names: str) -> None:
-    """BackboneError if the folder's manifest names other files than those that are there."""
-    try:
-        require_intact(folder, *names)
-    except DamagedModel as error:
-        raise BackboneError(str(error)) from error
-
-
 def load_backbone(source: str | Path, precision: Precision = "float32", class_label: int | None = None) -> Backbone:
     """A backbone from a folder in diffusers' layout or from a hub id.
 
@@ -326,7 +317,8 @@ def load_backbone(source: str | Path, precision: Precision = "float32", class_la
     folder = Path(source)
     if not folder.is_dir():
         folder = _download(str(source))
-    require_sealed(folder, CONFIG_FILE, DIFFUSION_FILE, WEIGHTS_FILE, PREPROCESSING_FILE)
+    sealed = (CONFIG_FILE, DIFFUSION_FILE, WEIGHTS_FILE, PREPROCESSING_FILE)
+    require_intact(folder, *sealed, otherwise=BackboneError)
     pipeline = (folder / "unet" / CONFIG_FILE).is_file()  # a folder that a diffusers pipeline wrote
     unet_folder, scheduler_folder = (folder / "unet", folder / "scheduler") if pipeline else (folder, folder)
     config = _read_json(unet_folder / CONFIG_FILE)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from extractor.errors import BackboneError
 from extractor.presets import PRESETS, backbone_source, open_backbone, shipped_backbones
 from store.console import human_bytes
-from store.manifest import Manifest, read_manifest
+from store.manifest import Manifest, read_manifest, require_intact
 
 if TYPE_CHECKING:  # loading diffusers takes seconds
     from extractor.backbone import Backbone
@@ -85,10 +86,10 @@ def listed(folders: Iterable[Path] = ()) -> list[Listed]:
 
 
 def _listed(name: str) -> Listed:
-    from extractor.backbone import WEIGHTS_FILE, require_sealed
+    from extractor.backbone import WEIGHTS_FILE
 
     network, folder = open_backbone(name), Path(backbone_source(name))
     manifest = read_manifest(folder)
-    require_sealed(folder, *(manifest.files if manifest is not None else ()))
+    require_intact(folder, *(manifest.files if manifest is not None else ()), otherwise=BackboneError)
     weights = next(path for path in (folder / WEIGHTS_FILE, folder / "unet" / WEIGHTS_FILE) if path.is_file())
     return Listed(name, folder, network, manifest, weights.stat().st_size)

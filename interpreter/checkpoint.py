@@ -13,7 +13,7 @@ from interpreter.errors import CheckpointError
 from interpreter.network import Interpreter, InterpreterConfig
 from interpreter.task import Task
 from store.codebook import load_codebook
-from store.errors import DamagedModel, StoreError
+from store.errors import StoreError
 from store.files import replaced
 from store.manifest import require_intact
 from store.spec import FeatureSpec, TransformEncoding
@@ -78,7 +78,7 @@ def load_interpreter(name: str | Path) -> tuple[Interpreter, Card]:
         CheckpointError: not found, damaged, or weights and card do not fit.
     """
     folder, card = folder_of(name), read_card(name)
-    require_sealed(folder, WEIGHTS_FILE)
+    require_intact(folder, WEIGHTS_FILE, otherwise=CheckpointError)
     codebook = None
     if isinstance(card.spec.encoding, TransformEncoding):
         try:
@@ -108,7 +108,7 @@ def read_card(name: str | Path) -> Card:
         raise CheckpointError(
             f"{name}: no {CARD_FILE} in it, and no shipped interpreter of that name (shipped: {', '.join(shipped())})"
         )
-    require_sealed(path.parent, CARD_FILE)
+    require_intact(path.parent, CARD_FILE, otherwise=CheckpointError)
     try:
         return Card.model_validate_json(path.read_text())
     except ValidationError as error:
@@ -125,11 +125,3 @@ def folder_of(name: str | Path) -> Path:
 def shipped() -> list[str]:
     """Names of the interpreters in this package."""
     return sorted(path.parent.name for path in MODELS.glob(f"*/{CARD_FILE}"))
-
-
-def require_sealed(folder: Path, *names: str) -> None:
-    """CheckpointError if the folder's manifest names other files than those that are there."""
-    try:
-        require_intact(folder, *names)
-    except DamagedModel as error:
-        raise CheckpointError(str(error)) from error

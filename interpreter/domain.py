@@ -28,12 +28,13 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from interpreter.checkpoint import Card, require_sealed
+from interpreter.checkpoint import Card
 from interpreter.errors import CheckpointError, TrainingDataError
 from store.codecs import Codec
 from store.feature_store import FeatureStore
 from store.features import Features, Key
 from store.files import replaced
+from store.manifest import require_intact
 from store.spec import FeatureSpec
 from store.views import plain_view
 
@@ -202,7 +203,7 @@ def load_domain(folder: Path, spec: FeatureSpec) -> Domain | None:
         CheckpointError: damaged, or of other features.
     """
     path = folder / DOMAIN_FILE
-    require_sealed(folder, DOMAIN_FILE)
+    require_intact(folder, DOMAIN_FILE, otherwise=CheckpointError)
     if not path.is_file():
         return None
     try:

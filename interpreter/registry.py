@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from interpreter.checkpoint import WEIGHTS_FILE, Card, folder_of, load_interpreter, require_sealed, shipped
+from interpreter.checkpoint import WEIGHTS_FILE, Card, folder_of, load_interpreter, shipped
 from interpreter.data import extraction_options
+from interpreter.errors import CheckpointError
 from interpreter.heads.photometric import reads_photographs
 from store.console import human_bytes
-from store.manifest import Manifest, read_manifest
+from store.manifest import Manifest, read_manifest, require_intact
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,6 @@ def _listed(name: str) -> Listed:
     interpreter, card = load_interpreter(name)
     folder = folder_of(name)
     manifest = read_manifest(folder)
-    require_sealed(folder, *(manifest.files if manifest is not None else ()))
+    require_intact(folder, *(manifest.files if manifest is not None else ()), otherwise=CheckpointError)
     size = (folder / WEIGHTS_FILE).stat().st_size
     return Listed(name, folder, card, manifest, interpreter.parameter_count, size)

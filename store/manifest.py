@@ -7,6 +7,7 @@ A model is a folder. ``manifest.json`` in it is written last, by ``seal``; whoev
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -128,15 +129,21 @@ def seal(folder: Path, manifest: Manifest) -> Manifest:
     return sealed
 
 
-def require_intact(folder: Path, *names: str) -> None:
+def require_intact(folder: Path, *names: str, otherwise: type[Exception] = DamagedModel) -> None:
     """Compare files that are about to be loaded with the folder's manifest; nothing is asked where there is none.
 
     Args:
         names: of files; those that are absent and were never sealed are left to whoever needs them.
-
-    Raises:
-        DamagedModel: a file is gone, differs from the one that was sealed, or was never sealed.
+        otherwise: raised, and says so, if a file is gone, differs from the one that was sealed, or was never sealed,
+            and if the manifest cannot be read.
     """
+    try:
+        _require_intact(folder, names)
+    except DamagedModel as error:
+        raise otherwise(str(error)) from error
+
+
+def _require_intact(folder: Path, names: Iterable[str]) -> None:
     manifest = read_manifest(folder)
     if manifest is None:
         return
