@@ -28,6 +28,7 @@ from numba import get_num_threads, njit, prange
 from numpy.polynomial import polynomial
 from numpy.typing import NDArray
 
+from extractor.cpu.moments import Moments, pooled
 from extractor.cpu.vectors import (
     COLUMNS,
     FEW_ROWS,
@@ -119,18 +120,6 @@ def _panels(weights: Doubles) -> Floats:
     )
 
 
-@dataclass(frozen=True)
-class Moments:
-    """Mean and variance of each channel of a map: float64 (n, c)."""
-
-    mean: Doubles
-    variance: Doubles
-
-    def with_channels(self, other: Moments) -> Moments:
-        """Of both maps' channels, one behind the other."""
-        return Moments(np.hstack([self.mean, other.mean]), np.hstack([self.variance, other.variance]))
-
-
 class Residual(NamedTuple):
     """What is added to a convolution's result.
 
@@ -191,15 +180,7 @@ def convolve(
             moments,
             get_num_threads(),
         )
-    return y[..., : kernel.outputs], _pooled(moments[..., : kernel.outputs])
-
-
-def _pooled(moments: Doubles) -> Moments:
-    """Of the moments (n, tasks, 3, k) of a map's parts: number, mean, sum of squared differences to it."""
-    number, mean, squares = moments[:, :, 0], moments[:, :, 1], moments[:, :, 2]
-    total = number.sum(axis=1)
-    middle = (number * mean).sum(axis=1) / total
-    return Moments(middle, (squares + number * (mean - middle[:, None]) ** 2).sum(axis=1) / total)
+    return y[..., : kernel.outputs], pooled(moments[..., : kernel.outputs])
 
 
 @njit(parallel=True, cache=True, nogil=True)  # type: ignore[untyped-decorator]
@@ -215,7 +196,7 @@ def _convolve(
     moments: Doubles,
     workers: int,
 ) -> None:
-    """y = convolution + bias + residual; ``moments`` (n, tasks, 3, k) as ``_pooled`` takes them.
+    """y = convolution + bias + residual; ``moments`` (n, tasks, 3, k) as ``pooled`` takes them.
 
     Who is done takes the next task: a core that others use as well does fewer, and nobody waits for it.
     """
@@ -247,14 +228,13 @@ def _convolve_part(
     tile_rows, tiles = height // 4, width // 4
     strips = (tiles + strip_tiles - 1) // strip_tiles
     parts = moments.shape[1] // strips
-    line = (step * strip_tiles + 2) * c
+    line = (step * strip_tiles + 2) * c  # floats of a row
     # An odd number of cache lines from plane to plane, or all would want the same places in the cache.
     plane_c, plane_k = (strip_tiles * c + 15) // 32 * 32 + 16, (strip_tiles * k + 15) // 32 * 32 + 16
     flat_u, flat_y, flat_bias = u.reshape(-1), y.reshape(-1), bias.reshape(-1)
     i, strip, part = task // (strips * parts), task // parts % strips, task % parts
     start = strip * strip_tiles
     count = min(strip_tiles, tiles - start)
-    length = (step * count + 2) * c
     rows = np.empty((step + 2) * line, dtype=np.float32)
     upright = np.empty(p * line, dtype=np.float32)  # transformed along columns
     v = np.zeros(p * p * plane_c, dtype=np.float32)
@@ -269,23 +249,8 @@ def _convolve_part(
         for r in range(first_row, step + 2):
             row, column = step * tile_row - 1 + r, step * start - 1
             _read_row(maps, normalising, i, row, column, step * count + 2, rows, r * line)
-        if doubled:
-            _read_doubled(rows, 0, line, upright, 0, length, length)
-        else:
-            _read(rows, 0, line, upright, 0, length, length)
-        for r in range(p):
-            for t in range(count):
-                at, to = r * length + step * t * c, p * r * plane_c + t * c
-                if doubled:
-                    _read_doubled(upright, at, c, v, to, plane_c, c)
-                else:
-                    _read(upright, at, c, v, to, plane_c, c)
-        for point in range(p * p):
-            for panel in range(k // COLUMNS):
-                at_u = (point * (k // COLUMNS) + panel) * c * COLUMNS
-                for t in range(0, count, ROWS):
-                    at_m = point * plane_k + t * k + panel * COLUMNS
-                    multiply(v, point * plane_c + t * c, flat_u, at_u, m, at_m, c, k)
+        _read_tiles(rows, line, upright, v, plane_c, count, c, doubled)
+        _multiply_points(v, plane_c, flat_u, m, plane_k, p * p, count, c, k)
         pixel = (i * height + 4 * tile_row) * width + 4 * start  # the first of the strip's
         for t in range(count):
             _write_tile(m, t * k, plane_k, half, flat_y, (pixel + 4 * t) * k, width * k, k, doubled)
@@ -293,12 +258,7 @@ def _convolve_part(
             reference[:] = flat_y[pixel * k : (pixel + 1) * k]
         for r in range(4):
             first = pixel + r * width
-            if len(projection):
-                _project(added, projection, first, 4 * count, flat_y, k)
-            elif len(added[0]):
-                same = added[0].reshape(-1)
-                for e in range(first * k, (first + 4 * count) * k):
-                    flat_y[e] += same[e]
+            _add(added, projection, first, 4 * count, flat_y, k)
             settle(flat_y, first * k, k, 4 * count, flat_bias, i * k, reference, sums)
             for e in range(k):
                 total[0, e] += sums[e]
@@ -340,6 +300,39 @@ def _read_row(
 
 
 @njit(inline="always")  # type: ignore[untyped-decorator]
+def _read_tiles(
+    rows: Floats, line: int, upright: Floats, v: Floats, plane: int, count: int, c: int, doubled: bool
+) -> None:
+    """B^T d B of ``count`` tiles side by side, ``line`` from row to row, into v, ``plane`` from point to point."""
+    p, step = (5, 2) if doubled else (6, 4)
+    length = (step * count + 2) * c
+    if doubled:
+        _read_doubled(rows, 0, line, upright, 0, length, length)
+    else:
+        _read(rows, 0, line, upright, 0, length, length)
+    for r in range(p):
+        for t in range(count):
+            at, to = r * length + step * t * c, p * r * plane + t * c
+            if doubled:
+                _read_doubled(upright, at, c, v, to, plane, c)
+            else:
+                _read(upright, at, c, v, to, plane, c)
+
+
+@njit(inline="always")  # type: ignore[untyped-decorator]
+def _multiply_points(
+    v: Floats, plane_c: int, u: Floats, m: Floats, plane_k: int, points: int, count: int, c: int, k: int
+) -> None:
+    """m = v u at each point of evaluation: (count, c) times (c, k)."""
+    for point in range(points):
+        for panel in range(k // COLUMNS):
+            at_u = (point * (k // COLUMNS) + panel) * c * COLUMNS
+            for t in range(0, count, ROWS):
+                at_m = point * plane_k + t * k + panel * COLUMNS
+                multiply(v, point * plane_c + t * c, u, at_u, m, at_m, c, k)
+
+
+@njit(inline="always")  # type: ignore[untyped-decorator]
 def _write_tile(
     m: Floats, at: int, plane: int, half: Floats, y: Floats, at_y: int, row: int, k: int, doubled: bool
 ) -> None:
@@ -358,6 +351,17 @@ def _write_tile(
 
 
 @njit(inline="always")  # type: ignore[untyped-decorator]
+def _add(added: tuple[Floats, Floats], projection: Floats, start: int, count: int, y: Floats, k: int) -> None:
+    """y += the residual of ``count`` pixels from ``start`` on, if there is one."""
+    if len(projection):
+        _project(added, projection, start, count, y, k)
+    elif len(added[0]):
+        same = added[0].reshape(-1)
+        for e in range(start * k, (start + count) * k):
+            y[e] += same[e]
+
+
+@njit(inline="always")  # type: ignore[untyped-decorator]
 def _project(maps: tuple[Floats, Floats], weights: Floats, start: int, count: int, y: Floats, k: int) -> None:
     """y += the 1 x 1 convolution of both maps, of ``count`` pixels from ``start`` on."""
     c, more = maps[0].shape[3], maps[1].shape[3]
@@ -368,37 +372,3 @@ def _project(maps: tuple[Floats, Floats], weights: Floats, start: int, count: in
             multiply_onto(x, pixel * c, u, at, y, to, c, k)
             if more:
                 multiply_onto(skip, pixel * more, u, at + c * COLUMNS, y, to, more, k)
-
-
-@njit(parallel=True, fastmath=True, cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _channel_moments(x: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and mean square of each channel about its first pixel, of (n, h, w, c): two float64 (n, c)."""
-    images, height, width, channels = x.shape
-    blocks = min(16, height)
-    sums = np.zeros((images, blocks, 2, channels))
-    for task in prange(images * blocks):
-        i, block = task // blocks, task % blocks
-        of_row = np.empty((2, channels), dtype=np.float32)
-        for row in range(block * height // blocks, (block + 1) * height // blocks):
-            of_row[:] = 0
-            for column in range(width):
-                for c in range(channels):
-                    away = x[i, row, column, c] - x[i, 0, 0, c]
-                    of_row[0, c] += away
-                    of_row[1, c] += away * away
-            for c in range(channels):
-                sums[i, block, 0, c] += of_row[0, c]
-                sums[i, block, 1, c] += of_row[1, c]
-    total = np.zeros((2, images, channels))
-    for i in range(images):
-        for block in range(blocks):
-            total[:, i] += sums[i, block]
-    total /= height * width
-    return total[0], total[1]
-
-
-def channel_moments(x: Floats) -> Moments:
-    """Of a map (n, h, w, c)."""
-    with torch_threads():
-        mean, mean_square = _channel_moments(x)
-    return Moments(mean + x[:, 0, 0], mean_square - mean**2)

@@ -27,13 +27,12 @@ from torch import nn
 from extractor.cpu.convolution import (
     NOTHING,
     Kernel,
-    Moments,
     Residual,
-    channel_moments,
     convolve,
     transform_kernel,
     transform_projection,
 )
+from extractor.cpu.moments import Moments, channel_moments
 from extractor.cpu.vectors import COLUMNS, NARROW
 
 Floats = NDArray[np.float32]

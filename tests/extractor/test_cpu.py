@@ -20,11 +20,11 @@ from extractor.architectures import plain_unet
 from extractor.backbone import Backbone
 from extractor.cpu.convolution import (
     Residual,
-    channel_moments,
     convolve,
     transform_kernel,
     transform_projection,
 )
+from extractor.cpu.moments import channel_moments
 from extractor.cpu.network import _Weights
 from extractor.diffusion import Diffusion
 from extractor.presets import open_backbone
