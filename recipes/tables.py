@@ -48,7 +48,7 @@ WIDER: dict[str, Any] = {"width_multiplier": 2}
 WIDE = WITHOUT_COLOUR | WIDER
 """Both, as the shipped ``vessels`` has them."""
 LONG = WIDE | {"steps": 2400, "evaluate_every": 60, "views": "identity,photometric:15"}
-"""The same four times as long, with four times as many renderings."""
+"""The same four times as long, with 16 renderings of each photograph instead of four."""
 FOREGROUND: dict[str, Any] = {"foreground": 0.5}
 """Half of the windows about a lesion: drawn evenly they hardly ever show one."""
 

@@ -138,29 +138,33 @@ def require_intact(folder: Path, *names: str, otherwise: type[Exception] = Damag
             and if the manifest cannot be read.
     """
     try:
-        _require_intact(folder, names)
+        problem = _damage(folder, names)
     except DamagedModel as error:
         raise otherwise(str(error)) from error
+    if problem is not None:
+        raise otherwise(problem)
 
 
-def _require_intact(folder: Path, names: Iterable[str]) -> None:
+def _damage(folder: Path, names: Iterable[str]) -> str | None:
+    """The first file that is not what it was; None if all are."""
     manifest = read_manifest(folder)
     if manifest is None:
-        return
+        return None
     for path in (folder / name for name in names):
         sealed = manifest.files.get(path.name)
         if not path.is_file():
             if sealed is not None:
-                raise DamagedModel(f"{path}: the file is gone; {_REMEDY}")
+                return f"{path}: the file is gone; {_REMEDY}"
             continue
         if sealed is None:
-            raise DamagedModel(f"{path}: {MANIFEST_FILE} beside it does not name this file; {_REMEDY}")
+            return f"{path}: {MANIFEST_FILE} beside it does not name this file; {_REMEDY}"
         found = _sha256(path)
         if found != sealed.sha256:
-            raise DamagedModel(
+            return (
                 f"{path}: expected sha256 {sealed.sha256[:12]} ({sealed.size} bytes), found {found[:12]} "
                 f"({path.stat().st_size} bytes); {_REMEDY}"
             )
+    return None
 
 
 _REMEDY = (

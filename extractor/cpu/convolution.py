@@ -20,19 +20,17 @@ depend on the number of threads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numba import get_num_threads, njit, prange
-from numpy.polynomial import polynomial
 from numpy.typing import NDArray
 
+from extractor.cpu.kernels import AT, AT_DOUBLED, BT, BT_DOUBLED, DOUBLING, Kernel
 from extractor.cpu.moments import Moments, pooled
 from extractor.cpu.vectors import (
     COLUMNS,
     FEW_ROWS,
-    NARROW,
     ROWS,
     activate,
     combination,
@@ -50,74 +48,13 @@ _STRIP_FLOATS = 48_000  # of a strip's transformed tiles, a fraction of the seco
 _TASKS = 16  # for a map, at least
 
 
-def _matrices(points: tuple[float, ...]) -> tuple[Doubles, Doubles, Doubles]:
-    """A^T (4, 6), G (6, 3) and B^T (6, 6) of F(4, 3) for five points of evaluation, and infinity for the sixth.
-
-    Toom and Cook's, see Barabasz et al. 2020, "Error analysis and improving the accuracy of Winograd
-    convolution", Algorithm 1.
-    """
-    a, g, b = np.zeros((4, 6)), np.zeros((6, 3)), np.zeros((6, 6))
-    for j, point in enumerate(points):
-        others = [other for other in points if other != point]
-        a[:, j] = [point**i for i in range(4)]
-        g[j] = np.array([1, point, point**2]) / np.prod([point - other for other in others])
-        b[j, :5] = polynomial.polyfromroots(others)
-    a[3, 5] = g[5, 2] = 1
-    b[5] = polynomial.polyfromroots(points)
-    return a, g, b
-
-
-# Points with a small error. Those for doubled maps are 1, -1 and a symmetric pair, because then -1 gives zero.
-_AT, _G, _BT = _matrices((0, 3 / 4, -3 / 4, 3 / 2, -3 / 2))
-_AT_DOUBLED, _G_DOUBLED, _BT_DOUBLED = (
-    np.delete(matrix, 2, axis) for matrix, axis in zip(_matrices((0, 1, -1, 2, -2)), (1, 0, 0), strict=True)
-)
-_DOUBLING = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
-
-_read, _read_doubled = combination(_BT), combination(_BT_DOUBLED @ _DOUBLING)
-_write, _write_doubled = combination(_AT), combination(_AT_DOUBLED)
+_read, _read_doubled = combination(BT), combination(BT_DOUBLED @ DOUBLING)
+_write, _write_doubled = combination(AT), combination(AT_DOUBLED)
 
 
 NOTHING: Floats = np.empty((0, 0, 0, 0), dtype=np.float32)
 """No map."""
 _NO_CHANNELS: Floats = np.empty((0, 0), dtype=np.float32)
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """A 3 x 3 convolution's weights, transformed, in the order the products read them.
-
-    Attributes:
-        weights: float32 (p p, panels, c, 16); a panel is 16 channels out, zeros behind the last.
-        outputs: k.
-        doubled: it convolves a map with every pixel doubled along both axes.
-    """
-
-    weights: Floats
-    outputs: int
-    doubled: bool
-
-
-def transform_kernel(weights: Floats, *, doubled: bool = False) -> Kernel:
-    """G g G^T of weights (k, c, 3, 3); where c is no multiple of 8, of more channels that have no weight."""
-    g = _G_DOUBLED if doubled else _G
-    whole = np.pad(weights.astype(np.float64), ((0, 0), (0, -weights.shape[1] % NARROW), (0, 0), (0, 0)))
-    transformed = np.einsum("iy,kcyx,jx->ijck", g, whole, g)
-    return Kernel(_panels(transformed), len(weights), doubled)
-
-
-def transform_projection(weights: Floats) -> Floats:
-    """Weights (k, c) of a 1 x 1 convolution, in the order the products read them: (1, panels, c, 16)."""
-    return _panels(weights.T[None, None].astype(np.float64))
-
-
-def _panels(weights: Doubles) -> Floats:
-    """(i, j, c, k) -> (i j, panels, c, 16)."""
-    c, k = weights.shape[2:]
-    whole = np.pad(weights, ((0, 0), (0, 0), (0, 0), (0, -k % COLUMNS)))
-    return np.ascontiguousarray(
-        whole.reshape(-1, c, whole.shape[3] // COLUMNS, COLUMNS).transpose(0, 2, 1, 3), np.float32
-    )
 
 
 class Residual(NamedTuple):
@@ -153,10 +90,15 @@ def convolve(
         normalising: scale and shift (n, c); SiLU(scale x + shift) is convolved instead of x. ``skip`` needs them.
         residual: added to the result; k is a multiple of 16.
 
+    Raises:
+        ValueError: the maps' channels are not those of the kernel.
+
     Returns:
         (n, h, w, k), or (n, 2h, 2w, k) of doubled pixels, contiguous where k is a multiple of 16; its moments.
     """
     images, height, width, channels = x.shape
+    if channels + skip.shape[3] != kernel.inputs:
+        raise ValueError(f"expected maps of {kernel.inputs} channels, got {channels + skip.shape[3]}")
     times, k = 2 if kernel.doubled else 1, kernel.weights.shape[1] * COLUMNS
     y = np.empty((images, times * height, times * width, k), dtype=np.float32)
     added = residual or Residual(NOTHING)

@@ -1,4 +1,4 @@
-"""A U-Net's residual blocks and upsamplers in the arithmetic of ``extractor.cpu.convolution``.
+"""A U-Net's residual blocks, upsamplers and last convolution in the arithmetic of ``extractor.cpu.convolution``.
 
 n  images     h, w  size of a map     c  channels in     k  channels out
 
@@ -24,14 +24,8 @@ from diffusers.models.upsampling import Upsample2D
 from numpy.typing import NDArray
 from torch import nn
 
-from extractor.cpu.convolution import (
-    NOTHING,
-    Kernel,
-    Residual,
-    convolve,
-    transform_kernel,
-    transform_projection,
-)
+from extractor.cpu.convolution import NOTHING, Residual, convolve
+from extractor.cpu.kernels import Kernel, transform_kernel, transform_projection
 from extractor.cpu.moments import Moments, channel_moments
 from extractor.cpu.vectors import COLUMNS, NARROW
 
@@ -55,8 +49,6 @@ def quicken(unet: UNet2DModel) -> UNet2DModel:
             module.forward = _quick_level(module)
     for module in _whose_bits_depend_on_the_batch(unet):
         module.forward = _one_by_one(module)
-    if _is_quick(unet.conv_in, is_first=True):
-        unet.conv_in.forward = _quick_start(unet.conv_in)
     if (
         isinstance(unet.conv_norm_out, nn.GroupNorm)
         and isinstance(unet.conv_act, nn.SiLU)
@@ -98,7 +90,7 @@ def _is_nearest_and_convolution(upsampler: Upsample2D) -> bool:
     )
 
 
-def _is_quick(convolution: nn.Module, *, is_first: bool = False, is_last: bool = False) -> bool:
+def _is_quick(convolution: nn.Module, *, is_last: bool = False) -> bool:
     return (
         isinstance(convolution, nn.Conv2d)
         and convolution.kernel_size == (3, 3)
@@ -106,7 +98,7 @@ def _is_quick(convolution: nn.Module, *, is_first: bool = False, is_last: bool =
         and convolution.groups == 1
         and convolution.bias is not None
         and max(convolution.in_channels, convolution.out_channels) <= LARGEST
-        and (convolution.in_channels % NARROW == 0 or is_first)
+        and convolution.in_channels % NARROW == 0
         and (convolution.out_channels % COLUMNS == 0 or is_last)
     )
 
@@ -218,21 +210,6 @@ def _quick_upsampler(upsampler: Upsample2D) -> Callable[..., torch.Tensor]:
             done: torch.Tensor = usual(upsampler, x, output_size, *rest, **more)
             return done
         return _image(*convolve(_channels_last(x), weights.kernel(), weights.bias(len(x))))
-
-    return forward
-
-
-def _quick_start(convolution: nn.Conv2d) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The first convolution: an image has few channels, and gets more that are zero."""
-    usual, weights = _one_by_one(convolution), _Weights(convolution)
-
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        if not (_is_plainly_computed(x) and x.shape[2] % 4 == 0 and x.shape[3] % 4 == 0):
-            return usual(x)
-        images, channels, height, width = x.shape
-        maps = np.empty((images, height, width, channels + -channels % NARROW), dtype=np.float32)
-        maps[..., :channels], maps[..., channels:] = x.permute(0, 2, 3, 1).numpy(), 0
-        return _image(*convolve(maps, weights.kernel(), weights.bias(images)))
 
     return forward
 

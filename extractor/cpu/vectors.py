@@ -13,17 +13,16 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from llvmlite.binding import get_host_cpu_features
 from numba import types
-from numba.core import cgutils, config
+from numba.core import cgutils, codegen, config
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 
 def _is_wide() -> bool:
-    """Whether vector registers are 512 bits wide; of the processor that Numba compiles for (``NUMBA_CPU_FEATURES``)."""
-    asked: str | None = config.CPU_FEATURES
-    return get_host_cpu_features().get("avx512f", False) if asked is None else "+avx512f" in asked.split(",")
+    """Whether vector registers are 512 bits wide: of the processor that Numba compiles for, which users may choose."""
+    features = codegen.get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
+    return "+avx512f" in features.split(",")
 
 
 LANES = 16 if _is_wide() else 8  # floats in a vector register

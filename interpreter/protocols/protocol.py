@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from interpreter.config import HeadName
+from interpreter.errors import ConfigurationError
 from interpreter.rules import STRICT, Rules
 from interpreter.settings import TrainingSettings
 from interpreter.task import Task
@@ -17,8 +18,6 @@ from store.spec import PREPROCESSINGS, EncodingName, PreprocessingName, Trajecto
 from store.views import IDENTITY, is_fixed
 
 Edition = Literal["strict", "aadg-compat"]
-SQUEEZED = tuple(name for name, make in PREPROCESSINGS.items() if make().crop == "none")
-"""Preprocessings of whole photographs."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Choices(BaseModel):
     Attributes:
         views: renderings of the training images; networks on pixels draw flips and photometric ones themselves.
         encoding: the preset's if not given.
-        preprocessing: of all photographs; the backbone's if not given.
+        preprocessing: of all photographs; the protocol's or the backbone's if not given.
         steps, crop, foreground: as of ``TrainingSettings``.
         width_multiplier, standardise: as of ``InterpreterConfig``, of networks that read features.
     """
@@ -165,8 +164,8 @@ class Protocol:
         experiments: of what is asked; ConfigurationError if that cannot be.
         metric: of ``Scores.figures`` that the table shows.
         by_class: the columns are the task's classes, not the experiments' names.
-        preprocessing: of the photographs where the choices name none, which may then only be another that squeezes
-            whole photographs (``SQUEEZED``); if None, any of theirs, or the backbone's.
+        preprocessing: of the photographs, unless the choices name another that crops them alike; that of the choices
+            or of the backbone if None.
         quoted: {name of a row: {column: published number}}, shown beside and never computed.
     """
 
@@ -180,3 +179,20 @@ class Protocol:
     by_class: bool = False
     preprocessing: PreprocessingName | None = None
     quoted: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def preprocessing_for(self, choices: Choices) -> PreprocessingName | None:
+        """Of a table with these choices; None for the backbone's.
+
+        Raises:
+            ConfigurationError: the choice crops photographs otherwise than this edition does.
+        """
+        own, chosen = self.preprocessing, choices.preprocessing
+        if own is None or chosen is None:
+            return chosen or own
+        alike = [name for name, make in PREPROCESSINGS.items() if make().crop == PREPROCESSINGS[own]().crop]
+        if chosen not in alike:
+            raise ConfigurationError(
+                f"{self.name}, {self.edition}, prepares its photographs by {own}; leave out the setting "
+                f"`preprocessing`, or take one that crops them alike: {', '.join(alike)}"
+            )
+        return chosen

@@ -21,7 +21,7 @@ from interpreter.evaluation import evaluate
 from interpreter.pixels import write_pixels
 from interpreter.prediction import Prediction
 from interpreter.protocols.extracting import Extract, Source, Wanted
-from interpreter.protocols.protocol import SQUEEZED, Asked, Choices, Experiment, Protocol, Row
+from interpreter.protocols.protocol import Asked, Choices, Experiment, Protocol, Row
 from interpreter.rendering import compared, encode_picture
 from interpreter.training import Training
 from store.feature_store import FeatureStore
@@ -75,11 +75,7 @@ class Running:
         self.sources = {source.name: source for source in sources}
         if len(self.sources) < len(sources):
             raise ConfigurationError(f"two data sets have one name among {', '.join(s.name for s in sources)}")
-        if protocol.preprocessing is not None and choices.preprocessing not in (None, *SQUEEZED):
-            raise ConfigurationError(
-                f"{protocol.name}, {protocol.edition}, squeezes whole photographs to the square; leave out the setting "
-                f"`preprocessing`, or take one of {', '.join(SQUEEZED)}"
-            )
+        self._preprocessing = protocol.preprocessing_for(choices)
         self._extract, self._say = extract, say
         self._digests: dict[Wanted, str] = {}
 
@@ -174,8 +170,7 @@ class Running:
         return write_pixels(self.store, spec, list(dict.fromkeys(image.key for image in images)), folders)
 
     def _extracted(self, name: str, split: str, row: Row, views: tuple[str, ...]) -> str:
-        source, preprocessing = self.sources[name], self.choices.preprocessing or self.protocol.preprocessing
-        wanted = Wanted(source, split, row.trajectory, views, preprocessing, row.untrained)
+        wanted = Wanted(self.sources[name], split, row.trajectory, views, self._preprocessing, row.untrained)
         if wanted not in self._digests:
             network = "random weights, " if row.untrained else ""
             self._say(f"  features of {name}, {split}: {network}{row.trajectory}, {', '.join(views)}")

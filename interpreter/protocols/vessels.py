@@ -47,6 +47,8 @@ def lodo_vessels_compat() -> Protocol:
             "THE BEST EPOCH IS PICKED ON THE TEST IMAGES, as in the published code: the numbers are too good.",
             "Masks go through Pillow's resize without a filter named (bicubic; nearest for masks of one bit or with a "
             "palette, as CHASE_DB1's are), then != 0.",
+            "The setting `preprocessing` squeeze-red-free takes the colour, equalises, blackens what lies outside the "
+            "field of view and resizes by area; AADG squeezes by Pillow's LANCZOS and does no more.",
             "AADG's crops of 256 pixels are the setting `crop`; its random scale of 0.5 to 2 is not repeated, since "
             "features are cached at one scale.",
         ),

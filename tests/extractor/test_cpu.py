@@ -18,12 +18,8 @@ from torch.nn import functional
 
 from extractor.architectures import plain_unet
 from extractor.backbone import Backbone
-from extractor.cpu.convolution import (
-    Residual,
-    convolve,
-    transform_kernel,
-    transform_projection,
-)
+from extractor.cpu.convolution import Residual, convolve
+from extractor.cpu.kernels import transform_kernel, transform_projection
 from extractor.cpu.moments import channel_moments
 from extractor.cpu.network import _Weights
 from extractor.diffusion import Diffusion
@@ -131,11 +127,10 @@ def test_a_quick_network_is_the_same_network(time_scale_shift: str) -> None:
     torch.testing.assert_close(alone, found.features["block_3"], rtol=0, atol=1e-5 * float(alone.abs().max()))
 
 
-def test_an_image_of_a_few_channels_is_convolved_too() -> None:
-    x, weight, bias = drawn((2, 3, 12, 20), (16, 3, 3, 3), (2, 16))
-    expected = functional.conv2d(x.double(), weight.double(), padding=1) + bias[:, :, None, None]
-    whole = torch.cat([x, torch.zeros(2, 5, 12, 20)], dim=1)
-    assert error(convolve(last(whole), transform_kernel(weight.numpy()), bias.numpy())[0], expected) < 3e-6
+def test_maps_of_other_channels_than_the_kernels_are_refused() -> None:
+    kernel = transform_kernel(np.zeros((16, 8, 3, 3), np.float32))
+    with pytest.raises(ValueError, match="expected maps of 8 channels, got 16"):
+        convolve(np.zeros((1, 4, 4, 16), np.float32), kernel, np.zeros((1, 16), np.float32))
 
 
 @pytest.mark.slow
