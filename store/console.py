@@ -62,7 +62,8 @@ def run(app: typer.Typer, *expected: type[Exception]) -> NoReturn:
             raise
         code = getattr(error, "exit_code", Exit.USAGE)  # one of click's usage errors
         if message := error.format_message():  # empty where help was asked for and printed
-            _fail(f"{message}; see --help", code)
+            said = message.replace("Value error, ", "").rstrip(".")  # of pydantic, which typer lets check choices
+            _fail(f"{said}; see --help", code)
         sys.exit(code)
     if code == Exit.INTERRUPTED:  # typer makes this code of an interrupt
         err.print("interrupted; run the same command again to go on")

@@ -172,6 +172,7 @@ def test_no_help_is_swallowed_as_markup(name: str) -> None:
         ("extractor", ["run", "--dataset", "a:b", "--store", "x"], 1, "expected ADAPTER:PATH"),
         ("extractor", ["run", "--dataset", "a:b", "--store", "x", "--preset", "huge"], 2, "no preset 'huge'"),
         ("extractor", ["run", "--dataset", "folder:.", "--store", "x", "--blocks", "4,x"], 2, "whole numbers"),
+        ("extractor", ["run", "--dataset", "a:b", "--store", "x", "--preprocessing", "grey"], 2, ": 'grey' is not"),
         ("extractor", ["run", "--dataset", "folder:.", "--store", "x", "--codebook", "c"], 2, "compact"),
         ("extractor", ["reconstruct", "/no/such.png", "--out", "x"], 1, "cannot be read"),
         ("extractor", ["import-checkpoint", "/no/such.pt", "x"], 1, "no such file"),
