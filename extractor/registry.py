@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from extractor.errors import BackboneError
 from extractor.presets import PRESETS, backbone_source, open_backbone, shipped_backbones
 from store.console import human_bytes
-from store.manifest import Manifest, read_manifest, require_intact
+from store.manifest import Manifest, read_intact
 
 if TYPE_CHECKING:  # loading diffusers takes seconds
     from extractor.backbone import Backbone
@@ -89,7 +89,6 @@ def _listed(name: str) -> Listed:
     from extractor.backbone import WEIGHTS_FILE
 
     network, folder = open_backbone(name), Path(backbone_source(name))
-    manifest = read_manifest(folder)
-    require_intact(folder, *(manifest.files if manifest is not None else ()), otherwise=BackboneError)
+    manifest = read_intact(folder, otherwise=BackboneError)
     weights = next(path for path in (folder / WEIGHTS_FILE, folder / "unet" / WEIGHTS_FILE) if path.is_file())
     return Listed(name, folder, network, manifest, weights.stat().st_size)

@@ -12,7 +12,7 @@ from interpreter.data import extraction_options
 from interpreter.errors import CheckpointError
 from interpreter.heads.photometric import reads_photographs
 from store.console import human_bytes
-from store.manifest import Manifest, read_manifest, require_intact
+from store.manifest import Manifest, read_intact
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,6 @@ def _validation(card: Card) -> str:
 def _listed(name: str) -> Listed:
     interpreter, card = load_interpreter(name)
     folder = folder_of(name)
-    manifest = read_manifest(folder)
-    require_intact(folder, *(manifest.files if manifest is not None else ()), otherwise=CheckpointError)
+    manifest = read_intact(folder, otherwise=CheckpointError)
     size = (folder / WEIGHTS_FILE).stat().st_size
     return Listed(name, folder, card, manifest, interpreter.parameter_count, size)

@@ -145,6 +145,14 @@ def require_intact(folder: Path, *names: str, otherwise: type[Exception] = Damag
         raise otherwise(problem)
 
 
+def read_intact(folder: Path, otherwise: type[Exception] = DamagedModel) -> Manifest | None:
+    """The manifest, once all files that it names were compared; ``otherwise`` as of ``require_intact``."""
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        require_intact(folder, *manifest.files, otherwise=otherwise)
+    return manifest
+
+
 def _damage(folder: Path, names: Iterable[str]) -> str | None:
     """The first file that is not what it was; None if all are."""
     manifest = read_manifest(folder)
