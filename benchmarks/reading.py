@@ -149,7 +149,7 @@ def in_memory(arrays: dict[str, np.ndarray], codec: Any, by_row: bool) -> Object
     target = Objects(MemoryStore(), "memory://")
     for name, values in arrays.items():
         for below, data in packed(ArrayToWrite(values, ("t", "c", "h", "w"), by_row, codec)).items():
-            target.put(f"{name}/{below}", data)
+            target.put(f"{name}/{below}", *data)
     return target
 
 

@@ -64,7 +64,7 @@ def find_field_of_view(image: NDArray[np.uint8], name: str = "image") -> NDArray
 
 def _brightness(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Red, in which retinas are bright and film frames are not; in red-free images the brightest channel."""
-    red, brightest = image[..., 0], image.max(axis=2)
+    red, brightest = image[..., 0], np.maximum(np.maximum(image[..., 0], image[..., 1]), image[..., 2])
     return red if np.percentile(red, 95) > 0.5 * np.percentile(brightest, 95) else brightest
 
 

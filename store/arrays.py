@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 import google_crc32c
@@ -59,31 +60,38 @@ class ArrayToWrite:
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
-def packed(array: ArrayToWrite) -> dict[str, bytes]:
-    """The objects of an array, {path below it: bytes}: its metadata, as zarr writes them, and its shard.
+def packed(array: ArrayToWrite) -> dict[str, list[bytes]]:
+    """The objects of an array, {path below it: bytes in parts}: its metadata, as zarr has them, and its shard.
 
     The shard is the one that zarr would write, byte for byte, made without its copies and its event loop, which
     all writers of a process would wait for.
     """
     values = np.require(array.values, requirements=("C",))
-    described: dict[str, Buffer] = {}
+    described = json.loads(_description(values.shape, values.dtype.str, array.axes, array.by_row, array.compressor))
+    metadata = json.dumps(described | {"attributes": dict(array.attributes)})
+    return {"zarr.json": [metadata.encode()], f"c{'/0' * values.ndim}": _shard(values, array)}
+
+
+@lru_cache(maxsize=256)
+def _description(shape: tuple[int, ...], dtype: str, axes: tuple[str, ...], by_row: bool, compressor: str) -> bytes:
+    """zarr's own metadata of such an array: those of a spec's entries differ in their attributes alone."""
+    kept: dict[str, Buffer] = {}
     zarr.create_array(
-        MemoryStore(described),
+        MemoryStore(kept),
         name="array",
-        shape=values.shape,
-        dtype=values.dtype,
-        shards=values.shape,
-        chunks=(1, *values.shape[1:]) if array.by_row else values.shape,
-        compressors=[BloscCodec(**_CODECS[array.compressor]), Crc32cCodec()],
-        dimension_names=array.axes,
-        attributes=dict(array.attributes),
-        fill_value=False if values.dtype == np.bool_ else 0,
+        shape=shape,
+        dtype=dtype,
+        shards=shape,
+        chunks=(1, *shape[1:]) if by_row else shape,
+        compressors=[BloscCodec(**_CODECS[compressor]), Crc32cCodec()],
+        dimension_names=axes,
+        fill_value=False if np.dtype(dtype) == np.bool_ else 0,
         config={"write_empty_chunks": True},
     )
-    return {"zarr.json": described["array/zarr.json"].to_bytes(), f"c{'/0' * values.ndim}": _shard(values, array)}
+    return kept["array/zarr.json"].to_bytes()
 
 
-def _shard(values: NDArray[Any], array: ArrayToWrite) -> bytes:
+def _shard(values: NDArray[Any], array: ArrayToWrite) -> list[bytes]:
     settings = dict(_CODECS[array.compressor])
     settings["shuffle"] = {"noshuffle": Blosc.NOSHUFFLE, "bitshuffle": Blosc.BITSHUFFLE}[settings["shuffle"]]
     blosc = Blosc.from_config(settings)
@@ -95,8 +103,7 @@ def _shard(values: NDArray[Any], array: ArrayToWrite) -> bytes:
         parts += [frame, _crc(frame)]
         index[i] = offset, len(frame) + 4
         offset += len(frame) + 4
-    parts += [index.tobytes(), _crc(index.tobytes())]
-    return b"".join(parts)
+    return [*parts, index.tobytes(), _crc(index.tobytes())]
 
 
 def _crc(data: bytes) -> bytes:

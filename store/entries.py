@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from store.arrays import ArrayToWrite, StoredArray, packed
@@ -39,9 +39,10 @@ def write_entry(objects: Objects, path: str, arrays: Mapping[str, ArrayToWrite],
     written = 0
     for name, parts in sorted(objects_of.items()):
         for below, data in parts.items():
-            objects.put(f"{path}/{name}/{below}", data)
-            checksums[f"{name}/{below}"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-            written += len(data)
+            objects.put(f"{path}/{name}/{below}", *data)
+            size = sum(map(len, data))
+            checksums[f"{name}/{below}"] = {"bytes": size, "sha256": _sha256(data)}
+            written += size
     contents = {"format": FORMAT_VERSION, "objects": checksums}
     marker = contents | {"seal": _seal(attributes, contents)}
     return written + write_group(objects, path, dict(attributes) | {MARKER: marker})
@@ -144,6 +145,13 @@ def require_format(marker: Mapping[str, Any], where: str) -> None:
         raise FormatError(
             f"{where} has format {marker['format']}, this version reads up to {FORMAT_VERSION}; upgrade diffdgss"
         )
+
+
+def _sha256(parts: Iterable[bytes]) -> str:
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(part)
+    return sha.hexdigest()
 
 
 def _seal(attributes: Mapping[str, Any], marker: Mapping[str, Any]) -> str:

@@ -11,7 +11,9 @@ import errno
 import os
 import shutil
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from io import RawIOBase
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,10 +82,13 @@ class Objects:
             raise MissingEntry(f"{self.location}: no object {key}")
         return np.frombuffer(buffer.to_bytes(), np.uint8)
 
-    def put(self, key: str, data: bytes) -> None:
-        """Write or replace one object; StoreFull if there is no room."""
+    def put(self, key: str, *parts: bytes) -> None:
+        """Write or replace one object, whose bytes may come in parts; StoreFull if there is no room."""
         with self._room_for(key):
-            self._wait(self.zarr_store.set(key, default_buffer_prototype().buffer.from_bytes(data)))
+            if self._folder is not None and not self.zarr_store.read_only:
+                _replace(self._folder / key, parts)
+                return
+            self._wait(self.zarr_store.set(key, default_buffer_prototype().buffer.from_bytes(b"".join(parts))))
 
     def create(self, key: str, data: bytes) -> bool:
         """Write one object unless there is one already; of several at once, one succeeds.
@@ -172,6 +177,27 @@ class Objects:
                     "again, it goes on where it stopped"
                 ) from error
             raise
+
+
+def _replace(path: Path, parts: Iterable[bytes]) -> None:
+    """Write a file and rename it into place, under a name meanwhile that zarr would give it, too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")
+    try:
+        with partial.open("wb", buffering=0) as file:
+            for part in parts:
+                _write_all(file, part)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _write_all(file: RawIOBase, data: bytes) -> None:
+    """One call writes at most 2 GiB, and less where room ends; the next one then says so."""
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
 
 
 async def _collected(start: Callable[[], AsyncIterator[T]]) -> list[T]:
