@@ -14,6 +14,11 @@ def small_unet() -> dict[str, Any]:
     return plain_unet((16, 32, 64, 96, 128), norm_groups=8)
 
 
+def base_unet() -> dict[str, Any]:
+    """The same twice as wide, 13.7 M weights: for who trains on a GPU."""
+    return plain_unet((32, 64, 128, 192, 256), norm_groups=8)
+
+
 def tiny_unet() -> dict[str, Any]:
     """Two levels of 8 and 16 channels: for tests and for trying things out."""
     return plain_unet((8, 16), norm_groups=4)

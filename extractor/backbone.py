@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from diffusers import UNet2DModel
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
+from extractor.cuda.recording import Recordings
 from extractor.diffusion import Diffusion
 from extractor.errors import BackboneError, NonFiniteActivation
 from extractor.schedule import NoiseSchedule
@@ -33,6 +34,8 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 DIFFUSION_FILE = "scheduler_config.json"
 PREPROCESSING_FILE = "preprocessing.json"
+
+OUTPUT = "output"
 
 # What of the configuration changes the output, and is not a shape of the weights already. A newer
 # diffusers may know more keys; the fingerprints of today's backbones must not change with it.
@@ -90,6 +93,7 @@ class Backbone:
         self.precision: Precision = precision
         self.config = unet_config(unet, config or {})
         self._modules = decoder_blocks(unet)
+        self._recordings: Recordings | None = None
         if unet.class_embedding is not None and diffusion.class_label is None:
             raise BackboneError(
                 f"this network is conditioned on {self.config.get('num_class_embeds')} classes; "
@@ -126,6 +130,7 @@ class Backbone:
         memory_format = torch.contiguous_format if on_cuda else self._format_on_cpus
         self.unet.to(device, memory_format=memory_format)
         self.memory_format = memory_format
+        self._recordings = Recordings() if on_cuda else None
         return self
 
     def untrained(self) -> Backbone:
@@ -212,42 +217,65 @@ class Backbone:
         self, x: torch.Tensor, t: int | Sequence[int], blocks: Sequence[str], *, features_only: bool
     ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
         """The network's output, None if it was left behind the last of the blocks, and the blocks' maps."""
-        features: dict[str, torch.Tensor] = {}
-        last = next((name for name in reversed(self.block_names) if name in blocks), None)
+        wanted = tuple(name for name in self.block_names if name in blocks)
+        compute = partial(self._run, wanted, features_only)
+        inputs = self._inputs(x, t)
+        if self._recordings is None:
+            made = compute(*inputs)
+        else:
+            name = wanted, features_only, self.precision
+            try:
+                made = self._recordings.run(name, compute, inputs)
+            except torch.OutOfMemoryError:
+                if not self._recordings.forget():
+                    raise
+                made = compute(*inputs)
+        _require_finite(made, t)
+        return made.pop(OUTPUT, None), made
+
+    def _run(self, blocks: Sequence[str], features_only: bool, *inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The blocks' maps and, if it was not left behind the last of them, the network's output."""
+        made: dict[str, torch.Tensor] = {}
 
         def keep(name: str) -> Callable[..., None]:
             def hook(_module: Any, _inputs: Any, output: torch.Tensor) -> None:
-                features[name] = _require_finite(output, name, t)
-                if features_only and name == last:
+                made[name] = output
+                if features_only and name == blocks[-1]:
                     raise _LastBlockReached
 
             return hook
 
         handles = [self._modules[name].register_forward_hook(keep(name)) for name in blocks]
         try:
-            return self.raw_output(x, t), features
+            made[OUTPUT] = self._network(*inputs)
         except _LastBlockReached:
-            return None, features
+            pass
         finally:
             for handle in handles:
                 handle.remove()
+        return made
 
     def to_x0(self, x: torch.Tensor, output: torch.Tensor, t: int) -> torch.Tensor:
         """x0_hat from the network's output at x_t, float32."""
-        return _require_finite(self.diffusion.to_x0(x, output[:, :3].float(), t), "output", t)
+        return self.diffusion.to_x0(x, output[:, :3].float(), t)
 
     @torch.inference_mode()
     def raw_output(self, x: torch.Tensor, t: int | Sequence[int]) -> torch.Tensor:
         """The network's own output at x_t, (b, 3 or 6, h, w); ``t`` of all images, or of each."""
+        return self._network(*self._inputs(x, t))
+
+    def _inputs(self, x: torch.Tensor, t: int | Sequence[int]) -> tuple[torch.Tensor, ...]:
+        """What the network is given: images, the time of each as in its training, and their class if it has any."""
         told = [t] * len(x) if isinstance(t, int) else t
         factor = 1000 / self.schedule.steps if self.diffusion.rescale_timesteps else 1
         timesteps = torch.tensor([step * factor for step in told], device=x.device, dtype=torch.float32)
         label = self.diffusion.class_label
-        labels = None if label is None else torch.full((len(x),), label, device=x.device)
-        with self._autocast():
-            output: torch.Tensor = self.unet(
-                x.to(memory_format=self.memory_format), timesteps, class_labels=labels
-            ).sample
+        labels = () if label is None else (torch.full((len(x),), label, device=x.device),)
+        return x.to(memory_format=self.memory_format), timesteps, *labels
+
+    def _network(self, x: torch.Tensor, timesteps: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        with self._autocast(), _whole_float32(x.device):
+            output: torch.Tensor = self.unet(x, timesteps, class_labels=labels).sample
         return output
 
     @contextmanager
@@ -265,8 +293,14 @@ class Backbone:
         return torch.autocast(self.device.type, dtype=getattr(torch, self.precision))
 
     def quickened(self) -> Backbone:
-        """The same backbone, computing faster on CPUs, to 1e-5 of its largest numbers (``extractor.cpu``)."""
-        from extractor.cpu.network import quicken  # imported late: loading Numba takes a second
+        """The same backbone, computing faster where it is (``extractor.cpu``, ``extractor.cuda``).
+
+        Features change by 1e-5 of their largest numbers.
+        """
+        if self.device.type == "cuda":
+            from extractor.cuda.network import quicken
+        else:
+            from extractor.cpu.network import quicken  # imported late: loading Numba takes a second
 
         quicken(self.unet)
         return self
@@ -274,6 +308,7 @@ class Backbone:
     def compiled(self) -> Backbone:
         """The same backbone with its blocks compiled by torch when they are first run, which takes minutes."""
         compile_blocks(self.unet)
+        self._recordings = None
         return self
 
     def save(self, folder: Path, half: bool = True) -> None:
@@ -290,14 +325,31 @@ class Backbone:
             (folder / PREPROCESSING_FILE).write_text(self.preprocessing.model_dump_json(indent=2) + "\n")
 
 
-def _require_finite(values: torch.Tensor, where: str, t: int | Sequence[int]) -> torch.Tensor:
-    if not is_finite(values):
-        at = t if isinstance(t, int) else ", ".join(map(str, sorted(set(t))))
-        raise NonFiniteActivation(
-            f"{where} at timestep {at} holds NaN or infinity; the weights are damaged, the image is not in [-1, 1], "
-            "or the precision is too low for this backbone (use float32)"
-        )
-    return values
+def _require_finite(made: Mapping[str, torch.Tensor], t: int | Sequence[int]) -> None:
+    """All maps are asked about at once: a GPU waits for every question."""
+    sums = torch.stack([values.sum(dtype=torch.float32) for values in made.values()])
+    if bool(sums.isfinite().all()):
+        return
+    for name, values in made.items():
+        if not is_finite(values):
+            at = t if isinstance(t, int) else ", ".join(map(str, sorted(set(t))))
+            raise NonFiniteActivation(
+                f"{name} at timestep {at} holds NaN or infinity; the weights are damaged, the image is not in [-1, 1], "
+                "or the precision is too low for this backbone (use float32)"
+            )
+
+
+@contextmanager
+def _whole_float32(device: torch.device) -> Iterator[None]:
+    """cuDNN rounds float32 to ten bits unless it is told not to, and a walk multiplies what was rounded."""
+    if device.type != "cuda":
+        yield
+        return
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def load_backbone(source: str | Path, precision: Precision = "float32", class_label: int | None = None) -> Backbone:

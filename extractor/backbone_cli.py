@@ -136,6 +136,9 @@ def pretrain(
     ] = None,
     level_power: Annotated[float, typer.Option(min=1.0, help="t = T u^p; 1 is uniform.")] = 3.0,
     photometric: Annotated[float, typer.Option(min=0.0, help="Strength of brightness and colour changes.")] = 1.0,
+    colourless: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of crops that are shown without colour.")
+    ] = 0.0,
     clahe: Annotated[
         bool | None,
         typer.Option(
@@ -167,6 +170,7 @@ def pretrain(
         "resolution": resolution,
         "crop": crop,
         "photometric": photometric,
+        "colourless": colourless,
         "batch": batch,
         "accumulate": accumulate,
         "steps": steps,

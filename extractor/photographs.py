@@ -23,6 +23,7 @@ from extractor.images import SUFFIXES, decode_image, image_id, read_bytes
 from extractor.photometric import photometric_change
 from extractor.preprocess import preprocess, to_network_range, to_pixels
 from store.spec import Preprocessing
+from store.views import without_colour
 
 
 def find_images(folders: Sequence[Path]) -> list[Path]:
@@ -104,15 +105,25 @@ def _prepare(path: Path, folder: Path, resolution: int, how: Preprocessing) -> P
 
 
 class CropDataset(Dataset[torch.Tensor]):
-    """An endless sequence of augmented crops; the i-th depends on the seeds and i alone."""
+    """An endless sequence of augmented crops; the i-th depends on the seeds and i alone.
 
-    def __init__(self, photographs: PreparedPhotographs, size: int, photometric: float, *seeds: int) -> None:
+    Args:
+        size: side of a crop.
+        photometric: strength of photometric changes.
+        seeds: of everything that is drawn.
+        colourless: share of crops that are shown without colour.
+    """
+
+    def __init__(
+        self, photographs: PreparedPhotographs, size: int, photometric: float, *seeds: int, colourless: float = 0.0
+    ) -> None:
         if size > photographs.resolution:
             raise PretrainingError(f"crops of {size} do not fit into photographs of {photographs.resolution} pixels")
         self._photographs = photographs
         self._size = size
         self._photometric = photometric
         self._seeds = seeds
+        self._colourless = colourless
 
     def __getitem__(self, index: int) -> torch.Tensor:
         """float32 (3, s, s) in [-1, 1]."""
@@ -124,6 +135,8 @@ class CropDataset(Dataset[torch.Tensor]):
         crop = np.rot90(crop, int(random.integers(4)))
         if random.random() < 0.5:
             crop = crop[:, ::-1]
+        if self._colourless and random.random() < self._colourless:
+            crop = without_colour(crop)
         return to_network_range(crop)[0]
 
     def _mostly_lit(self, photograph: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:

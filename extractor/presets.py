@@ -198,7 +198,7 @@ def open_backbone(
     device: str = "cpu",
     class_label: int | None = None,
 ) -> Backbone:
-    """A shipped backbone by name, or one from a folder or hub id, quickened on CPUs (``extractor.cpu``).
+    """A shipped backbone by name, or one from a folder or hub id, on its device and quickened there.
 
     Args:
         name: with ``untrained:`` before it, the same architecture with random weights (``Backbone.untrained``).

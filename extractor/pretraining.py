@@ -4,14 +4,14 @@ x0  clean crops (b, 3, s, s) in [-1, 1]      t  timestep      v  what the networ
 
 The loss is the mean squared error of the network's own target (noise, image or velocity), whose
 weighting of noise levels is that of the target; which levels are seen how often is ``level_power``:
-t = T u^p with u uniform, so p = 1 is uniform and p = 3 spends half of the steps below T / 8, where
+t = T u^p with u uniform for each crop, so p = 1 is uniform and p = 3 shows half of the crops below T / 8, where
 features are read.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -56,6 +56,7 @@ class PretrainingSettings(BaseModel):
     preprocessing: Preprocessing = Preprocessing()
     crop: int = Field(default=128, gt=0, description="side of the training crops; R for whole images")
     photometric: float = Field(default=1.0, ge=0, description="strength of brightness, contrast and colour changes")
+    colourless: float = Field(default=0.0, ge=0, le=1, description="share of crops that are shown without colour")
     batch: int = Field(default=4, gt=0)
     accumulate: int = Field(default=1, gt=0, description="batches summed before a step")
     steps: int = Field(default=100_000, gt=0)
@@ -144,7 +145,7 @@ class Pretraining:
         # accelerate steps a prepared schedule once for each process.
         processes = self.accelerator.num_processes
         rate = get_cosine_schedule_with_warmup(optimizer, settings.warmup * processes, settings.steps * processes)
-        self.ema = EMAModel(unet.parameters(), decay=settings.ema_decay, use_ema_warmup=True, power=0.75)
+        self.ema = EMAModel(unet.parameters(), decay=settings.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
         self.unet: UNet2DModel
         self.unet, self.optimizer, self.rate = self.accelerator.prepare(unet, optimizer, rate)
         self.ema.to(self.accelerator.device)
@@ -170,13 +171,15 @@ class Pretraining:
 
         writer = SummaryWriter(str(self.folder / "tensorboard")) if self.accelerator.is_main_process else None
         for position, x0 in enumerate(self._batches()):
-            loss, t = self._train_step(x0, position % self.settings.accumulate)
+            losses, levels = self._train_step(x0, position % self.settings.accumulate)
             if not self.accelerator.sync_gradients:
                 continue  # the step ends with the last of its batches
+            loss = float(losses.mean())
             self._require_finite(loss)
             if writer is not None:
                 writer.add_scalar("loss", loss, self.step)
-                writer.add_scalar(f"loss_by_level/{_level_name(t)}", loss, self.step)
+                for name, of_level in _by_level(losses, levels).items():
+                    writer.add_scalar(f"loss_by_level/{name}", of_level, self.step)
             if report is not None:
                 report(self.step, loss)
             if self.step % self.settings.checkpoint_every == 0 or self.step == self.settings.steps:
@@ -205,7 +208,13 @@ class Pretraining:
     def _batches(self) -> Iterator[torch.Tensor]:
         """float32 (b, 3, s, s) from the first batch not yet seen; the i-th crop depends on seed and i only."""
         settings = self.settings
-        crops = CropDataset(self._photographs, settings.crop, settings.photometric, *settings.seeds)
+        crops = CropDataset(
+            self._photographs,
+            settings.crop,
+            settings.photometric,
+            *settings.seeds,
+            colourless=settings.colourless,
+        )
         per_step = settings.batch * settings.accumulate * self.accelerator.num_processes
         first, last = self.step * per_step, max(self.step, settings.steps) * per_step
         loader = DataLoader(
@@ -217,18 +226,18 @@ class Pretraining:
         if last > first:
             yield from self.accelerator.prepare(loader)
 
-    def _train_step(self, x0: torch.Tensor, part: int) -> tuple[float, int]:
+    def _train_step(self, x0: torch.Tensor, part: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The losses of the crops, and the timesteps that they were shown at."""
         rank = self.accelerator.process_index
         generator = np.random.default_rng([*self.settings.seeds, self.step, part, rank])
-        # One level for each step: losses by level can be told apart, and a step costs no more.
-        t = int(self.schedule.steps * generator.random() ** self.settings.level_power)
+        t = (self.schedule.steps * generator.random(len(x0)) ** self.settings.level_power).astype(np.int64)
         draw = torch.Generator(x0.device).manual_seed(int(generator.integers(2**63)))
         noise = torch.randn(x0.shape, generator=draw, device=x0.device)
         with self.accelerator.accumulate(self.unet):
             x, target = noisy_pair(self.schedule, self.settings.prediction, x0, noise, t)
-            output = self.unet(x, torch.full((len(x),), t, device=x.device)).sample
-            loss = functional.mse_loss(output.float(), target)
-            self.accelerator.backward(loss)
+            output = self.unet(x, torch.from_numpy(t).to(x.device)).sample
+            losses = functional.mse_loss(output.float(), target, reduction="none").mean(dim=(1, 2, 3))
+            self.accelerator.backward(losses.mean())
             if self.accelerator.sync_gradients:
                 self.accelerator.clip_grad_norm_(self.unet.parameters(), 1.0)
             self.optimizer.step()
@@ -237,7 +246,7 @@ class Pretraining:
         if self.accelerator.sync_gradients:
             self.ema.step(self.unet.parameters())
             self.step += 1
-        return float(loss.detach()), t
+        return losses.detach().cpu().numpy(), t
 
     def _checkpoint(self) -> None:
         """State and averaged backbone. At every moment a complete state stands under one of two names."""
@@ -271,11 +280,12 @@ class Pretraining:
         path = self.folder / "settings.json"
         mine = self.settings.model_dump(mode="json")
         if path.is_file():
-            theirs = read_json(path, PretrainingError)
+            usual = PretrainingSettings(unet={}).model_dump(mode="json")  # of settings that former versions had not
+            theirs = usual | read_json(path, PretrainingError)
             free = {"steps", "checkpoint_every"}
             if self.settings.initial is not None:
                 free.add("unet")  # told by the fingerprint; the keys of its configuration are those of a version
-            differing = [k for k in mine if mine[k] != theirs.get(k) and k not in free]
+            differing = [k for k in mine if mine[k] != theirs[k] and k not in free]
             if differing:
                 raise PretrainingError(
                     f"{self.folder} holds a run with other {', '.join(differing)}; choose another folder to start anew"
@@ -285,15 +295,16 @@ class Pretraining:
 
     def _draw(self, writer: Any) -> None:
         """Reconstructions after inversion over the sparse grid, and samples from noise."""
-        backbone = self.averaged()
-        x0 = self._photographs.network_input(0)
+        device = self.accelerator.device
+        backbone = self.averaged().to(device)
+        x0 = self._photographs.network_input(0).to(device)
         back, psnr = round_trip(backbone, x0, [t for t in RECONSTRUCTION_GRID if t < self.schedule.steps])
         side = min(256, self.settings.resolution)
         noise = torch.from_numpy(
             np.random.default_rng(self.settings.seed).standard_normal((2, 3, side, side), dtype=np.float32)
         )
         grid = sorted({round(t) for t in np.linspace(1, 0.99 * self.schedule.steps, 20)})
-        samples = reconstruct(backbone, noise, grid, clip=True)
+        samples = reconstruct(backbone, noise.to(device), grid, clip=True)
         writer.add_scalar("reconstruction_psnr", psnr, self.step)
         for name, picture in (
             ("reconstruction", np.concatenate([to_pixels(x0)[0], to_pixels(back)[0]], axis=1)),
@@ -304,22 +315,33 @@ class Pretraining:
 
 
 def noisy_pair(
-    schedule: NoiseSchedule, prediction: Prediction, x0: torch.Tensor, noise: torch.Tensor, t: int
+    schedule: NoiseSchedule,
+    prediction: Prediction,
+    x0: torch.Tensor,
+    noise: torch.Tensor,
+    t: Sequence[int] | NDArray[np.int64],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """x_t ~ q(x_t | x0) and the target that a network of this prediction type learns; shapes of x0."""
-    a = float(schedule.alphas_cumprod[t])
-    x = schedule.noised(x0, noise, t)
+    """x_t ~ q(x_t | x0) and the target that a network of this prediction type learns; shapes of x0.
+
+    Args:
+        t: timestep of each image.
+    """
+    a = torch.from_numpy(schedule.alphas_cumprod[np.asarray(t)])
+    image, noisy = (share.float().to(x0.device)[:, None, None, None] for share in (a.sqrt(), (1 - a).sqrt()))
+    x = image * x0 + noisy * noise
     match prediction:
         case "epsilon":
             return x, noise
         case "sample":
             return x, x0
         case "v_prediction":
-            return x, a**0.5 * noise - (1 - a) ** 0.5 * x0
+            return x, image * noise - noisy * x0
 
 
-def _level_name(t: int) -> str:
-    return f"t_below_{10 ** len(str(max(t, 1)))}"
+def _by_level(losses: NDArray[np.float32], levels: NDArray[np.int64]) -> dict[str, float]:
+    """Mean loss of the crops at each order of magnitude of timesteps."""
+    names = np.array([f"t_below_{10 ** len(str(max(t, 1)))}" for t in levels.tolist()])
+    return {str(name): float(losses[names == name].mean()) for name in np.unique(names)}
 
 
 def _save_picture(picture: NDArray[np.uint8], path: Path) -> None:

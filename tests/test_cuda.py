@@ -85,6 +85,44 @@ def test_half_precision_is_near(folder: Path, dataset_folder: Path, precision: P
         assert 0 < difference < 0.05 * maps.values.astype(np.float32).std()
 
 
+def test_a_forward_is_run_recorded_and_replayed_to_the_same_bits(folder: Path) -> None:
+    network, fresh = (open_backbone(str(folder), device="cuda") for _ in range(2))
+    blocks = network.block_names[:2]
+    one, other = torch.randn(2, 2, 3, 32, 32, device="cuda").unbind()
+
+    def told(backbone: Backbone, x: torch.Tensor, t: int) -> list[torch.Tensor]:
+        estimate = backbone.estimate(x, t, blocks)
+        assert estimate.x0 is not None
+        return [estimate.x0, *estimate.features.values()]
+
+    run, *_, replayed = [told(network, one, 7) for _ in range(4)]
+    assert network._recordings is not None
+    assert len(network._recordings._graphs) == 1
+    assert all(torch.equal(a, b) for a, b in zip(run, replayed, strict=True))
+    again, expected = told(network, other, 90), told(fresh, other, 90)
+    assert all(torch.equal(a, b) for a, b in zip(again, expected, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(run, replayed, strict=True))  # nobody wrote over what was given out
+    assert network._recordings.forget()
+    assert all(torch.equal(a, b) for a, b in zip(told(network, one, 7), run, strict=True))
+
+
+def test_a_device_that_is_full_gives_up_recordings_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, x = open_backbone(str(folder), device="cuda"), torch.zeros(1, 3, 32, 32, device="cuda")
+    expected = [network.estimate(x, 7).x0 for _ in range(4)][-1]
+    usual, left = network.unet.forward, 1
+
+    def full_once(*given: object, **named: object) -> object:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise torch.OutOfMemoryError
+        return usual(*given, **named)
+
+    monkeypatch.setattr(network.unet, "forward", full_once)
+    assert torch.isfinite(network.estimate(torch.zeros(2, 3, 32, 32, device="cuda"), 7).x0).all()  # type: ignore[arg-type]
+    assert torch.equal(network.estimate(x, 7).x0, expected)  # type: ignore[arg-type]
+
+
 def test_a_device_has_contiguous_maps_and_a_cpu_its_own(folder: Path) -> None:
     weight = "conv_in.weight"
     network = open_backbone(str(folder), device="cuda")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def denoising_error(backbone: Backbone, photographs: PreparedPhotographs) -> flo
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
     errors = []
     for t in (300, 1000, 2000):
-        x, _ = noisy_pair(backbone.schedule, "sample", x0, noise, t)
+        x, _ = noisy_pair(backbone.schedule, "sample", x0, noise, [t])
         x0_hat = backbone.estimate(x, t).x0
         assert x0_hat is not None
         errors.append(float((x0_hat - x0).square().mean()))
@@ -97,6 +98,15 @@ def test_a_folder_belongs_to_one_run(photographs: PreparedPhotographs, tmp_path:
     Pretraining(SETTINGS.model_copy(update={"steps": 9}), photographs, tmp_path / "run")
     with pytest.raises(PretrainingError, match="a run with other batch, seed"):
         Pretraining(SETTINGS.model_copy(update={"seed": 1, "batch": 2}), photographs, tmp_path / "run")
+
+
+def test_a_run_of_a_version_that_knew_fewer_settings_goes_on(photographs: PreparedPhotographs, tmp_path: Path) -> None:
+    Pretraining(SETTINGS, photographs, tmp_path / "run")
+    path = tmp_path / "run" / "settings.json"
+    former = json.loads(path.read_text())
+    assert former.pop("colourless") == 0
+    path.write_text(json.dumps(former))
+    Pretraining(SETTINGS, photographs, tmp_path / "run")
 
 
 def test_a_run_goes_on_from_a_backbone(photographs: PreparedPhotographs, tmp_path: Path) -> None:
@@ -167,10 +177,10 @@ def test_photographs_prepared_otherwise_are_prepared_again(dataset_folder: Path,
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
 def test_targets_belong_to_their_noisy_images(prediction: str) -> None:
-    schedule, t = noise_schedule("cosine-100"), 40
-    x0, noise = torch.randn(1, 3, 4, 4), torch.randn(1, 3, 4, 4)
+    schedule, t = noise_schedule("cosine-100"), [40, 90]
+    x0, noise = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     x, target = noisy_pair(schedule, prediction, x0, noise, t)  # type: ignore[arg-type]
-    a = float(schedule.alphas_cumprod[t])
+    a = torch.from_numpy(schedule.alphas_cumprod[t]).float()[:, None, None, None]
     recovered = {
         "epsilon": lambda: (x - a**0.5 * x0) / (1 - a) ** 0.5,
         "sample": lambda: x0,
@@ -188,6 +198,15 @@ def test_crops_depend_on_seed_and_index_alone(photographs: PreparedPhotographs) 
     assert crops[5].abs().max() <= 1
     with pytest.raises(PretrainingError, match="crops of 64 do not fit"):
         CropDataset(photographs, 64, 1.0, 0)
+
+
+def test_some_crops_are_shown_without_colour(photographs: PreparedPhotographs) -> None:
+    colours, some, none = (CropDataset(photographs, 16, 1.0, 0, colourless=share) for share in (0.0, 0.5, 1.0))
+    for i in range(20):
+        assert torch.equal(none[i], colours[i][1:2].expand(3, -1, -1))
+        assert torch.equal(some[i], none[i]) or torch.equal(some[i], colours[i])
+    grey = sum(torch.equal(some[i], none[i]) for i in range(200))
+    assert 70 < grey < 130
 
 
 def test_unusable_photographs_are_listed(dataset_folder: Path, tmp_path: Path) -> None:

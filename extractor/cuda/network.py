@@ -1,0 +1,100 @@
+"""A U-Net's residual blocks with fewer passes over their maps.
+
+n  images     c  channels     g  groups of them     h, w  size of a map
+
+torch's group norm finds the moments of a group with one block of threads, so that a single photograph leaves most of
+a device idle; and of its own passes and those of diffusers' blocks (the time's scale, its shift, SiLU, sum, division by
+one) half can be saved. Convolutions stay cuDNN's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+from diffusers.models.resnet import ResnetBlock2D
+from torch import nn
+from torch.nn import functional
+
+ROWS = 1024
+"""Rows that a device finds the moments of at once; groups are cut into so many where they are long enough."""
+SHORTEST = 4096
+"""Numbers in a row, at least."""
+
+
+def quicken(unet: UNet2DModel) -> UNet2DModel:
+    """Let a network compute faster on CUDA devices, to 1e-5 of its largest numbers; returns it."""
+    for module in unet.modules():
+        if isinstance(module, ResnetBlock2D) and _is_plain(module):
+            module.forward = _quick_block(module)
+    return unet
+
+
+def _is_plain(block: ResnetBlock2D) -> bool:
+    """Norm, SiLU, convolution, twice, at one size."""
+    return (
+        isinstance(block.norm1, nn.GroupNorm)
+        and isinstance(block.norm2, nn.GroupNorm)
+        and isinstance(block.nonlinearity, nn.SiLU)
+        and block.upsample is None
+        and block.downsample is None
+        and block.time_embedding_norm in ("default", "scale_shift")
+        and block.time_emb_proj is not None
+        and not block.skip_time_act
+        and block.output_scale_factor == 1
+    )
+
+
+def _quick_block(block: ResnetBlock2D) -> Callable[..., torch.Tensor]:
+    usual = type(block).forward
+
+    def forward(x: torch.Tensor, temb: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            done: torch.Tensor = usual(block, x, temb, *rest, **more)
+            return done
+        maps: torch.Tensor = block.conv1(functional.silu(group_norm(x, block.norm1), inplace=True))
+        told = block.time_emb_proj(functional.silu(temb))
+        if block.time_embedding_norm == "default":
+            maps, told = maps.add_(told[..., None, None]), None
+        maps = block.conv2(functional.silu(group_norm(maps, block.norm2, told), inplace=True))
+        residual: torch.Tensor = x if block.conv_shortcut is None else block.conv_shortcut(x)
+        return maps.add_(residual)
+
+    return forward
+
+
+def group_norm(x: torch.Tensor, norm: nn.GroupNorm, told: torch.Tensor | None = None) -> torch.Tensor:
+    """Group norm, then the time's scale and shift, in one pass to find the moments and one to apply them.
+
+    Args:
+        x: (n, c, h, w).
+        norm: of c channels.
+        told: (n, 2c), scale less one and shift; none where None.
+
+    Returns:
+        float32 (n, c, h, w).
+    """
+    x = x.float()
+    n, c = x.shape[:2]
+    variance, mean = _moments(x.reshape(n, norm.num_groups, -1))
+    scale = torch.rsqrt(variance + norm.eps) * norm.weight.view(norm.num_groups, -1)
+    shift = torch.addcmul(norm.bias.view(norm.num_groups, -1), mean, scale, value=-1)
+    if told is not None:
+        by, beside = told.float().view(n, 2, norm.num_groups, -1).unbind(1)
+        scale, shift = scale * (1 + by), torch.addcmul(beside, shift, 1 + by)
+    return torch.addcmul(shift.reshape(n, c, 1, 1), x, scale.reshape(n, c, 1, 1))
+
+
+def _moments(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Variance and mean of (n, g, numbers), each (n, g, 1), from those of rows that many threads look at."""
+    n, g, numbers = groups.shape
+    rows = min(max(1, ROWS // (n * g)), max(1, numbers // SHORTEST))
+    rows = math.gcd(1 << (rows.bit_length() - 1), numbers)
+    variances, means = torch.var_mean(groups.view(n, g, rows, -1), dim=-1, correction=0)
+    if rows == 1:
+        return variances, means
+    between, mean = torch.var_mean(means, dim=-1, correction=0, keepdim=True)
+    return variances.mean(dim=-1, keepdim=True).add_(between), mean
