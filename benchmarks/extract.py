@@ -6,7 +6,7 @@
 The small preset from files to stored bytes; ratios alternate within one run. Photographs are drawn if no
 folder is given. The full run takes about a quarter of an hour on two cores and writes its table into
 docs/benchmarks.md; --quick uses fewer and smaller photographs and writes nothing. Where there is a CUDA device
-it is measured on that; what two workers of one thread are worth is asked of CPUs alone.
+it is measured on that, float32 in all its bits; what two workers of one thread are worth is asked of CPUs alone.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Scale:
     memory: tuple[int, int]
 
 
-FULL = Scale(512, 8 if DEVICE == "cpu" else 64, 3, (10, 100))
+FULL = Scale(512, 8 if DEVICE == "cpu" else 96, 3, (10, 100))
 QUICK = Scale(128, 3, 2, (3, 24) if DEVICE == "cpu" else (16, 64))
 
 
@@ -141,17 +141,19 @@ def roofline(scale: Scale, recipe: Preset) -> dict[str, float]:
     """FLOP/s of one forward over those of the best square matrix product, both float32.
 
     FLOP are those of convolutions done directly: an arithmetic that needs fewer may have a share above one.
+    On a GPU the forward is of as many photographs as a run has in one.
     """
     usual = load_backbone(backbone_source(recipe.backbone)).to(DEVICE)
     quick = open_backbone(recipe.backbone, device=DEVICE)
-    x = torch.randn(1, 3, scale.resolution, scale.resolution, device=DEVICE)
+    batch = 1 if DEVICE == "cpu" else usual_batch(DEVICE, recipe.spec(quick).entry_bytes())
+    x = torch.randn(batch, 3, scale.resolution, scale.resolution, device=DEVICE)
     blocks = [f"block_{i}" for i in recipe.blocks]
     with FlopCounterMode(display=False) as counter:
         usual.estimate(x, 10, blocks)
     matrices = {n: (torch.randn(n, n, device=DEVICE), torch.randn(n, n, device=DEVICE)) for n in (1024, 2048, 4096)}
 
     def forward(backbone: Backbone) -> float:
-        return counter.get_total_flops() / min(seconds(lambda: backbone.estimate(x, 10, blocks)) for _ in range(3))
+        return counter.get_total_flops() / min(seconds(lambda: backbone.estimate(x, 10, blocks)) for _ in range(4))
 
     shares: dict[str, list[float]] = {"roofline_share": [], "of torch": []}
     for backbone in (usual, quick):
@@ -277,6 +279,7 @@ def main() -> None:
     if given.memory_of:
         extract_views(given.memory_of[0], given.photographs, given.memory_of[1])
         return
+    torch.backends.cudnn.allow_tf32 = False  # of the plain loop; the extractor's float32 has all its bits anyway
     scale = QUICK if given.quick else FULL
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)

@@ -6,13 +6,17 @@ in it, and at most a batch (or as many as there are writers) waits to be written
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import cv2
 import torch
 
 from extractor.datasets import Photograph
@@ -29,6 +33,8 @@ from store.spec import FeatureSpec
 MOST_THREADS = 8
 LARGEST_BATCH = 16
 BATCH_BYTES = 4 << 30
+BEHIND = 5
+"""Niceness of threads that decode and write."""
 
 
 class Threads(NamedTuple):
@@ -184,9 +190,10 @@ class Pipeline:
         """
         forwards, before = self._extractor.forwards, dict(self._stages.seconds)
         with (
+            _one_thread_for_each_of_opencv(),
             Claims(self._store.objects) as self._claims,
-            ThreadPoolExecutor(self._threads.decoders) as self._decoders,
-            ThreadPoolExecutor(self._threads.writers) as self._writer,
+            ThreadPoolExecutor(self._threads.decoders, initializer=_give_way) as self._decoders,
+            ThreadPoolExecutor(self._threads.writers, initializer=_give_way) as self._writer,
         ):
             self._complete(work)
         self.report.forwards += self._extractor.forwards - forwards
@@ -310,6 +317,23 @@ class Pipeline:
     def _is_there(self, key: Key) -> bool:
         to_do_again = self._overwrite and key not in self.made
         return not to_do_again and self._store.has(self._extractor.spec, key)
+
+
+def _give_way() -> None:
+    """The calling thread is scheduled behind those that it works for, where the system knows threads by themselves."""
+    with suppress(AttributeError, OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BEHIND)
+
+
+@contextmanager
+def _one_thread_for_each_of_opencv() -> Iterator[None]:
+    """Within this context OpenCV takes no threads of its own beside those that call it."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
 
 
 def _sample(photograph: Photograph, decoded: _Decoded, store: FeatureStore, spec: FeatureSpec) -> Sample:
