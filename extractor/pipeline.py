@@ -7,6 +7,7 @@ in it, and at most a batch (or as many as there are writers) waits to be written
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -320,9 +321,10 @@ class Pipeline:
 
 
 def _give_way() -> None:
-    """The calling thread is scheduled behind those that it works for, where the system knows threads by themselves."""
-    with suppress(AttributeError, OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BEHIND)
+    """The calling thread is scheduled behind those that it works for, on Linux, where each thread has a priority."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BEHIND)
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from diffusers.models.resnet import ResnetBlock2D
@@ -11,6 +13,7 @@ from torch.nn import functional
 from extractor.architectures import tiny_unet
 from extractor.backbone import Backbone
 from extractor.cuda.network import SHORTEST, group_norm, quicken
+from extractor.cuda.recording import MOST, RUNS_BEFORE, Computation, Maps, Recordings
 from extractor.diffusion import Diffusion
 from extractor.schedule import noise_schedule
 from extractor.unet import build_unet
@@ -76,3 +79,78 @@ def test_a_network_that_is_trained_is_diffusers_own() -> None:
     quicken(unet)(x, t).sample.sum().backward()
     assert expected is not None
     assert torch.equal(unet.conv_in.weight.grad, expected)
+
+
+class Replayed:
+    """In place of a graph: what it was recorded of, each time."""
+
+    def __init__(self, compute: Computation, inputs: Sequence[torch.Tensor], _pool: object) -> None:
+        self._made = compute(*inputs)
+
+    def replay(self, _inputs: Sequence[torch.Tensor]) -> Maps:
+        return self._made
+
+
+@pytest.fixture
+def recordings(monkeypatch: pytest.MonkeyPatch) -> Recordings:
+    monkeypatch.setattr(Recordings, "_record", lambda _, compute, inputs: Replayed(compute, inputs, None))
+    return Recordings()
+
+
+class Counted:
+    """A computation that knows how often it was made."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __call__(self, x: torch.Tensor) -> Maps:
+        self.times += 1
+        return {"twice": 2 * x}
+
+
+def test_what_is_asked_for_often_is_recorded_once(recordings: Recordings) -> None:
+    compute, x = Counted(), torch.ones(2, 3)
+    for _ in range(10):
+        assert torch.equal(recordings.run("name", compute, [x])["twice"], 2 * x)
+    assert compute.times == RUNS_BEFORE + 1
+
+
+def test_another_name_shape_or_type_is_another_computation(recordings: Recordings) -> None:
+    compute, x = Counted(), torch.ones(2, 3)
+    others = [("name", x[:1]), ("other", x), ("name", x.double())]
+    for _ in range(RUNS_BEFORE + 2):
+        recordings.run("name", compute, [x])
+    before = compute.times
+    for name, given in others:
+        assert torch.equal(recordings.run(name, compute, [given])["twice"], 2 * given)
+    assert compute.times == before + len(others)
+
+
+def test_no_more_graphs_are_kept_than_is_said(recordings: Recordings) -> None:
+    compute = Counted()
+    for n in range(MOST + 1):
+        for _ in range(RUNS_BEFORE + 1):
+            recordings.run(n, compute, [torch.ones(1)])
+    before = compute.times
+    for n in range(MOST + 1):
+        recordings.run(n, compute, [torch.ones(1)])
+    assert compute.times == before + 1  # the last is run
+
+
+def test_who_has_no_room_to_record_runs(recordings: Recordings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> Replayed:
+        raise torch.OutOfMemoryError
+
+    compute = Counted()
+    for _ in range(RUNS_BEFORE + 1):
+        recordings.run("recorded", compute, [torch.ones(1)])
+    monkeypatch.setattr(Recordings, "_record", full)
+    for n in range(RUNS_BEFORE + 3):
+        recordings.run("no room", compute, [torch.ones(1)])
+        assert compute.times == RUNS_BEFORE + 1 + n + 1
+    monkeypatch.setattr(Recordings, "_record", lambda *_: pytest.fail("recorded on a device that was full"))
+    before = compute.times
+    for _ in range(RUNS_BEFORE + 2):
+        recordings.run("recorded", compute, [torch.ones(1)])
+    assert compute.times == before + RUNS_BEFORE + 2  # the graph was given up for room
+    assert not recordings.forget()

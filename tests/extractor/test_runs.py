@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 import threading
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -19,7 +23,7 @@ from extractor.datasets import DataSet, load_dataset
 from extractor.diffusion import Diffusion
 from extractor.errors import BackboneError, DatasetError, DeviceFull, NonFiniteActivation
 from extractor.extraction import Extractor
-from extractor.pipeline import Threads, usual_batch, usual_threads
+from extractor.pipeline import BEHIND, Threads, usual_batch, usual_threads
 from extractor.presets import open_backbone
 from extractor.runs import SizePlan, extract_dataset, plan_size, require_room
 from extractor.unet import build_unet
@@ -43,6 +47,32 @@ def test_a_second_run_does_nothing(backbone: Backbone, spec: FeatureSpec, datase
     assert plan_size(dataset, store, spec).images == 0
     third = extract_dataset(dataset, store, extractor, overwrite=True)
     assert third.extracted == 6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux alone")
+def test_helpers_give_way_and_take_no_threads_of_their_own(
+    backbone: Backbone, spec: FeatureSpec, dataset_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mine() -> tuple[int, int]:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id()), cv2.getNumThreads()
+
+    before, store = mine(), FeatureStore("memory://")
+    seen: dict[str, set[tuple[int, int]]] = {"decoding": set(), "network": set(), "writing": set()}
+
+    def seeing(where: str, usual: Callable[..., Any]) -> Callable[..., Any]:
+        def seen_there(*given: Any, **named: Any) -> Any:
+            seen[where].add(mine())
+            return usual(*given, **named)
+
+        return seen_there
+
+    monkeypatch.setattr(Extractor, "prepare", seeing("decoding", Extractor.prepare))
+    monkeypatch.setattr(Extractor, "unstacked", seeing("network", Extractor.unstacked))
+    monkeypatch.setattr(FeatureStore, "write", seeing("writing", FeatureStore.write))
+    extract_dataset(load_dataset(f"folder:{dataset_folder}", "eyes"), store, Extractor(backbone, spec))
+    nice = before[0]
+    assert seen == {"decoding": {(nice + BEHIND, 1)}, "network": {(nice, 1)}, "writing": {(nice + BEHIND, 1)}}
+    assert mine() == before
 
 
 def test_features_masks_and_names_arrive(filled_store: FeatureStore, spec: FeatureSpec, dataset_folder: Path) -> None:
