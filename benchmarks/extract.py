@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -36,6 +37,7 @@ from benchmarks.plain import PlainLoop
 from benchmarks.report import device_name, table, write_section
 from extractor.backbone import Backbone, load_backbone
 from extractor.cluster import ExtractionJob, connected, extract_on_cluster
+from extractor.cuda.recording import RUNS_BEFORE
 from extractor.datasets import DataSet, load_dataset
 from extractor.extraction import Extractor
 from extractor.pipeline import usual_batch
@@ -92,20 +94,25 @@ def throughput(scale: Scale, recipe: Preset, dataset: DataSet, work: Path) -> di
     paths = [p.image for p in photographs.photographs]
     batch = usual_batch(DEVICE, spec.entry_bytes())
 
-    def ours(name: str, batch: int) -> float:
-        store = FeatureStore(work / name)
-        return seconds(lambda: extract_dataset(photographs, store, extractor, batch=batch))
-
-    ours("warm", batch)
-    ratios, alone = [], []
-    for i in range(scale.rounds):
-        folder = work / f"plain{i}"
+    def alone_on_disk(run: Callable[[Path], object]) -> float:
+        """Seconds of a run into an empty folder, whose gigabytes are not left for the next one's time."""
+        folder = work / "run"
         folder.mkdir()
-        usual = seconds(lambda folder=folder: plain.run(paths, folder))
-        shutil.rmtree(folder)  # gigabytes
-        quick = ours(f"ours{i}", batch)
+        os.sync()
+        taken = seconds(lambda: run(folder))
+        shutil.rmtree(folder)
+        return taken
+
+    def ours(batch: int) -> float:
+        return alone_on_disk(lambda folder: extract_dataset(photographs, FeatureStore(folder), extractor, batch=batch))
+
+    ours(batch)
+    ratios, alone = [], []
+    for _ in range(scale.rounds):
+        usual = alone_on_disk(lambda folder: plain.run(paths, folder))
+        quick = ours(batch)
         ratios.append(usual / quick)
-        alone.append(quick / ours(f"alone{i}", 1))
+        alone.append(quick / ours(1))
         say(f"plain loop / ours: {ratios[-1]:.2f}; one photograph in a forward: {alone[-1]:.2f} of the speed")
     return {
         "throughput_ratio": statistics.median(ratios),
@@ -153,7 +160,9 @@ def roofline(scale: Scale, recipe: Preset) -> dict[str, float]:
     matrices = {n: (torch.randn(n, n, device=DEVICE), torch.randn(n, n, device=DEVICE)) for n in (1024, 2048, 4096)}
 
     def forward(backbone: Backbone) -> float:
-        return counter.get_total_flops() / min(seconds(lambda: backbone.estimate(x, 10, blocks)) for _ in range(4))
+        return counter.get_total_flops() / min(
+            seconds(lambda: backbone.estimate(x, 10, blocks)) for _ in range(RUNS_BEFORE + 2)
+        )
 
     shares: dict[str, list[float]] = {"roofline_share": [], "of torch": []}
     for backbone in (usual, quick):
@@ -260,7 +269,7 @@ def lines(figures: dict[str, float | str | None], scale: Scale) -> list[str]:
     return [
         "`python benchmarks/extract.py`: the small preset at 512 pixels, int8. The plain loop is "
         "`benchmarks/plain.py`: same weights, float32, default memory format, one photograph at a time, "
-        "hooks, `.npy` written in the loop.",
+        "hooks, `.npy` written in the loop" + ("; convolutions in all bits, no TF32." if DEVICE != "cpu" else "."),
         "",
         *table(
             [f"on {device_name(DEVICE)}", ""],

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
@@ -21,7 +22,7 @@ from diffusers import UNet2DModel
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from extractor.cuda.recording import Recordings
+from extractor.cuda.recording import Computation, Recordings
 from extractor.diffusion import Diffusion
 from extractor.errors import BackboneError, NonFiniteActivation
 from extractor.schedule import NoiseSchedule
@@ -36,6 +37,8 @@ DIFFUSION_FILE = "scheduler_config.json"
 PREPROCESSING_FILE = "preprocessing.json"
 
 OUTPUT = "output"
+_PRECISION = threading.RLock()
+"""Of whoever changes how this process multiplies."""
 
 # What of the configuration changes the output, and is not a shape of the weights already. A newer
 # diffusers may know more keys; the fingerprints of today's backbones must not change with it.
@@ -94,6 +97,7 @@ class Backbone:
         self.config = unet_config(unet, config or {})
         self._modules = decoder_blocks(unet)
         self._recordings: Recordings | None = None
+        self._is_compiled = False
         if unet.class_embedding is not None and diffusion.class_label is None:
             raise BackboneError(
                 f"this network is conditioned on {self.config.get('num_class_embeds')} classes; "
@@ -125,12 +129,12 @@ class Backbone:
         return sum(p.numel() for p in self.unet.parameters())
 
     def to(self, device: torch.device | str) -> Backbone:
-        """The same backbone on another device (the weights move)."""
+        """The same backbone on another device (the weights move; what was recorded on the former one is dropped)."""
         on_cuda = torch.device(device).type == "cuda"  # where norms of channels-last maps are copied first
         memory_format = torch.contiguous_format if on_cuda else self._format_on_cpus
         self.unet.to(device, memory_format=memory_format)
         self.memory_format = memory_format
-        self._recordings = Recordings() if on_cuda else None
+        self._recordings = Recordings() if on_cuda and not self._is_compiled else None
         return self
 
     def untrained(self) -> Backbone:
@@ -167,10 +171,7 @@ class Backbone:
             BackboneError: no such block, or R is not a multiple of the network's stride.
         """
         wanted = [f"block_{name}" if isinstance(name, int) else name for name in names]
-        if unknown := [name for name in wanted if name not in self._modules]:
-            raise BackboneError(
-                f"no block {', '.join(unknown)} here; this backbone has {self.block_names[0]} .. {self.block_names[-1]}"
-            )
+        self._require_blocks(wanted)
         self.require_resolution(resolution)
         # Shapes scale with R, so a small image is enough to learn them; of the smallest, a single pixel would be left,
         # which a norm of each channel by itself refuses.
@@ -188,12 +189,19 @@ class Backbone:
             for name, f in ((name, shapes[name]) for name in ordered)
         )
 
+    def _require_blocks(self, names: Sequence[str]) -> None:
+        if unknown := [name for name in names if name not in self._modules]:
+            raise BackboneError(
+                f"no block {', '.join(unknown)} here; this backbone has {self.block_names[0]} .. {self.block_names[-1]}"
+            )
+
     @torch.inference_mode()
     def features(self, x: torch.Tensor, timesteps: Sequence[int], blocks: Sequence[str]) -> dict[str, torch.Tensor]:
         """Feature maps {block: (b, c, h, w)} of x (b, 3, h, w), each image at its own timestep.
 
         Raises:
             NonFiniteActivation: a feature map holds NaN or infinity.
+            BackboneError: no such block.
         """
         return self._forward(x, timesteps, blocks, features_only=True)[1]
 
@@ -209,6 +217,7 @@ class Backbone:
 
         Raises:
             NonFiniteActivation: a feature map or the output holds NaN or infinity.
+            BackboneError: no such block.
         """
         output, features = self._forward(x, t, blocks, features_only=features_only)
         return Estimate(None if output is None else self.to_x0(x, output, t), features)
@@ -217,21 +226,26 @@ class Backbone:
         self, x: torch.Tensor, t: int | Sequence[int], blocks: Sequence[str], *, features_only: bool
     ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
         """The network's output, None if it was left behind the last of the blocks, and the blocks' maps."""
+        self._require_blocks(blocks)
         wanted = tuple(name for name in self.block_names if name in blocks)
         compute = partial(self._run, wanted, features_only)
-        inputs = self._inputs(x, t)
-        if self._recordings is None:
-            made = compute(*inputs)
-        else:
-            name = wanted, features_only, self.precision
-            try:
-                made = self._recordings.run(name, compute, inputs)
-            except torch.OutOfMemoryError:
-                if not self._recordings.forget():
-                    raise
-                made = compute(*inputs)
+        made = self._recorded_or_run((wanted, features_only, self.precision), compute, self._inputs(x, t))
         _require_finite(made, t)
         return made.pop(OUTPUT, None), made
+
+    def _recorded_or_run(
+        self, name: Hashable, compute: Computation, inputs: tuple[torch.Tensor, ...]
+    ) -> dict[str, torch.Tensor]:
+        if self._recordings is None:
+            return compute(*inputs)
+        try:
+            return self._recordings.run(name, compute, inputs)
+        except torch.OutOfMemoryError:
+            if not self._recordings.forget():
+                raise
+        # Not within the clause above: the error holds what was made until it is left.
+        torch.cuda.empty_cache()
+        return compute(*inputs)
 
     def _run(self, blocks: Sequence[str], features_only: bool, *inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         """The blocks' maps and, if it was not left behind the last of them, the network's output."""
@@ -308,7 +322,7 @@ class Backbone:
     def compiled(self) -> Backbone:
         """The same backbone with its blocks compiled by torch when they are first run, which takes minutes."""
         compile_blocks(self.unet)
-        self._recordings = None
+        self._is_compiled, self._recordings = True, None
         return self
 
     def save(self, folder: Path, half: bool = True) -> None:
@@ -345,11 +359,19 @@ def _whole_float32(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
+    convolutions = getattr(
+        torch.backends.cudnn, "conv", None
+    )  # since torch 2.9; reading the former flag may raise there
+    switch, name, exact = (
+        (convolutions, "fp32_precision", "ieee") if convolutions else (torch.backends.cudnn, "allow_tf32", False)
+    )
+    with _PRECISION:
+        before = getattr(switch, name)
+        setattr(switch, name, exact)
+        try:
+            yield
+        finally:
+            setattr(switch, name, before)
 
 
 def load_backbone(source: str | Path, precision: Precision = "float32", class_label: int | None = None) -> Backbone:

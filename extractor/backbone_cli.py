@@ -128,6 +128,7 @@ def pretrain(
     crop: Annotated[int, typer.Option(min=8, help="Side of the crops; the resolution for whole images.")] = 128,
     resolution: Annotated[int, typer.Option(min=8, help="Side of the prepared photographs.")] = 512,
     learning_rate: Annotated[float, typer.Option(min=1e-9)] = 5e-4,
+    warmup: Annotated[int, typer.Option(min=0, help="Steps that the learning rate rises over.")] = 200,
     schedule: Annotated[
         str | None, typer.Option(help="Noise schedule, such as linear-1000.", show_default="cosine-4000")
     ] = None,
@@ -175,6 +176,7 @@ def pretrain(
         "accumulate": accumulate,
         "steps": steps,
         "learning_rate": learning_rate,
+        "warmup": warmup,
         "mixed_precision": mixed_precision,
         "checkpoint_every": checkpoint_every,
         "seed": seed,

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -191,7 +191,7 @@ class Pipeline:
         """
         forwards, before = self._extractor.forwards, dict(self._stages.seconds)
         with (
-            _one_thread_for_each_of_opencv(),
+            _ONE_THREAD_OF_OPENCV,
             Claims(self._store.objects) as self._claims,
             ThreadPoolExecutor(self._threads.decoders, initializer=_give_way) as self._decoders,
             ThreadPoolExecutor(self._threads.writers, initializer=_give_way) as self._writer,
@@ -323,19 +323,33 @@ class Pipeline:
 def _give_way() -> None:
     """The calling thread is scheduled behind those that it works for, on Linux, where each thread has a priority."""
     if sys.platform == "linux":
+        me = threading.get_native_id()
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BEHIND)
+            os.setpriority(os.PRIO_PROCESS, me, os.getpriority(os.PRIO_PROCESS, me) + BEHIND)
 
 
-@contextmanager
-def _one_thread_for_each_of_opencv() -> Iterator[None]:
-    """Within this context OpenCV takes no threads of its own beside those that call it."""
-    before = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(before)
+class _OneThreadOfOpenCV:
+    """While anybody is within, OpenCV takes no threads of its own beside those that call it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._within = self._before = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._within == 0:
+                self._before = cv2.getNumThreads()
+                cv2.setNumThreads(1)
+            self._within += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._within -= 1
+            if self._within == 0:
+                cv2.setNumThreads(self._before)
+
+
+_ONE_THREAD_OF_OPENCV = _OneThreadOfOpenCV()
 
 
 def _sample(photograph: Photograph, decoded: _Decoded, store: FeatureStore, spec: FeatureSpec) -> Sample:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:  # loading diffusers takes seconds; recipes are read without i
     from extractor.backbone import Backbone
 
 MODELS = Path(__file__).parent / "models"
+BESIDE_THE_WHEEL = "base"
+"""The backbone that is shipped with the source alone."""
 CODEBOOK_FILE = "codebook.safetensors"
 UNTRAINED = "untrained:"
 """Before a backbone's name: its architecture with random weights."""
@@ -173,7 +175,16 @@ def shipped_backbones() -> list[str]:
 
 
 def backbone_source(name: str) -> str:
-    """The folder of a shipped backbone; any other name, a folder or a hub id, as it is."""
+    """The folder of a shipped backbone; any other name, a folder or a hub id, as it is.
+
+    Raises:
+        BackboneError: the one that is shipped with the source alone, which is not here.
+    """
+    if name == BESIDE_THE_WHEEL and not is_shipped(name) and not Path(name).is_dir():
+        raise BackboneError(
+            f"the backbone {name} is too large for the wheel: name its folder, extractor/models/{name} in a checkout "
+            "of the source"
+        )
     return str(MODELS / name) if is_shipped(name) else name
 
 

@@ -226,16 +226,17 @@ class Pretraining:
         if last > first:
             yield from self.accelerator.prepare(loader)
 
-    def _train_step(self, x0: torch.Tensor, part: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def _train_step(self, x0: torch.Tensor, part: int) -> tuple[NDArray[np.float32], list[int]]:
         """The losses of the crops, and the timesteps that they were shown at."""
         rank = self.accelerator.process_index
         generator = np.random.default_rng([*self.settings.seeds, self.step, part, rank])
-        t = (self.schedule.steps * generator.random(len(x0)) ** self.settings.level_power).astype(np.int64)
+        drawn = self.schedule.steps * generator.random(len(x0)) ** self.settings.level_power
+        t = [int(level) for level in drawn]
         draw = torch.Generator(x0.device).manual_seed(int(generator.integers(2**63)))
         noise = torch.randn(x0.shape, generator=draw, device=x0.device)
         with self.accelerator.accumulate(self.unet):
             x, target = noisy_pair(self.schedule, self.settings.prediction, x0, noise, t)
-            output = self.unet(x, torch.from_numpy(t).to(x.device)).sample
+            output = self.unet(x, torch.tensor(t, device=x.device)).sample
             losses = functional.mse_loss(output.float(), target, reduction="none").mean(dim=(1, 2, 3))
             self.accelerator.backward(losses.mean())
             if self.accelerator.sync_gradients:
@@ -319,28 +320,27 @@ def noisy_pair(
     prediction: Prediction,
     x0: torch.Tensor,
     noise: torch.Tensor,
-    t: Sequence[int] | NDArray[np.int64],
+    t: int | Sequence[int],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """x_t ~ q(x_t | x0) and the target that a network of this prediction type learns; shapes of x0.
 
     Args:
-        t: timestep of each image.
+        t: timestep of all images, or of each.
     """
-    a = torch.from_numpy(schedule.alphas_cumprod[np.asarray(t)])
-    image, noisy = (share.float().to(x0.device)[:, None, None, None] for share in (a.sqrt(), (1 - a).sqrt()))
-    x = image * x0 + noisy * noise
+    x = schedule.noised(x0, noise, t)
     match prediction:
         case "epsilon":
             return x, noise
         case "sample":
             return x, x0
         case "v_prediction":
+            image, noisy = schedule.shares(t, x0)
             return x, image * noise - noisy * x0
 
 
-def _by_level(losses: NDArray[np.float32], levels: NDArray[np.int64]) -> dict[str, float]:
+def _by_level(losses: NDArray[np.float32], levels: Sequence[int]) -> dict[str, float]:
     """Mean loss of the crops at each order of magnitude of timesteps."""
-    names = np.array([f"t_below_{10 ** len(str(max(t, 1)))}" for t in levels.tolist()])
+    names = np.array([f"t_below_{10 ** len(str(max(t, 1)))}" for t in levels])
     return {str(name): float(losses[names == name].mean()) for name in np.unique(names)}
 
 

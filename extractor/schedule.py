@@ -42,11 +42,20 @@ class NoiseSchedule:
         if timesteps[0] < 0 or timesteps[-1] >= self.steps:
             raise ScheduleError(f"expected timesteps within 0..{self.steps - 1} of {self.name}, got {tuple(timesteps)}")
 
-    def noised(self, x0: torch.Tensor, noise: torch.Tensor, t: int) -> torch.Tensor:
-        """x_t ~ q(x_t | x0) with this noise, of the same shape."""
-        a = float(self.alphas_cumprod[t])
-        noised: torch.Tensor = a**0.5 * x0 + (1 - a) ** 0.5 * noise
-        return noised
+    def shares(self, t: int | Sequence[int], like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """How much of an image and how much noise there is at t: sqrt(a_t) and sqrt(1 - a_t), each (b, 1, 1, 1).
+
+        Args:
+            t: of all images, or of each.
+            like: images of the type and on the device that are wanted.
+        """
+        a = torch.from_numpy(self.alphas_cumprod[np.atleast_1d(t)])[:, None, None, None]
+        return a.sqrt().to(like), (1 - a).sqrt().to(like)
+
+    def noised(self, x0: torch.Tensor, noise: torch.Tensor, t: int | Sequence[int]) -> torch.Tensor:
+        """x_t ~ q(x_t | x0) with this noise, of the same shape; ``t`` of all images, or of each."""
+        image, noisy = self.shares(t, x0)
+        return image * x0 + noisy * noise
 
 
 def cosine(steps: int) -> NoiseSchedule:

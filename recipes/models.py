@@ -1,6 +1,6 @@
 """Rebuild the models that are shipped, from the data they were made of.
 
-    python -m recipes.models --data DATA --work WORK [--backbone small] [--only disc_cup] [--json]
+    python -m recipes.models --data DATA --work WORK [--backbone small | --pretrain base] [--only disc_cup] [--json]
     python -m recipes.models --smoke --work WORK
 
 Everything is done by the commands ``extractor`` and ``interpreter`` with fixed seeds, so that a build that was
@@ -24,7 +24,15 @@ from interpreter.errors import InterpreterError
 from recipes.calls import StepFailed, call
 from recipes.drawing import SMOKE_BACKBONE, draw_table
 from recipes.photographs import folders_of
-from recipes.shipped import INTERPRETERS, SMALL, BackboneRecipe, InterpreterRecipe, Part, at_smoke_size
+from recipes.shipped import (
+    BACKBONES,
+    INTERPRETERS,
+    SMALL,
+    BackboneRecipe,
+    InterpreterRecipe,
+    Part,
+    at_smoke_size,
+)
 from store import console
 from store.errors import StoreError
 from store.manifest import MANIFEST_FILE, Figure, Manifest, TrainingData, seal
@@ -59,7 +67,7 @@ class Build:
         call(
             "extractor", "pretrain", *images, "--out", run, "--steps", recipe.steps, "--batch", recipe.batch,
             "--crop", recipe.crop, "--resolution", recipe.resolution, "--learning-rate", recipe.learning_rate,
-            *(["--config", config] if recipe.config else []),
+            *(["--config", config] if recipe.config else []), *recipe.options,
         )  # fmt: skip
         _publish(run / "backbone", made)
         sets = [word for folder in folders for word in ("--dataset", f"folder:{folder}")]
@@ -134,14 +142,14 @@ def build(work: Path, table: Path, backbone: str | BackboneRecipe, recipes: Iter
     """Everything that was asked for; folders of the models.
 
     Args:
-        backbone: a shipped name or folder, or the recipe of a new one.
+        backbone: a shipped name or folder, or the recipe of a new one, of recipes that name none.
     """
     made = Build(table, work)
     folders: list[Path] = []
     if isinstance(backbone, BackboneRecipe):
         folders.append(made.backbone(backbone))
         backbone = str(folders[0])
-    return folders + [made.interpreter(recipe, backbone) for recipe in recipes]
+    return folders + [made.interpreter(recipe, recipe.backbone or backbone) for recipe in recipes]
 
 
 def table_at(data: Path | None, work: Path, *, smoke: bool) -> Path:
@@ -165,6 +173,12 @@ def models(
     backbone: Annotated[
         str | None, typer.Option(help="Shipped name or folder; without it, a new one is pre-trained first.")
     ] = None,
+    pretrain: Annotated[
+        str | None,
+        typer.Option(
+            help=f"The recipe of a new backbone, of {', '.join(BACKBONES)}; base wants a GPU.", show_default=SMALL.name
+        ),
+    ] = None,
     only: Annotated[
         list[str] | None, typer.Option(help=f"Of {', '.join(INTERPRETERS)}; may be given again.", show_default="all")
     ] = None,
@@ -174,11 +188,15 @@ def models(
     """Rebuild the shipped models."""
     if unknown := set(only or ()) - set(INTERPRETERS):
         raise typer.BadParameter(f"no recipe {', '.join(sorted(unknown))}; there are {', '.join(INTERPRETERS)}")
+    if pretrain is not None and (backbone is not None or smoke):
+        raise typer.BadParameter("--pretrain names a new backbone's recipe: leave out --backbone and --smoke")
+    if pretrain is not None and pretrain not in BACKBONES:
+        raise typer.BadParameter(f"no backbone's recipe {pretrain}; there are {', '.join(BACKBONES)}")
     table = table_at(data, work, smoke=smoke)
     chosen = [INTERPRETERS[name] for name in only or INTERPRETERS]
     if smoke:
         chosen = [at_smoke_size(recipe) for recipe in chosen]
-    folders = build(work, table, backbone or (SMOKE_BACKBONE if smoke else SMALL), chosen)
+    folders = build(work, table, backbone or (SMOKE_BACKBONE if smoke else BACKBONES[pretrain or SMALL.name]), chosen)
     if as_json:
         console.print_json({folder.name: str(folder) for folder in folders})
     else:

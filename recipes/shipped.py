@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 
+from extractor.architectures import base_unet
 from recipes.photographs import Source
 from store.spec import PreprocessingName
 
@@ -31,6 +33,7 @@ class BackboneRecipe:
 
     Attributes:
         config: JSON of a UNet2DModel; the small one if empty.
+        options: further options of ``extractor pretrain``.
     """
 
     name: str
@@ -41,6 +44,7 @@ class BackboneRecipe:
     learning_rate: float = 1e-3
     config: str = ""
     codebook_photographs: int = 12
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class InterpreterRecipe:
         summary: one line: what it is for.
         overlapping: the targets may overlap.
         preset, encoding: of the features that it reads.
+        backbone: shipped name of the one that it reads; the build's if None.
         preprocessing: of their photographs; the backbone's own if None.
         test: parts of ``test`` splits; no photograph of them is trained or selected on.
         options: further options of ``interpreter train``.
@@ -66,6 +71,7 @@ class InterpreterRecipe:
     overlapping: bool = False
     preset: str = "fast"
     encoding: str = "int8"
+    backbone: str | None = None
     preprocessing: PreprocessingName | None = None
     views: str = "identity,photometric:3"
     batch: int = 4
@@ -73,6 +79,17 @@ class InterpreterRecipe:
 
 
 SMALL = BackboneRecipe("small", steps=3800)
+BASE = BackboneRecipe(
+    "base",
+    steps=9600,
+    batch=16,
+    crop=256,
+    learning_rate=5e-4,
+    config=json.dumps(base_unet()),
+    options=("--warmup", "300", "--colourless", "0.5", "--workers", "8"),
+)
+"""For a GPU."""
+BACKBONES = {recipe.name: recipe for recipe in (SMALL, BASE)}
 WINDOWS_128 = ("--learning-rate", "3e-3", "--decay", "cosine", "--crop", "128", "--vss-max-size", "64")
 WIDE = ("--standardise", "--width-multiplier", "2")
 """Channels standardised, levels twice as wide as their maps (docs/decisions/0020 and 0022)."""
@@ -122,13 +139,23 @@ VESSELS = InterpreterRecipe(
     evaluate_every=40,
     options=(*WIDE, *WINDOWS_128),
 )
-INTERPRETERS = {recipe.name: recipe for recipe in (DISC_CUP, LESIONS, OCTA_VESSELS, VESSELS)}
+VESSELS_BASE = replace(
+    VESSELS,
+    name="vessels_base",
+    summary="vessels in fundus photographs, read without colour from the larger backbone",
+    backbone=BASE.name,
+    views="identity,photometric:15",
+    evaluate_every=60,
+    options=("--standardise", *WINDOWS_128),  # the maps are twice as wide already
+)
+INTERPRETERS = {recipe.name: recipe for recipe in (DISC_CUP, LESIONS, OCTA_VESSELS, VESSELS, VESSELS_BASE)}
 
 
 def at_smoke_size(recipe: InterpreterRecipe) -> InterpreterRecipe:
-    """The same recipe on two photographs of each part, for one epoch, with the smallest network."""
+    """The same on two photographs of each part and the build's backbone, for one epoch, with the smallest network."""
     return replace(
         recipe,
+        backbone=None,
         train=tuple(Part(part.source, 2) for part in recipe.train),
         test=tuple(Part(part.source, 1) for part in recipe.test),
         views="identity",

@@ -49,6 +49,8 @@ WIDE = WITHOUT_COLOUR | WIDER
 """Both, as the shipped ``vessels`` has them."""
 LONG = WIDE | {"steps": 2400, "evaluate_every": 60, "views": "identity,photometric:15"}
 """The same four times as long, with 16 renderings of each photograph instead of four."""
+BASE = LONG | {"backbone": "base", "width_multiplier": 1}
+"""The same on the backbone that is twice as wide, with levels as wide as before."""
 FOREGROUND: dict[str, Any] = {"foreground": 0.5}
 """Half of the windows about a lesion: drawn evenly they hardly ever show one."""
 
@@ -90,6 +92,7 @@ TABLES = {
     "lodo-vessels-red-free": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss", "unet"), settings=WITHOUT_COLOUR),
     "lodo-vessels-wide": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=WIDE),
     "lodo-vessels-long": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss", "unet"), settings=LONG),
+    "lodo-vessels-base": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=BASE),
     "few-label": TableRecipe("few-label", CAMERAS, ("diffdgss", "unet")),
     "few-label-standardised": TableRecipe("few-label", CAMERAS, ("diffdgss",), settings=STANDARDISED),
     "few-label-red-free": TableRecipe("few-label", CAMERAS, ("unet",), settings=WITHOUT_COLOUR),

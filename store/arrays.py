@@ -66,7 +66,7 @@ def packed(array: ArrayToWrite) -> dict[str, list[bytes]]:
     The shard is the one that zarr would write, byte for byte, made without its copies and its event loop, which
     all writers of a process would wait for.
     """
-    values = np.require(array.values, requirements=("C",))
+    values = np.require(array.values, array.values.dtype.newbyteorder("<"), requirements=("C",))
     described = json.loads(_description(values.shape, values.dtype.str, array.axes, array.by_row, array.compressor))
     metadata = json.dumps(described | {"attributes": dict(array.attributes)})
     return {"zarr.json": [metadata.encode()], f"c{'/0' * values.ndim}": _shard(values, array)}

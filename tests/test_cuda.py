@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,15 +34,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 TASK = Task(name="vessels", targets=("mask",))
-
-
-@pytest.fixture(autouse=True)
-def exact() -> Iterator[None]:
-    """Matrix units round float32 to ten bits unless they are told not to."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32 = before
 
 
 @pytest.fixture
@@ -83,6 +73,16 @@ def test_half_precision_is_near(folder: Path, dataset_folder: Path, precision: P
     for block, maps in exact.features(prepared)[0].maps.items():
         difference = np.abs(found.maps[block].values - maps.values).mean()
         assert 0 < difference < 0.05 * maps.values.astype(np.float32).std()
+
+
+def test_float32_has_all_its_bits_whatever_torch_rounds_otherwise(folder: Path) -> None:
+    here, there = (open_backbone(str(folder), device=device) for device in ("cpu", "cuda"))
+    assert torch.backends.cudnn.conv.fp32_precision == "tf32"  # as torch is unless it is told
+    x = torch.randn(2, 3, 64, 64)
+    expected, found = here.estimate(x, 7, ["block_1"]), there.estimate(x.cuda(), 7, ["block_1"])
+    assert torch.backends.cudnn.conv.fp32_precision == "tf32"
+    scale = expected.features["block_1"].abs().max()
+    assert (found.features["block_1"].cpu() - expected.features["block_1"]).abs().max() < 2e-5 * scale
 
 
 def test_a_forward_is_run_recorded_and_replayed_to_the_same_bits(folder: Path) -> None:

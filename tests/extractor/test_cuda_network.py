@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 
 import pytest
@@ -12,6 +13,7 @@ from torch.nn import functional
 
 from extractor.architectures import tiny_unet
 from extractor.backbone import Backbone
+from extractor.cuda import recording
 from extractor.cuda.network import SHORTEST, group_norm, quicken
 from extractor.cuda.recording import MOST, RUNS_BEFORE, Computation, Maps, Recordings
 from extractor.diffusion import Diffusion
@@ -59,6 +61,21 @@ def test_a_quickened_network_answers_as_before(time: str) -> None:
         torch.testing.assert_close(found.features[name], maps, rtol=1e-4, atol=1e-5)
 
 
+def test_half_precision_is_near() -> None:
+    torch.manual_seed(0)
+    config = tiny_unet()
+    unet = build_unet(config)
+    exact = Backbone(unet, Diffusion(noise_schedule("cosine-100")), config)
+    x = torch.randn(2, 3, 32, 32)
+    expected = exact.estimate(x, 7).x0
+    quicken(unet)
+    found = Backbone(unet, exact.diffusion, config, precision="bfloat16").estimate(x, 7).x0
+    assert expected is not None
+    assert found is not None
+    assert found.dtype == torch.float32
+    assert 0 < (found - expected).abs().mean() < 0.05 * expected.std()
+
+
 def test_it_leaves_what_it_was_given_as_it_was() -> None:
     unet = quicken(build_unet(tiny_unet()))
     block = next(module for module in unet.modules() if isinstance(module, ResnetBlock2D))
@@ -84,7 +101,7 @@ def test_a_network_that_is_trained_is_diffusers_own() -> None:
 class Replayed:
     """In place of a graph: what it was recorded of, each time."""
 
-    def __init__(self, compute: Computation, inputs: Sequence[torch.Tensor], _pool: object) -> None:
+    def __init__(self, compute: Computation, inputs: Sequence[torch.Tensor], _place: object) -> None:
         self._made = compute(*inputs)
 
     def replay(self, _inputs: Sequence[torch.Tensor]) -> Maps:
@@ -93,7 +110,8 @@ class Replayed:
 
 @pytest.fixture
 def recordings(monkeypatch: pytest.MonkeyPatch) -> Recordings:
-    monkeypatch.setattr(Recordings, "_record", lambda _, compute, inputs: Replayed(compute, inputs, None))
+    monkeypatch.setattr(recording, "_Recorded", Replayed)
+    monkeypatch.setattr(recording, "_place_on", lambda _: None)
     return Recordings()
 
 
@@ -137,20 +155,62 @@ def test_no_more_graphs_are_kept_than_is_said(recordings: Recordings) -> None:
     assert compute.times == before + 1  # the last is run
 
 
-def test_who_has_no_room_to_record_runs(recordings: Recordings, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> Replayed:
-        raise torch.OutOfMemoryError
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("out of memory"), RuntimeError("another thread records")])
+def test_what_cannot_be_recorded_is_run(
+    recordings: Recordings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    def failing(*_: object) -> Replayed:
+        raise error
 
-    compute = Counted()
+    compute, x = Counted(), [torch.ones(1)]
     for _ in range(RUNS_BEFORE + 1):
-        recordings.run("recorded", compute, [torch.ones(1)])
-    monkeypatch.setattr(Recordings, "_record", full)
+        recordings.run("recorded", compute, x)
+    monkeypatch.setattr(recording, "_Recorded", failing)
     for n in range(RUNS_BEFORE + 3):
-        recordings.run("no room", compute, [torch.ones(1)])
+        recordings.run("other", compute, x)
         assert compute.times == RUNS_BEFORE + 1 + n + 1
-    monkeypatch.setattr(Recordings, "_record", lambda *_: pytest.fail("recorded on a device that was full"))
+    assert str(error) in caplog.text
+    monkeypatch.setattr(recording, "_Recorded", lambda *_: pytest.fail("tried again"))
     before = compute.times
     for _ in range(RUNS_BEFORE + 2):
-        recordings.run("recorded", compute, [torch.ones(1)])
-    assert compute.times == before + RUNS_BEFORE + 2  # the graph was given up for room
+        recordings.run("recorded", compute, x)
+    assert compute.times == before + RUNS_BEFORE + 2  # the graph was given up, too
     assert not recordings.forget()
+
+
+def test_who_has_nothing_to_forget_records_as_before(recordings: Recordings) -> None:
+    compute, x = Counted(), [torch.ones(1)]
+    assert not recordings.forget()
+    for _ in range(RUNS_BEFORE + 4):
+        recordings.run("name", compute, x)
+    assert compute.times == RUNS_BEFORE + 1
+    assert recordings.forget()
+
+
+def test_a_full_device_gives_up_its_recordings_and_holds_nothing_of_what_failed(
+    recordings: Recordings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_unet()
+    network = Backbone(build_unet(config), Diffusion(noise_schedule("cosine-100")), config)
+    x, other = torch.randn(2, 1, 3, 16, 16)
+    network._recordings = recordings
+    expected = [network.estimate(x, 7, ["block_1"]) for _ in range(RUNS_BEFORE + 2)][-1]
+    usual, held = Backbone._network, list[weakref.ref[torch.Tensor]]()
+
+    def full_once(self: Backbone, *inputs: torch.Tensor) -> torch.Tensor:
+        made = usual(self, *inputs)
+        if not held:
+            held.append(weakref.ref(made))
+            raise torch.OutOfMemoryError("out of memory")
+        gone.append(held[0]() is None)
+        return made
+
+    gone: list[bool] = []
+    monkeypatch.setattr(Backbone, "_network", full_once)
+    network.estimate(other.repeat(2, 1, 1, 1), 7, ["block_1"])
+    assert gone == [True]
+    again = network.estimate(x, 7, ["block_1"])
+    assert torch.equal(again.features["block_1"], expected.features["block_1"])
+    held.clear()
+    with pytest.raises(torch.OutOfMemoryError):  # nothing is left to give up
+        network.estimate(x, 7, ["block_1"])

@@ -95,6 +95,14 @@ def test_the_residual_is_what_the_ideal_network_shrinks_away() -> None:
     assert residual(first.x0_hat, x0, inside & False).tolist() == [0, 0]
 
 
+def test_a_block_that_is_not_there_is_told(backbone: Backbone) -> None:
+    x = torch.zeros(1, 3, 16, 16)
+    with pytest.raises(BackboneError, match="no block block_99 here; this backbone has block_0"):
+        backbone.estimate(x, 7, ["block_0", "block_99"], features_only=True)
+    with pytest.raises(BackboneError, match="no block block_99"):
+        backbone.features(x, [7], ["block_99"])
+
+
 def test_one_forward_for_each_step_and_none_behind_the_last_block(backbone: Backbone) -> None:
     calls: list[str] = []
     handles = [

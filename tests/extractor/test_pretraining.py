@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from extractor import pretraining
 from extractor.architectures import tiny_unet
 from extractor.backbone import Backbone, load_backbone
 from extractor.diffusion import Diffusion
 from extractor.errors import PretrainingError
 from extractor.photographs import CropDataset, PreparedPhotographs, find_images
 from extractor.photometric import photometric_change
-from extractor.pretraining import Pretraining, PretrainingSettings, noisy_pair
+from extractor.pretraining import Pretraining, PretrainingSettings, _by_level, noisy_pair
 from extractor.schedule import noise_schedule
 from extractor.unet import build_unet
 from store import Clahe, Preprocessing
@@ -43,7 +45,7 @@ def denoising_error(backbone: Backbone, photographs: PreparedPhotographs) -> flo
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
     errors = []
     for t in (300, 1000, 2000):
-        x, _ = noisy_pair(backbone.schedule, "sample", x0, noise, [t])
+        x, _ = noisy_pair(backbone.schedule, "sample", x0, noise, t)
         x0_hat = backbone.estimate(x, t).x0
         assert x0_hat is not None
         errors.append(float((x0_hat - x0).square().mean()))
@@ -107,6 +109,42 @@ def test_a_run_of_a_version_that_knew_fewer_settings_goes_on(photographs: Prepar
     assert former.pop("colourless") == 0
     path.write_text(json.dumps(former))
     Pretraining(SETTINGS, photographs, tmp_path / "run")
+    path.write_text(json.dumps(former))
+    with pytest.raises(PretrainingError, match="a run with other colourless"):
+        Pretraining(SETTINGS.model_copy(update={"colourless": 0.5}), photographs, tmp_path / "run")
+
+
+def test_every_crop_has_a_noise_level_of_its_own(
+    photographs: PreparedPhotographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels: list[list[int]] = []
+
+    def seen(*given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        levels.append(given[-1])
+        return noisy_pair(*given)
+
+    monkeypatch.setattr(pretraining, "noisy_pair", seen)
+    uniform = SETTINGS.model_copy(update={"steps": 3, "level_power": 1.0})
+    Pretraining(uniform, photographs, tmp_path / "run").run()
+    assert [len(set(one)) for one in levels] == [4, 4, 4]
+    losses = np.array([1.0, 3.0, 5.0, 7.0], np.float32)
+    assert _by_level(losses, [0, 9, 10, 3999]) == {"t_below_10": 2.0, "t_below_100": 5.0, "t_below_10000": 7.0}
+
+
+def test_a_run_without_colour_shows_none(
+    photographs: PreparedPhotographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[torch.Tensor] = []
+    step = Pretraining._train_step
+
+    def seen(self: Pretraining, x0: torch.Tensor, part: int) -> Any:
+        shown.append(x0)
+        return step(self, x0, part)
+
+    monkeypatch.setattr(Pretraining, "_train_step", seen)
+    Pretraining(SETTINGS.model_copy(update={"steps": 2, "colourless": 1.0}), photographs, tmp_path / "run").run()
+    assert len(shown) == 2
+    assert all(torch.equal(x0, x0[:, 1:2].expand_as(x0)) for x0 in shown)
 
 
 def test_a_run_goes_on_from_a_backbone(photographs: PreparedPhotographs, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,15 @@ import numpy as np
 import pytest
 import torch
 
+from extractor import presets
 from extractor.architectures import tiny_unet
 from extractor.backbone import Backbone
 from extractor.datasets import DataSet, load_dataset
 from extractor.diffusion import Diffusion
 from extractor.errors import BackboneError, DatasetError, DeviceFull, NonFiniteActivation
 from extractor.extraction import Extractor
-from extractor.pipeline import BEHIND, Threads, usual_batch, usual_threads
-from extractor.presets import open_backbone
+from extractor.pipeline import _ONE_THREAD_OF_OPENCV, BEHIND, Threads, usual_batch, usual_threads
+from extractor.presets import encoding_of, open_backbone
 from extractor.runs import SizePlan, extract_dataset, plan_size, require_room
 from extractor.unet import build_unet
 from store import FeatureSpec, FeatureStore, FloatEncoding, SpecError, StoreFull
@@ -70,9 +72,24 @@ def test_helpers_give_way_and_take_no_threads_of_their_own(
     monkeypatch.setattr(Extractor, "unstacked", seeing("network", Extractor.unstacked))
     monkeypatch.setattr(FeatureStore, "write", seeing("writing", FeatureStore.write))
     extract_dataset(load_dataset(f"folder:{dataset_folder}", "eyes"), store, Extractor(backbone, spec))
-    nice = before[0]
-    assert seen == {"decoding": {(nice + BEHIND, 1)}, "network": {(nice, 1)}, "writing": {(nice + BEHIND, 1)}}
+    nice, behind = before[0], min(before[0] + BEHIND, 19)
+    assert seen == {"decoding": {(behind, 1)}, "network": {(nice, 1)}, "writing": {(behind, 1)}}
     assert mine() == before
+
+
+def test_opencv_has_its_threads_back_when_the_last_run_ends() -> None:
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    one, other = _ONE_THREAD_OF_OPENCV, _ONE_THREAD_OF_OPENCV
+    try:
+        with ExitStack() as first, ExitStack() as second:
+            first.enter_context(one)
+            second.enter_context(other)
+            first.close()
+            assert cv2.getNumThreads() == 1
+        assert cv2.getNumThreads() == 3
+    finally:
+        cv2.setNumThreads(before)
 
 
 def test_features_masks_and_names_arrive(filled_store: FeatureStore, spec: FeatureSpec, dataset_folder: Path) -> None:
@@ -196,6 +213,15 @@ def test_untrained_is_the_same_architecture_with_other_weights_always_the_same(
     assert (control.parameters, control.block_names) == (trained.parameters, trained.block_names)
     with pytest.raises(BackboneError, match="shipped backbones"):
         open_backbone("untrained:nothing")
+
+
+def test_the_backbone_beside_the_wheel_is_pointed_at_where_it_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presets, "MODELS", tmp_path)
+    for missing in (lambda: open_backbone("base"), lambda: encoding_of("compact", "base")):
+        with pytest.raises(BackboneError, match="too large for the wheel: name its folder, extractor/models/base"):
+            missing()
 
 
 def test_a_run_that_cannot_fit_is_stopped_before_it_starts() -> None:

@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from extractor.architectures import base_unet
 from extractor.backbone import load_backbone
 from extractor.datasets import load_dataset
 from extractor.errors import DatasetError
 from interpreter.checkpoint import load_interpreter, read_card, shipped
+from recipes import models
 from recipes.drawing import SMOKE_BACKBONE, draw_table
 from recipes.models import build
 from recipes.photographs import Source, folders_of
-from recipes.shipped import INTERPRETERS, SMALL, at_smoke_size
+from recipes.shipped import BASE, INTERPRETERS, SMALL, at_smoke_size
 from store.feature_store import FeatureStore
 from store.manifest import read_manifest
 
@@ -55,6 +58,26 @@ def test_a_build_makes_sealed_models_and_goes_on_where_it_was(table: Path, tmp_p
 def test_the_other_recipes_run(name: str, table: Path, tmp_path: Path) -> None:
     _, model = built(name, table, tmp_path)
     assert load_interpreter(model)[1].task.targets == INTERPRETERS[name].targets
+
+
+def test_a_new_backbone_is_made_by_the_recipe_that_is_named(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(models, "build", lambda _work, _table, backbone, _recipes: asked.append(backbone) or [])
+    monkeypatch.setattr(models, "table_at", lambda *_, **__: table)
+    for words in ([], ["--pretrain", "base"], ["--backbone", "small"]):
+        assert CliRunner().invoke(models.app, ["--work", str(tmp_path), *words]).exit_code == 0
+    assert asked == [SMALL, BASE, "small"]
+    assert json.loads(BASE.config) == base_unet()
+    refused = {
+        "no backbone's recipe huge": ["huge"],
+        "leave out --backbone and --smoke": ["base", "--smoke"],
+    }
+    for why, words in refused.items():
+        result = CliRunner().invoke(models.app, ["--work", str(tmp_path), "--pretrain", *words])
+        assert result.exit_code == 2
+        assert why in " ".join(result.output.replace("│", " ").split())
 
 
 def test_every_shipped_model_has_a_recipe() -> None:

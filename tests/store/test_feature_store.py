@@ -10,7 +10,8 @@ from typing import get_args
 import numpy as np
 import pytest
 import zarr
-from zarr.core.buffer import Buffer, default_buffer_prototype
+from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from store import (
@@ -25,8 +26,15 @@ from store import (
     SpecMismatch,
 )
 from store.arrays import ArrayToWrite, Compressor, packed
+from store.objects import Objects
 from tests.conftest import changed
 from tests.store.conftest import ENCODINGS, KEY, coded, some_features, some_maps
+
+COMPRESSORS = {
+    "lz4": BloscCodec(cname="lz4", clevel=5, shuffle="noshuffle"),
+    "lz4-bits": BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"),
+    "zstd-bits": BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", blocksize=1 << 20),
+}
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -267,12 +275,30 @@ def test_arrays_are_those_that_zarr_writes(dtype: str, compressor: Compressor, b
     values = (20 * np.random.default_rng(0).normal(size=(2, 4, 400, 300))).astype(dtype).swapaxes(2, 3)
     array = ArrayToWrite(values, ("t", "c", "h", "w"), by_row, compressor, {"scale": [1, 2]})
     mine = {name: b"".join(parts) for name, parts in packed(array).items()}
-    theirs: dict[str, Buffer] = {"zarr.json": default_buffer_prototype().buffer.from_bytes(mine["zarr.json"])}
-    opened = zarr.open_array(MemoryStore(theirs), mode="r+")
-    assert opened.attrs["scale"] == [1, 2]
-    opened[...] = values
+    theirs: dict[str, Buffer] = {}
+    written = zarr.create_array(
+        MemoryStore(theirs),
+        data=values,
+        shards=values.shape,
+        chunks=(1, *values.shape[1:]) if by_row else values.shape,
+        compressors=[COMPRESSORS[compressor], Crc32cCodec()],
+        dimension_names=array.axes,
+        attributes={"scale": [1, 2]},
+        fill_value=0,
+        config={"write_empty_chunks": True},
+    )
+    assert written.attrs["scale"] == [1, 2]
     assert theirs["c/0/0/0/0"].to_bytes() == mine["c/0/0/0/0"]
     assert json.loads(theirs["zarr.json"].to_bytes()) == json.loads(mine["zarr.json"])
+
+
+def test_numbers_of_another_byte_order_are_the_same_numbers() -> None:
+    values = np.arange(24, dtype=">f4").reshape(2, 3, 4)
+    objects = Objects(MemoryStore(), "memory://")
+    for below, parts in packed(ArrayToWrite(values, ("t", "h", "w"), by_row=True)).items():
+        objects.put(f"array/{below}", *parts)
+    back = zarr.open_array(objects.zarr_store, path="array", mode="r")
+    np.testing.assert_array_equal(np.asarray(back[...]), values)
 
 
 def test_plain_zarr_reads_it(on_disk: tuple[FeatureStore, Path], spec: FeatureSpec) -> None:
