@@ -359,9 +359,8 @@ def _whole_float32(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    convolutions = getattr(
-        torch.backends.cudnn, "conv", None
-    )  # since torch 2.9; reading the former flag may raise there
+    # Since torch 2.9, where reading the former flag may raise.
+    convolutions = getattr(torch.backends.cudnn, "conv", None)
     switch, name, exact = (
         (convolutions, "fp32_precision", "ieee") if convolutions else (torch.backends.cudnn, "allow_tf32", False)
     )

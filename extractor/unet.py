@@ -63,6 +63,21 @@ def stride(config: Mapping[str, Any]) -> int:
     return int(2 ** (len(config["block_out_channels"]) - 1))
 
 
+def is_plain(block: ResnetBlock2D) -> bool:
+    """Whether a residual block is norm, SiLU and convolution, twice, at one size, told the time in between."""
+    return (
+        isinstance(block.norm1, nn.GroupNorm)
+        and isinstance(block.norm2, nn.GroupNorm)
+        and isinstance(block.nonlinearity, nn.SiLU)
+        and block.upsample is None
+        and block.downsample is None
+        and block.time_embedding_norm in ("default", "scale_shift")
+        and block.time_emb_proj is not None
+        and not block.skip_time_act
+        and block.output_scale_factor == 1
+    )
+
+
 def compile_blocks(unet: UNet2DModel) -> None:
     """Let torch compile each block when it is first run; weights keep their names, and hooks stay outside."""
     blocks = []

@@ -28,6 +28,7 @@ from extractor.cpu.convolution import NOTHING, Residual, convolve
 from extractor.cpu.kernels import Kernel, transform_kernel, transform_projection
 from extractor.cpu.moments import Moments, channel_moments
 from extractor.cpu.vectors import COLUMNS, NARROW
+from extractor.unet import is_plain
 
 Floats = NDArray[np.float32]
 _Version = tuple[int, int]
@@ -41,11 +42,13 @@ def quicken(unet: UNet2DModel) -> UNet2DModel:
     Where all of its blocks can be done here, an image's bits are the same in every batch.
     """
     for module in unet.modules():
-        if isinstance(module, ResnetBlock2D) and _is_plain(module):
+        if isinstance(module, ResnetBlock2D) and _can_be_quick(module):
             module.forward = _quick_block(module)
         elif isinstance(module, Upsample2D) and _is_nearest_and_convolution(module):
             module.forward = _quick_upsampler(module)
-        elif type(module) is UpBlock2D and all(_is_plain(b) and b.conv_shortcut is not None for b in module.resnets):
+        elif type(module) is UpBlock2D and all(
+            _can_be_quick(b) and b.conv_shortcut is not None for b in module.resnets
+        ):
             module.forward = _quick_level(module)
     for module in _whose_bits_depend_on_the_batch(unet):
         module.forward = _one_by_one(module)
@@ -58,18 +61,9 @@ def quicken(unet: UNet2DModel) -> UNet2DModel:
     return unet
 
 
-def _is_plain(block: ResnetBlock2D) -> bool:
-    """Norm, SiLU, convolution, twice, at one size."""
+def _can_be_quick(block: ResnetBlock2D) -> bool:
     return (
-        isinstance(block.norm1, nn.GroupNorm)
-        and isinstance(block.norm2, nn.GroupNorm)
-        and isinstance(block.nonlinearity, nn.SiLU)
-        and block.upsample is None
-        and block.downsample is None
-        and block.time_embedding_norm in ("default", "scale_shift")
-        and block.time_emb_proj is not None
-        and not block.skip_time_act
-        and block.output_scale_factor == 1
+        is_plain(block)
         and _is_quick(block.conv1)
         and _is_quick(block.conv2)
         and (

@@ -19,6 +19,8 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 from torch.nn import functional
 
+from extractor.unet import is_plain
+
 ROWS = 1024
 """Rows that a device finds the moments of at once; groups are cut into so many where they are long enough."""
 SHORTEST = 4096
@@ -28,24 +30,9 @@ SHORTEST = 4096
 def quicken(unet: UNet2DModel) -> UNet2DModel:
     """Let a network compute faster on CUDA devices, to 1e-5 of its largest numbers; returns it."""
     for module in unet.modules():
-        if isinstance(module, ResnetBlock2D) and _is_plain(module):
+        if isinstance(module, ResnetBlock2D) and is_plain(module):
             module.forward = _quick_block(module)
     return unet
-
-
-def _is_plain(block: ResnetBlock2D) -> bool:
-    """Norm, SiLU, convolution, twice, at one size."""
-    return (
-        isinstance(block.norm1, nn.GroupNorm)
-        and isinstance(block.norm2, nn.GroupNorm)
-        and isinstance(block.nonlinearity, nn.SiLU)
-        and block.upsample is None
-        and block.downsample is None
-        and block.time_embedding_norm in ("default", "scale_shift")
-        and block.time_emb_proj is not None
-        and not block.skip_time_act
-        and block.output_scale_factor == 1
-    )
 
 
 def _quick_block(block: ResnetBlock2D) -> Callable[..., torch.Tensor]:
