@@ -19,6 +19,7 @@ from interpreter import registry as interpreters
 from interpreter.checkpoint import CARD_FILE, WEIGHTS_FILE, load_interpreter
 from interpreter.domain import DOMAIN_FILE, load_domain
 from interpreter.errors import CheckpointError
+from recipes.shipped import INTERPRETERS as RECIPES
 from store.errors import DamagedModel
 from store.manifest import MANIFEST_FILE, read_manifest
 from store.spec import PREPROCESSINGS, AffineEncoding, Clahe, FeatureSpec, FloatEncoding, Preprocessing
@@ -78,7 +79,7 @@ def test_options_are_told_as_far_as_they_have_names(spec: FeatureSpec) -> None:
 def test_interpreters_read_a_shipped_backbone(folder: Path) -> None:
     _, card = load_interpreter(folder.name)
     backbone = presets.open_backbone(card.backbone)
-    prepared = PREPROCESSINGS["red-free" if folder.name == "vessels" else "fundus"]()
+    prepared = PREPROCESSINGS[RECIPES[folder.name].preprocessing or "fundus"]()
     assert card.spec == replace(presets.fast(), preprocessing=prepared).spec(backbone)
     domain = load_domain(folder, card.spec)
     assert domain is not None
