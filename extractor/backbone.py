@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
@@ -22,7 +21,8 @@ from diffusers import UNet2DModel
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from extractor.cuda.recording import Computation, Recordings
+from extractor.cuda.precision import whole_float32
+from extractor.cuda.recording import Recordings
 from extractor.diffusion import Diffusion
 from extractor.errors import BackboneError, NonFiniteActivation
 from extractor.schedule import NoiseSchedule
@@ -37,8 +37,6 @@ DIFFUSION_FILE = "scheduler_config.json"
 PREPROCESSING_FILE = "preprocessing.json"
 
 OUTPUT = "output"
-_PRECISION = threading.RLock()
-"""Of whoever changes how this process multiplies."""
 
 # What of the configuration changes the output, and is not a shape of the weights already. A newer
 # diffusers may know more keys; the fingerprints of today's backbones must not change with it.
@@ -229,23 +227,13 @@ class Backbone:
         self._require_blocks(blocks)
         wanted = tuple(name for name in self.block_names if name in blocks)
         compute = partial(self._run, wanted, features_only)
-        made = self._recorded_or_run((wanted, features_only, self.precision), compute, self._inputs(x, t))
+        inputs = self._inputs(x, t)
+        if self._recordings is None:
+            made = compute(*inputs)
+        else:
+            made = self._recordings.run((wanted, features_only, self.precision), compute, inputs)
         _require_finite(made, t)
         return made.pop(OUTPUT, None), made
-
-    def _recorded_or_run(
-        self, name: Hashable, compute: Computation, inputs: tuple[torch.Tensor, ...]
-    ) -> dict[str, torch.Tensor]:
-        if self._recordings is None:
-            return compute(*inputs)
-        try:
-            return self._recordings.run(name, compute, inputs)
-        except torch.OutOfMemoryError:
-            if not self._recordings.forget():
-                raise
-        # Not within the clause above: the error holds what was made until it is left.
-        torch.cuda.empty_cache()
-        return compute(*inputs)
 
     def _run(self, blocks: Sequence[str], features_only: bool, *inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         """The blocks' maps and, if it was not left behind the last of them, the network's output."""
@@ -288,7 +276,7 @@ class Backbone:
         return x.to(memory_format=self.memory_format), timesteps, *labels
 
     def _network(self, x: torch.Tensor, timesteps: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        with self._autocast(), _whole_float32(x.device):
+        with self._autocast(), whole_float32(x.device):
             output: torch.Tensor = self.unet(x, timesteps, class_labels=labels).sample
         return output
 
@@ -351,26 +339,6 @@ def _require_finite(made: Mapping[str, torch.Tensor], t: int | Sequence[int]) ->
                 f"{name} at timestep {at} holds NaN or infinity; the weights are damaged, the image is not in [-1, 1], "
                 "or the precision is too low for this backbone (use float32)"
             )
-
-
-@contextmanager
-def _whole_float32(device: torch.device) -> Iterator[None]:
-    """cuDNN rounds float32 to ten bits unless it is told not to, and a walk multiplies what was rounded."""
-    if device.type != "cuda":
-        yield
-        return
-    # Since torch 2.9, where reading the former flag may raise.
-    convolutions = getattr(torch.backends.cudnn, "conv", None)
-    switch, name, exact = (
-        (convolutions, "fp32_precision", "ieee") if convolutions else (torch.backends.cudnn, "allow_tf32", False)
-    )
-    with _PRECISION:
-        before = getattr(switch, name)
-        setattr(switch, name, exact)
-        try:
-            yield
-        finally:
-            setattr(switch, name, before)
 
 
 def load_backbone(source: str | Path, precision: Precision = "float32", class_label: int | None = None) -> Backbone:

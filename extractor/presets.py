@@ -180,12 +180,14 @@ def backbone_source(name: str) -> str:
     Raises:
         BackboneError: the one that is shipped with the source alone, which is not here.
     """
-    if name == BESIDE_THE_WHEEL and not is_shipped(name) and not Path(name).is_dir():
+    if is_shipped(name):
+        return str(MODELS / name)
+    if name == BESIDE_THE_WHEEL and not Path(name).is_dir():
         raise BackboneError(
             f"the backbone {name} is too large for the wheel: name its folder, extractor/models/{name} in a checkout "
             "of the source"
         )
-    return str(MODELS / name) if is_shipped(name) else name
+    return name
 
 
 def stored_backbone(name: str, precision: Precision = "float32", class_label: int | None = None) -> Backbone:

@@ -67,13 +67,15 @@ def packed(array: ArrayToWrite) -> dict[str, list[bytes]]:
     all writers of a process would wait for.
     """
     values = np.require(array.values, array.values.dtype.newbyteorder("<"), requirements=("C",))
-    described = json.loads(_description(values.shape, values.dtype.str, array.axes, array.by_row, array.compressor))
-    metadata = json.dumps(described | {"attributes": dict(array.attributes)})
+    described = _description(values.shape, values.dtype.str, array.axes, array.by_row, array.compressor)
+    metadata = json.dumps({**described, "attributes": dict(array.attributes)})
     return {"zarr.json": [metadata.encode()], f"c{'/0' * values.ndim}": _shard(values, array)}
 
 
 @lru_cache(maxsize=256)
-def _description(shape: tuple[int, ...], dtype: str, axes: tuple[str, ...], by_row: bool, compressor: str) -> bytes:
+def _description(
+    shape: tuple[int, ...], dtype: str, axes: tuple[str, ...], by_row: bool, compressor: str
+) -> Mapping[str, Any]:
     """zarr's own metadata of such an array: those of a spec's entries differ in their attributes alone."""
     kept: dict[str, Buffer] = {}
     zarr.create_array(
@@ -88,7 +90,8 @@ def _description(shape: tuple[int, ...], dtype: str, axes: tuple[str, ...], by_r
         fill_value=False if np.dtype(dtype) == np.bool_ else 0,
         config={"write_empty_chunks": True},
     )
-    return kept["array/zarr.json"].to_bytes()
+    described: dict[str, Any] = json.loads(kept["array/zarr.json"].to_bytes())
+    return described
 
 
 def _shard(values: NDArray[Any], array: ArrayToWrite) -> list[bytes]:

@@ -43,7 +43,20 @@ class Recordings:
         Args:
             name: computations of one name, inputs of one shape and type and nothing else make the same kernels.
             compute: makes tensors of tensors on a CUDA device, without asking for their numbers.
+
+        Raises:
+            OutOfMemoryError: no room, though what was recorded had been given up.
         """
+        try:
+            return self._replayed_or_run(name, compute, inputs)
+        except torch.OutOfMemoryError:
+            if not self.forget():
+                raise
+        # Not within the clause above: the error holds what was made until it is left.
+        torch.cuda.empty_cache()
+        return compute(*inputs)
+
+    def _replayed_or_run(self, name: Hashable, compute: Computation, inputs: Sequence[torch.Tensor]) -> Maps:
         key = name, *((x.shape, x.dtype, x.device) for x in inputs)
         if key not in self._graphs:
             self._asked[key] += 1
