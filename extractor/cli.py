@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import Counter
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -33,19 +34,23 @@ from extractor.backbone_cli import (
 from extractor.backbone_cli import app as backbone_commands
 from extractor.datasets import ADAPTERS, DataSet, load_dataset, of_split
 from extractor.errors import DatasetError, ExtractorError
-from extractor.presets import UNTRAINED, encoding_of, is_shipped, open_backbone
+from extractor.presets import encoding_of, open_backbone
+from extractor.repeating import lasting_backbone, lasting_store, repeatable_options, require_own_name
 from store import console
 from store.console import Exit
 from store.errors import StoreError
 from store.feature_store import FeatureStore
 from store.interrupts import Stop
 from store.records import RunRecord
-from store.spec import EncodingName, FeatureSpec, preprocessing_name
+from store.spec import EncodingName, FeatureSpec
 from store.views import parse_views
 
 if TYPE_CHECKING:
+    from extractor.backbone import Backbone
+    from extractor.cluster import ExtractionJob
     from extractor.pipeline import RunReport
     from extractor.runs import SizePlan
+    from store.codebook import Codebook
 
 app = typer.Typer(
     help="Run a diffusion U-Net once over each photograph and cache its decoder's feature maps.",
@@ -116,10 +121,9 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Extract a data set into a store; what is there already is left as it is."""
-    from extractor.cluster import ExtractionJob, connected, extract_on_cluster
-    from extractor.extraction import Extractor  # imported late: loading diffusers takes seconds
-    from extractor.pipeline import usual_batch
-    from extractor.runs import extract_dataset, plan_size, require_room
+    from extractor.cluster import ExtractionJob
+    from extractor.pipeline import usual_batch  # imported late: loading diffusers takes seconds
+    from extractor.runs import require_room
 
     if workers is not None and scheduler is not None:
         raise typer.BadParameter("--workers starts a cluster, --scheduler names one; give one of them")
@@ -129,74 +133,41 @@ def run(
     data = _selected(load_dataset(dataset, name), split, limit, images)
     features = FeatureStore(store)
     if name is None:
-        _require_own_name(features, data.name, dataset)
+        require_own_name(features, data.name, dataset)
     source = backbone or recipe.backbone
     how, code = encoding_of(encoding, source, codebook) if encoding else (recipe.encoding, None)
-    spread = workers is not None or scheduler is not None
+    cluster = None if workers is None and scheduler is None else (scheduler, workers)
     # Where others do the work, the backbone is only asked what it is, and this machine may have no GPU.
-    network = open_backbone(source, precision, "cpu" if spread else device, class_label)
+    network = open_backbone(source, precision, device if cluster is None else "cpu", class_label)
     prepared = preprocessing_for(network, preprocessing)
     spec = dataclasses.replace(recipe, encoding=how, preprocessing=prepared).spec(network)
     renderings = parse_views(views)
-    entries = len(data.photographs) * len(renderings)
-    with console.progress("looking for features", len(data.photographs), quiet=as_json) as advance:
-        size = plan_size(data, features, spec, renderings, overwrite=overwrite, advance=advance)
-    _say_size(size, entries, spec, as_json and dry_run)
-    if not as_json:
-        _say_masks(data)
+    size = _planned(data, features, spec, renderings, overwrite, quiet=as_json, as_json=as_json and dry_run)
     if dry_run:
         return
     if not ignore_space:
         require_room(size)
-    features.register(spec, _lasting(source), code)
-    record = RunRecord(spec=spec.digest, dataset=data.name, options=_options(context, spec), device=device)
+    features.register(spec, lasting_backbone(source), code)
+    record = RunRecord(
+        spec=spec.digest, dataset=data.name, options=repeatable_options(context.params, spec), device=device
+    )
     features.records.write(record)
-    stop = Stop()
-    with (
-        stop.on_interrupt(lambda: console.err.print("finishing what is in flight; Ctrl-C again interrupts at once")),
-        console.progress(f"extracting {data.name}", entries, quiet=as_json) as advance,
-    ):
-        started = time.perf_counter()
-        in_one_forward = batch or usual_batch(device, spec.entry_bytes(), spread=spread)
-        part_of_a_set = any(choice is not None for choice in (split, limit, images))
-        if spread:
-            job = ExtractionJob(
-                spec=spec,
-                store=_lasting_store(store),
-                backbone=_lasting(source),
-                codebook=codebook and codebook.resolve(),
-                precision=precision,
-                device=device,
-                class_label=class_label,
-                batch=in_one_forward,
-                overwrite=overwrite,
-                compiled=compiled,
-            )
-            with connected(scheduler, workers, gpu=device != "cpu") as client:
-                console.err.print(f"dashboard: {client.dashboard_link}", highlight=False)
-                report = extract_on_cluster(
-                    data,
-                    job,
-                    client,
-                    views=renderings,
-                    part_of_a_set=part_of_a_set,
-                    advance=lambda photograph: advance(1, photograph),
-                    stop=stop,
-                )
-        else:
-            report = extract_dataset(
-                data,
-                features,
-                Extractor(network.compiled() if compiled else network, spec, code),
-                views=renderings,
-                batch=in_one_forward,
-                overwrite=overwrite,
-                part_of_a_set=part_of_a_set,
-                advance=lambda photograph: advance(1, photograph),
-                stop=stop,
-                say=lambda message: console.err.print(message, highlight=False),
-            )
-        seconds = {"all": time.perf_counter() - started} | report.seconds
+    job = ExtractionJob(
+        spec=spec,
+        store=lasting_store(store),
+        backbone=lasting_backbone(source),
+        codebook=codebook and codebook.resolve(),
+        precision=precision,
+        device=device,
+        class_label=class_label,
+        batch=batch or usual_batch(device, spec.entry_bytes(), spread=cluster is not None),
+        overwrite=overwrite,
+        compiled=compiled,
+    )
+    started = time.perf_counter()
+    part_of_a_set = any(choice is not None for choice in (split, limit, images))
+    report = _extract(data, job, renderings, features, (network, code), cluster, part_of_a_set, quiet=as_json)
+    seconds = {"all": time.perf_counter() - started} | report.seconds
     features.records.write(record.done(report.counts(), {stage: round(s, 3) for stage, s in seconds.items()}))
     _say_report(report, data.name, spec.digest, as_json)
     if profile:
@@ -205,24 +176,6 @@ def run(
         raise KeyboardInterrupt
     if report.failed:
         raise typer.Exit(Exit.PARTIAL)
-
-
-def _require_own_name(store: FeatureStore, name: str, dataset: str) -> None:
-    """DatasetError if the store knows another folder's photographs by the name that this one would take."""
-    mine = _lasting_dataset(dataset)
-    for record in store.records.all():
-        theirs = str(record.options.get("dataset", mine))
-        if record.dataset == name and theirs != mine and Path(theirs.partition(":")[2]).exists():
-            raise DatasetError(
-                f"{store.location} knows the photographs of {theirs} as {name!r}, which {mine} would be called, too; "
-                "give it a name of its own with --name (or this one, to take its place)"
-            )
-
-
-def _lasting_dataset(dataset: str) -> str:
-    """ADAPTER:PATH as it can be found again from another folder."""
-    adapter, _, folder = dataset.partition(":")
-    return f"{adapter}:{Path(folder).expanduser().resolve()}"
 
 
 def _selected(data: DataSet, split: str | None, limit: int | None, images: str | None) -> DataSet:
@@ -234,46 +187,71 @@ def _selected(data: DataSet, split: str | None, limit: int | None, images: str |
     return DataSet(data.name, photographs[:limit])
 
 
-_NOT_REPEATED = (
-    "store",
-    "workers",
-    "scheduler",
-    "compiled",
-    "overwrite",
-    "dry_run",
-    "ignore_space",
-    "profile",
-    "device",  # a repair may be done on another machine
-    "batch",
-    "as_json",
-)
+def _planned(
+    data: DataSet,
+    store: FeatureStore,
+    spec: FeatureSpec,
+    views: Sequence[str],
+    overwrite: bool,
+    *,
+    quiet: bool,
+    as_json: bool,
+) -> SizePlan:
+    """What a run will write, which is said beforehand."""
+    from extractor.runs import plan_size
+
+    with console.progress("looking for features", len(data.photographs), quiet=quiet) as advance:
+        size = plan_size(data, store, spec, views, overwrite=overwrite, advance=advance)
+    _say_size(size, len(data.photographs) * len(views), spec, as_json)
+    if not quiet:
+        _say_masks(data)
+    return size
 
 
-def _lasting(backbone: str) -> str:
-    """The backbone's name or place as it can be found again from another folder."""
-    prefix = UNTRAINED if backbone.startswith(UNTRAINED) else ""
-    name = backbone.removeprefix(UNTRAINED)
-    return prefix + (str(Path(name).resolve()) if not is_shipped(name) and Path(name).is_dir() else name)
+def _extract(
+    data: DataSet,
+    job: ExtractionJob,
+    views: Sequence[str],
+    store: FeatureStore,
+    opened: tuple[Backbone, Codebook | None],
+    cluster: tuple[str | None, int | None] | None,
+    part_of_a_set: bool,
+    *,
+    quiet: bool,
+) -> RunReport:
+    """Do a job: on the workers of a cluster (its address, or how many to start), or here with what is open."""
+    from extractor.cluster import connected, extract_on_cluster
+    from extractor.extraction import Extractor
+    from extractor.runs import extract_dataset
 
+    stop = Stop()
+    with (
+        stop.on_interrupt(lambda: console.err.print("finishing what is in flight; Ctrl-C again interrupts at once")),
+        console.progress(f"extracting {data.name}", len(data.photographs) * len(views), quiet=quiet) as advance,
+    ):
 
-def _lasting_store(store: str) -> str:
-    """The store's place as workers find it from another folder."""
-    return store if "://" in store else str(Path(store).expanduser().resolve())
+        def done(photograph: str) -> None:
+            advance(1, photograph)
 
-
-def _options(context: typer.Context, spec: FeatureSpec) -> dict[str, str | bool]:
-    """The options of ``run`` that make the same entries again, by name on the command line; paths absolute."""
-    options = {name: value for name, value in context.params.items() if value is not None and name not in _NOT_REPEATED}
-    options["encoding"] = spec.encoding.kind
-    if (prepared := preprocessing_name(spec.preprocessing)) is not None:
-        options["preprocessing"] = prepared
-    options["dataset"] = _lasting_dataset(str(options["dataset"]))
-    if "codebook" in options:
-        options["codebook"] = str(Path(options["codebook"]).resolve())
-    if "backbone" in options:
-        options["backbone"] = _lasting(options["backbone"])
-    said = {name: value for name, value in options.items() if value is not False}
-    return {name.replace("_", "-"): value if value is True else str(value) for name, value in said.items()}
+        if cluster is not None:
+            with connected(*cluster, gpu=job.device != "cpu") as client:
+                console.err.print(f"dashboard: {client.dashboard_link}", highlight=False)
+                return extract_on_cluster(
+                    data, job, client, views=views, part_of_a_set=part_of_a_set, advance=done, stop=stop
+                )
+        network, codebook = opened
+        return extract_dataset(
+            data,
+            store,
+            Extractor(network.compiled() if job.compiled else network, job.spec, codebook),
+            views=views,
+            batch=job.batch,
+            overwrite=job.overwrite,
+            part_of_a_set=part_of_a_set,
+            advance=done,
+            stop=stop,
+            say=lambda message: console.err.print(message, highlight=False),
+        )
 
 
 def _say_size(size: SizePlan, images: int, spec: FeatureSpec, as_json: bool) -> None:
