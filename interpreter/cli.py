@@ -36,6 +36,7 @@ from store.views import IDENTITY, parse_views
 
 if TYPE_CHECKING:
     from interpreter.evaluation import Scores
+    from interpreter.training import Training
 
 app = typer.Typer(
     help="Train a small network to read cached diffusion features, and measure it.",
@@ -119,7 +120,6 @@ def train(
 
     Under `accelerate launch -m interpreter.cli train ...` several devices share each batch.
     """
-    from interpreter.counting import cost_of
     from interpreter.training import Training, TrainingSettings  # imported late: takes a second
 
     features = FeatureStore(store, read_only=True)
@@ -159,6 +159,13 @@ def train(
     read = store_spec(features, spec, images)
     source = backbone or features.backbone_of(read) or "small"
     training = Training(features, read, what, images, config, settings, out, source, require_device(device), scan=scan)
+    _run(training, as_json)
+
+
+def _run(training: Training, as_json: bool) -> None:
+    """Train to the end or to Ctrl-C, and say how good it became; of several processes the first one does."""
+    from interpreter.counting import cost_of
+
     console.err.print(
         f"{len(training.train_images)} training and {len(training.validation_images)} validation images, "
         f"{cost_of(training.network)}"
@@ -173,11 +180,13 @@ def train(
         return
     if as_json:
         known = None if math.isnan(dice) else dice
-        console.print_json({"interpreter": str(out), "validation_dice": known, "epochs": training.epoch})
+        console.print_json({"interpreter": str(training.folder), "validation_dice": known, "epochs": training.epoch})
     elif math.isnan(dice):
-        console.out.print(f"{out}: trained to the last epoch, without validation images")
+        console.out.print(f"{training.folder}: trained to the last epoch, without validation images")
     else:
-        console.out.print(f"{out}: validation Dice {100 * dice:.2f}; try it: service --model {out}")
+        console.out.print(
+            f"{training.folder}: validation Dice {100 * dice:.2f}; try it: service --model {training.folder}"
+        )
 
 
 @app.command(
