@@ -26,6 +26,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from store.cores import keep_to_quota
+
 out = Console()
 err = Console(stderr=True)
 
@@ -43,6 +45,7 @@ class Exit(IntEnum):
 
 def run(app: typer.Typer, *expected: type[Exception]) -> NoReturn:
     """Run a command and exit; expected errors become one line on stderr."""
+    keep_to_quota()
     try:
         code = app(standalone_mode=False)
     except expected as error:
