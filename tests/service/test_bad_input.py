@@ -17,7 +17,7 @@ from schemathesis.specs.openapi.checks import response_schema_conformance, statu
 from starlette.types import Receive, Scope, Send
 
 from service.engine import Engine
-from service.metrics import resident_bytes
+from store.memory import resident_bytes
 from tests.service.conftest import png, post, serving
 from tests.service.corpus import corpus
 

@@ -1,0 +1,50 @@
+"""Memory that training keeps. In processes of their own: allocators are told for good."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from store.memory import resident_bytes
+
+FRAGMENTED = """
+import ctypes, torch
+from store.memory import Holes, keep_freed_memory, resident_bytes
+keep_freed_memory()
+holes = Holes(slack=1 << 20)
+assert not holes.after_step()
+before = resident_bytes()
+many = [torch.ones(1 << 18) for _ in range({count})]  # 1 MiB each
+kept, many = many[::2], None  # a hole beside each
+full = resident_bytes()
+gone = holes.after_step()
+print(gone, full - before, resident_bytes() - before)
+"""
+
+
+def _said(count: int) -> list[str]:
+    code = FRAGMENTED.format(count=count)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
+def test_holes_are_handed_back_once_they_are_as_much_as_a_step_needs() -> None:
+    gone, full, left = _said(1000)
+    assert gone == "True"
+    assert int(full) > 900 << 20
+    assert int(left) < 600 << 20  # half of the tensors are in use
+
+
+def test_what_a_step_needs_stays() -> None:
+    gone, full, left = _said(30)
+    assert gone == "False"
+    assert int(left) > int(full) - (1 << 20)
+
+
+def test_a_process_knows_what_it_takes() -> None:
+    before = resident_bytes()
+    taken = bytearray(b"\1") * (100 << 20)
+    assert resident_bytes() - before > len(taken) // 2
