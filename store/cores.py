@@ -1,8 +1,8 @@
 """As many threads as this process has cores, where a container has fewer than its machine.
 
-torch and Numba count the cores that they may run on. A container's share of their time (``docker run --cpus 2``, a
-pod's CPU limit) is another number, which they do not look at: on a machine of 64 cores they would start 64 threads,
-and all of them would stand still for most of every tenth of a second.
+torch counts the cores that it may run on. A container's share of their time (``docker run --cpus 2``, a
+pod's CPU limit) is another number, which it does not look at: on a machine of 64 cores it would start 64 threads,
+and all of them would stand still for most of every tenth of a second. Numba's kernels follow torch (``store.threads``).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def keep_to_quota() -> None:
 
 
 def keep_to(cores: int) -> None:
-    """So many threads for torch, Numba and the processes that this one starts."""
-    os.environ[CHOSEN] = os.environ["NUMBA_NUM_THREADS"] = str(cores)  # read by whoever is imported later
+    """So many threads at most, in this process and in those that it starts."""
+    os.environ[CHOSEN] = str(cores)  # read where torch is imported later
     if "torch" in sys.modules:
         import torch
 
-        torch.set_num_threads(cores)  # Numba's kernels follow it (store.threads)
+        torch.set_num_threads(min(cores, torch.get_num_threads()))

@@ -8,28 +8,30 @@ import sys
 
 import pytest
 
-COUNT = "import torch, numba; print(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)"
+needs_two_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core cannot be shared")
+COUNT = "import torch; print(torch.get_num_threads())"
+WITH_QUOTA = "import store.cores; store.cores.cpu_count = lambda: 1; store.cores.keep_to_quota(); "
 
 
-def _said(code: str, **environment: str) -> list[str]:
+def _said(code: str, **environment: str) -> str:
     kept = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
-    return subprocess.run(
-        [sys.executable, "-c", code], env=kept | environment, capture_output=True, text=True, check=True
-    ).stdout.split()
+    call = [sys.executable, "-c", code]
+    return subprocess.run(call, env=kept | environment, capture_output=True, text=True, check=True).stdout.strip()
 
 
+@needs_two_cores
 @pytest.mark.parametrize("first", ["", "import torch; "], ids=["before torch", "after torch"])
-def test_torch_and_numba_start_as_many_threads_as_there_are_cores(first: str) -> None:
-    assert _said(f"{first}from store.cores import keep_to; keep_to(1); {COUNT}") == ["1", "1"]
+def test_torch_starts_as_many_threads_as_the_share_has_cores(first: str) -> None:
+    assert int(_said(COUNT)) > 1
+    assert _said(first + WITH_QUOTA + COUNT) == "1"
 
 
-QUOTA = "import store.cores as c; c.cpu_count = lambda: {share}; c.keep_to_quota(); "
-
-
-def test_a_share_of_the_cores_is_kept_to() -> None:
-    if os.cpu_count() == 1:
-        pytest.skip("one core cannot be shared")
-    assert _said(QUOTA.format(share=1) + COUNT) == ["1", "1"]
+@needs_two_cores
+def test_kernels_of_numba_follow() -> None:
+    kernels = (
+        "import numba; from store.threads import torch_threads\nwith torch_threads(): print(numba.get_num_threads())"
+    )
+    assert _said("import torch, numba; " + WITH_QUOTA + kernels) == "1"
 
 
 def test_where_there_is_no_quota_nothing_changes() -> None:
@@ -37,4 +39,4 @@ def test_where_there_is_no_quota_nothing_changes() -> None:
 
 
 def test_who_chose_a_number_keeps_it() -> None:
-    assert _said(QUOTA.format(share=1) + COUNT, OMP_NUM_THREADS="2")[0] == "2"
+    assert _said(WITH_QUOTA + COUNT, OMP_NUM_THREADS="2") == "2"
