@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -46,11 +47,9 @@ from store.spec import EncodingName, FeatureSpec
 from store.views import parse_views
 
 if TYPE_CHECKING:
-    from extractor.backbone import Backbone
     from extractor.cluster import ExtractionJob
     from extractor.pipeline import RunReport
     from extractor.runs import SizePlan
-    from store.codebook import Codebook
 
 app = typer.Typer(
     help="Run a diffusion U-Net once over each photograph and cache its decoder's feature maps.",
@@ -121,9 +120,10 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Extract a data set into a store; what is there already is left as it is."""
-    from extractor.cluster import ExtractionJob
-    from extractor.pipeline import usual_batch  # imported late: loading diffusers takes seconds
-    from extractor.runs import require_room
+    from extractor.cluster import ExtractionJob  # imported late: loading diffusers takes seconds
+    from extractor.extraction import Extractor
+    from extractor.pipeline import usual_batch
+    from extractor.runs import extract_dataset, require_room
 
     if workers is not None and scheduler is not None:
         raise typer.BadParameter("--workers starts a cluster, --scheduler names one; give one of them")
@@ -136,13 +136,16 @@ def run(
         require_own_name(features, data.name, dataset)
     source = backbone or recipe.backbone
     how, code = encoding_of(encoding, source, codebook) if encoding else (recipe.encoding, None)
-    cluster = None if workers is None and scheduler is None else (scheduler, workers)
+    spread = workers is not None or scheduler is not None
     # Where others do the work, the backbone is only asked what it is, and this machine may have no GPU.
-    network = open_backbone(source, precision, device if cluster is None else "cpu", class_label)
+    network = open_backbone(source, precision, "cpu" if spread else device, class_label)
     prepared = preprocessing_for(network, preprocessing)
     spec = dataclasses.replace(recipe, encoding=how, preprocessing=prepared).spec(network)
     renderings = parse_views(views)
-    size = _planned(data, features, spec, renderings, overwrite, quiet=as_json, as_json=as_json and dry_run)
+    size = _planned(data, features, spec, renderings, overwrite, as_json)
+    _say_size(size, len(data.photographs) * len(renderings), spec, as_json and dry_run)
+    if not as_json:
+        _say_masks(data)
     if dry_run:
         return
     if not ignore_space:
@@ -160,13 +163,28 @@ def run(
         precision=precision,
         device=device,
         class_label=class_label,
-        batch=batch or usual_batch(device, spec.entry_bytes(), spread=cluster is not None),
+        batch=batch or usual_batch(device, spec.entry_bytes(), spread=spread),
         overwrite=overwrite,
         compiled=compiled,
     )
     started = time.perf_counter()
     part_of_a_set = any(choice is not None for choice in (split, limit, images))
-    report = _extract(data, job, renderings, features, (network, code), cluster, part_of_a_set, quiet=as_json)
+    with _interruptible(data, renderings, as_json) as (stop, done):
+        if spread:
+            report = _on_cluster(data, job, (scheduler, workers), renderings, part_of_a_set, stop, done)
+        else:
+            report = extract_dataset(
+                data,
+                features,
+                Extractor(network.compiled() if compiled else network, spec, code),
+                views=renderings,
+                batch=job.batch,
+                overwrite=overwrite,
+                part_of_a_set=part_of_a_set,
+                advance=done,
+                stop=stop,
+                say=lambda message: console.err.print(message, highlight=False),
+            )
     seconds = {"all": time.perf_counter() - started} | report.seconds
     features.records.write(record.done(report.counts(), {stage: round(s, 3) for stage, s in seconds.items()}))
     _say_report(report, data.name, spec.digest, as_json)
@@ -188,70 +206,39 @@ def _selected(data: DataSet, split: str | None, limit: int | None, images: str |
 
 
 def _planned(
-    data: DataSet,
-    store: FeatureStore,
-    spec: FeatureSpec,
-    views: Sequence[str],
-    overwrite: bool,
-    *,
-    quiet: bool,
-    as_json: bool,
+    data: DataSet, store: FeatureStore, spec: FeatureSpec, views: Sequence[str], overwrite: bool, quiet: bool
 ) -> SizePlan:
-    """What a run will write, which is said beforehand."""
     from extractor.runs import plan_size
 
     with console.progress("looking for features", len(data.photographs), quiet=quiet) as advance:
-        size = plan_size(data, store, spec, views, overwrite=overwrite, advance=advance)
-    _say_size(size, len(data.photographs) * len(views), spec, as_json)
-    if not quiet:
-        _say_masks(data)
-    return size
+        return plan_size(data, store, spec, views, overwrite=overwrite, advance=advance)
 
 
-def _extract(
-    data: DataSet,
-    job: ExtractionJob,
-    views: Sequence[str],
-    store: FeatureStore,
-    opened: tuple[Backbone, Codebook | None],
-    cluster: tuple[str | None, int | None] | None,
-    part_of_a_set: bool,
-    *,
-    quiet: bool,
-) -> RunReport:
-    """Do a job: on the workers of a cluster (its address, or how many to start), or here with what is open."""
-    from extractor.cluster import connected, extract_on_cluster
-    from extractor.extraction import Extractor
-    from extractor.runs import extract_dataset
-
+@contextmanager
+def _interruptible(data: DataSet, views: Sequence[str], quiet: bool) -> Iterator[tuple[Stop, Callable[[str], None]]]:
+    """What Ctrl-C asks to stop, and what to call with the name of each view that is done, which moves a bar."""
     stop = Stop()
     with (
         stop.on_interrupt(lambda: console.err.print("finishing what is in flight; Ctrl-C again interrupts at once")),
         console.progress(f"extracting {data.name}", len(data.photographs) * len(views), quiet=quiet) as advance,
     ):
+        yield stop, lambda photograph: advance(1, photograph)
 
-        def done(photograph: str) -> None:
-            advance(1, photograph)
 
-        if cluster is not None:
-            with connected(*cluster, gpu=job.device != "cpu") as client:
-                console.err.print(f"dashboard: {client.dashboard_link}", highlight=False)
-                return extract_on_cluster(
-                    data, job, client, views=views, part_of_a_set=part_of_a_set, advance=done, stop=stop
-                )
-        network, codebook = opened
-        return extract_dataset(
-            data,
-            store,
-            Extractor(network.compiled() if job.compiled else network, job.spec, codebook),
-            views=views,
-            batch=job.batch,
-            overwrite=job.overwrite,
-            part_of_a_set=part_of_a_set,
-            advance=done,
-            stop=stop,
-            say=lambda message: console.err.print(message, highlight=False),
-        )
+def _on_cluster(
+    data: DataSet,
+    job: ExtractionJob,
+    address_or_workers: tuple[str | None, int | None],
+    views: Sequence[str],
+    part_of_a_set: bool,
+    stop: Stop,
+    done: Callable[[str], None],
+) -> RunReport:
+    from extractor.cluster import connected, extract_on_cluster
+
+    with connected(*address_or_workers, gpu=job.device != "cpu") as client:
+        console.err.print(f"dashboard: {client.dashboard_link}", highlight=False)
+        return extract_on_cluster(data, job, client, views=views, part_of_a_set=part_of_a_set, advance=done, stop=stop)
 
 
 def _say_size(size: SizePlan, images: int, spec: FeatureSpec, as_json: bool) -> None:

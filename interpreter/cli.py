@@ -159,10 +159,10 @@ def train(
     read = store_spec(features, spec, images)
     source = backbone or features.backbone_of(read) or "small"
     training = Training(features, read, what, images, config, settings, out, source, require_device(device), scan=scan)
-    _run(training, as_json)
+    _train_and_say(training, as_json)
 
 
-def _run(training: Training, as_json: bool) -> None:
+def _train_and_say(training: Training, as_json: bool) -> None:
     """Train to the end or to Ctrl-C, and say how good it became; of several processes the first one does."""
     from interpreter.counting import cost_of
 

@@ -128,7 +128,8 @@ class Training:
         self.epoch, self.next_batch, self.best, self.since_best = 0, 0, -1.0, 0
         self._in_step = False
         self.data_wait_share = 0.0
-        self._files, self._holes = RunFolder(folder), Holes()
+        self._files = RunFolder(folder)
+        self._holes = Holes() if self.device.type == "cpu" else None
         if self.accelerator.is_main_process:
             self._files.require_same_run(self._card.model_dump(mode="json") | self._decided_elsewhere())
         self._resume()
@@ -182,7 +183,8 @@ class Training:
         for batch in self._batches():
             waited += time.perf_counter() - asked
             loss = self._step(batch)
-            self._holes.after_step()
+            if self._holes is not None:
+                self._holes.after_step()
             recorder.loss(loss, self.epoch * self.steps_per_epoch + batch.position)
             if report is not None:
                 report(self.epoch, batch.position, loss)

@@ -49,11 +49,11 @@ WIDE = WITHOUT_COLOUR | WIDER
 """Both, as the shipped ``vessels`` has them."""
 LONG = WIDE | {"steps": 2400, "evaluate_every": 60, "views": "identity,photometric:15"}
 """The same four times as long, with 16 renderings of each photograph instead of four."""
-ON_BASE: dict[str, Any] = {"backbone": "base", "width_multiplier": 1}
+BACKBONE_BASE: dict[str, Any] = {"backbone": "base", "width_multiplier": 1}
 """The backbone that is twice as wide, with levels as wide as before."""
-BASE = LONG | ON_BASE
-"""Trained long on it."""
-SQUEEZED = {"preprocessing": "squeeze-red-free"}
+BASE = LONG | BACKBONE_BASE
+"""Long training on the backbone that is twice as wide."""
+SQUEEZED_RED_FREE = {"preprocessing": "squeeze-red-free"}
 """As the published protocol has photographs, without their colour."""
 FOREGROUND: dict[str, Any] = {"foreground": 0.5}
 """Half of the windows about a lesion: drawn evenly they hardly ever show one."""
@@ -89,10 +89,10 @@ TABLES = {
         CAMERAS,
         ("diffdgss", "unet"),
         "aadg-compat",
-        settings=LONG | SQUEEZED,
+        settings=LONG | SQUEEZED_RED_FREE,
     ),
     "lodo-vessels-aadg-compat-base": TableRecipe(
-        "lodo-vessels", CAMERAS, ("diffdgss",), "aadg-compat", settings=BASE | SQUEEZED
+        "lodo-vessels", CAMERAS, ("diffdgss",), "aadg-compat", settings=BASE | SQUEEZED_RED_FREE
     ),
     "lodo-vessels-fast": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=BUDGET | {"preset": "fast"}),
     "lodo-vessels-standardised": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=STANDARDISED),
@@ -104,7 +104,7 @@ TABLES = {
     "few-label-standardised": TableRecipe("few-label", CAMERAS, ("diffdgss",), settings=STANDARDISED),
     "few-label-red-free": TableRecipe("few-label", CAMERAS, ("unet",), settings=WITHOUT_COLOUR),
     "few-label-wide": TableRecipe("few-label", CAMERAS, ("diffdgss",), settings=WIDE),
-    "few-label-base": TableRecipe("few-label", CAMERAS, ("diffdgss",), settings=WIDE | ON_BASE),
+    "few-label-base": TableRecipe("few-label", CAMERAS, ("diffdgss",), settings=WITHOUT_COLOUR | BACKBONE_BASE),
     "few-label-long": TableRecipe("few-label", CAMERAS, ("unet",), settings=LONG),
     "cross-modality": TableRecipe("cross-modality", (*CAMERAS, OCTA), ("diffdgss", "unet"), targets=("octa_500",)),
     "cross-modality-standardised": TableRecipe(

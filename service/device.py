@@ -17,7 +17,7 @@ from extractor.extraction import Extractor, Prepared
 from service.errors import Abandoned, Busy
 from service.metrics import Metrics
 from store.features import Features
-from store.memory import Holes, keep_freed_memory
+from store.memory import keep_freed_memory
 
 logger = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -105,14 +105,12 @@ class Device:
     def _run(self) -> None:
         if self.name == "cpu":
             keep_freed_memory()
-        holes = Holes()
         while (work := self._next()) is not None:
             if isinstance(work, _Call):
                 work.waited = time.perf_counter() - work.queued
                 _settle([work.future], lambda call=work: [call.work()])  # type: ignore[misc]
             else:
                 self._invert(work)
-            holes.after_step()
 
     def _next(self) -> _Call | list[_Inversion] | None:
         """What to do next, None at the end."""

@@ -3,7 +3,7 @@
 A network at 512 pixels makes and drops hundreds of tensors of tens of megabytes. glibc takes each from the
 system and returns it, and the system clears every page anew: a third of a training step on two cores.
 
-What is kept may come to lie in pieces. Tensors are aligned, and before 2.38 glibc finds no room for them in holes
+What is kept may come to lie in pieces. Tensors are aligned, and glibc 2.36 finds no room for them in many a hole
 that would do: training on maps of 15 MB grew by 25 MB a step, to 9 GB, of which 0.4 GB were in use.
 """
 
@@ -31,7 +31,7 @@ def keep_freed_memory() -> bool:
 class Holes:
     """What was freed and does not fit what is asked for: handed back once it is as much as a step needs.
 
-    Without glibc, or without /proc, nothing is done.
+    For work whose steps are alike, as training's are. Without glibc, or without /proc, nothing is done.
 
     Args:
         slack: bytes that are kept in any case.
@@ -44,10 +44,10 @@ class Holes:
 
     def after_step(self) -> bool:
         """To be called where little is in use; whether holes were handed back."""
-        resident = resident_bytes()
         if self._libc is None:
             return False
-        if self._needed is None:  # one step after the holes went: what a step needs, and hardly a new one
+        resident = resident_bytes()
+        if self._needed is None:  # the first step, or the first one without holes: all of this is what a step needs
             self._needed = resident
         if resident <= self._needed + max(self._needed, self._slack):
             return False

@@ -24,7 +24,7 @@ from extractor.presets import Preset
 from extractor.runs import extract_dataset
 from extractor.schedule import noise_schedule
 from extractor.unet import build_unet
-from store import FeatureSpec, FeatureStore
+from store import FeatureSpec, FeatureStore, console
 
 SHARED = Path(os.environ.get("DIFFDGSS_SHARED", Path(__file__).parents[2] / "shared"))
 TINY = Preset("tiny", "tiny", (1, 10, 100), (1, 10, 100), blocks=(0, 2), resolution=32)
@@ -108,6 +108,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     def run_command(command: str, *arguments: str | Path) -> Result:
         monkeypatch.setattr(sys, "argv", [command, *map(str, arguments)])
+        monkeypatch.setattr(console, "keep_to_quota", lambda: None)  # it would be this process's for all other tests
         capsys.readouterr()
         with pytest.raises(SystemExit) as stopped:
             importlib.import_module(f"{command}.cli").main()

@@ -41,6 +41,7 @@ from interpreter.task import Task
 from interpreter.training import Training, TrainingSettings
 from store import Collection, FeatureSpec, FeatureStore, Key, MissingEntry, Sample, SpecMismatch
 from store.interrupts import Stop
+from store.memory import Holes
 from store.records import RunRecord
 from tests.conftest import changed
 
@@ -78,6 +79,23 @@ def test_it_learns_and_the_best_interpreter_is_kept(
     assert domain.threshold > 0
     assert domain.residual_range is not None
     assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_holes_in_its_memory_are_looked_for_after_each_step(
+    filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path
+) -> None:
+    run = training(filled_store, spec, tmp_path / "run", SETTINGS.model_copy(update={"epochs": 2}))
+    looked: list[int] = []
+
+    class Counted(Holes):
+        def after_step(self) -> bool:
+            looked.append(run.next_batch)
+            return super().after_step()
+
+    assert run._holes is not None
+    run._holes = Counted()
+    run.run()
+    assert looked == [1, 2, 3, 1, 2, 3]
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(

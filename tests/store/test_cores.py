@@ -7,8 +7,9 @@ import subprocess
 import sys
 
 import pytest
+from dask.system import cpu_count
 
-needs_two_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core cannot be shared")
+needs_two_cores = pytest.mark.skipif(cpu_count() < 2, reason="one core cannot be shared")
 COUNT = "import torch; print(torch.get_num_threads())"
 WITH_QUOTA = "import store.cores; store.cores.cpu_count = lambda: 1; store.cores.keep_to_quota(); "
 
@@ -35,8 +36,18 @@ def test_kernels_of_numba_follow() -> None:
 
 
 def test_where_there_is_no_quota_nothing_changes() -> None:
-    assert _said("from store.cores import keep_to_quota; keep_to_quota(); " + COUNT) == _said(COUNT)
+    without = "import os, store.cores; store.cores.cpu_count = os.cpu_count; store.cores.keep_to_quota(); "
+    assert _said(without + "print('OMP_NUM_THREADS' in os.environ)") == "False"
 
 
-def test_who_chose_a_number_keeps_it() -> None:
-    assert _said(WITH_QUOTA + COUNT, OMP_NUM_THREADS="2") == "2"
+@pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS"])
+def test_who_chose_a_number_keeps_it(name: str) -> None:
+    unchanged = "import os; print(os.environ.get('OMP_NUM_THREADS'))"
+    assert _said(WITH_QUOTA + unchanged, **{name: "3"}) == ("3" if name == "OMP_NUM_THREADS" else "None")
+
+
+@needs_two_cores
+def test_commands_keep_to_it() -> None:
+    command = "import typer; from store import console\napp = typer.Typer()\n@app.command()\ndef told():\n    {}\n"
+    counted = command.format(COUNT) + "console.run(app)"
+    assert _said("import store.cores; store.cores.cpu_count = lambda: 1\n" + counted) == "1"
