@@ -106,6 +106,7 @@ TABLES = {
     "few-label-wide": TableRecipe("few-label", CAMERAS, ("diffdgss",), settings=WIDE),
     "few-label-base": TableRecipe("few-label", CAMERAS, ("diffdgss",), settings=WITHOUT_COLOUR | BACKBONE_BASE),
     "few-label-long": TableRecipe("few-label", CAMERAS, ("unet",), settings=LONG),
+    "few-label-base-long": TableRecipe("few-label", CAMERAS, ("diffdgss",), settings=BASE),
     "cross-modality": TableRecipe("cross-modality", (*CAMERAS, OCTA), ("diffdgss", "unet"), targets=("octa_500",)),
     "cross-modality-standardised": TableRecipe(
         "cross-modality", (*CAMERAS, OCTA), ("diffdgss",), targets=("octa_500",), settings=STANDARDISED
