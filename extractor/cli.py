@@ -120,10 +120,9 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Extract a data set into a store; what is there already is left as it is."""
-    from extractor.cluster import ExtractionJob  # imported late: loading diffusers takes seconds
-    from extractor.extraction import Extractor
+    from extractor.extraction import Extractor  # imported late: loading diffusers takes seconds
     from extractor.pipeline import usual_batch
-    from extractor.runs import extract_dataset, require_room
+    from extractor.runs import extract_dataset, plan_size, require_room
 
     if workers is not None and scheduler is not None:
         raise typer.BadParameter("--workers starts a cluster, --scheduler names one; give one of them")
@@ -142,8 +141,10 @@ def run(
     prepared = preprocessing_for(network, preprocessing)
     spec = dataclasses.replace(recipe, encoding=how, preprocessing=prepared).spec(network)
     renderings = parse_views(views)
-    size = _planned(data, features, spec, renderings, overwrite, as_json)
-    _say_size(size, len(data.photographs) * len(renderings), spec, as_json and dry_run)
+    entries = len(data.photographs) * len(renderings)
+    with console.progress("looking for features", len(data.photographs), quiet=as_json) as advance:
+        size = plan_size(data, features, spec, renderings, overwrite=overwrite, advance=advance)
+    _say_size(size, entries, spec, as_json and dry_run)
     if not as_json:
         _say_masks(data)
     if dry_run:
@@ -155,22 +156,25 @@ def run(
         spec=spec.digest, dataset=data.name, options=repeatable_options(context.params, spec), device=device
     )
     features.records.write(record)
-    job = ExtractionJob(
-        spec=spec,
-        store=lasting_store(store),
-        backbone=lasting_backbone(source),
-        codebook=codebook and codebook.resolve(),
-        precision=precision,
-        device=device,
-        class_label=class_label,
-        batch=batch or usual_batch(device, spec.entry_bytes(), spread=spread),
-        overwrite=overwrite,
-        compiled=compiled,
-    )
     started = time.perf_counter()
     part_of_a_set = any(choice is not None for choice in (split, limit, images))
-    with _interruptible(data, renderings, as_json) as (stop, done):
+    in_one_forward = batch or usual_batch(device, spec.entry_bytes(), spread=spread)
+    with _interruptible(data.name, entries, as_json) as (stop, done):
         if spread:
+            from extractor.cluster import ExtractionJob  # Dask, which a run on one machine does without
+
+            job = ExtractionJob(
+                spec=spec,
+                store=lasting_store(store),
+                backbone=lasting_backbone(source),
+                codebook=codebook and codebook.resolve(),
+                precision=precision,
+                device=device,
+                class_label=class_label,
+                batch=in_one_forward,
+                overwrite=overwrite,
+                compiled=compiled,
+            )
             report = _on_cluster(data, job, (scheduler, workers), renderings, part_of_a_set, stop, done)
         else:
             report = extract_dataset(
@@ -178,7 +182,7 @@ def run(
                 features,
                 Extractor(network.compiled() if compiled else network, spec, code),
                 views=renderings,
-                batch=job.batch,
+                batch=in_one_forward,
                 overwrite=overwrite,
                 part_of_a_set=part_of_a_set,
                 advance=done,
@@ -205,22 +209,13 @@ def _selected(data: DataSet, split: str | None, limit: int | None, images: str |
     return DataSet(data.name, photographs[:limit])
 
 
-def _planned(
-    data: DataSet, store: FeatureStore, spec: FeatureSpec, views: Sequence[str], overwrite: bool, quiet: bool
-) -> SizePlan:
-    from extractor.runs import plan_size
-
-    with console.progress("looking for features", len(data.photographs), quiet=quiet) as advance:
-        return plan_size(data, store, spec, views, overwrite=overwrite, advance=advance)
-
-
 @contextmanager
-def _interruptible(data: DataSet, views: Sequence[str], quiet: bool) -> Iterator[tuple[Stop, Callable[[str], None]]]:
+def _interruptible(name: str, entries: int, quiet: bool) -> Iterator[tuple[Stop, Callable[[str], None]]]:
     """What Ctrl-C asks to stop, and what to call with the name of each view that is done, which moves a bar."""
     stop = Stop()
     with (
         stop.on_interrupt(lambda: console.err.print("finishing what is in flight; Ctrl-C again interrupts at once")),
-        console.progress(f"extracting {data.name}", len(data.photographs) * len(views), quiet=quiet) as advance,
+        console.progress(f"extracting {name}", entries, quiet=quiet) as advance,
     ):
         yield stop, lambda photograph: advance(1, photograph)
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 FRAGMENTED = """
-import ctypes, torch
+import torch
 from store.memory import Holes, keep_freed_memory, resident_bytes
 keep_freed_memory()
 holes = Holes(slack=1 << 20)
