@@ -103,6 +103,12 @@ def segmented(page: Page, *files: dict[str, Any]) -> None:
     page.set_input_files("#files", list(files) or [upload("eye.png", photograph())])
     expect(page.locator("#running")).to_be_hidden(timeout=60_000)
     expect(page.locator("#answer")).to_be_visible()
+    shown(page)
+
+
+def shown(page: Page) -> None:
+    """Wait for the chosen photograph and its mask: both are decoded after the choice, and hidden until then."""
+    expect(page.locator("#layers")).to_have_js_property("hidden", False)
 
 
 def becomes(page: Page, canvas: str, wanted: Callable[[Any], bool]) -> None:
@@ -151,6 +157,7 @@ def test_many_photographs_one_of_them_broken(page: Page) -> None:
     expect(rows.nth(1)).to_contain_text("damaged or truncated")
     rows.nth(3).get_by_role("button").click()
     expect(rows.nth(3).get_by_role("button")).to_have_attribute("aria-current", "true")
+    shown(page)
     np.testing.assert_array_equal(pixels(page, "photo")[..., :3], draw_fundus(200, 2)[0])
 
 
