@@ -99,11 +99,18 @@ def command_of(wanted: Wanted, store: str, choices: Choices) -> list[str]:
         "store": store,
         "preset": choices.preset,
         "backbone": f"untrained:{choices.backbone}" if wanted.untrained else choices.backbone,
+        "timesteps": _joined(choices.timesteps),
+        "blocks": _joined(choices.blocks),
         "preprocessing": wanted.preprocessing,
         "trajectory": wanted.trajectory,
         "encoding": choices.encoding,
-        "views": ",".join(wanted.views),
+        "views": _joined(wanted.views),
         "device": choices.device,
     }
     said = [f"--{name}={value}" for name, value in options.items() if value is not None]
     return [sys.executable, "-m", "extractor.cli", "run", *said, "--json"]
+
+
+def _joined(values: tuple[int | str, ...] | None) -> str | None:
+    """As options take several."""
+    return None if values is None else ",".join(map(str, values))

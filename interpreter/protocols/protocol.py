@@ -60,7 +60,7 @@ class Choices(BaseModel):
 
     Attributes:
         views: renderings of the training images; networks on pixels draw flips and photometric ones themselves.
-        encoding: the preset's if not given.
+        timesteps, blocks, encoding: the preset's if not given.
         preprocessing: of all photographs; the protocol's or the backbone's if not given.
         steps, crop, foreground: as of ``TrainingSettings``.
         width_multiplier, standardise: as of ``InterpreterConfig``, of networks that read features.
@@ -70,6 +70,8 @@ class Choices(BaseModel):
 
     preset: str = "small"
     backbone: str | None = None
+    timesteps: tuple[int, ...] | None = Field(default=None, min_length=1)
+    blocks: tuple[int, ...] | None = Field(default=None, min_length=1)
     encoding: EncodingName | None = None
     preprocessing: PreprocessingName | None = None
     device: str = "cpu"

@@ -334,6 +334,9 @@ def test_the_extractor_is_called_as_a_command(tmp_path: Path) -> None:
     context = typer.main.get_command(extractor_app).commands["run"].make_context("run", call[4:])  # type: ignore[attr-defined]
     assert context.params["views"] == "identity,negative"
     assert context.params["preprocessing"] == "squeeze"
+    assert context.params["timesteps"] is context.params["blocks"] is None
+    read = Choices.model_validate({"timesteps": [200, 500], "blocks": [7]})
+    assert {"--timesteps=200,500", "--blocks=7"} <= set(command_of(wanted, str(tmp_path / "s"), read))
     untrained = dataclasses.replace(wanted, untrained=True)
     named = CHOICES.model_copy(update={"backbone": "small"})
     assert "--backbone=untrained:small" in command_of(untrained, str(tmp_path / "s"), named)
