@@ -53,6 +53,10 @@ BACKBONE_BASE: dict[str, Any] = {"backbone": "base", "width_multiplier": 1}
 """The backbone that is twice as wide, with levels as wide as before."""
 BASE = LONG | BACKBONE_BASE
 """Long training on the backbone that is twice as wide."""
+EIGHT = BASE | {"views": "identity,photometric:7"}
+"""The same with eight renderings."""
+PROBED: dict[str, Any] = {"timesteps": [200, 500], "blocks": [2, 4, 6, 7]}
+"""What probes of the backbone ``base`` say most (docs/results.md)."""
 SQUEEZED_RED_FREE = {"preprocessing": "squeeze-red-free"}
 """As the published protocol has photographs, without their colour."""
 FOREGROUND: dict[str, Any] = {"foreground": 0.5}
@@ -100,6 +104,8 @@ TABLES = {
     "lodo-vessels-wide": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=WIDE),
     "lodo-vessels-long": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss", "unet"), settings=LONG),
     "lodo-vessels-base": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=BASE),
+    "lodo-vessels-base-eight": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=EIGHT),
+    "lodo-vessels-base-probed": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=EIGHT | PROBED),
     "few-label": TableRecipe("few-label", CAMERAS, ("diffdgss", "unet")),
     "few-label-standardised": TableRecipe("few-label", CAMERAS, ("diffdgss",), settings=STANDARDISED),
     "few-label-red-free": TableRecipe("few-label", CAMERAS, ("unet",), settings=WITHOUT_COLOUR),
