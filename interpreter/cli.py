@@ -15,7 +15,7 @@ from rich.table import Table
 
 from interpreter.checkpoint import load_interpreter
 from interpreter.config import HeadName
-from interpreter.data import Labelled, labelled_in, require_features, store_spec
+from interpreter.data import Labelled, labelled_in, require_features, seen_plainly, store_spec, without_duplicates
 from interpreter.errors import InterpreterError
 from interpreter.network import InterpreterConfig
 from interpreter.options import AsJson, Datasets, DeviceOption, ScanOption, StoreOption, ViewOption, require_device
@@ -57,6 +57,13 @@ def train(
     store: StoreOption,
     dataset: Datasets,
     out: Annotated[Path, typer.Option(help="Folder of the run; an interrupted run goes on.", show_default=False)],
+    validation: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Select on these labelled images, NAME or NAME:SPLIT, never on those of the test; may be given again. "
+            "Some of --dataset if not given."
+        ),
+    ] = None,
     target: Annotated[
         list[str] | None,
         typer.Option(help="Mask that becomes a class; later ones cover earlier ones.", show_default="mask"),
@@ -116,7 +123,7 @@ def train(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Train on labelled images of a store; validation images are split off from them by seed.
+    """Train on labelled images of a store; validation images are split off from them by seed, or named.
 
     Under `accelerate launch -m interpreter.cli train ...` several devices share each batch.
     """
@@ -158,7 +165,12 @@ def train(
     images = labelled_in(features, dataset, what)
     read = store_spec(features, spec, images)
     source = backbone or features.backbone_of(read) or "small"
-    training = Training(features, read, what, images, config, settings, out, source, require_device(device), scan=scan)
+    kept = None
+    if validation is not None:
+        kept = seen_plainly(without_duplicates(labelled_in(features, validation, what)), settings.views)
+    training = Training(
+        features, read, what, images, config, settings, out, source, require_device(device), validation=kept, scan=scan
+    )
     _train_and_say(training, as_json)
 
 

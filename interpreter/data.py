@@ -234,6 +234,12 @@ def split_off(images: Sequence[Labelled], share: float, seed: int) -> tuple[list
     return train, validation
 
 
+def seen_plainly(images: Iterable[Labelled], views: Sequence[str]) -> list[Labelled]:
+    """Images as a training of these views validates them."""
+    view = plain_view(views)
+    return [image.seen_as(view) for image in images]
+
+
 def parted(
     images: list[Labelled], settings: TrainingSettings, validation: Sequence[Labelled] | None
 ) -> tuple[list[Labelled], list[Labelled]]:
@@ -243,13 +249,15 @@ def parted(
         validation: those to select on, as they are; some of ``images`` if None.
 
     Raises:
-        TrainingDataError: there are too few.
+        TrainingDataError: there are too few, or one is to be trained on and selected on.
     """
-    view = plain_view(settings.views)
-    images = [image.seen_as(view) for image in without_duplicates(images)]
+    images = seen_plainly(without_duplicates(images), settings.views)
     if settings.labels is not None:
         images = few(images, settings.labels, settings.seed)
     if validation is not None:
+        selected = {image.key.image_id for image in validation}
+        if both := [image.name for image in images if image.key.image_id in selected]:
+            raise TrainingDataError(f"{', '.join(both[:5])}: to be trained on and validated on; leave each out of one")
         return images, list(validation)
     if settings.labels is not None:
         return split_off_few(images, settings.validation_share, settings.seed)

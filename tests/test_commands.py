@@ -21,7 +21,8 @@ from PIL import Image
 
 from extractor.architectures import tiny_unet
 from extractor.backbone import Backbone
-from store import FeatureSpec, FeatureStore
+from interpreter.checkpoint import load_interpreter
+from store import Collection, FeatureSpec, FeatureStore
 from tests.conftest import Run
 
 AT_64 = ("--resolution", "64", "--backbone")
@@ -347,6 +348,21 @@ def test_compact_by_commands(run: Run, dataset_folder: Path, wide_backbone: Path
     lost = run("interpreter", *["evaluate", "--dataset", "x"], "--store", tmp_path / "s", "--model", tmp_path / "model")
     assert lost.returncode == 1
     assert "no codebook here" in lost.stderr
+
+
+def test_a_training_selects_on_the_images_it_is_told(run: Run, filled_store: FeatureStore, tmp_path: Path) -> None:
+    eyes = filled_store.collections.read("eyes")
+    filled_store.collections.write(Collection(name="others", samples=eyes.samples[:2]))
+    filled_store.collections.write(Collection(name="mine", samples=eyes.samples[2:]))
+    train = ["train", "--store", filled_store.location, "--validation", "others", "--epochs", "1", "--max-width", "8"]
+    done = run("interpreter", *train, "--vss-max-size", "0", "--dataset", "mine", "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    _, card = load_interpreter(tmp_path / "run")
+    assert set(card.validation_ids) == {sample.image_id for sample in eyes.samples[:2]}
+    assert set(card.training_ids) == {sample.image_id for sample in eyes.samples[2:]}
+    both = run("interpreter", *train, "--dataset", "eyes", "--out", tmp_path / "both")
+    assert both.returncode == 1
+    assert "to be trained on and validated on; leave each out of one" in " ".join(both.stderr.split())
 
 
 def test_images_are_chosen_by_name_and_the_profile_is_told(
