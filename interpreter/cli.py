@@ -15,13 +15,14 @@ from rich.table import Table
 
 from interpreter.checkpoint import load_interpreter
 from interpreter.config import HeadName
-from interpreter.data import Labelled, labelled_in, require_features, seen_plainly, store_spec, without_duplicates
+from interpreter.data import Labelled, all_images, labelled_in, require_features, store_spec, validation_in
 from interpreter.errors import InterpreterError
 from interpreter.network import InterpreterConfig
 from interpreter.options import AsJson, Datasets, DeviceOption, ScanOption, StoreOption, ViewOption, require_device
 from interpreter.prediction import Prediction
 from interpreter.probe_cli import app as probe_commands
 from interpreter.protocols.protocol import ROWS, Edition
+from interpreter.pseudo_labels import PseudoLabels
 from interpreter.rendering import encode_labels
 from interpreter.rules import Rules
 from interpreter.scan import Method
@@ -63,6 +64,16 @@ def train(
             help="Select on these labelled images, NAME or NAME:SPLIT, never on those of the test; may be given again. "
             "Some of --dataset if not given."
         ),
+    ] = None,
+    unlabelled: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Train on these photographs besides, NAME or NAME:SPLIT, by what --teacher makes of them; "
+            "may be given again."
+        ),
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Shipped name or folder of the interpreter that labels --unlabelled.")
     ] = None,
     target: Annotated[
         list[str] | None,
@@ -125,10 +136,14 @@ def train(
 ) -> None:
     """Train on labelled images of a store; validation images are split off from them by seed, or named.
 
+    Photographs without labels, of a new camera for one, are learnt from by what another interpreter makes of them.
+
     Under `accelerate launch -m interpreter.cli train ...` several devices share each batch.
     """
     from interpreter.training import Training, TrainingSettings  # imported late: takes a second
 
+    if (unlabelled is None) != (teacher is None):
+        raise typer.BadParameter("expected --unlabelled and --teacher together")
     features = FeatureStore(store, read_only=True)
     targets = tuple(target or ["mask"])
     what = Task(name=task or "_".join(targets), targets=targets, overlapping=overlapping)
@@ -165,12 +180,17 @@ def train(
     images = labelled_in(features, dataset, what)
     read = store_spec(features, spec, images)
     source = backbone or features.backbone_of(read) or "small"
-    kept = None
-    if validation is not None:
-        kept = seen_plainly(without_duplicates(labelled_in(features, validation, what)), settings.views)
+    kept = None if validation is None else validation_in(features, validation, what, settings.views)
+    require_device(device)
+    pseudo_labels = None
+    if teacher is not None:
+        unknown = [image for reference in unlabelled or [] for image in all_images(features, reference)]
+        console.err.print(f"{teacher} labels {len(unknown)} photographs")
+        pseudo_labels = PseudoLabels(features, what, unknown, teacher, settings.views, device, scan)
     training = Training(
-        features, read, what, images, config, settings, out, source, require_device(device), validation=kept, scan=scan
-    )
+        features, read, what, images, config, settings, out, source, device,
+        validation=kept, pseudo_labels=pseudo_labels, scan=scan,
+    )  # fmt: skip
     _train_and_say(training, as_json)
 
 

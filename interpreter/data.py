@@ -240,6 +240,11 @@ def seen_plainly(images: Iterable[Labelled], views: Sequence[str]) -> list[Label
     return [image.seen_as(view) for image in images]
 
 
+def validation_in(store: FeatureStore, references: Iterable[str], task: Task, views: Sequence[str]) -> list[Labelled]:
+    """The labelled images of some data sets, NAME or NAME:SPLIT, as a training of these views validates them."""
+    return seen_plainly(without_duplicates(labelled_in(store, references, task)), views)
+
+
 def parted(
     images: list[Labelled], settings: TrainingSettings, validation: Sequence[Labelled] | None
 ) -> tuple[list[Labelled], list[Labelled]]:

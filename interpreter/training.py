@@ -33,6 +33,7 @@ from interpreter.errors import ConfigurationError, TrainingDiverged
 from interpreter.evaluation import evaluate
 from interpreter.network import Interpreter, InterpreterConfig
 from interpreter.objective import Objective
+from interpreter.pseudo_labels import PseudoLabels
 from interpreter.recorder import Recorder
 from interpreter.rules import Rules
 from interpreter.run_folder import RunFolder
@@ -67,6 +68,7 @@ class Training:
         device: where the network is trained.
         rules: how the truth is made, and which pixels count.
         validation: select on these images instead of some of ``images``.
+        pseudo_labels: unlabelled photographs to train on besides, and what a teacher makes of them.
         scan: force a selective scan.
 
     Attributes:
@@ -90,6 +92,7 @@ class Training:
         *,
         rules: Rules | None = None,
         validation: Sequence[Labelled] | None = None,
+        pseudo_labels: PseudoLabels | None = None,
         scan: Method = "auto",
     ) -> None:
         if config.classes != len(task.classes):
@@ -99,9 +102,11 @@ class Training:
         self.store, self.spec, self.task, self.settings, self.folder = store, spec, task, settings, folder
         self.rules = rules or Rules()
         self.train_images, self.validation_images = parted(images, settings, validation)
+        if pseudo_labels is not None:
+            self.train_images = [*self.train_images, *pseudo_labels.beside([*images, *self.validation_images])]
         require_features(store, spec, self.train_images, settings.views)
         require_features(store, spec, self.validation_images)
-        self._truths = {image.key.image_id: self._truth(image) for image in self.train_images}
+        self._truths = {image.key.image_id: self._truth(image, pseudo_labels) for image in self.train_images}
         self.accelerator = Accelerator(cpu=device == "cpu")
         self.device = self.accelerator.device if device in ("cpu", "cuda") else torch.device(device)
         torch.manual_seed(settings.seed)
@@ -123,7 +128,9 @@ class Training:
             config=config,
             training_ids=tuple(image.key.image_id for image in self.train_images),
             validation_ids=tuple(image.key.image_id for image in self.validation_images),
-            training=settings.model_dump(mode="json") | {"rules": self.rules.model_dump()},
+            training=settings.model_dump(mode="json")
+            | {"rules": self.rules.model_dump()}
+            | ({} if pseudo_labels is None else {"pseudo_labels": pseudo_labels.described}),
         )
         self.epoch, self.next_batch, self.best, self.since_best = 0, 0, -1.0, 0
         self._in_step = False
@@ -355,10 +362,13 @@ class Training:
     def _out_of_patience(self) -> bool:
         return self.settings.patience is not None and self.since_best >= self.settings.patience
 
-    def _truth(self, image: Labelled) -> Truth:
-        """Truth (R, R) and what counts (R, R)."""
+    def _truth(self, image: Labelled, pseudo_labels: PseudoLabels | None = None) -> Truth:
+        """Truth (R, R), which for an unlabelled photograph is what a teacher makes of it, and what counts (R, R)."""
         entry = self.store.entry(self.spec, image.key)
-        truth = network_truth(self.store, entry, image, self.task, self.rules)
+        if pseudo_labels is not None and image in pseudo_labels:
+            truth = self.rules.network_truth(entry, pseudo_labels.native(image), self.task, image.sample)
+        else:
+            truth = network_truth(self.store, entry, image, self.task, self.rules)
         return truth, self.rules.counted(entry.fov)
 
     def _decided_elsewhere(self) -> dict[str, Any]:

@@ -350,7 +350,9 @@ def test_compact_by_commands(run: Run, dataset_folder: Path, wide_backbone: Path
     assert "no codebook here" in lost.stderr
 
 
-def test_a_training_selects_on_the_images_it_is_told(run: Run, filled_store: FeatureStore, tmp_path: Path) -> None:
+def test_a_training_selects_on_the_images_it_is_told_and_learns_from_unlabelled_ones(
+    run: Run, filled_store: FeatureStore, tmp_path: Path
+) -> None:
     eyes = filled_store.collections.read("eyes")
     filled_store.collections.write(Collection(name="others", samples=eyes.samples[:2]))
     filled_store.collections.write(Collection(name="mine", samples=eyes.samples[2:]))
@@ -360,6 +362,16 @@ def test_a_training_selects_on_the_images_it_is_told(run: Run, filled_store: Fea
     _, card = load_interpreter(tmp_path / "run")
     assert set(card.validation_ids) == {sample.image_id for sample in eyes.samples[:2]}
     assert set(card.training_ids) == {sample.image_id for sample in eyes.samples[2:]}
+    taught = [*train[:3], "--epochs", "1", "--max-width", "8", "--vss-max-size", "0", "--out", tmp_path / "student"]
+    asked = ["--dataset", "mine", "--unlabelled", "others"]
+    learnt = run("interpreter", *taught, *asked, "--teacher", tmp_path / "run")
+    assert learnt.returncode == 0, learnt.stderr
+    assert "labels 2 photographs" in " ".join(learnt.stderr.split())
+    _, card = load_interpreter(tmp_path / "student")
+    assert {sample.image_id for sample in eyes.samples[:2]} < set(card.training_ids)
+    alone = run("interpreter", *taught, *asked)
+    assert alone.returncode == 2
+    assert "expected --unlabelled and --teacher together" in " ".join(alone.stderr.replace("│", " ").split())
     both = run("interpreter", *train, "--dataset", "eyes", "--out", tmp_path / "both")
     assert both.returncode == 1
     assert "to be trained on and validated on; leave each out of one" in " ".join(both.stderr.split())

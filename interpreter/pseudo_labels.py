@@ -1,0 +1,105 @@
+"""Pseudo-labels: what an interpreter, the teacher, makes of unlabelled photographs, learnt as if it were the truth.
+
+D.-H. Lee, Pseudo-Label: the simple and efficient semi-supervised learning method for deep neural networks, ICML
+workshops 2013; with a student that is shown other renderings than its teacher was (Q. Xie et al., Self-training with
+Noisy Student, CVPR 2020), where these are among the views.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from interpreter.checkpoint import WEIGHTS_FILE, folder_of, load_interpreter
+from interpreter.data import Labelled, require_features, seen_plainly, without_duplicates
+from interpreter.errors import ConfigurationError, TrainingDataError
+from interpreter.prediction import segment
+from interpreter.scan import Method
+from interpreter.task import Task
+from store.feature_store import FeatureStore
+
+
+class PseudoLabels:
+    """Unlabelled photographs, and what a teacher makes of them.
+
+    Args:
+        store: holds the features of the photographs that the teacher reads; they may be others than the student's.
+        task: of the student.
+        images: the photographs; masks that they have are not looked at.
+        teacher: shipped name or folder of an interpreter.
+        views: of the student's training; the teacher reads the plain one.
+        device: where the teacher computes.
+        scan: force a selective scan.
+
+    Attributes:
+        images: the photographs, each once.
+        described: what decides the labels, for the run and its card: sha256 of the teacher's weights, and image ids.
+
+    Raises:
+        ConfigurationError: the teacher segments something else. CheckpointError: it cannot be loaded.
+        TrainingDataError: features that it reads are missing.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        task: Task,
+        images: Iterable[Labelled],
+        teacher: str | Path,
+        views: Sequence[str],
+        device: str = "cpu",
+        scan: Method = "auto",
+    ) -> None:
+        self._store, self._task = store, task
+        self._teacher, card = load_interpreter(teacher)
+        _require_same_classes(str(teacher), card.task, task)
+        self._teacher.use_scan(scan)
+        self._teacher.to(device)
+        self._spec = card.spec
+        self.images = seen_plainly(without_duplicates(map(_unlabelled, images)), views)
+        require_features(store, card.spec, self.images, backbone=card.backbone)
+        self._ids = {image.key.image_id for image in self.images}
+        weights = (folder_of(teacher) / WEIGHTS_FILE).read_bytes()
+        self.described = {
+            "teacher": hashlib.sha256(weights).hexdigest(),
+            "images": [image.key.image_id for image in self.images],
+        }
+
+    def beside(self, labelled: Iterable[Labelled]) -> list[Labelled]:
+        """The photographs, none of which is among those that are labelled; TrainingDataError if one is."""
+        known = {image.key.image_id for image in labelled}
+        if both := [image.name for image in self.images if image.key.image_id in known]:
+            raise TrainingDataError(
+                f"{', '.join(both[:5])}: given with labels and as unlabelled; leave out one of both"
+            )
+        return self.images
+
+    def __contains__(self, image: Labelled) -> bool:
+        return image.key.image_id in self._ids
+
+    def native(self, image: Labelled) -> NDArray[np.uint8]:
+        """What the teacher makes of a photograph, uint8 (H, W), as ``Task.labels`` makes it of masks."""
+        _, labels, masks = segment(self._teacher, self._store.entry(self._spec, image.key).features())
+        found = [labels == c for c in range(1, len(self._task.classes))] if masks is None else list(masks)
+        return self._task.labels(dict(zip(self._task.targets, found, strict=True)))
+
+
+def _unlabelled(image: Labelled) -> Labelled:
+    """A photograph without its masks, if it has any."""
+    return replace(image, sample=image.sample.model_copy(update={"masks": {}, "indexed": ()}))
+
+
+def _require_same_classes(teacher: str, told: Task, asked: Task) -> None:
+    """ConfigurationError unless a teacher's classes are the task's; a single one may be called otherwise."""
+    alone = len(told.targets) == len(asked.targets) == 1
+    if told.overlapping != asked.overlapping or (told.targets != asked.targets and not alone):
+        raise ConfigurationError(f"the teacher {teacher} segments {_named(told)}, the task is {_named(asked)}")
+
+
+def _named(task: Task) -> str:
+    return ", ".join(task.targets) + (" (overlapping)" if task.overlapping else "")
