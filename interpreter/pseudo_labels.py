@@ -38,7 +38,7 @@ class PseudoLabels:
 
     Attributes:
         images: the photographs, each once.
-        described: what decides the labels, for the run and its card: sha256 of the teacher's weights, and image ids.
+        teacher: sha256 of the teacher's weights, 64 hexadecimal digits.
 
     Raises:
         ConfigurationError: the teacher segments something else. CheckpointError: it cannot be loaded.
@@ -56,35 +56,26 @@ class PseudoLabels:
         scan: Method = "auto",
     ) -> None:
         self._store, self._task = store, task
-        self._teacher, card = load_interpreter(teacher)
+        self._network, card = load_interpreter(teacher)
         _require_same_classes(str(teacher), card.task, task)
-        self._teacher.use_scan(scan)
-        self._teacher.to(device)
+        self._network.use_scan(scan)
+        self._network.to(device)
         self._spec = card.spec
         self.images = seen_plainly(without_duplicates(map(_unlabelled, images)), views)
         require_features(store, card.spec, self.images, backbone=card.backbone)
-        self._ids = {image.key.image_id for image in self.images}
-        weights = (folder_of(teacher) / WEIGHTS_FILE).read_bytes()
-        self.described = {
-            "teacher": hashlib.sha256(weights).hexdigest(),
-            "images": [image.key.image_id for image in self.images],
-        }
+        self.teacher = hashlib.sha256((folder_of(teacher) / WEIGHTS_FILE).read_bytes()).hexdigest()
 
     def beside(self, labelled: Iterable[Labelled]) -> list[Labelled]:
-        """The photographs, none of which is among those that are labelled; TrainingDataError if one is."""
+        """The photographs but those that are labelled; TrainingDataError if that leaves none."""
         known = {image.key.image_id for image in labelled}
-        if both := [image.name for image in self.images if image.key.image_id in known]:
-            raise TrainingDataError(
-                f"{', '.join(both[:5])}: given with labels and as unlabelled; leave out one of both"
-            )
-        return self.images
-
-    def __contains__(self, image: Labelled) -> bool:
-        return image.key.image_id in self._ids
+        left = [image for image in self.images if image.key.image_id not in known]
+        if not left:
+            raise TrainingDataError("every unlabelled photograph is among the labelled ones; there is nothing to add")
+        return left
 
     def native(self, image: Labelled) -> NDArray[np.uint8]:
         """What the teacher makes of a photograph, uint8 (H, W), as ``Task.labels`` makes it of masks."""
-        _, labels, masks = segment(self._teacher, self._store.entry(self._spec, image.key).features())
+        _, labels, masks = segment(self._network, self._store.entry(self._spec, image.key).features())
         found = [labels == c for c in range(1, len(self._task.classes))] if masks is None else list(masks)
         return self._task.labels(dict(zip(self._task.targets, found, strict=True)))
 

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from interpreter.calibration import fit_temperature
 from interpreter.checkpoint import Card, load_interpreter, read_card, save_interpreter
 from interpreter.cropping import crop_maps, crop_plane, draw_class, draw_corner, require_window
-from interpreter.data import Labelled, network_truth, parted, require_features
+from interpreter.data import Labelled, native_truth, parted, require_features
 from interpreter.domain import DOMAIN_FILE, LEAST, domain_of
 from interpreter.errors import ConfigurationError, TrainingDiverged
 from interpreter.evaluation import evaluate
@@ -101,12 +101,16 @@ class Training:
             raise ConfigurationError("classes overlap in the task or in the network, not in both")
         self.store, self.spec, self.task, self.settings, self.folder = store, spec, task, settings, folder
         self.rules = rules or Rules()
-        self.train_images, self.validation_images = parted(images, settings, validation)
-        if pseudo_labels is not None:
-            self.train_images = [*self.train_images, *pseudo_labels.beside([*images, *self.validation_images])]
+        labelled, self.validation_images = parted(images, settings, validation)
+        unlabelled = [] if pseudo_labels is None else pseudo_labels.beside([*labelled, *self.validation_images])
+        self.train_images = [*labelled, *unlabelled]
         require_features(store, spec, self.train_images, settings.views)
         require_features(store, spec, self.validation_images)
-        self._truths = {image.key.image_id: self._truth(image, pseudo_labels) for image in self.train_images}
+        self._truths = {image.key.image_id: self._truth(image) for image in labelled}
+        told: dict[str, Any] = {}
+        if pseudo_labels is not None:
+            self._truths |= {one.key.image_id: self._truth(one, pseudo_labels.native(one)) for one in unlabelled}
+            told = {"teacher": pseudo_labels.teacher, "images": [one.key.image_id for one in unlabelled]}
         self.accelerator = Accelerator(cpu=device == "cpu")
         self.device = self.accelerator.device if device in ("cpu", "cuda") else torch.device(device)
         torch.manual_seed(settings.seed)
@@ -130,7 +134,7 @@ class Training:
             validation_ids=tuple(image.key.image_id for image in self.validation_images),
             training=settings.model_dump(mode="json")
             | {"rules": self.rules.model_dump()}
-            | ({} if pseudo_labels is None else {"pseudo_labels": pseudo_labels.described}),
+            | ({"pseudo_labels": told} if told else {}),
         )
         self.epoch, self.next_batch, self.best, self.since_best = 0, 0, -1.0, 0
         self._in_step = False
@@ -362,13 +366,12 @@ class Training:
     def _out_of_patience(self) -> bool:
         return self.settings.patience is not None and self.since_best >= self.settings.patience
 
-    def _truth(self, image: Labelled, pseudo_labels: PseudoLabels | None = None) -> Truth:
-        """Truth (R, R), which for an unlabelled photograph is what a teacher makes of it, and what counts (R, R)."""
+    def _truth(self, image: Labelled, native: NDArray[np.uint8] | None = None) -> Truth:
+        """Truth (R, R), of an image's masks or of what is given instead, uint8 (H, W), and what counts (R, R)."""
         entry = self.store.entry(self.spec, image.key)
-        if pseudo_labels is not None and image in pseudo_labels:
-            truth = self.rules.network_truth(entry, pseudo_labels.native(image), self.task, image.sample)
-        else:
-            truth = network_truth(self.store, entry, image, self.task, self.rules)
+        if native is None:
+            native = native_truth(self.store, image, self.task)
+        truth = self.rules.network_truth(entry, native, self.task, image.sample)
         return truth, self.rules.counted(entry.fov)
 
     def _decided_elsewhere(self) -> dict[str, Any]:

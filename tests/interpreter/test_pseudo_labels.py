@@ -93,9 +93,16 @@ def test_another_teacher_is_another_run(
 def test_what_has_labels_is_not_guessed(
     filled_store: FeatureStore, spec: FeatureSpec, images: list[Labelled], teacher: Path, tmp_path: Path
 ) -> None:
-    pseudo = PseudoLabels(filled_store, TASK, images[3:], teacher, SETTINGS.views)
-    with pytest.raises(TrainingDataError, match=r"eyes/eye\d.*: given with labels and as unlabelled"):
-        student(filled_store, spec, images[:4], pseudo, tmp_path / "student")
+    pseudo = PseudoLabels(filled_store, TASK, images, teacher, SETTINGS.views)
+    run = student(filled_store, spec, images[:4], pseudo, tmp_path / "student")
+    assert {image.name for image in run.train_images if not image.sample.masks} == {image.name for image in images[4:]}
+    drawn = Training(
+        filled_store, spec, TASK, images, InterpreterConfig(), SETTINGS.model_copy(update={"labels": 2}),
+        tmp_path / "drawn", pseudo_labels=pseudo,
+    )  # fmt: skip
+    assert [bool(image.sample.masks) for image in drawn.train_images] == 2 * [True] + 4 * [False]
+    with pytest.raises(TrainingDataError, match="every unlabelled photograph is among the labelled ones"):
+        pseudo.beside(images)
 
 
 def test_a_teacher_of_other_classes_is_refused(
