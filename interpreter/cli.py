@@ -13,7 +13,7 @@ import typer
 from numpy.typing import NDArray
 from rich.table import Table
 
-from interpreter.checkpoint import load_interpreter
+from interpreter.checkpoint import folder_of, load_interpreter
 from interpreter.config import HeadName
 from interpreter.data import Labelled, all_images, labelled_in, require_features, store_spec, validation_in
 from interpreter.errors import InterpreterError
@@ -61,8 +61,8 @@ def train(
     validation: Annotated[
         list[str] | None,
         typer.Option(
-            help="Select on these labelled images, NAME or NAME:SPLIT, never on those of the test; may be given again. "
-            "Some of --dataset if not given."
+            help="Select on these labelled images, NAME or NAME:SPLIT, instead of some of --dataset, and never test on "
+            "them; may be given again."
         ),
     ] = None,
     unlabelled: Annotated[
@@ -126,7 +126,11 @@ def train(
     drop_path: Annotated[float, typer.Option(min=0, max=0.99, help="Share of VSS blocks skipped in training.")] = 0.0,
     overlapping: Annotated[bool, typer.Option("--overlapping", help="Targets may overlap (lesions).")] = False,
     labels: Annotated[
-        int | None, typer.Option(min=1, help="Train on so many images, drawn by seed, validation included.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Train on so many images, drawn by seed, validation included unless named.",
+        ),
     ] = None,
     precision: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the arithmetic.")] = "float32",
     accumulate: Annotated[int, typer.Option(min=1, help="Batches added up before a step.")] = 1,
@@ -184,14 +188,24 @@ def train(
     require_device(device)
     pseudo_labels = None
     if teacher is not None:
+        if folder_of(teacher).resolve() == out.resolve():
+            raise typer.BadParameter("expected another folder in --out than that of --teacher, which it would replace")
         unknown = [image for reference in unlabelled or [] for image in all_images(features, reference)]
-        console.err.print(f"{teacher} labels {len(unknown)} photographs")
-        pseudo_labels = PseudoLabels(features, what, unknown, teacher, settings.views, device, scan)
+        pseudo_labels = PseudoLabels(features, what, unknown, teacher, settings.views, scan)
+        _say_who_teaches(teacher, pseudo_labels, what)
     training = Training(
         features, read, what, images, config, settings, out, source, device,
         validation=kept, pseudo_labels=pseudo_labels, scan=scan,
     )  # fmt: skip
     _train_and_say(training, as_json)
+
+
+def _say_who_teaches(teacher: str, pseudo_labels: PseudoLabels, task: Task) -> None:
+    told = pseudo_labels.task_of_teacher
+    renamed = f"; its {told.targets[0]} is taken for {task.targets[0]}" if told.targets != task.targets else ""
+    console.err.print(
+        f"{teacher} labels those of {len(pseudo_labels.images)} photographs that have no labels here{renamed}"
+    )
 
 
 def _train_and_say(training: Training, as_json: bool) -> None:

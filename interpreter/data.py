@@ -199,7 +199,7 @@ def few(images: Sequence[Labelled], count: int, seed: int) -> list[Labelled]:
     return [ordered[i] for i in np.random.default_rng([seed, 2]).permutation(len(ordered))[:count]]
 
 
-def _group(image: Labelled) -> tuple[str, str]:
+def group_of(image: Labelled) -> tuple[str, str]:
     """Images of one group, of a patient say, never part."""
     return image.dataset, image.sample.group or image.sample.name
 
@@ -207,9 +207,9 @@ def _group(image: Labelled) -> tuple[str, str]:
 def split_off_few(images: Sequence[Labelled], share: float, seed: int) -> tuple[list[Labelled], list[Labelled]]:
     """(training, validation) of a few images, whole groups: none is kept where the share is less than half of one."""
     order = [images[i] for i in np.random.default_rng([seed, len(images)]).permutation(len(images))]
-    kept = {_group(image) for image in order[: round(share * len(images))]}
-    validation = [image for image in order if _group(image) in kept]
-    train = [image for image in order if _group(image) not in kept]
+    kept = {group_of(image) for image in order[: round(share * len(images))]}
+    validation = [image for image in order if group_of(image) in kept]
+    train = [image for image in order if group_of(image) not in kept]
     return (train, validation) if train else (order, [])
 
 
@@ -222,7 +222,7 @@ def split_off(images: Sequence[Labelled], share: float, seed: int) -> tuple[list
     validation: list[Labelled] = []
     for dataset in sorted({image.dataset for image in images}):
         members = [image for image in images if image.dataset == dataset]
-        groups = sorted({_group(image) for image in members})
+        groups = sorted({group_of(image) for image in members})
         if len(groups) < 2:
             train += members
             continue
@@ -230,7 +230,7 @@ def split_off(images: Sequence[Labelled], share: float, seed: int) -> tuple[list
         order = np.random.default_rng([seed, len(groups)]).permutation(len(groups))
         chosen = {groups[i] for i in order[:count]}
         for image in members:
-            (validation if _group(image) in chosen else train).append(image)
+            (validation if group_of(image) in chosen else train).append(image)
     return train, validation
 
 
@@ -260,8 +260,8 @@ def parted(
     if settings.labels is not None:
         images = few(images, settings.labels, settings.seed)
     if validation is not None:
-        selected = {image.key.image_id for image in validation}
-        if both := [image.name for image in images if image.key.image_id in selected]:
+        ids, groups = {image.key.image_id for image in validation}, {group_of(image) for image in validation}
+        if both := [image.name for image in images if image.key.image_id in ids or group_of(image) in groups]:
             raise TrainingDataError(f"{', '.join(both[:5])}: to be trained on and validated on; leave each out of one")
         return images, list(validation)
     if settings.labels is not None:

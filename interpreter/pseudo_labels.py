@@ -13,15 +13,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from interpreter.checkpoint import WEIGHTS_FILE, folder_of, load_interpreter
-from interpreter.data import Labelled, require_features, seen_plainly, without_duplicates
+from interpreter.checkpoint import CARD_FILE, CODEBOOK_FILE, WEIGHTS_FILE, folder_of, load_interpreter
+from interpreter.data import Labelled, group_of, require_features, seen_plainly, without_duplicates
 from interpreter.errors import ConfigurationError, TrainingDataError
 from interpreter.prediction import segment
 from interpreter.scan import Method
 from interpreter.task import Task
 from store.feature_store import FeatureStore
+from store.features import Key
+from store.views import plain_view
 
 
 class PseudoLabels:
@@ -32,13 +35,13 @@ class PseudoLabels:
         task: of the student.
         images: the photographs; masks that they have are not looked at.
         teacher: shipped name or folder of an interpreter.
-        views: of the student's training; the teacher reads the plain one.
-        device: where the teacher computes.
+        views: of the student's training, which validates the plain one; the teacher reads its own plain one.
         scan: force a selective scan.
 
     Attributes:
         images: the photographs, each once.
-        teacher: sha256 of the teacher's weights, 64 hexadecimal digits.
+        task_of_teacher: what the teacher segments.
+        teacher: sha256 of the teacher's files, 64 hexadecimal digits.
 
     Raises:
         ConfigurationError: the teacher segments something else. CheckpointError: it cannot be loaded.
@@ -52,32 +55,54 @@ class PseudoLabels:
         images: Iterable[Labelled],
         teacher: str | Path,
         views: Sequence[str],
-        device: str = "cpu",
         scan: Method = "auto",
     ) -> None:
         self._store, self._task = store, task
         self._network, card = load_interpreter(teacher)
         _require_same_classes(str(teacher), card.task, task)
         self._network.use_scan(scan)
-        self._network.to(device)
-        self._spec = card.spec
+        self._spec, self._view = card.spec, plain_view(card.training.get("views", ()))
+        self.task_of_teacher = card.task
         self.images = seen_plainly(without_duplicates(map(_unlabelled, images)), views)
-        require_features(store, card.spec, self.images, backbone=card.backbone)
-        self.teacher = hashlib.sha256((folder_of(teacher) / WEIGHTS_FILE).read_bytes()).hexdigest()
+        require_features(store, card.spec, self.images, (self._view,), backbone=card.backbone)
+        self.teacher = _digest(folder_of(teacher))
 
-    def beside(self, labelled: Iterable[Labelled]) -> list[Labelled]:
-        """The photographs but those that are labelled; TrainingDataError if that leaves none."""
-        known = {image.key.image_id for image in labelled}
-        left = [image for image in self.images if image.key.image_id not in known]
+    def beside(self, labelled: Iterable[Labelled], validation: Iterable[Labelled]) -> list[Labelled]:
+        """The photographs but those that are labelled, and those of a group (a patient) that is validated.
+
+        Raises:
+            TrainingDataError: that leaves none.
+        """
+        validated = list(validation)
+        known = {image.key.image_id for image in (*labelled, *validated)}
+        groups = {group_of(image) for image in validated}
+        left = [image for image in self.images if image.key.image_id not in known and group_of(image) not in groups]
         if not left:
             raise TrainingDataError("every unlabelled photograph is among the labelled ones; there is nothing to add")
         return left
 
-    def native(self, image: Labelled) -> NDArray[np.uint8]:
-        """What the teacher makes of a photograph, uint8 (H, W), as ``Task.labels`` makes it of masks."""
-        _, labels, masks = segment(self._network, self._store.entry(self._spec, image.key).features())
+    def label(self, images: Iterable[Labelled], device: str | torch.device = "cpu") -> dict[str, NDArray[np.uint8]]:
+        """{image id: what the teacher makes of it}, uint8 (H, W), as ``Task.labels`` makes it of masks.
+
+        Args:
+            device: where the teacher computes; it is left on the CPU.
+        """
+        self._network.to(device)
+        labels = {image.key.image_id: self._native(image.key.image_id) for image in images}
+        self._network.to("cpu")
+        return labels
+
+    def _native(self, image_id: str) -> NDArray[np.uint8]:
+        features = self._store.entry(self._spec, Key(image_id, self._view)).features()
+        _, labels, masks = segment(self._network, features)
         found = [labels == c for c in range(1, len(self._task.classes))] if masks is None else list(masks)
         return self._task.labels(dict(zip(self._task.targets, found, strict=True)))
+
+
+def _digest(folder: Path) -> str:
+    """sha256 of all that decides what an interpreter says: card, weights and codebook."""
+    files = [folder / name for name in (CARD_FILE, WEIGHTS_FILE, CODEBOOK_FILE)]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.is_file())).hexdigest()
 
 
 def _unlabelled(image: Labelled) -> Labelled:

@@ -102,14 +102,12 @@ class Training:
         self.store, self.spec, self.task, self.settings, self.folder = store, spec, task, settings, folder
         self.rules = rules or Rules()
         labelled, self.validation_images = parted(images, settings, validation)
-        unlabelled = [] if pseudo_labels is None else pseudo_labels.beside([*labelled, *self.validation_images])
+        unlabelled = [] if pseudo_labels is None else pseudo_labels.beside(labelled, self.validation_images)
         self.train_images = [*labelled, *unlabelled]
         require_features(store, spec, self.train_images, settings.views)
         require_features(store, spec, self.validation_images)
-        self._truths = {image.key.image_id: self._truth(image) for image in labelled}
         told: dict[str, Any] = {}
         if pseudo_labels is not None:
-            self._truths |= {one.key.image_id: self._truth(one, pseudo_labels.native(one)) for one in unlabelled}
             told = {"teacher": pseudo_labels.teacher, "images": [one.key.image_id for one in unlabelled]}
         self.accelerator = Accelerator(cpu=device == "cpu")
         self.device = self.accelerator.device if device in ("cpu", "cuda") else torch.device(device)
@@ -144,6 +142,10 @@ class Training:
         if self.accelerator.is_main_process:
             self._files.require_same_run(self._card.model_dump(mode="json") | self._decided_elsewhere())
         self._resume()
+        self._truths = {image.key.image_id: self._truth(image) for image in labelled}
+        if pseudo_labels is not None and self.epoch < self.epochs:
+            made = pseudo_labels.label(unlabelled, self.device)
+            self._truths |= {one.key.image_id: self._truth(one, made.pop(one.key.image_id)) for one in unlabelled}
 
     @property
     def epochs(self) -> int:

@@ -366,7 +366,10 @@ def test_a_training_selects_on_the_images_it_is_told_and_learns_from_unlabelled_
     asked = ["--dataset", "mine", "--unlabelled", "others"]
     learnt = run("interpreter", *taught, *asked, "--teacher", tmp_path / "run")
     assert learnt.returncode == 0, learnt.stderr
-    assert "labels 2 photographs" in " ".join(learnt.stderr.split())
+    assert "labels those of 2 photographs that have no labels here" in " ".join(learnt.stderr.split())
+    itself = run("interpreter", *taught[:-2], *asked, "--teacher", tmp_path / "run", "--out", tmp_path / "run")
+    assert itself.returncode == 2
+    assert load_interpreter(tmp_path / "run")[1].validation_ids
     _, card = load_interpreter(tmp_path / "student")
     assert {sample.image_id for sample in eyes.samples[:2]} < set(card.training_ids)
     alone = run("interpreter", *taught, *asked)

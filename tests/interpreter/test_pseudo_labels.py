@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from interpreter.checkpoint import Card, load_interpreter, save_interpreter
-from interpreter.data import Labelled, labelled_images, network_truth
+from interpreter.data import Labelled, labelled_images, native_truth
 from interpreter.errors import ConfigurationError, TrainingDataError
 from interpreter.network import Interpreter, InterpreterConfig
 from interpreter.prediction import segment
@@ -32,8 +32,9 @@ def images(filled_store: FeatureStore) -> list[Labelled]:
 
 @pytest.fixture
 def teacher(filled_store: FeatureStore, spec: FeatureSpec, images: list[Labelled], tmp_path: Path) -> Path:
-    """An interpreter that has learnt a little from four photographs."""
-    Training(filled_store, spec, TASK, images[:4], InterpreterConfig(), SETTINGS, tmp_path / "teacher").run()
+    """An interpreter that has learnt from four photographs, enough to find something."""
+    settings = SETTINGS.model_copy(update={"epochs": 20, "evaluate_every": 20})
+    Training(filled_store, spec, TASK, images[:4], InterpreterConfig(), settings, tmp_path / "teacher").run()
     return tmp_path / "teacher"
 
 
@@ -51,10 +52,11 @@ def test_a_student_learns_from_what_the_teacher_makes_of_photographs(
     pseudo = PseudoLabels(filled_store, TASK, [*unlabelled, images[4]], teacher, SETTINGS.views)
     assert pseudo.images == unlabelled
     network, _ = load_interpreter(teacher)
+    made = pseudo.label(unlabelled)
+    assert not np.array_equal(made[images[4].key.image_id], native_truth(filled_store, images[4], TASK))
     for image in unlabelled:
         entry = filled_store.entry(spec, image.key)
-        np.testing.assert_array_equal(pseudo.native(image), segment(network, entry.features()).labels)
-        assert not np.array_equal(pseudo.native(image), network_truth(filled_store, entry, images[4], TASK, Rules()))
+        np.testing.assert_array_equal(made[image.key.image_id], segment(network, entry.features()).labels)
     run = student(filled_store, spec, images[:4], pseudo, tmp_path / "student")
     assert run.train_images[-2:] == unlabelled
     assert not {image.key for image in unlabelled} & {image.key for image in run.validation_images}
@@ -64,13 +66,13 @@ def test_a_student_learns_from_what_the_teacher_makes_of_photographs(
             learnt[key] = truth
     for image in unlabelled:
         entry = filled_store.entry(spec, image.key)
-        expected = Rules().network_truth(entry, pseudo.native(image), TASK, image.sample)
+        expected = Rules().network_truth(entry, made[image.key.image_id], TASK, image.sample)
         np.testing.assert_array_equal(learnt[image.key], expected)
     run.run()
     _, card = load_interpreter(tmp_path / "student")
-    weights = (teacher / "interpreter.safetensors").read_bytes()
+    files = b"".join((teacher / f"interpreter.{kind}").read_bytes() for kind in ("json", "safetensors"))
     assert card.training["pseudo_labels"] == {
-        "teacher": hashlib.sha256(weights).hexdigest(),
+        "teacher": hashlib.sha256(files).hexdigest(),
         "images": [image.key.image_id for image in unlabelled],
     }
     assert {image.key.image_id for image in unlabelled} <= set(card.training_ids)
@@ -102,14 +104,18 @@ def test_what_has_labels_is_not_guessed(
     )  # fmt: skip
     assert [bool(image.sample.masks) for image in drawn.train_images] == 2 * [True] + 4 * [False]
     with pytest.raises(TrainingDataError, match="every unlabelled photograph is among the labelled ones"):
-        pseudo.beside(images)
+        pseudo.beside(images, [])
 
 
 def test_a_teacher_of_other_classes_is_refused(
     filled_store: FeatureStore, spec: FeatureSpec, images: list[Labelled], teacher: Path, tmp_path: Path
 ) -> None:
     called = Task(name="x", targets=("vessel",))  # a single class may be called otherwise
-    assert PseudoLabels(filled_store, called, images[4:], teacher, SETTINGS.views).native(images[4]).max() <= 1
+    network, _ = load_interpreter(teacher)
+    found = segment(network, filled_store.entry(spec, images[4].key).features()).labels
+    assert found.any()
+    made = PseudoLabels(filled_store, called, images[4:], teacher, SETTINGS.views).label(images[4:])
+    np.testing.assert_array_equal(made[images[4].key.image_id], found)
     two = Task(name="x", targets=("vessel", "mask"))
     with pytest.raises(ConfigurationError, match=r"segments mask, the task is vessel, mask"):
         PseudoLabels(filled_store, two, images[4:], teacher, SETTINGS.views)
@@ -126,11 +132,27 @@ def test_overlapping_classes_stay_apart(
     network, _ = load_interpreter(tmp_path / "two")
     masks = segment(network, filled_store.entry(spec, images[0].key).features()).masks
     assert masks is not None
-    np.testing.assert_array_equal(task.members(pseudo.native(images[0])), masks)
+    np.testing.assert_array_equal(task.members(pseudo.label(images[:1])[images[0].key.image_id]), masks)
 
 
-def test_features_that_the_teacher_reads_have_to_be_there(
+def test_the_teacher_reads_the_rendering_it_learnt_from(
     filled_store: FeatureStore, spec: FeatureSpec, images: list[Labelled], teacher: Path
 ) -> None:
+    pseudo = PseudoLabels(filled_store, TASK, images[4:], teacher, ("negative",))
+    assert {image.key.view for image in pseudo.images} == {"negative"}
+    plain = PseudoLabels(filled_store, TASK, images[4:], teacher, SETTINGS.views).label(images[4:])
+    for name, labels in pseudo.label(pseudo.images).items():
+        np.testing.assert_array_equal(labels, plain[name])
+    network, card = load_interpreter(teacher)
+    of_negatives = card.model_copy(update={"training": card.training | {"views": ["negative"]}})
+    save_interpreter(teacher, network, of_negatives)
     with pytest.raises(TrainingDataError, match=r"lacks features of eyes/eye\d.* \(negative\)"):
-        PseudoLabels(filled_store, TASK, images[4:], teacher, ("negative",))
+        PseudoLabels(filled_store, TASK, images[4:], teacher, SETTINGS.views)
+
+
+def test_no_patient_is_validated_and_learnt_from(
+    filled_store: FeatureStore, images: list[Labelled], teacher: Path
+) -> None:
+    of_one = [dataclasses.replace(i, sample=i.sample.model_copy(update={"group": "one"})) for i in images[:2]]
+    pseudo = PseudoLabels(filled_store, TASK, [*of_one, *images[2:]], teacher, SETTINGS.views)
+    assert [one.name for one in pseudo.beside([], of_one[:1])] == [image.name for image in images[2:]]
