@@ -8,7 +8,7 @@ Noisy Student, CVPR 2020), where these are among the views.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,7 +45,6 @@ class PseudoLabels:
 
     Raises:
         ConfigurationError: the teacher segments something else. CheckpointError: it cannot be loaded.
-        TrainingDataError: features that it reads are missing.
     """
 
     def __init__(
@@ -61,17 +60,17 @@ class PseudoLabels:
         self._network, card = load_interpreter(teacher)
         _require_same_classes(str(teacher), card.task, task)
         self._network.use_scan(scan)
-        self._spec, self._view = card.spec, plain_view(card.training.get("views", ()))
+        self._spec, self._backbone = card.spec, card.backbone
+        self._view = plain_view(card.training.get("views", ()))
         self.task_of_teacher = card.task
         self.images = seen_plainly(without_duplicates(map(_unlabelled, images)), views)
-        require_features(store, card.spec, self.images, (self._view,), backbone=card.backbone)
         self.teacher = _digest(folder_of(teacher))
 
     def beside(self, labelled: Iterable[Labelled], validation: Iterable[Labelled]) -> list[Labelled]:
         """The photographs but those that are labelled, and those of a group (a patient) that is validated.
 
         Raises:
-            TrainingDataError: that leaves none.
+            TrainingDataError: that leaves none, or features that the teacher reads are missing.
         """
         validated = list(validation)
         known = {image.key.image_id for image in (*labelled, *validated)}
@@ -79,18 +78,21 @@ class PseudoLabels:
         left = [image for image in self.images if image.key.image_id not in known and group_of(image) not in groups]
         if not left:
             raise TrainingDataError("every unlabelled photograph is among the labelled ones; there is nothing to add")
+        require_features(self._store, self._spec, left, (self._view,), self._backbone)
         return left
 
-    def label(self, images: Iterable[Labelled], device: str | torch.device = "cpu") -> dict[str, NDArray[np.uint8]]:
-        """{image id: what the teacher makes of it}, uint8 (H, W), as ``Task.labels`` makes it of masks.
+    def label(
+        self, images: Iterable[Labelled], device: str | torch.device = "cpu"
+    ) -> Iterator[tuple[Labelled, NDArray[np.uint8]]]:
+        """Each image and what the teacher makes of it, uint8 (H, W), as ``Task.labels`` makes it of masks.
 
         Args:
             device: where the teacher computes; it is left on the CPU.
         """
         self._network.to(device)
-        labels = {image.key.image_id: self._native(image.key.image_id) for image in images}
+        for image in images:
+            yield image, self._native(image.key.image_id)
         self._network.to("cpu")
-        return labels
 
     def _native(self, image_id: str) -> NDArray[np.uint8]:
         features = self._store.entry(self._spec, Key(image_id, self._view)).features()

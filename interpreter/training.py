@@ -144,8 +144,8 @@ class Training:
         self._resume()
         self._truths = {image.key.image_id: self._truth(image) for image in labelled}
         if pseudo_labels is not None and self.epoch < self.epochs:
-            made = pseudo_labels.label(unlabelled, self.device)
-            self._truths |= {one.key.image_id: self._truth(one, made.pop(one.key.image_id)) for one in unlabelled}
+            for image, native in pseudo_labels.label(unlabelled, self.device):
+                self._truths[image.key.image_id] = self._truth(image, native)
 
     @property
     def epochs(self) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from interpreter.checkpoint import Card, load_interpreter, save_interpreter
 from interpreter.data import Labelled, labelled_images, native_truth
@@ -38,6 +39,11 @@ def teacher(filled_store: FeatureStore, spec: FeatureSpec, images: list[Labelled
     return tmp_path / "teacher"
 
 
+def labels_of(pseudo: PseudoLabels, images: list[Labelled]) -> dict[str, NDArray[np.uint8]]:
+    """{image id: labels}."""
+    return {image.key.image_id: labels for image, labels in pseudo.label(images)}
+
+
 def student(
     store: FeatureStore, spec: FeatureSpec, labelled: list[Labelled], pseudo: PseudoLabels, folder: Path
 ) -> Training:
@@ -52,7 +58,7 @@ def test_a_student_learns_from_what_the_teacher_makes_of_photographs(
     pseudo = PseudoLabels(filled_store, TASK, [*unlabelled, images[4]], teacher, SETTINGS.views)
     assert pseudo.images == unlabelled
     network, _ = load_interpreter(teacher)
-    made = pseudo.label(unlabelled)
+    made = labels_of(pseudo, unlabelled)
     assert not np.array_equal(made[images[4].key.image_id], native_truth(filled_store, images[4], TASK))
     for image in unlabelled:
         entry = filled_store.entry(spec, image.key)
@@ -114,7 +120,7 @@ def test_a_teacher_of_other_classes_is_refused(
     network, _ = load_interpreter(teacher)
     found = segment(network, filled_store.entry(spec, images[4].key).features()).labels
     assert found.any()
-    made = PseudoLabels(filled_store, called, images[4:], teacher, SETTINGS.views).label(images[4:])
+    made = labels_of(PseudoLabels(filled_store, called, images[4:], teacher, SETTINGS.views), images[4:])
     np.testing.assert_array_equal(made[images[4].key.image_id], found)
     two = Task(name="x", targets=("vessel", "mask"))
     with pytest.raises(ConfigurationError, match=r"segments mask, the task is vessel, mask"):
@@ -132,7 +138,7 @@ def test_overlapping_classes_stay_apart(
     network, _ = load_interpreter(tmp_path / "two")
     masks = segment(network, filled_store.entry(spec, images[0].key).features()).masks
     assert masks is not None
-    np.testing.assert_array_equal(task.members(pseudo.label(images[:1])[images[0].key.image_id]), masks)
+    np.testing.assert_array_equal(task.members(labels_of(pseudo, images[:1])[images[0].key.image_id]), masks)
 
 
 def test_the_teacher_reads_the_rendering_it_learnt_from(
@@ -140,14 +146,14 @@ def test_the_teacher_reads_the_rendering_it_learnt_from(
 ) -> None:
     pseudo = PseudoLabels(filled_store, TASK, images[4:], teacher, ("negative",))
     assert {image.key.view for image in pseudo.images} == {"negative"}
-    plain = PseudoLabels(filled_store, TASK, images[4:], teacher, SETTINGS.views).label(images[4:])
-    for name, labels in pseudo.label(pseudo.images).items():
+    plain = labels_of(PseudoLabels(filled_store, TASK, images[4:], teacher, SETTINGS.views), images[4:])
+    for name, labels in labels_of(pseudo, pseudo.images).items():
         np.testing.assert_array_equal(labels, plain[name])
     network, card = load_interpreter(teacher)
     of_negatives = card.model_copy(update={"training": card.training | {"views": ["negative"]}})
     save_interpreter(teacher, network, of_negatives)
     with pytest.raises(TrainingDataError, match=r"lacks features of eyes/eye\d.* \(negative\)"):
-        PseudoLabels(filled_store, TASK, images[4:], teacher, SETTINGS.views)
+        PseudoLabels(filled_store, TASK, images[4:], teacher, SETTINGS.views).beside([], [])
 
 
 def test_no_patient_is_validated_and_learnt_from(
