@@ -97,8 +97,7 @@ class PseudoLabels:
     def _native(self, image_id: str) -> NDArray[np.uint8]:
         features = self._store.entry(self._spec, Key(image_id, self._view)).features()
         _, labels, masks = segment(self._network, features)
-        found = [labels == c for c in range(1, len(self._task.classes))] if masks is None else list(masks)
-        return self._task.labels(dict(zip(self._task.targets, found, strict=True)))
+        return labels if masks is None else self._task.labels(dict(zip(self._task.targets, masks, strict=True)))
 
 
 def _digest(folder: Path) -> str:

@@ -106,9 +106,6 @@ class Training:
         self.train_images = [*labelled, *unlabelled]
         require_features(store, spec, self.train_images, settings.views)
         require_features(store, spec, self.validation_images)
-        told: dict[str, Any] = {}
-        if pseudo_labels is not None:
-            told = {"teacher": pseudo_labels.teacher, "images": [one.key.image_id for one in unlabelled]}
         self.accelerator = Accelerator(cpu=device == "cpu")
         self.device = self.accelerator.device if device in ("cpu", "cuda") else torch.device(device)
         torch.manual_seed(settings.seed)
@@ -123,6 +120,10 @@ class Training:
         self._objective, self._stepper = self.accelerator.prepare(
             Objective(self.network, task, settings.precision), self.optimizer, device_placement=[False, False]
         )
+        decided: dict[str, Any] = settings.model_dump(mode="json") | {"rules": self.rules.model_dump()}
+        if pseudo_labels is not None:
+            taught = [image.key.image_id for image in unlabelled]
+            decided["pseudo_labels"] = {"teacher": pseudo_labels.teacher, "images": taught}
         self._card = Card(
             spec=spec,
             backbone=backbone,
@@ -130,9 +131,7 @@ class Training:
             config=config,
             training_ids=tuple(image.key.image_id for image in self.train_images),
             validation_ids=tuple(image.key.image_id for image in self.validation_images),
-            training=settings.model_dump(mode="json")
-            | {"rules": self.rules.model_dump()}
-            | ({"pseudo_labels": told} if told else {}),
+            training=decided,
         )
         self.epoch, self.next_batch, self.best, self.since_best = 0, 0, -1.0, 0
         self._in_step = False
@@ -143,7 +142,7 @@ class Training:
             self._files.require_same_run(self._card.model_dump(mode="json") | self._decided_elsewhere())
         self._resume()
         self._truths = {image.key.image_id: self._truth(image) for image in labelled}
-        if pseudo_labels is not None and self.epoch < self.epochs:
+        if pseudo_labels is not None and self._unfinished():
             for image, native in pseudo_labels.label(unlabelled, self.device):
                 self._truths[image.key.image_id] = self._truth(image, native)
 
@@ -172,7 +171,7 @@ class Training:
         if self.device.type == "cpu":
             keep_freed_memory()
         with Recorder(self.folder if self.accelerator.is_main_process else None) as recorder:
-            while self.epoch < self.epochs and not self._out_of_patience():
+            while self._unfinished():
                 try:
                     self._run_epoch(recorder, report, stop)
                 except KeyboardInterrupt:
@@ -365,8 +364,9 @@ class Training:
         if enough and not (self.folder / DOMAIN_FILE).is_file():
             domain_of(self._card, self.store).save(self.folder)
 
-    def _out_of_patience(self) -> bool:
-        return self.settings.patience is not None and self.since_best >= self.settings.patience
+    def _unfinished(self) -> bool:
+        patience = self.settings.patience
+        return self.epoch < self.epochs and (patience is None or self.since_best < patience)
 
     def _truth(self, image: Labelled, native: NDArray[np.uint8] | None = None) -> Truth:
         """Truth (R, R), of an image's masks or of what is given instead, uint8 (H, W), and what counts (R, R)."""
