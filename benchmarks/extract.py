@@ -29,6 +29,7 @@ sys.path[0] = str(Path(__file__).parents[1])  # this file's own folder would hid
 
 import numpy as np
 import torch
+from distributed import Client
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -74,6 +75,16 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+def seconds_alone_on_disk(run: Callable[[Path], object], work: Path) -> float:
+    """Seconds of a run into an empty folder, whose gigabytes are not left for the next one's time."""
+    folder = work / "run"
+    folder.mkdir()
+    os.sync()
+    taken = seconds(lambda: run(folder))
+    shutil.rmtree(folder)
+    return taken
+
+
 def draw(folder: Path, count: int) -> Path:
     folder.mkdir()
     for i in range(count):
@@ -94,22 +105,15 @@ def throughput(scale: Scale, recipe: Preset, dataset: DataSet, work: Path) -> di
     paths = [p.image for p in photographs.photographs]
     batch = usual_batch(DEVICE, spec.entry_bytes())
 
-    def alone_on_disk(run: Callable[[Path], object]) -> float:
-        """Seconds of a run into an empty folder, whose gigabytes are not left for the next one's time."""
-        folder = work / "run"
-        folder.mkdir()
-        os.sync()
-        taken = seconds(lambda: run(folder))
-        shutil.rmtree(folder)
-        return taken
-
     def ours(batch: int) -> float:
-        return alone_on_disk(lambda folder: extract_dataset(photographs, FeatureStore(folder), extractor, batch=batch))
+        return seconds_alone_on_disk(
+            lambda folder: extract_dataset(photographs, FeatureStore(folder), extractor, batch=batch), work
+        )
 
     ours(batch)
     ratios, alone = [], []
     for _ in range(scale.rounds):
-        usual = alone_on_disk(lambda folder: plain.run(paths, folder))
+        usual = seconds_alone_on_disk(lambda folder: plain.run(paths, folder), work)
         quick = ours(batch)
         ratios.append(usual / quick)
         alone.append(quick / ours(1))
@@ -181,21 +185,23 @@ def workers(scale: Scale, recipe: Preset, dataset: DataSet, work: Path) -> dict[
     """
     spec = recipe.spec(open_backbone(recipe.backbone))
     photographs = part(dataset, scale.photographs)
+    views = ("identity", *(f"photometric-{i}" for i in range(3)))  # so many tasks that the last ones weigh little
 
-    def job(name: str) -> ExtractionJob:
-        return ExtractionJob(spec=spec, store=str(work / name), backbone=recipe.backbone)
+    def extract(client: Client) -> float:
+        def run(folder: Path) -> None:
+            job = ExtractionJob(spec=spec, store=str(folder), backbone=recipe.backbone)
+            extract_on_cluster(photographs, job, client, views=views)
+
+        return seconds_alone_on_disk(run, work)
 
     with ExitStack() as stack:
         clients = {n: stack.enter_context(connected(None, n)) for n in (1, 2)}
         for n, client in clients.items():
             client.wait_for_workers(n)
-            extract_on_cluster(photographs, job(f"warm{n}"), client)
+            extract(client)
         ratios, limits = [], []
-        for i in range(scale.rounds):
-            taken = {
-                n: seconds(lambda n=n, c=client, i=i: extract_on_cluster(photographs, job(f"workers{n}-{i}"), c))
-                for n, client in clients.items()
-            }
+        for _ in range(scale.rounds):
+            taken = {n: extract(client) for n, client in clients.items()}
             made = {n: sum(client.run(products_per_second).values()) for n, client in clients.items()}
             ratios.append(taken[1] / taken[2])
             limits.append(made[2] / made[1])
