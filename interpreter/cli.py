@@ -8,9 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
-import numpy as np
 import typer
-from numpy.typing import NDArray
 from rich.table import Table
 
 from interpreter.checkpoint import folder_of, load_interpreter
@@ -18,12 +16,22 @@ from interpreter.config import HeadName
 from interpreter.data import Labelled, all_images, labelled_in, require_features, store_spec, validation_in
 from interpreter.errors import InterpreterError
 from interpreter.network import InterpreterConfig
-from interpreter.options import AsJson, Datasets, DeviceOption, ScanOption, StoreOption, ViewOption, require_device
-from interpreter.prediction import Prediction
+from interpreter.options import (
+    AsJson,
+    Datasets,
+    DeviceOption,
+    MirroredOption,
+    ScanOption,
+    StoreOption,
+    ViewOption,
+    require_device,
+    views_read,
+)
+from interpreter.prediction import Segmented
 from interpreter.probe_cli import app as probe_commands
 from interpreter.protocols.protocol import ROWS, Edition
 from interpreter.pseudo_labels import PseudoLabels
-from interpreter.rendering import encode_labels
+from interpreter.rendering import write_label_maps
 from interpreter.rules import Rules
 from interpreter.scan import Method
 from interpreter.segment_cli import app as segment_commands
@@ -250,7 +258,11 @@ def evaluate(
     ] = None,
     model: Annotated[str, typer.Option(help="Shipped name or folder of an interpreter.")] = "vessels",
     view: ViewOption = IDENTITY,
-    masks: Annotated[Path | None, typer.Option(help="Write each native label map as PNG into this folder.")] = None,
+    mirrored: MirroredOption = False,
+    masks: Annotated[
+        Path | None,
+        typer.Option(help="Write label maps as PNG of native size into this folder."),
+    ] = None,
     size: Annotated[Literal["network", "native"], typer.Option(help="Pixels that are compared.")] = "network",
     region: Annotated[Literal["fov", "image"], typer.Option(help="Pixels that count.")] = "fov",
     scan: ScanOption = "auto",
@@ -286,10 +298,11 @@ def evaluate(
         raise typer.BadParameter(f"{' '.join(context.args)} belongs to a protocol; name it with --protocol")
     if not dataset:
         raise typer.BadParameter("expected --dataset, or a whole --protocol")
-    _evaluate_model(store, dataset, model, view, masks, Rules(size=size, region=region), scan, device, as_json)
+    rules = Rules(size=size, region=region)
+    _evaluate_model(store, dataset, model, view, mirrored, masks, rules, scan, device, as_json)
 
 
-_OF_A_MODEL = ("dataset", "model", "view", "masks", "size", "region", "scan")
+_OF_A_MODEL = ("dataset", "model", "view", "mirrored", "masks", "size", "region", "scan")
 _OF_A_PROTOCOL = ("edition", "data", "out", "target", "rows", "seeds", "settings")
 
 
@@ -308,6 +321,7 @@ def _evaluate_model(
     dataset: list[str],
     model: str,
     view: str,
+    mirrored: bool,
     masks: Path | None,
     rules: Rules,
     scan: Method,
@@ -316,6 +330,7 @@ def _evaluate_model(
 ) -> None:
     from interpreter.evaluation import evaluate as evaluate_images
 
+    views = views_read(view, mirrored=mirrored)
     features = FeatureStore(store, read_only=True)
     interpreter, card = load_interpreter(model)
     interpreter.use_scan(scan)
@@ -323,19 +338,19 @@ def _evaluate_model(
     images = [image.seen_as(view) for image in labelled_in(features, dataset, card.task)]
     if seen := {image.key.image_id for image in images} & {*card.training_ids, *card.validation_ids}:
         console.err.print(f"[yellow]note:[/] {len(seen)} of these images were used to train this interpreter")
-    require_features(features, card.spec, images, backbone=card.backbone)
+    require_features(features, card.spec, images, views, card.backbone)
     with console.progress("evaluating", len(images), quiet=as_json) as advance:
 
-        def on_image(image: Labelled, _prediction: Prediction, native: NDArray[np.uint8]) -> None:
+        def on_image(image: Labelled, found: Segmented) -> None:
             if masks is not None:
-                masks.mkdir(parents=True, exist_ok=True)
-                encoded = encode_labels(native, card.task.colours)
-                (masks / f"{image.name.replace('/', '_')}.png").write_bytes(encoded)
+                write_label_maps(masks, image.name, found.labels, found.masks, card.task)
             advance(1, image.name)
 
-        scores = evaluate_images(interpreter, features, card.spec, card.task, images, on_image, rules=rules)
+        scores = evaluate_images(
+            interpreter, features, card.spec, card.task, images, on_image, rules=rules, mirrored=mirrored
+        )
     if as_json:
-        console.print_json({"view": view} | scores.summary())
+        console.print_json({"view": view, "mirrored": mirrored} | scores.summary())
         return
     if len(scores.classes) > 1:
         console.out.print(_by_class(scores))

@@ -15,9 +15,9 @@ from interpreter.task import Task
 from store.collection import Sample
 from store.errors import MissingEntry
 from store.feature_store import FeatureStore
-from store.features import FeatureEntry, Key
+from store.features import FeatureEntry, Features, Key
 from store.spec import FeatureSpec, preprocessing_name
-from store.views import plain_view
+from store.views import FLIPS, plain_view
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,15 @@ class Labelled:
     def seen_as(self, view: str) -> Labelled:
         """The same image with the features of one of its views."""
         return replace(self, key=Key(self.key.image_id, view))
+
+
+def mirrored_features(store: FeatureStore, spec: FeatureSpec, image: Labelled) -> dict[str, Features]:
+    """Features of an image's three mirror images, by view: what ``interpreter.prediction.predict`` reads besides.
+
+    Raises:
+        MissingEntry, DamagedEntry: one of them is not in the store, or no longer what was written.
+    """
+    return {view: store.entry(spec, image.seen_as(view).key).features() for view in FLIPS}
 
 
 def labelled_images(store: FeatureStore, dataset: str, split: str | None, task: Task) -> list[Labelled]:

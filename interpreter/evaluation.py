@@ -11,17 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from interpreter.curves import PooledPixels, Reliability
-from interpreter.data import Labelled, native_truth
+from interpreter.data import Labelled, mirrored_features, native_truth
 from interpreter.metrics import Counts, bootstrap_interval, count, hd95
 from interpreter.network import Interpreter
-from interpreter.prediction import Prediction, native_masks, native_probabilities, segment
+from interpreter.prediction import Prediction, Segmented, native_masks, native_probabilities, segment
 from interpreter.rules import Rules
 from interpreter.task import Task
 from store.feature_store import FeatureStore
 from store.features import Features
 from store.spec import FeatureSpec
 
-OnImage = Callable[[Labelled, Prediction, NDArray[np.uint8]], None]
+OnImage = Callable[[Labelled, Segmented], None]
 
 
 @dataclass(frozen=True)
@@ -147,13 +147,15 @@ def evaluate(
     on_image: OnImage | None = None,
     *,
     rules: Rules | None = None,
+    mirrored: bool = False,
 ) -> Scores:
     """Segment every image and compare with its masks.
 
     Args:
-        on_image: called with each image, its prediction and its native label map (H, W).
+        on_image: called with each image and what was found in it.
         rules: how the truth is made and where it counts; by default at the network's size inside the
             field of view.
+        mirrored: each image's three flips are read, too, and averaged.
     """
     interpreter.spec.require(spec)
     rules = rules or Rules()
@@ -162,7 +164,9 @@ def evaluate(
     for image in images:
         entry = store.entry(spec, image.key)
         features = entry.features()
-        prediction, native, _ = segment(interpreter, features)
+        flips = mirrored_features(store, spec, image) if mirrored else None
+        segmented = segment(interpreter, features, flips)
+        prediction = segmented.prediction
         truth = native_truth(store, image, task)
         at_network = task.members(rules.network_truth(entry, truth, task, image.sample))
         inside = rules.counted(features.fov)
@@ -179,7 +183,7 @@ def evaluate(
             scores.pixels[i].add(*one)
             scores.reliability[i].add(*one)
         if on_image is not None:
-            on_image(image, prediction, native)
+            on_image(image, segmented)
     return scores
 
 

@@ -22,7 +22,7 @@ from store.feature_store import FeatureStore
 from store.features import Features, Key
 from store.preparing import in_network_range, prepare
 from store.spec import Block, FeatureSpec, FloatEncoding
-from store.views import fixed_rendering, is_fixed
+from store.views import fixed_rendering, flipped_axes, is_fixed
 
 
 def spec_of_pixels(spec: FeatureSpec) -> FeatureSpec:
@@ -63,14 +63,15 @@ def write_pixels(store: FeatureStore, spec: FeatureSpec, keys: Sequence[Key], fo
         store.register(pixels, PIXELS)
         files = _find({key.image_id for key in missing}, folders)
         for key in missing:
-            if not is_fixed(key.view):
+            axes = flipped_axes(key.view)
+            if not (axes or is_fixed(key.view)):
                 raise TrainingDataError(
-                    f"photographs are stored as they are or as a fixed view has them, not {key.view}"
+                    f"photographs are stored as they are, flipped, or as a fixed view has them, not {key.view}"
                 )
             entry = store.entry(spec, key)
-            photograph = _read(files[key.image_id])
-            shown = prepare(photograph, entry.geometry, entry.fov, spec.preprocessing, fixed_rendering(key.view))
-            values = in_network_range(shown)[None].astype(np.float16)
+            photograph, upright = _read(files[key.image_id]), np.ascontiguousarray(np.flip(entry.fov, axes))
+            shown = prepare(photograph, entry.geometry, upright, spec.preprocessing, fixed_rendering(key.view))
+            values = np.flip(in_network_range(shown)[None], axes).astype(np.float16)
             store.write(pixels, key, Features({PIXELS: Encoded(values)}, entry.fov, entry.geometry))
     return pixels
 

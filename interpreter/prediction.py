@@ -18,6 +18,7 @@ from interpreter.network import Interpreter
 from store.encoded import Encoded
 from store.features import Features
 from store.geometry import Geometry, Interpolation
+from store.views import flipped_axes
 
 
 @dataclass(frozen=True)
@@ -89,14 +90,37 @@ def vote_overlapping(probabilities: NDArray[np.float32]) -> Prediction:
     )
 
 
+def predict(
+    interpreter: Interpreter,
+    maps: Mapping[str, Encoded],
+    fov: NDArray[np.bool_],
+    mirrored: Mapping[str, Features] | None = None,
+) -> Prediction:
+    """Read stored maps {block: Encoded (t, k, h, w)} at the timesteps of the spec and vote; fov bool (R, R).
+
+    Args:
+        mirrored: features of the same photograph by views that show it reversed (``store.views.FLIPS``). Each voter
+            then has the mean of its probabilities, turned back.
+    """
+    mirrored = mirrored or {}
+    probabilities = _probabilities(interpreter, maps, fov)
+    for view, features in mirrored.items():
+        reversed_ = _probabilities(interpreter, features.maps, features.fov)
+        probabilities += np.flip(reversed_, flipped_axes(view))
+    probabilities /= np.float32(1 + len(mirrored))
+    return vote_overlapping(probabilities) if interpreter.config.overlapping else vote(probabilities)
+
+
 @torch.inference_mode()
-def predict(interpreter: Interpreter, maps: Mapping[str, Encoded], fov: NDArray[np.bool_]) -> Prediction:
-    """Read stored maps {block: Encoded (t, k, h, w)} at the timesteps of the spec and vote; fov bool (R, R)."""
+def _probabilities(
+    interpreter: Interpreter, maps: Mapping[str, Encoded], fov: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """What each voter says, float32 (t, n, R, R); of overlapping classes (t, n - 1, R, R)."""
     interpreter.eval()
     logits = torch.cat([one.float() for one in interpreter.votes(maps, fov)]) / interpreter.temperature
-    if interpreter.config.overlapping:
-        return vote_overlapping(torch.sigmoid(logits).cpu().numpy())
-    return vote(torch.softmax(logits, dim=1).cpu().numpy())
+    squashed = torch.sigmoid(logits) if interpreter.config.overlapping else torch.softmax(logits, dim=1)
+    probabilities: NDArray[np.float32] = squashed.cpu().numpy()
+    return probabilities
 
 
 class Segmented(NamedTuple):
@@ -112,9 +136,9 @@ class Segmented(NamedTuple):
     masks: NDArray[np.bool_] | None
 
 
-def segment(interpreter: Interpreter, features: Features) -> Segmented:
-    """What an interpreter makes of a photograph's features."""
-    prediction = predict(interpreter, features.maps, features.fov)
+def segment(interpreter: Interpreter, features: Features, mirrored: Mapping[str, Features] | None = None) -> Segmented:
+    """What an interpreter makes of a photograph's features, and of those of its mirror images (``predict``)."""
+    prediction = predict(interpreter, features.maps, features.fov, mirrored)
     if interpreter.config.overlapping:
         masks = native_masks(prediction, features.fov, features.geometry, overlapping=True)
         return Segmented(prediction, topmost(masks), masks)

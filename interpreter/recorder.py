@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from interpreter.data import Labelled
-from interpreter.prediction import Prediction
+from interpreter.prediction import Segmented
 from interpreter.rendering import compared
 from interpreter.task import Task
 
@@ -61,10 +61,10 @@ class Recorder:
         """Called with predictions, it draws the first few beside their truth."""
         left = iter(range(PICTURES))
 
-        def draw(image: Labelled, prediction: Prediction, _native: NDArray[np.uint8]) -> None:
+        def draw(image: Labelled, found: Segmented) -> None:
             if self._writer is not None and next(left, None) is not None:
                 truth, inside = truth_of(image)
-                picture = compared(prediction.masks, task.members(truth), inside)
+                picture = compared(found.prediction.masks, task.members(truth), inside)
                 self._writer.add_image(image.name, picture, epoch, dataformats="HWC")
 
         return draw

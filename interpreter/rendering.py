@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from itertools import cycle, islice
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
+
+from interpreter.task import Task
 
 
 def encode_labels(labels: NDArray[np.uint8], colours: Sequence[str]) -> bytes:
@@ -23,6 +26,27 @@ def encode_labels(labels: NDArray[np.uint8], colours: Sequence[str]) -> bytes:
     image = Image.fromarray(labels)
     image.putpalette(palette)
     return _png(image)
+
+
+def write_label_maps(
+    folder: Path, name: str, labels: NDArray[np.uint8], masks: NDArray[np.bool_] | None, task: Task
+) -> Path:
+    """Write what was found in an image as PNG of native size, and return the file of its labels.
+
+    Args:
+        folder: made if it is not there.
+        name: of the image; slashes become underscores.
+        labels: uint8 (H, W), class ids.
+        masks: bool (n - 1, H, W) where classes overlap: a file for each besides, with the class's name at the end.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = name.replace("/", "_")
+    file = folder / f"{stem}.png"
+    file.write_bytes(encode_labels(labels, task.colours))
+    if masks is not None:
+        for target, mask in zip(task.targets, masks, strict=True):
+            (folder / f"{stem}_{target}.png").write_bytes(encode_labels(mask.astype(np.uint8), ["white"]))
+    return file
 
 
 def overlay(

@@ -12,12 +12,22 @@ import typer
 from rich.table import Table
 
 from interpreter.checkpoint import Card, folder_of, load_interpreter
-from interpreter.data import Labelled, all_images, require_features
+from interpreter.data import Labelled, all_images, mirrored_features, require_features
 from interpreter.domain import Domain, load_domain
 from interpreter.network import Interpreter
-from interpreter.options import AsJson, Datasets, DeviceOption, ScanOption, StoreOption, ViewOption, require_device
+from interpreter.options import (
+    AsJson,
+    Datasets,
+    DeviceOption,
+    MirroredOption,
+    ScanOption,
+    StoreOption,
+    ViewOption,
+    require_device,
+    views_read,
+)
 from interpreter.prediction import segment
-from interpreter.rendering import encode_labels
+from interpreter.rendering import write_label_maps
 from store import console
 from store.feature_store import FeatureStore
 from store.files import replaced
@@ -39,6 +49,7 @@ def segment_command(
     out: Annotated[Path, typer.Option(help="Folder of the label maps.", show_default=False)],
     model: Annotated[str, typer.Option(help="Shipped name or folder of an interpreter.")] = "vessels",
     view: ViewOption = IDENTITY,
+    mirrored: MirroredOption = False,
     scan: ScanOption = "auto",
     device: DeviceOption = "cpu",
     as_json: AsJson = False,
@@ -48,17 +59,18 @@ def segment_command(
     Writes a PNG of native size for each, with class ids as values (overlapping classes have one each besides), and
     a table of areas, disagreement and distance from the training images: segmented.csv.
     """
+    views = views_read(view, mirrored=mirrored)
     features = FeatureStore(store, read_only=True)
     interpreter, card = load_interpreter(model)
     interpreter.use_scan(scan)
     interpreter.to(require_device(device))
     images = [image.seen_as(view) for reference in dataset for image in all_images(features, reference)]
-    require_features(features, card.spec, images, backbone=card.backbone)
+    require_features(features, card.spec, images, views, card.backbone)
     domain = load_domain(folder_of(model), card.spec)
     out.mkdir(parents=True, exist_ok=True)
     with console.progress("segmenting", len(images), quiet=as_json) as advance:
         rows = []
-        for row in segmented(features, interpreter, card, domain, images, out):
+        for row in segmented(features, interpreter, card, domain, images, out, mirrored=mirrored):
             rows.append(row)
             advance(1, str(row["image"]))
     with replaced(out / TABLE) as partial, partial.open("w", newline="", encoding="utf-8") as file:
@@ -88,23 +100,22 @@ def segmented(
     domain: Domain | None,
     images: Sequence[Labelled],
     out: Path,
+    *,
+    mirrored: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """What is found in each image, once its label map is written."""
     for image in images:
         entry = store.entry(card.spec, image.key).features()
-        prediction, labels, masks = segment(interpreter, entry)
-        stem = image.name.replace("/", "_")
-        (out / f"{stem}.png").write_bytes(encode_labels(labels, card.task.colours))
-        names = card.task.classes[1:]
+        flips = mirrored_features(store, card.spec, image) if mirrored else None
+        prediction, labels, masks = segment(interpreter, entry, flips)
+        file = write_label_maps(out, image.name, labels, masks, card.task)
+        names = card.task.targets
         found = [labels == c for c in range(1, len(names) + 1)] if masks is None else list(masks)
-        if masks is not None:
-            for name, mask in zip(names, found, strict=True):
-                (out / f"{stem}_{name}.png").write_bytes(encode_labels(mask.astype(np.uint8), ["white"]))
         inside = entry.geometry.restore(entry.fov).astype(np.bool_)
         score = None if domain is None else domain.score(entry, interpreter.codec)
         yield {
             "image": image.name,
-            "file": f"{stem}.png",
+            "file": file.name,
             **{f"share_{name}": float(mask[inside].mean()) for name, mask in zip(names, found, strict=True)},
             "disagreement": float(prediction.disagreement[entry.fov].mean()),
             "distance": None if score is None else score.distance,

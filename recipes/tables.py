@@ -59,6 +59,7 @@ PROBED: dict[str, Any] = {"timesteps": [200, 500], "blocks": [2, 4, 6, 7]}
 """What probes of the backbone ``base`` say most (docs/results.md)."""
 SQUEEZED_RED_FREE = {"preprocessing": "squeeze-red-free"}
 """As the published protocol has photographs, without their colour."""
+MIRRORED = {"mirrored": True}
 FOREGROUND: dict[str, Any] = {"foreground": 0.5}
 """Half of the windows about a lesion: drawn evenly they hardly ever show one."""
 
@@ -106,6 +107,8 @@ TABLES = {
     "lodo-vessels-base": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=BASE),
     "lodo-vessels-base-eight": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=EIGHT),
     "lodo-vessels-base-probed": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=EIGHT | PROBED),
+    "lodo-vessels-base-mirrored": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=BASE | MIRRORED),
+    "lodo-vessels-long-mirrored": TableRecipe("lodo-vessels", CAMERAS, ("unet",), settings=LONG | MIRRORED),
     "few-label": TableRecipe("few-label", CAMERAS, ("diffdgss", "unet")),
     "few-label-standardised": TableRecipe("few-label", CAMERAS, ("diffdgss",), settings=STANDARDISED),
     "few-label-red-free": TableRecipe("few-label", CAMERAS, ("unet",), settings=WITHOUT_COLOUR),

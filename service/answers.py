@@ -27,6 +27,7 @@ class Answer:
         colours: of classes 1, 2, ...
         timesteps: those that were read.
         voters: names of those that voted: the timesteps, unless the model reads several at once.
+        mirrored: the photograph's three mirror images were read, too.
         labels: class ids, uint8 (H, W); of overlapping classes the last one that is there.
         layers: where classes may overlap, the pixels of each but the background, bool (n - 1, H, W); else None.
         prediction: at the network's size.
@@ -59,6 +60,7 @@ class Answer:
     warnings: tuple[str, ...] = ()
     domain: DomainScore | None = None
     layers: NDArray[np.bool_] | None = None
+    mirrored: bool = False
 
     def mask(self, index: int) -> NDArray[np.bool_]:
         """The pixels of a class, bool (H, W); those of the background are the pixels of no other class."""

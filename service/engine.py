@@ -39,6 +39,7 @@ from service.storage import Storage
 from store.feature_store import FeatureStore
 from store.features import Features, Key
 from store.geometry import Geometry
+from store.views import IDENTITY
 
 
 class Engine:
@@ -81,7 +82,13 @@ class Engine:
         return self.models.default.card
 
     def segment(
-        self, data: bytes, name: str = "image", model: str | None = None, timesteps: Sequence[int] | None = None
+        self,
+        data: bytes,
+        name: str = "image",
+        model: str | None = None,
+        timesteps: Sequence[int] | None = None,
+        *,
+        mirrored: bool = False,
     ) -> Answer:
         """Segment one photograph; waits as long as it takes.
 
@@ -90,17 +97,24 @@ class Engine:
             name: for messages.
             model: the default if None.
             timesteps: that vote; all of the model's if None.
+            mirrored: the photograph's three mirror images are read, too; four times the work.
 
         Raises:
             ImageError: no photograph; NoFieldOfView: nothing lit in it.
         """
         ticket = Ticket()
-        asked = self.question(data, name, model, timesteps)
+        asked = self.question(data, name, model, timesteps, mirrored=mirrored)
         known = self.finished(asked)
         return known or self._flights.wait(self.ask(asked, ticket, patient=True), ticket)
 
     def question(
-        self, data: bytes, name: str = "image", model: str | None = None, timesteps: Sequence[int] | None = None
+        self,
+        data: bytes,
+        name: str = "image",
+        model: str | None = None,
+        timesteps: Sequence[int] | None = None,
+        *,
+        mirrored: bool = False,
     ) -> Question:
         """What is asked.
 
@@ -109,9 +123,11 @@ class Engine:
             BadRequest: it reads all its timesteps at once, and some were asked for.
         """
         chosen = self.models.get(model)
-        return Question(image_id(data), data, name, chosen, subset(chosen, timesteps))
+        return Question(image_id(data), data, name, chosen, subset(chosen, timesteps), mirrored)
 
-    def question_by_key(self, key: str, model: str | None, timesteps: Sequence[int] | None = None) -> Question:
+    def question_by_key(
+        self, key: str, model: str | None, timesteps: Sequence[int] | None = None, *, mirrored: bool = False
+    ) -> Question:
         """The same of features that are in the store already.
 
         Raises:
@@ -122,7 +138,7 @@ class Engine:
         reader = self.models.get(model) if model is not None else self.models.of_spec(digest)
         if reader is None or not reader.card.spec.digest.startswith(digest):
             raise NotFound(f"no model here reads features of the spec {digest}; see /v1/models")
-        return Question(image, None, key, reader, subset(reader, timesteps))
+        return Question(image, None, key, reader, subset(reader, timesteps), mirrored)
 
     def finished(self, asked: Question) -> Answer | None:
         """The answer, if it is known already."""
@@ -186,11 +202,17 @@ class Engine:
         if (known := self.finished(asked)) is not None:  # finished between the question and its turn
             return known
         work, model = Work(self.metrics, lambda: flight.wanted), asked.model
-        features, cached = self._features(asked, work)
-        flight.check()
-        reader, read = at_timesteps(model.interpreter, features, asked.timesteps)
+        pixels = self._decoded(asked, work)
+        by_view, cached = dict[str, Features](), True
+        for view in asked.views:
+            by_view[view], stored = self._features(asked, view, pixels, work)
+            cached &= stored
+            flight.check()
+        features = by_view[IDENTITY]
+        reader, mirrored = at_timesteps(model.interpreter, by_view, asked.timesteps)
+        plain = mirrored.pop(IDENTITY)
         prediction, labels, layers = work.on_device(
-            "interpret", lambda: self.device.run(lambda: segment(reader, read), work.wanted)
+            "interpret", lambda: self.device.run(lambda: segment(reader, plain, mirrored), work.wanted)
         )
         with work.stage("interpret"):
             score = _scored(model, features, work.warnings)
@@ -203,6 +225,7 @@ class Engine:
             colours=model.card.task.colours,
             timesteps=asked.timesteps or model.card.spec.timesteps,
             voters=reader.voters,
+            mirrored=asked.mirrored,
             labels=labels,
             prediction=prediction,
             fov=features.fov,
@@ -211,7 +234,7 @@ class Engine:
             forwards=work.forwards,
             bytes_stored=work.bytes_stored,
             seconds=work.seconds,
-            warnings=tuple(work.warnings),
+            warnings=tuple(dict.fromkeys(work.warnings)),
             domain=score,
             layers=layers,
         )
@@ -231,19 +254,24 @@ class Engine:
 
     def _kept(self, asked: Question, flight: Flight[Any]) -> Kept:
         work, spec = Work(self.metrics, lambda: flight.wanted), asked.model.card.spec
-        _, cached = self._features(asked, work)
+        _, cached = self._features(asked, IDENTITY, self._decoded(asked, work), work)
         key = feature_key(spec.digest, asked.image_id)
         return Kept(key, asked.image_id, spec, cached, work.forwards, tuple(work.warnings))
 
-    def _features(self, asked: Question, work: Work) -> tuple[Features, bool]:
-        """The features of a photograph, and whether they were in the store."""
-        key, model = Key(asked.image_id), asked.model
-        pixels: NDArray[np.uint8] | None = None
-        if asked.data is not None:
-            with self._preparing, work.stage("decode"):  # a file that is no image is told first, known or not
-                pixels = decode_photograph(asked.data, asked.name, self.limits.max_pixels, self.limits.formats)
-                fov = find_field_of_view(pixels, asked.name)
-                work.warnings += quality_warnings(pixels, fov)
+    def _decoded(self, asked: Question, work: Work) -> NDArray[np.uint8] | None:
+        """The photograph, if it was sent: a file that is no image is told first, known or not."""
+        if asked.data is None:
+            return None
+        with self._preparing, work.stage("decode"):
+            pixels = decode_photograph(asked.data, asked.name, self.limits.max_pixels, self.limits.formats)
+            work.warnings += quality_warnings(pixels, find_field_of_view(pixels, asked.name))
+        return pixels
+
+    def _features(
+        self, asked: Question, view: str, pixels: NDArray[np.uint8] | None, work: Work
+    ) -> tuple[Features, bool]:
+        """The features of a view of a photograph, and whether they were in the store."""
+        key, model = Key(asked.image_id, view), asked.model
 
         def found_or_made(wanted: Callable[[], bool]) -> tuple[Features, bool]:
             with work.stage("read"):
@@ -251,7 +279,8 @@ class Engine:
             if features is not None:
                 return features, True
             if pixels is None:
-                raise NotFound(f"no features {asked.name} here (any more); send the photograph")
+                which = "" if view == IDENTITY else " of its mirror images"
+                raise NotFound(f"no features {asked.name}{which} here (any more); send the photograph")
             return self._extracted(pixels, asked, key, work, wanted), False
 
         return self._shared.once((model.card.spec.digest, key, pixels is None), work.wanted, found_or_made)
@@ -264,9 +293,9 @@ class Engine:
         with work.stage("prepare"):
             prepared = extractor.render(pixels, key, asked.name)
         features = work.on_device("invert", lambda: self.device.invert(extractor, prepared, wanted))
-        work.forwards = len(card.spec.grid)
+        work.forwards += len(card.spec.grid)
         with work.stage("store"):
-            work.bytes_stored = self.storage.write(
+            work.bytes_stored += self.storage.write(
                 card.spec, key, features, card.backbone, extractor.codebook, work.warnings
             )
         return features

@@ -169,7 +169,7 @@ class JobRunner:
         try:
             data = self._data(record, number)
             OUTPUTS[options.output or "png"].check(Source(data, item.name, self._settings.max_pixels))
-            asked = engine.question(data, item.name, options.model, options.timesteps)
+            asked = engine.question(data, item.name, options.model, options.timesteps, mirrored=options.mirrored)
             ticket, known = Ticket(), engine.finished(asked)
             flight = None if known is not None else engine.ask(asked, ticket, patient=True)
             under_way.append(_Asked(number, data, ticket, flight, known))

@@ -48,6 +48,11 @@ class Options(BaseModel):
         description="that vote; all of the model's by default, and always of models that read all at once",
         examples=[[1, 10]],
     )
+    mirrored: bool = Field(
+        default=False,
+        description="read the photograph's three mirror images as well and average: a little better, for four times "
+        "the work",
+    )
     labels: Annotated[list[str], BeforeValidator(_split)] | None = Field(
         default=None, min_length=1, max_length=100, description="classes to keep; the others become background"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -17,6 +17,7 @@ from service.models import Model
 from service.photographs import FORMATS
 from store.features import Features
 from store.spec import FeatureSpec
+from store.views import FLIPS, IDENTITY
 
 T = TypeVar("T")
 
@@ -55,6 +56,7 @@ class Question:
         name: for messages.
         model: reads them.
         timesteps: that vote; all of the model's if None.
+        mirrored: its three mirror images are read, too.
     """
 
     image_id: str
@@ -62,12 +64,18 @@ class Question:
     name: str
     model: Model
     timesteps: tuple[int, ...] | None = None
+    mirrored: bool = False
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """What is read of the photograph: itself first."""
+        return (IDENTITY, *FLIPS) if self.mirrored else (IDENTITY,)
 
     @property
     def key(self) -> tuple[object, ...]:
         """Equal for questions with equal answers: who sent no photograph may be told that it is needed, and nothing
         can be said of how sharp it is."""
-        return self.image_id, self.data is None, self.model.name, self.model.version, self.timesteps
+        return self.image_id, self.data is None, self.model.name, self.model.version, self.timesteps, self.mirrored
 
 
 @dataclass
@@ -150,13 +158,16 @@ def subset(model: Model, timesteps: Sequence[int] | None) -> tuple[int, ...] | N
 
 
 def at_timesteps(
-    interpreter: Interpreter, features: Features, timesteps: tuple[int, ...] | None
-) -> tuple[Interpreter, Features]:
-    """The same interpreter, weights shared, and features, at some of the timesteps."""
+    interpreter: Interpreter, by_view: Mapping[str, Features], timesteps: tuple[int, ...] | None
+) -> tuple[Interpreter, dict[str, Features]]:
+    """The same interpreter, weights shared, and features of each view, at some of the timesteps."""
     if timesteps is None:
-        return interpreter, features
+        return interpreter, dict(by_view)
     spec = interpreter.spec
     rows = [spec.timesteps.index(t) for t in timesteps]
     reader = copy.copy(interpreter)
     reader.spec = spec.model_copy(update={"timesteps": timesteps})
-    return reader, replace(features, maps={name: maps[rows] for name, maps in features.maps.items()})
+    return reader, {
+        view: replace(features, maps={name: maps[rows] for name, maps in features.maps.items()})
+        for view, features in by_view.items()
+    }

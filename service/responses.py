@@ -37,6 +37,7 @@ def to_response(answer: Answer, options: Options) -> SegmentResponse:
         version=answer.version,
         spec=answer.spec,
         timesteps=list(answer.timesteps),
+        mirrored=answer.mirrored,
         classes=_classes(answer),
         mean_agreement=answer.mean_agreement,
         mean_uncertainty=float(answer.uncertainty[fov].mean()),

@@ -69,6 +69,7 @@ class SegmentResponse(BaseModel):
                 {
                     "image_id": ID, "key": KEY, "width": 1411, "height": 1411,
                     "model": "vessels", "version": "0a1b2c3d4e5f", "spec": SPEC, "timesteps": [100, 500],
+                    "mirrored": False,
                     "classes": [
                         {"id": 0, "name": "background", "colour": None, "pixels": 1850000, "share": 0.89,
                          "score": 0.97, "agreement": 0.99},
@@ -97,6 +98,7 @@ class SegmentResponse(BaseModel):
     version: str = Field(description="of the model's files")
     spec: str = Field(description="digest of the features that were read")
     timesteps: list[int] = Field(description="that were read")
+    mirrored: bool = Field(default=False, description="the photograph's three mirror images were read, too")
     classes: list[ClassResult]
     mean_agreement: float = Field(description="mean share of voters for the label, 0..1; 1 of models with one voter")
     mean_uncertainty: float = Field(description="mean entropy of the votes over its largest value, 0..1")

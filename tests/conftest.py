@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -83,12 +84,20 @@ def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def extracted(
+    backbone: Backbone, spec: FeatureSpec, dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of a store with the features of ``dataset_folder`` under the name ``eyes``; nobody writes to it."""
+    folder = tmp_path_factory.mktemp("extracted") / "features.zarr"
+    extract_dataset(load_dataset(f"folder:{dataset_folder}", "eyes"), FeatureStore(folder), Extractor(backbone, spec))
+    return folder
+
+
 @pytest.fixture
-def filled_store(backbone: Backbone, spec: FeatureSpec, dataset_folder: Path, tmp_path: Path) -> FeatureStore:
-    """A store on disk with the features of ``dataset_folder`` under the name ``eyes``."""
-    store = FeatureStore(tmp_path / "features.zarr")
-    extract_dataset(load_dataset(f"folder:{dataset_folder}", "eyes"), store, Extractor(backbone, spec))
-    return store
+def filled_store(extracted: Path, tmp_path: Path) -> FeatureStore:
+    """A copy of that store, to do anything with."""
+    return FeatureStore(shutil.copytree(extracted, tmp_path / "features.zarr"))
 
 
 class Result(NamedTuple):

@@ -91,6 +91,13 @@ def test_the_whole_way_by_commands(run: Run, dataset_folder: Path, wide_backbone
     assert without_colour["dice"] != summary["dice"]
     assert (without_colour["view"], summary["view"]) == ("red-free", "identity")
     assert "expected one view that is no flip" in run("interpreter", *asked, "flip-h").stderr
+    assert "flip-h" in run("interpreter", *asked[:-1], "--mirrored").stderr
+    assert run("extractor", *extract, "--store", store, "--views", "flips").returncode == 0
+    mirrored = json.loads(run("interpreter", *asked[:-1], "--mirrored", "--masks", tmp_path / "mirrored").stdout)
+    assert (mirrored["mirrored"], summary["mirrored"]) == (True, False)
+    assert mirrored["dice"] != summary["dice"]
+    assert len(list((tmp_path / "mirrored").glob("*.png"))) == len(mirrored["by_image"])
+    assert "as it is" in run("interpreter", *asked, "red-free", "--mirrored").stderr
     shutil.copytree(dataset_folder / "images", tmp_path / "unlabelled")
     plain = ["run", "--dataset", f"folder:{tmp_path / 'unlabelled'}", *AT_64, wide_backbone, "--store", store]
     assert run("extractor", *plain).stderr.count("masks of 6 photographs: none") == 1

@@ -15,7 +15,7 @@ from interpreter.settings import TrainingSettings
 from interpreter.task import Task
 from interpreter.vss import Variant
 from store.spec import PREPROCESSINGS, EncodingName, PreprocessingName, Trajectory
-from store.views import IDENTITY, is_fixed
+from store.views import FLIPS, IDENTITY, is_fixed
 
 Edition = Literal["strict", "aadg-compat"]
 
@@ -64,6 +64,7 @@ class Choices(BaseModel):
         preprocessing: of all photographs; the protocol's or the backbone's if not given.
         steps, crop, foreground: as of ``TrainingSettings``.
         width_multiplier, standardise: as of ``InterpreterConfig``, of networks that read features.
+        mirrored: each test image's three flips are read, too, and averaged.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -90,12 +91,25 @@ class Choices(BaseModel):
     width_multiplier: int = Field(default=1, ge=1)
     max_width: int = Field(default=64, ge=8)
     standardise: bool = False
+    mirrored: bool = False
 
     def views_of(self, row: Row) -> tuple[str, ...]:
         """The renderings that a method is trained on."""
         if not row.pixels:
             return self.views
         return tuple(view for view in self.views if is_fixed(view)) or (IDENTITY,)
+
+    def test_views(self, view: str) -> tuple[str, ...]:
+        """The renderings of a test image that are read, where a protocol reads this one.
+
+        Raises:
+            ConfigurationError: it is no photograph as it is, of which alone there are flips.
+        """
+        if not self.mirrored:
+            return (view,)
+        if view != IDENTITY:
+            raise ConfigurationError(f"test images are read as {view}, of which there are no flips: leave out mirrored")
+        return (IDENTITY, *FLIPS)
 
     def training(self, row: Row, seed: int, labels: int | None) -> TrainingSettings:
         """The settings of one training."""

@@ -9,17 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from interpreter.checkpoint import load_interpreter
 from interpreter.config import InterpreterConfig, of_today
 from interpreter.counting import cost_of
 from interpreter.data import Labelled, labelled_images, network_truth
 from interpreter.errors import ConfigurationError
-from interpreter.evaluation import evaluate
+from interpreter.evaluation import OnImage, evaluate
 from interpreter.pixels import write_pixels
-from interpreter.prediction import Prediction
+from interpreter.prediction import Segmented
 from interpreter.protocols.extracting import Extract, Source, Wanted
 from interpreter.protocols.protocol import Asked, Choices, Experiment, Protocol, Row
 from interpreter.rendering import compared, encode_picture
@@ -128,6 +125,7 @@ class Running:
             tests,
             self._draw_into(folder / PICTURES, experiment, spec),
             rules=experiment.scoring_rules,
+            mirrored=self.choices.mirrored,
         )
         cost = cost_of(interpreter)
         return scores.summary() | {
@@ -158,14 +156,15 @@ class Running:
         drawn = self.choices.views_of(row)
         views = tuple(dict.fromkeys((plain_view(drawn), *drawn)))
         digests = {self._extracted(name, split, row, views) for name, split in experiment.sources}
-        digests |= {self._extracted(name, split, row, (experiment.test_view,)) for name, split in experiment.tests}
+        test_views = self.choices.test_views(experiment.test_view)
+        digests |= {self._extracted(name, split, row, test_views) for name, split in experiment.tests}
         if len(digests) != 1:
             raise ConfigurationError(f"data sets were extracted under several specs: {', '.join(sorted(digests))}")
         spec = self.store.spec(digests.pop())
         if not row.pixels:
             return spec
         images = [image for view in views for image in self._images(experiment.sources, view)]
-        images += self._images(experiment.tests, experiment.test_view)
+        images += [image for view in test_views for image in self._images(experiment.tests, view)]
         folders = [folder for source in self.sources.values() for folder in source.folders]
         return write_pixels(self.store, spec, list(dict.fromkeys(image.key for image in images)), folders)
 
@@ -181,16 +180,14 @@ class Running:
         found = [image for place in places for image in labelled_images(self.store, *place, self.protocol.task)]
         return [image.seen_as(view) for image in found]
 
-    def _draw_into(
-        self, folder: Path, experiment: Experiment, spec: FeatureSpec
-    ) -> Callable[[Labelled, Prediction, NDArray[np.uint8]], None]:
+    def _draw_into(self, folder: Path, experiment: Experiment, spec: FeatureSpec) -> OnImage:
         folder.mkdir(parents=True, exist_ok=True)
         task, rules = self.protocol.task, experiment.scoring_rules
 
-        def draw(image: Labelled, prediction: Prediction, _native: NDArray[np.uint8]) -> None:
+        def draw(image: Labelled, found: Segmented) -> None:
             entry = self.store.entry(spec, image.key)
             truth = task.members(network_truth(self.store, entry, image, task, rules))
-            picture = compared(prediction.masks, truth, rules.counted(entry.fov))
+            picture = compared(found.prediction.masks, truth, rules.counted(entry.fov))
             (folder / picture_name(image.name)).write_bytes(encode_picture(picture))
 
         return draw
@@ -212,6 +209,7 @@ class Running:
                 [self._decisive(image) for image in self._images(places)]
                 for places in (experiment.sources, experiment.tests)
             ],
+            **({"mirrored": True} if self.choices.mirrored else {}),  # scores of before do not say that they are not
         }
         normal: dict[str, Any] = json.loads(json.dumps(plain))
         return normal

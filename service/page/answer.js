@@ -132,6 +132,7 @@ export class AnswerPanel {
       'Distance from training images': domain ? `${domain.distance.toFixed(2)} of ${domain.threshold.toFixed(2)}` : 'not known',
       'Residual of the inversion': residualOf(domain),
       Size: `${answer.width} × ${answer.height}`,
+      ...(answer.mirrored && { 'Read as well': 'three mirror images' }),
       Model: `${answer.model} ${answer.version.slice(0, 8)}`,
     }
     get('facts').replaceChildren(
@@ -153,8 +154,9 @@ export class AnswerPanel {
   }
 
   async #download(button, output, suffix) {
-    const { file } = this.item
-    const options = output === 'overlay' ? { output, opacity: get('opacity').value / 100 } : { output }
+    const { file, answer } = this.item
+    const options = { output, mirrored: answer.mirrored }
+    if (output === 'overlay') options.opacity = get('opacity').value / 100
     button.disabled = true
     try {
       const url = URL.createObjectURL(await (await ask(file, options, { key: this.key() })).blob())

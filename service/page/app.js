@@ -81,7 +81,7 @@ async function segment(item, signal) {
   const clock = setInterval(() => set(item, 'busy', elapsed()), 200)
   const how = { key: get('key').value, signal, waiting: (s) => say(`The service is busy; asking again in ${s} s …`) }
   try {
-    item.answer = await (await ask(item.file, WANTED, how)).json()
+    item.answer = await (await ask(item.file, { ...WANTED, mirrored: get('mirrored').checked }, how)).json()
     item.photo = await photograph(item.file, how)
     clearInterval(clock)
     set(item, 'done', elapsed())

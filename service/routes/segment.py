@@ -133,9 +133,11 @@ async def answered(
         return await awaited(request, engine, engine.ask_field_of_view(data, name, ticket), ticket)
     if data is None:
         assert options.key is not None
-        asked = engine.question_by_key(options.key, options.model, options.timesteps)
+        asked = engine.question_by_key(options.key, options.model, options.timesteps, mirrored=options.mirrored)
     else:
-        asked = await run_in_threadpool(engine.question, data, name, options.model, options.timesteps)
+        asked = await run_in_threadpool(
+            engine.question, data, name, options.model, options.timesteps, mirrored=options.mirrored
+        )
     known = engine.finished(asked)
     if known is not None:
         return known

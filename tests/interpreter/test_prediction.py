@@ -63,6 +63,26 @@ def test_every_timestep_is_read_with_its_own_maps(filled_store: FeatureStore, sp
     np.testing.assert_array_equal(prediction.probabilities, again.probabilities)
 
 
+def test_mirror_images_are_turned_back_and_averaged(filled_store: FeatureStore, spec: FeatureSpec) -> None:
+    torch.manual_seed(0)
+    first, second = list(filled_store.keys(spec))[:2]
+    plain, other = (filled_store.entry(spec, key).features() for key in (first, second))
+    for overlapping in (False, True):
+        network = Interpreter(spec, InterpreterConfig(overlapping=overlapping))
+        alone, reversed_ = (predict(network, one.maps, one.fov).probabilities for one in (plain, other))
+        for view, turned in (
+            ("flip-h", reversed_[..., ::-1]),
+            ("flip-v", reversed_[..., ::-1, :]),
+            ("flip-hv", reversed_[..., ::-1, ::-1]),
+        ):
+            both = predict(network, plain.maps, plain.fov, {view: other})
+            np.testing.assert_allclose(both.probabilities[1:], ((alone + turned) / 2)[1:], atol=1e-6)
+            assert both.by_timestep.shape == (len(spec.timesteps), spec.resolution, spec.resolution)
+        both = segment(network, plain, {"flip-h": other, "flip-v": other}).prediction
+        expected = (alone + reversed_[..., ::-1] + reversed_[..., ::-1, :]) / 3
+        np.testing.assert_allclose(both.probabilities[1:], expected[1:], atol=1e-6)
+
+
 def test_native_labels_follow_the_vote_and_stay_inside_the_field_of_view(
     filled_store: FeatureStore, spec: FeatureSpec
 ) -> None:

@@ -187,12 +187,12 @@ def test_networks_on_pixels_draw_photometric_views_themselves() -> None:
     assert Choices(views=("photometric-0",)).views_of(ROWS["unet"]) == ("identity",)
 
 
-def test_photographs_are_stored_as_fixed_views_have_them_and_no_others(
+def test_photographs_are_stored_as_fixed_views_have_them_and_no_drawn_ones(
     extract: Extract, store: FeatureStore, tmp_path: Path
 ) -> None:
     source = draw_data(tmp_path / "stare", "stare", ("vessel",), 0)
-    spec = store.spec(extract(Wanted(source, "train", "ddim", ("flip-h",), None)))
-    with pytest.raises(TrainingDataError, match="or as a fixed view has them, not flip-h"):
+    spec = store.spec(extract(Wanted(source, "train", "ddim", ("photometric-0",), None)))
+    with pytest.raises(TrainingDataError, match="or as a fixed view has them, not photometric-0"):
         write_pixels(store, spec, list(store.keys(spec)), source.folders)
 
 
@@ -249,6 +249,26 @@ def test_angiograms_are_read_as_negatives(table: Table, store: FeatureStore, tmp
     assert list(results[0].summary["by_image"]) == ["octa_500/octa_5003", "octa_500/octa_5004"]
     with pytest.raises(ConfigurationError, match="named by --target, angiograms"):
         table("cross-modality", "strict", sources)
+
+
+def test_test_images_may_be_read_with_their_mirror_images(table: Table, store: FeatureStore, tmp_path: Path) -> None:
+    sources = vessels(tmp_path, "stare", "hrf")
+    plain, _ = table("lodo-vessels", "strict", sources, ("hrf",), "diffdgss,unet")
+    weights = [(result.folder / "interpreter.safetensors").read_bytes() for result in plain]
+    choices = CHOICES.model_copy(update={"mirrored": True})
+    mirrored, _ = table("lodo-vessels", "strict", sources, ("hrf",), "diffdgss,unet", choices=choices)
+    for before, after, kept in zip(plain, mirrored, weights, strict=True):
+        assert before.summary["by_image"].keys() == after.summary["by_image"].keys()
+        assert before.summary["auc_roc"] != after.summary["auc_roc"]
+        assert (after.folder / "interpreter.safetensors").read_bytes() == kept  # scored anew, not trained
+    (pixels,) = [spec for spec in store.specs() if spec.blocks[0].name == "pixels"]
+    image_id = next(key.image_id for key in store.keys(pixels) if key.view == "flip-h")
+    upright, turned = (store.entry(pixels, Key(image_id, view)) for view in ("identity", "flip-h"))
+    np.testing.assert_array_equal(turned.read("pixels"), upright.read("pixels")[..., ::-1])
+    np.testing.assert_array_equal(turned.fov, upright.fov[..., ::-1])
+    angiograms = draw_data(tmp_path / "octa", "octa_500", ("vessel",), 50, negative=True)
+    with pytest.raises(ConfigurationError, match="no flips"):
+        table("cross-modality", "strict", [*sources, angiograms], ("octa_500",), choices=choices)
 
 
 def test_lesions_overlap_and_are_scored_at_native_size(table: Table, tmp_path: Path) -> None:

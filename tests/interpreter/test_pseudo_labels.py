@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from interpreter.rules import Rules
 from interpreter.task import Task
 from interpreter.training import Training, TrainingSettings
 from store import FeatureSpec, FeatureStore
+from store.interrupts import Stop
 
 TASK = Task(name="vessels", targets=("mask",))
 SETTINGS = TrainingSettings(epochs=2, batch=2, learning_rate=5e-3, evaluate_every=2)
@@ -31,12 +33,20 @@ def images(filled_store: FeatureStore) -> list[Labelled]:
     return labelled_images(filled_store, "eyes", None, TASK)
 
 
-@pytest.fixture
-def teacher(filled_store: FeatureStore, spec: FeatureSpec, images: list[Labelled], tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def taught(extracted: Path, spec: FeatureSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An interpreter that has learnt from four photographs, enough to find something."""
+    store, folder = FeatureStore(extracted, read_only=True), tmp_path_factory.mktemp("taught") / "teacher"
     settings = SETTINGS.model_copy(update={"epochs": 20, "evaluate_every": 20})
-    Training(filled_store, spec, TASK, images[:4], InterpreterConfig(), settings, tmp_path / "teacher").run()
-    return tmp_path / "teacher"
+    images = labelled_images(store, "eyes", None, TASK)[:4]
+    Training(store, spec, TASK, images, InterpreterConfig(), settings, folder).run()
+    return folder
+
+
+@pytest.fixture
+def teacher(taught: Path, tmp_path: Path) -> Path:
+    """A copy of it, to do anything with."""
+    return Path(shutil.copytree(taught, tmp_path / "teacher"))
 
 
 def labels_of(pseudo: PseudoLabels, images: list[Labelled]) -> dict[str, NDArray[np.uint8]]:
@@ -162,3 +172,32 @@ def test_no_patient_is_validated_and_learnt_from(
     of_one = [dataclasses.replace(i, sample=i.sample.model_copy(update={"group": "one"})) for i in images[:2]]
     pseudo = PseudoLabels(filled_store, TASK, [*of_one, *images[2:]], teacher, SETTINGS.views)
     assert [one.name for one in pseudo.beside([], of_one[:1])] == [image.name for image in images[2:]]
+
+
+def test_a_student_of_windows_goes_on_where_it_was_stopped(
+    filled_store: FeatureStore, spec: FeatureSpec, images: list[Labelled], teacher: Path, tmp_path: Path
+) -> None:
+    """Windows about what the teacher found, flipped at random: stopped in mid-epoch, they are the same ones."""
+    settings = SETTINGS.model_copy(update={"crop": 16, "foreground": 0.5, "flips": True})
+
+    def run(folder: str) -> Training:
+        pseudo = PseudoLabels(filled_store, TASK, images[4:], teacher, settings.views)
+        return Training(
+            filled_store, spec, TASK, images[:4], InterpreterConfig(), settings, tmp_path / folder,
+            pseudo_labels=pseudo,
+        )  # fmt: skip
+
+    whole, parts, stop = run("whole"), run("parts"), Stop()
+    whole.run()
+
+    def ask(epoch: int, position: int, _loss: float) -> None:
+        if (epoch, position) == (0, 1):
+            stop.ask()
+
+    with pytest.raises(KeyboardInterrupt):
+        parts.run(ask, stop)
+    rest = run("parts")
+    assert (rest.epoch, rest.next_batch) == (0, 2)
+    rest.run()
+    for one, other in zip(whole.network.parameters(), rest.network.parameters(), strict=True):
+        assert torch.equal(one, other)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 
 import numpy as np
@@ -21,6 +21,8 @@ from service.options import Options
 from service.photographs import decode_photograph
 from service.schemas import FeaturesInfo, JobStatus, ModelInfo, Ready, Reloaded, SegmentResponse
 from service.settings import Settings
+from store.features import Key
+from store.views import FLIPS
 from tests.service.conftest import png, serving
 
 
@@ -127,6 +129,28 @@ def test_votes_and_uncertainty_on_request(api: TestClient) -> None:
     assert uncertainty.shape == (80, 96)
     unanimous = (votes == votes[0]).all(axis=0)
     assert uncertainty[unanimous].mean() < uncertainty[~unanimous].mean()
+
+
+def test_mirror_images_are_inverted_kept_and_read(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine()
+    with serving(engine) as api:
+        plain, mirrored = segment(api).json(), segment(api, mirrored=True).json()
+        assert (plain["mirrored"], mirrored["mirrored"]) == (False, True)
+        assert (plain["forwards"], mirrored["forwards"]) == (3, 9)  # the photograph's own features were there
+        assert plain["mask_png"] != mirrored["mask_png"]
+        again = segment(api, mirrored=True, timesteps=10).json()
+        assert (again["cached"], again["forwards"], again["timesteps"]) == (True, 0, [10])
+        by_key = api.post("/v1/segment", params={"key": plain["key"], "mirrored": True}).json()
+        assert by_key["mask_png"] == mirrored["mask_png"]
+        expected = engine.segment(png(), mirrored=True)
+        np.testing.assert_array_equal(picture(mirrored["mask_png"]), expected.labels)
+        assert expected.domain == engine.segment(png()).domain  # trust is judged by the photograph itself
+        spec = engine.card.spec
+        for view in FLIPS:
+            engine.storage.store().delete(spec, Key(plain["image_id"], view))
+        refused = api.post("/v1/segment", params={"key": plain["key"], "mirrored": True})
+        assert refused.status_code == 404
+        assert "mirror images" in refused.json()["detail"]
 
 
 def test_some_timesteps_vote_alone(api: TestClient) -> None:

@@ -222,6 +222,20 @@ def test_downloads_are_the_services_answers(page: Page, url: str) -> None:
     expect(page.get_by_role("button", name="DICOM SEG")).to_have_count(0)
 
 
+def test_mirror_images_are_read_when_asked_for(page: Page, url: str) -> None:
+    page.get_by_label("Read mirror images").check()
+    segmented(page)
+    assert "three mirror images" in page.locator("#facts").inner_text()
+    expected = page.request.post(
+        url + "segment?output=png&mirrored=true", multipart={"image": upload("eye.png", photograph())}
+    ).body()
+    labels = np.asarray(Image.open(io.BytesIO(expected)))
+    np.testing.assert_array_equal(pixels(page, "mask")[..., 3] > 0, labels > 0)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Mask (PNG)").click()
+    assert Path(download.value.path()).read_bytes() == expected
+
+
 def test_zoom_and_pan_by_wheel_and_pointer(page: Page) -> None:
     segmented(page)
     fitted, box = scale(page), page.locator("#viewer").bounding_box()
