@@ -37,7 +37,7 @@ def run_protocol(
 
     Args:
         named: name and edition.
-        settings: JSON of ``Choices``; ``views`` may be a list as the command line has it.
+        settings: JSON of ``Choices``; views, timesteps and blocks may be lists as the command line has them.
     """
     protocol = protocol_named(*named)
     if not data or out is None:
@@ -73,6 +73,9 @@ def parse_choices(settings: str | None, device: str) -> Choices:
         plain = {"device": device} | json.loads(settings or "{}")
         if isinstance(plain.get("views"), str):
             plain["views"] = parse_views(plain["views"])
+        for name in ("timesteps", "blocks"):
+            if isinstance(plain.get(name), str):
+                plain[name] = plain[name].split(",")
         return Choices.model_validate(plain)
     except ValidationError as error:
         first = error.errors()[0]

@@ -299,6 +299,8 @@ def test_names_and_options() -> None:
     assert parse_choices('{"views": "identity,photometric:2"}', "cpu").views == (
         "identity", "photometric-0", "photometric-1",
     )  # fmt: skip
+    chosen = parse_choices('{"timesteps": "200, 500", "blocks": [2, 4]}', "cpu")
+    assert (chosen.timesteps, chosen.blocks) == ((200, 500), (2, 4))
     for call, message in (
         (lambda: protocol_named("lodo-vessels", "other"), "there are lodo-vessels"),  # type: ignore[arg-type]
         (lambda: parse_source("nowhere"), "expected NAME=ADAPTER:PATH"),
@@ -306,6 +308,7 @@ def test_names_and_options() -> None:
         (lambda: parse_seeds(["0", "--x"]), "is no seed"),
         (lambda: parse_choices('{"epochs": 0}', "cpu"), "epochs: Input should be"),
         (lambda: parse_choices("[", "cpu"), "expected a JSON object"),
+        (lambda: parse_choices('{"timesteps": "200;500"}', "cpu"), r"timesteps.0: Input should be a valid integer"),
     ):
         with pytest.raises(ConfigurationError, match=message):
             call()
