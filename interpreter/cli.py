@@ -13,7 +13,15 @@ from rich.table import Table
 
 from interpreter.checkpoint import folder_of, load_interpreter
 from interpreter.config import HeadName
-from interpreter.data import Labelled, all_images, labelled_in, require_features, store_spec, validation_in
+from interpreter.data import (
+    Labelled,
+    all_images,
+    labelled_in,
+    require_features,
+    store_spec,
+    validation_in,
+    views_read,
+)
 from interpreter.errors import InterpreterError
 from interpreter.network import InterpreterConfig
 from interpreter.options import (
@@ -25,7 +33,6 @@ from interpreter.options import (
     StoreOption,
     ViewOption,
     require_device,
-    views_read,
 )
 from interpreter.prediction import Segmented
 from interpreter.probe_cli import app as probe_commands
@@ -261,7 +268,7 @@ def evaluate(
     mirrored: MirroredOption = False,
     masks: Annotated[
         Path | None,
-        typer.Option(help="Write label maps as PNG of native size into this folder."),
+        typer.Option(help="Write native label maps as PNG here, of overlapping classes one each besides."),
     ] = None,
     size: Annotated[Literal["network", "native"], typer.Option(help="Pixels that are compared.")] = "network",
     region: Annotated[Literal["fov", "image"], typer.Option(help="Pixels that count.")] = "fov",
@@ -289,8 +296,9 @@ def evaluate(
         from interpreter.protocol_cli import run_protocol
 
         chosen = run_protocol(
-            (protocol, edition), store, data or [], out, target or [], rows, [seeds, *context.args], settings, device
-        )
+            (protocol, edition), store, data or [], out, target or [], rows, [seeds, *context.args], settings, device,
+            mirrored=mirrored,
+        )  # fmt: skip
         if as_json:
             console.print_json(chosen)
         return
@@ -302,7 +310,7 @@ def evaluate(
     _evaluate_model(store, dataset, model, view, mirrored, masks, rules, scan, device, as_json)
 
 
-_OF_A_MODEL = ("dataset", "model", "view", "mirrored", "masks", "size", "region", "scan")
+_OF_A_MODEL = ("dataset", "model", "view", "masks", "size", "region", "scan")
 _OF_A_PROTOCOL = ("edition", "data", "out", "target", "rows", "seeds", "settings")
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from interpreter.errors import TrainingDataError
+from interpreter.errors import ConfigurationError, TrainingDataError
 from interpreter.rules import Rules
 from interpreter.settings import TrainingSettings
 from interpreter.task import Task
@@ -17,7 +17,7 @@ from store.errors import MissingEntry
 from store.feature_store import FeatureStore
 from store.features import FeatureEntry, Features, Key
 from store.spec import FeatureSpec, preprocessing_name
-from store.views import FLIPS, plain_view
+from store.views import FLIPS, IDENTITY, MIRRORED, plain_view
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,27 @@ class Labelled:
         return replace(self, key=Key(self.key.image_id, view))
 
 
+def views_read(view: str, *, mirrored: bool) -> tuple[str, ...]:
+    """The views of an image that are read, where this one of it is.
+
+    Raises:
+        ConfigurationError: its mirror images are asked for, and it is not the photograph as it is.
+    """
+    if not mirrored:
+        return (view,)
+    if view != IDENTITY:
+        raise ConfigurationError(f"mirror images are flips of the photograph as it is; there are none of {view}")
+    return MIRRORED
+
+
 def mirrored_features(store: FeatureStore, spec: FeatureSpec, image: Labelled) -> dict[str, Features]:
     """Features of an image's three mirror images, by view: what ``interpreter.prediction.predict`` reads besides.
 
     Raises:
+        ConfigurationError: another view of the image is read.
         MissingEntry, DamagedEntry: one of them is not in the store, or no longer what was written.
     """
+    views_read(image.key.view, mirrored=True)
     return {view: store.entry(spec, image.seen_as(view).key).features() for view in FLIPS}
 
 

@@ -9,7 +9,7 @@ import typer
 
 from interpreter.errors import ConfigurationError
 from interpreter.scan import Method
-from store.views import FLIPS, IDENTITY, is_upright
+from store.views import is_upright
 
 StoreOption = Annotated[str, typer.Option(help="Folder of the feature store.", show_default=False)]
 Datasets = Annotated[
@@ -43,15 +43,6 @@ MirroredOption = Annotated[
 ScanOption = Annotated[Method, typer.Option(help="Selective scan; auto goes by the device.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-
-
-def views_read(view: str, *, mirrored: bool) -> tuple[str, ...]:
-    """The views of an image that are read; BadParameter where its mirror images are none."""
-    if not mirrored:
-        return (view,)
-    if view != IDENTITY:
-        raise typer.BadParameter(f"--mirrored reads flips of the photograph as it is, and of no view such as {view}")
-    return (IDENTITY, *FLIPS)
 
 
 def require_device(device: str) -> str:

@@ -32,6 +32,8 @@ def run_protocol(
     seeds: Sequence[str],
     settings: str | None,
     device: str,
+    *,
+    mirrored: bool = False,
 ) -> dict[str, Any]:
     """Run what the options describe, print the table, and return it with the report's place.
 
@@ -43,7 +45,7 @@ def run_protocol(
     if not data or out is None:
         raise typer.BadParameter("a protocol needs --data and --out")
     sources = [parse_source(text) for text in data]
-    choices = parse_choices(settings, device)
+    choices = parse_choices(settings, device, mirrored=mirrored)
     out.mkdir(parents=True, exist_ok=True)
     running = Running(
         protocol,
@@ -67,10 +69,10 @@ def run_protocol(
     }
 
 
-def parse_choices(settings: str | None, device: str) -> Choices:
-    """Choices of a JSON object; ConfigurationError names what is wrong in it."""
+def parse_choices(settings: str | None, device: str, *, mirrored: bool = False) -> Choices:
+    """Choices of a JSON object, which goes before options; ConfigurationError names what is wrong in it."""
     try:
-        plain = {"device": device} | json.loads(settings or "{}")
+        plain = {"device": device, "mirrored": mirrored} | json.loads(settings or "{}")
         if isinstance(plain.get("views"), str):
             plain["views"] = parse_views(plain["views"])
         for name in ("timesteps", "blocks"):

@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from interpreter.checkpoint import Card, folder_of, load_interpreter
-from interpreter.data import Labelled, all_images, mirrored_features, require_features
+from interpreter.data import Labelled, all_images, mirrored_features, require_features, views_read
 from interpreter.domain import Domain, load_domain
 from interpreter.network import Interpreter
 from interpreter.options import (
@@ -24,7 +24,6 @@ from interpreter.options import (
     StoreOption,
     ViewOption,
     require_device,
-    views_read,
 )
 from interpreter.prediction import segment
 from interpreter.rendering import write_label_maps
@@ -116,6 +115,7 @@ def segmented(
         yield {
             "image": image.name,
             "file": file.name,
+            "mirrored": mirrored,
             **{f"share_{name}": float(mask[inside].mean()) for name, mask in zip(names, found, strict=True)},
             "disagreement": float(prediction.disagreement[entry.fov].mean()),
             "distance": None if score is None else score.distance,

@@ -87,9 +87,9 @@ class Client:
         """An answer in any of the service's outputs, as it is."""
         return self._segment(photograph, options | {"output": output})
 
-    def features(self, photograph: Photograph, model: str | None = None) -> FeaturesInfo:
-        """Have a photograph's features in the store; ``key`` of the result names them."""
-        options = {} if model is None else {"model": model}
+    def features(self, photograph: Photograph, model: str | None = None, *, mirrored: bool = False) -> FeaturesInfo:
+        """Have features of a photograph, and of its flips, in the store; ``key`` of the result names them."""
+        options: dict[str, Any] = {"mirrored": mirrored} | ({} if model is None else {"model": model})
         response = self._asked("POST", "/v1/features", params=options, files=[_file(photograph)])
         return FeaturesInfo.model_validate_json(response.content)
 

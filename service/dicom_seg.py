@@ -57,11 +57,18 @@ CONCEPTS: dict[str, tuple[Concept, Concept]] = {
 
 @dataclass(frozen=True)
 class SegmentedBy:
-    """What made the labels: name and version of the model, and the service's version."""
+    """What made the labels.
+
+    Attributes:
+        model: its name; ``version`` of its files.
+        software: the service's version.
+        mirrored: the photograph's three mirror images were read, too.
+    """
 
     model: str
     version: str
     software: str
+    mirrored: bool = False
 
 
 def encode_segmentation(
@@ -178,6 +185,7 @@ def _described(number: int, class_name: str, colour: str, made_by: SegmentedBy) 
             name=f"DiffDGSS {made_by.model}"[:64],
             version=made_by.version[:64] or "unknown",
             family=codes.DCM.ArtificialIntelligence,
+            parameters={"mirrored": str(made_by.mirrored).lower()},
         ),
         anatomic_regions=[Code(RETINA.value, RETINA.scheme, RETINA.meaning)],
         display_color=CIELabColor.from_string(colour),

@@ -33,7 +33,7 @@ from service.flights import Flight, Flights, Ticket
 from service.metrics import Metrics
 from service.models import Model, Models, load_models
 from service.photographs import decode_photograph, quality_warnings
-from service.question import Kept, Limits, Question, Work, at_timesteps, subset
+from service.question import Kept, Limits, Question, Work, features_at, reader_at, subset
 from service.shared import Shared
 from service.storage import Storage
 from store.feature_store import FeatureStore
@@ -157,7 +157,7 @@ class Engine:
 
     def ask_features(self, asked: Question, ticket: Ticket) -> Flight[Kept]:
         """Have the features of a photograph in the store."""
-        key = ("features", asked.image_id, asked.model.card.spec.digest)
+        key = ("features", asked.image_id, asked.model.card.spec.digest, asked.views)
         return self._join(key, ticket, lambda flight: self._kept(asked, flight))
 
     def ask_field_of_view(self, data: bytes, name: str, ticket: Ticket) -> Flight[Answer]:
@@ -202,14 +202,9 @@ class Engine:
         if (known := self.finished(asked)) is not None:  # finished between the question and its turn
             return known
         work, model = Work(self.metrics, lambda: flight.wanted), asked.model
-        pixels = self._decoded(asked, work)
-        by_view, cached = dict[str, Features](), True
-        for view in asked.views:
-            by_view[view], stored = self._features(asked, view, pixels, work)
-            cached &= stored
-            flight.check()
-        features = by_view[IDENTITY]
-        reader, mirrored = at_timesteps(model.interpreter, by_view, asked.timesteps)
+        by_view, cached = self._features(asked, flight, work)
+        features, reader = by_view[IDENTITY], reader_at(model.interpreter, asked.timesteps)
+        mirrored = {view: features_at(one, model.card.spec, asked.timesteps) for view, one in by_view.items()}
         plain = mirrored.pop(IDENTITY)
         prediction, labels, layers = work.on_device(
             "interpret", lambda: self.device.run(lambda: segment(reader, plain, mirrored), work.wanted)
@@ -254,7 +249,7 @@ class Engine:
 
     def _kept(self, asked: Question, flight: Flight[Any]) -> Kept:
         work, spec = Work(self.metrics, lambda: flight.wanted), asked.model.card.spec
-        _, cached = self._features(asked, IDENTITY, self._decoded(asked, work), work)
+        _, cached = self._features(asked, flight, work)
         key = feature_key(spec.digest, asked.image_id)
         return Kept(key, asked.image_id, spec, cached, work.forwards, tuple(work.warnings))
 
@@ -267,10 +262,19 @@ class Engine:
             work.warnings += quality_warnings(pixels, find_field_of_view(pixels, asked.name))
         return pixels
 
-    def _features(
+    def _features(self, asked: Question, flight: Flight[Any], work: Work) -> tuple[dict[str, Features], bool]:
+        """The features of a photograph by view, and whether all of them were in the store."""
+        pixels = self._decoded(asked, work)
+        by_view, cached = dict[str, Features](), True
+        for view in asked.views:
+            by_view[view], stored = self._features_of_view(asked, view, pixels, work)
+            cached &= stored
+            flight.check()
+        return by_view, cached
+
+    def _features_of_view(
         self, asked: Question, view: str, pixels: NDArray[np.uint8] | None, work: Work
     ) -> tuple[Features, bool]:
-        """The features of a view of a photograph, and whether they were in the store."""
         key, model = Key(asked.image_id, view), asked.model
 
         def found_or_made(wanted: Callable[[], bool]) -> tuple[Features, bool]:
@@ -279,8 +283,12 @@ class Engine:
             if features is not None:
                 return features, True
             if pixels is None:
-                which = "" if view == IDENTITY else " of its mirror images"
-                raise NotFound(f"no features {asked.name}{which} here (any more); send the photograph")
+                if view == IDENTITY:
+                    raise NotFound(f"no features {asked.name} here (any more); send the photograph")
+                raise NotFound(
+                    "the features of this photograph's mirror images are not here (any more); send the photograph, or "
+                    "ask without mirrored"
+                )
             return self._extracted(pixels, asked, key, work, wanted), False
 
         return self._shared.once((model.card.spec.digest, key, pixels is None), work.wanted, found_or_made)

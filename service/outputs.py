@@ -86,6 +86,7 @@ def _npz(answer: Answer, options: Options, _source: Source) -> bytes:
         "probabilities": answer.native_probabilities().astype(np.float16),
         "classes": np.array(answer.classes),
         "timesteps": np.array(answer.timesteps, dtype=np.int64),
+        "mirrored": np.array(answer.mirrored),
     }
     if answer.layers is not None:
         arrays["masks"] = answer.layers
@@ -101,7 +102,7 @@ def _npz(answer: Answer, options: Options, _source: Source) -> bytes:
 
 
 def _dicom_seg(answer: Answer, _options: Options, source: Source) -> bytes:
-    made_by = SegmentedBy(answer.model, answer.version, metadata.version("diffdgss"))
+    made_by = SegmentedBy(answer.model, answer.version, metadata.version("diffdgss"), answer.mirrored)
     data = source.bytes_for("a DICOM SEG")
     masks = np.stack([answer.mask(i) for i in range(1, len(answer.classes))])
     return encode_segmentation(data, source.name, masks, answer.classes, answer.colours, made_by)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -17,7 +17,7 @@ from service.models import Model
 from service.photographs import FORMATS
 from store.features import Features
 from store.spec import FeatureSpec
-from store.views import FLIPS, IDENTITY
+from store.views import IDENTITY, MIRRORED
 
 T = TypeVar("T")
 
@@ -68,8 +68,8 @@ class Question:
 
     @property
     def views(self) -> tuple[str, ...]:
-        """What is read of the photograph: itself first."""
-        return (IDENTITY, *FLIPS) if self.mirrored else (IDENTITY,)
+        """What is read of the photograph: itself last, so that a store that forgets the oldest keeps it longest."""
+        return MIRRORED if self.mirrored else (IDENTITY,)
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -157,17 +157,18 @@ def subset(model: Model, timesteps: Sequence[int] | None) -> tuple[int, ...] | N
     return chosen
 
 
-def at_timesteps(
-    interpreter: Interpreter, by_view: Mapping[str, Features], timesteps: tuple[int, ...] | None
-) -> tuple[Interpreter, dict[str, Features]]:
-    """The same interpreter, weights shared, and features of each view, at some of the timesteps."""
+def reader_at(interpreter: Interpreter, timesteps: tuple[int, ...] | None) -> Interpreter:
+    """The same interpreter, weights shared, at some of its timesteps."""
     if timesteps is None:
-        return interpreter, dict(by_view)
-    spec = interpreter.spec
-    rows = [spec.timesteps.index(t) for t in timesteps]
+        return interpreter
     reader = copy.copy(interpreter)
-    reader.spec = spec.model_copy(update={"timesteps": timesteps})
-    return reader, {
-        view: replace(features, maps={name: maps[rows] for name, maps in features.maps.items()})
-        for view, features in by_view.items()
-    }
+    reader.spec = interpreter.spec.model_copy(update={"timesteps": timesteps})
+    return reader
+
+
+def features_at(features: Features, spec: FeatureSpec, timesteps: tuple[int, ...] | None) -> Features:
+    """Features of a spec, at some of its timesteps."""
+    if timesteps is None:
+        return features
+    rows = [spec.timesteps.index(t) for t in timesteps]
+    return replace(features, maps={name: maps[rows] for name, maps in features.maps.items()})

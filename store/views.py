@@ -25,6 +25,8 @@ IDENTITY = "identity"
 NEGATIVE = "negative"
 RED_FREE = "red-free"
 FLIPS = {"flip-h": (-1,), "flip-v": (-2,), "flip-hv": (-2, -1)}
+MIRRORED = (*FLIPS, IDENTITY)
+"""A photograph and its mirror images."""
 _PHOTOMETRIC = "photometric-"
 
 

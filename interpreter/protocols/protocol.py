@@ -15,7 +15,7 @@ from interpreter.settings import TrainingSettings
 from interpreter.task import Task
 from interpreter.vss import Variant
 from store.spec import PREPROCESSINGS, EncodingName, PreprocessingName, Trajectory
-from store.views import FLIPS, IDENTITY, is_fixed
+from store.views import IDENTITY, is_fixed
 
 Edition = Literal["strict", "aadg-compat"]
 
@@ -98,18 +98,6 @@ class Choices(BaseModel):
         if not row.pixels:
             return self.views
         return tuple(view for view in self.views if is_fixed(view)) or (IDENTITY,)
-
-    def test_views(self, view: str) -> tuple[str, ...]:
-        """The renderings of a test image that are read, where a protocol reads this one.
-
-        Raises:
-            ConfigurationError: it is no photograph as it is, of which alone there are flips.
-        """
-        if not self.mirrored:
-            return (view,)
-        if view != IDENTITY:
-            raise ConfigurationError(f"test images are read as {view}, of which there are no flips: leave out mirrored")
-        return (IDENTITY, *FLIPS)
 
     def training(self, row: Row, seed: int, labels: int | None) -> TrainingSettings:
         """The settings of one training."""

@@ -12,7 +12,7 @@ from typing import Any
 from interpreter.checkpoint import load_interpreter
 from interpreter.config import InterpreterConfig, of_today
 from interpreter.counting import cost_of
-from interpreter.data import Labelled, labelled_images, network_truth
+from interpreter.data import Labelled, labelled_images, network_truth, views_read
 from interpreter.errors import ConfigurationError
 from interpreter.evaluation import OnImage, evaluate
 from interpreter.pixels import write_pixels
@@ -134,7 +134,7 @@ class Running:
             "epoch": card.metrics.get("epoch"),
             "temperature": card.temperature,
             "weights": cost.parameters,
-            "flops": cost.flops,
+            "flops": cost.flops * len(self._test_views(experiment)),
         }
 
     def _config(self, row: Row) -> InterpreterConfig:
@@ -152,11 +152,10 @@ class Running:
 
     def _features(self, experiment: Experiment) -> FeatureSpec:
         """Extract what an experiment reads, where that is not there."""
-        row = experiment.row
+        row, test_views = experiment.row, self._test_views(experiment)
         drawn = self.choices.views_of(row)
         views = tuple(dict.fromkeys((plain_view(drawn), *drawn)))
         digests = {self._extracted(name, split, row, views) for name, split in experiment.sources}
-        test_views = self.choices.test_views(experiment.test_view)
         digests |= {self._extracted(name, split, row, test_views) for name, split in experiment.tests}
         if len(digests) != 1:
             raise ConfigurationError(f"data sets were extracted under several specs: {', '.join(sorted(digests))}")
@@ -167,6 +166,9 @@ class Running:
         images += [image for view in test_views for image in self._images(experiment.tests, view)]
         folders = [folder for source in self.sources.values() for folder in source.folders]
         return write_pixels(self.store, spec, list(dict.fromkeys(image.key for image in images)), folders)
+
+    def _test_views(self, experiment: Experiment) -> tuple[str, ...]:
+        return views_read(experiment.test_view, mirrored=self.choices.mirrored)
 
     def _extracted(self, name: str, split: str, row: Row, views: tuple[str, ...]) -> str:
         wanted = Wanted(self.sources[name], split, row.trajectory, views, self._preprocessing, row.untrained)

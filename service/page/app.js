@@ -23,7 +23,7 @@ function say(text, problem = false) {
 
 function add(files) {
   for (const file of files) {
-    const item = { file, state: 'waiting', note: 'waiting', row: element('li'), button: element('button', { type: 'button' }) }
+    const item = { file, mirrored: get('mirrored').checked, state: 'waiting', note: 'waiting', row: element('li'), button: element('button', { type: 'button' }) }
     item.button.addEventListener('click', () => (item.state === 'done' ? show(item) : again(item)))
     item.row.append(item.button)
     get('list').append(item.row)
@@ -81,7 +81,7 @@ async function segment(item, signal) {
   const clock = setInterval(() => set(item, 'busy', elapsed()), 200)
   const how = { key: get('key').value, signal, waiting: (s) => say(`The service is busy; asking again in ${s} s …`) }
   try {
-    item.answer = await (await ask(item.file, { ...WANTED, mirrored: get('mirrored').checked }, how)).json()
+    item.answer = await (await ask(item.file, { ...WANTED, mirrored: item.mirrored }, how)).json()
     item.photo = await photograph(item.file, how)
     clearInterval(clock)
     set(item, 'done', elapsed())

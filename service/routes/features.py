@@ -13,9 +13,9 @@ from service.context import Admitted, ReadyEngine, Shared, awaited
 from service.engine import Engine
 from service.errors import NoImage, NotFound, Unavailable
 from service.flights import Ticket
-from service.options import KEY_PATTERN
+from service.options import KEY_PATTERN, Options, merged
 from service.routes.problems import problems
-from service.routes.segment import FEATURES_BODY
+from service.routes.segment import FEATURES_BODY, FEATURES_FIELDS
 from service.schemas import BlockInfo, FeaturesInfo
 from service.uploads import received
 from store.errors import MissingEntry, SpecError
@@ -39,6 +39,7 @@ async def make(
     context: Shared,
     _key: Admitted,
     model: Annotated[str | None, Query(max_length=200, description="that will read them")] = None,
+    mirrored: Annotated[bool, Query(description="those of its three mirror images, too")] = False,
 ) -> FeaturesInfo:
     """Have a photograph's features in the store; the key asks for masks later, without the photograph."""
     upload = await received(request, context.room, context.settings.max_bytes)
@@ -46,7 +47,9 @@ async def make(
         raise NoImage("expected a photograph in the field 'image' or as the body")
     name, data = upload.files[0]
     ticket = Ticket(context.settings.deadline)
-    asked = await run_in_threadpool(engine.question, data, name, upload.fields.get("model", model))
+    fields = {field: upload.fields[field] for field in FEATURES_FIELDS if field in upload.fields}
+    options = merged(Options(model=model, mirrored=mirrored), fields)
+    asked = await run_in_threadpool(engine.question, data, name, options.model, mirrored=options.mirrored)
     kept = await awaited(request, engine, engine.ask_features(asked, ticket), ticket)
     if any("could not be stored" in warning for warning in kept.warnings):
         raise Unavailable("the features could not be stored; /readyz says why", retry_after=30)

@@ -38,7 +38,8 @@ def _body(description: str, fields: dict[str, Any]) -> dict[str, Any]:
 
 OPTION_FIELDS: dict[str, Any] = Options.model_json_schema()["properties"]
 BODY = _body("The photograph, or nothing where `key` is given. Options may be form fields, too.", OPTION_FIELDS)
-FEATURES_BODY = _body("The photograph.", {"model": OPTION_FIELDS["model"]})
+FEATURES_FIELDS = ("model", "mirrored")
+FEATURES_BODY = _body("The photograph.", {name: OPTION_FIELDS[name] for name in FEATURES_FIELDS})
 HEADERS: dict[str, dict[str, Any]] = {
     "X-Image-Id": {"description": "sha256 of the photograph", "schema": {"type": "string"}},
     "X-Cached": {"description": "the features were there already", "schema": {"type": "boolean"}},

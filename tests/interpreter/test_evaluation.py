@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from PIL import Image
 
 from interpreter.curves import PooledPixels, Reliability
 from interpreter.evaluation import ImageScores, Scores
 from interpreter.metrics import Counts, bootstrap_interval
-from interpreter.rendering import write_label_maps
-from interpreter.task import Task
 
 
 def test_each_class_has_its_own_interval() -> None:
@@ -41,23 +36,6 @@ def test_each_class_has_its_own_interval() -> None:
         assert min(values) - 0.01 <= low <= float(np.mean(exact)) <= high <= max(values) + 0.01
     whole = scores.interval()
     assert scores.class_interval(1)[0] < whole[0] < scores.class_interval(0)[0]
-
-
-def test_overlapping_classes_are_written_one_by_one(tmp_path: Path) -> None:
-    """A cup inside its disc is in the label map alone; of lesions that overlap, each has a file of its own."""
-    labels = np.array([[0, 1], [2, 2]], dtype=np.uint8)
-    masks = np.array([[[0, 1], [1, 0]], [[0, 0], [1, 1]]], dtype=np.bool_)
-    for folder, layers, written in (
-        ("discs", None, ["eyes_a.png"]),
-        ("lesions", masks, ["eyes_a.png", "eyes_a_EX.png", "eyes_a_SE.png"]),
-    ):
-        task = Task(name=folder, targets=("EX", "SE"), overlapping=layers is not None)
-        file = write_label_maps(tmp_path / folder, "eyes/a", labels, layers, task)
-        assert file.name == "eyes_a.png"
-        assert sorted(path.name for path in file.parent.iterdir()) == written
-        np.testing.assert_array_equal(np.asarray(Image.open(file)), labels)
-    for name, mask in zip(("EX", "SE"), masks, strict=True):
-        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "lesions" / f"eyes_a_{name}.png")), mask)
 
 
 def test_finding_nothing_is_no_criterion_for_classes_that_images_lack() -> None:

@@ -260,6 +260,7 @@ def test_test_images_may_be_read_with_their_mirror_images(table: Table, store: F
     for before, after, kept in zip(plain, mirrored, weights, strict=True):
         assert before.summary["by_image"].keys() == after.summary["by_image"].keys()
         assert before.summary["auc_roc"] != after.summary["auc_roc"]
+        assert 4 * before.summary["flops"] == after.summary["flops"]
         assert (after.folder / "interpreter.safetensors").read_bytes() == kept  # scored anew, not trained
     (pixels,) = [spec for spec in store.specs() if spec.blocks[0].name == "pixels"]
     image_id = next(key.image_id for key in store.keys(pixels) if key.view == "flip-h")
@@ -267,8 +268,10 @@ def test_test_images_may_be_read_with_their_mirror_images(table: Table, store: F
     np.testing.assert_array_equal(turned.read("pixels"), upright.read("pixels")[..., ::-1])
     np.testing.assert_array_equal(turned.fov, upright.fov[..., ::-1])
     angiograms = draw_data(tmp_path / "octa", "octa_500", ("vessel",), 50, negative=True)
-    with pytest.raises(ConfigurationError, match="no flips"):
+    entries = sum(1 for spec in store.specs() for _ in store.keys(spec))
+    with pytest.raises(ConfigurationError, match="there are none of negative"):
         table("cross-modality", "strict", [*sources, angiograms], ("octa_500",), choices=choices)
+    assert sum(1 for spec in store.specs() for _ in store.keys(spec)) == entries  # refused before anything is made
 
 
 def test_lesions_overlap_and_are_scored_at_native_size(table: Table, tmp_path: Path) -> None:
@@ -301,6 +304,7 @@ def test_names_and_options() -> None:
     )  # fmt: skip
     chosen = parse_choices('{"timesteps": "200, 500", "blocks": [2, 4]}', "cpu")
     assert (chosen.timesteps, chosen.blocks) == ((200, 500), (2, 4))
+    assert [parse_choices(None, "cpu", mirrored=one).mirrored for one in (False, True)] == [False, True]
     for call, message in (
         (lambda: protocol_named("lodo-vessels", "other"), "there are lodo-vessels"),  # type: ignore[arg-type]
         (lambda: parse_source("nowhere"), "expected NAME=ADAPTER:PATH"),

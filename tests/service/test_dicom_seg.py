@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Iterator
 from typing import Any
@@ -53,6 +54,17 @@ def test_every_class_is_a_segment_on_the_source_pixels() -> None:
     assert masks.shape == (1, 80, 96, 2)
     np.testing.assert_array_equal(masks[0, ..., 0], LABELS == 1)
     np.testing.assert_array_equal(masks[0, ..., 1], LABELS == 2)
+
+
+def test_what_made_it_and_how_stands_in_the_file() -> None:
+    for mirrored, told in ((False, "mirrored=false"), (True, "mirrored=true")):
+        made_by = dataclasses.replace(MADE_BY, mirrored=mirrored)
+        masks = np.stack([LABELS == 1, LABELS == 2])
+        data = encode_segmentation(written(photograph(fundus())), "eye.dcm", masks, CLASSES, ("#1fe0ff",), made_by)
+        for segment in pydicom.dcmread(io.BytesIO(data)).SegmentSequence:
+            (algorithm,) = segment.SegmentationAlgorithmIdentificationSequence
+            assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("DiffDGSS vessels", "0a1b2c")
+            assert algorithm.AlgorithmParameters == told
 
 
 def test_segments_may_overlap() -> None:

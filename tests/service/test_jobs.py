@@ -64,6 +64,11 @@ def test_a_job_from_upload_to_zip(make_engine: MakeEngine) -> None:
             answer = engine.segment(png(seed))
             assert archive.read(name) == encode_labels(answer.labels, answer.colours)
         assert [job["id"] for job in client.get("/v1/jobs").json()] == [status["id"]]
+        status = finished(client, client.post("/v1/jobs?mirrored=true", files=uploads(png(1))).json())
+        archive = zipfile.ZipFile(io.BytesIO(client.get(status["results"]).content))
+        answer = engine.segment(png(1), mirrored=True)
+        assert archive.read("00000_eye 0.png") == encode_labels(answer.labels, answer.colours)
+        assert not np.array_equal(answer.labels, engine.segment(png(1)).labels)
         assert client.delete(f"/v1/jobs/{status['id']}").status_code == 409
 
 

@@ -160,6 +160,8 @@ def test_memory_stays_bounded_where_nothing_is_kept(make_engine: MakeEngine) -> 
     assert len(kept) == 2
     assert small.segment(png(96)).cached
     assert not small.segment(png(93)).cached
+    small.segment(png(97), mirrored=True)
+    assert small.segment(png(97)).cached  # of a photograph and its mirror images it is forgotten last
     small.close()
 
 
