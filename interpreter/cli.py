@@ -307,7 +307,7 @@ def evaluate(
     if not dataset:
         raise typer.BadParameter("expected --dataset, or a whole --protocol")
     rules = Rules(size=size, region=region)
-    _evaluate_model(store, dataset, model, view, mirrored, masks, rules, scan, device, as_json)
+    _evaluate_model(store, dataset, model, view, masks, rules, scan, device, as_json, mirrored=mirrored)
 
 
 _OF_A_MODEL = ("dataset", "model", "view", "masks", "size", "region", "scan")
@@ -329,12 +329,13 @@ def _evaluate_model(
     dataset: list[str],
     model: str,
     view: str,
-    mirrored: bool,
     masks: Path | None,
     rules: Rules,
     scan: Method,
     device: str,
     as_json: bool,
+    *,
+    mirrored: bool,
 ) -> None:
     from interpreter.evaluation import evaluate as evaluate_images
 
