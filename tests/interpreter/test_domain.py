@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.covariance import LedoitWolf
 
-from interpreter.checkpoint import Card
+from interpreter.checkpoint import MODELS, Card, load_interpreter
 from interpreter.domain import DomainScore, descriptor, domain_of, fit_domain, load_domain, residual
 from interpreter.errors import CheckpointError, TrainingDataError
 from interpreter.network import InterpreterConfig
@@ -95,14 +95,15 @@ def test_either_figure_advises_to_abstain(score: DomainScore, reasons: tuple[str
     assert (score.reasons, score.abstain) == (reasons, bool(reasons))
 
 
-def test_the_shipped_statistics_are_read() -> None:
-    from interpreter.checkpoint import MODELS, load_interpreter
-
-    _, card = load_interpreter("vessels")
-    domain = load_domain(MODELS / "vessels", card.spec)
+@pytest.mark.parametrize("model", sorted(MODELS.iterdir()), ids=lambda model: model.name)
+def test_the_shipped_statistics_are_those_of_the_card(model: Path) -> None:
+    _, card = load_interpreter(model)
+    domain = load_domain(model, card.spec)
     assert domain is not None
-    assert domain.threshold > 1
-    assert domain.residual_range == pytest.approx((0.0217, 0.0325), abs=5e-5)  # as its model card says
+    assert domain.residual_range is not None
+    told = " ".join((model / "README.md").read_text().split())
+    assert f"abstain beyond {domain.threshold:.2f}" in told
+    assert "{:.4f} to {:.4f}".format(*domain.residual_range) in told
 
 
 def test_a_store_of_an_earlier_version_is_fitted_without_residuals(
