@@ -147,7 +147,9 @@ def test_interpreters_are_listed_by_command(run: Run, tmp_path: Path) -> None:
     assert vessels["bytes"] == (checkpoint.MODELS / "vessels" / WEIGHTS_FILE).stat().st_size
     assert vessels["task"]["targets"] == ["vessel"]
     assert len(vessels["spec_digest"]) == 64
-    assert sum(data["photographs"] for data in vessels["data"]) == 25
+    _, card = load_interpreter("vessels")
+    learnt = len(card.training_ids) + len(card.validation_ids)
+    assert sum(data["photographs"] for data in vessels["data"]) == learnt
     assert vessels["figures"][0]["metric"] == "Dice of vessel"
     assert (listed[str(mine)]["sha256"], listed[str(mine)]["figures"]) == (None, [])
     shown = run("interpreter", "models", mine)
