@@ -38,11 +38,7 @@ class Settings(BaseSettings):
         description="feature store, a folder or s3://bucket/prefix; the trainer's may be it",
     )
     keep_nothing: bool = Field(default=False, description="nothing is written to disk: store and jobs are in memory")
-    memory_bytes: int = Field(
-        default=1_000_000_000,
-        gt=0,
-        description="of features, if nothing is kept on disk",
-    )
+    memory_bytes: int = Field(default=1_000_000_000, gt=0, description="of features, if nothing is kept on disk")
     device: str = Field(default="cpu", description="cpu, cuda or cuda:N")
 
     max_bytes: int = Field(default=64_000_000, gt=0, description="of one request")
