@@ -39,6 +39,12 @@ class Prepared:
     key: Key
     input: NetworkInput
 
+    def flipped(self, view: str) -> Prepared:
+        """The photograph, upright here, as a view shows it; reversed by those of ``store.views.FLIPS``."""
+        axes, shown = flipped_axes(view), self.input
+        fov = np.ascontiguousarray(np.flip(shown.fov, axes))
+        return Prepared(Key(self.key.image_id, view), NetworkInput(shown.x0.flip(axes), fov, shown.geometry))
+
 
 @dataclass(frozen=True)
 class Unstacked:
@@ -98,10 +104,8 @@ class Extractor:
     def render(self, pixels: NDArray[np.uint8], key: Key, name: str = "image") -> Prepared:
         """Preprocess a decoded photograph, uint8 (H, W, 3), and render the view that ``key`` names."""
         spec = self.spec
-        plain = preprocess(pixels, spec.resolution, spec.preprocessing, name, _rendering(key))
-        axes = flipped_axes(key.view)
-        fov = np.ascontiguousarray(np.flip(plain.fov, axes))
-        return Prepared(key, NetworkInput(plain.x0.flip(axes), fov, plain.geometry))
+        upright = preprocess(pixels, spec.resolution, spec.preprocessing, name, _rendering(key))
+        return Prepared(key, upright).flipped(key.view)
 
     def features(self, prepared: Sequence[Prepared]) -> list[Features]:
         """Features of several photographs in one batch.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -264,17 +265,19 @@ class Engine:
 
     def _features(self, asked: Question, flight: Flight[Any], work: Work) -> tuple[dict[str, Features], bool]:
         """The features of a photograph by view, and whether all of them were in the store."""
-        pixels = self._decoded(asked, work)
+        pixels, render = self._decoded(asked, work), asked.model.extractor.render
+        upright = None if pixels is None else cache(lambda: render(pixels, Key(asked.image_id), asked.name))
         by_view, cached = dict[str, Features](), True
         for view in asked.views:
-            by_view[view], stored = self._features_of_view(asked, view, pixels, work)
+            by_view[view], stored = self._features_of_view(asked, view, upright, work)
             cached &= stored
             flight.check()
         return by_view, cached
 
     def _features_of_view(
-        self, asked: Question, view: str, pixels: NDArray[np.uint8] | None, work: Work
+        self, asked: Question, view: str, upright: Callable[[], Prepared] | None, work: Work
     ) -> tuple[Features, bool]:
+        """One of them; ``upright`` prepares the photograph, if it was sent."""
         key, model = Key(asked.image_id, view), asked.model
 
         def found_or_made(wanted: Callable[[], bool]) -> tuple[Features, bool]:
@@ -282,24 +285,24 @@ class Engine:
                 features = self.storage.read(model.card.spec, key, work.warnings)
             if features is not None:
                 return features, True
-            if pixels is None:
+            if upright is None:
                 if view == IDENTITY:
                     raise NotFound(f"no features {asked.name} here (any more); send the photograph")
                 raise NotFound(
                     "the features of this photograph's mirror images are not here (any more); send the photograph, or "
                     "ask without mirrored"
                 )
-            return self._extracted(pixels, asked, key, work, wanted), False
+            return self._extracted(upright, asked, key, work, wanted), False
 
-        return self._shared.once((model.card.spec.digest, key, pixels is None), work.wanted, found_or_made)
+        return self._shared.once((model.card.spec.digest, key, upright is None), work.wanted, found_or_made)
 
     def _extracted(
-        self, pixels: NDArray[np.uint8], asked: Question, key: Key, work: Work, wanted: Callable[[], bool]
+        self, upright: Callable[[], Prepared], asked: Question, key: Key, work: Work, wanted: Callable[[], bool]
     ) -> Features:
         """Invert and store; an answer is given even if that fails. The maps are in the store's own type."""
         extractor, card = asked.model.extractor, asked.model.card
         with work.stage("prepare"):
-            prepared = extractor.render(pixels, key, asked.name)
+            prepared = upright().flipped(key.view)
         features = work.on_device("invert", lambda: self.device.invert(extractor, prepared, wanted))
         work.forwards += len(card.spec.grid)
         with work.stage("store"):
