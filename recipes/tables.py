@@ -135,6 +135,13 @@ TABLES = {
         targets=("octa_500",),
         settings=STANDARDISED | {"views": RED_FREE} | WIDER,
     ),
+    "cross-modality-base": TableRecipe(
+        "cross-modality",
+        (*CAMERAS, OCTA),
+        ("diffdgss", "unet"),
+        targets=("octa_500",),
+        settings=WITHOUT_COLOUR | BACKBONE_BASE,
+    ),
     "idrid-lesions": TableRecipe("idrid-lesions", (IDRID,), ("diffdgss", "unet"), settings=BUDGET | FOREGROUND),
     "idrid-lesions-standardised": TableRecipe(
         "idrid-lesions", (IDRID,), ("diffdgss",), settings=STANDARDISED | FOREGROUND

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -63,3 +64,13 @@ def test_the_lock_is_for_every_machine() -> None:
     assert "torch==2.13.0\n" in lock
     for unwanted in ("+cpu", "--hash", "mamba-ssm", "://", "nvidia"):
         assert unwanted not in lock, unwanted
+
+
+def test_what_a_command_makes_is_not_kept_with_the_code() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a clone: what is kept cannot be asked")
+    kept = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    sizes = {path: (ROOT / path).stat().st_size for path in kept.split("\0") if (ROOT / path).is_file()}
+    assert not [path for path in sizes if ".zarr/" in path]
+    large = {path for path, size in sizes.items() if size > 2**20}
+    assert large == {f"extractor/models/{name}/diffusion_pytorch_model.safetensors" for name in ("base", "small")}
