@@ -47,7 +47,9 @@ WIDER: dict[str, Any] = {"width_multiplier": 2}
 """Levels twice as wide as their maps together (docs/decisions/0022)."""
 WIDE = WITHOUT_COLOUR | WIDER
 """Both, as the shipped ``vessels`` has them."""
-LONG = WIDE | {"steps": 2400, "evaluate_every": 60, "views": "identity,photometric:15"}
+FOUR_TIMES: dict[str, Any] = {"steps": 2400, "evaluate_every": 60}
+"""Four times as long, validated as often."""
+LONG = WIDE | FOUR_TIMES | {"views": "identity,photometric:15"}
 """The same four times as long, with 16 renderings of each photograph instead of four."""
 BACKBONE_BASE: dict[str, Any] = {"backbone": "base", "width_multiplier": 1}
 """The backbone that is twice as wide, with levels as wide as before."""
@@ -148,6 +150,12 @@ TABLES = {
     ),
     "idrid-lesions-wide": TableRecipe(
         "idrid-lesions", (IDRID,), ("diffdgss",), settings=STANDARDISED | FOREGROUND | WIDER
+    ),
+    "idrid-lesions-base": TableRecipe(
+        "idrid-lesions", (IDRID,), ("diffdgss",), settings=STANDARDISED | FOREGROUND | BACKBONE_BASE
+    ),
+    "idrid-lesions-base-long": TableRecipe(
+        "idrid-lesions", (IDRID,), ("diffdgss", "unet"), settings=STANDARDISED | FOREGROUND | BACKBONE_BASE | FOUR_TIMES
     ),
 }
 SMOKE = {

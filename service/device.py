@@ -14,7 +14,7 @@ import structlog
 import torch
 
 from extractor.extraction import Extractor, Prepared
-from service.errors import Abandoned, Busy
+from service.errors import Abandoned, Busy, DeviceLost
 from service.metrics import Metrics
 from store.features import Features
 from store.memory import keep_freed_memory
@@ -51,10 +51,14 @@ class Device:
         batch: photographs of one extractor that are inverted together, at most.
         wait: seconds that a batch waits for company.
         metrics: batch sizes are counted there.
+
+    Attributes:
+        lost: the device computes no more in this process; everything that is asked of it is refused with DeviceLost.
     """
 
     def __init__(self, name: str, batch: int, wait: float, metrics: Metrics) -> None:
         self.name, self.batch = name, batch
+        self.lost = False
         self._wait, self._metrics = wait, metrics
         self._inversions: deque[_Inversion] = deque()
         self._calls: deque[_Call] = deque()
@@ -68,6 +72,7 @@ class Device:
 
         Raises:
             Abandoned: it was not wanted any more when its turn came.
+            DeviceLost: the device computes no more.
         """
         inversion = _Inversion(extractor, prepared, wanted)
         self._add(self._inversions, inversion)
@@ -77,6 +82,10 @@ class Device:
         """The result of work that needs the device, and the seconds that it waited.
 
         It goes before inversions: it finishes what was begun.
+
+        Raises:
+            Abandoned: it was not wanted any more when its turn came.
+            DeviceLost: the device computes no more.
         """
         call = _Call(work, wanted)
         self._add(self._calls, call)
@@ -99,6 +108,8 @@ class Device:
         with self._changed:
             if self._closed:
                 raise Busy("the service is stopping")
+            if self.lost:
+                raise DeviceLost
             queue.append(item)
             self._changed.notify_all()
 
@@ -108,7 +119,7 @@ class Device:
         while (work := self._next()) is not None:
             if isinstance(work, _Call):
                 work.waited = time.perf_counter() - work.queued
-                _settle([work.future], lambda call=work: [call.work()])  # type: ignore[misc]
+                self._settle(work.future, work.work)
             else:
                 self._invert(work)
 
@@ -158,20 +169,32 @@ class Device:
             features = batch[0].extractor.features([one.prepared for one in batch])
         except Exception:  # one photograph's trouble is not the others': each alone
             for one in batch:
-                _settle([one.future], lambda one=one: one.extractor.features([one.prepared]))  # type: ignore[misc]
+                self._settle(one.future, lambda one=one: one.extractor.features([one.prepared])[0])  # type: ignore[misc]
         else:
             for one, its in zip(batch, features, strict=True):
                 one.future.set_result(its)
         for done in batch[0].extractor.take_fallbacks():
             logger.warning("half precision could not hold an image, it was done in float32", image=done)
 
-
-def _settle(futures: Sequence[Future[Any]], work: Callable[[], Sequence[Any]]) -> None:
-    try:
-        results = work()
-    except Exception as error:
-        for future in futures:
+    def _settle(self, future: Future[Any], work: Callable[[], Any]) -> None:
+        """Do what somebody waits for; of a lost device all learn the same."""
+        try:
+            if self.lost:
+                raise DeviceLost
+            result = work()
+        except torch.AcceleratorError as error:
+            self.lost = not self._computes()
+            if self.lost:
+                logger.critical("the device computes no more, the process has to be started anew", problem=str(error))
+            future.set_exception(DeviceLost() if self.lost else error)
+        except Exception as error:
             future.set_exception(error)
-    else:
-        for future, result in zip(futures, results, strict=True):
+        else:
             future.set_result(result)
+
+    def _computes(self) -> bool:
+        """Whether the device still works: after some errors a CUDA context never does again."""
+        try:
+            return bool(torch.ones(1, device=self.name).item() == 1)
+        except RuntimeError:
+            return False

@@ -13,6 +13,7 @@ ServiceError
 ├── TooManyRequests        a key's own rate or concurrency is used up
 ├── Unavailable            not now; Retry-After says when
 │   ├── NotReady           models are still being loaded, or could not be
+│   ├── DeviceLost         the device failed for good; only a new process has it again
 │   ├── Busy               the queue is full, or the deadline passed in it
 │   └── DeadlinePassed     the deadline passed while the answer was being made
 └── Abandoned              nobody waits for the answer any more
@@ -98,6 +99,13 @@ class Unavailable(ServiceError):
 
 class NotReady(Unavailable):
     """The models are not loaded."""
+
+
+class DeviceLost(Unavailable):
+    """The device computes no more in this process."""
+
+    def __init__(self) -> None:
+        super().__init__("the device has failed and the service has to be started anew; ask again later", 30)
 
 
 class Busy(Unavailable):

@@ -6,22 +6,32 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import CancelledError, Future
-from contextlib import suppress
 from typing import NamedTuple
 
 import structlog
 
 from service.answers import Answer
 from service.engine import Engine
-from service.errors import EXPECTED, Abandoned, ServiceError, Unavailable, detail_of
+from service.errors import (
+    EXPECTED,
+    Abandoned,
+    BodyTooLarge,
+    Forbidden,
+    NotFound,
+    ServiceError,
+    Unavailable,
+    detail_of,
+)
 from service.flights import Flight, Ticket
-from service.jobs import FINISHED, JobRecord, Jobs
+from service.jobs import FINISHED, JobRecord, Jobs, Told
 from service.outputs import OUTPUTS, Source
 from service.settings import Settings
 from service.sources import Sources
-from store.errors import StoreError, StoreUnavailable
+from store.errors import StoreError
 
 logger = structlog.get_logger(__name__)
+ATTEMPTS = 3
+"""A photograph that failed in an unexpected way, or with which the service was stopped, is tried so often."""
 
 
 class _Asked(NamedTuple):
@@ -71,8 +81,6 @@ class JobRunner:
 
     def _run(self) -> None:
         with self._jobs.claims:
-            with suppress(OSError, StoreError):  # a storage that is away; what is left there is small
-                self._jobs.delete_torn()
             while not self._stopping.is_set():
                 self._wake.wait(60)
                 self._wake.clear()
@@ -85,6 +93,7 @@ class JobRunner:
         whole = True
         try:
             self._jobs.delete_old()
+            self._jobs.delete_torn()
             unfinished = self._jobs.unfinished()
         except Exception:  # a storage that is away
             logger.exception("jobs cannot be done now")
@@ -120,13 +129,7 @@ class JobRunner:
         self._jobs.save(record)
         under_way: deque[_Asked] = deque()
         try:
-            for number, item in enumerate(record.items):
-                if self._stopping.is_set() or self._cancelled(record):
-                    break
-                if item.state == "waiting":
-                    self._ask(record, number, under_way)
-                while len(under_way) >= self._at_once:
-                    self._finish(record, under_way.popleft())
+            self._do_each(record, under_way)
         except Unavailable as error:  # other jobs go on, and this one later
             record.trouble = str(error)
         while under_way:
@@ -138,6 +141,20 @@ class JobRunner:
             self._wait_or_give_up(record, record.trouble)
             return
         self._end(record)
+
+    def _do_each(self, record: JobRecord, under_way: deque[_Asked]) -> None:
+        """A few at once; alone and last those that have failed, or stopped the service, before."""
+        while not (self._stopping.is_set() or self._cancelled(record)):
+            busy = {asked.number for asked in under_way}
+            left = [i for i, item in enumerate(record.items) if item.state == "waiting" and i not in busy]
+            if not left and not under_way:
+                return
+            number = min(left, key=lambda i: record.items[i].attempts, default=None)
+            at_once = 0 if number is None else 1 if record.items[number].attempts else self._at_once
+            if number is None or len(under_way) >= at_once:
+                self._finish(record, under_way.popleft())
+            else:
+                self._ask(record, number, under_way)
 
     def _end(self, record: JobRecord) -> None:
         """Nothing of a job waits any more."""
@@ -165,45 +182,71 @@ class JobRunner:
 
     def _ask(self, record: JobRecord, number: int, under_way: deque[_Asked]) -> None:
         """Put the question of one photograph; Unavailable where its folder is away."""
-        item, options, engine = record.items[number], record.options, self._engine
+        item = record.items[number]
+        if item.attempts >= ATTEMPTS:
+            stopped = f"the service was stopped {item.attempts} times while it was at this photograph"
+            self._failed(record, number, ServiceError(stopped))
+            return
+        item.attempts += 1
+        self._jobs.save(record)  # before the work, which may be this process's end
         try:
-            data = self._data(record, number)
-            OUTPUTS[options.output or "png"].check(Source(data, item.name, self._settings.max_pixels))
-            asked = engine.question(data, item.name, options.model, options.timesteps, mirrored=options.mirrored)
-            ticket, known = Ticket(), engine.finished(asked)
-            flight = None if known is not None else engine.ask(asked, ticket, patient=True)
-            under_way.append(_Asked(number, data, ticket, flight, known))
+            under_way.append(self._asked(record, number))
         except Unavailable:
+            item.attempts -= 1
             raise
-        except (StoreUnavailable, OSError) as error:  # where jobs are kept: nothing is wrong with the photograph
-            raise Unavailable("the photographs of the job cannot be read now") from error
         except EXPECTED as error:
             self._failed(record, number, error)
 
-    def _finish(self, record: JobRecord, asked: _Asked) -> None:
-        """Keep the answer to one photograph; Unavailable where there is no room for it now."""
-        options = record.options
+    def _asked(self, record: JobRecord, number: int) -> _Asked:
+        item, options, engine = record.items[number], record.options, self._engine
         try:
-            answer = asked.answer or _result(asked.flight.future if asked.flight else Future())
-            source = Source(asked.data, record.items[asked.number].name, self._settings.max_pixels)
-            rendered = OUTPUTS[options.output or "png"].render(options.applied(answer), options, source)
-        except (Abandoned, CancelledError) as error:
-            raise Unavailable("a photograph was given up; it is asked for again") from error
+            data = self._data(record, number)
+        except (Unavailable, NotFound, Forbidden, BodyTooLarge):
+            raise
+        except (StoreError, OSError) as error:  # where jobs are kept: nothing is wrong with the photograph
+            raise Unavailable("the photographs of the job cannot be read now") from error
+        OUTPUTS[options.output or "png"].check(Source(data, item.name, self._settings.max_pixels))
+        asked = engine.question(data, item.name, options.model, options.timesteps, mirrored=options.mirrored)
+        ticket, known = Ticket(), engine.finished(asked)
+        flight = None if known is not None else engine.ask(asked, ticket, patient=True)
+        return _Asked(number, data, ticket, flight, known)
+
+    def _finish(self, record: JobRecord, asked: _Asked) -> None:
+        """Keep the answer to one photograph; Unavailable where there is no room for it, or no answer, now."""
+        item = record.items[asked.number]
+        try:
+            answer, rendered = self._rendered(record, asked)
+            self._keep(record, asked.number, rendered)
+        except Unavailable:
+            item.attempts -= 1
+            raise
         except EXPECTED as error:
             self._failed(record, asked.number, error)
             return
         except Exception:  # one photograph's trouble is not the job's
-            logger.exception("an image of a job failed", job=record.id)
-            self._failed(record, asked.number, ServiceError("internal error; the log of the service has more"))
+            logger.exception("an image of a job failed", job=record.id, attempts=item.attempts)
+            if item.attempts >= ATTEMPTS:
+                self._failed(record, asked.number, ServiceError("internal error; the log of the service has more"))
             return
-        try:
-            self._jobs.put_result(record, asked.number, rendered)
-        except OSError as error:  # full, read-only or away
-            raise Unavailable("the answers of the job cannot be kept now") from error
-        record.items[asked.number].state = "done"
+        item.state, item.told = "done", Told.by(answer)
         self._engine.metrics.job_images.labels("done").inc()
         self._jobs.save(record)
         self._jobs.forget_input(record, asked.number)
+
+    def _rendered(self, record: JobRecord, asked: _Asked) -> tuple[Answer, bytes]:
+        options, item = record.options, record.items[asked.number]
+        try:
+            answer = asked.answer or _result(asked.flight.future if asked.flight else Future())
+        except (Abandoned, CancelledError) as error:
+            raise Unavailable("a photograph was given up; it is asked for again") from error
+        source = Source(asked.data, item.name, self._settings.max_pixels)
+        return answer, OUTPUTS[options.output or "png"].render(options.applied(answer), options, source)
+
+    def _keep(self, record: JobRecord, number: int, rendered: bytes) -> None:
+        try:
+            self._jobs.put_result(record, number, rendered)
+        except OSError as error:  # full, read-only or away
+            raise Unavailable("the answers of the job cannot be kept now") from error
 
     def _failed(self, record: JobRecord, number: int, error: Exception) -> None:
         record.items[number].state, record.items[number].problem = "failed", detail_of(error)

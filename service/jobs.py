@@ -3,10 +3,12 @@
 <jobs>/<id>/job.json            the record, replaced as a whole
 <jobs>/<id>/inputs/<number>     uploaded photographs, until they are answered
 <jobs>/<id>/results/<number>    answers
+<jobs>/<id>/cancelled           when it was cancelled: whoever is at it may replace the record once more
 """
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import re
@@ -17,13 +19,15 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import structlog
 from pydantic import BaseModel, Field, ValidationError
 
+from service.answers import Answer
 from service.errors import Busy, Conflict, NotFound, Unavailable
 from service.options import Options
+from service.schemas import DISCLAIMER
 from store.claims import Claims
 from store.errors import MissingEntry, StoreError
 from store.objects import Objects
@@ -36,11 +40,41 @@ RECOUNT = 60.0
 """Seconds for which what others add to the jobs is not noticed."""
 
 
+class Told(BaseModel):
+    """What an answer says about itself, whatever format it is written in."""
+
+    image_id: str
+    model: str
+    version: str
+    spec: str
+    abstain: bool | None
+    distance: float | None
+    residual: float | None
+    warnings: tuple[str, ...]
+
+    @classmethod
+    def by(cls, answer: Answer) -> Told:
+        """What an answer says."""
+        score = answer.domain
+        return cls(
+            image_id=answer.image_id,
+            model=answer.model,
+            version=answer.version,
+            spec=answer.spec,
+            abstain=None if score is None else score.abstain,
+            distance=None if score is None else score.distance,
+            residual=None if score is None else score.residual,
+            warnings=answer.warnings,
+        )
+
+
 class JobItem(BaseModel):
     """One photograph of a job.
 
     Attributes:
         source: NAME/KEY of a folder that the operator allowed; None for an upload.
+        attempts: begun, and neither ended nor given back: it failed, or the service was stopped meanwhile.
+        told: by its answer.
     """
 
     name: str
@@ -48,6 +82,8 @@ class JobItem(BaseModel):
     problem: str | None = Field(default=None, description="why there is no answer")
     source: str | None = None
     bytes: int = Field(default=0, description="of the photograph, while it is kept")
+    attempts: int = 0
+    told: Told | None = None
 
 
 class JobRecord(BaseModel):
@@ -72,6 +108,19 @@ class JobRecord(BaseModel):
     def count(self, state: str) -> int:
         """Photographs in a state."""
         return sum(item.state == state for item in self.items)
+
+    def end_as_cancelled(self, finished: float) -> None:
+        """Nothing more is done of it, and its photographs are gone."""
+        self.state, self.finished = "cancelled", finished
+        for item in self.items:
+            item.bytes = 0
+
+    def file_of(self, number: int) -> str | None:
+        """What the answer to a photograph is called in the ZIP; None where there is none."""
+        item = self.items[number]
+        if item.state != "done":
+            return None
+        return f"{number:05d}_{item.name.rsplit('.', 1)[0] or 'image'}{self.suffix}"
 
 
 class JobLimits(NamedTuple):
@@ -205,12 +254,16 @@ class Jobs:
         if not _ID.fullmatch(job_id):
             return None
         try:
-            return JobRecord.model_validate_json(self._objects.get(f"{job_id}/job.json"))
+            record = JobRecord.model_validate_json(self._objects.get(f"{job_id}/job.json"))
         except MissingEntry:
             return None
         except ValidationError as error:
             logger.warning("a job's record cannot be read", job=job_id, problem=str(error.errors()[0]["msg"]))
             return None
+        if record.state not in FINISHED:
+            with suppress(MissingEntry):
+                record.end_as_cancelled(float(self._objects.get(f"{job_id}/cancelled")))
+        return record
 
     def all(self) -> list[JobRecord]:
         """Every complete job, the oldest first."""
@@ -228,9 +281,7 @@ class Jobs:
             if known is None:
                 return
             if known.state == "cancelled":
-                record.state, record.finished = known.state, known.finished
-                for item in record.items:
-                    item.bytes = 0
+                record.end_as_cancelled(known.finished or time.time())
             self._objects.put(f"{record.id}/job.json", record.model_dump_json().encode())
 
     def cancel(self, record: JobRecord) -> JobRecord:
@@ -239,7 +290,8 @@ class Jobs:
             current = self.read(record.id) or record
             if current.state in FINISHED:
                 raise Conflict(f"the job is {current.state} already")
-            current.state, current.finished = "cancelled", time.time()
+            current.end_as_cancelled(time.time())
+            self._objects.put(f"{current.id}/cancelled", str(current.finished).encode())
             self.forget_inputs(current)
             self._objects.put(f"{current.id}/job.json", current.model_dump_json().encode())
         return current
@@ -260,7 +312,13 @@ class Jobs:
         return self._objects.get(f"{record.id}/inputs/{number:05d}")
 
     def put_result(self, record: JobRecord, number: int, data: bytes) -> None:
-        """Keep the answer to one photograph, whose place it takes; Busy if there is no room for it."""
+        """Keep the answer to one photograph, whose place it takes; of a job that was deleted nothing is kept.
+
+        Raises:
+            Busy: there is no room for it. OSError: it cannot be written.
+        """
+        if not self._objects.exists(f"{record.id}/job.json"):
+            return
         item = record.items[number]
         self._make_room(len(data) - item.bytes)
         self._objects.put(f"{record.id}/results/{number:05d}", data)
@@ -279,17 +337,12 @@ class Jobs:
     def _zipped(self, record: JobRecord) -> Iterator[bytes]:
         sink = _Sink()
         with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:  # results are compressed already
-            for i, item in enumerate(record.items):
-                if item.state == "done":
-                    stem = item.name.rsplit(".", 1)[0] or "image"
-                    archive.writestr(
-                        f"{i:05d}_{stem}{record.suffix}", self._objects.get(f"{record.id}/results/{i:05d}")
-                    )
+            for i in range(len(record.items)):
+                if (file := record.file_of(i)) is not None:
+                    archive.writestr(file, self._objects.get(f"{record.id}/results/{i:05d}"))
                     yield sink.taken()
-            items = [item.model_dump(exclude={"source"}) for item in record.items]
-            archive.writestr(
-                "job.json", json.dumps({"id": record.id, "state": record.state, "images": items}, indent=1)
-            )
+            archive.writestr("images.csv", as_table(record))
+            archive.writestr("job.json", json.dumps(as_report(record), indent=1))
         yield sink.taken()
 
     def delete_old(self) -> None:
@@ -300,7 +353,7 @@ class Jobs:
                 self._delete(record.id)
 
     def delete_torn(self) -> None:
-        """Delete what a process that was killed has left of a job it was taking, or deleting; at the start."""
+        """Delete what is left of a job that a killed process was taking or deleting, or that was deleted meanwhile."""
         for name in self._objects.names(""):
             if not _ID.fullmatch(name) or self.claims.is_held(name):
                 continue
@@ -311,6 +364,36 @@ class Jobs:
     def _delete(self, job_id: str) -> None:
         self._objects.remove(f"{job_id}/job.json")
         self._objects.delete(job_id)
+
+
+def as_report(record: JobRecord) -> dict[str, Any]:
+    """What a job was and what each of its answers says about itself, as JSON."""
+    images = [
+        item.model_dump(exclude={"bytes", "attempts", "told"})
+        | {"file": record.file_of(i)}
+        | (item.told.model_dump(mode="json") if item.told else {})
+        for i, item in enumerate(record.items)
+    ]
+    return {
+        "id": record.id,
+        "state": record.state,
+        "created": record.created,
+        "finished": record.finished,
+        "options": record.options.model_dump(mode="json", exclude_none=True),
+        "images": images,
+        "disclaimer": DISCLAIMER,
+    }
+
+
+def as_table(record: JobRecord) -> str:
+    """The photographs of a job as CSV, one in a row."""
+    columns = ["file", "name", "source", "state", "problem", *Told.model_fields]
+    sheet = io.StringIO()
+    writer = csv.DictWriter(sheet, columns, restval="", extrasaction="ignore")
+    writer.writeheader()
+    for image in as_report(record)["images"]:
+        writer.writerow(image | {"warnings": "; ".join(image.get("warnings", []))})
+    return sheet.getvalue()
 
 
 class _Sink(io.RawIOBase):

@@ -235,6 +235,7 @@ class JobStatus(BaseModel):
         total=120,
         done=40,
         failed=1,
+        abstained=2,
         progress=0.34,
         created=1750000000.0,
         finished=None,
@@ -248,6 +249,7 @@ class JobStatus(BaseModel):
     total: int
     done: int
     failed: int
+    abstained: int = Field(default=0, description="answers that should not be relied on")
     progress: float = Field(description="0..1")
     created: float = Field(description="seconds since 1970")
     finished: float | None

@@ -9,9 +9,9 @@ from fastapi import Path as PathParameter
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
 
-from service.context import ReadyEngine, Shared
+from service.context import Context, ReadyEngine, Shared
 from service.engine import Engine
-from service.errors import NotFound, NotReady
+from service.errors import DeviceLost, NotFound, NotReady
 from service.models import Model
 from service.routes.problems import problems
 from service.schemas import Ready
@@ -70,9 +70,10 @@ class ModelReady(BaseModel):
     ready: bool = True
 
 
-@router.get("/healthz", response_model=Alive, responses=problems(), operation_id="healthz")
-async def healthz() -> Alive:
-    """The process is alive."""
+@router.get("/healthz", response_model=Alive, responses=problems(503), operation_id="healthz")
+async def healthz(context: Shared) -> Alive:
+    """The process is alive; 503 where only a new one can answer again, since the device is lost to this one."""
+    _require_device(context)
     return Alive()
 
 
@@ -82,6 +83,7 @@ async def readyz(context: Shared) -> Ready:
     if context.engine.done() and (error := context.engine.exception()):
         raise NotReady(f"models could not be loaded: {error}", retry_after=30)
     engine = context.ready_engine()
+    _require_device(context)
     troubles = await run_in_threadpool(engine.storage.probe)
     return Ready(
         status="degraded" if troubles else "ready",
@@ -106,15 +108,17 @@ async def metrics(context: Shared) -> Response:
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-@router.get("/v2/health/live", response_model=Live, responses=problems(), operation_id="v2_live")
-async def live() -> Live:
-    """The process is alive."""
+@router.get("/v2/health/live", response_model=Live, responses=problems(503), operation_id="v2_live")
+async def live(context: Shared) -> Live:
+    """The same as ``/healthz``."""
+    _require_device(context)
     return Live()
 
 
 @router.get("/v2/health/ready", response_model=ServerReady, responses=problems(503), operation_id="v2_ready")
-async def ready(_engine: ReadyEngine) -> ServerReady:
+async def ready(context: Shared, _engine: ReadyEngine) -> ServerReady:
     """Models are loaded and warm."""
+    _require_device(context)
     return ServerReady()
 
 
@@ -150,6 +154,12 @@ async def model_metadata(name: _NAME, engine: ReadyEngine) -> ModelMetadata:
 async def model_ready(name: _NAME, engine: ReadyEngine) -> ModelReady:
     """Whether a model is loaded."""
     return ModelReady(name=_model(engine, name).name)
+
+
+def _require_device(context: Context) -> None:
+    """DeviceLost where the device computes no more; nothing is wrong while models are being loaded."""
+    if context.engine.done() and context.engine.exception() is None and context.engine.result().device.lost:
+        raise DeviceLost
 
 
 def _model(engine: Engine, name: str) -> Model:

@@ -121,7 +121,7 @@ async def cancel(job_id: _ID, context: Shared, key: Admitted) -> JobStatus:
     operation_id="read_job_results",
 )
 async def results(job_id: _ID, context: Shared, key: Admitted) -> StreamingResponse:
-    """A ZIP of all answers and of ``job.json``, which names the photographs that have none."""
+    """A ZIP of all answers, and of what each says about itself, or why there is none: ``images.csv``, ``job.json``."""
     record = await run_in_threadpool(context.jobs.get, job_id, key)
     if record.state not in FINISHED:
         raise Conflict(f"the job is {record.state}: {record.count('done')} of {len(record.items)} are done")
@@ -158,6 +158,7 @@ def _status(record: JobRecord) -> JobStatus:
         total=len(record.items),
         done=done,
         failed=failed,
+        abstained=sum(item.told is not None and bool(item.told.abstain) for item in record.items),
         progress=(done + failed) / max(1, len(record.items)),
         created=record.created,
         finished=record.finished,

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 from fastapi.testclient import TestClient
 
 from interpreter.config import HeadName
@@ -372,3 +373,31 @@ def test_the_application_answers_while_others_wait(make_engine: MakeEngine) -> N
         gate.set()
         assert busy.result(60)[0]
         assert slow.result(120).status_code == 200
+
+
+def test_a_lost_device_is_said_and_costs_no_photograph(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+
+    def fails(*_: object) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    with serving(engine) as client:
+        client.app.state.engine.result()  # type: ignore[attr-defined]
+        monkeypatch.setattr(engine.models.default.extractor, "features", fails)
+        assert post(client, png()).status_code == 500  # the device still computes: one photograph's trouble
+        assert client.get("/healthz").status_code == 200
+        monkeypatch.setattr(engine.device, "_computes", lambda: False)
+        job = client.post("/v1/jobs", files=[("image", ("a.png", png(1))), ("image", ("b.png", png(2)))]).json()
+        for _ in range(600):
+            status = client.get(f"/v1/jobs/{job['id']}").json()
+            if status["trouble"] is not None:
+                break
+            time.sleep(0.05)
+        assert "started anew" in status["trouble"]
+        assert (status["done"], status["failed"]) == (0, 0)
+        for path in ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"):
+            assert client.get(path).status_code == 503, path
+        answer = post(client, png())
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "30")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import io
+import json
 import threading
 import time
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +20,14 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from interpreter.domain import DomainScore
 from interpreter.rendering import encode_labels
 from service.engine import Engine
 from service.errors import Busy, Unavailable
 from service.job_runner import JobRunner
-from service.jobs import JobLimits, JobRecord, Jobs
+from service.jobs import JobLimits, JobRecord, Jobs, Told, as_report, as_table
 from service.options import Options
-from service.outputs import OUTPUTS
+from service.outputs import OUTPUTS, Source
 from service.settings import Settings
 from service.sources import Sources
 from store.errors import StoreFull
@@ -59,7 +64,7 @@ def test_a_job_from_upload_to_zip(make_engine: MakeEngine) -> None:
         assert "not an image" in status["problems"][0]["detail"]
         archive = zipfile.ZipFile(io.BytesIO(client.get(status["results"]).content))
         assert archive.testzip() is None
-        assert archive.namelist() == ["00000_eye 0.png", "00002_eye 2.png", "job.json"]
+        assert archive.namelist() == ["00000_eye 0.png", "00002_eye 2.png", "images.csv", "job.json"]
         for name, seed in (("00000_eye 0.png", 1), ("00002_eye 2.png", 2)):
             answer = engine.segment(png(seed))
             assert archive.read(name) == encode_labels(answer.labels, answer.colours)
@@ -302,21 +307,125 @@ def test_a_photograph_that_fails_in_an_unexpected_way_ends_no_job(
 ) -> None:
     jobs, engine = Jobs(open_objects(tmp_path), LIMITS), make_engine()
     record = jobs.create("anybody", Options(output="png"), ".png", ["a.png", "b.png"], [png(4), png(5)])
-    answer = engine.segment(png(5))
+    rendered: list[str] = []
 
-    def render(*_: object) -> bytes:
-        if not hasattr(render, "asked"):
-            render.asked = True  # type: ignore[attr-defined]
+    def render(_answer: object, _options: object, source: Source) -> bytes:
+        rendered.append(source.name)
+        if source.name == "a.png" or rendered.count(source.name) == 1:
             raise UnicodeDecodeError("utf-8", b"x", 0, 1, "of a class that does not take a message alone")
-        return encode_labels(answer.labels, answer.colours)
+        return b"an answer"
 
     monkeypatch.setitem(OUTPUTS, "png", OUTPUTS["png"]._replace(render=render))
     runner = JobRunner(jobs, engine, Settings(keep_nothing=True), Sources({}))
     runner.start()
-    assert ended(jobs, record.id).count("done") == 1
+    failed, done = ended(jobs, record.id).items
     runner.stop()
-    failed = ended(jobs, record.id).items[0]
     assert (failed.state, failed.problem) == ("failed", "internal error; the log of the service has more")
+    assert done.state == "done"
+    assert rendered == ["a.png", "b.png", "a.png", "b.png", "a.png"]
+
+
+def test_a_photograph_that_stops_the_service_is_tried_alone_and_not_for_ever(
+    make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs, engine = Jobs(open_objects(tmp_path), LIMITS), make_engine()
+    names = ["poison.png", "beside.png", "behind.png"]
+    record = jobs.create("anybody", Options(output="png"), ".png", names, [png(4), png(5), png(6)])
+    attempts: list[tuple[int, ...]] = []
+    finish = JobRunner._finish
+
+    def killed_with_the_poison(runner: JobRunner, record: JobRecord, asked: Any) -> None:
+        if record.items[asked.number].name == "poison.png":
+            on_disk = jobs.read(record.id)
+            assert on_disk is not None
+            attempts.append(tuple(item.attempts for item in on_disk.items if item.state == "waiting"))
+            raise SystemExit  # as if the process were gone: nothing is written any more
+        finish(runner, record, asked)
+
+    monkeypatch.setattr(JobRunner, "_finish", killed_with_the_poison)
+    for _ in range(4):  # it is started anew each time
+        runner = JobRunner(jobs, engine, Settings(keep_nothing=True), Sources({}))
+        found = jobs.read(record.id)
+        assert found is not None
+        with suppress(SystemExit):
+            runner._do(found)
+    poison, *others = ended(jobs, record.id).items
+    assert attempts == [(1, 1, 0), (2, 1), (3,)]  # beside others, which it costs an attempt, then alone
+    assert poison.problem == "the service was stopped 3 times while it was at this photograph"
+    assert [item.state for item in others] == ["done", "done"]
+
+
+def test_what_answers_say_about_themselves_is_in_the_zip(make_engine: MakeEngine, tmp_path: Path) -> None:
+    for ward in ("p1", "p2"):
+        (tmp_path / ward).mkdir()
+        (tmp_path / ward / "left.png").write_bytes(png(1 if ward == "p1" else 2))
+    (tmp_path / "p2" / "right.png").write_bytes(b"rubbish")
+    engine = make_engine()
+    with serving(engine, folders={"clinic": tmp_path}) as client:
+        client.app.state.engine.result()  # type: ignore[attr-defined]
+        status = finished(client, client.post("/v1/jobs", headers={"X-Folder": "clinic"}).json())
+        assert status["abstained"] == 0
+        archive = zipfile.ZipFile(io.BytesIO(client.get(status["results"]).content))
+        answer = engine.segment(png(1))
+    report = json.loads(archive.read("job.json"))
+    first, second, failed = report["images"]
+    assert [image["source"] for image in report["images"]] == [
+        "clinic/p1/left.png", "clinic/p2/left.png", "clinic/p2/right.png",
+    ]  # fmt: skip
+    assert (first["file"], second["file"], failed["file"]) == ("00000_left.png", "00001_left.png", None)
+    assert (first["image_id"], first["model"], first["version"], first["spec"]) == (
+        answer.image_id, answer.model, answer.version, answer.spec,
+    )  # fmt: skip
+    assert first["warnings"] == list(answer.warnings) != []
+    assert "not an image" in failed["problem"]
+    assert (report["options"]["model"], report["options"]["output"]) == ("vessels", "png")
+    rows = list(csv.DictReader(io.StringIO(archive.read("images.csv").decode())))
+    assert [row["file"] for row in rows] == ["00000_left.png", "00001_left.png", ""]
+    assert rows[0]["warnings"] == "; ".join(answer.warnings)
+    assert rows[2]["problem"] == failed["problem"]
+
+
+def test_an_answer_that_should_not_be_relied_on_is_counted(tmp_path: Path, make_engine: MakeEngine) -> None:
+    jobs, engine = Jobs(open_objects(tmp_path), LIMITS), make_engine()
+    record = jobs.create("anybody", Options(output="png"), ".png", ["a.png"], [png(4)])
+    score = DomainScore(distance=9.0, threshold=2.0, residual=None, residual_range=None)
+    record.items[0].state, record.items[0].told = "done", Told.by(replace(engine.segment(png(4)), domain=score))
+    jobs.save(record)
+    kept = jobs.read(record.id)
+    assert kept is not None
+    assert as_report(kept)["images"][0]["abstain"] is True
+    assert next(csv.DictReader(io.StringIO(as_table(kept))))["distance"] == "9.0"
+    with serving(engine) as client:
+        client.app.state.context.jobs = jobs  # type: ignore[attr-defined]
+        assert client.get(f"/v1/jobs/{record.id}").json()["abstained"] == 1
+
+
+def test_a_cancelled_job_stays_so_whoever_is_at_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = (Jobs(open_objects(tmp_path), LIMITS) for _ in range(2))
+    record = one.create("anybody", Options(), ".png", ["a.png"], [b"a"])
+    at_it = one.read(record.id)
+    assert at_it is not None
+    at_it.state = "running"
+    put = one._objects.put
+
+    def cancelled_meanwhile(key: str, data: bytes) -> None:
+        other.cancel(record)
+        put(key, data)
+
+    monkeypatch.setattr(one._objects, "put", cancelled_meanwhile)
+    one.save(at_it)
+    kept = one.read(record.id)
+    assert kept is not None
+    assert (kept.state, kept.finished is not None, kept.bytes) == ("cancelled", True, 0)
+
+
+def test_an_answer_to_a_deleted_job_is_not_kept(tmp_path: Path) -> None:
+    jobs = Jobs(open_objects(tmp_path), JobLimits(10, 0.0, 10**6))
+    record = jobs.create("anybody", Options(), ".png", ["a.png"], [b"a"])
+    jobs.cancel(record)
+    jobs.delete_old()
+    jobs.put_result(record, 0, b"too late")
+    assert not (tmp_path / record.id / "results").exists()
 
 
 def test_jobs_that_cannot_be_kept_are_refused(tmp_path: Path) -> None:
