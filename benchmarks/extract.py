@@ -36,7 +36,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.drawn import draw_photograph
 from benchmarks.plain import PlainLoop
 from benchmarks.report import device_name, table, write_section
-from extractor.backbone import Backbone, load_backbone
+from extractor.backbone import Backbone
+from extractor.backbone_folder import load_backbone
 from extractor.cluster import ExtractionJob, connected, extract_on_cluster
 from extractor.cuda.recording import RUNS_BEFORE
 from extractor.datasets import DataSet, load_dataset

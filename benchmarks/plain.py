@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from extractor.backbone import load_backbone
+from extractor.backbone_folder import load_backbone
 from extractor.images import decode_image
 from extractor.preprocess import preprocess
 from extractor.presets import backbone_source

@@ -189,7 +189,7 @@ def pretrain(
         if given.pop("clahe", True) is False:
             given["preprocessing"] = Preprocessing(clahe=None)
         settings = PretrainingSettings.model_validate(chosen | given)
-    paths = find_images(images)
+    paths = find_images(images, without=out)
     with console.progress("preparing photographs", len(paths)) as advance:
         photographs = PreparedPhotographs(
             paths, out / "prepared", resolution, settings.preprocessing, lambda _: advance()
@@ -227,17 +227,19 @@ def import_command(
     half: Annotated[bool, typer.Option("--half", help="Store float16 weights.")] = False,
 ) -> None:
     """Import a guided-diffusion checkpoint: widths, blocks and classes are read off the weights."""
-    from extractor.backbone import load_backbone
+    from extractor.backbone_folder import load_backbone, save_backbone
     from extractor.guided_diffusion import Unrecorded, import_checkpoint, read_checkpoint
 
     prepared = None if preprocessing is None else PREPROCESSINGS[preprocessing]()
+    if head_channels is not None and heads is not None:
+        raise typer.BadParameter("--heads is for networks whose num_head_channels was -1; give one of both")
     if head_channels is None and heads is None:
         head_channels = 64
     unrecorded = Unrecorded(None if heads else head_channels, heads, new_attention_order)
     diffusion = Diffusion(noise_schedule(schedule), prediction, rescale_timesteps, class_label)
     backbone = import_checkpoint(read_checkpoint(checkpoint), unrecorded, diffusion)
     backbone.preprocessing = prepared
-    backbone.save(out, half=half)
+    save_backbone(backbone, out, half=half)
     backbone = load_backbone(out, class_label=class_label)  # its fingerprint is that of the weights as they were saved
     console.out.print(
         f"{out}: {backbone.parameters / 1e6:.1f} M weights, blocks {backbone.block_names[0]} .. "

@@ -48,7 +48,7 @@ from store.views import parse_views
 
 if TYPE_CHECKING:
     from extractor.cluster import ExtractionJob
-    from extractor.pipeline import RunReport
+    from extractor.run_report import RunReport
     from extractor.runs import SizePlan
 
 app = typer.Typer(

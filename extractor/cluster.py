@@ -20,13 +20,14 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from distributed import Client, Future, KilledWorker, LocalCluster, Worker, WorkerPlugin, get_worker, wait
+from distributed import Client, Future, KilledWorker, LocalCluster, Scheduler, Worker, WorkerPlugin, get_worker, wait
 
 from extractor.datasets import DataSet
 from extractor.errors import ClusterError
 from extractor.extraction import Extractor
-from extractor.pipeline import Pipeline, RunReport, Work
+from extractor.pipeline import Pipeline, Work
 from extractor.presets import codebook_for, open_backbone
+from extractor.run_report import RunReport
 from extractor.runs import record_collection, work_of
 from store.collection import Sample
 from store.entries import Entry
@@ -245,14 +246,23 @@ def extract_on_cluster(
 
 def _require_workers(client: Client, job: ExtractionJob) -> None:
     """ClusterError unless there are workers that tasks can go to."""
-    workers = client.scheduler_info()["workers"]
-    if not workers:
+    if not client.nthreads():
         raise ClusterError("the Dask cluster has no workers; start some: dask worker ADDRESS --nthreads 1")
-    if job.device != "cpu" and not any(worker["resources"].get("GPU") for worker in workers.values()):
+    if job.device != "cpu" and not any(offered.get("GPU") for offered in _resources(client)):
         raise ClusterError(
             "no worker of the Dask cluster offers a GPU, and tasks would wait for one forever; start workers with "
             "dask worker ADDRESS --nthreads 1 --resources GPU=1"
         )
+
+
+def _resources(client: Client) -> list[dict[str, float]]:
+    """What each worker offers. ``Client.scheduler_info`` tells of five of them, in some versions."""
+    offered: dict[str, dict[str, float]] = client.run_on_scheduler(_offered)
+    return list(offered.values())
+
+
+def _offered(dask_scheduler: Scheduler) -> dict[str, dict[str, float]]:
+    return {address: dict(worker.resources) for address, worker in dask_scheduler.workers.items()}
 
 
 @contextmanager
@@ -275,7 +285,7 @@ def _results(
     needs = None if job.device == "cpu" else {"GPU": 1}
     left, under_way = iter(tasks), dict[Future, list[Work]]()
     while True:
-        room = 0 if stop.asked else AHEAD * max(1, len(client.scheduler_info()["workers"])) - len(under_way)
+        room = 0 if stop.asked else AHEAD * max(1, len(client.nthreads())) - len(under_way)
         for task in islice(left, max(0, room)):
             under_way[client.submit(extract_task, run, task, pure=False, retries=RETRIES, resources=needs)] = task
         if not under_way:

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from extractor.errors import DatasetError
 from extractor.images import SUFFIXES, decode_mask, read_bytes
+from store.collection import is_name
 
 
 @dataclass(frozen=True)
@@ -299,9 +301,16 @@ def load_dataset(reference: str, name: str | None = None) -> DataSet:
     if count > 1:
         raise DatasetError(f"{path}: {count} images are called {most!r}; names must differ")
     called = {"folder": path.resolve().name, "manifest": path.resolve().stem}.get(adapter, adapter)
-    if name is not None and not re.fullmatch(r"[\w.-]+", name):
-        raise DatasetError(f"the name {name!r} holds more than letters, digits, '_', '-' and '.'; choose another")
-    return DataSet(name or re.sub(r"[^\w.-]+", "_", called or adapter), photographs)
+    if name is not None and not is_name(name):
+        raise DatasetError(
+            f"the name {name!r} holds more than letters, digits, '_', '-' and '.', or begins with a '.'; choose another"
+        )
+    return DataSet(name or _as_name(called) or adapter, photographs)
+
+
+def _as_name(called: str) -> str:
+    """The name of a folder or file as one of a collection; empty where nothing is left of it."""
+    return re.sub("_+", "_", "".join(c if is_name(f"_{c}") else "_" for c in called)).lstrip(".")
 
 
 def _images(folder: Path, wanted: Callable[[Path], bool] = lambda _: True) -> list[Path]:
@@ -326,10 +335,14 @@ def _of(image: Path, masks: Path) -> Path | None:
 
 def _maybe(folder: Path, stem: str) -> Path | None:
     """The image file of that stem, whatever its ending; None if there is none."""
-    if not folder.is_dir():
-        return None
-    there = sorted(folder.glob(f"{_escaped(stem)}.*"))  # of img also img.1.png, which belongs to img.1
-    return next((p for p in there if p.stem == stem and p.suffix.lower() in SUFFIXES), None)
+    return _by_stem(folder, folder.stat().st_mtime_ns).get(stem) if folder.is_dir() else None
+
+
+@lru_cache(maxsize=64)
+def _by_stem(folder: Path, _changed: int) -> dict[str, Path]:
+    """The image files of a folder, listed once for all that are looked for in it; of several endings the first."""
+    there = sorted((path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES), reverse=True)
+    return {path.stem: path for path in there}
 
 
 def _one(folder: Path, stem: str) -> Path:
@@ -337,10 +350,6 @@ def _one(folder: Path, stem: str) -> Path:
     if found is None:
         raise DatasetError(f"{folder}: no mask named {stem}.* in it")
     return found
-
-
-def _escaped(stem: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in stem)
 
 
 def _first_of(root: Path, *names: str) -> Path:

@@ -21,7 +21,7 @@ from extractor.errors import BackboneError, DeviceFull, NonFiniteActivation
 from extractor.images import MAX_PIXELS, decode_image, image_id
 from extractor.inversion import Step, anchor, diffuse, invert, residual
 from extractor.photometric import camera_rendering
-from extractor.preprocess import NetworkInput, preprocess
+from extractor.preprocess import Framed, NetworkInput, frame
 from extractor.stages import Stages
 from store.codebook import Codebook
 from store.codecs import codec_for
@@ -103,9 +103,15 @@ class Extractor:
 
     def render(self, pixels: NDArray[np.uint8], key: Key, name: str = "image") -> Prepared:
         """Preprocess a decoded photograph, uint8 (H, W, 3), and render the view that ``key`` names."""
-        spec = self.spec
-        upright = preprocess(pixels, spec.resolution, spec.preprocessing, name, _rendering(key))
-        return Prepared(key, upright).flipped(key.view)
+        return self.view_of(self.frame(pixels, name), key)
+
+    def frame(self, pixels: NDArray[np.uint8], name: str = "image") -> Framed:
+        """The first part of ``render``, the same of all views; raises ImageError for what is no photograph."""
+        return frame(pixels, self.spec.resolution, self.spec.preprocessing, name)
+
+    def view_of(self, framed: Framed, key: Key) -> Prepared:
+        """The second part: the view that ``key`` names."""
+        return Prepared(key, framed.shown(self.spec.preprocessing, _rendering(key))).flipped(key.view)
 
     def features(self, prepared: Sequence[Prepared]) -> list[Features]:
         """Features of several photographs in one batch.

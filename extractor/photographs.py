@@ -26,11 +26,17 @@ from store.spec import Preprocessing
 from store.views import without_colour
 
 
-def find_images(folders: Sequence[Path]) -> list[Path]:
-    """Every image file below the folders, sorted; PretrainingError names a folder without any."""
+def find_images(folders: Sequence[Path], without: Path | None = None) -> list[Path]:
+    """Every image file below the folders, sorted; PretrainingError names a folder without any.
+
+    Args:
+        without: what lies below this folder is left out: pictures that a run has drawn.
+    """
     found: list[Path] = []
+    apart = None if without is None else without.resolve()
     for folder in folders:
         here = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        here = [path for path in here if apart is None or not path.resolve().is_relative_to(apart)]
         if not here:
             raise PretrainingError(f"{folder}: no image files here; expected {', '.join(sorted(SUFFIXES))}")
         found += here

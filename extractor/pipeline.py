@@ -6,36 +6,30 @@ in it, and at most a batch (or as many as there are writers) waits to be written
 
 from __future__ import annotations
 
-import os
-import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import cv2
 import torch
 
+from extractor.background import ONE_THREAD_OF_OPENCV, give_way
 from extractor.datasets import Photograph
-from extractor.errors import ImageError
+from extractor.errors import DatasetError, ImageError
 from extractor.extraction import Extractor, Prepared, Unstacked
-from extractor.images import image_id, is_indexed, read_bytes
+from extractor.opened import OpenedPhotograph, OpenedPhotographs
+from extractor.run_report import RunReport
 from store.claims import Claims
 from store.collection import Sample
 from store.feature_store import FeatureStore
 from store.features import Key, entry_path
+from store.geometry import Geometry
 from store.interrupts import Stop
-from store.spec import FeatureSpec
 
 MOST_THREADS = 8
 LARGEST_BATCH = 16
 BATCH_BYTES = 4 << 30
-BEHIND = 5
-"""Niceness of threads that decode and write."""
 
 
 class Threads(NamedTuple):
@@ -61,53 +55,6 @@ def usual_threads(device: str, cores: int) -> Threads:
         return Threads(decoders=2, writers=2)
     each = min(max(2, cores // 2), MOST_THREADS)
     return Threads(decoders=each, writers=each)
-
-
-@dataclass
-class RunReport:
-    """What a run did.
-
-    Attributes:
-        extracted: views of images whose features were computed.
-        present: views of images whose features were there already.
-        failed: (image file, reason) for images that could not be used.
-        bytes_stored: bytes written.
-        forwards: network forwards.
-        fallbacks: views that half precision could not hold and float32 could.
-        interrupted: stopped before all was done.
-        seconds: by stage, summed over threads.
-    """
-
-    extracted: int = 0
-    present: int = 0
-    failed: list[tuple[str, str]] = field(default_factory=list)
-    bytes_stored: int = 0
-    forwards: int = 0
-    fallbacks: list[str] = field(default_factory=list)
-    interrupted: bool = False
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def add(self, other: RunReport) -> None:
-        """What another part of the run did."""
-        self.extracted += other.extracted
-        self.present += other.present
-        self.failed += other.failed
-        self.bytes_stored += other.bytes_stored
-        self.forwards += other.forwards
-        self.fallbacks += other.fallbacks
-        for stage, seconds in other.seconds.items():
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
-
-    def counts(self) -> dict[str, int]:
-        """All of it as numbers."""
-        return {
-            "extracted": self.extracted,
-            "present": self.present,
-            "failed": len(self.failed),
-            "bytes_stored": self.bytes_stored,
-            "forwards": self.forwards,
-            "fallbacks": len(self.fallbacks),
-        }
 
 
 class Work(NamedTuple):
@@ -138,6 +85,7 @@ class _Decoded(NamedTuple):
 
     key: Key
     prepared: Prepared | None = None
+    sample: Sample | None = None
     elsewhere: bool = False
 
 
@@ -178,7 +126,9 @@ class Pipeline:
         self._advance, self._say = advance, say
         self._threads = usual_threads(extractor.backbone.device.type, torch.get_num_threads())
         self._ahead = batch + self._threads.decoders
-        self._writing: deque[tuple[str, Future[int]]] = deque()
+        self._opened = OpenedPhotographs(store, extractor, self._ahead + 1)
+        self._writing: deque[tuple[Work, Future[int | None]]] = deque()
+        self._lost: list[Work] = []
         self.made: set[Key] = set()
         self._stages = extractor.stages
         self._claims: Claims
@@ -191,10 +141,10 @@ class Pipeline:
         """
         forwards, before = self._extractor.forwards, dict(self._stages.seconds)
         with (
-            _ONE_THREAD_OF_OPENCV,
+            ONE_THREAD_OF_OPENCV,
             Claims(self._store.objects) as self._claims,
-            ThreadPoolExecutor(self._threads.decoders, initializer=_give_way) as self._decoders,
-            ThreadPoolExecutor(self._threads.writers, initializer=_give_way) as self._writer,
+            ThreadPoolExecutor(self._threads.decoders, initializer=give_way) as self._decoders,
+            ThreadPoolExecutor(self._threads.writers, initializer=give_way) as self._writer,
         ):
             self._complete(work)
         self.report.forwards += self._extractor.forwards - forwards
@@ -225,15 +175,14 @@ class Pipeline:
             try:
                 with self._stages("wait for decoding"):
                     decoded = decoding.result()
-            except ImageError as error:
-                self.report.failed.append((str(one.photograph.image), str(error)))
-                self._done(one)
+            except (ImageError, DatasetError) as error:
+                self._leave_out(one, error)
                 continue
             if decoded.elsewhere:
                 left.append(one)
             elif decoded.prepared is None:
                 self.report.present += 1
-                self._record(one.photograph, decoded)
+                self._record(one, decoded)
                 self._done(one)
             else:
                 together.append((one, decoded))
@@ -244,47 +193,55 @@ class Pipeline:
             self._extract(together)
         while self._writing:
             self._await_write()
-        return left
+        lost, self._lost = self._lost, []
+        return left + lost
 
     def _extract(self, together: Sequence[tuple[Work, _Decoded]]) -> None:
         prepared = [decoded.prepared for _, decoded in together if decoded.prepared is not None]
         extracted = deque(self._extractor.unstacked(prepared))
         for one, decoded in together:  # a photograph is handed over, so that its memory ends with the writing
-            writing = self._writer.submit(self._write, decoded.key, [extracted.popleft()])
-            self._writing.append((one.photograph.name, writing))
-            self.report.extracted += 1
-            self._record(one.photograph, decoded)
+            self._writing.append((one, self._writer.submit(self._write, decoded.key, [extracted.popleft()])))
+            self._record(one, decoded)
         self.report.fallbacks += self._extractor.take_fallbacks()
         while len(self._writing) > max(self._batch, self._threads.writers):
             self._await_write()
 
     def _await_write(self) -> None:
-        name, writing = self._writing.popleft()
+        one, writing = self._writing.popleft()
         with self._stages("wait for writing"):
-            self.report.bytes_stored += writing.result()
-        if self._advance is not None:
-            self._advance(name)
+            written = writing.result()
+        if written is None:
+            self._lost.append(one)
+            return
+        self.report.extracted += 1
+        self.report.bytes_stored += written
+        self._done(one)
+
+    def _leave_out(self, one: Work, error: Exception) -> None:
+        failure = str(one.photograph.image), str(error)
+        if failure not in self.report.failed:  # of another view
+            self.report.failed.append(failure)
+        self._done(one)
 
     def _done(self, one: Work) -> None:
         if self._advance is not None:
             self._advance(one.photograph.name)
 
-    def _record(self, photograph: Photograph, decoded: _Decoded) -> None:
-        if photograph.name not in self.samples:
-            spec = self._extractor.spec
-            with self._stages("masks"):
-                self.samples[photograph.name] = _sample(photograph, decoded, self._store, spec)
+    def _record(self, one: Work, decoded: _Decoded) -> None:
+        if decoded.sample is not None:
+            self.samples.setdefault(one.photograph.name, decoded.sample)
 
-    def _write(self, key: Key, handed_over: list[Unstacked]) -> int:
+    def _write(self, key: Key, handed_over: list[Unstacked]) -> int | None:
+        """Bytes written; None where this process slept longer than its lease: whoever took over makes the entry."""
         with self._stages("gather"):
             features = handed_over.pop().gathered()
         with self._stages("write"):
             claim = entry_path(self._extractor.spec, key)
-            written = 0
-            if self._claims.is_ours(claim):  # who slept longer than its lease leaves the entry to whoever took over
+            written = None
+            if self._claims.is_ours(claim):
                 self._store.clear(self._extractor.spec, key)  # only now: who is stopped before takes nothing away
                 written = self._store.write(self._extractor.spec, key, features)
-            self.made.add(key)
+                self.made.add(key)
             self._claims.release(claim)
         return written
 
@@ -298,70 +255,40 @@ class Pipeline:
         yield from waiting
 
     def _decode(self, work: Work) -> _Decoded:
+        opened = self._opened.of(work.photograph)
         with self._stages("decode"):
-            data = read_bytes(work.photograph.image)
-            key = Key(image_id(data), work.view)
-            claim = entry_path(self._extractor.spec, key)
-            if self._is_there(key):
-                return _Decoded(key)
-            if not self._claims.take(claim):
-                return _Decoded(key, elsewhere=True)
-            try:
-                if not self._is_there(key):  # else it was made between the look and the claim
-                    return _Decoded(key, self._extractor.prepare(data, str(work.photograph.image), view=work.view))
-            except ImageError:
-                self._claims.release(claim)
-                raise
-            self._claims.release(claim)
+            decoded = self._looked_at(opened, work.view)
+        if decoded.elsewhere:
+            return decoded
+        try:
+            with self._stages("masks"):
+                return decoded._replace(sample=opened.sample(self._geometry(decoded)))
+        except (ImageError, DatasetError):
+            if decoded.prepared is not None:
+                self._claims.release(entry_path(self._extractor.spec, decoded.key))
+            raise
+
+    def _looked_at(self, opened: OpenedPhotograph, view: str) -> _Decoded:
+        key = Key(opened.image_id, view)
+        claim = entry_path(self._extractor.spec, key)
+        if self._is_there(key):
             return _Decoded(key)
+        if not self._claims.take(claim):
+            return _Decoded(key, elsewhere=True)
+        try:
+            if not self._is_there(key):  # else it was made between the look and the claim
+                return _Decoded(key, self._extractor.view_of(opened.framed, key))
+        except ImageError:
+            self._claims.release(claim)
+            raise
+        self._claims.release(claim)
+        return _Decoded(key)
+
+    def _geometry(self, decoded: _Decoded) -> Geometry:
+        if decoded.prepared is not None:
+            return decoded.prepared.input.geometry
+        return self._store.entry(self._extractor.spec, decoded.key).geometry
 
     def _is_there(self, key: Key) -> bool:
         to_do_again = self._overwrite and key not in self.made
         return not to_do_again and self._store.has(self._extractor.spec, key)
-
-
-def _give_way() -> None:
-    """The calling thread is scheduled behind those that it works for, on Linux, where each thread has a priority."""
-    if sys.platform == "linux":
-        me = threading.get_native_id()
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, me, os.getpriority(os.PRIO_PROCESS, me) + BEHIND)
-
-
-class _OneThreadOfOpenCV:
-    """While anybody is within, OpenCV takes no threads of its own beside those that call it."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._within = self._before = 0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._within == 0:
-                self._before = cv2.getNumThreads()
-                cv2.setNumThreads(1)
-            self._within += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._within -= 1
-            if self._within == 0:
-                cv2.setNumThreads(self._before)
-
-
-_ONE_THREAD_OF_OPENCV = _OneThreadOfOpenCV()
-
-
-def _sample(photograph: Photograph, decoded: _Decoded, store: FeatureStore, spec: FeatureSpec) -> Sample:
-    """The photograph as a sample of a collection; its masks go into the store."""
-    prepared = decoded.prepared
-    geometry = prepared.input.geometry if prepared else store.entry(spec, decoded.key).geometry
-    size = geometry.height, geometry.width
-    return Sample(
-        image_id=decoded.key.image_id,
-        name=photograph.name,
-        split=photograph.split,
-        group=photograph.group,
-        masks={t: store.collections.write_mask(photograph.read_mask(t, size)) for t in photograph.masks},
-        indexed=tuple(t for t, path in photograph.masks.items() if is_indexed(path)),
-    )

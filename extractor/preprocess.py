@@ -16,7 +16,7 @@ from PIL import Image
 from extractor.errors import ImageError
 from extractor.field_of_view import find_field_of_view
 from store.geometry import Geometry, Interpolation
-from store.preparing import in_network_range, prepare
+from store.preparing import in_network_range, resized, shown
 from store.spec import Preprocessing
 from store.views import Rendering
 
@@ -39,6 +39,25 @@ class NetworkInput:
     geometry: Geometry
 
 
+@dataclass(frozen=True)
+class Framed:
+    """A photograph cropped to its field of view and resized: what all its renderings have in common.
+
+    Attributes:
+        square: uint8 (R, R, 3), RGB.
+        fov: bool (R, R), True inside the field of view.
+        geometry: undoes crop and resize.
+    """
+
+    square: NDArray[np.uint8]
+    fov: NDArray[np.bool_]
+    geometry: Geometry
+
+    def shown(self, how: Preprocessing, rendering: Rendering | None = None) -> NetworkInput:
+        """What the network sees of a rendering."""
+        return NetworkInput(to_network_range(shown(self.square, self.fov, how, rendering)), self.fov, self.geometry)
+
+
 def preprocess(
     image: NDArray[np.uint8],
     resolution: int,
@@ -57,6 +76,21 @@ def preprocess(
             field of view lies is decided before, so all renderings have one geometry.
 
     Raises:
+        ImageError, NoFieldOfView: as ``frame``.
+    """
+    return frame(image, resolution, how, name).shown(how, rendering)
+
+
+def frame(image: NDArray[np.uint8], resolution: int, how: Preprocessing, name: str = "image") -> Framed:
+    """Find the field of view, crop to it and resize.
+
+    Args:
+        image: uint8 (H, W, 3), RGB.
+        resolution: R.
+        how: the spec's preprocessing.
+        name: for messages.
+
+    Raises:
         ImageError: so narrow that a square around it would need far more memory than the image.
         NoFieldOfView: nothing lit in the image.
     """
@@ -71,8 +105,7 @@ def preprocess(
         Geometry.square_around(fov, resolution) if how.crop == "fov" else Geometry.whole(height, width, resolution)
     )
     small_fov = geometry.apply(fov, Interpolation.NEAREST).astype(np.bool_)
-    small = prepare(image, geometry, small_fov, how, rendering)
-    return NetworkInput(to_network_range(small), small_fov, geometry)
+    return Framed(resized(image, geometry, how), small_fov, geometry)
 
 
 def to_network_range(image: NDArray[np.uint8]) -> torch.Tensor:

@@ -196,7 +196,7 @@ def stored_backbone(name: str, precision: Precision = "float32", class_label: in
     Raises:
         BackboneError: neither shipped nor found.
     """
-    from extractor.backbone import load_backbone
+    from extractor.backbone_folder import load_backbone
 
     try:
         return load_backbone(backbone_source(name), precision, class_label)

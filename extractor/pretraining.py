@@ -28,6 +28,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Subset
 
 from extractor.backbone import Backbone
+from extractor.backbone_folder import load_backbone, save_backbone
 from extractor.diffusion import Diffusion, Prediction
 from extractor.errors import PretrainingError
 from extractor.inversion import reconstruct, round_trip
@@ -40,6 +41,8 @@ from store.spec import Preprocessing
 
 RECONSTRUCTION_GRID = (1, 10, 100, 500)
 STATE_FOLDER = "state"
+BACKBONE_FOLDER = "backbone"
+PICTURES_FOLDER = "pictures"
 
 
 class PretrainingSettings(BaseModel):
@@ -162,7 +165,7 @@ class Pretraining:
         self.ema.to(self.accelerator.device)
 
     def run(self, report: Report | None = None) -> Backbone:
-        """Train to ``settings.steps``; returns the averaged backbone.
+        """Train to ``settings.steps``; returns the averaged backbone as it lies in the folder ``backbone``.
 
         Args:
             report: called with the step and its loss.
@@ -188,7 +191,10 @@ class Pretraining:
                     self._draw(writer)
         if writer is not None:
             writer.close()
-        return self.averaged()
+        if self.accelerator.is_main_process:  # again: who was killed behind the last checkpoint may have left it torn
+            save_backbone(self.averaged(), self.folder / BACKBONE_FOLDER)
+        self.accelerator.wait_for_everyone()
+        return load_backbone(self.folder / BACKBONE_FOLDER)
 
     def _require_finite(self, loss: float) -> None:
         if not np.isfinite(loss):
@@ -260,7 +266,7 @@ class Pretraining:
                 current.rename(former)
             fresh.rename(current)
             shutil.rmtree(former, ignore_errors=True)
-            self.averaged().save(self.folder / "backbone")
+            save_backbone(self.averaged(), self.folder / BACKBONE_FOLDER)
         self.accelerator.wait_for_everyone()
 
     def _resume(self) -> None:
@@ -312,7 +318,7 @@ class Pretraining:
             ("samples", np.concatenate(list(to_pixels(samples)), axis=1)),
         ):
             writer.add_image(name, picture, self.step, dataformats="HWC")
-            _save_picture(picture, self.folder / "pictures" / f"{name}_{self.step:07d}.png")
+            _save_picture(picture, self.folder / PICTURES_FOLDER / f"{name}_{self.step:07d}.png")
 
 
 def noisy_pair(

@@ -41,7 +41,7 @@ class Listed:
 
     def facts(self) -> dict[str, str | list[str]]:
         """What a user chooses by, for the eye."""
-        from extractor.backbone import WEIGHTS_FILE
+        from extractor.backbone_folder import WEIGHTS_FILE
 
         manifest, network = self.manifest or Manifest(summary="", licence="licence unknown"), self.backbone
         return {
@@ -55,7 +55,7 @@ class Listed:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; what only a manifest knows is None without one."""
-        from extractor.backbone import WEIGHTS_FILE
+        from extractor.backbone_folder import WEIGHTS_FILE
 
         manifest, network = self.manifest or Manifest(summary=""), self.backbone
         return {
@@ -86,7 +86,7 @@ def listed(folders: Iterable[Path] = ()) -> list[Listed]:
 
 
 def _listed(name: str) -> Listed:
-    from extractor.backbone import WEIGHTS_FILE
+    from extractor.backbone_folder import WEIGHTS_FILE
 
     network, folder = open_backbone(name), Path(backbone_source(name))
     manifest = read_intact(folder, otherwise=BackboneError)

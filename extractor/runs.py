@@ -1,7 +1,7 @@
 """A batch run: a data set goes through the extractor into a store.
 
-What is there already is not computed again. An image that cannot be used is listed and left out;
-everything else is done.
+What is there already is not computed again. An image that cannot be used, or one of whose masks cannot, is listed
+and left out; everything else is done.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from extractor.datasets import DataSet
 from extractor.errors import DatasetError, ImageError
 from extractor.extraction import Extractor
 from extractor.images import image_id, read_bytes
-from extractor.pipeline import Pipeline, RunReport, Work
+from extractor.pipeline import Pipeline, Work
+from extractor.run_report import RunReport
 from store.collection import Collection, Sample
 from store.errors import StoreFull
 from store.feature_store import FeatureStore
@@ -104,7 +105,7 @@ def extract_dataset(
         say: called with what a user should know meanwhile.
 
     Raises:
-        DatasetError: a mask does not belong to its image, or no image could be used.
+        DatasetError: no image could be used.
         StoreFull: no room left; run again to go on.
     """
     if extractor.backbone.device.type == "cpu":

@@ -18,7 +18,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from extractor.backbone import load_backbone
+from extractor.backbone_folder import load_backbone
+from extractor.datasets import load_dataset, of_split
 from extractor.errors import ExtractorError
 from interpreter.errors import InterpreterError
 from recipes.calls import StepFailed, call
@@ -133,7 +134,7 @@ class Build:
 
     def _learnt_from(self, part: Part) -> TrainingData:
         manifest = part.source.write_manifest(self.table, self.work / "tables")
-        there = sum(",train," in line for line in manifest.read_text().splitlines())
+        there = len(of_split(load_dataset(f"manifest:{manifest}").photographs, "train"))
         count = there if part.photographs is None else min(part.photographs, there)
         return TrainingData(name=f"{part.source.dataset}, train", photographs=count, terms=part.source.terms)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from extractor.errors import DatasetError
 from extractor.photographs import find_images
+from store.files import replaced
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Source:
     def write_manifest(self, table: Path, folder: Path) -> Path:
         """The rows of this data set as the CSV file that the adapter ``manifest`` reads: image, split, targets.
 
+        Another process may read it meanwhile.
+
         Raises:
             DatasetError: the table has no photograph of this data set.
         """
@@ -50,7 +53,7 @@ class Source:
         first_held_out = len(rows) - self.held_out if parted else len(rows)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.name}.csv"
-        with path.open("w", newline="", encoding="utf-8") as file:
+        with replaced(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             lines = csv.writer(file)
             lines.writerow(["image", "split", *self.targets])
             for i, row in enumerate(rows):

@@ -162,7 +162,7 @@ def reader_at(interpreter: Interpreter, timesteps: tuple[int, ...] | None) -> In
     if timesteps is None:
         return interpreter
     reader = copy.copy(interpreter)
-    reader.spec = interpreter.spec.model_copy(update={"timesteps": timesteps})
+    reader.spec = interpreter.spec.at(timesteps)
     return reader
 
 

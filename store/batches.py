@@ -170,7 +170,7 @@ def _beside(parts: Sequence[Encoded], parameter: str) -> NDArray[np.float32] | N
 
 
 def _require_threads(client: Client) -> None:
-    addresses = list(client.scheduler_info()["workers"])
+    addresses = list(client.nthreads())
     if foreign := [address for address in addresses if not address.startswith("inproc://")]:
         raise SpecError(
             f"the workers {', '.join(foreign[:3])} are processes of their own; reading wants threads: "

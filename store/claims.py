@@ -20,6 +20,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -30,6 +31,24 @@ from store.objects import Objects
 CLAIMS = "claims"
 LEASE = 120.0
 """Seconds. Machines that share a store should agree on the time better than this."""
+
+MOST_VANISHED = 100
+"""Times that a claim which could not be made was gone when it was looked at."""
+
+
+@dataclass
+class _Held:
+    """A claim of this process; whoever talks to the store about it holds its lock, and nobody waits for other claims.
+
+    Attributes:
+        chain: keys, the first claim's first and ours last.
+        released: nothing is written of it any more.
+    """
+
+    chain: list[str]
+    token: str
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    released: bool = False
 
 
 class Claims:
@@ -44,7 +63,7 @@ class Claims:
 
     def __init__(self, objects: Objects, lease: float = LEASE) -> None:
         self._objects, self._lease = objects, lease
-        self._held: dict[str, tuple[list[str], str]] = {}  # name: keys of its chain, token
+        self._held: dict[str, _Held] = {}
         self._unreadable: dict[str, float] = {}  # token of a claim that cannot be read: when it was first seen
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -69,38 +88,45 @@ class Claims:
             if name in self._held:
                 return False
         token = uuid.uuid4().hex
-        chain = [f"{CLAIMS}/{name}"]
+        chain, vanished = [f"{CLAIMS}/{name}"], 0
         while not self._objects.create(chain[-1], _claim(token)):
             holder = self._holder(chain[-1])
             if holder is None:
                 if len(chain) > 1:
                     return False  # the successor has just been released, and what it guarded is done
-                continue  # released in between: try again
+                vanished += 1  # released in between: try again
+                if vanished == MOST_VANISHED:
+                    raise StoreError(f"{self._objects.location}: {chain[0]} can neither be made nor read")
+                time.sleep(0.01)
+                continue
             if self._lives(holder):
                 return False
             chain.append(f"{CLAIMS}/{name}@{holder['token']}")
         with self._lock:
-            self._held[name] = chain, token
+            self._held[name] = _Held(chain, token)
         return True
 
     def release(self, name: str) -> None:
         """Give a claim up, whether its work was done or not."""
         with self._lock:
-            chain, token = self._held.pop(name)
-            if not self._still_ours(name, chain, token):
+            held = self._held.pop(name)
+        with held.lock:  # a renewal that is under way would bring the claim back
+            held.released = True
+            if not self._still_ours(name, held):
                 return  # this process slept longer than its lease; whoever took over frees the whole chain
-            for key in chain:  # the first one first: from then on the name is free
+            for key in held.chain:  # the first one first: from then on the name is free
                 self._objects.remove(key)
 
     def is_ours(self, name: str) -> bool:
         """Whether a claim that was taken has not been taken over since."""
         with self._lock:
-            chain, token = self._held.get(name, ([], ""))
-        return bool(chain) and self._still_ours(name, chain, token)
+            held = self._held.get(name)
+        return held is not None and self._still_ours(name, held)
 
-    def _still_ours(self, name: str, chain: list[str], token: str) -> bool:
+    def _still_ours(self, name: str, held: _Held) -> bool:
         """Whether nobody has taken a claim over: the end of its chain is ours, and nobody follows."""
-        return self._is(chain[-1], token) and not self._objects.exists(f"{CLAIMS}/{name}@{token}")
+        ours = self._is(held.chain[-1], held.token)
+        return ours and not self._objects.exists(f"{CLAIMS}/{name}@{held.token}")
 
     def is_held(self, name: str) -> bool:
         """Whether a living process, this one included, holds the claim."""
@@ -156,9 +182,11 @@ class Claims:
     def _renew_until_stopped(self) -> None:
         while not self._stop.wait(self._lease / 4):
             with self._lock:
-                for chain, token in self._held.values():
-                    with suppress(StoreError, OSError):  # the next renewal may succeed
-                        self._objects.put(chain[-1], _claim(token))
+                all_held = list(self._held.values())
+            for held in all_held:
+                with held.lock, suppress(StoreError, OSError):  # the next renewal may succeed
+                    if not held.released:
+                        self._objects.put(held.chain[-1], _claim(held.token))
 
 
 def _claim(token: str) -> bytes:

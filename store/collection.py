@@ -13,7 +13,7 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from store.arrays import ArrayToWrite
 from store.claims import Claims
@@ -23,6 +23,11 @@ from store.objects import Objects
 
 COLLECTIONS = "datasets"
 LABELS = "labels"
+
+
+def is_name(name: str) -> bool:
+    """Whether a collection may be called so: letters, digits, ``_``, ``-`` and ``.``, which is not the first."""
+    return bool(name) and not name.startswith(".") and all(c.isalnum() or c in "_-." for c in name)
 
 
 class Sample(BaseModel):
@@ -53,8 +58,15 @@ class Collection(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: str
     samples: tuple[Sample, ...] = Field(min_length=1)
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, name: str) -> str:
+        if not is_name(name):
+            raise ValueError(f"expected letters, digits, '_', '-' and '.', and no '.' at first, found {name!r}")
+        return name
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:

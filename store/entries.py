@@ -11,6 +11,9 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
 from store.arrays import ArrayToWrite, StoredArray, packed
 from store.errors import DamagedEntry, FormatError, MissingEntry
 from store.objects import Objects
@@ -18,6 +21,16 @@ from store.objects import Objects
 FORMAT_VERSION = 2
 """2 seals the attributes; 1 did not, and is still read."""
 MARKER = "diffdgss"
+
+
+class Checksum(TypedDict):
+    """What was written of an object."""
+
+    bytes: int
+    sha256: str
+
+
+_CHECKSUMS = TypeAdapter(dict[str, Checksum])
 
 
 def write_entry(objects: Objects, path: str, arrays: Mapping[str, ArrayToWrite], attributes: Mapping[str, Any]) -> int:
@@ -82,13 +95,16 @@ class Entry:
         self.path = path
         self.attributes = read_group(objects, path)
         marker = self.attributes.pop(MARKER, None)
-        if marker is None or "objects" not in marker:
+        if marker is None:
             raise MissingEntry(f"{objects.location}: {path} was begun and never completed; extract it again")
         require_format(marker, f"{objects.location}: {path}")
         seal = marker.pop("seal", None)
         if marker["format"] > 1 and seal != _seal(self.attributes, marker):
             raise DamagedEntry(f"{objects.location}: {path}/zarr.json differs from what was written")
-        self.checksums: dict[str, dict[str, Any]] = marker["objects"]
+        try:
+            self.checksums = _CHECKSUMS.validate_python(marker.get("objects"))
+        except ValidationError as error:
+            raise DamagedEntry(f"{objects.location}: {path}/zarr.json differs from what was written") from error
 
     @property
     def bytes(self) -> int:
@@ -139,12 +155,17 @@ def verify_entry(objects: Objects, path: str) -> list[str]:
         return [str(error)]
 
 
-def require_format(marker: Mapping[str, Any], where: str) -> None:
-    """FormatError if a marker is of a newer format than this version reads."""
-    if marker["format"] > FORMAT_VERSION:
-        raise FormatError(
-            f"{where} has format {marker['format']}, this version reads up to {FORMAT_VERSION}; upgrade diffdgss"
-        )
+def require_format(marker: Any, where: str) -> None:
+    """Whether this version reads what a marker marks.
+
+    Raises:
+        FormatError: it is of a newer format. DamagedEntry: it names none.
+    """
+    version = marker.get("format") if isinstance(marker, dict) else None
+    if not isinstance(version, int):
+        raise DamagedEntry(f"{where}: the marker in zarr.json is damaged, it names no format")
+    if version > FORMAT_VERSION:
+        raise FormatError(f"{where} has format {version}, this version reads up to {FORMAT_VERSION}; upgrade diffdgss")
 
 
 def _sha256(parts: Iterable[bytes]) -> str:

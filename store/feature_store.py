@@ -102,7 +102,7 @@ class FeatureStore:
                 raise SpecError(f"the spec was coded with the codebook {spec.encoding.codebook[:12]}; register it too")
             arrays = {name: ArrayToWrite(a, tuple("ck"[: a.ndim])) for name, a in codebook.arrays().items()}
             write_entry(self.objects, f"{spec.digest}/{CODEBOOK}", arrays, {})
-        if known:
+        if known and (backbone is None or self.backbone_of(spec) is not None):
             return
         if not self.objects.exists("zarr.json"):
             write_group(self.objects, "", {MARKER: {"format": FORMAT_VERSION}})

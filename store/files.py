@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +14,9 @@ from typing import Any
 def replaced(path: Path) -> Iterator[Path]:
     """A file to write, which takes the place of ``path`` behind the context; what goes wrong leaves the former one.
 
-    Several processes may write the same: each has a temporary file of its own.
+    Several threads, processes and machines may write the same: each has a temporary file of its own.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         yield partial
         partial.replace(path)

@@ -33,12 +33,21 @@ def prepare(
         how: the spec's preprocessing.
         rendering: changes the resized photograph, uint8 (R, R, 3), before it is equalised.
     """
+    return shown(resized(image, geometry, how), fov, how, rendering)
+
+
+def resized(image: NDArray[np.uint8], geometry: Geometry, how: Preprocessing) -> NDArray[np.uint8]:
+    """The first part: crop and resize, the same of all renderings; uint8 (R, R, 3)."""
     if how.name == "squeeze":
-        small = squeezed(image, geometry.resolution)
-    else:
-        small = geometry.apply(image, Interpolation[how.interpolation.upper()]).astype(np.uint8)
-    if rendering is not None:
-        small = rendering(small)
+        return squeezed(image, geometry.resolution)
+    return geometry.apply(image, Interpolation[how.interpolation.upper()]).astype(np.uint8)
+
+
+def shown(
+    square: NDArray[np.uint8], fov: NDArray[np.bool_], how: Preprocessing, rendering: Rendering | None = None
+) -> NDArray[np.uint8]:
+    """The second part, of a resized photograph, uint8 (R, R, 3), which is left as it is."""
+    small = square.copy() if rendering is None else rendering(square)
     if how.name == "red-free":
         small = without_colour(small)
     if how.clahe is not None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -250,6 +250,16 @@ class FeatureSpec(_Frozen):
     def float32_bytes(self) -> int:
         """Bytes of one image's features as float32 arrays: what every encoding is compared with."""
         return 4 * len(self.timesteps) * sum(block.values for block in self.blocks)
+
+    def at(self, timesteps: Sequence[int]) -> FeatureSpec:
+        """What remains of these features at some of their timesteps, in increasing order."""
+        steps = tuple(timesteps)
+        grid = tuple(t for t in self.grid if t <= steps[-1]) if self.trajectory == "ddim" else steps
+        return FeatureSpec.model_validate(self.model_dump() | {"timesteps": steps, "grid": grid})
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy, validated, with a digest of its own; pydantic's would keep that of the original."""
+        return self.model_validate(super().model_copy(deep=deep).model_dump() | dict(update or {}))
 
     def encoded_as(self, encoding: Encoding) -> FeatureSpec:
         """The same features in another encoding."""

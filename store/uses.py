@@ -26,13 +26,13 @@ class Uses:
         self._stamped: dict[str, float] = {}
 
     def stamp(self, path: str) -> None:
-        """Say that an entry is being used. A stamp that cannot be written is left out."""
+        """Say that an entry is being used; a stamp that cannot be written is left out until it is due anew."""
         now = time.time()
         if now - self._stamped.get(path, 0.0) < GRACE / 2:
             return
+        self._stamped[path] = now
         with suppress(OSError, ValueError, StoreFull, StoreUnavailable):  # ValueError: a read-only Zarr store
             self._objects.put(_key(path), repr(now).encode())
-            self._stamped[path] = now
 
     def last(self, path: str) -> float:
         """Seconds since 1970. What was never stamped counts as used now, and is stamped."""

@@ -21,6 +21,7 @@ from PIL import Image
 
 from extractor.architectures import tiny_unet
 from extractor.backbone import Backbone
+from extractor.backbone_folder import save_backbone
 from interpreter.checkpoint import load_interpreter
 from store import Collection, FeatureSpec, FeatureStore
 from tests.conftest import Run
@@ -42,7 +43,7 @@ def wide_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     config = plain_unet((4, 4, 4, 4, 4), norm_groups=2)
     folder = tmp_path_factory.mktemp("wide")
-    Backbone(build_unet(config), Diffusion(noise_schedule("cosine-4000")), config).save(folder)
+    save_backbone(Backbone(build_unet(config), Diffusion(noise_schedule("cosine-4000")), config), folder)
     return folder
 
 

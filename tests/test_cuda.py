@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from extractor.architectures import tiny_unet
-from extractor.backbone import Backbone, load_backbone
+from extractor.backbone import Backbone
+from extractor.backbone_folder import load_backbone, save_backbone
 from extractor.cluster import ExtractionJob, connected, extract_on_cluster
 from extractor.datasets import load_dataset
 from extractor.extraction import Extractor
@@ -38,7 +39,7 @@ TASK = Task(name="vessels", targets=("mask",))
 
 @pytest.fixture
 def folder(backbone: Backbone, tmp_path: Path) -> Path:
-    backbone.save(tmp_path / "backbone", half=False)
+    save_backbone(backbone, tmp_path / "backbone", half=False)
     return tmp_path / "backbone"
 
 

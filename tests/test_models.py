@@ -11,8 +11,8 @@ import pytest
 
 from extractor import presets
 from extractor import registry as backbones
-from extractor.backbone import WEIGHTS_FILE as BACKBONE_WEIGHTS
-from extractor.backbone import load_backbone
+from extractor.backbone_folder import WEIGHTS_FILE as BACKBONE_WEIGHTS
+from extractor.backbone_folder import load_backbone
 from extractor.errors import BackboneError
 from interpreter import checkpoint
 from interpreter import registry as interpreters

@@ -13,12 +13,13 @@ import pytest
 from distributed import Client
 
 from extractor.backbone import Backbone
+from extractor.backbone_folder import save_backbone
 from extractor.cluster import ExtractionJob, connected, extract_on_cluster
 from extractor.datasets import load_dataset
 from extractor.errors import BackboneError, ClusterError
 from extractor.extraction import Extractor
-from extractor.pipeline import RunReport
 from extractor.presets import open_backbone
+from extractor.run_report import RunReport
 from extractor.runs import extract_dataset
 from store import FeatureSpec, FeatureStore, parse_views
 from store.interrupts import Stop
@@ -28,7 +29,7 @@ from tests.conftest import changed
 @pytest.fixture(scope="module")
 def saved(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("backbone")
-    backbone.save(folder, half=False)
+    save_backbone(backbone, folder, half=False)
     return folder
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from extractor.datasets import load_dataset, of_split
 from extractor.errors import DatasetError
+from store.collection import is_name
 
 
 def touch(root: Path, *names: str) -> None:
@@ -185,3 +186,15 @@ def test_splits_are_selected_and_unknown_ones_told(tmp_path: Path) -> None:
     assert [p.name for p in of_split(photographs, "test")] == ["11_left"]
     with pytest.raises(DatasetError, match="no image of split 'val'; splits of this data set: test, train"):
         of_split(photographs, "val")
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"), [("my eyes", "my_eyes"), ("cm²", "cm²"), (".hidden", "hidden"), ("(", "_"), ("..a", "a")]
+)
+def test_a_folder_gives_a_name_that_the_store_takes(tmp_path: Path, folder: str, name: str) -> None:
+    touch(tmp_path / folder, "a.png")
+    data = load_dataset(f"folder:{tmp_path / folder}")
+    assert data.name == name
+    assert is_name(data.name)
+    with pytest.raises(DatasetError, match="choose another"):
+        load_dataset(f"folder:{tmp_path / folder}", "..")

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from extractor.backbone import Backbone, load_backbone
+from extractor.backbone import Backbone
+from extractor.backbone_folder import load_backbone, save_backbone
 from extractor.diffusion import Diffusion
 from extractor.errors import BackboneError, CheckpointError
 from extractor.guided_diffusion import Unrecorded, import_checkpoint, read_checkpoint
@@ -162,7 +163,7 @@ def test_both_attention_orders_give_the_same_network(shared: Path) -> None:
 
 def test_an_imported_backbone_survives_its_folder(shared: Path, tmp_path: Path) -> None:
     imported, expected = load_fixture(shared / "fixtures", "imagenet_tiny")
-    imported.save(tmp_path / "backbone", half=False)
+    save_backbone(imported, tmp_path / "backbone", half=False)
     again = load_backbone(tmp_path / "backbone")
     assert again.fingerprint == imported.fingerprint
     assert again.config["base_width"] == 64

@@ -18,8 +18,9 @@ from diffusers import UNet2DModel
 from diffusers.models.unets.unet_2d import UNet2DOutput
 
 from extractor.architectures import plain_unet, tiny_unet
-from extractor.backbone import Backbone, load_backbone
+from extractor.backbone import Backbone
 from extractor.backbone_cli import preprocessing_for
+from extractor.backbone_folder import load_backbone, save_backbone
 from extractor.diffusion import Diffusion, Prediction
 from extractor.errors import BackboneError, NonFiniteActivation, ScheduleError
 from extractor.inversion import anchor, diffuse, invert, reconstruct, residual
@@ -208,7 +209,7 @@ def test_a_folder_of_diffusers_own_making_is_read(tmp_path: Any) -> None:
     ],
 )
 def test_damaged_backbones_are_refused(backbone: Backbone, tmp_path: Any, file: str, text: str, message: str) -> None:
-    backbone.save(tmp_path)
+    save_backbone(backbone, tmp_path)
     (tmp_path / file).write_text(text)
     with pytest.raises(BackboneError, match=message):
         load_backbone(tmp_path)
@@ -218,7 +219,7 @@ def test_a_backbone_remembers_how_its_photographs_were_prepared(tmp_path: Path) 
     config = tiny_unet()
     diffusion = Diffusion(noise_schedule("cosine-4000"))
     plain = Backbone(build_unet(config), diffusion, config, preprocessing=Preprocessing(clahe=None))
-    plain.save(tmp_path)
+    save_backbone(plain, tmp_path)
     loaded = load_backbone(tmp_path)
     assert loaded.preprocessing == loaded.untrained().preprocessing == Preprocessing(clahe=None)
     assert preprocessing_for(loaded, None) == Preprocessing(clahe=None)
@@ -226,13 +227,14 @@ def test_a_backbone_remembers_how_its_photographs_were_prepared(tmp_path: Path) 
     (tmp_path / "preprocessing.json").write_text('{"interpolation": "sinc"}')
     with pytest.raises(BackboneError, match=r"preprocessing\.json.*this version"):
         load_backbone(tmp_path)
-    plain.save(tmp_path)
+    save_backbone(plain, tmp_path)
     seal(tmp_path, Manifest(summary="a network"))
     (tmp_path / "preprocessing.json").unlink()
     with pytest.raises(BackboneError, match=r"preprocessing\.json"):
         load_backbone(tmp_path)
     (tmp_path / "manifest.json").unlink()
-    Backbone(build_unet(config), diffusion, config).save(tmp_path)  # in its place, one that nobody knows that of
+    # In its place, one that nobody knows that of.
+    save_backbone(Backbone(build_unet(config), diffusion, config), tmp_path)
     assert load_backbone(tmp_path).preprocessing is None
     assert preprocessing_for(load_backbone(tmp_path), None) == Preprocessing()
 

@@ -17,19 +17,26 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 
-from extractor import presets
+from extractor import opened, presets
 from extractor.architectures import tiny_unet
 from extractor.backbone import Backbone
+from extractor.backbone_folder import save_backbone
+from extractor.background import BEHIND, ONE_THREAD_OF_OPENCV
 from extractor.datasets import DataSet, load_dataset
 from extractor.diffusion import Diffusion
 from extractor.errors import BackboneError, DatasetError, DeviceFull, NonFiniteActivation
 from extractor.extraction import Extractor
-from extractor.pipeline import _ONE_THREAD_OF_OPENCV, BEHIND, Threads, usual_batch, usual_threads
+from extractor.images import image_id
+from extractor.pipeline import Threads, usual_batch, usual_threads
 from extractor.presets import encoding_of, open_backbone
 from extractor.runs import SizePlan, extract_dataset, plan_size, require_room
 from extractor.unet import build_unet
 from store import FeatureSpec, FeatureStore, FloatEncoding, SpecError, StoreFull
+from store.claims import Claims
+from store.features import Key
 from store.interrupts import Stop
 from tests.conftest import TINY, changed
 
@@ -68,7 +75,7 @@ def test_helpers_give_way_and_take_no_threads_of_their_own(
 
         return seen_there
 
-    monkeypatch.setattr(Extractor, "prepare", seeing("decoding", Extractor.prepare))
+    monkeypatch.setattr(Extractor, "frame", seeing("decoding", Extractor.frame))
     monkeypatch.setattr(Extractor, "unstacked", seeing("network", Extractor.unstacked))
     monkeypatch.setattr(FeatureStore, "write", seeing("writing", FeatureStore.write))
     extract_dataset(load_dataset(f"folder:{dataset_folder}", "eyes"), store, Extractor(backbone, spec))
@@ -80,7 +87,7 @@ def test_helpers_give_way_and_take_no_threads_of_their_own(
 def test_opencv_has_its_threads_back_when_the_last_run_ends() -> None:
     before = cv2.getNumThreads()
     cv2.setNumThreads(3)
-    one, other = _ONE_THREAD_OF_OPENCV, _ONE_THREAD_OF_OPENCV
+    one, other = ONE_THREAD_OF_OPENCV, ONE_THREAD_OF_OPENCV
     try:
         with ExitStack() as first, ExitStack() as second:
             first.enter_context(one)
@@ -203,7 +210,7 @@ def test_the_fingerprint_is_that_of_weights_and_configuration(backbone: Backbone
 def test_untrained_is_the_same_architecture_with_other_weights_always_the_same(
     backbone: Backbone, tmp_path: Path
 ) -> None:
-    backbone.save(tmp_path / "net")
+    save_backbone(backbone, tmp_path / "net")
     trained = open_backbone(str(tmp_path / "net"))
     state = torch.get_rng_state()
     again = trained.untrained()
@@ -417,3 +424,67 @@ def test_beside_a_gpu_more_threads_decode_and_write() -> None:
 def test_a_batch_is_bounded_by_the_memory_of_what_it_makes() -> None:
     assert [usual_batch("cuda", size) for size in (30 << 20, 1 << 30, 9 << 30)] == [16, 4, 1]
     assert (usual_batch("cpu", 1 << 30), usual_batch("cpu", 1, spread=True)) == (2, 1)
+
+
+@pytest.mark.parametrize("damage", [b"rubbish", "of another size"])
+def test_a_bad_mask_costs_its_photograph_alone(
+    backbone: Backbone, spec: FeatureSpec, dataset_folder: Path, tmp_path: Path, damage: bytes | str
+) -> None:
+    shutil.copytree(dataset_folder, tmp_path / "eyes")
+    mask = sorted((tmp_path / "eyes" / "masks").iterdir())[2]
+    whole = mask.read_bytes()
+    if isinstance(damage, bytes):
+        mask.write_bytes(damage)
+    else:
+        Image.new("1", (7, 5)).save(mask)
+    store, dataset = FeatureStore("memory://"), load_dataset(f"folder:{tmp_path / 'eyes'}")
+    report = extract_dataset(dataset, store, Extractor(backbone, spec), views=["identity", "flip-h"], batch=2)
+    assert (report.extracted, len(report.failed)) == (10, 1)
+    assert mask.name in report.failed[0][1]
+    assert len(store.collections.read("eyes").samples) == 5
+    assert store.objects.keys("claims") == []
+    mask.write_bytes(whole)
+    again = extract_dataset(dataset, store, Extractor(backbone, spec), views=["identity", "flip-h"])
+    assert (again.extracted, again.present, again.failed) == (2, 10, [])
+    assert all(sample.masks for sample in store.collections.read("eyes").samples)
+
+
+def test_a_photograph_is_decoded_once_for_all_its_views(
+    backbone: Backbone, spec: FeatureSpec, dataset_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[str] = []
+    decode = opened.decode_image
+
+    def counting(data: bytes, name: str) -> NDArray[np.uint8]:
+        decoded.append(name)
+        return decode(data, name)
+
+    monkeypatch.setattr(opened, "decode_image", counting)
+    views = ["identity", "flip-h", "photometric-0", "negative"]
+    store, one = FeatureStore("memory://"), Extractor(backbone, spec)
+    extract_dataset(load_dataset(f"folder:{dataset_folder}", "eyes"), store, one, views=views)
+    assert sorted(decoded) == sorted(set(decoded))
+    assert len(decoded) == 6
+    path = next((dataset_folder / "images").iterdir())
+    for view in views:
+        alone = one.features([one.prepare(path.read_bytes(), view=view)])[0]
+        stored = store.entry(spec, Key(image_id(path.read_bytes()), view)).features()
+        for name, maps in alone.maps.items():
+            np.testing.assert_array_equal(stored.maps[name].values, maps.values)
+
+
+def test_an_entry_whose_claim_was_lost_is_left_to_whoever_took_it(
+    backbone: Backbone, spec: FeatureSpec, dataset_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_ours, asked = Claims.is_ours, []
+
+    def slept_too_long_once(claims: Claims, name: str) -> bool:
+        asked.append(name)
+        return len(asked) > 1 and is_ours(claims, name)
+
+    monkeypatch.setattr(Claims, "is_ours", slept_too_long_once)
+    store = FeatureStore("memory://")
+    report = extract_dataset(load_dataset(f"folder:{dataset_folder}", "eyes"), store, Extractor(backbone, spec))
+    assert (report.extracted, report.interrupted) == (6, False)
+    assert len(list(store.keys(spec))) == 6  # nobody else made it, and so it was made here
+    assert len(asked) == 7

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from extractor.architectures import plain_unet
 from extractor.backbone import Backbone
+from extractor.backbone_folder import save_backbone
 from extractor.datasets import DataSet, load_dataset, of_split
 from extractor.diffusion import Diffusion
 from extractor.extraction import Extractor
@@ -377,7 +378,7 @@ def test_the_extractor_is_called_as_a_command(tmp_path: Path) -> None:
 def test_a_protocol_by_one_command(run: Run, tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = plain_unet((4, 4, 4, 4, 4), norm_groups=2)
-    Backbone(build_unet(config), Diffusion(noise_schedule("cosine-4000")), config).save(tmp_path / "wide")
+    save_backbone(Backbone(build_unet(config), Diffusion(noise_schedule("cosine-4000")), config), tmp_path / "wide")
     data = [f"--data={s.name}={s.reference}" for s in vessels(tmp_path, "stare", "hrf")]
     settings = {"epochs": 1, "backbone": str(tmp_path / "wide"), "max_width": 8, "vss_max_size": 0}
     call = ["evaluate", "--protocol", "lodo-vessels", "--store", tmp_path / "s", *data, "--out", tmp_path / "out"]

@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from extractor.architectures import base_unet
-from extractor.backbone import load_backbone
+from extractor.backbone_folder import load_backbone
 from extractor.datasets import load_dataset
 from extractor.errors import DatasetError
 from interpreter.checkpoint import load_interpreter, read_card, shipped

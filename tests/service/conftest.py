@@ -13,6 +13,7 @@ from httpx import Response
 from PIL import Image
 
 from extractor.backbone import Backbone
+from extractor.backbone_folder import save_backbone
 from interpreter.checkpoint import Card, save_interpreter
 from interpreter.network import Interpreter, InterpreterConfig
 from interpreter.task import Task
@@ -34,7 +35,7 @@ def model_folder(backbone: Backbone, spec: FeatureSpec, tmp_path_factory: pytest
     torch.manual_seed(3)
     network = Interpreter(spec, InterpreterConfig())
     torch.nn.init.normal_(network.head.head.weight, std=1.0)
-    backbone.save(root / "backbone", half=False)
+    save_backbone(backbone, root / "backbone", half=False)
     task = Task(name="vessels", targets=("mask",))
     save_interpreter(root, network, Card(spec=spec, backbone=str(root / "backbone"), task=task, config=network.config))
     return root

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -155,3 +156,37 @@ def abandoned(objects: Objects, name: str, machine: str | None = None, process: 
     assert mine.take(name)
     claim = json.loads(objects.get(f"claims/{name}")) | {"process": process}
     objects.put(f"claims/{name}", json.dumps(claim | ({"machine": machine} if machine else {})).encode())
+
+
+def test_claims_do_not_wait_for_each_other(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Claims(store.objects, lease=0.2) as claims:
+        assert claims.take("slow")
+        assert claims.take("other")
+        renewing, go = threading.Event(), threading.Event()
+        put = store.objects.put
+
+        def slowly(key: str, *data: bytes) -> None:
+            if key == "claims/slow":
+                renewing.set()
+                assert go.wait(60)
+            put(key, *data)
+
+        monkeypatch.setattr(store.objects, "put", slowly)
+        assert renewing.wait(60)
+        claims.release("other")  # while the other's renewal is under way
+        assert claims.is_ours("slow")
+        with ThreadPoolExecutor(1) as pool:
+            released = pool.submit(claims.release, "slow")
+            time.sleep(0.05)
+            assert not released.done()  # the renewal would bring the claim back
+            go.set()
+            released.result(60)
+    assert store.objects.keys("claims") == []
+
+
+def test_a_claim_that_can_neither_be_made_nor_read_is_an_error(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store.objects, "create", lambda *_: False)
+    with pytest.raises(StoreError, match="can neither be made nor read"):
+        Claims(store.objects).take("a")

@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from store import Collection, DamagedEntry, FeatureStore, MissingEntry, Sample
+from store.collection import is_name
 
 
 def test_masks_are_stored_once_and_come_back() -> None:
@@ -39,3 +40,17 @@ def test_a_damaged_collection_is_told() -> None:
     store.objects.put("datasets/eyes/zarr.json", b'{"attributes": {"collection": {"name": "eyes"}}}')
     with pytest.raises(DamagedEntry, match="the data set eyes is damaged"):
         store.collections.read("eyes")
+
+
+@pytest.mark.parametrize("name", ["", "..", ".hidden", "a/b", "a b", "a:b"])
+def test_what_is_no_name_is_refused(name: str) -> None:
+    assert not is_name(name)
+    with pytest.raises(ValidationError, match="expected letters"):
+        Collection(name=name, samples=(Sample(image_id="a", name="a"),))
+
+
+@pytest.mark.parametrize("name", ["stare", "cm²", "augenärzte", "a.b-c_d", "2024"])
+def test_what_is_a_name_is_one_everywhere(name: str) -> None:
+    collections = FeatureStore("memory://").collections
+    collections.update(Collection(name=name, samples=(Sample(image_id="a", name="a"),)), keep=False)
+    assert collections.names() == [name]

@@ -26,6 +26,7 @@ from store import (
     SpecMismatch,
 )
 from store.arrays import ArrayToWrite, Compressor, packed
+from store.features import entry_path
 from store.objects import Objects
 from tests.conftest import changed
 from tests.store.conftest import ENCODINGS, KEY, coded, some_features, some_maps
@@ -325,3 +326,41 @@ def test_specs_are_found_by_the_first_digits(on_disk: tuple[FeatureStore, Path],
     assert store.spec(spec.digest[:6]) == spec
     with pytest.raises(MissingEntry, match="no specs begin with"):
         store.spec("zz")
+
+
+@pytest.mark.parametrize(
+    "marker", [{"fprmat": 2, "objects": {}}, {"format": "2", "objects": {}}, {"format": 1, "objects": {"a": 1}}, [2], 2]
+)
+def test_a_marker_that_makes_no_sense_is_damage_and_no_crash(
+    on_disk: tuple[FeatureStore, Path], spec: FeatureSpec, marker: object
+) -> None:
+    store, folder = on_disk
+    path = folder / "zarr.json"
+    group = json.loads(path.read_text())
+    path.write_text(json.dumps(group | {"attributes": group["attributes"] | {"diffdgss": marker}}))
+    assert not store.has(spec, KEY)
+    assert len(store.verify(spec, KEY)) == 1
+    with pytest.raises(DamagedEntry):
+        store.entry(spec, KEY)
+
+
+def test_a_stamp_that_is_refused_is_not_tried_with_every_read(
+    store: FeatureStore, spec: FeatureSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[str] = []
+
+    def refuse(key: str, *_: bytes) -> None:
+        refused.append(key)
+        raise PermissionError("read-only credentials")
+
+    monkeypatch.setattr(store.uses._objects, "put", refuse)
+    for _ in range(5):
+        store.uses.stamp(entry_path(spec, KEY))
+    assert len(refused) == 1
+
+
+def test_a_backbone_that_was_not_named_can_be_named_later(store: FeatureStore, spec: FeatureSpec) -> None:
+    store.register(spec)
+    store.register(spec, "runs/mine")
+    store.register(spec, "runs/another")
+    assert store.backbone_of(spec) == "runs/mine"

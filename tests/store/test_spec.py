@@ -116,3 +116,20 @@ def test_entry_bytes_counts_every_number(spec: FeatureSpec) -> None:
 def test_the_specs_of_shipped_interpreters_keep_their_digests(name: str, digest: str) -> None:
     """Stores that are out there are found by them."""
     assert load_interpreter(name)[1].spec.digest == digest
+
+
+def test_a_changed_copy_has_a_digest_of_its_own_and_is_looked_at(spec: FeatureSpec) -> None:
+    before = spec.digest
+    assert spec.model_copy(update={"clip": not spec.clip}).digest != before
+    assert spec.model_copy().digest == before
+    with pytest.raises(ValidationError, match="strictly increasing"):
+        spec.model_copy(update={"timesteps": ()})
+
+
+def test_some_timesteps_of_a_spec_are_a_spec(spec: FeatureSpec) -> None:
+    first = spec.at(spec.timesteps[:1])
+    assert (first.timesteps, first.grid[-1]) == (spec.timesteps[:1], spec.timesteps[0])
+    assert first.digest != spec.digest
+    assert spec.at(spec.timesteps) == spec
+    anchored = changed(spec, trajectory="anchored", grid=spec.timesteps)
+    assert anchored.at(spec.timesteps[1:]).grid == spec.timesteps[1:]

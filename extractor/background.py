@@ -1,0 +1,45 @@
+"""Threads that work beside the network's, and take nothing from it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from contextlib import suppress
+
+import cv2
+
+BEHIND = 5
+"""Niceness of threads that decode and write."""
+
+
+def give_way() -> None:
+    """The calling thread is scheduled behind those that it works for, on Linux, where each thread has a priority."""
+    if sys.platform == "linux":
+        me = threading.get_native_id()
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, me, os.getpriority(os.PRIO_PROCESS, me) + BEHIND)
+
+
+class _OneThreadOfOpenCV:
+    """While anybody is within, OpenCV takes no threads of its own beside those that call it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._within = self._before = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._within == 0:
+                self._before = cv2.getNumThreads()
+                cv2.setNumThreads(1)
+            self._within += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._within -= 1
+            if self._within == 0:
+                cv2.setNumThreads(self._before)
+
+
+ONE_THREAD_OF_OPENCV = _OneThreadOfOpenCV()

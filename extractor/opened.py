@@ -1,0 +1,93 @@
+"""Photographs on their way through a run: read, decoded and framed once for all their views."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+
+from extractor.datasets import Photograph
+from extractor.extraction import Extractor
+from extractor.images import decode_image, image_id, is_indexed, read_bytes
+from extractor.preprocess import Framed
+from store.collection import Sample
+from store.feature_store import FeatureStore
+from store.geometry import Geometry
+
+
+class OpenedPhotograph:
+    """One photograph; each part is made when it is first asked for, by one thread, and kept.
+
+    Pixels at native size are not among them. What cannot be read is tried again when it is asked for again.
+    """
+
+    def __init__(self, photograph: Photograph, store: FeatureStore, extractor: Extractor) -> None:
+        self._photograph, self._store, self._extractor = photograph, store, extractor
+        self._lock = threading.RLock()
+        self._data: bytes | None = None
+        self._image_id: str | None = None
+        self._framed: Framed | None = None
+        self._sample: Sample | None = None
+
+    @property
+    def image_id(self) -> str:
+        """sha256 of the file; raises ImageError if it cannot be read."""
+        with self._lock:
+            if self._image_id is None:
+                self._data = read_bytes(self._photograph.image)
+                self._image_id = image_id(self._data)
+            return self._image_id
+
+    @property
+    def framed(self) -> Framed:
+        """Cropped and resized; raises ImageError for what is no photograph."""
+        with self._lock:
+            if self._framed is None:
+                name = str(self._photograph.image)
+                assert self.image_id
+                assert self._data is not None
+                self._framed = self._extractor.frame(decode_image(self._data, name), name)
+                self._data = None
+            return self._framed
+
+    def sample(self, geometry: Geometry) -> Sample:
+        """The photograph as a sample of a collection; its masks are in the store then.
+
+        Args:
+            geometry: of one of its views, for its native size.
+
+        Raises:
+            ImageError: a mask cannot be read. DatasetError: it is of another size than the photograph.
+        """
+        with self._lock:
+            if self._sample is None:
+                photograph, size = self._photograph, (geometry.height, geometry.width)
+                write = self._store.collections.write_mask
+                self._sample = Sample(
+                    image_id=self.image_id,
+                    name=photograph.name,
+                    split=photograph.split,
+                    group=photograph.group,
+                    masks={target: write(photograph.read_mask(target, size)) for target in photograph.masks},
+                    indexed=tuple(t for t, path in photograph.masks.items() if is_indexed(path)),
+                )
+            return self._sample
+
+
+class OpenedPhotographs:
+    """The last so many photographs that were asked for; safe to call from several threads."""
+
+    def __init__(self, store: FeatureStore, extractor: Extractor, most: int) -> None:
+        self._store, self._extractor, self._most = store, extractor, most
+        self._opened: OrderedDict[str, OpenedPhotograph] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(self, photograph: Photograph) -> OpenedPhotograph:
+        """A photograph of the data set that the run is about."""
+        with self._lock:
+            opened = self._opened.pop(photograph.name, None)
+            if opened is None:
+                opened = OpenedPhotograph(photograph, self._store, self._extractor)
+            self._opened[photograph.name] = opened
+            while len(self._opened) > self._most:
+                self._opened.popitem(last=False)
+            return opened
