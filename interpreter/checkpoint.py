@@ -55,12 +55,19 @@ class Card(BaseModel):
 
 
 def save_interpreter(folder: Path, interpreter: Interpreter, card: Card) -> None:
-    """Write weights (float16), codebook and card; the card last."""
+    """Write weights (float16), codebook and card; the card last, and each file as a whole."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {k: _half(v.detach().cpu()) for k, v in interpreter.state_dict().items()}
-    save_file(weights, folder / WEIGHTS_FILE)
+    with replaced(folder / WEIGHTS_FILE) as partial:
+        save_file(weights, partial)
     if interpreter.codebook is not None:
-        interpreter.codebook.save(folder / CODEBOOK_FILE)
+        with replaced(folder / CODEBOOK_FILE) as partial:
+            interpreter.codebook.save(partial)
+    write_card(folder, card)
+
+
+def write_card(folder: Path, card: Card) -> None:
+    """Replace the card of an interpreter whose weights stay."""
     with replaced(folder / CARD_FILE) as partial:
         partial.write_text(card.model_dump_json(indent=2) + "\n")
 

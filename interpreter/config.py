@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from interpreter.vss import Variant
 
-HeadName = Literal["adaptive", "joint", "mlp", "unet"]
+HeadName = Literal["adaptive", "joint", "mlp", "unet", "pyramid"]
 
 
 class InterpreterConfig(BaseModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,32 +13,34 @@ IDRID_THRESHOLDS = range(0, 257, 8)
 BINS = 15
 
 
+class _Areas(NamedTuple):
+    """Under the two curves; nan where a curve has no meaning."""
+
+    roc: float
+    precision_recall: float
+
+
 @dataclass
 class PooledPixels:
     """Probabilities and truth of every pixel that counts, image after image."""
 
     _scores: list[NDArray[np.float32]] = field(default_factory=list)
     _truths: list[NDArray[np.bool_]] = field(default_factory=list)
+    _areas: _Areas | None = None
 
     def add(self, probabilities: NDArray[np.float32], truth: NDArray[np.bool_], inside: NDArray[np.bool_]) -> None:
         """Probabilities of a class, its pixels, and what counts: arrays of one shape."""
         self._scores.append(np.asarray(probabilities[inside], dtype=np.float32))
         self._truths.append(truth[inside])
+        self._areas = None
 
     def auc_roc(self) -> float:
         """Area under sensitivity over 1 - specificity, exact; nan without both kinds of pixels."""
-        true, false = self._counts_by_threshold()
-        if true[-1] == 0 or false[-1] == 0:
-            return math.nan
-        return float(np.trapezoid(true / true[-1], false / false[-1]))
+        return self._exact_areas().roc
 
     def average_precision(self) -> float:
         """AUC-PR as average precision: the sum over thresholds of precision times the gain in recall; exact."""
-        true, false = self._counts_by_threshold()
-        if true[-1] == 0:
-            return math.nan
-        precision = true[1:] / (true[1:] + false[1:])
-        return float((precision * np.diff(true)).sum() / true[-1])
+        return self._exact_areas().precision_recall
 
     def idrid_auc_pr(self) -> float:
         """AUC-PR as IDRiD's challenge has it: 33 thresholds 0, 8, ..., 256 on probability maps of 8 bits, trapezoids.
@@ -56,6 +59,19 @@ class PooledPixels:
         precision = np.where(found > 0, right / np.maximum(found, 1), 1.0)
         recall = right / right[0]
         return float(-np.trapezoid(precision, recall))
+
+    def _exact_areas(self) -> _Areas:
+        """Both areas of one sort of all pixels, which of photographs at native size takes a while."""
+        if self._areas is None:
+            true, false = self._counts_by_threshold()
+            roc = precision_recall = math.nan
+            if true[-1]:
+                precision = true[1:] / (true[1:] + false[1:])
+                precision_recall = float((precision * np.diff(true)).sum() / true[-1])
+                if false[-1]:
+                    roc = float(np.trapezoid(true / true[-1], false / false[-1]))
+            self._areas = _Areas(roc, precision_recall)
+        return self._areas
 
     def _counts_by_threshold(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """True and false positives at every distinct probability from the highest down, 0 first."""

@@ -25,7 +25,7 @@ from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 
 from interpreter.calibration import fit_temperature
-from interpreter.checkpoint import Card, load_interpreter, read_card, save_interpreter
+from interpreter.checkpoint import Card, load_interpreter, read_card, save_interpreter, write_card
 from interpreter.cropping import crop_maps, crop_plane, draw_class, draw_corner, require_window
 from interpreter.data import Labelled, native_truth, parted, require_features
 from interpreter.domain import DOMAIN_FILE, LEAST, domain_of
@@ -348,9 +348,7 @@ class Training:
             interpreter.to(self.device), self.store, self.task, self.validation_images, self.rules
         )
         metrics = card.metrics | {"calibrated": 1.0}
-        save_interpreter(
-            self.folder, interpreter, card.model_copy(update={"temperature": temperature, "metrics": metrics})
-        )
+        write_card(self.folder, card.model_copy(update={"temperature": temperature, "metrics": metrics}))
 
     def _kept_dice(self) -> float:
         dice = [math.nan]

@@ -104,9 +104,11 @@ TABLES = {
     ),
     "lodo-vessels-fast": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=BUDGET | {"preset": "fast"}),
     "lodo-vessels-standardised": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=STANDARDISED),
-    "lodo-vessels-red-free": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss", "unet"), settings=WITHOUT_COLOUR),
+    "lodo-vessels-red-free": TableRecipe(
+        "lodo-vessels", CAMERAS, ("diffdgss", "unet", "pixels"), settings=WITHOUT_COLOUR
+    ),
     "lodo-vessels-wide": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=WIDE),
-    "lodo-vessels-long": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss", "unet"), settings=LONG),
+    "lodo-vessels-long": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss", "unet", "pixels"), settings=LONG),
     "lodo-vessels-base": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=BASE),
     "lodo-vessels-base-eight": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=EIGHT),
     "lodo-vessels-base-probed": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=EIGHT | PROBED),

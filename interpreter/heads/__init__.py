@@ -4,6 +4,7 @@
 ``joint``     the same levels with all timesteps before them at once and one vote (an ablation)
 ``mlp``       DDPM-Seg's ensemble of pixel classifiers (an ablation)
 ``unet``      a U-Net on the photograph itself (the control)
+``pyramid``   the adaptive interpreter on the photograph itself, at several sizes (a control)
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from interpreter.heads.adaptive import AdaptiveHead
 from interpreter.heads.head import Head
 from interpreter.heads.joint import JointHead
 from interpreter.heads.mlp import MlpEnsemble
+from interpreter.heads.pyramid import PyramidHead
 from interpreter.heads.unet import PixelUNet
 from store.spec import FeatureSpec
 
@@ -23,4 +25,5 @@ HEADS: dict[HeadName, Callable[[FeatureSpec, InterpreterConfig], Head]] = {
     "joint": JointHead,
     "mlp": MlpEnsemble,
     "unet": PixelUNet,
+    "pyramid": PyramidHead,
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+from interpreter.config import HeadName
+from interpreter.errors import ConfigurationError
 from store.spec import FeatureSpec
 
 PIXELS = "pixels"
@@ -16,6 +18,15 @@ ROUNDED = 3 / 127.5
 def reads_photographs(spec: FeatureSpec) -> bool:
     """Whether what is read are photographs, and no network made them."""
     return any(block.name == PIXELS for block in spec.blocks)
+
+
+def require_photographs(spec: FeatureSpec, head: HeadName) -> None:
+    """ConfigurationError unless what is read are photographs."""
+    if [block.name for block in spec.blocks] != [PIXELS]:
+        raise ConfigurationError(
+            f"the head {head!r} reads photographs, these are features of {', '.join(b.name for b in spec.blocks)}; "
+            "`interpreter evaluate --protocol` makes its input"
+        )
 
 
 def photometric_change(x: torch.Tensor) -> torch.Tensor:

@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from interpreter.config import InterpreterConfig
-from interpreter.errors import ConfigurationError
 from interpreter.heads.head import Head, Maps
-from interpreter.heads.photometric import PIXELS
+from interpreter.heads.photometric import PIXELS, require_photographs
 from store.spec import FeatureSpec
 
 CHANNELS = (16, 32, 64, 128)  # 0.2 M weights with one residual unit, about an interpreter's
@@ -25,11 +24,7 @@ class PixelUNet(Head):
         super().__init__()
         from monai.networks.nets import UNet  # imported late: takes seconds
 
-        if [block.name for block in spec.blocks] != [PIXELS]:
-            raise ConfigurationError(
-                f"the head 'unet' reads photographs, these are features of {', '.join(b.name for b in spec.blocks)}; "
-                "`interpreter evaluate --protocol` makes its input"
-            )
+        require_photographs(spec, "unet")
         self.step = 2 ** (len(CHANNELS) - 1)
         self.network: nn.Module = UNet(
             spatial_dims=2,

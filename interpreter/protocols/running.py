@@ -13,7 +13,7 @@ from interpreter.checkpoint import load_interpreter
 from interpreter.config import InterpreterConfig, of_today
 from interpreter.counting import cost_of
 from interpreter.data import Labelled, labelled_images, network_truth, views_read
-from interpreter.errors import ConfigurationError
+from interpreter.errors import ConfigurationError, TrainingDataError
 from interpreter.evaluation import OnImage, evaluate
 from interpreter.pixels import write_pixels
 from interpreter.prediction import Segmented
@@ -102,11 +102,13 @@ class Running:
 
     def _train_and_score(self, experiment: Experiment, spec: FeatureSpec, folder: Path) -> dict[str, Any]:
         task, tests = self.protocol.task, self._images(experiment.tests, experiment.test_view)
+        sources = self._images(experiment.sources)
+        _require_apart(experiment, sources, tests)
         training = Training(
             self.store,
             spec,
             task,
-            self._images(experiment.sources),
+            sources,
             self._config(experiment.row),
             self.choices.training(experiment.row, experiment.seed, experiment.labels),
             folder,
@@ -215,6 +217,17 @@ class Running:
         }
         normal: dict[str, Any] = json.loads(json.dumps(plain))
         return normal
+
+
+def _require_apart(experiment: Experiment, sources: Sequence[Labelled], tests: Sequence[Labelled]) -> None:
+    """TrainingDataError if a photograph is trained and tested on, as where one data set is part of another."""
+    trained = {image.key.image_id: image.name for image in sources}
+    both = [(trained[test.key.image_id], test.name) for test in tests if test.key.image_id in trained]
+    if both:
+        raise TrainingDataError(
+            f"{experiment.path}: {len(both)} photographs would be trained and tested on; {both[0][0]} of the training "
+            f"images is the same file as {both[0][1]} of the test images: leave one of them out"
+        )
 
 
 def picture_name(image: str) -> str:

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import auc, average_precision_score, precision_score, recall_score, roc_auc_score
 
@@ -64,3 +65,21 @@ def test_probabilities_that_mean_what_they_say_have_no_error() -> None:
     assert reliability.error == pytest.approx(0, abs=1e-6)
     reliability.add(scores * 0, np.ones_like(truth), np.ones_like(truth))
     assert reliability.error == pytest.approx(0.5, abs=1e-6)
+
+
+def test_pixels_are_sorted_once_for_both_areas_and_anew_when_there_are_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    pooled, sorts = PooledPixels(), []
+    count = PooledPixels._counts_by_threshold
+
+    def counting(one: PooledPixels) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        sorts.append(one)
+        return count(one)
+
+    monkeypatch.setattr(PooledPixels, "_counts_by_threshold", counting)
+    truth, everywhere = np.array([True, False]), np.ones(2, np.bool_)
+    pooled.add(np.array([0.9, 0.1], np.float32), truth, everywhere)
+    assert (pooled.auc_roc(), pooled.average_precision(), pooled.auc_roc()) == (1, 1, 1)
+    assert len(sorts) == 1
+    pooled.add(np.array([0.1, 0.9], np.float32), truth, everywhere)
+    assert pooled.auc_roc() == 0.5
+    assert len(sorts) == 2

@@ -310,7 +310,27 @@ def test_a_photograph_without_colour_is_given_none() -> None:
     assert after[1] == pytest.approx(1, abs=0.02)
 
 
-@pytest.mark.parametrize("head", ["unet", "adaptive"])
+def test_the_control_on_photographs_is_an_interpreter_of_as_many_weights(spec: FeatureSpec) -> None:
+    with pytest.raises(ConfigurationError, match="the head 'pyramid' reads photographs"):
+        Interpreter(spec, InterpreterConfig(head="pyramid"))
+    _, card = load_interpreter("vessels_base")
+    config = card.config.model_copy(update={"head": "pyramid", "standardise": False})
+    control = Interpreter(spec_of_pixels(card.spec), config)
+    theirs, ours = (
+        Interpreter(card.spec, card.config).parameter_count,
+        control.parameter_count,
+    )
+    assert 0.8 < ours / theirs < 1.2
+    assert sorted(control.head.levels) == [64, 128, 256, 512]  # type: ignore[operator,arg-type]
+    tiny = Interpreter(spec_of_pixels(spec), InterpreterConfig(head="pyramid")).eval()
+    x = torch.rand(1, 3, 32, 32) * 2 - 1
+    x.requires_grad_()
+    tiny(({PIXELS: x}), torch.tensor([0]))[0, 1, 16, 16].backward()
+    assert x.grad is not None
+    assert x.grad.abs().amax(dim=1)[0, 2, 16] > 0  # far away, which one level of two convolutions does not see
+
+
+@pytest.mark.parametrize("head", ["unet", "pyramid", "adaptive"])
 def test_whatever_reads_photographs_sees_each_anew(spec: FeatureSpec, head: HeadName) -> None:
     network = Interpreter(spec_of_pixels(spec), InterpreterConfig(head=head))
     x = torch.rand(2, 3, 32, 32)

@@ -134,6 +134,13 @@ def test_leave_one_domain_out_never_sees_the_target(table: Table, store: Feature
         assert len(list(csv.DictReader(file))) == 8
 
 
+def test_a_photograph_that_is_trained_and_tested_on_is_named(table: Table, tmp_path: Path) -> None:
+    stare = draw_data(tmp_path / "stare", "stare", TARGETS["vessel"], 0)
+    collected = draw_data(tmp_path / "collected", "collected", TARGETS["vessel"], 3)  # some of its files, and others
+    with pytest.raises(TrainingDataError, match=r"2 photographs would be trained and tested on; .*the same file as"):
+        table("lodo-vessels", "strict", [stare, collected], ("stare",))
+
+
 def test_what_was_done_is_not_done_again_and_other_settings_are_refused(table: Table, tmp_path: Path) -> None:
     sources = vessels(tmp_path, "stare", "hrf")
     first, _ = table("lodo-vessels", "strict", sources, ("hrf",))
