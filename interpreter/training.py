@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from numpy.typing import NDArray
 
-from interpreter.calibration import fit_temperature
-from interpreter.checkpoint import Card, load_interpreter, read_card, save_interpreter, write_card
-from interpreter.cropping import crop_maps, crop_plane, draw_class, draw_corner, require_window
-from interpreter.data import Labelled, native_truth, parted, require_features
-from interpreter.domain import DOMAIN_FILE, LEAST, domain_of
+from interpreter.checkpoint import Card
+from interpreter.data import Labelled, parted, require_features
 from interpreter.errors import ConfigurationError, TrainingDiverged
-from interpreter.evaluation import evaluate
+from interpreter.feed import Feed, Share
 from interpreter.network import Interpreter, InterpreterConfig
 from interpreter.objective import Objective
 from interpreter.pseudo_labels import PseudoLabels
@@ -38,19 +34,16 @@ from interpreter.recorder import Recorder
 from interpreter.rules import Rules
 from interpreter.run_folder import RunFolder
 from interpreter.scan import Method
+from interpreter.selection import Selection
 from interpreter.settings import TrainingSettings as TrainingSettings
-from interpreter.standardising import KnownMoments
 from interpreter.task import Task
-from store.batches import Batch, Plan, plan_epoch, stream
+from store.batches import Batch
 from store.feature_store import FeatureStore
-from store.features import Key
 from store.interrupts import Stop
 from store.memory import Holes, keep_freed_memory
 from store.spec import FeatureSpec
-from store.views import flipped_axes
 
 Report = Callable[[int, int, float], None]
-Truth = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 
 
 class Training:
@@ -101,50 +94,53 @@ class Training:
             raise ConfigurationError("classes overlap in the task or in the network, not in both")
         self.store, self.spec, self.task, self.settings, self.folder = store, spec, task, settings, folder
         self.rules = rules or Rules()
-        labelled, self.validation_images = parted(images, settings, validation)
-        unlabelled = [] if pseudo_labels is None else pseudo_labels.beside(labelled, self.validation_images)
+        labelled, validation_images = parted(images, settings, validation)
+        unlabelled = [] if pseudo_labels is None else pseudo_labels.beside(labelled, validation_images)
         self.train_images = [*labelled, *unlabelled]
+        self._taught, self._pseudo_labels = unlabelled, pseudo_labels
         require_features(store, spec, self.train_images, settings.views)
-        require_features(store, spec, self.validation_images)
+        require_features(store, spec, validation_images)
         self.accelerator = Accelerator(cpu=device == "cpu")
         self.device = self.accelerator.device if device in ("cpu", "cuda") else torch.device(device)
         torch.manual_seed(settings.seed)
         self.network = Interpreter(spec, config, store.codebook(spec)).to(self.device)
         self.network.use_scan(scan)
-        self._known_moments = KnownMoments(self.network.moments, lambda key: store.entry(spec, key).fov)
-        if settings.crop is not None:
-            require_window(settings.crop, self.network.head.step, spec.resolution)
-        elif settings.foreground:
-            raise ConfigurationError("foreground is a share of the windows: say with crop how large these are")
+        share = Share(self.accelerator.process_index, int(self.accelerator.num_processes))
+        self.feed = Feed(self.network, store, task, self.train_images, settings, self.rules, share)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=settings.learning_rate)
         self._objective, self._stepper = self.accelerator.prepare(
             Objective(self.network, task, settings.precision), self.optimizer, device_placement=[False, False]
         )
-        decided: dict[str, Any] = settings.model_dump(mode="json") | {"rules": self.rules.model_dump()}
-        if pseudo_labels is not None:
-            taught = [image.key.image_id for image in unlabelled]
-            decided["pseudo_labels"] = {"teacher": pseudo_labels.teacher, "images": taught}
-        self._card = Card(
-            spec=spec,
-            backbone=backbone,
-            task=task,
-            config=config,
-            training_ids=tuple(image.key.image_id for image in self.train_images),
-            validation_ids=tuple(image.key.image_id for image in self.validation_images),
-            training=decided,
-        )
-        self.epoch, self.next_batch, self.best, self.since_best = 0, 0, -1.0, 0
+        card = self._card(config, backbone, validation_images)
+        self.selection = Selection(folder, card, store, validation_images, self.rules)
+        self.epoch = self.next_batch = 0
         self._in_step = False
         self.data_wait_share = 0.0
         self._files = RunFolder(folder)
         self._holes = Holes() if self.device.type == "cpu" else None
         if self.accelerator.is_main_process:
-            self._files.require_same_run(self._card.model_dump(mode="json") | self._decided_elsewhere())
+            self._files.require_same_run(card.model_dump(mode="json") | self._decided_elsewhere())
         self._resume()
-        self._truths = {image.key.image_id: self._truth(image) for image in labelled}
-        if pseudo_labels is not None and self._unfinished():
-            for image, native in pseudo_labels.label(unlabelled, self.device):
-                self._truths[image.key.image_id] = self._truth(image, native)
+
+    def _card(self, config: InterpreterConfig, backbone: str, validation_images: Sequence[Labelled]) -> Card:
+        decided: dict[str, Any] = self.settings.model_dump(mode="json") | {"rules": self.rules.model_dump()}
+        if self._pseudo_labels is not None:
+            taught = [image.key.image_id for image in self._taught]
+            decided["pseudo_labels"] = {"teacher": self._pseudo_labels.teacher, "images": taught}
+        return Card(
+            spec=self.spec,
+            backbone=backbone,
+            task=self.task,
+            config=config,
+            training_ids=tuple(image.key.image_id for image in self.train_images),
+            validation_ids=tuple(image.key.image_id for image in validation_images),
+            training=decided,
+        )
+
+    @property
+    def validation_images(self) -> Sequence[Labelled]:
+        """What is selected on."""
+        return self.selection.images
 
     @property
     def epochs(self) -> int:
@@ -155,7 +151,7 @@ class Training:
     @property
     def steps_per_epoch(self) -> int:
         """Batches of an epoch."""
-        return -(-len(self.train_images) // self.settings.batch)
+        return self.feed.steps_per_epoch
 
     def run(self, report: Report | None = None, stop: Stop | None = None) -> float:
         """Train to the last epoch or until validation stops improving; returns the validation Dice of what was kept.
@@ -170,6 +166,8 @@ class Training:
         """
         if self.device.type == "cpu":
             keep_freed_memory()
+        if self._unfinished():
+            self.prepare()
         with Recorder(self.folder if self.accelerator.is_main_process else None) as recorder:
             while self._unfinished():
                 try:
@@ -184,15 +182,26 @@ class Training:
                 if self.epoch % self.settings.evaluate_every == 0 or self.epoch == self.epochs:
                     self._validate(recorder)
                 self._save_state()
+        dice = [math.nan]
         if self.accelerator.is_main_process:
-            self._calibrate()
-            self._fit_domain()
+            self.selection.finish(str(self.device))
+            dice = [self.selection.kept_dice()]
         self.accelerator.wait_for_everyone()
-        return self._kept_dice()
+        return float(broadcast_object_list(dice)[0])
+
+    def prepare(self) -> None:
+        """Read the masks of all images, and have a teacher label those that have none; ``run`` begins with it."""
+        taught = {image.key.image_id for image in self._taught}
+        for image in self.train_images:
+            if image.key.image_id not in taught:
+                self.feed.learn_truth(image)
+        if self._pseudo_labels is not None:
+            for image, native in self._pseudo_labels.label(self._taught, self.device):
+                self.feed.learn_truth(image, native)
 
     def _run_epoch(self, recorder: Recorder, report: Report | None, stop: Stop | None) -> None:
         started, waited, asked = time.perf_counter(), 0.0, time.perf_counter()
-        for batch in self._batches():
+        for batch in self.feed.batches(self.epoch, self.next_batch):
             waited += time.perf_counter() - asked
             loss = self._step(batch)
             if self._holes is not None:
@@ -206,31 +215,6 @@ class Training:
         self.data_wait_share = waited / (time.perf_counter() - started)
         recorder.epoch(self.epoch, self.data_wait_share, self.optimizer.param_groups[0]["lr"])
 
-    def _batches(self) -> Iterator[Batch]:
-        drawn = np.random.default_rng([self.settings.seed, self.epoch, 1]).choice(
-            self.settings.views, size=len(self.train_images)
-        )
-        keys = [Key(i.key.image_id, str(view)) for i, view in zip(self.train_images, drawn, strict=True)]
-        one = not self.network.head.all_timesteps
-        plans = plan_epoch(
-            self.spec, keys, self.settings.batch, seed=self.settings.seed, epoch=self.epoch, one_timestep=one
-        )
-        return stream(self.store, self.spec, [self._share_of(plan) for plan in plans], start=self.next_batch)
-
-    def _share_of(self, plan: Plan) -> Plan:
-        """This process's images of a batch; one at least, so that all processes take the same steps."""
-        rows = self._rows(len(plan.keys)) or [0]
-        return Plan(tuple(plan.keys[row] for row in rows), plan.timesteps[rows])
-
-    def _rows(self, images: int) -> list[int]:
-        """Which of a batch's images are this process's."""
-        return list(range(self.accelerator.process_index, images, self.accelerator.num_processes))
-
-    def _weight(self, position: int) -> float:
-        """Of this process's mean loss, so that all images of a batch weigh alike however many each process has."""
-        images = min(self.settings.batch, len(self.train_images) - position * self.settings.batch)
-        return len(self._rows(images)) * int(self.accelerator.num_processes) / images
-
     def _step(self, batch: Batch) -> float:
         """Learn from a batch; the weights change when ``accumulate`` batches have been seen."""
         self._in_step = True
@@ -240,12 +224,12 @@ class Training:
 
     def _learn(self, batch: Batch) -> float:
         torch.manual_seed(_drawn_seed(self.settings.seed, self.epoch, batch.position, self.accelerator.process_index))
-        maps, t, truth, inside = self._inputs(batch)
+        fed = self.feed.fed(batch, self.epoch)
         self._set_learning_rate(batch.position)
         self.network.train()
         full = (batch.position + 1) % self.settings.accumulate == 0 or batch.position + 1 == self.steps_per_epoch
         with self.accelerator.no_sync(self._objective) if not full else nullcontext():
-            loss = self._objective(maps, t, truth, inside) * self._weight(batch.position)
+            loss = self._objective(*fed) * self.feed.weight(batch.position)
             self.accelerator.backward(loss / self.settings.accumulate)
         if full:
             self._stepper.step()
@@ -258,56 +242,6 @@ class Training:
             )
         return shared
 
-    def _inputs(self, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Maps, timesteps, truth and what counts: cropped, flipped and augmented by the position's seed."""
-        steps: slice | int = slice(None) if self.network.head.all_timesteps else 0
-        batch = batch._replace(maps={name: m[:, steps] for name, m in batch.maps.items()})
-        moments = self._known_moments.of(batch) if self.network.config.standardise else None
-        batch, truths = self._windows(batch)
-        maps = self.network.decoded(batch.maps, moments)
-        truth = torch.from_numpy(np.stack([labels for labels, _ in truths])).to(self.device)
-        inside = torch.from_numpy(np.stack([inside for _, inside in truths])).to(self.device)
-        if self.settings.flips:
-            random = np.random.default_rng([self.settings.seed, self.epoch, batch.position])
-            axes = [a for a, flip in zip((-1, -2), random.random(2) < 0.5, strict=True) if flip]
-            maps = {name: m.flip(axes) for name, m in maps.items()}
-            truth, inside = truth.flip(axes), inside.flip(axes)
-        t = torch.from_numpy(batch.timesteps[:, steps]).to(self.device)
-        return self.network.head.augment(maps), t, truth, inside
-
-    def truths(self, batch: Batch) -> list[Truth]:
-        """Truth and what counts, each (R, R), of every image of a batch, flipped as its view is."""
-        flipped = []
-        for key in batch.keys:
-            labels, inside = self._truths[key.image_id]
-            axes = flipped_axes(key.view)
-            flipped.append((np.flip(labels, axes), np.flip(inside, axes)))
-        return flipped
-
-    def _windows(self, batch: Batch) -> tuple[Batch, list[Truth]]:
-        """A window of each image and of its truth, where the settings ask for windows."""
-        truths, side = self.truths(batch), self.settings.crop
-        if side is None:
-            return batch, truths
-        settings, step = self.settings, self.network.head.step
-        random = np.random.default_rng([settings.seed, self.epoch, batch.position, self.accelerator.process_index, 3])
-        corners = [draw_corner(self._centres(*truth, random), side, step, random) for truth in truths]
-        maps = crop_maps(batch.maps, corners, side, self.spec.resolution)
-        windows = [
-            (crop_plane(labels, corner, side), crop_plane(inside, corner, side))
-            for (labels, inside), corner in zip(truths, corners, strict=True)
-        ]
-        return batch._replace(maps=maps), windows
-
-    def _centres(
-        self, labels: NDArray[np.uint8], inside: NDArray[np.bool_], random: np.random.Generator
-    ) -> NDArray[np.bool_]:
-        """Where the window of an image may be centred."""
-        share = self.settings.foreground
-        if share and random.random() < share:
-            return draw_class(self.task.members(labels), inside, random)
-        return inside
-
     def _set_learning_rate(self, batch_index: int) -> None:
         done = (self.epoch + batch_index / self.steps_per_epoch) / self.epochs
         factor = 0.5 * (1 + math.cos(math.pi * done)) if self.settings.decay == "cosine" else 1.0
@@ -316,63 +250,15 @@ class Training:
 
     def _validate(self, recorder: Recorder) -> None:
         """Score on the validation images, in the first process; keep the interpreter if it is the best."""
-        criterion, metrics = [0.0], {}
-        if self.accelerator.is_main_process and self.validation_images:
-            scores = evaluate(
-                self.network,
-                self.store,
-                self.spec,
-                self.task,
-                self.validation_images,
-                recorder.pictures(self.epoch, self.task, self._truth),
-                rules=self.rules,
-            )
-            recorder.scores(scores, self.epoch)
-            criterion = [scores.criterion(overlapping=self.task.overlapping)]
-            metrics = {"validation_dice": round(scores.mean_dice, 4)}
-        criterion = broadcast_object_list(criterion)
-        if criterion[0] <= self.best and self.validation_images:
-            self.since_best += 1
-            return
-        self.best, self.since_best = criterion[0], 0
+        criterion = [0.0]
         if self.accelerator.is_main_process:
-            card = self._card.model_copy(update={"metrics": metrics | {"epoch": self.epoch}})
-            save_interpreter(self.folder, self.network, card)
-
-    def _calibrate(self) -> None:
-        """Fit the temperature of the interpreter that was kept, once."""
-        interpreter, card = load_interpreter(self.folder)
-        if not self.validation_images or "calibrated" in card.metrics:
-            return
-        temperature = fit_temperature(
-            interpreter.to(self.device), self.store, self.task, self.validation_images, self.rules
-        )
-        metrics = card.metrics | {"calibrated": 1.0}
-        write_card(self.folder, card.model_copy(update={"temperature": temperature, "metrics": metrics}))
-
-    def _kept_dice(self) -> float:
-        dice = [math.nan]
-        if self.accelerator.is_main_process:
-            dice = [read_card(self.folder).metrics.get("validation_dice", math.nan)]
-        return float(broadcast_object_list(dice)[0])
-
-    def _fit_domain(self) -> None:
-        """Keep what tells how far a photograph is from these images, where they are enough to tell."""
-        enough = len(self.train_images) + len(self.validation_images) >= LEAST
-        if enough and not (self.folder / DOMAIN_FILE).is_file():
-            domain_of(self._card, self.store).save(self.folder)
+            criterion = [self.selection.criterion(self.network, self.epoch, recorder, self.feed.truth_of)]
+        if self.selection.heard(float(broadcast_object_list(criterion)[0])) and self.accelerator.is_main_process:
+            self.selection.keep(self.network, self.epoch)
 
     def _unfinished(self) -> bool:
         patience = self.settings.patience
-        return self.epoch < self.epochs and (patience is None or self.since_best < patience)
-
-    def _truth(self, image: Labelled, native: NDArray[np.uint8] | None = None) -> Truth:
-        """Truth (R, R), of an image's masks or of what is given instead, uint8 (H, W), and what counts (R, R)."""
-        entry = self.store.entry(self.spec, image.key)
-        if native is None:
-            native = native_truth(self.store, image, self.task)
-        truth = self.rules.network_truth(entry, native, self.task, image.sample)
-        return truth, self.rules.counted(entry.fov)
+        return self.epoch < self.epochs and (patience is None or self.selection.since_best < patience)
 
     def _decided_elsewhere(self) -> dict[str, Any]:
         """What else decides a training: the masks, and how many processes share a batch."""
@@ -390,7 +276,7 @@ class Training:
                     "network": self.network.state_dict(),
                     "optimizer": self.optimizer.state_dict(),
                     "gradients": [p.grad for p in self.network.parameters()],
-                    "progress": [self.epoch, self.next_batch, self.best, self.since_best],
+                    "progress": [self.epoch, self.next_batch, self.selection.best, self.selection.since_best],
                 }
             )
 
@@ -401,7 +287,7 @@ class Training:
             self.optimizer.load_state_dict(state["optimizer"])
             for parameter, gradient in zip(self.network.parameters(), state["gradients"], strict=True):
                 parameter.grad = gradient
-            self.epoch, self.next_batch, self.best, self.since_best = state["progress"]
+            self.epoch, self.next_batch, self.selection.best, self.selection.since_best = state["progress"]
 
 
 def _drawn_seed(*parts: int) -> int:

@@ -82,7 +82,7 @@ def test_windows_are_centred_on_a_class_where_asked_to(
     labels = np.zeros((spec.resolution, spec.resolution), dtype=np.uint8)
     labels[3, 3] = 1
     inside, random = np.ones(labels.shape, dtype=np.bool_), np.random.default_rng(0)
-    centres = [training._centres(labels, inside, random) for _ in range(20)]
+    centres = [training.feed._centres(labels, inside, random) for _ in range(20)]
     assert all((one.sum() == 1) == bool(share) for one in centres)
     with pytest.raises(ConfigurationError, match="foreground is a share of the windows"):
         whole = settings.model_copy(update={"crop": None, "foreground": 0.5})
@@ -145,7 +145,7 @@ def test_a_flipped_view_is_standardised_as_the_photograph_is(
         filled_store.write(spec, here, Features(flipped, np.ascontiguousarray(fov[:, ::step]), plain.geometry))
         seen = {name: Encoded(m.values[None]) for name, m in flipped.items()}
         batch = Batch(0, (here,), np.array([spec.timesteps]), seen)
-        moments.append(run._known_moments.of(batch))
+        moments.append(run.feed._known_moments.of(batch))
     one, other = moments
     for name in maps:
         torch.testing.assert_close(one[name].mean, other[name].mean, rtol=1e-4, atol=1e-5)

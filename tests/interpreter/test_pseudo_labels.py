@@ -76,9 +76,10 @@ def test_a_student_learns_from_what_the_teacher_makes_of_photographs(
     run = student(filled_store, spec, images[:4], pseudo, tmp_path / "student")
     assert run.train_images[-2:] == unlabelled
     assert not {image.key for image in unlabelled} & {image.key for image in run.validation_images}
+    run.prepare()
     learnt = {}
-    for batch in run._batches():
-        for key, (truth, _) in zip(batch.keys, run.truths(batch), strict=True):
+    for batch in run.feed.batches(run.epoch):
+        for key, (truth, _) in zip(batch.keys, run.feed.truths(batch), strict=True):
             learnt[key] = truth
     for image in unlabelled:
         entry = filled_store.entry(spec, image.key)

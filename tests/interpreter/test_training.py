@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,6 +32,7 @@ from interpreter.data import (
 from interpreter.domain import load_domain
 from interpreter.errors import CheckpointError, ConfigurationError, TrainingDataError, TrainingDiverged
 from interpreter.evaluation import evaluate
+from interpreter.feed import Share
 from interpreter.losses import segmentation_loss
 from interpreter.network import InterpreterConfig
 from interpreter.prediction import predict
@@ -122,12 +122,13 @@ def test_views_are_drawn_with_their_labels(
         training(store, spec, tmp_path / "run", settings)
     extract_dataset(dataset, store, Extractor(backbone, spec), views=views)
     run = training(store, spec, tmp_path / "run", settings)
+    run.prepare()
     seen: set[str] = set()
     for epoch in range(4):
         run.epoch = epoch
-        for batch in run._batches():
+        for batch in run.feed.batches(run.epoch):
             seen |= {key.view for key in batch.keys}
-            for key, truth in zip(batch.keys, run.truths(batch), strict=True):
+            for key, truth in zip(batch.keys, run.feed.truths(batch), strict=True):
                 np.testing.assert_array_equal(truth[1], store.entry(spec, key).fov)
     assert seen == set(views)
 
@@ -154,7 +155,7 @@ def test_a_run_stopped_in_mid_epoch_goes_on_as_if_it_had_not(
     assert (rest.epoch, rest.next_batch) == (1, 2)
     rest.run()
     assert torch.equal(weights(whole), weights(rest))
-    assert rest.best == whole.best
+    assert rest.selection.best == whole.selection.best
 
 
 def test_a_run_stopped_inside_a_step_adds_nothing_twice(
@@ -236,18 +237,12 @@ def test_a_folder_belongs_to_one_run(filled_store: FeatureStore, spec: FeatureSp
     training(filled_store, spec, tmp_path / "run")  # of a version that did not note them
 
 
-def test_images_of_a_batch_weigh_alike_however_processes_share_them(
-    filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path
-) -> None:
-    run = training(filled_store, spec, tmp_path / "run", SETTINGS.model_copy(update={"batch": 3}))
+def test_images_of_a_batch_weigh_alike_however_processes_share_them() -> None:
     losses = np.array([1.0, 10.0, 100.0])
     for processes in (1, 2, 3, 4):
-        shares = []
-        for rank in range(processes):
-            run.accelerator = SimpleNamespace(process_index=rank, num_processes=processes)  # type: ignore[assignment]
-            rows = run._rows(len(losses))
-            shares.append(run._weight(0) * losses[rows or [0]].mean())
-        assert np.mean(shares) == pytest.approx(losses.mean())
+        shares = [Share(process, processes) for process in range(processes)]
+        weighted = [one.weight(len(losses)) * losses[one.rows(len(losses)) or [0]].mean() for one in shares]
+        assert np.mean(weighted) == pytest.approx(losses.mean())
 
 
 def test_missing_features_are_named_with_the_command_that_makes_them(

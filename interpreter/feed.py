@@ -1,0 +1,187 @@
+"""What a training is fed: features of some images and their truth, batch after batch.
+
+Everything that is drawn (order, views, timesteps, windows, flips) is a function of seed, epoch and position, so a
+training that was stopped is fed as it would have been.
+
+b  images in a batch    t  one timestep, drawn for each image    R  network's square
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from interpreter.cropping import crop_maps, crop_plane, draw_class, draw_corner, require_window
+from interpreter.data import Labelled, native_truth
+from interpreter.errors import ConfigurationError
+from interpreter.network import Interpreter
+from interpreter.rules import Rules
+from interpreter.settings import TrainingSettings
+from interpreter.standardising import KnownMoments
+from interpreter.task import Task
+from store.batches import Batch, Plan, plan_epoch, stream
+from store.feature_store import FeatureStore
+from store.features import Key
+from store.views import flipped_axes
+
+Truth = tuple[NDArray[np.uint8], NDArray[np.bool_]]
+"""Labels and what counts, each (R, R)."""
+
+
+class Share(NamedTuple):
+    """Of each batch, what one of several processes learns from."""
+
+    process: int
+    processes: int
+
+    def rows(self, images: int) -> list[int]:
+        """Which of a batch's images are this process's."""
+        return list(range(self.process, images, self.processes))
+
+    def weight(self, images: int) -> float:
+        """Of this process's mean loss, so that all images of a batch weigh alike however many each process has."""
+        return len(self.rows(images)) * self.processes / images
+
+
+class Fed(NamedTuple):
+    """What the network is shown of a batch, and what it should say.
+
+    Attributes:
+        maps: {block: (b, c, h, w)}; (b, t, c, h, w) of heads that read all timesteps.
+        t: (b,) or (b, t).
+        truth: uint8 (b, R, R); smaller where windows are drawn.
+        inside: bool, likewise; what counts.
+    """
+
+    maps: dict[str, torch.Tensor]
+    t: torch.Tensor
+    truth: torch.Tensor
+    inside: torch.Tensor
+
+
+class Feed:
+    """The images of a training, as its network is shown them.
+
+    Args:
+        network: that is trained; decodes its own maps.
+        store: holds features and masks.
+        task: what is segmented.
+        images: in an order of their own; each is drawn once in an epoch.
+        settings: of the training.
+        rules: how the truth is made, and which pixels count.
+        share: of each batch.
+
+    Raises:
+        ConfigurationError: windows that the network cannot read, or none where some are to be about a class.
+    """
+
+    def __init__(
+        self,
+        network: Interpreter,
+        store: FeatureStore,
+        task: Task,
+        images: Sequence[Labelled],
+        settings: TrainingSettings,
+        rules: Rules,
+        share: Share,
+    ) -> None:
+        self._network, self._store, self._task, self._images = network, store, task, images
+        self._settings, self._rules, self.share = settings, rules, share
+        self._spec = network.spec
+        self._known_moments = KnownMoments(network.moments, lambda key: store.entry(self._spec, key).fov)
+        self._truths: dict[str, Truth] = {}
+        if settings.crop is not None:
+            require_window(settings.crop, network.head.step, self._spec.resolution)
+        elif settings.foreground:
+            raise ConfigurationError("foreground is a share of the windows: say with crop how large these are")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch."""
+        return -(-len(self._images) // self._settings.batch)
+
+    def learn_truth(self, image: Labelled, native: NDArray[np.uint8] | None = None) -> None:
+        """Read what is to be learnt of an image, before it is fed: its masks, or ``native`` (H, W) instead of them."""
+        self._truths[image.key.image_id] = self.truth_of(image, native)
+
+    def truth_of(self, image: Labelled, native: NDArray[np.uint8] | None = None) -> Truth:
+        """Truth (R, R), of an image's masks or of what is given instead, uint8 (H, W), and what counts (R, R)."""
+        entry = self._store.entry(self._spec, image.key)
+        if native is None:
+            native = native_truth(self._store, image, self._task)
+        truth = self._rules.network_truth(entry, native, self._task, image.sample)
+        return truth, self._rules.counted(entry.fov)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """This process's share of the batches of an epoch, from one of them on."""
+        settings = self._settings
+        drawn = np.random.default_rng([settings.seed, epoch, 1]).choice(settings.views, size=len(self._images))
+        keys = [Key(i.key.image_id, str(view)) for i, view in zip(self._images, drawn, strict=True)]
+        one = not self._network.head.all_timesteps
+        plans = plan_epoch(self._spec, keys, settings.batch, seed=settings.seed, epoch=epoch, one_timestep=one)
+        return stream(self._store, self._spec, [self._share_of(plan) for plan in plans], start=start)
+
+    def _share_of(self, plan: Plan) -> Plan:
+        """This process's images of a batch; one at least, so that all processes take the same steps."""
+        rows = self.share.rows(len(plan.keys)) or [0]
+        return Plan(tuple(plan.keys[row] for row in rows), plan.timesteps[rows])
+
+    def weight(self, position: int) -> float:
+        """Of this process's mean loss of a batch."""
+        images = min(self._settings.batch, len(self._images) - position * self._settings.batch)
+        return self.share.weight(images)
+
+    def fed(self, batch: Batch, epoch: int) -> Fed:
+        """A batch as the network is shown it: cropped, flipped and augmented by its position's seed."""
+        steps: slice | int = slice(None) if self._network.head.all_timesteps else 0
+        batch = batch._replace(maps={name: m[:, steps] for name, m in batch.maps.items()})
+        moments = self._known_moments.of(batch) if self._network.config.standardise else None
+        batch, truths = self._windows(batch, epoch)
+        maps = self._network.decoded(batch.maps, moments)
+        device = self._network.device
+        truth = torch.from_numpy(np.stack([labels for labels, _ in truths])).to(device)
+        inside = torch.from_numpy(np.stack([inside for _, inside in truths])).to(device)
+        if self._settings.flips:
+            random = np.random.default_rng([self._settings.seed, epoch, batch.position])
+            axes = [a for a, flip in zip((-1, -2), random.random(2) < 0.5, strict=True) if flip]
+            maps = {name: m.flip(axes) for name, m in maps.items()}
+            truth, inside = truth.flip(axes), inside.flip(axes)
+        t = torch.from_numpy(batch.timesteps[:, steps]).to(device)
+        return Fed(self._network.head.augment(maps), t, truth, inside)
+
+    def truths(self, batch: Batch) -> list[Truth]:
+        """Truth and what counts of every image of a batch, flipped as its view is."""
+        flipped = []
+        for key in batch.keys:
+            labels, inside = self._truths[key.image_id]
+            axes = flipped_axes(key.view)
+            flipped.append((np.flip(labels, axes), np.flip(inside, axes)))
+        return flipped
+
+    def _windows(self, batch: Batch, epoch: int) -> tuple[Batch, list[Truth]]:
+        """A window of each image and of its truth, where the settings ask for windows."""
+        truths, side = self.truths(batch), self._settings.crop
+        if side is None:
+            return batch, truths
+        step = self._network.head.step
+        random = np.random.default_rng([self._settings.seed, epoch, batch.position, self.share.process, 3])
+        corners = [draw_corner(self._centres(*truth, random), side, step, random) for truth in truths]
+        maps = crop_maps(batch.maps, corners, side, self._spec.resolution)
+        windows = [
+            (crop_plane(labels, corner, side), crop_plane(inside, corner, side))
+            for (labels, inside), corner in zip(truths, corners, strict=True)
+        ]
+        return batch._replace(maps=maps), windows
+
+    def _centres(
+        self, labels: NDArray[np.uint8], inside: NDArray[np.bool_], random: np.random.Generator
+    ) -> NDArray[np.bool_]:
+        """Where the window of an image may be centred."""
+        share = self._settings.foreground
+        if share and random.random() < share:
+            return draw_class(self._task.members(labels), inside, random)
+        return inside

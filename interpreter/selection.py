@@ -1,0 +1,82 @@
+"""Which state of a training is kept, and what is fitted to it behind the last epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from interpreter.calibration import fit_temperature
+from interpreter.checkpoint import Card, load_interpreter, read_card, save_interpreter, write_card
+from interpreter.data import Labelled
+from interpreter.domain import DOMAIN_FILE, LEAST, domain_of
+from interpreter.evaluation import evaluate
+from interpreter.feed import Truth
+from interpreter.network import Interpreter
+from interpreter.recorder import Recorder
+from interpreter.rules import Rules
+from store.feature_store import FeatureStore
+
+
+class Selection:
+    """Keeps the best interpreter of a run in its folder; without validation images the latest.
+
+    Used by the first process alone, but for ``heard``.
+
+    Args:
+        folder: of the run.
+        card: of the interpreter that is trained.
+        store: holds features and masks of the images.
+        images: labelled ones that are not trained on.
+        rules: how the truth is made, and which pixels count.
+
+    Attributes:
+        best: criterion of the interpreter that is kept (``Scores.criterion``).
+        since_best: times since then that another one was not better.
+    """
+
+    def __init__(self, folder: Path, card: Card, store: FeatureStore, images: Sequence[Labelled], rules: Rules) -> None:
+        self._folder, self._card, self._store, self.images, self._rules = folder, card, store, images, rules
+        self.best, self.since_best = -1.0, 0
+        self._metrics: dict[str, float] = {}
+
+    def criterion(
+        self, network: Interpreter, epoch: int, recorder: Recorder, truth_of: Callable[[Labelled], Truth]
+    ) -> float:
+        """How good the network is on the images; 0 where there are none."""
+        if not self.images:
+            return 0.0
+        task = self._card.task
+        pictures = recorder.pictures(epoch, task, truth_of)
+        scores = evaluate(network, self._store, self._card.spec, task, self.images, pictures, rules=self._rules)
+        recorder.scores(scores, epoch)
+        self._metrics = {"validation_dice": round(scores.mean_dice, 4)}
+        return scores.criterion(overlapping=task.overlapping)
+
+    def heard(self, criterion: float) -> bool:
+        """Whether a network with this criterion is to be kept; every process counts along."""
+        if criterion <= self.best and self.images:
+            self.since_best += 1
+            return False
+        self.best, self.since_best = criterion, 0
+        return True
+
+    def keep(self, network: Interpreter, epoch: int) -> None:
+        """Write the network whose criterion was asked for last."""
+        card = self._card.model_copy(update={"metrics": self._metrics | {"epoch": epoch}})
+        save_interpreter(self._folder, network, card)
+
+    def finish(self, device: str) -> None:
+        """Fit the temperature of what was kept, and what tells photographs from these images, once each."""
+        interpreter, card = load_interpreter(self._folder)
+        if self.images and "calibrated" not in card.metrics:
+            temperature = fit_temperature(interpreter.to(device), self._store, card.task, self.images, self._rules)
+            metrics = card.metrics | {"calibrated": 1.0}
+            write_card(self._folder, card.model_copy(update={"temperature": temperature, "metrics": metrics}))
+        enough = len(self._card.training_ids) + len(self._card.validation_ids) >= LEAST
+        if enough and not (self._folder / DOMAIN_FILE).is_file():
+            domain_of(self._card, self._store).save(self._folder)
+
+    def kept_dice(self) -> float:
+        """Validation Dice of what was kept; nan where there are no images."""
+        return float(read_card(self._folder).metrics.get("validation_dice", math.nan))
