@@ -6,7 +6,7 @@ R  network's square    H, W  native size
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -59,10 +59,9 @@ def vote(probabilities: NDArray[np.float32]) -> Prediction:
     mean = probabilities.mean(axis=0, dtype=np.float32)
     leading = votes == votes.max(axis=0)
     labels = np.where(leading, mean, -1).argmax(axis=0).astype(np.uint8)
-    disagreement = _entropy((votes / np.float32(steps)).astype(np.float32)).sum(axis=0)
     masks = np.stack([labels == c for c in range(1, classes)])
     by_voter = np.stack([by_timestep == c for c in range(1, classes)], axis=1)
-    return Prediction(labels, mean, votes, disagreement + 0.0, by_timestep, masks, by_voter)
+    return Prediction(labels, mean, votes, disagreement(votes, steps), by_timestep, masks, by_voter)
 
 
 def vote_overlapping(probabilities: NDArray[np.float32]) -> Prediction:
@@ -76,18 +75,30 @@ def vote_overlapping(probabilities: NDArray[np.float32]) -> Prediction:
     votes = by_voter.sum(axis=0)
     mean = probabilities.mean(axis=0, dtype=np.float32)
     masks = (2 * votes > steps) | ((2 * votes == steps) & (mean > 0.5))
-    shares = votes / np.float32(steps)
-    disagreement = (_entropy(shares) + _entropy(1 - shares)).max(axis=0)
     nobody = (~by_voter.any(axis=1)).sum(axis=0)
+    of_each = np.concatenate([nobody[None], votes]).astype(np.uint8)
     return Prediction(
         topmost(masks),
         np.concatenate([1 - mean.max(axis=0, keepdims=True), mean]),
-        np.concatenate([nobody[None], votes]).astype(np.uint8),
-        disagreement + 0.0,
+        of_each,
+        disagreement(of_each, steps, overlapping=True),
         np.stack([topmost(one) for one in by_voter]),
         masks,
         by_voter,
     )
+
+
+def disagreement(votes: NDArray[np.uint8], steps: int, *, overlapping: bool = False) -> NDArray[np.float32]:
+    """Entropy of the votes in nats, float32 (R, R); of overlapping classes the largest of theirs.
+
+    Args:
+        votes: uint8 (n, R, R).
+        steps: how many voted.
+    """
+    shares = (votes / np.float32(steps)).astype(np.float32)
+    if overlapping:
+        return np.asarray((_entropy(shares[1:]) + _entropy(1 - shares[1:])).max(axis=0) + 0.0)
+    return np.asarray(_entropy(shares).sum(axis=0) + 0.0)
 
 
 def predict(
@@ -139,10 +150,17 @@ class Segmented(NamedTuple):
 def segment(interpreter: Interpreter, features: Features, mirrored: Mapping[str, Features] | None = None) -> Segmented:
     """What an interpreter makes of a photograph's features, and of those of its mirror images (``predict``)."""
     prediction = predict(interpreter, features.maps, features.fov, mirrored)
-    if interpreter.config.overlapping:
-        masks = native_masks(prediction, features.fov, features.geometry, overlapping=True)
+    return at_native_size(prediction, features.fov, features.geometry, overlapping=interpreter.config.overlapping)
+
+
+def at_native_size(
+    prediction: Prediction, fov: NDArray[np.bool_], geometry: Geometry, *, overlapping: bool = False
+) -> Segmented:
+    """A vote carried to native size; fov bool (R, R). No network is needed."""
+    if overlapping:
+        masks = native_masks(prediction, fov, geometry, overlapping=True)
         return Segmented(prediction, topmost(masks), masks)
-    return Segmented(prediction, native_labels(prediction, features.fov, features.geometry), None)
+    return Segmented(prediction, native_labels(prediction, fov, geometry), None)
 
 
 def native_labels(
@@ -155,8 +173,12 @@ def native_labels(
     """
     if overlapping:
         return topmost(native_masks(prediction, fov, geometry, overlapping))
-    native = _restored(prediction.votes + prediction.probabilities, geometry)
-    labels: NDArray[np.uint8] = native.argmax(axis=0).astype(np.uint8)
+    planes = _restored(prediction.votes + prediction.probabilities, geometry)
+    best = next(planes)
+    labels = np.zeros(best.shape, dtype=np.uint8)
+    for c, plane in enumerate(planes, 1):
+        labels[plane > best] = c
+        np.maximum(best, plane, out=best)
     labels[~geometry.restore(fov).astype(np.bool_)] = 0
     return labels
 
@@ -171,21 +193,24 @@ def native_masks(
     half = np.float32(len(prediction.by_timestep) / 2)
     # Above zero exactly where the vote has the class: half of the votes and a mean above one half, or more.
     scores = prediction.votes[1:] - half + np.float32(0.99) * (prediction.probabilities[1:] - np.float32(0.5))
-    masks: NDArray[np.bool_] = _restored(scores, geometry) > 0
-    return masks & geometry.restore(fov).astype(np.bool_)
+    inside = geometry.restore(fov).astype(np.bool_)
+    return np.stack([(plane > 0) & inside for plane in _restored(scores, geometry)])
 
 
 def native_probabilities(prediction: Prediction, fov: NDArray[np.bool_], geometry: Geometry) -> NDArray[np.float32]:
     """Mean probabilities float32 (n, H, W); 0 outside the field of view, where no answer is given."""
-    native = _restored(prediction.probabilities, geometry)
-    native[:, ~geometry.restore(fov).astype(np.bool_)] = 0
+    outside = ~geometry.restore(fov).astype(np.bool_)
+    native = np.empty((len(prediction.probabilities), geometry.height, geometry.width), dtype=np.float32)
+    for i, plane in enumerate(_restored(prediction.probabilities, geometry)):
+        native[i] = plane
+    native[:, outside] = 0
     return native
 
 
-def _restored(planes: NDArray[np.float32], geometry: Geometry) -> NDArray[np.float32]:
-    """float32 (k, R, R) -> (k, H, W)."""
-    last = np.ascontiguousarray(np.moveaxis(planes, 0, -1), dtype=np.float32)
-    return np.moveaxis(geometry.restore(last, Interpolation.LINEAR), -1, 0).astype(np.float32, copy=False)
+def _restored(planes: NDArray[np.float32], geometry: Geometry) -> Iterator[NDArray[np.float32]]:
+    """Each of (k, R, R) at native size, float32 (H, W); one after the other, since photographs may be large."""
+    for plane in planes:
+        yield geometry.restore(np.ascontiguousarray(plane, dtype=np.float32), Interpolation.LINEAR).astype(np.float32)
 
 
 def _entropy(shares: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from interpreter.domain import DomainScore
-from interpreter.prediction import Prediction, native_probabilities, topmost, vote
+from interpreter.prediction import Prediction, disagreement, native_probabilities, topmost, vote
 from store.geometry import Geometry, Interpolation
 
 
@@ -132,7 +132,7 @@ def at_threshold(answer: Answer, threshold: float) -> Answer:
 
 
 def of_classes(answer: Answer, names: Sequence[str]) -> Answer:
-    """The same answer with every class but these left to the background, and so the votes for them."""
+    """The same answer with every class but these left to the background: labels, votes, probabilities, everything."""
     kept = np.array([name in names for name in answer.classes[1:]])
     if answer.layers is not None:
         chosen = kept[:, None, None]
@@ -143,10 +143,24 @@ def of_classes(answer: Answer, names: Sequence[str]) -> Answer:
 
 
 def _voting(answer: Answer, kept: NDArray[np.bool_]) -> Answer:
-    """The answer with the votes for some classes only; whoever chose none of them voted for the background."""
-    by_voter = answer.prediction.masks_by_voter & kept[:, None, None]
+    """The answer as if there were some classes only: who chose none of them chose the background."""
+    before, overlapping = answer.prediction, answer.layers is not None
+    by_voter = before.masks_by_voter & kept[:, None, None]
     votes = np.concatenate([(~by_voter.any(axis=1)).sum(axis=0)[None], by_voter.sum(axis=0)]).astype(np.uint8)
-    return replace(answer, prediction=replace(answer.prediction, votes=votes))
+    probabilities = before.probabilities * np.append(True, kept)[:, None, None]
+    if overlapping:
+        probabilities[0] = 1 - probabilities[1:].max(axis=0)
+    else:
+        probabilities[0] += before.probabilities[1:][~kept].sum(axis=0)
+    now = replace(
+        before,
+        votes=votes,
+        probabilities=probabilities,
+        disagreement=disagreement(votes, len(by_voter), overlapping=overlapping),
+        by_timestep=np.stack([topmost(one) for one in by_voter]),
+        masks_by_voter=by_voter,
+    )
+    return replace(answer, prediction=now)
 
 
 def _labelled(answer: Answer, labels: NDArray[np.integer], square: NDArray[np.integer]) -> Answer:

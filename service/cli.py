@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -10,6 +11,7 @@ import typer
 from service.errors import EXPECTED
 from service.settings import CONFIG, Settings, described
 from store import console
+from store.errors import StoreError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -76,8 +78,24 @@ def _check(settings: Settings) -> None:
     console.out.print(f"store {settings.store_location}: {troubles or 'can be read and written'}", highlight=False)
     console.out.print(keys, highlight=False)
     engine.close()
-    if not _folders_are_read(settings) or troubles:
+    kept = _jobs_are_kept(settings)
+    if not _folders_are_read(settings) or not kept or troubles:
         raise typer.Exit(console.Exit.FAILED)
+
+
+def _jobs_are_kept(settings: Settings) -> bool:
+    """Say whether something can be written where jobs are kept."""
+    from store.objects import open_objects
+
+    name, told = f"check-{uuid.uuid4().hex}", "can be read and written"
+    try:
+        objects = open_objects(settings.jobs_location)
+        objects.put(name, b"alive")
+        objects.remove(name)
+    except (StoreError, OSError) as error:
+        told = str(error)
+    console.out.print(f"jobs {settings.jobs_location}: {told}", highlight=False)
+    return told == "can be read and written"
 
 
 def _folders_are_read(settings: Settings) -> bool:

@@ -185,7 +185,7 @@ async def _admitted(request: Request, name: Annotated[str, Depends(_known)]) -> 
             room.give_back(request)
 
 
-Shared = Annotated[Context, Depends(_context)]
+SharedContext = Annotated[Context, Depends(_context)]
 ReadyEngine = Annotated[Engine, Depends(_engine)]
 Known = Annotated[str, Depends(_known)]
 Admitted = Annotated[str, Depends(_admitted)]

@@ -41,18 +41,31 @@ FOVEA = Concept("67046006", "SCT", "Fovea centralis")
 HEMORRHAGE = Concept("50960005", "SCT", "Hemorrhage")
 FIELD_OF_VIEW = Concept("field-of-view", PRIVATE_SCHEME, "Field of view")
 
+OPTIC_CUP = Concept("optic-cup", PRIVATE_SCHEME, "Optic cup")
+MICROANEURYSM = Concept("microaneurysm", PRIVATE_SCHEME, "Retinal microaneurysm")
+HARD_EXUDATE = Concept("hard-exudate", PRIVATE_SCHEME, "Hard exudate of retina")
+SOFT_EXUDATE = Concept("soft-exudate", PRIVATE_SCHEME, "Soft exudate of retina")
+
 CONCEPTS: dict[str, tuple[Concept, Concept]] = {
     "vessel": (ANATOMICAL, VESSEL),
     "artery": (ANATOMICAL, ARTERY),
     "vein": (ANATOMICAL, VEIN),
     "disc": (ANATOMICAL, OPTIC_DISC),
     "optic_disc": (ANATOMICAL, OPTIC_DISC),
+    "od": (ANATOMICAL, OPTIC_DISC),
+    "cup": (ANATOMICAL, OPTIC_CUP),
     "fovea": (ANATOMICAL, FOVEA),
+    "ma": (ABNORMAL, MICROANEURYSM),
+    "he": (ABNORMAL, HEMORRHAGE),
+    "ex": (ABNORMAL, HARD_EXUDATE),
+    "se": (ABNORMAL, SOFT_EXUDATE),
     "hemorrhage": (ABNORMAL, HEMORRHAGE),
     "haemorrhage": (ABNORMAL, HEMORRHAGE),
     "field of view": (ANATOMICAL, FIELD_OF_VIEW),
 }
-"""Category and type by a class's name in the singular; other classes get a private code of their own name."""
+"""Category and type by a class's name in the singular; other classes get a private code of their own name. DICOM's
+subset of SNOMED CT, which is free, has no cup, microaneurysms and exudates: those have private codes, and meanings that
+say what they are."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +106,7 @@ def encode_segmentation(
         UnsupportedAnswer: the source is no DICOM file, or lacks what a reference to it needs.
         DicomError: it is a damaged one.
     """
-    check_source(source, name)
-    header = _referable(read_header(source, name), name)
+    header = _header(source, name)
     if masks.shape[1:] != (header.Rows, header.Columns):
         raise UnsupportedAnswer(
             f"{name}: masks {masks.shape[1:]} do not lie on {header.Rows} x {header.Columns} pixels"
@@ -117,9 +129,14 @@ def encode_segmentation(
 
 
 def check_source(source: bytes, name: str) -> None:
-    """UnsupportedAnswer if these bytes are no DICOM file."""
+    """UnsupportedAnswer if these bytes are no DICOM file, or one that no SEG can refer to; DicomError if damaged."""
+    _header(source, name)
+
+
+def _header(source: bytes, name: str) -> Dataset:
     if not is_dicom(source):
         raise UnsupportedAnswer(f"{name}: a DICOM SEG refers to a DICOM photograph, and this is none; ask for png")
+    return _referable(read_header(source, name), name)
 
 
 def _referable(header: Dataset, name: str) -> Dataset:
@@ -177,7 +194,7 @@ def _described(number: int, class_name: str, colour: str, made_by: SegmentedBy) 
     )
     return SegmentDescription(
         segment_number=number,
-        segment_label=class_name[:64],
+        segment_label=kind.meaning[:64],  # OD, the usual name of the disc in data sets, is the right eye to others
         segmented_property_category=Code(category.value, category.scheme, category.meaning),
         segmented_property_type=Code(kind.value, kind.scheme, kind.meaning),
         algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,

@@ -26,7 +26,7 @@ from extractor.images import MAX_PIXELS, image_id
 from extractor.preprocess import NetworkInput
 from interpreter.checkpoint import Card
 from interpreter.domain import DomainScore
-from interpreter.prediction import segment
+from interpreter.prediction import at_native_size, predict, segment
 from service.answers import Answer, AnswerCache, feature_key, of_field_of_view
 from service.device import Device
 from service.errors import NotFound
@@ -70,7 +70,7 @@ class Engine:
         joined = self.metrics.joined.inc
         self._flights: Flights[Any] = Flights(2 * self.limits.batch + 2, self.limits.queue, joined)
         self._shared: Shared[tuple[Features, bool]] = Shared()
-        self._preparing = threading.Semaphore(2)  # decoded photographs are large, whatever the pool's size
+        self._at_native_size = threading.Semaphore(2)  # photographs are large there, whatever the pool's size
         gauge = self.metrics.gauge
         gauge("diffdgss_queue_length", "Images at work or waiting", lambda: self._flights.count)
         gauge("diffdgss_answer_cache_bytes", "Memory of finished answers", lambda: self._answers.bytes)
@@ -207,11 +207,16 @@ class Engine:
         features, reader = by_view[IDENTITY], reader_at(model.interpreter, asked.timesteps)
         mirrored = {view: features_at(one, model.card.spec, asked.timesteps) for view, one in by_view.items()}
         plain = mirrored.pop(IDENTITY)
-        prediction, labels, layers = work.on_device(
-            "interpret", lambda: self.device.run(lambda: segment(reader, plain, mirrored), work.wanted)
+        prediction = work.on_device(
+            "interpret",
+            lambda: self.device.run(lambda: predict(reader, plain.maps, plain.fov, mirrored), work.wanted),
         )
         with work.stage("interpret"):
             score = _scored(model, features, work.warnings)
+        flight.check()
+        with self._at_native_size, work.stage("outline"):
+            overlapping = reader.config.overlapping
+            _, labels, layers = at_native_size(prediction, features.fov, features.geometry, overlapping=overlapping)
         answer = Answer(
             image_id=asked.image_id,
             model=model.name,
@@ -258,7 +263,7 @@ class Engine:
         """The photograph, if it was sent: a file that is no image is told first, known or not."""
         if asked.data is None:
             return None
-        with self._preparing, work.stage("decode"):
+        with self._at_native_size, work.stage("decode"):
             pixels = decode_photograph(asked.data, asked.name, self.limits.max_pixels, self.limits.formats)
             work.warnings += quality_warnings(pixels, find_field_of_view(pixels, asked.name))
         return pixels
@@ -313,7 +318,7 @@ class Engine:
 
     def _field_of_view(self, data: bytes, image: str, name: str) -> Answer:
         work = Work(self.metrics, lambda: True)
-        with self._preparing, work.stage("decode"):
+        with self._at_native_size, work.stage("decode"):
             pixels = decode_photograph(data, name, self.limits.max_pixels, self.limits.formats)
             fov = find_field_of_view(pixels, name)
         warnings = tuple(quality_warnings(pixels, fov))

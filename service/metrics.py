@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -46,15 +44,6 @@ class Metrics:
     def observe(self, stage: str, seconds: float) -> None:
         """Count time towards a stage."""
         self._stages.labels(stage).observe(seconds)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Count the time of a block of code towards a stage."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.observe(name, time.perf_counter() - started)
 
     def text(self) -> bytes:
         """In Prometheus's format."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -67,6 +67,11 @@ class Options(BaseModel):
     opacity: float = Field(default=0.55, ge=0, le=1, description="of the overlay's colours")
     fov_only: bool = Field(default=False, description="the field of view alone; no network is run")
 
+    def require_classes(self, classes: Sequence[str]) -> None:
+        """NotFound unless the labels that are asked for are among a model's classes."""
+        if unknown := sorted(set(self.labels or ()) - set(classes)):
+            raise NotFound(f"no class {', '.join(unknown)} in this model; it has {', '.join(classes)}")
+
     def applied(self, answer: Answer) -> Answer:
         """The answer with the labels that threshold and classes leave.
 
@@ -75,8 +80,7 @@ class Options(BaseModel):
         """
         from service.answers import at_threshold, of_classes
 
-        if unknown := sorted(set(self.labels or ()) - set(answer.classes)):
-            raise NotFound(f"no class {', '.join(unknown)} in this model; it has {', '.join(answer.classes)}")
+        self.require_classes(answer.classes)
         if self.threshold is not None:
             answer = at_threshold(answer, self.threshold)
         return answer if self.labels is None else of_classes(answer, self.labels)

@@ -14,13 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extractor.errors import ImageError
-from extractor.images import FORMATS as IMAGE_FORMATS
 from extractor.images import SUFFIXES as IMAGE_SUFFIXES
 from extractor.images import decode_image
 from service.dicom import decode_dicom, is_dicom
+from service.settings import FORMATS as FORMATS
 
 Pixels = NDArray[np.uint8]
-FORMATS = (*IMAGE_FORMATS, "DICOM")
 SUFFIXES = IMAGE_SUFFIXES | {".dcm", ".dicom"}
 
 

@@ -33,7 +33,6 @@ class Limits:
         queue: images at work or waiting.
         answers_bytes: memory for finished answers.
         store_timeout: seconds until a store that hangs is left alone.
-        memory_bytes: of features, where the store is memory; None keeps all.
     """
 
     max_pixels: int = MAX_PIXELS
@@ -43,7 +42,6 @@ class Limits:
     queue: int = 32
     answers_bytes: int = 0
     store_timeout: float = 60.0
-    memory_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -101,8 +99,10 @@ class Work:
     def stage(self, name: str) -> Iterator[None]:
         """Count the time of a block of code towards a stage."""
         started = time.perf_counter()
-        yield
-        self.spent(name, time.perf_counter() - started)
+        try:
+            yield
+        finally:
+            self.spent(name, time.perf_counter() - started)
 
     def on_device(self, name: str, work: Callable[[], tuple[T, float]]) -> T:
         """The result of work on the device; the time it waited there is the stage ``queue``, the rest this stage."""

@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from pydantic import SecretStr
@@ -20,11 +20,12 @@ class Keys:
     """API keys by name; only their sha256 is held.
 
     Args:
-        keys: {name: the key, or ``sha256:`` and its sha256 in hexadecimal}; without any, everybody is let in.
+        keys: {name: its keys, each as it is or as ``sha256:`` and its sha256 in hexadecimal}; without any, everybody is
+            let in.
     """
 
-    def __init__(self, keys: Mapping[str, SecretStr]) -> None:
-        self._hashes = {name: _hash(secret.get_secret_value()) for name, secret in keys.items()}
+    def __init__(self, keys: Mapping[str, Sequence[SecretStr]]) -> None:
+        self._hashes = [(name, _hash(one.get_secret_value())) for name, secrets in keys.items() for one in secrets]
 
     def name_of(self, presented: str | None) -> str:
         """The name of the key that was presented; every key is compared, in constant time.
@@ -37,7 +38,7 @@ class Keys:
         if not presented:
             raise Unauthorised("expected an API key: Authorization: Bearer KEY, or X-API-Key: KEY")
         offered = hashlib.sha256(presented.encode("utf-8", "surrogateescape")).digest()
-        found = [name for name, known in self._hashes.items() if hmac.compare_digest(offered, known)]
+        found = [name for name, known in self._hashes if hmac.compare_digest(offered, known)]
         if not found:
             raise Unauthorised("this API key is not known")
         return found[0]

@@ -15,6 +15,8 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 CONFIG = "DIFFDGSS_CONFIG"
+FORMATS = ("PNG", "JPEG", "TIFF", "PPM", "GIF", "BMP", "DICOM")
+"""``service.photographs`` reads them; named here, so that settings are read without what reads images."""
 MEMORY = "memory://"
 
 
@@ -53,7 +55,7 @@ class Settings(BaseSettings):
     deadline: float = Field(default=120.0, gt=0, description="seconds that a request may take")
     answers_bytes: int = Field(default=256_000_000, ge=0, description="memory for finished answers; 0 keeps none")
     store_timeout: float = Field(default=10.0, gt=0, description="seconds until a store that hangs is left alone")
-    max_requests: int = Field(default=64, gt=0, description="requests with a body at the same time")
+    max_requests: int = Field(default=64, gt=0, description="requests at the same time, downloads of jobs among them")
     uploads_bytes: int = Field(default=2_000_000_000, gt=0, description="memory for the bodies of all requests")
     upload_seconds: float = Field(default=600.0, gt=0, description="until the body of a request has to be there")
 
@@ -71,8 +73,10 @@ class Settings(BaseSettings):
         default={}, description="name = folder or s3://bucket/prefix that jobs may read, and no other"
     )
 
-    api_keys: dict[str, SecretStr] = Field(
-        default={}, description="name = key, or sha256:<hex> of it; without any, everybody may ask"
+    api_keys: dict[str, tuple[SecretStr, ...]] = Field(
+        default={},
+        description="name = key or sha256:<hex> of it, or a list of them while one is replaced; without any, everybody "
+        "may ask",
     )
     admins: tuple[str, ...] = Field(default=(), description="names of keys that may reload")
     rate: float = Field(default=0.0, ge=0, description="requests a minute of each key; 0: any number")
@@ -94,14 +98,31 @@ class Settings(BaseSettings):
             raise ValueError("expected max_bytes, of one request, within uploads_bytes, of all")
         return self
 
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _one_key_is_a_list_of_one(cls, keys: Any) -> Any:
+        if not isinstance(keys, dict):
+            return keys
+        return {name: (one,) if isinstance(one, (str, SecretStr)) else one for name, one in keys.items()}
+
     @field_validator("api_keys")
     @classmethod
-    def _hashes_are_hashes(cls, keys: dict[str, SecretStr]) -> dict[str, SecretStr]:
-        for name, secret in keys.items():
-            kind, colon, digest = secret.get_secret_value().partition(":")
-            if colon and kind == "sha256" and not re.fullmatch("[0-9a-fA-F]{64}", digest):
-                raise ValueError(f"expected sha256: and 64 hexadecimal digits in api_keys.{name}")
+    def _hashes_are_hashes(cls, keys: dict[str, tuple[SecretStr, ...]]) -> dict[str, tuple[SecretStr, ...]]:
+        for name, secrets in keys.items():
+            if not secrets:
+                raise ValueError(f"expected a key in api_keys.{name}")
+            for secret in secrets:
+                kind, colon, digest = secret.get_secret_value().partition(":")
+                if colon and kind == "sha256" and not re.fullmatch("[0-9a-fA-F]{64}", digest):
+                    raise ValueError(f"expected sha256: and 64 hexadecimal digits in api_keys.{name}")
         return keys
+
+    @field_validator("formats")
+    @classmethod
+    def _formats_are_known(cls, formats: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [name for name in formats if name not in FORMATS]:
+            raise ValueError(f"expected some of {', '.join(FORMATS)} in formats, found {', '.join(unknown)}")
+        return formats
 
     @field_validator("folders")
     @classmethod

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Protocol, TypeVar
 
@@ -26,8 +27,12 @@ T = TypeVar("T")
 class Source(Protocol):
     """Photographs below one place."""
 
-    def keys(self, prefix: str) -> list[str]:
-        """Keys of all photographs below a prefix, sorted; Forbidden if it leads out, NotFound if nothing is there."""
+    def keys(self, prefix: str, most: int | None) -> list[str]:
+        """Keys of the photographs below a prefix, sorted, of more than ``most`` some; Forbidden if it leads out.
+
+        Raises:
+            NotFound: nothing is there.
+        """
 
     def read(self, key: str, limit: int) -> bytes:
         """One photograph; BodyTooLarge beyond ``limit`` bytes, Forbidden if it leads out, NotFound if it is gone."""
@@ -39,15 +44,19 @@ class FolderSource:
     def __init__(self, root: Path) -> None:
         self._root = root.expanduser().resolve()
 
-    def keys(self, prefix: str) -> list[str]:
+    def keys(self, prefix: str, most: int | None) -> list[str]:
         below = self._inside(prefix)
         if not below.is_dir():
             raise NotFound("no such folder")
         found = (path for path in below.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-        keys = [path.relative_to(self._root).as_posix() for path in found if self._is_inside(path)]
-        if strange := [key for key in keys if not _is_text(key)]:
-            logger.warning("photographs whose names are no UTF-8 are left out", count=len(strange))
-        return sorted(key for key in keys if _is_text(key))
+        keys = (path.relative_to(self._root).as_posix() for path in found if self._is_inside(path))
+        told = list(islice((key for key in keys if self._can_be_told(key)), most))
+        return sorted(told)
+
+    def _can_be_told(self, key: str) -> bool:
+        if not _is_text(key):
+            logger.warning("a photograph whose name is no UTF-8 is left out")
+        return _is_text(key)
 
     def read(self, key: str, limit: int) -> bytes:
         path = self._inside(key)
@@ -85,11 +94,11 @@ class ObjectSource:
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
 
-    def keys(self, prefix: str) -> list[str]:
+    def keys(self, prefix: str, most: int | None) -> list[str]:
         keys = self._objects.keys(_checked(prefix))
         if not keys:
             raise NotFound("no such folder")
-        return [key for key in keys if PurePosixPath(key).suffix.lower() in SUFFIXES]
+        return [key for key in keys if PurePosixPath(key).suffix.lower() in SUFFIXES][:most]
 
     def read(self, key: str, limit: int) -> bytes:
         name = PurePosixPath(key).name
@@ -116,15 +125,15 @@ class Sources:
         # One for each place: one that hangs keeps its own threads, and the others go on.
         self._pools = {name: ThreadPoolExecutor(2, thread_name_prefix=f"source-{name}") for name in self._folders}
 
-    def keys(self, asked: str) -> list[str]:
-        """Every photograph of ``NAME`` or ``NAME/PREFIX``, as ``NAME/KEY``, sorted.
+    def keys(self, asked: str, most: int | None = None) -> list[str]:
+        """Every photograph of ``NAME`` or ``NAME/PREFIX``, as ``NAME/KEY``, sorted; of more than ``most`` some.
 
         Raises:
             Forbidden: no such name is allowed, or the prefix leads out.
             NotFound: nothing is there. Unavailable: the place does not answer.
         """
         name, _, prefix = asked.partition("/")
-        return [f"{name}/{key}" for key in self._in_time(name, lambda: self._source(name).keys(prefix))]
+        return [f"{name}/{key}" for key in self._in_time(name, lambda: self._source(name).keys(prefix, most))]
 
     def read(self, asked: str, limit: int) -> bytes:
         """The bytes of one photograph, named as ``keys`` does.
@@ -167,8 +176,10 @@ def _opened(location: str | Path) -> Source:
 
 
 def _checked(key: str) -> str:
-    """A key without its last slash; Forbidden if a part of it could lead elsewhere."""
+    """A key without its last slash; Forbidden if a part could lead elsewhere, NotFound if nothing can be called so."""
     plain = key.removesuffix("/")
+    if not plain.isprintable():
+        raise NotFound("no such folder")
     if plain and any(part in ("", ".", "..") for part in plain.split("/")):
         raise Forbidden("the prefix leads out of the folder")
     return plain

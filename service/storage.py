@@ -61,6 +61,7 @@ class Storage:
         self._troubles: dict[str, str] = {}
         self._rests_until = 0.0
         self._probed = 0.0
+        self._no_room_for = 0  # bytes of an entry that did not fit
         self._kept = _Kept(memory_bytes)
         with contextlib.suppress(OSError):
             self._guarded("open", self.store)
@@ -111,9 +112,12 @@ class Storage:
         try:
             written = self._guarded("write", lambda: self._write(spec, key, features, backbone, codebook))
         except OSError as error:
+            if isinstance(error.__cause__, StoreFull):
+                self._no_room_for = spec.entry_bytes()
             logger.warning("features could not be stored", problem=str(error))
             warn.append("features could not be stored; the next request inverts again")
             return 0
+        self._no_room_for = 0
         for old_spec, old_key in self._kept.added(spec, key, written):
             self.store().delete(old_spec, old_key)
         return written
@@ -122,9 +126,19 @@ class Storage:
         """Try to write something small, at most so often; the troubles there are."""
         if time.monotonic() - self._probed >= every:
             self._probed = time.monotonic()
+            before = self._troubles.get("write")
             with contextlib.suppress(OSError):
                 self._guarded("write", self._touch)
+                if before is not None and self._is_full():
+                    self._troubles["write"] = before  # for a few bytes there is room
         return self.troubles
+
+    def _is_full(self) -> bool:
+        """Whether the entry that did not fit would not fit now, as far as that can be known."""
+        if not self._no_room_for:
+            return False
+        free = self.store().objects.free_bytes()
+        return free is None or free < self._no_room_for
 
     def close(self) -> None:
         """Wait for nothing that hangs."""
@@ -162,9 +176,11 @@ class Storage:
         """The result of work on the store, in time; the store rests after it did not answer."""
         if time.monotonic() < self._rests_until:
             raise StoreUnavailable(self._troubles.get(doing) or "the feature store did not answer a moment ago")
+        future = self._pool.submit(work)
         try:
-            result = self._pool.submit(work).result(self._timeout)
+            result = future.result(self._timeout)
         except FutureTimeout as error:
+            future.cancel()  # what was not begun holds its features no longer
             raise self._failed(doing, f"no answer within {self._timeout:.0f} s", rest=True) from error
         except StoreFull as error:
             raise self._failed(doing, str(error), rest=False) from error

@@ -9,7 +9,7 @@ import numpy as np
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from service.context import Admitted, ReadyEngine, Shared, awaited
+from service.context import Admitted, ReadyEngine, SharedContext, awaited
 from service.engine import Engine
 from service.errors import NoImage, NotFound, Unavailable
 from service.flights import Ticket
@@ -36,7 +36,7 @@ _KEY = Annotated[str, Path(pattern=KEY_PATTERN, description="16 digits of the sp
 async def make(
     request: Request,
     engine: ReadyEngine,
-    context: Shared,
+    context: SharedContext,
     _key: Admitted,
     model: Annotated[str | None, Query(max_length=200, description="that will read them")] = None,
     mirrored: Annotated[bool, Query(description="those of its three mirror images, too")] = False,

@@ -9,7 +9,7 @@ from fastapi import Path as PathParameter
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
 
-from service.context import Context, ReadyEngine, Shared
+from service.context import Context, ReadyEngine, SharedContext
 from service.engine import Engine
 from service.errors import DeviceLost, NotFound, NotReady
 from service.models import Model
@@ -71,14 +71,14 @@ class ModelReady(BaseModel):
 
 
 @router.get("/healthz", response_model=Alive, responses=problems(503), operation_id="healthz")
-async def healthz(context: Shared) -> Alive:
+async def healthz(context: SharedContext) -> Alive:
     """The process is alive; 503 where only a new one can answer again, since the device is lost to this one."""
     _require_device(context)
     return Alive()
 
 
 @router.get("/readyz", response_model=Ready, responses=problems(503), operation_id="readyz")
-async def readyz(context: Shared) -> Ready:
+async def readyz(context: SharedContext) -> Ready:
     """Models are warm, 503 before; ``degraded`` while the store is in trouble, which costs time and no answers."""
     if context.engine.done() and (error := context.engine.exception()):
         raise NotReady(f"models could not be loaded: {error}", retry_after=30)
@@ -100,7 +100,7 @@ async def readyz(context: Shared) -> Ready:
     responses=problems() | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     operation_id="metrics",
 )
-async def metrics(context: Shared) -> Response:
+async def metrics(context: SharedContext) -> Response:
     """For Prometheus."""
     text = context.http.text()
     if context.engine.done() and context.engine.exception() is None:
@@ -109,14 +109,14 @@ async def metrics(context: Shared) -> Response:
 
 
 @router.get("/v2/health/live", response_model=Live, responses=problems(503), operation_id="v2_live")
-async def live(context: Shared) -> Live:
+async def live(context: SharedContext) -> Live:
     """The same as ``/healthz``."""
     _require_device(context)
     return Live()
 
 
 @router.get("/v2/health/ready", response_model=ServerReady, responses=problems(503), operation_id="v2_ready")
-async def ready(context: Shared, _engine: ReadyEngine) -> ServerReady:
+async def ready(context: SharedContext, _engine: ReadyEngine) -> ServerReady:
     """Models are loaded and warm."""
     _require_device(context)
     return ServerReady()

@@ -9,9 +9,9 @@ from fastapi import Path as PathParameter
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
-from service.context import Admitted, Context, ReadyEngine, Shared
+from service.context import Admitted, Context, ReadyEngine, SharedContext
 from service.engine import Engine
-from service.errors import BadRequest, Conflict, NoImage, NotFound
+from service.errors import BadRequest, Conflict, NoImage
 from service.jobs import FINISHED, JobRecord
 from service.options import Options, merged
 from service.outputs import negotiated
@@ -56,7 +56,7 @@ async def start(
     request: Request,
     response: Response,
     engine: ReadyEngine,
-    context: Shared,
+    context: SharedContext,
     key: Admitted,
     options: Annotated[Options, Query()],
     folder: Annotated[
@@ -87,7 +87,7 @@ async def start(
 
 
 @router.get("/v1/jobs", response_model=list[JobStatus], responses=problems(401, 429, 503), operation_id="list_jobs")
-async def listed(context: Shared, key: Admitted) -> list[JobStatus]:
+async def listed(context: SharedContext, key: Admitted) -> list[JobStatus]:
     """The jobs of this key that are still kept, the oldest first."""
     records = await run_in_threadpool(context.jobs.all)
     return [_status(record) for record in records if record.owner == key]
@@ -96,7 +96,7 @@ async def listed(context: Shared, key: Admitted) -> list[JobStatus]:
 @router.get(
     "/v1/jobs/{job_id}", response_model=JobStatus, responses=problems(401, 404, 429, 503), operation_id="read_job"
 )
-async def read(job_id: _ID, context: Shared, key: Admitted) -> JobStatus:
+async def read(job_id: _ID, context: SharedContext, key: Admitted) -> JobStatus:
     """How far a job is."""
     return _status(await run_in_threadpool(context.jobs.get, job_id, key))
 
@@ -107,7 +107,7 @@ async def read(job_id: _ID, context: Shared, key: Admitted) -> JobStatus:
     responses=problems(401, 404, 409, 429, 503),
     operation_id="cancel_job",
 )
-async def cancel(job_id: _ID, context: Shared, key: Admitted) -> JobStatus:
+async def cancel(job_id: _ID, context: SharedContext, key: Admitted) -> JobStatus:
     """Stop a job behind the photograph it is at; what is done can still be fetched."""
     record = await run_in_threadpool(context.jobs.get, job_id, key)
     return _status(await run_in_threadpool(context.jobs.cancel, record))
@@ -120,7 +120,7 @@ async def cancel(job_id: _ID, context: Shared, key: Admitted) -> JobStatus:
     | {200: {"content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}}},
     operation_id="read_job_results",
 )
-async def results(job_id: _ID, context: Shared, key: Admitted) -> StreamingResponse:
+async def results(job_id: _ID, context: SharedContext, key: Admitted) -> StreamingResponse:
     """A ZIP of all answers, and of what each says about itself, or why there is none: ``images.csv``, ``job.json``."""
     record = await run_in_threadpool(context.jobs.get, job_id, key)
     if record.state not in FINISHED:
@@ -134,16 +134,16 @@ def _checked(options: Options, engine: Engine) -> Options:
     if options.key is not None or options.fov_only:
         raise BadRequest("a job takes photographs: no key, and no fov_only")
     asked = engine.question(b"", "image", options.model, options.timesteps)
-    if unknown := sorted(set(options.labels or ()) - set(asked.model.card.task.classes)):
-        raise NotFound(f"no class {', '.join(unknown)} in this model")
+    options.require_classes(asked.model.card.task.classes)
     return options.model_copy(update={"model": asked.model.name})  # whatever is the default later
 
 
 def _photographs(folder: str, context: Context) -> list[str]:
     """Photographs of ``name`` or ``name/prefix``, where the operator allowed ``name``."""
-    found = context.sources.keys(folder)
-    if len(found) > context.settings.job_images:
-        raise BadRequest(f"{len(found)} photographs are more than {context.settings.job_images}; name a prefix")
+    most = context.settings.job_images
+    found = context.sources.keys(folder, most + 1)
+    if len(found) > most:
+        raise BadRequest(f"there are more than {most} photographs; name a prefix")
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from fastapi.concurrency import run_in_threadpool
 
-from service.context import Admitted, ReadyEngine, Shared
+from service.context import Admitted, ReadyEngine, SharedContext
 from service.errors import Forbidden
 from service.models import Model
 from service.routes.problems import problems
@@ -21,7 +21,7 @@ async def models(engine: ReadyEngine, _key: Admitted) -> list[ModelInfo]:
 
 
 @router.post("/v1/reload", response_model=Reloaded, responses=problems(401, 403, 409, 429, 503), operation_id="reload")
-async def reload(context: Shared, key: Admitted) -> Reloaded:
+async def reload(context: SharedContext, key: Admitted) -> Reloaded:
     """Read settings, keys and models anew, without a pause; for keys that the operator named in ``admins``."""
     if key not in context.settings.admins:
         raise Forbidden("only the keys named in admins may reload")

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from service.answers import Answer
-from service.context import Admitted, Context, ReadyEngine, Shared, awaited
+from service.context import Admitted, Context, ReadyEngine, SharedContext, awaited
 from service.engine import Engine
 from service.errors import Abandoned, BadRequest, DeadlinePassed, NoImage
 from service.flights import Ticket
@@ -74,7 +74,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
     operation_id="segment_short",
 )
 async def segment(
-    request: Request, engine: ReadyEngine, context: Shared, _key: Admitted, options: Annotated[Options, Query()]
+    request: Request, engine: ReadyEngine, context: SharedContext, _key: Admitted, options: Annotated[Options, Query()]
 ) -> Response:
     """Segment one photograph, or features that are in the store."""
     upload = await received(request, context.room, context.settings.max_bytes)
@@ -139,6 +139,7 @@ async def answered(
         asked = await run_in_threadpool(
             engine.question, data, name, options.model, options.timesteps, mirrored=options.mirrored
         )
+    options.require_classes(asked.model.card.task.classes)
     known = engine.finished(asked)
     if known is not None:
         return known

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from interpreter.prediction import native_masks, topmost, vote, vote_overlapping
+from interpreter.prediction import at_native_size, native_masks, topmost, vote, vote_overlapping
 from service.answers import Answer, at_threshold, of_classes
 from service.options import Options
 from service.outputs import OUTPUTS, Source
@@ -96,3 +96,31 @@ def test_agreement_is_that_of_the_class_that_was_chosen() -> None:
     assert (low.labels == 1).all()
     assert (low.agreement == 0).all()
     assert to_response(low, Options()).classes[1].agreement == 0
+
+
+@pytest.mark.parametrize("overlapping", [False, True])
+def test_a_class_that_is_left_out_is_left_out_of_everything(overlapping: bool) -> None:
+    random = np.random.default_rng(0)
+    if overlapping:
+        prediction = vote_overlapping(random.random((3, 2, SIDE, SIDE), dtype=np.float32))
+    else:
+        drawn = random.random((3, 3, SIDE, SIDE), dtype=np.float32)
+        prediction = vote(drawn / drawn.sum(axis=1, keepdims=True))
+    fov, geometry = np.ones((SIDE, SIDE), np.bool_), Geometry.whole(SIDE, SIDE, SIDE)
+    _, labels, layers = at_native_size(prediction, fov, geometry, overlapping=overlapping)
+    answer = dataclasses.replace(disc_and_cup(), labels=labels, layers=layers, prediction=prediction)
+    kept = of_classes(answer, ["OD"])
+    now, before = kept.prediction, answer.prediction
+    assert set(np.unique(now.by_timestep)) == {0, 1}
+    np.testing.assert_array_equal(now.by_timestep == 1, before.masks_by_voter[:, 0])
+    assert not now.probabilities[2].any()
+    np.testing.assert_allclose(now.probabilities.sum(axis=0), 1, atol=1e-6)
+    np.testing.assert_array_equal(now.probabilities[1], before.probabilities[1])
+    assert (now.disagreement > 0).sum() < (before.disagreement > 0).sum()
+    agreed = now.votes[1] % len(now.by_timestep) == 0
+    np.testing.assert_array_equal(now.disagreement == 0, agreed)
+    arrays = np.load(io.BytesIO(OUTPUTS["npz"].render(kept, Options(by_timestep=True), SOURCE)))
+    assert not arrays["probabilities"][2].any()
+    everything = of_classes(answer, ["OD", "cup"]).prediction
+    for name in ("labels", "probabilities", "votes", "disagreement", "by_timestep", "masks", "masks_by_voter"):
+        np.testing.assert_allclose(getattr(everything, name), getattr(before, name), atol=1e-6)

@@ -20,8 +20,9 @@ from pydicom.dataset import Dataset
 from pydicom.uid import SegmentationStorage
 
 from extractor.images import image_id
+from interpreter import checkpoint
 from service.dicom import decode_dicom
-from service.dicom_seg import SegmentedBy, encode_segmentation
+from service.dicom_seg import ABNORMAL, ANATOMICAL, CONCEPTS, SegmentedBy, encode_segmentation
 from service.engine import Engine
 from service.errors import UnsupportedAnswer
 from tests.service.conftest import png, serving
@@ -197,4 +198,15 @@ def test_the_field_of_view_as_seg(api: TestClient) -> None:
     files = {"image": ("eye.dcm", written(source))}
     response = api.post("/v1/segment", params={"output": "dicom-seg", "fov_only": True}, files=files)
     seg = highdicom.seg.segread(io.BytesIO(response.content))
-    assert seg.get_segment_description(1).segment_label == "field of view"
+    assert seg.get_segment_description(1).segment_label == "Field of view"
+
+
+@pytest.mark.parametrize("name", checkpoint.shipped())
+def test_every_shipped_class_says_what_it_is(name: str) -> None:
+    meanings = {}
+    for one in checkpoint.read_card(name).task.targets:
+        category, kind = CONCEPTS[one.lower()]
+        assert category == (ANATOMICAL if one in ("vessel", "OD", "cup") else ABNORMAL)
+        meanings[one] = kind.meaning
+    assert len(set(meanings.values())) == len(meanings)
+    assert "OD" not in meanings.values()

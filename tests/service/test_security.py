@@ -33,7 +33,7 @@ OPEN = ("/", "/healthz", "/readyz", "/metrics", "/openapi.json", "/v2", "/v2/hea
 
 def test_keys_are_known_by_name_and_held_as_hashes() -> None:
     digest = hashlib.sha256(b"other").hexdigest()
-    keys = Keys({"clinic": SecretStr("secret"), "new": SecretStr(f"sha256:{digest}")})
+    keys = Keys({"clinic": [SecretStr("secret")], "new": [SecretStr(f"sha256:{digest}")]})
     assert keys.name_of("secret") == "clinic"
     assert keys.name_of("other") == "new"
     assert "secret" not in str(vars(keys))
@@ -110,6 +110,14 @@ def test_reloading_is_for_admins_and_rotates_keys(shared_engine: Engine, model_f
     failed = client.post("/v1/reload", headers={"X-API-Key": "new"})
     assert failed.status_code == 500
     assert client.get("/v1/models", headers={"X-API-Key": "new"}).status_code == 200  # as it was
+
+
+def test_a_name_may_have_two_keys_while_one_is_replaced(make_engine: MakeEngine) -> None:
+    with serving(make_engine(), api_keys={"clinic": ["new", "old"], "other": "x"}) as client:
+        client.app.state.engine.result()  # type: ignore[attr-defined]
+        job = client.post("/v1/jobs", files={"image": ("a.png", png())}, headers={"X-API-Key": "old"}).json()
+        for key, status in (("new", 200), ("old", 200), ("x", 404), ("none", 401)):
+            assert client.get(f"/v1/jobs/{job['id']}", headers={"X-API-Key": key}).status_code == status, key
 
 
 def test_settings_that_cannot_be_meant_change_nothing(shared_engine: Engine, model_folder: Path) -> None:

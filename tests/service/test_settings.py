@@ -23,7 +23,7 @@ def test_the_command_line_goes_before_the_environment_and_that_before_the_file(
     settings = Settings(port=2)
     assert (settings.port, settings.queue, settings.deadline) == (2, 6, 9.5)
     assert settings.models == ("a", "b")
-    assert settings.api_keys["boss"].get_secret_value() == "secret"
+    assert [one.get_secret_value() for one in settings.api_keys["boss"]] == ["secret"]
     assert "secret" not in repr(settings)
 
 
@@ -32,6 +32,10 @@ def test_what_cannot_be_meant_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_pa
         Settings(admins=("nobody",))
     with pytest.raises(ValidationError):
         Settings(queue=0)
+    with pytest.raises(ValidationError, match="found jpg"):
+        Settings(formats=("PNG", "jpg"))
+    with pytest.raises(ValidationError, match=r"expected a key in api_keys\.boss"):
+        Settings(api_keys={"boss": ()})
     monkeypatch.setenv("DIFFDGSS_CONFIG", str(tmp_path / "nothing.toml"))
     with pytest.raises(FileNotFoundError, match="DIFFDGSS_CONFIG names"):
         Settings()

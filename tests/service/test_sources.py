@@ -62,10 +62,10 @@ def test_a_place_that_hangs_is_its_own_trouble(tmp_path: Path, monkeypatch: pyte
     released = threading.Event()
     keys = FolderSource.keys
 
-    def hanging(source: FolderSource, prefix: str) -> list[str]:
+    def hanging(source: FolderSource, prefix: str, most: int | None) -> list[str]:
         if source._root.name == "a":
             released.wait(120)
-        return keys(source, prefix)
+        return keys(source, prefix, most)
 
     monkeypatch.setattr(FolderSource, "keys", hanging)
     sources = Sources({"a": tmp_path / "a", "b": tmp_path / "b"}, timeout=0.3)
@@ -153,3 +153,27 @@ def test_other_kinds_of_places_are_refused_by_the_settings() -> None:
     with pytest.raises(ValueError, match="names without a slash"):
         Settings(folders={"clinic/ward": "/data"})
     assert Settings(folders={"clinic": "s3://bucket/eyes"}).folders == {"clinic": "s3://bucket/eyes"}
+
+
+def test_a_large_folder_is_not_walked_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(50):
+        (tmp_path / f"{i}.png").write_bytes(b"")
+    looked: list[Path] = []
+    is_file = Path.is_file
+
+    def counting(path: Path) -> bool:
+        looked.append(path)
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", counting)
+    assert len(FolderSource(tmp_path).keys("", 3)) == 3
+    assert len(looked) == 3
+
+
+def test_names_that_no_file_can_have_are_not_found(place: str) -> None:
+    sources = Sources({"clinic": place})
+    for key in ("clinic/a\0b", "clinic/a\nb"):
+        with pytest.raises(NotFound):
+            sources.keys(key)
+        with pytest.raises(NotFound):
+            sources.read(key, 10)

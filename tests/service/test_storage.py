@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -192,3 +193,27 @@ def test_what_a_killed_writer_left_is_cleared_and_made_anew(make_engine: MakeEng
     assert not objects.exists(f"{entry}/block_99/zarr.json")
     stored = engine.storage.read(spec, Key(question.image_id), [])
     assert isinstance(stored, Features)
+
+
+def test_a_disk_that_is_full_for_entries_is_not_ready_for_a_few_bytes(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = with_store(make_engine(), lambda: FeatureStore("memory://"))
+    store = engine.storage.store()
+    free = {"bytes": 10}
+    monkeypatch.setattr(store.objects, "free_bytes", lambda: free["bytes"])
+    write = store.write
+
+    def full(*given: Any) -> int:
+        if free["bytes"] < 10**6:
+            raise StoreFull("no room left")
+        return write(*given)
+
+    monkeypatch.setattr(store, "write", full)
+    engine.segment(png(91))
+    assert engine.storage.probe(every=0) == {"write": "no room left"}
+    free["bytes"] = 10**9
+    assert engine.storage.probe(every=0) == {}
+    engine.segment(png(92))
+    assert engine.storage.probe(every=0) == {}
+    engine.close()
