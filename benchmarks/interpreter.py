@@ -164,7 +164,7 @@ def main() -> None:
     ]
     print("\n".join(lines))
     if not options.quick:
-        write_section("Interpreter", lines)
+        write_section("Interpreter", lines, device=DEVICE)
     if options.json:
         print(json.dumps(summary(scans) | training | {"device": DEVICE}))
 

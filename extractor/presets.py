@@ -166,7 +166,7 @@ PRESETS = {"small": small, "fast": fast, "paper": paper}
 
 def is_shipped(backbone: str) -> bool:
     """Whether a name is that of a shipped backbone, which goes before a folder of that name."""
-    return "/" not in backbone and (MODELS / backbone).is_dir()
+    return backbone in shipped_backbones()
 
 
 def shipped_backbones() -> list[str]:

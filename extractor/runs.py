@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from extractor.datasets import DataSet
+from extractor.datasets import DataSet, Photograph
 from extractor.errors import DatasetError, ImageError
 from extractor.extraction import Extractor
 from extractor.images import image_id, read_bytes
@@ -21,6 +21,7 @@ from store.feature_store import FeatureStore
 from store.features import Key
 from store.interrupts import Stop
 from store.memory import keep_freed_memory
+from store.parallel import in_parallel
 from store.spec import FeatureSpec
 from store.views import IDENTITY
 
@@ -57,15 +58,19 @@ def plan_size(
     Args:
         advance: called for each photograph that was looked at.
     """
-    todo = 0
-    for photograph in dataset.photographs:
-        if advance is not None:
-            advance()
+
+    def missing(photograph: Photograph) -> int:
         try:
             name = image_id(read_bytes(photograph.image))
         except ImageError:
-            continue  # the run will list it
-        todo += sum(overwrite or not store.has(spec, Key(name, view)) for view in views)
+            return 0  # the run will list it
+        return sum(overwrite or not store.has(spec, Key(name, view)) for view in views)
+
+    todo = 0
+    for count in in_parallel(missing, dataset.photographs):
+        todo += count
+        if advance is not None:
+            advance()
     return SizePlan(todo, spec.block_bytes(), store.objects.free_bytes())
 
 

@@ -126,7 +126,7 @@ def read_card(name: str | Path) -> Card:
 
 def folder_of(name: str | Path) -> Path:
     """The folder of a shipped interpreter, which goes before a folder of that name; any other name as it is."""
-    return MODELS / name if "/" not in str(name) and (MODELS / name).is_dir() else Path(name)
+    return MODELS / name if str(name) in shipped() else Path(name)
 
 
 def shipped() -> list[str]:

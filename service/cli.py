@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 import uuid
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -122,15 +125,30 @@ def _serve(settings: Settings, chosen: dict[str, Any]) -> None:
     for name in (settings.model, *settings.models):
         load_interpreter(name)  # a wrong name is told now, not by the first request
     logs.configure(settings.log_level)
-    uvicorn.run(
-        _app(settings, chosen),
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=int(settings.deadline) + 1,
-    )
+    try:
+        uvicorn.run(
+            _app(settings, chosen),
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=int(settings.deadline) + 1,
+        )
+    finally:
+        _leave_what_hangs()
+
+
+def _leave_what_hangs() -> None:
+    """End the process although a store or a folder has not answered: its threads would be waited for, for ever."""
+    from structlog import get_logger
+
+    until = time.monotonic() + 1  # those that wait for nothing end by themselves
+    while hanging := [one.name for one in threading.enumerate() if one.name.startswith(("store_", "source-"))]:
+        if time.monotonic() > until:
+            get_logger(__name__).warning("stopped while a store or folder does not answer", threads=hanging)
+            os._exit(console.Exit.INTERRUPTED)
+        time.sleep(0.02)
 
 
 def _app(settings: Settings, chosen: dict[str, Any]) -> FastAPI:

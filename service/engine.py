@@ -257,7 +257,7 @@ class Engine:
         work, spec = Work(self.metrics, lambda: flight.wanted), asked.model.card.spec
         _, cached = self._features(asked, flight, work)
         key = feature_key(spec.digest, asked.image_id)
-        return Kept(key, asked.image_id, spec, cached, work.forwards, tuple(work.warnings))
+        return Kept(key, asked.image_id, spec, cached, work.forwards, work.all_stored)
 
     def _decoded(self, asked: Question, work: Work) -> NDArray[np.uint8] | None:
         """The photograph, if it was sent: a file that is no image is told first, known or not."""
@@ -311,9 +311,9 @@ class Engine:
         features = work.on_device("invert", lambda: self.device.invert(extractor, prepared, wanted))
         work.forwards += len(card.spec.grid)
         with work.stage("store"):
-            work.bytes_stored += self.storage.write(
-                card.spec, key, features, card.backbone, extractor.codebook, work.warnings
-            )
+            written = self.storage.write(card.spec, key, features, card.backbone, extractor.codebook, work.warnings)
+        work.bytes_stored += written or 0
+        work.all_stored &= written is not None
         return features
 
     def _field_of_view(self, data: bytes, image: str, name: str) -> Answer:

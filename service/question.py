@@ -85,6 +85,7 @@ class Work:
         seconds: by stage.
         warnings: what the reader should know.
         bytes_stored: written to the store.
+        all_stored: nothing was refused by it.
         forwards: network forwards that were run.
     """
 
@@ -93,6 +94,7 @@ class Work:
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     bytes_stored: int = 0
+    all_stored: bool = True
     forwards: int = 0
 
     @contextmanager
@@ -125,6 +127,7 @@ class Kept:
     Attributes:
         key: what ``/v1/features`` calls them.
         spec: what they are.
+        stored: all of them are in the store, or another process is just storing them.
     """
 
     key: str
@@ -132,7 +135,7 @@ class Kept:
     spec: FeatureSpec
     cached: bool
     forwards: int
-    warnings: tuple[str, ...]
+    stored: bool
 
 
 def subset(model: Model, timesteps: Sequence[int] | None) -> tuple[int, ...] | None:

@@ -54,7 +54,11 @@ class Settings(BaseSettings):
     queue: int = Field(default=32, gt=0, description="images at work or waiting; more are answered with 503")
     deadline: float = Field(default=120.0, gt=0, description="seconds that a request may take")
     answers_bytes: int = Field(default=256_000_000, ge=0, description="memory for finished answers; 0 keeps none")
-    store_timeout: float = Field(default=10.0, gt=0, description="seconds until a store that hangs is left alone")
+    store_timeout: float = Field(
+        default=10.0,
+        gt=0,
+        description="seconds until a store that hangs is left alone, and one more for each 10 MB of an entry",
+    )
     max_requests: int = Field(default=64, gt=0, description="requests at the same time, downloads of jobs among them")
     uploads_bytes: int = Field(default=2_000_000_000, gt=0, description="memory for the bodies of all requests")
     upload_seconds: float = Field(default=600.0, gt=0, description="until the body of a request has to be there")

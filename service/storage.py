@@ -30,6 +30,8 @@ from store.spec import FeatureSpec
 
 logger = structlog.get_logger(__name__)
 T = TypeVar("T")
+LEAST_RATE = 10e6
+"""Bytes in a second that a store which is slow, and does not hang, reads or writes."""
 REST = 15.0
 """Seconds that a store is left alone that did not answer."""
 
@@ -80,7 +82,7 @@ class Storage:
     def read(self, spec: FeatureSpec, key: Key, warnings: list[str]) -> Features | None:
         """The features of a photograph; None if they have to be made. Troubles become warnings."""
         try:
-            features = self._guarded("read", lambda: self._entry(spec, key).features())
+            features = self._guarded("read", lambda: self._entry(spec, key).features(), spec.entry_bytes())
         except MissingEntry:
             return None
         except DamagedEntry as error:
@@ -103,20 +105,26 @@ class Storage:
         Raises:
             MissingEntry, DamagedEntry, SpecError: not there; StoreUnavailable: the store is away.
         """
-        return self._guarded("read", lambda: self._entry(spec, key).read(block, timesteps))
+        return self._guarded("read", lambda: self._entry(spec, key).read(block, timesteps), spec.entry_bytes())
 
     def write(
         self, spec: FeatureSpec, key: Key, features: Features, backbone: str, codebook: Codebook | None, warn: list[str]
-    ) -> int:
-        """Keep features, unless another process is just about to; bytes written. Troubles become warnings."""
+    ) -> int | None:
+        """Keep features, unless another process is just about to; bytes written.
+
+        Returns:
+            None if they could not be kept, which becomes a warning.
+        """
         try:
-            written = self._guarded("write", lambda: self._write(spec, key, features, backbone, codebook))
+            written = self._guarded(
+                "write", lambda: self._write(spec, key, features, backbone, codebook), spec.entry_bytes()
+            )
         except OSError as error:
             if isinstance(error.__cause__, StoreFull):
                 self._no_room_for = spec.entry_bytes()
             logger.warning("features could not be stored", problem=str(error))
             warn.append("features could not be stored; the next request inverts again")
-            return 0
+            return None
         self._no_room_for = 0
         for old_spec, old_key in self._kept.added(spec, key, written):
             self.store().delete(old_spec, old_key)
@@ -172,13 +180,17 @@ class Storage:
         finally:
             claims.release(path)
 
-    def _guarded(self, doing: str, work: Callable[[], T]) -> T:
-        """The result of work on the store, in time; the store rests after it did not answer."""
+    def _guarded(self, doing: str, work: Callable[[], T], size: int = 0) -> T:
+        """The result of work on the store, in time; the store rests after it did not answer.
+
+        Args:
+            size: bytes that are read or written; for them there is more time.
+        """
         if time.monotonic() < self._rests_until:
             raise StoreUnavailable(self._troubles.get(doing) or "the feature store did not answer a moment ago")
         future = self._pool.submit(work)
         try:
-            result = future.result(self._timeout)
+            result = future.result(self._timeout + size / LEAST_RATE)
         except FutureTimeout as error:
             future.cancel()  # what was not begun holds its features no longer
             raise self._failed(doing, f"no answer within {self._timeout:.0f} s", rest=True) from error

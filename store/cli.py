@@ -18,6 +18,7 @@ from store.copying import copy_store
 from store.errors import MissingEntry, StoreError
 from store.feature_store import FeatureStore
 from store.features import Key
+from store.parallel import in_parallel
 from store.repairing import (
     Checked,
     check,
@@ -51,8 +52,8 @@ def list_entries(path: StorePath, spec: SpecOption = None, as_json: AsJson = Fal
     rows: list[dict[str, Any]] = []
     work = [(one, key) for one in _specs(store, spec) for key in store.keys(one)]
     with console.progress("looking", len(work), quiet=as_json) as advance:
-        for one, key in work:
-            size = store.stored_bytes(one, key)
+        sizes = in_parallel(lambda entry: store.stored_bytes(*entry), work)
+        for (one, key), size in zip(work, sizes, strict=True):
             advance()
             rows.append(
                 {

@@ -13,6 +13,7 @@ from store.errors import DamagedEntry, MissingEntry
 from store.feature_store import FeatureStore
 from store.features import entry_path
 from store.objects import Objects
+from store.parallel import in_parallel
 from store.spec import FeatureSpec
 
 
@@ -32,6 +33,13 @@ class CopyReport:
     bytes: int = 0
     problems: list[str] = field(default_factory=list)
 
+    def add(self, part: CopyReport) -> None:
+        """What was done of another entry."""
+        self.copied += part.copied
+        self.present += part.present
+        self.bytes += part.bytes
+        self.problems += part.problems
+
 
 def copy_store(
     source: FeatureStore,
@@ -50,12 +58,14 @@ def copy_store(
     with Claims(destination.objects) as claims:
         for spec in specs:
             destination.register(spec, source.backbone_of(spec), source.codebook(spec))
-            for key in source.keys(spec):
-                _copy_claimed(source, destination, entry_path(spec, key), claims, report)
+            paths = [entry_path(spec, key) for key in source.keys(spec)]
+            for part in in_parallel(lambda path: _copy_claimed(source, destination, path, claims), paths):
+                report.add(part)
                 if advance is not None:
                     advance()
-    for label in source.collections.masks():
-        _copy_entry(source.objects, destination.objects, f"{LABELS}/{label}", CopyReport(problems=report.problems))
+    labels = [f"{LABELS}/{label}" for label in source.collections.masks()]
+    for part in in_parallel(lambda path: _copy_entry(source.objects, destination.objects, path), labels):
+        report.problems += part.problems
     for name in source.collections.names():
         _copy_collection(source, destination, name)
     known = {record.name for record in destination.records.all()}
@@ -65,19 +75,17 @@ def copy_store(
     return report
 
 
-def _copy_claimed(
-    source: FeatureStore, destination: FeatureStore, path: str, claims: Claims, report: CopyReport
-) -> None:
+def _copy_claimed(source: FeatureStore, destination: FeatureStore, path: str, claims: Claims) -> CopyReport:
     """Copy an entry as its only writer: not beside an extraction, and not under the hands of `prune`."""
     if _is_whole(destination.objects, path):  # a copy that goes on claims nothing of what it has copied
-        report.present += 1
-        return
+        return CopyReport(present=1)
     if not claims.take(path):
-        report.problems.append(f"{path}: another process is making it at the destination; copy again when it is done")
-        return
+        problem = f"{path}: another process is making it at the destination; copy again when it is done"
+        return CopyReport(problems=[problem])
     try:
+        source.uses.stamp(path)
         destination.uses.stamp(path)
-        _copy_entry(source.objects, destination.objects, path, report)
+        return _copy_entry(source.objects, destination.objects, path)
     finally:
         claims.release(path)
 
@@ -100,30 +108,27 @@ def _is_whole(objects: Objects, path: str) -> bool:
     return True
 
 
-def _copy_entry(source: Objects, destination: Objects, path: str, report: CopyReport) -> None:
+def _copy_entry(source: Objects, destination: Objects, path: str) -> CopyReport:
     """All objects, then the marker."""
     if _is_whole(destination, path):
-        report.present += 1
-        return
+        return CopyReport(present=1)
+    marker, report = f"{path}/zarr.json", CopyReport()
     try:
-        entry = Entry(source, path)
+        entry, data_of_marker = Entry(source, path), source.get(marker)
     except MissingEntry:
-        report.problems.append(f"{path}: incomplete, never finished")
-        return
+        return CopyReport(problems=[f"{path}: incomplete, never finished"])
     except DamagedEntry as error:
-        report.problems.append(str(error))
-        return
-    destination.remove(f"{path}/zarr.json")
+        return CopyReport(problems=[str(error)])
+    destination.remove(marker)
     for key, expected in entry.checksums.items():
         try:
             data = source.get(f"{path}/{key}")
         except MissingEntry:
-            report.problems.append(f"{path}/{key}: gone")
-            return
+            return CopyReport(problems=[f"{path}/{key}: gone"])
         if hashlib.sha256(data).hexdigest() != expected["sha256"]:
-            report.problems.append(f"{path}/{key}: the bytes differ from those that were written")
-            return
+            return CopyReport(problems=[f"{path}/{key}: the bytes differ from those that were written"])
         destination.put(f"{path}/{key}", data)
         report.bytes += len(data)
-    destination.put(f"{path}/zarr.json", source.get(f"{path}/zarr.json"))
-    report.copied += 1
+    destination.put(marker, data_of_marker)
+    report.copied = 1
+    return report

@@ -16,6 +16,7 @@ from store.claims import Claims
 from store.errors import MissingEntry
 from store.feature_store import FeatureStore
 from store.features import Key, entry_path
+from store.parallel import in_parallel
 from store.spec import FeatureSpec
 from store.uses import GRACE
 
@@ -32,14 +33,15 @@ class Stored(NamedTuple):
 
 def stored_entries(store: FeatureStore, specs: Iterable[FeatureSpec]) -> list[Stored]:
     """All entries of some specs, the least recently used first."""
-    found = []
-    for spec in specs:
-        for key in store.keys(spec):
-            path = entry_path(spec, key)
-            size = store.stored_bytes(spec, key)
-            stored = _bytes_below(store, path) if size is None else size
-            found.append(Stored(spec, key, stored, store.uses.last(path), size is not None))
+    entries = [(spec, key) for spec in specs for key in store.keys(spec)]
+    found = in_parallel(lambda entry: _stored(store, *entry), entries)
     return sorted(found, key=lambda entry: (entry.complete, entry.used, entry.key))
+
+
+def _stored(store: FeatureStore, spec: FeatureSpec, key: Key) -> Stored:
+    path, size = entry_path(spec, key), store.stored_bytes(spec, key)
+    stored = _bytes_below(store, path) if size is None else size
+    return Stored(spec, key, stored, store.uses.last(path), size is not None)
 
 
 def to_prune(

@@ -19,6 +19,7 @@ from store.entries import verify_entry
 from store.errors import DamagedEntry, MissingEntry, StoreError
 from store.feature_store import CODEBOOK, FeatureStore
 from store.features import Key, entry_path
+from store.parallel import in_parallel
 from store.records import RUNS, RunRecord
 from store.spec import FeatureSpec, TransformEncoding
 
@@ -58,10 +59,8 @@ def check(store: FeatureStore, specs: Sequence[FeatureSpec]) -> Iterator[Checked
         if isinstance(spec.encoding, TransformEncoding):
             path = f"{spec.digest}/{CODEBOOK}"
             yield Checked(path, verify_entry(store.objects, path), spec)
-        for key in store.keys(spec):
-            path = entry_path(spec, key)
-            problems = verify_entry(store.objects, path)
-            yield Checked(path, [] if problems and claims.is_held(path) else problems, spec, key)
+        entries = [(entry_path(spec, key), spec, key) for key in store.keys(spec)]
+        yield from in_parallel(lambda entry: _checked(store, claims, *entry), entries)
     named: set[str] = set()
     for name in store.collections.names():
         try:
@@ -74,8 +73,13 @@ def check(store: FeatureStore, specs: Sequence[FeatureSpec]) -> Iterator[Checked
     for name, record in store.records.checked():
         if isinstance(record, DamagedEntry):
             yield Checked(f"{RUNS}/{name}", [f"{record}; its folder may be removed"])
-    for digest in sorted(named | set(store.collections.masks())):
-        yield Checked(f"{LABELS}/{digest}", verify_entry(store.objects, f"{LABELS}/{digest}"))
+    masks = [f"{LABELS}/{digest}" for digest in sorted(named | set(store.collections.masks()))]
+    yield from in_parallel(lambda path: Checked(path, verify_entry(store.objects, path)), masks)
+
+
+def _checked(store: FeatureStore, claims: Claims, path: str, spec: FeatureSpec, key: Key) -> Checked:
+    problems = verify_entry(store.objects, path)
+    return Checked(path, [] if problems and claims.is_held(path) else problems, spec, key)
 
 
 def lost_specs(store: FeatureStore) -> list[str]:

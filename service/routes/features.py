@@ -51,7 +51,7 @@ async def make(
     options = merged(Options(model=model, mirrored=mirrored), fields)
     asked = await run_in_threadpool(engine.question, data, name, options.model, mirrored=options.mirrored)
     kept = await awaited(request, engine, engine.ask_features(asked, ticket), ticket)
-    if any("could not be stored" in warning for warning in kept.warnings):
+    if not kept.stored:
         raise Unavailable("the features could not be stored; /readyz says why", retry_after=30)
     try:
         info = await run_in_threadpool(described, engine, kept.key)

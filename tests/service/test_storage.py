@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import shutil
 import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from service.engine import Engine
 from service.metrics import Metrics
 from service.storage import Storage
 from store import Features, FeatureSpec, FeatureStore, Key, StoreFull, StoreUnavailable
+from store.console import Exit
 from tests.service.conftest import png, post, serving, with_store
 
 MakeEngine = Callable[..., Engine]
@@ -121,7 +125,7 @@ def test_a_full_store_keeps_answering(make_engine: MakeEngine) -> None:
     full.close()
 
 
-def test_a_store_that_hangs_is_left_alone() -> None:
+def test_a_store_that_hangs_is_left_alone(spec: FeatureSpec) -> None:
     released, asked = threading.Event(), list[Key]()
 
     class HangingStore(FeatureStore):
@@ -136,7 +140,7 @@ def test_a_store_that_hangs_is_left_alone() -> None:
     storage._timeout = 0.2
     warnings = list[str]()
     for _ in range(5):
-        assert storage.read(None, Key("0" * 64), warnings) is None  # type: ignore[arg-type]
+        assert storage.read(spec, Key("0" * 64), warnings) is None
     assert len(asked) == 1
     assert warnings == ["the feature store cannot be read"] * 5
     assert "no answer within" in storage.troubles["read"]
@@ -217,3 +221,40 @@ def test_a_disk_that_is_full_for_entries_is_not_ready_for_a_few_bytes(
     engine.segment(png(92))
     assert engine.storage.probe(every=0) == {}
     engine.close()
+
+
+def test_a_process_ends_although_a_store_does_not_answer() -> None:
+    script = (
+        "import time\n"
+        "from service.cli import _leave_what_hangs\n"
+        "from service.metrics import Metrics\n"
+        "from service.storage import Storage\n"
+        "storage = Storage(lambda: time.sleep(1000), Metrics(), timeout=0.1)\n"
+        "storage.close()\n"
+        "_leave_what_hangs()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], timeout=120, check=False, capture_output=True, text=True)
+    assert ended.returncode == Exit.INTERRUPTED
+    assert "does not answer" in ended.stdout + ended.stderr
+
+
+def test_a_large_entry_has_more_time(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine()
+    storage = Storage(lambda: FeatureStore("memory://"), Metrics(), timeout=0.05)
+    store = storage.store()
+    write = store.write
+
+    def slowly(*given: Any) -> int:
+        time.sleep(0.3)
+        return write(*given)
+
+    monkeypatch.setattr(store, "write", slowly)
+    slow = Engine(engine.models, storage)
+    spec = slow.card.spec
+    monkeypatch.setattr("service.storage.LEAST_RATE", spec.entry_bytes() / 60)
+    assert slow.segment(png(93)).bytes_stored > 0
+    monkeypatch.setattr("service.storage.LEAST_RATE", 1e12)
+    told = slow.segment(png(94))
+    assert told.bytes_stored == 0
+    assert any("could not be stored" in warning for warning in told.warnings)
+    slow.close()
