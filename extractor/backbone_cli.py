@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -13,42 +13,32 @@ from rich.table import Table
 from extractor.architectures import small_unet
 from extractor.datasets import evenly_spread, load_dataset, of_split
 from extractor.diffusion import Diffusion, Prediction
+from extractor.options import (
+    AsJson,
+    BackboneOption,
+    BlocksOption,
+    ClassLabelOption,
+    ClipOption,
+    DeviceOption,
+    GridOption,
+    PrecisionOption,
+    PreprocessingOption,
+    PresetOption,
+    ResolutionOption,
+    SeedOption,
+    TimestepsOption,
+    TrajectoryOption,
+    integers,
+    preprocessing_for,
+    recipe_of,
+)
 from extractor.presets import PRESETS, Preset, open_backbone, stored_backbone
 from extractor.schedule import noise_schedule
 from store import console
 from store.codebook import DISTORTION, FINEST_DISTORTION
-from store.spec import PREPROCESSINGS, Precision, Preprocessing, PreprocessingName, Trajectory
-
-if TYPE_CHECKING:  # loading diffusers takes seconds
-    from extractor.backbone import Backbone
+from store.spec import PREPROCESSINGS, Preprocessing, PreprocessingName
 
 app = typer.Typer()
-PresetOption = Annotated[str, typer.Option(help=f"Recipe: {', '.join(PRESETS)}.")]
-BackboneOption = Annotated[
-    str | None,
-    typer.Option(help="Shipped name, folder or hub id; the preset's if not given. untrained:NAME has random weights."),
-]
-PreprocessingOption = Annotated[
-    PreprocessingName | None,
-    typer.Option(
-        help="How photographs are prepared.",
-        show_default="what the backbone was trained on; fundus where it does not say",
-    ),
-]
-TrajectoryOption = Annotated[Trajectory, typer.Option(help="How the noise grid is walked.")]
-SeedOption = Annotated[int, typer.Option(min=0, help="Of the noise; stochastic only.")]
-ClassLabelOption = Annotated[int | None, typer.Option(min=0, help="For class-conditional backbones.")]
-TimestepsOption = Annotated[str | None, typer.Option(help="Timesteps to keep, such as 1,10,100; the preset's.")]
-GridOption = Annotated[str | None, typer.Option(help="Timesteps to run the network at; the kept ones.")]
-BlocksOption = Annotated[str | None, typer.Option(help="Decoder blocks by index, such as 4,6,8; the preset's.")]
-ResolutionOption = Annotated[
-    int | None,
-    typer.Option(min=8, help="Side in pixels at which photographs are read.", show_default="the preset's"),
-]
-ClipOption = Annotated[bool, typer.Option("--clip", help="Clip x0_hat to [-1, 1] at every step.")]
-PrecisionOption = Annotated[Precision, typer.Option(help="Arithmetic of the network.")]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
 @app.command(
@@ -292,7 +282,7 @@ def reconstruct(
     network = open_backbone(backbone)
     network.require_resolution(resolution)
     x0 = preprocess(pixels, resolution, preprocessing_for(network, preprocessing), str(image)).x0
-    back, psnr = round_trip(network, x0, _integers(grid) or ())
+    back, psnr = round_trip(network, x0, integers(grid) or ())
     save_side_by_side(x0, back, out)
     if as_json:
         console.print_json({"psnr_db": psnr, "picture": str(out)})
@@ -327,7 +317,7 @@ def assess_command(
 
     network = open_backbone(backbone, device=device)
     network.require_resolution(resolution)
-    levels = _integers(timesteps) or tuple(t for t in LEVELS if t < network.schedule.steps)
+    levels = integers(timesteps) or tuple(t for t in LEVELS if t < network.schedule.steps)
     how = preprocessing_for(network, preprocessing)
     chosen = []
     for found in map(load_dataset, dataset):
@@ -342,7 +332,7 @@ def assess_command(
                 resolution,
                 how,
                 levels=levels,
-                grid=_integers(grid) or (),
+                grid=integers(grid) or (),
                 seed=seed,
                 advance=lambda photograph: advance(1, photograph),
             )
@@ -358,42 +348,6 @@ def assess_command(
         table.add_row(str(t), f"{given(network.schedule, t):.1f}", *[f"{one.denoised[t]:.1f}" for _, one in assessed])
     table.add_row(f"up to {grid.split(',')[-1]} and back", "", *[f"{one.walked:.1f}" for _, one in assessed])
     console.out.print(table)
-
-
-def _integers(text: str | None) -> tuple[int, ...] | None:
-    """1,10,100 -> (1, 10, 100)."""
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise typer.BadParameter(f"expected whole numbers separated by commas, got {text!r}") from error
-
-
-def recipe_of(
-    preset: str,
-    clip: bool,
-    trajectory: Trajectory,
-    seed: int,
-    reading: tuple[str | None, str | None, str | None],
-    resolution: int | None,
-) -> Preset:
-    """The recipe that options describe; ``reading`` is timesteps, grid and blocks as they were typed."""
-    recipe = dataclasses.replace(_preset_named(preset), clip=clip).along(trajectory, seed)
-    timesteps, grid, blocks = (_integers(part) for part in reading)
-    return recipe.reading(timesteps, grid, blocks, resolution)
-
-
-def preprocessing_for(network: Backbone, name: PreprocessingName | None) -> Preprocessing:
-    """The preprocessing of that name; without one, what the network was trained on, as far as that is known."""
-    return PREPROCESSINGS[name]() if name is not None else network.preprocessing or Preprocessing()
-
-
-def _preset_named(name: str) -> Preset:
-    """The preset of that name, or a usage error that lists them."""
-    if name not in PRESETS:
-        raise typer.BadParameter(f"no preset {name!r}; there are {', '.join(PRESETS)}")
-    return PRESETS[name]()
 
 
 def _preset_json(preset: Preset) -> dict[str, Any]:

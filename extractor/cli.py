@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from rich.table import Table
 
-from extractor.backbone_cli import (
+from extractor.backbone_cli import app as backbone_commands
+from extractor.datasets import ADAPTERS, DataSet, load_dataset, of_split
+from extractor.errors import DatasetError, ExtractorError
+from extractor.options import (
     AsJson,
     BackboneOption,
     BlocksOption,
@@ -32,9 +35,6 @@ from extractor.backbone_cli import (
     preprocessing_for,
     recipe_of,
 )
-from extractor.backbone_cli import app as backbone_commands
-from extractor.datasets import ADAPTERS, DataSet, load_dataset, of_split
-from extractor.errors import DatasetError, ExtractorError
 from extractor.presets import encoding_of, open_backbone
 from extractor.repeating import lasting_backbone, lasting_store, repeatable_options, require_own_name
 from store import console

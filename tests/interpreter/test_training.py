@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import subprocess
 import sys
@@ -38,11 +39,13 @@ from interpreter.network import InterpreterConfig
 from interpreter.prediction import predict
 from interpreter.segment_cli import segmented
 from interpreter.task import Task
+from interpreter.train_cli import train
 from interpreter.training import Training, TrainingSettings
 from store import Collection, FeatureSpec, FeatureStore, Key, MissingEntry, Sample, SpecMismatch
 from store.interrupts import Stop
 from store.memory import Holes
 from store.records import RunRecord
+from store.views import parse_views
 from tests.conftest import changed
 
 TASK = Task(name="vessels", targets=("mask",))
@@ -562,3 +565,13 @@ def test_who_never_sees_a_photograph_as_it_is_is_validated_as_trained(
     assert {image.key.view for image in (*run.train_images, *run.validation_images)} == {"red-free"}
     assert run.run() >= 0
     assert load_domain(tmp_path / "b", spec) is not None
+
+
+def test_the_defaults_of_the_command_are_those_of_the_settings() -> None:
+    said = {name: one.default for name, one in inspect.signature(train).parameters.items()}
+    said["views"] = tuple(parse_views(said["views"]))
+    for settings in (TrainingSettings, InterpreterConfig):
+        for name, field in settings.model_fields.items():
+            if name in said:
+                assert said[name] == field.default, name
+    assert set(TrainingSettings.model_fields) - set(said) == {"validation_share"}

@@ -1,0 +1,182 @@
+"""``interpreter evaluate``: scores of a model, or a whole protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from interpreter.checkpoint import load_interpreter
+from interpreter.data import (
+    Labelled,
+    labelled_in,
+    require_features,
+    views_read,
+)
+from interpreter.options import (
+    AsJson,
+    DeviceOption,
+    MirroredOption,
+    ScanOption,
+    StoreOption,
+    ViewOption,
+    require_device,
+)
+from interpreter.prediction import Segmented
+from interpreter.protocols.protocol import ROWS, Edition
+from interpreter.rendering import write_label_maps
+from interpreter.rules import Rules
+from interpreter.scan import Method
+from store import console
+from store.feature_store import FeatureStore
+from store.views import IDENTITY
+
+if TYPE_CHECKING:
+    from interpreter.evaluation import Scores
+
+app = typer.Typer()
+SHOWN = ("sensitivity", "specificity", "auc_roc", "auc_pr", "calibration_error")
+
+
+@app.command(
+    context_settings={"allow_extra_args": True},
+    epilog="Examples: interpreter evaluate --store features.zarr --dataset chase_db1:test --model vessels · "
+    "interpreter evaluate --protocol lodo-vessels --data stare:/data/STARE --data hrf:/data/HRF --store features.zarr "
+    "--out runs/lodo --seeds 0 1 2",
+)
+def evaluate(
+    context: typer.Context,
+    store: StoreOption,
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option("--dataset", help="Data set in the store, NAME or NAME:SPLIT; may be given again."),
+    ] = None,
+    model: Annotated[str, typer.Option(help="Shipped name or folder of an interpreter.")] = "vessels",
+    view: ViewOption = IDENTITY,
+    mirrored: MirroredOption = False,
+    masks: Annotated[
+        Path | None,
+        typer.Option(help="Write native label maps as PNG here, of overlapping classes one each besides."),
+    ] = None,
+    size: Annotated[Literal["network", "native"], typer.Option(help="Pixels that are compared.")] = "network",
+    region: Annotated[Literal["fov", "image"], typer.Option(help="Pixels that count.")] = "fov",
+    scan: ScanOption = "auto",
+    protocol: Annotated[
+        str | None, typer.Option(help="Instead of a model, run a protocol: extraction, training and scoring.")
+    ] = None,
+    edition: Annotated[Edition, typer.Option(help="Of the protocol.")] = "strict",
+    data: Annotated[
+        list[str] | None, typer.Option(help="Data set of the protocol, NAME=ADAPTER:PATH; may be given again.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the protocol; an interrupted one goes on.")] = None,
+    target: Annotated[list[str] | None, typer.Option(help="Only test on this data set; may be given again.")] = None,
+    rows: Annotated[str, typer.Option(help=f"Methods, by comma: {', '.join(ROWS)}.")] = "diffdgss",
+    seeds: Annotated[str, typer.Option(help="Such as 0 1 2.")] = "0",
+    settings: Annotated[
+        str | None, typer.Option(help='JSON of further choices, such as \'{"epochs": 30, "backbone": "small"}\'.')
+    ] = None,
+    device: DeviceOption = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Score an interpreter on labelled images, or run a whole protocol (--protocol) and write its report."""
+    _require_options_of(context, _OF_A_MODEL if protocol is not None else _OF_A_PROTOCOL, protocol)
+    if protocol is not None:
+        from interpreter.protocol_cli import run_protocol
+
+        chosen = run_protocol(
+            (protocol, edition), store, data or [], out, target or [], rows, [seeds, *context.args], settings, device,
+            mirrored=mirrored,
+        )  # fmt: skip
+        if as_json:
+            console.print_json(chosen)
+        return
+    if context.args:
+        raise typer.BadParameter(f"{' '.join(context.args)} belongs to a protocol; name it with --protocol")
+    if not dataset:
+        raise typer.BadParameter("expected --dataset, or a whole --protocol")
+    rules = Rules(size=size, region=region)
+    _evaluate_model(store, dataset, model, view, masks, rules, scan, device, as_json, mirrored=mirrored)
+
+
+_OF_A_MODEL = ("dataset", "model", "view", "masks", "size", "region", "scan")
+_OF_A_PROTOCOL = ("edition", "data", "out", "target", "rows", "seeds", "settings")
+
+
+def _require_options_of(context: typer.Context, others: Sequence[str], protocol: str | None) -> None:
+    """BadParameter names an option that would do nothing: of a single model, or of a protocol."""
+    advice = "name it with --protocol" if protocol is None else "the protocol decides it"
+    sources = {name: context.get_parameter_source(name) for name in others}
+    given = [f"--{name}" for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if given:
+        whose = "a protocol" if protocol is None else "one model"
+        raise typer.BadParameter(f"{', '.join(given)} belongs to {whose}; {advice}")
+
+
+def _evaluate_model(
+    store: str,
+    dataset: list[str],
+    model: str,
+    view: str,
+    masks: Path | None,
+    rules: Rules,
+    scan: Method,
+    device: str,
+    as_json: bool,
+    *,
+    mirrored: bool,
+) -> None:
+    from interpreter.evaluation import evaluate as evaluate_images
+
+    views = views_read(view, mirrored=mirrored)
+    features = FeatureStore(store, read_only=True)
+    interpreter, card = load_interpreter(model)
+    interpreter.use_scan(scan)
+    interpreter.to(require_device(device))
+    images = [image.seen_as(view) for image in labelled_in(features, dataset, card.task)]
+    if seen := {image.key.image_id for image in images} & {*card.training_ids, *card.validation_ids}:
+        console.err.print(f"[yellow]note:[/] {len(seen)} of these images were used to train this interpreter")
+    require_features(features, card.spec, images, views, card.backbone)
+    with console.progress("evaluating", len(images), quiet=as_json) as advance:
+
+        def on_image(image: Labelled, found: Segmented) -> None:
+            if masks is not None:
+                write_label_maps(masks, image.name, found.labels, found.masks, card.task)
+            advance(1, image.name)
+
+        scores = evaluate_images(
+            interpreter, features, card.spec, card.task, images, on_image, rules=rules, mirrored=mirrored
+        )
+    if as_json:
+        console.print_json({"view": view, "mirrored": mirrored} | scores.summary())
+        return
+    if len(scores.classes) > 1:
+        console.out.print(_by_class(scores))
+    figures = scores.figures()
+    table = Table("Dice", "95 % interval", *interpreter.voters, *(name.replace("_", " ") for name in SHOWN))
+    low, high = scores.interval()
+    table.add_row(
+        f"{100 * scores.mean_dice:.2f}",
+        f"{100 * low:.2f} to {100 * high:.2f}",
+        *[f"{100 * dice:.2f}" for dice in scores.by_timestep().values()],
+        *[f"{100 * figures[name]:.2f}" for name in SHOWN],
+    )
+    console.out.print(table)
+    for image in scores.images:
+        console.out.print(f"  {image.name:30} {100 * image.dice:6.2f}", highlight=False, markup=False)
+
+
+def _by_class(scores: Scores) -> Table:
+    """Each class on its own."""
+    table = Table("class", "Dice", "95 % interval", *(name.replace("_", " ") for name in SHOWN))
+    for i, name in enumerate(scores.classes):
+        figures, (low, high) = scores.class_figures(i), scores.class_interval(i)
+        table.add_row(
+            name,
+            f"{100 * figures['dice']:.2f}",
+            f"{100 * low:.2f} to {100 * high:.2f}",
+            *[f"{100 * figures[name]:.2f}" for name in SHOWN],
+        )
+    return table

@@ -1,0 +1,225 @@
+"""``interpreter train``: from cached features and a few masks to a network that segments."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from interpreter.checkpoint import folder_of
+from interpreter.config import HeadName
+from interpreter.data import (
+    all_images,
+    labelled_in,
+    store_spec,
+    validation_in,
+)
+from interpreter.network import InterpreterConfig
+from interpreter.options import (
+    AsJson,
+    Datasets,
+    DeviceOption,
+    ScanOption,
+    StoreOption,
+    require_device,
+)
+from interpreter.pseudo_labels import PseudoLabels
+from interpreter.task import Task
+from interpreter.vss import Variant
+from store import console
+from store.feature_store import FeatureStore
+from store.interrupts import Stop
+from store.views import parse_views
+
+if TYPE_CHECKING:
+    from interpreter.training import Training
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog="Example: interpreter train --store features.zarr --dataset stare:train --dataset hrf:train "
+    "--target vessel --out runs/vessels"
+)
+def train(
+    store: StoreOption,
+    dataset: Datasets,
+    out: Annotated[Path, typer.Option(help="Folder of the run; an interrupted run goes on.", show_default=False)],
+    validation: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Select on these labelled images, NAME or NAME:SPLIT, instead of some of --dataset, and never test on "
+            "them; may be given again."
+        ),
+    ] = None,
+    unlabelled: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Train on these photographs besides, NAME or NAME:SPLIT, by what --teacher makes of them; "
+            "may be given again."
+        ),
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Shipped name or folder of the interpreter that labels --unlabelled.")
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="Mask that becomes a class; later ones cover earlier ones.", show_default="mask"),
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Name of the task; the targets' names if not given.")] = None,
+    spec: Annotated[str | None, typer.Option(help="Spec to read, if the store holds several.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Backbone the features come from; the store knows it, unless it was moved.")
+    ] = None,
+    device: DeviceOption = "cpu",
+    epochs: Annotated[int, typer.Option(min=1)] = 100,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="End with the epoch in which so many batches are reached, not by --epochs."),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1)] = 4,
+    crop: Annotated[
+        int | None, typer.Option(min=1, help="Train on random windows of so many pixels; whole images if not given.")
+    ] = None,
+    foreground: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the windows centred on a class that the image has.")
+    ] = 0.0,
+    learning_rate: Annotated[float, typer.Option(min=1e-9)] = 2e-4,
+    decay: Annotated[Literal["none", "cosine"], typer.Option(help="Of the learning rate.")] = "none",
+    evaluate_every: Annotated[int, typer.Option(min=1, help="Epochs between validations.")] = 5,
+    patience: Annotated[int | None, typer.Option(min=1, help="Validations without gain before stopping.")] = None,
+    flips: Annotated[bool, typer.Option(help="Flip cached maps at random.")] = True,
+    views: Annotated[
+        str,
+        typer.Option(
+            help="Extracted renderings to draw from, such as identity,photometric:8. Validation reads identity, or, "
+            "where that is not among them, the first that is no flip."
+        ),
+    ] = "identity",
+    vss: Annotated[Variant, typer.Option(help="Variant of the VSS block.")] = "v0",
+    vss_max_size: Annotated[int, typer.Option(min=0, help="No VSS block on levels larger than this.")] = 128,
+    width_multiplier: Annotated[
+        int,
+        typer.Option(min=1, help="A level is so many times as wide as its maps together; 2 costs twice as much."),
+    ] = 1,
+    max_width: Annotated[int, typer.Option(min=8, help="Width of a level at most.")] = 64,
+    standardise: Annotated[
+        bool, typer.Option(help="Bring each channel of a photograph to mean 0 and variance 1: for cameras yet unseen.")
+    ] = False,
+    head: Annotated[
+        HeadName,
+        typer.Option(help="Network that reads the features; joint reads all timesteps at once, mlp is DDPM-Seg's."),
+    ] = "adaptive",
+    drop_path: Annotated[float, typer.Option(min=0, max=0.99, help="Share of VSS blocks skipped in training.")] = 0.0,
+    overlapping: Annotated[bool, typer.Option("--overlapping", help="Targets may overlap (lesions).")] = False,
+    labels: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Train on so many images, drawn by seed, validation included unless named.",
+        ),
+    ] = None,
+    precision: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the arithmetic.")] = "float32",
+    accumulate: Annotated[int, typer.Option(min=1, help="Batches added up before a step.")] = 1,
+    scan: ScanOption = "auto",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Train on labelled images of a store; validation images are split off from them by seed, or named.
+
+    Photographs without labels, of a new camera for one, are learnt from by what another interpreter makes of them.
+
+    Under `accelerate launch -m interpreter.cli train ...` several devices share each batch.
+    """
+    from interpreter.training import Training, TrainingSettings  # imported late: takes a second
+
+    if (unlabelled is None) != (teacher is None):
+        raise typer.BadParameter("expected --unlabelled and --teacher together")
+    features = FeatureStore(store, read_only=True)
+    targets = tuple(target or ["mask"])
+    what = Task(name=task or "_".join(targets), targets=targets, overlapping=overlapping)
+    settings = TrainingSettings.model_validate(
+        {
+            "epochs": epochs,
+            "steps": steps,
+            "crop": crop,
+            "foreground": foreground,
+            "batch": batch,
+            "accumulate": accumulate,
+            "learning_rate": learning_rate,
+            "decay": decay,
+            "precision": precision,
+            "evaluate_every": evaluate_every,
+            "patience": patience,
+            "flips": flips,
+            "views": parse_views(views),
+            "labels": labels,
+            "seed": seed,
+        }
+    )
+    config = InterpreterConfig(
+        classes=len(what.classes),
+        overlapping=overlapping,
+        head=head,
+        vss=vss,
+        vss_max_size=vss_max_size,
+        drop_path=drop_path,
+        width_multiplier=width_multiplier,
+        max_width=max_width,
+        standardise=standardise,
+    )
+    images = labelled_in(features, dataset, what)
+    read = store_spec(features, spec, images)
+    source = backbone or features.backbone_of(read) or "small"
+    kept = None if validation is None else validation_in(features, validation, what, settings.views)
+    require_device(device)
+    pseudo_labels = None
+    if teacher is not None:
+        if folder_of(teacher).resolve() == out.resolve():
+            raise typer.BadParameter("expected another folder in --out than that of --teacher, which it would replace")
+        unknown = [image for reference in unlabelled or [] for image in all_images(features, reference)]
+        pseudo_labels = PseudoLabels(features, what, unknown, teacher, settings.views, scan)
+        _say_who_teaches(teacher, pseudo_labels, what)
+    training = Training(
+        features, read, what, images, config, settings, out, source, device,
+        validation=kept, pseudo_labels=pseudo_labels, scan=scan,
+    )  # fmt: skip
+    _train_and_say(training, as_json)
+
+
+def _say_who_teaches(teacher: str, pseudo_labels: PseudoLabels, task: Task) -> None:
+    told = pseudo_labels.task_of_teacher
+    renamed = f"; its {told.targets[0]} is taken for {task.targets[0]}" if told.targets != task.targets else ""
+    console.err.print(
+        f"{teacher} labels those of {len(pseudo_labels.images)} photographs that have no labels here{renamed}"
+    )
+
+
+def _train_and_say(training: Training, as_json: bool) -> None:
+    """Train to the end or to Ctrl-C, and say how good it became; of several processes the first one does."""
+    from interpreter.counting import cost_of
+
+    console.err.print(
+        f"{len(training.train_images)} training and {len(training.validation_images)} validation images, "
+        f"{cost_of(training.network)}"
+    )
+    left = (training.epochs - training.epoch) * training.steps_per_epoch - training.next_batch
+    first = training.accelerator.is_main_process
+    stop, alone = Stop(), training.accelerator.num_processes == 1
+    told = stop.on_interrupt(lambda: console.err.print("finishing a step; Ctrl-C again interrupts at once"))
+    with told if alone else nullcontext(), console.progress("training", left, quiet=as_json or not first) as advance:
+        dice = training.run(lambda epoch, _, loss: advance(1, f"epoch {epoch + 1}, loss {loss:.3f}"), stop)
+    if not first:
+        return
+    if as_json:
+        known = None if math.isnan(dice) else dice
+        console.print_json({"interpreter": str(training.folder), "validation_dice": known, "epochs": training.epoch})
+    elif math.isnan(dice):
+        console.out.print(f"{training.folder}: trained to the last epoch, without validation images")
+    else:
+        console.out.print(
+            f"{training.folder}: validation Dice {100 * dice:.2f}; try it: service --model {training.folder}"
+        )
