@@ -34,6 +34,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.drawn import draw_photograph
+from benchmarks.measuring import DEVICE, peak_bytes, say, seconds
 from benchmarks.plain import PlainLoop
 from benchmarks.report import device_name, table, write_section
 from extractor.backbone import Backbone
@@ -46,8 +47,6 @@ from extractor.pipeline import usual_batch
 from extractor.presets import Preset, backbone_source, open_backbone, small
 from extractor.runs import extract_dataset
 from store import FeatureStore, FloatEncoding
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass(frozen=True)
@@ -62,18 +61,6 @@ class Scale:
 
 FULL = Scale(512, 8 if DEVICE == "cpu" else 96, 3, (10, 100))
 QUICK = Scale(128, 3, 2, (3, 24) if DEVICE == "cpu" else (16, 64))
-
-
-def say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
-
-
-def seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def seconds_alone_on_disk(run: Callable[[Path], object], work: Path) -> float:
@@ -240,9 +227,7 @@ def extract_views(count: int, photographs: Path, resolution: int) -> None:
             views=views,
             batch=usual_batch(DEVICE, spec.entry_bytes()),
         )
-    # Not getrusage: what it calls the maximum begins with that of the parent process.
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    print(int(status["VmHWM"].split()[0]) * 1024)
+    print(peak_bytes())
 
 
 def measure(scale: Scale, photographs: Path, work: Path) -> dict[str, float | str | None]:

@@ -15,7 +15,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks.drawn import draw_photograph
+from benchmarks.measuring import DEVICE, seconds
 from benchmarks.report import table, write_section
 from extractor.presets import open_backbone, small
 from interpreter.counting import cost_of
@@ -36,7 +36,6 @@ from interpreter.training import Training, TrainingSettings
 from store import Collection, Features, FeatureSpec, FeatureStore, Geometry, Key, Sample
 from store.codecs import codec_for
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BATCH = 4
 TASK = Task(name="vessels", targets=("vessel",))
 
@@ -57,14 +56,6 @@ def arguments(channels: int, length: int, state: int) -> list[torch.Tensor]:
         normal(channels),
     ]
     return [tensor.to(DEVICE).requires_grad_() for tensor in tensors]
-
-
-def seconds(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    call()
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def measure_scan(channels: int, length: int, state: int, repeats: int) -> dict[str, float]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import sys
 import tempfile
@@ -47,6 +46,7 @@ def measure(model: str, count: int, device: str) -> dict[str, Any]:
     started = time.perf_counter()
     import torch
 
+    from benchmarks.measuring import peak_bytes
     from service.engine import load_engine
 
     with tempfile.TemporaryDirectory() as folder:
@@ -73,7 +73,7 @@ def measure(model: str, count: int, device: str) -> dict[str, Any]:
         "first_seconds": clock[0],
         "load_seconds": loading,
         "stage_seconds": {stage: statistics.median(seconds[warm]) for stage, seconds in stages.items()},
-        "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+        "peak_memory_gb": peak_bytes() / 1e9,
         "photographs": count,
     }
 

@@ -21,10 +21,10 @@ from typing import Any
 sys.path[0] = str(Path(__file__).parents[1])
 
 import numpy as np
-import torch
 from PIL import Image
 
 from benchmarks.drawn import draw_photograph
+from benchmarks.measuring import DEVICE
 from benchmarks.report import device_name, table, write_section
 from extractor.extraction import Extractor
 from extractor.presets import fast, open_backbone
@@ -35,7 +35,6 @@ from interpreter.prediction import predict
 from store import FeatureSpec, FloatEncoding
 from store.spec import Precision
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HALF: tuple[Precision, ...] = ("bfloat16", "float16")
 
 

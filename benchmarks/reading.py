@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from zarr.storage import MemoryStore
 
+from benchmarks.measuring import peak_bytes, seconds
 from store import Codebook, FeatureSpec, FeatureStore, Key, plan_epoch, stream
 from store.arrays import ArrayToWrite, StoredArray, packed
 from store.exporting import authors_levels, export_npy
@@ -32,12 +33,6 @@ class Coded(NamedTuple):
 
     spec: FeatureSpec
     codebook: Codebook | None
-
-
-def seconds(call: Call) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
 
 
 def interleaved(calls: Mapping[str, Call], repeats: int, before: Call = lambda: None) -> dict[str, float]:
@@ -185,6 +180,4 @@ def stream_images(location: str, digest: str, images: int) -> None:
     keys: list[Key] = list(store.keys(spec))
     for _ in stream(store, spec, plan_epoch(spec, [keys[i % len(keys)] for i in range(images)], 4, seed=0)):
         pass
-    # Not getrusage: what it calls the maximum begins with that of the parent process.
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    print(int(status["VmHWM"].split()[0]) * 1024)
+    print(peak_bytes())

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from benchmarks.drawn import draw_data
+from benchmarks.measuring import say
 from benchmarks.reading import Coded, choices, peak_memory, prefetching, reading, stream_images
 from benchmarks.report import table, write_section
 from extractor.datasets import DataSet, load_dataset, of_split
@@ -107,10 +108,6 @@ def dice(
             found = evaluate(load_interpreter(folder)[0], store, spec, TASK, test)
             scores[name].append(100 * np.array([image.dice for image in found.images]))
     return scores
-
-
-def say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
 
 
 def main() -> None:

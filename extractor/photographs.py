@@ -87,6 +87,11 @@ class PreparedPhotographs:
     def __len__(self) -> int:
         return len(self._files)
 
+    @property
+    def digest(self) -> str:
+        """sha256 over what was prepared, in its order: equal for equal photographs, prepared alike."""
+        return hashlib.sha256("\n".join(file.name for file in self._files).encode()).hexdigest()
+
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
         """uint8 (R, R, 3), memory-mapped."""
         mapped: NDArray[np.uint8] = np.load(self._files[index], mmap_mode="r")

@@ -132,6 +132,7 @@ class Pretraining:
         self._require_fitting_sizes()
         self._require_same_settings()
         self._photographs = photographs
+        self._require_same_photographs()
         self._workers = workers
         self.schedule: NoiseSchedule = noise_schedule(settings.schedule)
         self.accelerator = Accelerator(
@@ -298,6 +299,17 @@ class Pretraining:
                     f"{self.folder} holds a run with other {', '.join(differing)}; choose another folder to start anew"
                 )
         self.folder.mkdir(parents=True, exist_ok=True)
+        replace_json(path, mine)
+
+    def _require_same_photographs(self) -> None:
+        """The i-th crop is of the i-th photograph: with others, a run would not go on as it began."""
+        path = self.folder / "photographs.json"
+        mine = {"photographs": len(self._photographs), "sha256": self._photographs.digest}
+        if path.is_file() and (theirs := read_json(path, PretrainingError)) != mine:
+            raise PretrainingError(
+                f"{self.folder} was begun with {theirs['photographs']} photographs, these are {mine['photographs']} or "
+                "others; give it the same, or choose another folder to start anew"
+            )
         replace_json(path, mine)
 
     def _draw(self, writer: Any) -> None:

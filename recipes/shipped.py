@@ -117,6 +117,14 @@ LESIONS = InterpreterRecipe(
     evaluate_every=20,
     options=("--standardise", "--foreground", "0.5", *WINDOWS_128),
 )
+LESIONS_BASE = replace(
+    LESIONS,
+    name="lesions_base",
+    summary="EXPERIMENTAL: microaneurysms, haemorrhages, hard and soft exudates, read from the larger backbone",
+    backbone=BASE.name,
+    steps=2400,
+    evaluate_every=40,
+)
 OCTA_VESSELS = InterpreterRecipe(
     "octa_vessels",
     "large vessels in OCT angiography, en face",
@@ -148,7 +156,9 @@ VESSELS_BASE = replace(
     evaluate_every=60,
     options=("--standardise", *WINDOWS_128),  # the maps are twice as wide already
 )
-INTERPRETERS = {recipe.name: recipe for recipe in (DISC_CUP, LESIONS, OCTA_VESSELS, VESSELS, VESSELS_BASE)}
+INTERPRETERS = {
+    recipe.name: recipe for recipe in (DISC_CUP, LESIONS, LESIONS_BASE, OCTA_VESSELS, VESSELS, VESSELS_BASE)
+}
 
 
 def at_smoke_size(recipe: InterpreterRecipe) -> InterpreterRecipe:

@@ -287,3 +287,15 @@ def test_photometric_changes_keep_black_and_follow_their_seed() -> None:
     unchanged = photometric_change(image, np.random.default_rng(3), strength=0)
     lit = image.max(axis=2) >= 4
     assert np.abs(unchanged.astype(int) - image)[lit].max() <= 1
+
+
+def test_a_run_goes_on_with_the_photographs_it_began_with(
+    photographs: PreparedPhotographs, dataset_folder: Path, tmp_path: Path
+) -> None:
+    Pretraining(SETTINGS, photographs, tmp_path / "run")
+    Pretraining(SETTINGS, photographs, tmp_path / "run")
+    fewer = PreparedPhotographs(
+        find_images([dataset_folder / "images"])[1:], tmp_path / "prepared", 32, Preprocessing(clahe=None)
+    )
+    with pytest.raises(PretrainingError, match="begun with 6 photographs, these are 5 or others"):
+        Pretraining(SETTINGS, fewer, tmp_path / "run")
