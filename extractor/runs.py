@@ -88,6 +88,7 @@ def extract_dataset(
     store: FeatureStore,
     extractor: Extractor,
     *,
+    backbone: str | None = None,
     views: Sequence[str] = (IDENTITY,),
     batch: int = 1,
     overwrite: bool = False,
@@ -101,6 +102,7 @@ def extract_dataset(
     Several processes, on one machine or many, may do the same at once: each claims what it makes.
 
     Args:
+        backbone: name or place of the extractor's, for those who have to find it again.
         views: renderings of each photograph to extract (``store.views``).
         batch: views in one forward.
         overwrite: compute again what is there.
@@ -115,7 +117,7 @@ def extract_dataset(
     """
     if extractor.backbone.device.type == "cpu":
         keep_freed_memory()
-    store.register(extractor.spec, codebook=extractor.codebook)
+    store.register(extractor.spec, backbone, extractor.codebook)
     pipeline = Pipeline(store, extractor, batch=batch, overwrite=overwrite, advance=advance, stop=stop, say=say)
     pipeline.run(work_of(dataset, views))
     record_collection(store, dataset, pipeline.report, pipeline.samples, part_of_a_set=part_of_a_set)

@@ -65,14 +65,19 @@ def retina() -> Path:
     return Path(skimage.__file__).parent / "data" / "retina.jpg"
 
 
-def test_the_python_example_runs(
+def test_the_python_examples_run(
     retina: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("photo.jpg").write_bytes(retina.read_bytes())
-    (code,) = blocks("python")
-    exec(compile(code, "README.md", "exec"), {})  # what a reader would paste
-    assert capsys.readouterr().out.startswith("(1411, 1411) ")
+    Path("photos").mkdir()
+    Path("photos/one.jpg").write_bytes(retina.read_bytes())
+    told = []
+    for code in blocks("python"):
+        exec(compile(code, "README.md", "exec"), {})  # what a reader would paste
+        told.append(capsys.readouterr().out)
+    assert told[0].startswith("(1411, 1411) ")
+    assert told[1] == "2 []\n(2, 16, 512, 512)\n"
 
 
 def test_the_demo_inverts_once(
