@@ -147,7 +147,7 @@ def pretrain(
 ) -> None:
     """Pre-train a backbone on unlabelled photographs."""
     from extractor.photographs import PreparedPhotographs, find_images
-    from extractor.pretraining import Pretraining, PretrainingSettings
+    from extractor.pretraining import PICTURES_FOLDER, Pretraining, PretrainingSettings
 
     described: dict[str, Any] = {"config": config, "schedule": schedule, "prediction": prediction, "clahe": clahe}
     given = {name: value for name, value in described.items() if value is not None}
@@ -179,7 +179,7 @@ def pretrain(
         if given.pop("clahe", True) is False:
             given["preprocessing"] = Preprocessing(clahe=None)
         settings = PretrainingSettings.model_validate(chosen | given)
-    paths = find_images(images, without=out)
+    paths = find_images(images, without=out / PICTURES_FOLDER)
     with console.progress("preparing photographs", len(paths)) as advance:
         photographs = PreparedPhotographs(
             paths, out / "prepared", resolution, settings.preprocessing, lambda _: advance()

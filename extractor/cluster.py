@@ -257,12 +257,12 @@ def _require_workers(client: Client, job: ExtractionJob) -> None:
 
 def _resources(client: Client) -> list[dict[str, float]]:
     """What each worker offers. ``Client.scheduler_info`` tells of five of them, in some versions."""
-    offered: dict[str, dict[str, float]] = client.run_on_scheduler(_offered)
-    return list(offered.values())
 
+    def offered(dask_scheduler: Scheduler) -> list[dict[str, float]]:  # nested: the scheduler may lack this package
+        return [dict(worker.resources) for worker in dask_scheduler.workers.values()]
 
-def _offered(dask_scheduler: Scheduler) -> dict[str, dict[str, float]]:
-    return {address: dict(worker.resources) for address, worker in dask_scheduler.workers.items()}
+    found: list[dict[str, float]] = client.run_on_scheduler(offered)
+    return found
 
 
 @contextmanager

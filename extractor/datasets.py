@@ -61,7 +61,8 @@ def load_dataset(reference: str, name: str | None = None) -> DataSet:
 
 def _as_name(called: str) -> str:
     """The name of a folder or file as one of a collection; empty where nothing is left of it."""
-    return re.sub("_+", "_", "".join(c if is_name(f"_{c}") else "_" for c in called)).lstrip(".")
+    kept = "".join(c if is_name(f"_{c}") else " " for c in called)
+    return re.sub(" +", "_", kept).lstrip(".")
 
 
 def of_split(photographs: Iterable[Photograph], split: str) -> list[Photograph]:

@@ -20,8 +20,11 @@ class OpenedPhotograph:
     Pixels at native size are not among them. What cannot be read is tried again when it is asked for again.
     """
 
-    def __init__(self, photograph: Photograph, store: FeatureStore, extractor: Extractor) -> None:
+    def __init__(
+        self, photograph: Photograph, store: FeatureStore, extractor: Extractor, writing_masks: threading.Lock
+    ) -> None:
         self._photograph, self._store, self._extractor = photograph, store, extractor
+        self._writing_masks = writing_masks
         self._lock = threading.RLock()
         self._data: bytes | None = None
         self._image_id: str | None = None
@@ -33,9 +36,16 @@ class OpenedPhotograph:
         """sha256 of the file; raises ImageError if it cannot be read."""
         with self._lock:
             if self._image_id is None:
-                self._data = read_bytes(self._photograph.image)
-                self._image_id = image_id(self._data)
+                self._read()
+            assert self._image_id is not None
             return self._image_id
+
+    def _read(self) -> bytes:
+        """The file; kept until it is decoded."""
+        if self._data is None:
+            self._data = read_bytes(self._photograph.image)
+            self._image_id = image_id(self._data)
+        return self._data
 
     @property
     def framed(self) -> Framed:
@@ -43,9 +53,7 @@ class OpenedPhotograph:
         with self._lock:
             if self._framed is None:
                 name = str(self._photograph.image)
-                assert self.image_id
-                assert self._data is not None
-                self._framed = self._extractor.frame(decode_image(self._data, name), name)
+                self._framed = self._extractor.frame(decode_image(self._read(), name), name)
                 self._data = None
             return self._framed
 
@@ -61,13 +69,18 @@ class OpenedPhotograph:
         with self._lock:
             if self._sample is None:
                 photograph, size = self._photograph, (geometry.height, geometry.width)
-                write = self._store.collections.write_mask
+
+                def stored(target: str) -> str:
+                    mask = photograph.read_mask(target, size)
+                    with self._writing_masks:  # two photographs may have equal ones, which are one object
+                        return self._store.collections.write_mask(mask)
+
                 self._sample = Sample(
                     image_id=self.image_id,
                     name=photograph.name,
                     split=photograph.split,
                     group=photograph.group,
-                    masks={target: write(photograph.read_mask(target, size)) for target in photograph.masks},
+                    masks={target: stored(target) for target in photograph.masks},
                     indexed=tuple(t for t, path in photograph.masks.items() if is_indexed(path)),
                 )
             return self._sample
@@ -79,14 +92,14 @@ class OpenedPhotographs:
     def __init__(self, store: FeatureStore, extractor: Extractor, most: int) -> None:
         self._store, self._extractor, self._most = store, extractor, most
         self._opened: OrderedDict[str, OpenedPhotograph] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock, self._writing_masks = threading.Lock(), threading.Lock()
 
     def of(self, photograph: Photograph) -> OpenedPhotograph:
         """A photograph of the data set that the run is about."""
         with self._lock:
             opened = self._opened.pop(photograph.name, None)
             if opened is None:
-                opened = OpenedPhotograph(photograph, self._store, self._extractor)
+                opened = OpenedPhotograph(photograph, self._store, self._extractor, self._writing_masks)
             self._opened[photograph.name] = opened
             while len(self._opened) > self._most:
                 self._opened.popitem(last=False)

@@ -206,6 +206,7 @@ def _train_and_say(training: Training, as_json: bool) -> None:
         f"{len(training.train_images)} training and {len(training.validation_images)} validation images, "
         f"{cost_of(training.network)}"
     )
+    training.prepare()  # before Ctrl-C waits for a step
     left = (training.epochs - training.epoch) * training.steps_per_epoch - training.next_batch
     first = training.accelerator.is_main_process
     stop, alone = Stop(), training.accelerator.num_processes == 1

@@ -114,7 +114,7 @@ class Training:
         card = self._card(config, backbone, validation_images)
         self.selection = Selection(folder, card, store, validation_images, self.rules)
         self.epoch = self.next_batch = 0
-        self._in_step = False
+        self._in_step = self._is_prepared = False
         self.data_wait_share = 0.0
         self._files = RunFolder(folder)
         self._holes = Holes() if self.device.type == "cpu" else None
@@ -166,8 +166,7 @@ class Training:
         """
         if self.device.type == "cpu":
             keep_freed_memory()
-        if self._unfinished():
-            self.prepare()
+        self.prepare()
         with Recorder(self.folder if self.accelerator.is_main_process else None) as recorder:
             while self._unfinished():
                 try:
@@ -190,7 +189,9 @@ class Training:
         return float(broadcast_object_list(dice)[0])
 
     def prepare(self) -> None:
-        """Read the masks of all images, and have a teacher label those that have none; ``run`` begins with it."""
+        """Read the masks of all images, and have a teacher label those that have none, once; ``run`` begins with it."""
+        if self._is_prepared or not self._unfinished():
+            return
         taught = {image.key.image_id for image in self._taught}
         for image in self.train_images:
             if image.key.image_id not in taught:
@@ -198,6 +199,7 @@ class Training:
         if self._pseudo_labels is not None:
             for image, native in self._pseudo_labels.label(self._taught, self.device):
                 self.feed.learn_truth(image, native)
+        self._is_prepared = True
 
     def _run_epoch(self, recorder: Recorder, report: Report | None, stop: Stop | None) -> None:
         started, waited, asked = time.perf_counter(), 0.0, time.perf_counter()

@@ -87,7 +87,7 @@ class TableRecipe:
 
 
 CAMERAS = (STARE, CHASE_DB1, HRF)
-METHODS = ("diffdgss", "anchored", "stochastic", "untrained", "mlp", "unet", "pixels")
+METHODS = ("diffdgss", "anchored", "stochastic", "untrained", "mlp", "unet", "pyramid")
 OCTA = Source("octa_500", "OCTA500_6M", ("vessel",), "no licence stated")
 TABLES = {
     "lodo-vessels": TableRecipe("lodo-vessels", CAMERAS, METHODS),
@@ -105,10 +105,10 @@ TABLES = {
     "lodo-vessels-fast": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=BUDGET | {"preset": "fast"}),
     "lodo-vessels-standardised": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=STANDARDISED),
     "lodo-vessels-red-free": TableRecipe(
-        "lodo-vessels", CAMERAS, ("diffdgss", "unet", "pixels"), settings=WITHOUT_COLOUR
+        "lodo-vessels", CAMERAS, ("diffdgss", "unet", "pyramid"), settings=WITHOUT_COLOUR
     ),
     "lodo-vessels-wide": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=WIDE),
-    "lodo-vessels-long": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss", "unet", "pixels"), settings=LONG),
+    "lodo-vessels-long": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss", "unet", "pyramid"), settings=LONG),
     "lodo-vessels-base": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=BASE),
     "lodo-vessels-base-eight": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=EIGHT),
     "lodo-vessels-base-probed": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=EIGHT | PROBED),

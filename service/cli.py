@@ -76,7 +76,9 @@ def _check(settings: Settings) -> None:
             f"model {model.name} ({model.version}): {', '.join(model.card.task.classes)}", highlight=False
         )
     keys = (
-        f"{len(settings.api_keys)} API keys" if settings.api_keys else "no API keys: everybody who reaches it may ask"
+        f"API keys of {len(settings.api_keys)} names"
+        if settings.api_keys
+        else "no API keys: everybody who reaches it may ask"
     )
     console.out.print(f"store {settings.store_location}: {troubles or 'can be read and written'}", highlight=False)
     console.out.print(keys, highlight=False)

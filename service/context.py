@@ -95,7 +95,7 @@ class Context:
             models = load_models(names, settings.backbone, engine.device.name, engine.models.extractors())
             engine.replace_models(models)
             self._adopt(settings, keys)
-            logger.info("reloaded", models=list(models.by_name), keys=len(settings.api_keys))
+            logger.info("reloaded", models=list(models.by_name), keys=sum(map(len, settings.api_keys.values())))
             return list(models.by_name)
         finally:
             self._reloading.release()
@@ -148,8 +148,12 @@ def engine_from(settings: Settings) -> Engine:
     memory = settings.memory_bytes if settings.keep_nothing else None
     location = settings.store_location
     storage = Storage(lambda: FeatureStore(location), metrics, limits.store_timeout, memory)
-    engine = Engine(models, storage, limits, metrics, settings.device)
-    engine.warm()
+    try:
+        engine = Engine(models, storage, limits, metrics, settings.device)
+        engine.warm()
+    except BaseException:
+        storage.close()
+        raise
     return engine
 
 

@@ -182,12 +182,11 @@ class Device:
             if self.lost:
                 raise DeviceLost
             result = work()
-        except torch.AcceleratorError as error:
-            self.lost = not self._computes()
-            if self.lost:
-                logger.critical("the device computes no more, the process has to be started anew", problem=str(error))
-            future.set_exception(DeviceLost() if self.lost else error)
         except Exception as error:
+            if isinstance(error, RuntimeError) and not self._computes():
+                logger.critical("the device computes no more, the process has to be started anew", problem=str(error))
+                self.lost = True
+                error = DeviceLost(by_this=True)
             future.set_exception(error)
         else:
             future.set_result(result)
@@ -196,5 +195,7 @@ class Device:
         """Whether the device still works: after some errors a CUDA context never does again."""
         try:
             return bool(torch.ones(1, device=self.name).item() == 1)
+        except torch.OutOfMemoryError:
+            return True
         except RuntimeError:
             return False

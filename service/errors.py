@@ -102,10 +102,15 @@ class NotReady(Unavailable):
 
 
 class DeviceLost(Unavailable):
-    """The device computes no more in this process."""
+    """The device computes no more in this process.
 
-    def __init__(self) -> None:
+    Args:
+        by_this: it was lost while it was at this photograph, or at another one of its batch.
+    """
+
+    def __init__(self, *, by_this: bool = False) -> None:
         super().__init__("the device has failed and the service has to be started anew; ask again later", 30)
+        self.by_this = by_this
 
 
 class Busy(Unavailable):

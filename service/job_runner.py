@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 from collections import deque
 from concurrent.futures import CancelledError, Future
 from typing import NamedTuple
@@ -12,26 +13,17 @@ import structlog
 
 from service.answers import Answer
 from service.engine import Engine
-from service.errors import (
-    EXPECTED,
-    Abandoned,
-    BodyTooLarge,
-    Forbidden,
-    NotFound,
-    ServiceError,
-    Unavailable,
-    detail_of,
-)
+from service.errors import EXPECTED, Abandoned, DeviceLost, ServiceError, Unavailable, detail_of
 from service.flights import Flight, Ticket
-from service.jobs import FINISHED, JobRecord, Jobs, Told
+from service.jobs import FINISHED, JobItem, JobRecord, Jobs, Told
 from service.outputs import OUTPUTS, Source
 from service.settings import Settings
 from service.sources import Sources
-from store.errors import StoreError
+from store.errors import StoreUnavailable
 
 logger = structlog.get_logger(__name__)
 ATTEMPTS = 3
-"""A photograph that failed in an unexpected way, or with which the service was stopped, is tried so often."""
+"""A photograph that failed in an unexpected way, or stopped the service, is tried so often, from then on alone."""
 
 
 class _Asked(NamedTuple):
@@ -54,6 +46,7 @@ class JobRunner:
 
     def __init__(self, jobs: Jobs, engine: Engine, settings: Settings, sources: Sources) -> None:
         self._jobs, self._engine = jobs, engine
+        self._name = uuid.uuid4().hex  # of this run of the service
         self.adopt(settings, sources)
         self._at_once = engine.limits.batch + 1
         self._wake = threading.Event()
@@ -149,8 +142,10 @@ class JobRunner:
             left = [i for i, item in enumerate(record.items) if item.state == "waiting" and i not in busy]
             if not left and not under_way:
                 return
-            number = min(left, key=lambda i: record.items[i].attempts, default=None)
-            at_once = 0 if number is None else 1 if record.items[number].attempts else self._at_once
+            troubles = [record.items[i].troubles_before(self._name) for i in left]
+            least = min(troubles, default=0)
+            number = left[troubles.index(least)] if left else None
+            at_once = 0 if number is None else 1 if least else self._at_once
             if number is None or len(under_way) >= at_once:
                 self._finish(record, under_way.popleft())
             else:
@@ -183,27 +178,28 @@ class JobRunner:
     def _ask(self, record: JobRecord, number: int, under_way: deque[_Asked]) -> None:
         """Put the question of one photograph; Unavailable where its folder is away."""
         item = record.items[number]
-        if item.attempts >= ATTEMPTS:
-            stopped = f"the service was stopped {item.attempts} times while it was at this photograph"
+        if item.troubles_before(self._name) >= ATTEMPTS:
+            stopped = f"{len(item.begun_by)} runs of the service were stopped while they were at this photograph"
             self._failed(record, number, ServiceError(stopped))
             return
-        item.attempts += 1
+        item.begun_by = tuple(dict.fromkeys((*item.begun_by, self._name)))
         self._jobs.save(record)  # before the work, which may be this process's end
         try:
             under_way.append(self._asked(record, number))
         except Unavailable:
-            item.attempts -= 1
+            self._give_back(item)
             raise
         except EXPECTED as error:
             self._failed(record, number, error)
+
+    def _give_back(self, item: JobItem) -> None:
+        item.begun_by = tuple(run for run in item.begun_by if run != self._name)
 
     def _asked(self, record: JobRecord, number: int) -> _Asked:
         item, options, engine = record.items[number], record.options, self._engine
         try:
             data = self._data(record, number)
-        except (Unavailable, NotFound, Forbidden, BodyTooLarge):
-            raise
-        except (StoreError, OSError) as error:  # where jobs are kept: nothing is wrong with the photograph
+        except (StoreUnavailable, OSError) as error:  # where jobs are kept: nothing is wrong with the photograph
             raise Unavailable("the photographs of the job cannot be read now") from error
         OUTPUTS[options.output or "png"].check(Source(data, item.name, self._settings.max_pixels))
         asked = engine.question(data, item.name, options.model, options.timesteps, mirrored=options.mirrored)
@@ -217,15 +213,18 @@ class JobRunner:
         try:
             answer, rendered = self._rendered(record, asked)
             self._keep(record, asked.number, rendered)
-        except Unavailable:
-            item.attempts -= 1
+        except Unavailable as error:
+            if not (isinstance(error, DeviceLost) and error.by_this):
+                self._give_back(item)
             raise
         except EXPECTED as error:
             self._failed(record, asked.number, error)
             return
         except Exception:  # one photograph's trouble is not the job's
-            logger.exception("an image of a job failed", job=record.id, attempts=item.attempts)
-            if item.attempts >= ATTEMPTS:
+            item.failures += 1
+            self._give_back(item)
+            logger.exception("an image of a job failed", job=record.id, times=item.failures)
+            if item.failures >= ATTEMPTS:
                 self._failed(record, asked.number, ServiceError("internal error; the log of the service has more"))
             return
         item.state, item.told = "done", Told.by(answer)

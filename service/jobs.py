@@ -73,7 +73,8 @@ class JobItem(BaseModel):
 
     Attributes:
         source: NAME/KEY of a folder that the operator allowed; None for an upload.
-        attempts: begun, and neither ended nor given back: it failed, or the service was stopped meanwhile.
+        begun_by: runs of the service that began it, and neither ended it nor gave it back: they were stopped meanwhile.
+        failures: times that it failed in an unexpected way.
         told: by its answer.
     """
 
@@ -82,8 +83,13 @@ class JobItem(BaseModel):
     problem: str | None = Field(default=None, description="why there is no answer")
     source: str | None = None
     bytes: int = Field(default=0, description="of the photograph, while it is kept")
-    attempts: int = 0
+    begun_by: tuple[str, ...] = ()
+    failures: int = 0
     told: Told | None = None
+
+    def troubles_before(self, run: str) -> int:
+        """Times that it failed or stopped another run of the service."""
+        return self.failures + len(set(self.begun_by) - {run})
 
 
 class JobRecord(BaseModel):
@@ -369,7 +375,7 @@ class Jobs:
 def as_report(record: JobRecord) -> dict[str, Any]:
     """What a job was and what each of its answers says about itself, as JSON."""
     images = [
-        item.model_dump(exclude={"bytes", "attempts", "told"})
+        item.model_dump(exclude={"bytes", "begun_by", "failures", "told"})
         | {"file": record.file_of(i)}
         | (item.told.model_dump(mode="json") if item.told else {})
         for i, item in enumerate(record.items)

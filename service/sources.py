@@ -178,7 +178,7 @@ def _opened(location: str | Path) -> Source:
 def _checked(key: str) -> str:
     """A key without its last slash; Forbidden if a part could lead elsewhere, NotFound if nothing can be called so."""
     plain = key.removesuffix("/")
-    if not plain.isprintable():
+    if "\0" in plain or not _is_text(plain):
         raise NotFound("no such folder")
     if plain and any(part in ("", ".", "..") for part in plain.split("/")):
         raise Forbidden("the prefix leads out of the folder")

@@ -188,12 +188,12 @@ class Storage:
         """
         if time.monotonic() < self._rests_until:
             raise StoreUnavailable(self._troubles.get(doing) or "the feature store did not answer a moment ago")
-        future = self._pool.submit(work)
+        future, patience = self._pool.submit(work), self._timeout + size / LEAST_RATE
         try:
-            result = future.result(self._timeout + size / LEAST_RATE)
+            result = future.result(patience)
         except FutureTimeout as error:
             future.cancel()  # what was not begun holds its features no longer
-            raise self._failed(doing, f"no answer within {self._timeout:.0f} s", rest=True) from error
+            raise self._failed(doing, f"no answer within {patience:.0f} s", rest=True) from error
         except StoreFull as error:
             raise self._failed(doing, str(error), rest=False) from error
         except StoreUnavailable as error:

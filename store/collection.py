@@ -13,7 +13,7 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from store.arrays import ArrayToWrite
 from store.claims import Claims
@@ -60,13 +60,6 @@ class Collection(BaseModel):
 
     name: str
     samples: tuple[Sample, ...] = Field(min_length=1)
-
-    @field_validator("name")
-    @classmethod
-    def _is_a_name(cls, name: str) -> str:
-        if not is_name(name):
-            raise ValueError(f"expected letters, digits, '_', '-' and '.', and no '.' at first, found {name!r}")
-        return name
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
@@ -118,7 +111,14 @@ class Collections:
 
         Args:
             keep: samples that are known under other names stay, before the new ones.
+
+        Raises:
+            ValueError: a new one may not be called so.
         """
+        if not is_name(collection.name) and collection.name not in self.names():
+            raise ValueError(
+                f"expected letters, digits, '_', '-' and '.', and no '.' at first, found {collection.name!r}"
+            )
         with Claims(self.objects) as claims, claims.waiting(f"{COLLECTIONS}/{collection.name}"):
             samples = {sample.name: sample for sample in collection.samples}
             if keep and collection.name in self.names():

@@ -14,11 +14,15 @@ from typing import Any
 def replaced(path: Path) -> Iterator[Path]:
     """A file to write, which takes the place of ``path`` behind the context; what goes wrong leaves the former one.
 
-    Several threads, processes and machines may write the same: each has a temporary file of its own.
+    Several threads, processes and machines may write the same: each has a temporary file of its own. Whoever may read
+    files that this process makes may read it: safetensors gives its files to nobody else.
     """
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode
         yield partial
+        partial.chmod(mode)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -8,12 +8,13 @@ again, and puts the marker back if a reader came in between.
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 
 from store.errors import MissingEntry, StoreFull, StoreUnavailable
 from store.objects import Objects
 
 USES = "used"
+AGAIN = 10.0
+"""Seconds until a stamp is tried again that a store could not take."""
 GRACE = 600.0
 """Seconds for which an entry counts as being read after it was opened."""
 
@@ -30,9 +31,14 @@ class Uses:
         now = time.time()
         if now - self._stamped.get(path, 0.0) < GRACE / 2:
             return
-        self._stamped[path] = now
-        with suppress(OSError, ValueError, StoreFull, StoreUnavailable):  # ValueError: a read-only Zarr store
+        try:
             self._objects.put(_key(path), repr(now).encode())
+        except (StoreFull, StoreUnavailable):  # for now
+            self._stamped[path] = now - GRACE / 2 + AGAIN
+        except (OSError, ValueError):  # for good, such as a read-only Zarr store
+            self._stamped[path] = now
+        else:
+            self._stamped[path] = now
 
     def last(self, path: str) -> float:
         """Seconds since 1970. What was never stamped counts as used now, and is stamped."""

@@ -50,7 +50,7 @@ ROWS = {
         Row("joint", "w/o vote: the interpreter shown all timesteps at once", head="joint"),
         Row("mlp", "w/o adaptive interpreter: DDPM-Seg's ten pixel classifiers", head="mlp"),
         Row("unet", "a U-Net on the photograph, flips and photometric augmentation", head="unet", pixels=True),
-        Row("pixels", "the interpreter on the photograph at four sizes", head="pyramid", pixels=True),
+        Row("pyramid", "the interpreter on the photograph at four sizes", head="pyramid", pixels=True),
     )
 }
 

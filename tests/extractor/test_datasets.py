@@ -189,7 +189,16 @@ def test_splits_are_selected_and_unknown_ones_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("folder", "name"), [("my eyes", "my_eyes"), ("cm²", "cm²"), (".hidden", "hidden"), ("(", "_"), ("..a", "a")]
+    ("folder", "name"),
+    [
+        ("my eyes", "my_eyes"),
+        ("cm²", "cm²"),
+        (".hidden", "hidden"),
+        ("(", "_"),
+        ("..a", "a"),
+        ("my__eyes", "my__eyes"),
+        ("a - b", "a_-_b"),
+    ],
 )
 def test_a_folder_gives_a_name_that_the_store_takes(tmp_path: Path, folder: str, name: str) -> None:
     touch(tmp_path / folder, "a.png")

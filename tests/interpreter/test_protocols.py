@@ -181,7 +181,7 @@ def test_every_row_can_be_run_by_name(table: Table, tmp_path: Path) -> None:
     assert cards["stochastic"]["spec"]["trajectory"] == "stochastic"
     assert cards["anchored"]["spec"]["trajectory"] == "anchored"
     assert cards["mlp"]["config"]["head"] == "mlp"
-    assert [name for name, card in cards.items() if not card["config"]["standardise"]] == ["unet", "pixels"]
+    assert [name for name, card in cards.items() if not card["config"]["standardise"]] == ["unet", "pyramid"]
     assert cards["untrained"]["spec"]["backbone"] != cards["diffdgss"]["spec"]["backbone"]
     assert [block["name"] for block in cards["unet"]["spec"]["blocks"]] == ["pixels"]
     voters = {r.experiment.row.name: list(r.summary["dice_by_timestep"]) for r in results}

@@ -23,14 +23,15 @@ from PIL import Image
 from interpreter.domain import DomainScore
 from interpreter.rendering import encode_labels
 from service.engine import Engine
-from service.errors import Busy, Unavailable
-from service.job_runner import JobRunner
+from service.errors import Busy, DeviceLost, Unavailable
+from service.flights import Flight, Ticket
+from service.job_runner import JobRunner, _Asked
 from service.jobs import JobLimits, JobRecord, Jobs, Told, as_report, as_table
 from service.options import Options
 from service.outputs import OUTPUTS, Source
 from service.settings import Settings
 from service.sources import Sources
-from store.errors import StoreFull
+from store.errors import StoreFull, StoreUnavailable
 from store.objects import open_objects
 from tests.service.conftest import png, serving
 
@@ -338,7 +339,7 @@ def test_a_photograph_that_stops_the_service_is_tried_alone_and_not_for_ever(
         if record.items[asked.number].name == "poison.png":
             on_disk = jobs.read(record.id)
             assert on_disk is not None
-            attempts.append(tuple(item.attempts for item in on_disk.items if item.state == "waiting"))
+            attempts.append(tuple(len(item.begun_by) for item in on_disk.items if item.state == "waiting"))
             raise SystemExit  # as if the process were gone: nothing is written any more
         finish(runner, record, asked)
 
@@ -351,8 +352,61 @@ def test_a_photograph_that_stops_the_service_is_tried_alone_and_not_for_ever(
             runner._do(found)
     poison, *others = ended(jobs, record.id).items
     assert attempts == [(1, 1, 0), (2, 1), (3,)]  # beside others, which it costs an attempt, then alone
-    assert poison.problem == "the service was stopped 3 times while it was at this photograph"
+    assert poison.problem == "3 runs of the service were stopped while they were at this photograph"
     assert [item.state for item in others] == ["done", "done"]
+
+
+def test_a_photograph_that_is_gone_is_its_own_trouble(make_engine: MakeEngine, tmp_path: Path) -> None:
+    jobs = Jobs(open_objects(tmp_path), LIMITS)
+    record = jobs.create("anybody", Options(output="png"), ".png", ["a.png", "b.png"], [png(4), png(5)])
+    (tmp_path / record.id / "inputs" / "00000").unlink()
+    runner = JobRunner(jobs, make_engine(), Settings(keep_nothing=True), Sources({}))
+    runner.start()
+    gone, done = ended(jobs, record.id).items
+    runner.stop()
+    assert (gone.state, done.state) == ("failed", "done")
+
+
+def test_a_storage_that_keeps_no_records_makes_no_photograph_guilty(
+    make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = Jobs(open_objects(tmp_path), LIMITS)
+    record = jobs.create("anybody", Options(output="png"), ".png", ["a.png"], [png(4)])
+    runner = JobRunner(jobs, make_engine(), Settings(keep_nothing=True), Sources({}))
+    put = jobs._objects.put
+
+    def refuses_the_end(key: str, data: bytes) -> None:
+        if key.endswith("job.json") and b'"state":"done"' in data:
+            raise StoreUnavailable("away")
+        put(key, data)
+
+    monkeypatch.setattr(jobs._objects, "put", refuses_the_end)
+    for _ in range(5):
+        found = jobs.read(record.id)
+        assert found is not None
+        with suppress(StoreUnavailable):
+            runner._do(found)
+    monkeypatch.setattr(jobs._objects, "put", put)
+    found = jobs.read(record.id)
+    assert found is not None
+    runner._do(found)
+    (item,) = ended(jobs, record.id).items
+    assert item.state == "done"
+
+
+def test_a_photograph_that_loses_the_device_is_counted_and_others_are_not(
+    make_engine: MakeEngine, tmp_path: Path
+) -> None:
+    jobs, engine = Jobs(open_objects(tmp_path), LIMITS), make_engine()
+    record = jobs.create("anybody", Options(output="png"), ".png", ["a.png", "b.png"], [png(4), png(5)])
+    runner = JobRunner(jobs, engine, Settings(keep_nothing=True), Sources({}))
+    for number, by_this in ((0, True), (1, False)):
+        flight: Flight[Any] = Flight("", Ticket())
+        flight.future.set_exception(DeviceLost(by_this=by_this))
+        record.items[number].begun_by = (runner._name,)
+        with pytest.raises(DeviceLost):
+            runner._finish(record, _Asked(number, b"", Ticket(), flight, None))
+    assert [item.begun_by for item in record.items] == [(runner._name,), ()]
 
 
 def test_what_answers_say_about_themselves_is_in_the_zip(make_engine: MakeEngine, tmp_path: Path) -> None:

@@ -172,8 +172,17 @@ def test_a_large_folder_is_not_walked_to_its_end(tmp_path: Path, monkeypatch: py
 
 def test_names_that_no_file_can_have_are_not_found(place: str) -> None:
     sources = Sources({"clinic": place})
-    for key in ("clinic/a\0b", "clinic/a\nb"):
-        with pytest.raises(NotFound):
-            sources.keys(key)
-        with pytest.raises(NotFound):
-            sources.read(key, 10)
+    with pytest.raises(NotFound):
+        sources.keys("clinic/a\0b")
+    with pytest.raises(NotFound):
+        sources.read("clinic/a\0b", 10)
+
+
+def test_a_photograph_that_is_listed_can_be_read_whatever_its_name(tmp_path: Path) -> None:
+    names = ["Screenshot 10.00.00\u202fAM.png", "Pat\xa01.png", "\u3000.png", "two\nlines.png", "weiß?.png"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"eye")
+    sources = Sources({"clinic": tmp_path})
+    found = sources.keys("clinic")
+    assert found == sorted(f"clinic/{name}" for name in names)
+    assert [sources.read(key, 10) for key in found] == [b"eye"] * len(names)

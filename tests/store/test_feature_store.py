@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -24,6 +25,7 @@ from store import (
     MissingEntry,
     SpecError,
     SpecMismatch,
+    StoreUnavailable,
 )
 from store.arrays import ArrayToWrite, Compressor, packed
 from store.features import entry_path
@@ -353,10 +355,26 @@ def test_a_stamp_that_is_refused_is_not_tried_with_every_read(
         refused.append(key)
         raise PermissionError("read-only credentials")
 
+    put = store.uses._objects.put
     monkeypatch.setattr(store.uses._objects, "put", refuse)
     for _ in range(5):
         store.uses.stamp(entry_path(spec, KEY))
     assert len(refused) == 1
+
+    def busy(key: str, *_: bytes) -> None:
+        refused.append(key)
+        raise StoreUnavailable("503, slow down")
+
+    now = time.time()
+    monkeypatch.setattr(store.uses._objects, "put", busy)
+    for later in (0, 1, 20):
+        monkeypatch.setattr("store.uses.time.time", lambda later=later: now + later)
+        store.uses.stamp("another")
+    assert len(refused) == 3
+    monkeypatch.setattr(store.uses._objects, "put", put)
+    monkeypatch.setattr("store.uses.time.time", lambda: now + 40)
+    store.uses.stamp("another")
+    assert store.uses.last("another") == now + 40
 
 
 def test_a_backbone_that_was_not_named_can_be_named_later(store: FeatureStore, spec: FeatureSpec) -> None:

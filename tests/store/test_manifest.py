@@ -6,8 +6,11 @@ import hashlib
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from store.errors import DamagedModel
+from store.files import replaced
 from store.manifest import MANIFEST_FILE, Figure, Manifest, TrainingData, read_manifest, require_intact, seal
 
 MANIFEST = Manifest(
@@ -69,3 +72,16 @@ def test_data_and_figures_are_told_in_a_line() -> None:
     assert str(MANIFEST.data[0]) == "10 of STARE, train (CC BY 4.0)"
     assert str(MANIFEST.figures[0]) == "Dice 60.0 (57.1 to 63.2) on CHASE_DB1"
     assert str(Figure(where="HRF", metric="Dice", value=1)) == "Dice 1.0 on HRF"
+
+
+def test_a_file_that_is_replaced_is_read_by_whoever_reads_others(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    with replaced(tmp_path / "weights.safetensors") as partial:
+        save_file({"a": torch.zeros(2)}, partial)
+    modes = {path.name: path.stat().st_mode for path in tmp_path.iterdir()}
+    assert modes["weights.safetensors"] == modes["plain"]
+    with pytest.raises(ValueError, match="no"), replaced(tmp_path / "plain") as partial:
+        partial.write_text("half")
+        raise ValueError("no")
+    assert (tmp_path / "plain").read_text() == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plain", "weights.safetensors"]
