@@ -98,8 +98,8 @@ def test_every_encoding_streams_alike(spec: FeatureSpec, encoding: str) -> None:
 
 def test_workers_in_other_processes_are_refused(filled_store: FeatureStore, spec: FeatureSpec, keys: list[Key]) -> None:
     class Foreign:
-        def scheduler_info(self) -> dict[str, dict[str, None]]:
-            return {"workers": {"tcp://10.0.0.1:4040": None}}
+        def nthreads(self) -> dict[str, int]:
+            return {"tcp://10.0.0.1:4040": 1}
 
     with pytest.raises(SpecError, match=r"tcp://10.0.0.1:4040 are processes of their own.*processes=False"):
         next(stream(filled_store, spec, plan_epoch(spec, keys, 2), client=Foreign()))  # type: ignore[arg-type]
