@@ -176,7 +176,8 @@ class Pipeline:
                 with self._stages("wait for decoding"):
                     decoded = decoding.result()
             except (ImageError, DatasetError) as error:
-                self._leave_out(one, error)
+                self.report.leave_out(str(one.photograph.image), str(error))
+                self._done(one)
                 continue
             if decoded.elsewhere:
                 left.append(one)
@@ -215,12 +216,6 @@ class Pipeline:
             return
         self.report.extracted += 1
         self.report.bytes_stored += written
-        self._done(one)
-
-    def _leave_out(self, one: Work, error: Exception) -> None:
-        failure = str(one.photograph.image), str(error)
-        if failure not in self.report.failed:  # of another view
-            self.report.failed.append(failure)
         self._done(one)
 
     def _done(self, one: Work) -> None:

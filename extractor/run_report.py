@@ -33,12 +33,18 @@ class RunReport:
         """What another part of the run did."""
         self.extracted += other.extracted
         self.present += other.present
-        self.failed += [one for one in other.failed if one not in self.failed]
+        for image, reason in other.failed:
+            self.leave_out(image, reason)
         self.bytes_stored += other.bytes_stored
         self.forwards += other.forwards
         self.fallbacks += other.fallbacks
         for stage, seconds in other.seconds.items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+    def leave_out(self, image: str, reason: str) -> None:
+        """An image that could not be used; each of its views says so."""
+        if (image, reason) not in self.failed:
+            self.failed.append((image, reason))
 
     def counts(self) -> dict[str, int]:
         """All of it as numbers."""

@@ -10,12 +10,7 @@ import typer
 from rich.table import Table
 
 from interpreter.checkpoint import load_interpreter
-from interpreter.data import (
-    Labelled,
-    labelled_in,
-    require_features,
-    views_read,
-)
+from interpreter.data import Labelled, labelled_in, require_features, views_read
 from interpreter.options import (
     AsJson,
     DeviceOption,

@@ -11,21 +11,9 @@ import typer
 
 from interpreter.checkpoint import folder_of
 from interpreter.config import HeadName
-from interpreter.data import (
-    all_images,
-    labelled_in,
-    store_spec,
-    validation_in,
-)
+from interpreter.data import all_images, labelled_in, store_spec, validation_in
 from interpreter.network import InterpreterConfig
-from interpreter.options import (
-    AsJson,
-    Datasets,
-    DeviceOption,
-    ScanOption,
-    StoreOption,
-    require_device,
-)
+from interpreter.options import AsJson, Datasets, DeviceOption, ScanOption, StoreOption, require_device
 from interpreter.pseudo_labels import PseudoLabels
 from interpreter.task import Task
 from interpreter.vss import Variant

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-import uuid
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -92,11 +91,9 @@ def _jobs_are_kept(settings: Settings) -> bool:
     """Say whether something can be written where jobs are kept."""
     from store.objects import open_objects
 
-    name, told = f"check-{uuid.uuid4().hex}", "can be read and written"
+    told = "can be read and written"
     try:
-        objects = open_objects(settings.jobs_location)
-        objects.put(name, b"alive")
-        objects.remove(name)
+        open_objects(settings.jobs_location).require_writable()
     except (StoreError, OSError) as error:
         told = str(error)
     console.out.print(f"jobs {settings.jobs_location}: {told}", highlight=False)

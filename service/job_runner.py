@@ -15,7 +15,8 @@ from service.answers import Answer
 from service.engine import Engine
 from service.errors import EXPECTED, Abandoned, DeviceLost, ServiceError, Unavailable, detail_of
 from service.flights import Flight, Ticket
-from service.jobs import FINISHED, JobItem, JobRecord, Jobs, Told
+from service.job_record import FINISHED, JobItem, JobRecord, Told
+from service.jobs import Jobs
 from service.outputs import OUTPUTS, Source
 from service.settings import Settings
 from service.sources import Sources
@@ -137,7 +138,7 @@ class JobRunner:
 
     def _do_each(self, record: JobRecord, under_way: deque[_Asked]) -> None:
         """A few at once; alone and last those that have failed, or stopped the service, before."""
-        while not (self._stopping.is_set() or self._cancelled(record)):
+        while not self._stopping.is_set():
             busy = {asked.number for asked in under_way}
             left = [i for i, item in enumerate(record.items) if item.state == "waiting" and i not in busy]
             if not left and not under_way:
@@ -148,6 +149,8 @@ class JobRunner:
             at_once = 0 if number is None else 1 if least else self._at_once
             if number is None or len(under_way) >= at_once:
                 self._finish(record, under_way.popleft())
+            elif self._cancelled(record):
+                return
             else:
                 self._ask(record, number, under_way)
 

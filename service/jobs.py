@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import re
@@ -19,114 +18,22 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import structlog
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import ValidationError
 
-from service.answers import Answer
 from service.errors import Busy, Conflict, NotFound, Unavailable
+from service.job_record import FINISHED, JobItem, JobRecord, as_report, as_table
 from service.options import Options
-from service.schemas import DISCLAIMER
 from store.claims import Claims
 from store.errors import MissingEntry, StoreError
 from store.objects import Objects
 
 logger = structlog.get_logger(__name__)
-State = Literal["queued", "running", "done", "cancelled"]
-FINISHED: tuple[State, ...] = ("done", "cancelled")
 _ID = re.compile("[0-9a-f]{32}")
 RECOUNT = 60.0
 """Seconds for which what others add to the jobs is not noticed."""
-
-
-class Told(BaseModel):
-    """What an answer says about itself, whatever format it is written in."""
-
-    image_id: str
-    model: str
-    version: str
-    spec: str
-    abstain: bool | None
-    distance: float | None
-    residual: float | None
-    warnings: tuple[str, ...]
-
-    @classmethod
-    def by(cls, answer: Answer) -> Told:
-        """What an answer says."""
-        score = answer.domain
-        return cls(
-            image_id=answer.image_id,
-            model=answer.model,
-            version=answer.version,
-            spec=answer.spec,
-            abstain=None if score is None else score.abstain,
-            distance=None if score is None else score.distance,
-            residual=None if score is None else score.residual,
-            warnings=answer.warnings,
-        )
-
-
-class JobItem(BaseModel):
-    """One photograph of a job.
-
-    Attributes:
-        source: NAME/KEY of a folder that the operator allowed; None for an upload.
-        begun_by: runs of the service that began it, and neither ended it nor gave it back: they were stopped meanwhile.
-        failures: times that it failed in an unexpected way.
-        told: by its answer.
-    """
-
-    name: str
-    state: Literal["waiting", "done", "failed"] = "waiting"
-    problem: str | None = Field(default=None, description="why there is no answer")
-    source: str | None = None
-    bytes: int = Field(default=0, description="of the photograph, while it is kept")
-    begun_by: tuple[str, ...] = ()
-    failures: int = 0
-    told: Told | None = None
-
-    def troubles_before(self, run: str) -> int:
-        """Times that it failed or stopped another run of the service."""
-        return self.failures + len(set(self.begun_by) - {run})
-
-
-class JobRecord(BaseModel):
-    """A job as it is kept."""
-
-    id: str
-    owner: str
-    state: State = "queued"
-    created: float = Field(description="seconds since 1970")
-    finished: float | None = None
-    options: Options
-    suffix: str = Field(description="of the results' files")
-    items: list[JobItem]
-    trouble: str | None = Field(default=None, description="why it does not go on")
-    result_bytes: int = Field(default=0, description="of results")
-
-    @property
-    def bytes(self) -> int:
-        """All that is kept of it."""
-        return self.result_bytes + sum(item.bytes for item in self.items)
-
-    def count(self, state: str) -> int:
-        """Photographs in a state."""
-        return sum(item.state == state for item in self.items)
-
-    def end_as_cancelled(self, finished: float) -> None:
-        """Nothing more is done of it, and its photographs are gone."""
-        self.state, self.finished = "cancelled", finished
-        for item in self.items:
-            item.bytes = 0
-
-    def file_of(self, number: int) -> str | None:
-        """What the answer to a photograph is called in the ZIP; None where there is none."""
-        item = self.items[number]
-        if item.state != "done":
-            return None
-        return f"{number:05d}_{item.name.rsplit('.', 1)[0] or 'image'}{self.suffix}"
 
 
 class JobLimits(NamedTuple):
@@ -370,36 +277,6 @@ class Jobs:
     def _delete(self, job_id: str) -> None:
         self._objects.remove(f"{job_id}/job.json")
         self._objects.delete(job_id)
-
-
-def as_report(record: JobRecord) -> dict[str, Any]:
-    """What a job was and what each of its answers says about itself, as JSON."""
-    images = [
-        item.model_dump(exclude={"bytes", "begun_by", "failures", "told"})
-        | {"file": record.file_of(i)}
-        | (item.told.model_dump(mode="json") if item.told else {})
-        for i, item in enumerate(record.items)
-    ]
-    return {
-        "id": record.id,
-        "state": record.state,
-        "created": record.created,
-        "finished": record.finished,
-        "options": record.options.model_dump(mode="json", exclude_none=True),
-        "images": images,
-        "disclaimer": DISCLAIMER,
-    }
-
-
-def as_table(record: JobRecord) -> str:
-    """The photographs of a job as CSV, one in a row."""
-    columns = ["file", "name", "source", "state", "problem", *Told.model_fields]
-    sheet = io.StringIO()
-    writer = csv.DictWriter(sheet, columns, restval="", extrasaction="ignore")
-    writer.writeheader()
-    for image in as_report(record)["images"]:
-        writer.writerow(image | {"warnings": "; ".join(image.get("warnings", []))})
-    return sheet.getvalue()
 
 
 class _Sink(io.RawIOBase):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-import uuid
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -136,7 +135,7 @@ class Storage:
             self._probed = time.monotonic()
             before = self._troubles.get("write")
             with contextlib.suppress(OSError):
-                self._guarded("write", self._touch)
+                self._guarded("write", lambda: self.store().objects.require_writable())
                 if before is not None and self._is_full():
                     self._troubles["write"] = before  # for a few bytes there is room
         return self.troubles
@@ -151,12 +150,6 @@ class Storage:
     def close(self) -> None:
         """Wait for nothing that hangs."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def _touch(self) -> None:
-        name = f"health/{uuid.uuid4().hex}"
-        objects = self.store().objects
-        objects.put(name, b"alive")
-        objects.remove(name)
 
     def _entry(self, spec: FeatureSpec, key: Key) -> FeatureEntry:
         """What is stored; asked for first, so that nothing is noted of what is not there, and no place is told."""

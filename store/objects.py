@@ -117,6 +117,12 @@ class Objects:
         with contextlib.suppress(FileExistsError), (self._folder / key).open("xb") as file:
             file.write(data)
 
+    def require_writable(self) -> None:
+        """Write something small and remove it; raises what ``put`` does."""
+        name = f"health/{uuid.uuid4().hex}"
+        self.put(name, b"alive")
+        self.remove(name)
+
     def exists(self, key: str) -> bool:
         return self._wait(self.zarr_store.exists(key))
 

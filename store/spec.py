@@ -255,15 +255,15 @@ class FeatureSpec(_Frozen):
         """What remains of these features at some of their timesteps, in increasing order."""
         steps = tuple(timesteps)
         grid = tuple(t for t in self.grid if t <= steps[-1]) if self.trajectory == "ddim" else steps
-        return FeatureSpec.model_validate(self.model_dump() | {"timesteps": steps, "grid": grid})
+        return self.model_copy(update={"timesteps": steps, "grid": grid})
 
-    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:  # noqa: ARG002  # as pydantic has it
         """A copy, validated, with a digest of its own; pydantic's would keep that of the original."""
-        return self.model_validate(super().model_copy(deep=deep).model_dump() | dict(update or {}))
+        return self.model_validate(self.model_dump() | dict(update or {}))
 
     def encoded_as(self, encoding: Encoding) -> FeatureSpec:
         """The same features in another encoding."""
-        return FeatureSpec.model_validate(self.model_dump() | {"encoding": encoding.model_dump()})
+        return self.model_copy(update={"encoding": encoding})
 
     def difference(self, other: FeatureSpec) -> str:
         """One line for each field that differs; empty if none does."""

@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 from service.context import Admitted, Context, ReadyEngine, SharedContext
 from service.engine import Engine
 from service.errors import BadRequest, Conflict, NoImage
-from service.jobs import FINISHED, JobRecord
+from service.job_record import FINISHED, JobRecord
 from service.options import Options, merged
 from service.outputs import negotiated
 from service.routes.problems import problems

@@ -25,8 +25,9 @@ from interpreter.rendering import encode_labels
 from service.engine import Engine
 from service.errors import Busy, DeviceLost, Unavailable
 from service.flights import Flight, Ticket
+from service.job_record import JobRecord, Told, as_report, as_table
 from service.job_runner import JobRunner, _Asked
-from service.jobs import JobLimits, JobRecord, Jobs, Told, as_report, as_table
+from service.jobs import JobLimits, Jobs
 from service.options import Options
 from service.outputs import OUTPUTS, Source
 from service.settings import Settings

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from service.settings import MEMORY, Settings, described
+from extractor.images import FORMATS as IMAGE_FORMATS
+from service.photographs import DECODERS
+from service.settings import FORMATS, MEMORY, Settings, described
 from tests.conftest import Run
 
 
@@ -81,3 +83,8 @@ def test_check_says_what_is_there_and_what_is_wrong(
     wrong = run("service", "check", "--model", model_folder)
     assert wrong.returncode == 2
     assert "queue" in wrong.stderr
+
+
+def test_the_formats_of_the_settings_are_those_that_are_read() -> None:
+    assert (*IMAGE_FORMATS, "DICOM") == FORMATS
+    assert {decoder.name for decoder in DECODERS} == set(FORMATS)
