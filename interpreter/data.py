@@ -208,7 +208,7 @@ def network_truth(
     store: FeatureStore, entry: FeatureEntry, image: Labelled, task: Task, rules: Rules
 ) -> NDArray[np.uint8]:
     """The same at the network's size, uint8 (R, R), as the rules have it."""
-    return rules.network_truth(entry, native_truth(store, image, task), task, image.sample)
+    return rules.square_truth(entry.geometry, native_truth(store, image, task), task, image.sample)
 
 
 def few(images: Sequence[Labelled], count: int, seed: int) -> list[Labelled]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 from rich.table import Table
 
 from interpreter.checkpoint import load_interpreter
@@ -23,7 +24,7 @@ from interpreter.options import (
 from interpreter.prediction import Segmented
 from interpreter.protocols.protocol import ROWS, Edition
 from interpreter.rendering import write_label_maps
-from interpreter.rules import Rules
+from interpreter.rules import Rules, Size
 from interpreter.scan import Method
 from store import console
 from store.feature_store import FeatureStore
@@ -56,7 +57,13 @@ def evaluate(
         Path | None,
         typer.Option(help="Write native label maps as PNG here, of overlapping classes one each besides."),
     ] = None,
-    size: Annotated[Literal["network", "native"], typer.Option(help="Pixels that are compared.")] = "network",
+    size: Annotated[
+        str,
+        typer.Option(
+            help="Pixels that are compared: the network's, native, or those of a square of so many, such as 512, at "
+            "which networks of several resolutions are told apart."
+        ),
+    ] = "network",
     region: Annotated[Literal["fov", "image"], typer.Option(help="Pixels that count.")] = "fov",
     scan: ScanOption = "auto",
     protocol: Annotated[
@@ -92,12 +99,21 @@ def evaluate(
         raise typer.BadParameter(f"{' '.join(context.args)} belongs to a protocol; name it with --protocol")
     if not dataset:
         raise typer.BadParameter("expected --dataset, or a whole --protocol")
-    rules = Rules(size=size, region=region)
+    rules = Rules(size=_compared_size(size), region=region)
     _evaluate_model(store, dataset, model, view, masks, rules, scan, device, as_json, mirrored=mirrored)
 
 
 _OF_A_MODEL = ("dataset", "model", "view", "masks", "size", "region", "scan")
 _OF_A_PROTOCOL = ("edition", "data", "out", "target", "rows", "seeds", "settings")
+
+
+def _compared_size(text: str) -> Size:
+    try:
+        return TypeAdapter[Size](Size).validate_python(text)
+    except ValidationError as error:
+        raise typer.BadParameter(
+            f"--size: expected network, native or a number of pixels such as 512, not {text!r}"
+        ) from error
 
 
 def _require_options_of(context: typer.Context, others: Sequence[str], protocol: str | None) -> None:

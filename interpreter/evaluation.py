@@ -15,10 +15,11 @@ from interpreter.data import Labelled, mirrored_features, native_truth
 from interpreter.metrics import Counts, bootstrap_interval, count, hd95
 from interpreter.network import Interpreter
 from interpreter.prediction import Prediction, Segmented, native_masks, native_probabilities, segment
-from interpreter.rules import Rules
+from interpreter.rules import Rules, Size
 from interpreter.task import Task
 from store.feature_store import FeatureStore
 from store.features import Features
+from store.geometry import Geometry
 from store.spec import FeatureSpec
 
 OnImage = Callable[[Labelled, Segmented], None]
@@ -168,15 +169,15 @@ def evaluate(
         segmented = segment(interpreter, features, flips)
         prediction = segmented.prediction
         truth = native_truth(store, image, task)
-        at_network = task.members(rules.network_truth(entry, truth, task, image.sample))
+        at_network = task.members(rules.square_truth(entry.geometry, truth, task, image.sample))
         inside = rules.counted(features.fov)
         compared = Compared(prediction.masks, prediction.probabilities[1:], at_network, inside)
         by_voter = {
             voter: float(np.mean([count(m, t, inside).dice for m, t in zip(masks, at_network, strict=True)]))
             for voter, masks in zip(interpreter.voters, prediction.masks_by_voter, strict=True)
         }
-        if rules.size == "native":
-            compared = _at_native_size(prediction, features, task, truth, rules)
+        if rules.size != "network":
+            compared = _carried(rules.size, prediction, features, image, truth, task, rules)
         scores.images.append(_score(image.name, compared, by_voter))
         for i in range(n):
             one = compared.probabilities[i], compared.truth[i], compared.inside
@@ -187,15 +188,25 @@ def evaluate(
     return scores
 
 
-def _at_native_size(
-    prediction: Prediction, features: Features, task: Task, truth: NDArray[np.uint8], rules: Rules
+def _carried(
+    size: Size,
+    prediction: Prediction,
+    features: Features,
+    image: Labelled,
+    truth: NDArray[np.uint8],
+    task: Task,
+    rules: Rules,
 ) -> Compared:
-    geometry = features.geometry
+    """What is compared in other pixels than the network's; ``truth`` uint8 (H, W)."""
+    fov, geometry = features.fov, features.geometry
+    if isinstance(size, int):
+        truth = rules.square_truth(geometry.at(size), truth, task, image.sample)
+        geometry = Geometry.whole(size, size, geometry.resolution)
     return Compared(
-        native_masks(prediction, features.fov, geometry, task.overlapping),
-        native_probabilities(prediction, features.fov, geometry)[1:],
+        native_masks(prediction, fov, geometry, task.overlapping),
+        native_probabilities(prediction, fov, geometry)[1:],
         task.members(truth),
-        rules.counted(geometry.restore(features.fov).astype(np.bool_)),
+        rules.counted(geometry.restore(fov).astype(np.bool_)),
     )
 
 

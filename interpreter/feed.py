@@ -113,7 +113,7 @@ class Feed:
         entry = self._store.entry(self._spec, image.key)
         if native is None:
             native = native_truth(self._store, image, self._task)
-        truth = self._rules.network_truth(entry, native, self._task, image.sample)
+        truth = self._rules.square_truth(entry.geometry, native, self._task, image.sample)
         return truth, self._rules.counted(entry.fov)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:

@@ -210,7 +210,7 @@ def native_probabilities(prediction: Prediction, fov: NDArray[np.bool_], geometr
 def _restored(planes: NDArray[np.float32], geometry: Geometry) -> Iterator[NDArray[np.float32]]:
     """Each of (k, R, R) at native size, float32 (H, W); one after the other, since photographs may be large."""
     for plane in planes:
-        yield geometry.restore(np.ascontiguousarray(plane, dtype=np.float32), Interpolation.LINEAR).astype(np.float32)
+        yield geometry.restore(np.ascontiguousarray(plane, dtype=np.float32), Interpolation.AREA).astype(np.float32)
 
 
 def _entropy(shares: NDArray[np.float32]) -> NDArray[np.float32]:

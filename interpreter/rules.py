@@ -7,15 +7,17 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from interpreter.task import Task
 from store.collection import Sample
-from store.features import FeatureEntry
-from store.geometry import Interpolation
+from store.geometry import Geometry, Interpolation
 
 BICUBIC = Image.Resampling.BICUBIC
 """What ``Image.resize`` takes for greyscale masks where no filter is named (Pillow 7 and later)."""
+
+
+Size = Literal["network", "native"] | PositiveInt
 
 
 class Rules(BaseModel):
@@ -27,27 +29,26 @@ class Rules(BaseModel):
             touches becomes foreground, 1.6 times as many for thin vessels; masks of one bit or with a
             palette, CHASE_DB1's for one, are resized by nearest neighbour.
         region: pixels inside the field of view count (``fov``), or all (``image``); in training too.
-        size: the pixels that are compared are the ``network``'s or the photograph's own (``native``).
+        size: the pixels that are compared are the ``network``'s, the photograph's own (``native``), or those of the
+            network's crop in a square of so many, where networks of several resolutions are compared.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     masks: Literal["nearest", "pillow"] = "nearest"
     region: Literal["fov", "image"] = "fov"
-    size: Literal["network", "native"] = "network"
+    size: Size = "network"
 
-    def network_truth(
-        self, entry: FeatureEntry, truth: NDArray[np.uint8], task: Task, sample: Sample
+    def square_truth(
+        self, geometry: Geometry, truth: NDArray[np.uint8], task: Task, sample: Sample
     ) -> NDArray[np.uint8]:
         """What ``Task.labels`` made of a sample's masks at native size, uint8 (H, W) -> (R, R)."""
         if self.masks == "nearest":
-            return entry.geometry.apply(truth, Interpolation.NEAREST).astype(np.uint8)
+            return geometry.apply(truth, Interpolation.NEAREST).astype(np.uint8)
         return task.labels(
             {
                 target: pillow_resized(
-                    entry.geometry.crop(mask).astype(np.bool_),
-                    entry.geometry.resolution,
-                    indexed=target in sample.indexed,
+                    geometry.crop(mask).astype(np.bool_), geometry.resolution, indexed=target in sample.indexed
                 )
                 for target, mask in zip(task.targets, task.members(truth), strict=True)
             }

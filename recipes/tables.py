@@ -55,6 +55,15 @@ BASE = LONG | BACKBONE_BASE
 """Long training on the backbone that is twice as wide."""
 EIGHT = BASE | {"views": "identity,photometric:7"}
 """The same with eight renderings."""
+FINE = BASE | {
+    "resolution": 1024,
+    "crop": 256,
+    "vss_max_size": 128,
+    "views": "identity,photometric:3",
+    "steps": 1200,
+    "evaluate_every": 30,
+}
+"""Photographs shown twice as large: the same windows of them, and the same network, in four times as many pixels."""
 PROBED: dict[str, Any] = {"timesteps": [200, 500], "blocks": [2, 4, 6, 7]}
 """What probes of the backbone ``base`` say most (docs/results.md)."""
 SQUEEZED_RED_FREE = {"preprocessing": "squeeze-red-free"}
@@ -110,6 +119,7 @@ TABLES = {
     "lodo-vessels-base": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=BASE),
     "lodo-vessels-base-eight": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=EIGHT),
     "lodo-vessels-base-probed": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=EIGHT | PROBED),
+    "lodo-vessels-base-fine": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss", "unet"), settings=FINE),
     "lodo-vessels-base-mirrored": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=BASE | MIRRORED),
     "lodo-vessels-long-mirrored": TableRecipe("lodo-vessels", CAMERAS, ("unet",), settings=LONG | MIRRORED),
     "few-label": TableRecipe("few-label", CAMERAS, ("diffdgss", "unet")),

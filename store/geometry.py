@@ -81,6 +81,10 @@ class Geometry(BaseModel):
             resolution=resolution,
         )
 
+    def at(self, resolution: int) -> Geometry:
+        """The same crop, resized to a square of another side."""
+        return self.model_copy(update={"resolution": resolution})
+
     @property
     def scale(self) -> tuple[float, float]:
         """Native pixels for one pixel of the network, (vertical, horizontal)."""

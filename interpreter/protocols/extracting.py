@@ -101,6 +101,7 @@ def command_of(wanted: Wanted, store: str, choices: Choices) -> list[str]:
         "backbone": f"untrained:{choices.backbone}" if wanted.untrained else choices.backbone,
         "timesteps": _joined(choices.timesteps),
         "blocks": _joined(choices.blocks),
+        "resolution": choices.resolution,
         "preprocessing": wanted.preprocessing,
         "trajectory": wanted.trajectory,
         "encoding": choices.encoding,

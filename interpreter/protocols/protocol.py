@@ -60,11 +60,13 @@ class Choices(BaseModel):
 
     Attributes:
         views: renderings of the training images; networks on pixels draw flips and photometric ones themselves.
-        timesteps, blocks, encoding: the preset's if not given.
+        timesteps, blocks, resolution, encoding: the preset's if not given.
         preprocessing: of all photographs; the protocol's or the backbone's if not given.
         steps, crop, foreground: as of ``TrainingSettings``.
         width_multiplier, standardise: as of ``InterpreterConfig``, of networks that read features.
         mirrored: each test image's three flips are read, too, and averaged.
+        size: scores are of a square of so many pixels, that networks of several resolutions may be compared; of the
+            network's if not given.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,6 +75,7 @@ class Choices(BaseModel):
     backbone: str | None = None
     timesteps: tuple[int, ...] | None = Field(default=None, min_length=1)
     blocks: tuple[int, ...] | None = Field(default=None, min_length=1)
+    resolution: int | None = Field(default=None, gt=0)
     encoding: EncodingName | None = None
     preprocessing: PreprocessingName | None = None
     device: str = "cpu"
@@ -92,12 +95,25 @@ class Choices(BaseModel):
     max_width: int = Field(default=64, ge=8)
     standardise: bool = False
     mirrored: bool = False
+    size: int | None = Field(default=None, gt=0)
 
     def views_of(self, row: Row) -> tuple[str, ...]:
         """The renderings that a method is trained on."""
         if not row.pixels:
             return self.views
         return tuple(view for view in self.views if is_fixed(view)) or (IDENTITY,)
+
+    def scoring(self, rules: Rules) -> Rules:
+        """A protocol's rules of scoring, at the chosen size.
+
+        Raises:
+            ConfigurationError: the protocol has a size of its own.
+        """
+        if self.size is None:
+            return rules
+        if rules.size != "network":
+            raise ConfigurationError(f"the protocol compares pixels of {rules.size} size; leave out the setting `size`")
+        return rules.model_copy(update={"size": self.size})
 
     def training(self, row: Row, seed: int, labels: int | None) -> TrainingSettings:
         """The settings of one training."""

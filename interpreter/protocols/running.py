@@ -80,7 +80,11 @@ class Running:
         """Every experiment of the table, in its order."""
         if unknown := sorted(set(targets) - set(self.sources)):
             raise ConfigurationError(f"no data set {', '.join(unknown)} among {', '.join(self.sources)}")
-        experiments = self.protocol.experiments(Asked(tuple(self.sources), tuple(targets), tuple(rows), tuple(seeds)))
+        asked = Asked(tuple(self.sources), tuple(targets), tuple(rows), tuple(seeds))
+        experiments = [
+            dataclasses.replace(experiment, scoring_rules=self.choices.scoring(experiment.scoring_rules))
+            for experiment in self.protocol.experiments(asked)
+        ]
         results = []
         for number, experiment in enumerate(experiments, 1):
             self._say(f"{number} of {len(experiments)}: {experiment.path}")

@@ -37,6 +37,7 @@ from interpreter.protocols.protocol import ROWS, Choices, Edition
 from interpreter.protocols.report import write_report
 from interpreter.protocols.running import Result, Running
 from interpreter.protocols.table import tabulated
+from interpreter.rules import Rules
 from store import FeatureStore
 from store.features import Key
 from store.spec import PREPROCESSINGS, PreprocessingName
@@ -291,6 +292,17 @@ def test_lesions_overlap_and_are_scored_at_native_size(table: Table, tmp_path: P
     assert results[0].summary["training_images"] + results[0].summary["validation_images"] == 3
 
 
+def test_scores_of_a_square_of_a_chosen_size(table: Table, tmp_path: Path) -> None:
+    sources = vessels(tmp_path, "stare", "hrf")
+    own, _ = table("lodo-vessels", "strict", sources, ("hrf",))
+    resized, _ = table("lodo-vessels", "strict", sources, ("hrf",), choices=CHOICES.model_copy(update={"size": 24}))
+    assert resized[0].experiment.scoring_rules.size == 24
+    assert resized[0].summary["epoch"] == own[0].summary["epoch"]
+    assert resized[0].summary["auc_pr"] != own[0].summary["auc_pr"]
+    with pytest.raises(ConfigurationError, match="compares pixels of native size; leave out the setting `size`"):
+        Choices(size=24).scoring(Rules(size="native"))
+
+
 def test_few_labels(table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from interpreter.protocols import vessels as protocols
 
@@ -350,6 +362,7 @@ def test_pixels_of_more_than_8_bits_are_refused(tmp_path: Path) -> None:
     [
         (["--dataset", "eyes", "--edition", "aadg-compat"], "--edition belongs to a protocol"),
         (["--dataset", "eyes", "--rows", "unet", "--settings", "{}"], "--rows, --settings belongs to a protocol"),
+        (["--dataset", "eyes", "--size", "0"], "expected network, native or a number of pixels such as 512, not '0'"),
         (["--protocol", "few-label", "--size", "native"], "--size belongs to one model; the protocol decides it"),
     ],
 )

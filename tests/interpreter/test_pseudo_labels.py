@@ -83,7 +83,7 @@ def test_a_student_learns_from_what_the_teacher_makes_of_photographs(
             learnt[key] = truth
     for image in unlabelled:
         entry = filled_store.entry(spec, image.key)
-        expected = Rules().network_truth(entry, made[image.key.image_id], TASK, image.sample)
+        expected = Rules().square_truth(entry.geometry, made[image.key.image_id], TASK, image.sample)
         np.testing.assert_array_equal(learnt[image.key], expected)
     run.run()
     _, card = load_interpreter(tmp_path / "student")

@@ -47,7 +47,7 @@ def test_pillow_takes_nearest_for_masks_of_one_bit_or_with_a_palette(
     for image in labelled_images(store, "eyes", None, TASK):
         assert image.sample.indexed == ("mask",)
         entry, native = store.entry(spec, image.key), native_truth(store, image, TASK)
-        truth = Rules(masks="pillow").network_truth(entry, native, TASK, image.sample)
+        truth = Rules(masks="pillow").square_truth(entry.geometry, native, TASK, image.sample)
         file = Image.open(tmp_path / "eyes" / "masks" / f"{image.sample.name}.png")
         assert file.mode == mode
         cropped = Image.fromarray(entry.geometry.crop(np.asarray(file.convert("L"))) > 127).convert(mode)
@@ -78,8 +78,21 @@ def test_where_pixels_count_and_at_what_size(filled_store: FeatureStore, spec: F
 
     assert pixels(Rules(region="image")) == 2 * 32 * 32
     assert pixels(Rules(region="image", size="native")) == 2 * 80 * 96
-    assert pixels(Rules()) < pixels(Rules(region="image"))
+    assert pixels(Rules(region="image", size=24)) == 2 * 24 * 24
+    assert pixels(Rules(size=32)) == pixels(Rules()) < pixels(Rules(region="image"))
     assert pixels(Rules(size="native")) < pixels(Rules(region="image", size="native"))
+
+
+def test_a_square_of_the_networks_side_is_the_networks_own(filled_store: FeatureStore, spec: FeatureSpec) -> None:
+    network = Interpreter(spec, InterpreterConfig())
+    images = labelled_images(filled_store, "eyes", None, TASK)[:2]
+    own, square, larger = (
+        evaluate(network, filled_store, spec, TASK, images, rules=Rules(size=size)).summary()
+        for size in ("network", spec.resolution, 2 * spec.resolution)
+    )
+    assert own == square
+    assert larger["dice"] == pytest.approx(own["dice"], abs=10)
+    assert larger["hd95"] > own["hd95"]
 
 
 def test_the_rules_change_the_truth_and_not_the_prediction(filled_store: FeatureStore, spec: FeatureSpec) -> None:
