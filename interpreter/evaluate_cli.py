@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -34,7 +35,13 @@ if TYPE_CHECKING:
     from interpreter.evaluation import Scores
 
 app = typer.Typer()
-SHOWN = ("sensitivity", "specificity", "auc_roc", "auc_pr", "calibration_error")
+SHOWN = {
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "auc_roc": "AUC-ROC",
+    "auc_pr": "AUC-PR",
+    "calibration_error": "calibration error",
+}
 
 
 @app.command(
@@ -163,31 +170,25 @@ def _evaluate_model(
     if as_json:
         console.print_json({"view": view, "mirrored": mirrored} | scores.summary())
         return
-    if len(scores.classes) > 1:
-        console.out.print(_by_class(scores))
-    figures = scores.figures()
-    table = Table("Dice", "95 % interval", *interpreter.voters, *(name.replace("_", " ") for name in SHOWN))
-    low, high = scores.interval()
-    table.add_row(
-        f"{100 * scores.mean_dice:.2f}",
-        f"{100 * low:.2f} to {100 * high:.2f}",
-        *[f"{100 * dice:.2f}" for dice in scores.by_timestep().values()],
-        *[f"{100 * figures[name]:.2f}" for name in SHOWN],
-    )
-    console.out.print(table)
+    console.out.print(_table(scores))
     for image in scores.images:
         console.out.print(f"  {image.name:30} {100 * image.dice:6.2f}", highlight=False, markup=False)
 
 
-def _by_class(scores: Scores) -> Table:
-    """Each class on its own."""
-    table = Table("class", "Dice", "95 % interval", *(name.replace("_", " ") for name in SHOWN))
-    for i, name in enumerate(scores.classes):
-        figures, (low, high) = scores.class_figures(i), scores.class_interval(i)
-        table.add_row(
-            name,
-            f"{100 * figures['dice']:.2f}",
-            f"{100 * low:.2f} to {100 * high:.2f}",
-            *[f"{100 * figures[name]:.2f}" for name in SHOWN],
-        )
+def _table(scores: Scores) -> Table:
+    """A line for each figure in points of 100; a column for each class, and one for their mean if there are several."""
+    columns = [(name, scores.class_figures(i), scores.class_interval(i)) for i, name in enumerate(scores.classes)]
+    if len(columns) > 1:
+        columns.append(("mean", scores.figures(), scores.interval()))
+    table = Table("points of 100", *(name for name, *_ in columns))
+    table.add_row("Dice", *(_points(figures["dice"]) for _, figures, _ in columns))
+    table.add_row("95 % interval", *(f"{_points(low)} to {_points(high)}" for _, _, (low, high) in columns))
+    for voter, dice in scores.by_timestep().items():
+        table.add_row(f"Dice of {voter} alone", *[""] * (len(columns) - 1), _points(dice))
+    for name, words in SHOWN.items():
+        table.add_row(words, *(_points(figures[name]) for _, figures, _ in columns))
     return table
+
+
+def _points(share: float) -> str:
+    return "" if math.isnan(share) else f"{100 * share:.2f}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from store import console, pruning
 from store.console import Exit
@@ -68,7 +68,7 @@ def list_entries(path: StorePath, spec: SpecOption = None, as_json: AsJson = Fal
     if as_json:
         console.print_json(rows)
         return
-    table = Table("spec", "image", "view", "name", "size")
+    table = Table(*(Column(name, no_wrap=True) for name in ("spec", "image", "view")), "name", "size")
     for row in rows:
         size_text = console.human_bytes(row["bytes"]) if row["complete"] else "[red]incomplete[/]"
         table.add_row(row["spec"][:12], row["image_id"][:12], row["view"], row["name"] or "", size_text)
@@ -85,14 +85,11 @@ def info(path: StorePath, as_json: AsJson = False) -> None:
     if as_json:
         console.print_json({"location": store.location, "specs": specs, "datasets": datasets})
         return
-    table = Table("spec", "trajectory", "timesteps", "blocks", "encoding", "images", "size", "float32 / stored")
+    table = Table(Column("spec", no_wrap=True), "of what", "entries", "size", "float32 / stored")
     for row in specs:
         table.add_row(
             row["digest"][:12],
-            row["trajectory"],
-            " ".join(map(str, row["timesteps"])),
-            " ".join(row["blocks"]),
-            row["encoding"],
+            _of_what(row),
             str(row["entries"]),
             console.human_bytes(row["bytes"]),
             f"{row['ratio_to_float32']:.2f}" if row["ratio_to_float32"] else "",
@@ -294,15 +291,25 @@ def _spec_info(store: FeatureStore, spec: FeatureSpec, advance: Callable[[], Non
     stored = sum(sizes)
     return {
         "digest": spec.digest,
+        "backbone": store.backbone_of(spec),
         "trajectory": spec.trajectory,
         "timesteps": spec.timesteps,
         "blocks": [block.name for block in spec.blocks],
         "encoding": spec.encoding.kind,
         "resolution": spec.resolution,
+        "preprocessing": spec.preprocessing.name,
         "entries": len(sizes),
         "bytes": stored,
         "ratio_to_float32": len(sizes) * spec.float32_bytes() / stored if stored else None,
     }
+
+
+def _of_what(info: dict[str, Any]) -> str:
+    """What tells a spec from others, in a line."""
+    timesteps, blocks = " ".join(map(str, info["timesteps"])), " ".join(info["blocks"])
+    made_by = f"{info['backbone'] or 'an unknown backbone'}, {info['trajectory']}"
+    seen_as = f"{info['preprocessing']} at {info['resolution']} px"
+    return f"{made_by}, {seen_as}, t = {timesteps}, {blocks}, {info['encoding']}"
 
 
 def _dataset_info(store: FeatureStore, name: str) -> dict[str, Any]:

@@ -28,7 +28,10 @@ from rich.text import Text
 
 from store.cores import keep_to_quota
 
-out = Console()
+WIDE = 160
+"""Columns of a table that goes to a file or another program, which rich would cut to 80."""
+
+out = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE)
 err = Console(stderr=True)
 
 
