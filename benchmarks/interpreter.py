@@ -110,7 +110,16 @@ def measure_training(spec: FeatureSpec, config: InterpreterConfig, batches: int)
         images = labelled_images(store, "drawn", None, TASK)
         settings = TrainingSettings(epochs=2, batch=BATCH, evaluate_every=2)
         training = Training(
-            store, spec, TASK, images[1:], config, settings, Path(folder) / "run", device=DEVICE, validation=images[:1]
+            store,
+            spec,
+            TASK,
+            images[1:],
+            config,
+            settings,
+            Path(folder) / "run",
+            "drawn",
+            DEVICE,
+            validation=images[:1],
         )
         ends: list[float] = []
         training.run(lambda *_: ends.append(time.perf_counter()))

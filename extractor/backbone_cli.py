@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from pydantic import BaseModel
 from rich.table import Table
 
 from extractor.architectures import small_unet
@@ -351,5 +352,8 @@ def assess_command(
 
 
 def _preset_json(preset: Preset) -> dict[str, Any]:
+    """Plain values; ``preprocessing`` is None where it is the backbone's own."""
     plain = {f.name: getattr(preset, f.name) for f in dataclasses.fields(preset)}
-    return plain | {k: plain[k].model_dump(mode="json") for k in ("preprocessing", "encoding")}
+    return {
+        name: value.model_dump(mode="json") if isinstance(value, BaseModel) else value for name, value in plain.items()
+    }

@@ -36,7 +36,7 @@ from store.feature_store import FeatureStore
 from store.features import entry_path
 from store.interrupts import Stop
 from store.memory import keep_freed_memory
-from store.spec import FeatureSpec, Precision
+from store.spec import FeatureSpec
 from store.views import IDENTITY
 
 AHEAD = 2
@@ -61,7 +61,6 @@ class ExtractionJob:
     store: str
     backbone: str
     codebook: Path | None = None
-    precision: Precision = "float32"
     device: str = "cpu"
     class_label: int | None = None
     batch: int = 1
@@ -115,7 +114,7 @@ class Extraction(WorkerPlugin):
         job = self.job
         if job.device == "cpu":
             keep_freed_memory()
-        network = open_backbone(job.backbone, job.precision, _device(job.device, worker), job.class_label)
+        network = open_backbone(job.backbone, job.spec.precision, _device(job.device, worker), job.class_label)
         if job.compiled:
             network.compiled()
         codebook = codebook_for(job.spec, job.backbone, job.codebook)

@@ -70,7 +70,7 @@ class Extractor:
     """A backbone together with the spec of what is read from it.
 
     Args:
-        backbone: the network; its fingerprint must be the spec's.
+        backbone: the network; fingerprint, schedule and precision must be the spec's.
         spec: what is read.
         codebook: of the compact encoding.
 
@@ -85,6 +85,12 @@ class Extractor:
             raise BackboneError(
                 f"the spec was made with backbone {spec.backbone[:12]}, this one is {backbone.fingerprint[:12]}"
             )
+        for name, theirs, ours in (
+            ("schedule", spec.schedule, backbone.schedule.name),
+            ("precision", spec.precision, backbone.precision),
+        ):
+            if theirs != ours:
+                raise BackboneError(f"the spec is of {name} {theirs}, the backbone was opened with {ours}")
         self.backbone = backbone
         self.spec = spec
         self.codebook = codebook

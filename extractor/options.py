@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from extractor.presets import PRESETS, Preset
+from extractor.presets import PRESETS, Preset, usual_preprocessing
 from store.spec import PREPROCESSINGS, Precision, Preprocessing, PreprocessingName, Trajectory
 
 if TYPE_CHECKING:  # loading diffusers takes seconds
@@ -67,7 +67,7 @@ def recipe_of(
 
 def preprocessing_for(network: Backbone, name: PreprocessingName | None) -> Preprocessing:
     """The preprocessing of that name; without one, what the network was trained on, as far as that is known."""
-    return PREPROCESSINGS[name]() if name is not None else network.preprocessing or Preprocessing()
+    return PREPROCESSINGS[name]() if name is not None else usual_preprocessing(network)
 
 
 def _preset_named(name: str) -> Preset:

@@ -22,6 +22,7 @@ from extractor.opened import OpenedPhotograph, OpenedPhotographs
 from extractor.run_report import RunReport
 from store.claims import Claims
 from store.collection import Sample
+from store.errors import NonFiniteFeatures
 from store.feature_store import FeatureStore
 from store.features import Key, entry_path
 from store.geometry import Geometry
@@ -152,14 +153,14 @@ class Pipeline:
             self.report.seconds[stage] = seconds - before.get(stage, 0.0)
 
     def _complete(self, work: Sequence[Work]) -> None:
-        left, wait, said = list(work), 0.1, False
+        left, wait, waits = list(work), 0.1, 0
         while left and not self._stop.asked:
             before = len(left)
             left = self._once(left)
             if left and not self._stop.asked:
-                if self._say is not None and not said:
+                waits += 1
+                if self._say is not None and waits == 2:  # what only this process was making is there by now
                     self._say(f"waiting for another process that makes {len(left)} of the entries")
-                    said = True
                 wait = 0.1 if len(left) < before else min(2 * wait, 2.0)
                 time.sleep(wait)
         self.report.interrupted = bool(left)
@@ -199,13 +200,32 @@ class Pipeline:
 
     def _extract(self, together: Sequence[tuple[Work, _Decoded]]) -> None:
         prepared = [decoded.prepared for _, decoded in together if decoded.prepared is not None]
-        extracted = deque(self._extractor.unstacked(prepared))
+        reason: str | None = None
+        try:
+            extracted = deque(self._extractor.unstacked(prepared))
+        except NonFiniteFeatures as error:
+            reason = str(error)
+        if reason is not None:  # not within the clause above: the error holds the batch until it is left
+            self._extract_apart(together, reason)
+            return
         for one, decoded in together:  # a photograph is handed over, so that its memory ends with the writing
             self._writing.append((one, self._writer.submit(self._write, decoded.key, [extracted.popleft()])))
             self._record(one, decoded)
         self.report.fallbacks += self._extractor.take_fallbacks()
         while len(self._writing) > max(self._batch, self._threads.writers):
             self._await_write()
+
+    def _extract_apart(self, together: Sequence[tuple[Work, _Decoded]], reason: str) -> None:
+        """Each view of a batch that the encoding cannot hold by itself; one that it cannot hold alone is left out."""
+        if len(together) > 1:
+            for pair in together:
+                self._extract([pair])
+            return
+        one, decoded = together[0]
+        image = str(one.photograph.image)
+        self.report.leave_out(image, f"{image}: {reason}")
+        self._claims.release(entry_path(self._extractor.spec, decoded.key))
+        self._done(one)
 
     def _await_write(self) -> None:
         one, writing = self._writing.popleft()

@@ -47,6 +47,7 @@ class Preset:
         timesteps: timesteps whose features are kept.
         blocks: guided-diffusion's indices of decoder blocks.
         resolution: R.
+        preprocessing: of photographs; None for that of the backbone's training, as far as that is known.
         encoding: how features are stored if nothing else is asked for.
     """
 
@@ -59,7 +60,7 @@ class Preset:
     trajectory: Trajectory = "ddim"
     clip: bool = False
     seed: int | None = None
-    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    preprocessing: Preprocessing | None = None
     encoding: Encoding = field(default_factory=FloatEncoding)
 
     def spec(self, backbone: Backbone) -> FeatureSpec:
@@ -80,7 +81,7 @@ class Preset:
             resolution=self.resolution,
             clip=self.clip,
             precision=backbone.precision,
-            preprocessing=self.preprocessing,
+            preprocessing=self.preprocessing or usual_preprocessing(backbone),
             encoding=self.encoding,
             seed=self.seed,
         )
@@ -108,6 +109,11 @@ class Preset:
         """The same recipe along another trajectory (the paper's ablations)."""
         grid = self.grid if trajectory == "ddim" else self.timesteps
         return replace(self, trajectory=trajectory, grid=grid, seed=seed if trajectory == "stochastic" else None)
+
+
+def usual_preprocessing(backbone: Backbone) -> Preprocessing:
+    """What a backbone was trained on; the presets' where nothing says so."""
+    return backbone.preprocessing or Preprocessing()
 
 
 def small() -> Preset:

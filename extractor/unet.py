@@ -59,8 +59,15 @@ def unet_config(unet: UNet2DModel, own: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stride(config: Mapping[str, Any]) -> int:
-    """Sides of images must be multiples of this: each level but the last halves them."""
-    return int(2 ** (len(config["block_out_channels"]) - 1))
+    """Sides of images must be multiples of this: each level but the last halves them.
+
+    Raises:
+        BackboneError: the configuration does not say how many levels there are.
+    """
+    try:
+        return int(2 ** (len(config["block_out_channels"]) - 1))
+    except KeyError as error:
+        raise BackboneError("the configuration of a UNet2DModel has to say its block_out_channels") from error
 
 
 def is_plain(block: ResnetBlock2D) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from interpreter.vss import Variant
 
@@ -46,9 +46,6 @@ class InterpreterConfig(BaseModel):
         return self.classes - self.overlapping
 
 
-def of_today(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration as JSON that an earlier version wrote, with the defaults of what may be chosen since."""
-    try:
-        return InterpreterConfig.model_validate(config).model_dump(mode="json")
-    except ValidationError:  # of a later version: it is compared as it is
-        return config
+def of_today(kind: type[BaseModel], chosen: dict[str, Any]) -> dict[str, Any]:
+    """Choices as JSON that an earlier version wrote, with the defaults of what may be chosen since."""
+    return kind().model_dump(mode="json") | chosen

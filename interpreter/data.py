@@ -90,9 +90,11 @@ def labelled_images(store: FeatureStore, dataset: str, split: str | None, task: 
 
 
 def labelled_in(store: FeatureStore, references: Iterable[str], task: Task) -> list[Labelled]:
-    """The labelled images of some data sets, NAME or NAME:SPLIT."""
+    """The labelled images of some data sets, NAME or NAME:SPLIT, each photograph once (``without_duplicates``)."""
     parts = [reference.partition(":") for reference in references]
-    return [image for name, _, split in parts for image in labelled_images(store, name, split or None, task)]
+    return without_duplicates(
+        image for name, _, split in parts for image in labelled_images(store, name, split or None, task)
+    )
 
 
 def all_images(store: FeatureStore, reference: str) -> list[Labelled]:
@@ -266,7 +268,7 @@ def seen_plainly(images: Iterable[Labelled], views: Sequence[str]) -> list[Label
 
 def validation_in(store: FeatureStore, references: Iterable[str], task: Task, views: Sequence[str]) -> list[Labelled]:
     """The labelled images of some data sets, NAME or NAME:SPLIT, as a training of these views validates them."""
-    return seen_plainly(without_duplicates(labelled_in(store, references, task)), views)
+    return seen_plainly(labelled_in(store, references, task), views)
 
 
 def parted(

@@ -35,18 +35,25 @@ def write_label_maps(
 
     Args:
         folder: made if it is not there.
-        name: of the image; slashes become underscores.
+        name: of the image; where it has slashes there are subfolders.
         labels: uint8 (H, W), class ids.
-        masks: bool (n - 1, H, W) where classes overlap: a file for each besides, with the class's name at the end.
+        masks: bool (n - 1, H, W) where classes overlap: a file for each besides, in a folder of the image's name.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = name.replace("/", "_")
-    file = folder / f"{stem}.png"
+    file = picture_of(folder, name)
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(encode_labels(labels, task.colours))
     if masks is not None:
         for target, mask in zip(task.targets, masks, strict=True):
-            (folder / f"{stem}_{target}.png").write_bytes(encode_labels(mask.astype(np.uint8), ["white"]))
+            of_target = picture_of(folder, f"{name}/{target}")
+            of_target.parent.mkdir(exist_ok=True)
+            of_target.write_bytes(encode_labels(mask.astype(np.uint8), ["white"]))
     return file
+
+
+def picture_of(folder: Path, name: str) -> Path:
+    """The PNG of an image below a folder, never above it: another one for each name, such as stare/im0001.png."""
+    *places, last = [part for part in name.split("/") if part not in ("", ".", "..")]
+    return folder.joinpath(*places, f"{last}.png")
 
 
 def overlay(

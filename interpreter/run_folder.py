@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from interpreter.config import of_today
+from interpreter.config import InterpreterConfig, of_today
 from interpreter.errors import ConfigurationError
+from interpreter.settings import TrainingSettings
 from store.files import read_json, replace_json, replaced
 
 STATE_FILE = "state.pt"
@@ -38,7 +39,9 @@ class RunFolder:
         if path.is_file():
             theirs = read_json(path, ConfigurationError)
             if "config" in theirs:
-                theirs["config"] = of_today(theirs["config"])
+                theirs["config"] = of_today(InterpreterConfig, theirs["config"])
+            if "training" in theirs:
+                theirs["training"] = of_today(TrainingSettings, theirs["training"])
             if differing := [field for field in mine if mine[field] != theirs.get(field, mine[field])]:
                 raise ConfigurationError(
                     f"{self.path} holds a training with other {', '.join(differing)}; "

@@ -63,7 +63,8 @@ def segment_command(
     interpreter, card = load_interpreter(model)
     interpreter.use_scan(scan)
     interpreter.to(require_device(device))
-    images = [image.seen_as(view) for reference in dataset for image in all_images(features, reference)]
+    named = {image.name: image for reference in dataset for image in all_images(features, reference)}
+    images = [image.seen_as(view) for image in named.values()]
     require_features(features, card.spec, images, views, card.backbone)
     domain = load_domain(folder_of(model), card.spec)
     out.mkdir(parents=True, exist_ok=True)
@@ -114,7 +115,7 @@ def segmented(
         score = None if domain is None else domain.score(entry, interpreter.codec)
         yield {
             "image": image.name,
-            "file": file.name,
+            "file": file.relative_to(out).as_posix(),
             "mirrored": mirrored,
             **{f"share_{name}": float(mask[inside].mean()) for name, mask in zip(names, found, strict=True)},
             "disagreement": float(prediction.disagreement[entry.fov].mean()),

@@ -161,7 +161,11 @@ def train(
     )
     images = labelled_in(features, dataset, what)
     read = store_spec(features, spec, images)
-    source = backbone or features.backbone_of(read) or "small"
+    source = backbone or features.backbone_of(read)
+    if source is None:
+        raise typer.BadParameter(
+            f"the store does not know which backbone made {read.digest[:12]}; say so by --backbone"
+        )
     kept = None if validation is None else validation_in(features, validation, what, settings.views)
     require_device(device)
     pseudo_labels = None

@@ -80,7 +80,7 @@ class Training:
         config: InterpreterConfig,
         settings: TrainingSettings,
         folder: Path,
-        backbone: str = "small",
+        backbone: str,
         device: str = "cpu",
         *,
         rules: Rules | None = None,

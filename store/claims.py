@@ -88,8 +88,8 @@ class Claims:
             if name in self._held:
                 return False
         token = uuid.uuid4().hex
-        chain, vanished = [f"{CLAIMS}/{name}"], 0
-        while not self._objects.create(chain[-1], _claim(token)):
+        chain, dead, vanished = [f"{CLAIMS}/{name}"], list[str](), 0
+        while not self._made(chain, dead, token):
             holder = self._holder(chain[-1])
             if holder is None:
                 if len(chain) > 1:
@@ -101,10 +101,24 @@ class Claims:
                 continue
             if self._lives(holder):
                 return False
-            chain.append(f"{CLAIMS}/{name}@{holder['token']}")
+            dead.append(holder["token"])
+            chain.append(f"{CLAIMS}/{name}@{dead[-1]}")
         with self._lock:
             self._held[name] = _Held(chain, token)
         return True
+
+    def _made(self, chain: list[str], dead: list[str], token: str) -> bool:
+        """Whether the end of a chain could be created, and follows those that were seen dead before it.
+
+        Somebody else may have taken over and given the whole chain up in between: the name is free then, or somebody's,
+        and a successor of what is gone guards nothing. ``chain`` and ``dead`` begin anew.
+        """
+        while self._objects.create(chain[-1], _claim(token)):
+            if all(self._is(key, theirs) for key, theirs in zip(chain, dead, strict=False)):
+                return True
+            self._objects.remove(chain[-1])
+            del chain[1:], dead[:]
+        return False
 
     def release(self, name: str) -> None:
         """Give a claim up, whether its work was done or not."""

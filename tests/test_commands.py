@@ -97,7 +97,7 @@ def test_the_whole_way_by_commands(run: Run, dataset_folder: Path, wide_backbone
     mirrored = json.loads(run("interpreter", *asked[:-1], "--mirrored", "--masks", tmp_path / "mirrored").stdout)
     assert (mirrored["mirrored"], summary["mirrored"]) == (True, False)
     assert mirrored["dice"] != summary["dice"]
-    assert len(list((tmp_path / "mirrored").glob("*.png"))) == len(mirrored["by_image"])
+    assert len(list((tmp_path / "mirrored").rglob("*.png"))) == len(mirrored["by_image"])
     assert "as it is" in run("interpreter", *asked, "red-free", "--mirrored").stderr
     shutil.copytree(dataset_folder / "images", tmp_path / "unlabelled")
     plain = ["run", "--dataset", f"folder:{tmp_path / 'unlabelled'}", *AT_64, wide_backbone, "--store", store]

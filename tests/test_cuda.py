@@ -139,7 +139,7 @@ def test_a_run_fills_a_store_that_an_interpreter_learns_from(
     assert report.extracted == 6
     images = labelled_images(store, "eyes", None, TASK)
     settings = TrainingSettings(epochs=2, batch=2, evaluate_every=1, validation_share=0.2)
-    Training(store, extractor.spec, TASK, images, InterpreterConfig(), settings, tmp_path / "run", device="cuda").run()
+    Training(store, extractor.spec, TASK, images, InterpreterConfig(), settings, tmp_path / "run", "x", "cuda").run()
     assert load_interpreter(tmp_path / "run")[1].task == TASK
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from interpreter.protocols.protocol import Choices, Protocol
-from interpreter.protocols.running import PICTURES, Result, picture_name
+from interpreter.protocols.running import PICTURES, Result
 from interpreter.protocols.table import Table, as_json, tabulated, write_csv
+from interpreter.rendering import picture_of
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -102,7 +103,7 @@ def _pictures(results: Sequence[Result]) -> Iterator[str]:
         ordered = sorted(result.summary["by_image"].items(), key=lambda item: item[1])
         yield f"<h3>{escape(result.experiment.path)}</h3>"
         for word, (image, dice) in (("best", ordered[-1]), ("worst", ordered[0])):
-            data = base64.b64encode((result.folder / PICTURES / picture_name(image)).read_bytes()).decode()
+            data = base64.b64encode(picture_of(result.folder / PICTURES, image).read_bytes()).decode()
             yield f"<figure><img alt='' src='data:image/png;base64,{data}'>"
             yield f"<figcaption>{word}: {escape(image)}, Dice {dice:.1f}</figcaption></figure>"
 

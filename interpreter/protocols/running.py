@@ -12,14 +12,15 @@ from typing import Any
 from interpreter.checkpoint import load_interpreter
 from interpreter.config import InterpreterConfig, of_today
 from interpreter.counting import cost_of
-from interpreter.data import Labelled, labelled_images, network_truth, views_read
+from interpreter.data import Labelled, labelled_images, network_truth, views_read, without_duplicates
 from interpreter.errors import ConfigurationError, TrainingDataError
 from interpreter.evaluation import OnImage, evaluate
 from interpreter.pixels import write_pixels
 from interpreter.prediction import Segmented
 from interpreter.protocols.extracting import Extract, Source, Wanted
 from interpreter.protocols.protocol import Asked, Choices, Experiment, Protocol, Row
-from interpreter.rendering import compared, encode_picture
+from interpreter.rendering import compared, encode_picture, picture_of
+from interpreter.settings import TrainingSettings
 from interpreter.training import Training
 from store.feature_store import FeatureStore
 from store.files import read_json, replace_json
@@ -98,7 +99,7 @@ class Running:
         path = folder / SCORES_FILE
         if path.is_file():
             known = read_json(path, ConfigurationError)
-            if known["asked"] | {"config": of_today(known["asked"]["config"])} == asked:
+            if _as_of_today(known["asked"]) == asked:
                 return Result(experiment, known["summary"], folder)
         summary = self._train_and_score(experiment, spec, folder)
         replace_json(path, {"asked": asked, "summary": summary})
@@ -186,7 +187,7 @@ class Running:
 
     def _images(self, places: Sequence[tuple[str, str]], view: str = IDENTITY) -> list[Labelled]:
         found = [image for place in places for image in labelled_images(self.store, *place, self.protocol.task)]
-        return [image.seen_as(view) for image in found]
+        return [image.seen_as(view) for image in without_duplicates(found)]
 
     def _draw_into(self, folder: Path, experiment: Experiment, spec: FeatureSpec) -> OnImage:
         folder.mkdir(parents=True, exist_ok=True)
@@ -196,7 +197,9 @@ class Running:
             entry = self.store.entry(spec, image.key)
             truth = task.members(network_truth(self.store, entry, image, task, rules))
             picture = compared(found.prediction.masks, truth, rules.counted(entry.fov))
-            (folder / picture_name(image.name)).write_bytes(encode_picture(picture))
+            file = picture_of(folder, image.name)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(encode_picture(picture))
 
         return draw
 
@@ -223,6 +226,14 @@ class Running:
         return normal
 
 
+def _as_of_today(asked: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier version was asked, with the defaults of what may be chosen since."""
+    return asked | {
+        "config": of_today(InterpreterConfig, asked["config"]),
+        "settings": of_today(TrainingSettings, asked["settings"]),
+    }
+
+
 def _require_apart(experiment: Experiment, sources: Sequence[Labelled], tests: Sequence[Labelled]) -> None:
     """TrainingDataError if a photograph is trained and tested on, as where one data set is part of another."""
     trained = {image.key.image_id: image.name for image in sources}
@@ -232,8 +243,3 @@ def _require_apart(experiment: Experiment, sources: Sequence[Labelled], tests: S
             f"{experiment.path}: {len(both)} photographs would be trained and tested on; {both[0][0]} of the training "
             f"images is the same file as {both[0][1]} of the test images: leave one of them out"
         )
-
-
-def picture_name(image: str) -> str:
-    """The file of an image's picture."""
-    return f"{image.replace('/', '_')}.png"

@@ -7,7 +7,7 @@ import shutil
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -28,16 +28,17 @@ from extractor.background import BEHIND, ONE_THREAD_OF_OPENCV
 from extractor.datasets import DataSet, load_dataset
 from extractor.diffusion import Diffusion
 from extractor.errors import BackboneError, DatasetError, DeviceFull, NonFiniteActivation
-from extractor.extraction import Extractor
+from extractor.extraction import Extractor, Prepared, Unstacked
 from extractor.images import image_id
 from extractor.pipeline import Threads, usual_batch, usual_threads
 from extractor.presets import encoding_of, open_backbone
 from extractor.runs import SizePlan, extract_dataset, plan_size, require_room
 from extractor.unet import build_unet
-from store import FeatureSpec, FeatureStore, FloatEncoding, SpecError, StoreFull
+from store import FeatureSpec, FeatureStore, FloatEncoding, NonFiniteFeatures, SpecError, StoreFull
 from store.claims import Claims
 from store.features import Key
 from store.interrupts import Stop
+from store.spec import PREPROCESSINGS, Preprocessing
 from tests.conftest import TINY, changed
 
 
@@ -128,6 +129,58 @@ def test_non_finite_features_stop_a_run(spec: FeatureSpec, backbone: Backbone, d
     dataset = load_dataset(f"folder:{dataset_folder}", "eyes")
     with pytest.raises(NonFiniteActivation, match="block_0 at timestep 1"):
         extract_dataset(dataset, FeatureStore("memory://"), Extractor(broken, TINY.spec(backbone_like(broken, spec))))
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_photograph_that_the_encoding_cannot_hold_is_left_out(
+    backbone: Backbone, spec: FeatureSpec, dataset_folder: Path, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    unstacked, path = Extractor.unstacked, sorted((dataset_folder / "images").iterdir())[2]
+    too_large = image_id(path.read_bytes())
+
+    def overflowing(self: Extractor, prepared: Sequence[Prepared]) -> list[Unstacked]:
+        if any(one.key.image_id == too_large for one in prepared):
+            raise NonFiniteFeatures("block_2: features hold numbers beyond float16")
+        return unstacked(self, prepared)
+
+    monkeypatch.setattr(Extractor, "unstacked", overflowing)
+    store = FeatureStore("memory://")
+    dataset = load_dataset(f"folder:{dataset_folder}", "eyes")
+    report = extract_dataset(dataset, store, Extractor(backbone, spec), batch=batch)
+    assert report.failed == [(str(path), f"{path}: block_2: features hold numbers beyond float16")]
+    assert (report.extracted, len(list(store.keys(spec)))) == (5, 5)
+    assert len(store.collections.read("eyes").samples) == 5
+    monkeypatch.undo()
+    assert extract_dataset(dataset, store, Extractor(backbone, spec)).extracted == 1  # its claim was given up
+
+
+@pytest.mark.parametrize(("name", "value"), [("precision", "float16"), ("schedule", "linear-4000")])
+def test_a_spec_of_another_precision_or_schedule_is_refused(
+    backbone: Backbone, spec: FeatureSpec, name: str, value: str
+) -> None:
+    with pytest.raises(BackboneError, match=f"the spec is of {name} {value}, the backbone was opened with"):
+        Extractor(backbone, changed(spec, **{name: value}))
+
+
+def test_a_recipe_prepares_photographs_as_the_backbone_was_trained(backbone: Backbone) -> None:
+    assert TINY.spec(backbone).preprocessing == Preprocessing()
+    trained = Backbone(backbone.unet, backbone.diffusion, backbone.config, preprocessing=Preprocessing(clahe=None))
+    assert TINY.spec(trained).preprocessing == Preprocessing(clahe=None)
+    squeezed = replace(TINY, preprocessing=PREPROCESSINGS["squeeze"]())
+    assert squeezed.spec(trained).preprocessing.crop == "none"
+
+
+def test_a_photograph_that_is_there_twice_is_nobody_elses(
+    backbone: Backbone, spec: FeatureSpec, dataset_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(dataset_folder, tmp_path / "eyes")
+    first = next((tmp_path / "eyes" / "images").iterdir())
+    shutil.copy(first, first.with_name(f"again{first.suffix}"))
+    said: list[str] = []
+    dataset = load_dataset(f"folder:{tmp_path / 'eyes'}", "eyes")
+    report = extract_dataset(dataset, FeatureStore("memory://"), Extractor(backbone, spec), batch=2, say=said.append)
+    assert (report.extracted, report.present) == (6, 1)
+    assert not said
 
 
 def backbone_like(broken: Backbone, spec: FeatureSpec) -> Backbone:
@@ -374,8 +427,8 @@ def test_a_device_without_room_for_one_photograph_is_told(
 def test_nothing_of_a_batch_is_kept_while_its_photographs_are_done_again(
     backbone: Backbone, spec: FeatureSpec, dataset_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    half = changed(spec, precision="float16")
-    extractor = Extractor(backbone, half)
+    monkeypatch.setattr(backbone, "precision", "float16")
+    extractor = Extractor(backbone, changed(spec, precision="float16"))
     prepared = [extractor.prepare(path.read_bytes()) for path in sorted((dataset_folder / "images").iterdir())[:2]]
     batches: list[weakref.ref[torch.Tensor]] = []
     estimate = backbone.estimate
@@ -387,7 +440,6 @@ def test_nothing_of_a_batch_is_kept_while_its_photographs_are_done_again(
             raise NonFiniteActivation("block_0 at timestep 1 holds NaN or infinity")
         return estimate(x, *arguments, **options)
 
-    monkeypatch.setattr(backbone, "precision", "float16")
     monkeypatch.setattr(backbone, "estimate", too_much_for_half_precision)
     assert len(extractor.features(prepared)) == 2
     assert len(extractor.take_fallbacks()) == 2

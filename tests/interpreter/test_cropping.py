@@ -119,14 +119,14 @@ def test_it_learns_from_windows_and_repeats(
     for name in ("a", "b"):
         losses: list[float] = []
         images = labelled_images(filled_store, "eyes", None, TASK)
-        run = Training(filled_store, spec, TASK, images, config, settings, tmp_path / name)
+        run = Training(filled_store, spec, TASK, images, config, settings, tmp_path / name, "x")
         run.run(lambda _, __, loss, losses=losses: losses.append(loss))  # type: ignore[misc]
         found.append(losses)
     assert found[0] == found[1]
     assert np.mean(found[0][-5:]) < 0.9 * np.mean(found[0][:5])
     too_large = settings.model_copy(update={"crop": 2 * spec.resolution})
     with pytest.raises(ConfigurationError, match="expected a multiple of"):
-        Training(filled_store, spec, TASK, images, config, too_large, tmp_path / "c")
+        Training(filled_store, spec, TASK, images, config, too_large, tmp_path / "c", "x")
 
 
 def test_a_flipped_view_is_standardised_as_the_photograph_is(
@@ -178,7 +178,7 @@ def test_steps_end_a_training_instead_of_epochs(filled_store: FeatureStore, spec
     seen: list[float] = []
     for labels, steps in ((2, 4), (None, 6)):
         settings = SETTINGS.model_copy(update={"steps": 4, "labels": labels})
-        run = Training(filled_store, spec, TASK, images, InterpreterConfig(), settings, tmp_path / str(labels))
+        run = Training(filled_store, spec, TASK, images, InterpreterConfig(), settings, tmp_path / str(labels), "x")
         seen.clear()
         run.run(lambda _, __, loss: seen.append(loss))
         assert len(seen) == steps  # whole epochs: of one batch, and of three

@@ -39,7 +39,7 @@ def taught(extracted: Path, spec: FeatureSpec, tmp_path_factory: pytest.TempPath
     store, folder = FeatureStore(extracted, read_only=True), tmp_path_factory.mktemp("taught") / "teacher"
     settings = SETTINGS.model_copy(update={"epochs": 20, "evaluate_every": 20})
     images = labelled_images(store, "eyes", None, TASK)[:4]
-    Training(store, spec, TASK, images, InterpreterConfig(), settings, folder).run()
+    Training(store, spec, TASK, images, InterpreterConfig(), settings, folder, "x").run()
     return folder
 
 
@@ -57,7 +57,7 @@ def labels_of(pseudo: PseudoLabels, images: list[Labelled]) -> dict[str, NDArray
 def student(
     store: FeatureStore, spec: FeatureSpec, labelled: list[Labelled], pseudo: PseudoLabels, folder: Path
 ) -> Training:
-    return Training(store, spec, TASK, labelled, InterpreterConfig(), SETTINGS, folder, pseudo_labels=pseudo)
+    return Training(store, spec, TASK, labelled, InterpreterConfig(), SETTINGS, folder, "x", pseudo_labels=pseudo)
 
 
 def test_a_student_learns_from_what_the_teacher_makes_of_photographs(
@@ -117,7 +117,7 @@ def test_what_has_labels_is_not_guessed(
     assert {image.name for image in run.train_images if not image.sample.masks} == {image.name for image in images[4:]}
     drawn = Training(
         filled_store, spec, TASK, images, InterpreterConfig(), SETTINGS.model_copy(update={"labels": 2}),
-        tmp_path / "drawn", pseudo_labels=pseudo,
+        tmp_path / "drawn", "x", pseudo_labels=pseudo,
     )  # fmt: skip
     assert [bool(image.sample.masks) for image in drawn.train_images] == 2 * [True] + 4 * [False]
     with pytest.raises(TrainingDataError, match="every unlabelled photograph is among the labelled ones"):
@@ -184,7 +184,7 @@ def test_a_student_of_windows_goes_on_where_it_was_stopped(
     def run(folder: str) -> Training:
         pseudo = PseudoLabels(filled_store, TASK, images[4:], teacher, settings.views)
         return Training(
-            filled_store, spec, TASK, images[:4], InterpreterConfig(), settings, tmp_path / folder,
+            filled_store, spec, TASK, images[:4], InterpreterConfig(), settings, tmp_path / folder, "x",
             pseudo_labels=pseudo,
         )  # fmt: skip
 

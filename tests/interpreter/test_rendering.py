@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from interpreter.rendering import write_label_maps
+from interpreter.rendering import picture_of, write_label_maps
 from interpreter.task import Task
 
 
@@ -16,13 +16,21 @@ def test_overlapping_classes_are_written_one_by_one(tmp_path: Path) -> None:
     labels = np.array([[0, 1], [2, 2]], dtype=np.uint8)
     masks = np.array([[[0, 1], [1, 0]], [[0, 0], [1, 1]]], dtype=np.bool_)
     for folder, layers, written in (
-        ("discs", None, ["eyes_a.png"]),
-        ("lesions", masks, ["eyes_a.png", "eyes_a_EX.png", "eyes_a_SE.png"]),
+        ("discs", None, ["a.png"]),
+        ("lesions", masks, ["a.png", "a/EX.png", "a/SE.png"]),
     ):
         task = Task(name=folder, targets=("EX", "SE"), overlapping=layers is not None)
         file = write_label_maps(tmp_path / folder, "eyes/a", labels, layers, task)
-        assert file.name == "eyes_a.png"
-        assert sorted(path.name for path in file.parent.iterdir()) == written
+        assert file == tmp_path / folder / "eyes" / "a.png"
+        assert sorted(path.relative_to(file.parent).as_posix() for path in file.parent.rglob("*.png")) == written
         np.testing.assert_array_equal(np.asarray(Image.open(file)), labels)
     for name, mask in zip(("EX", "SE"), masks, strict=True):
-        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "lesions" / f"eyes_a_{name}.png")), mask)
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "lesions" / "eyes" / "a" / f"{name}.png")), mask)
+
+
+def test_each_image_has_a_picture_of_its_own_and_none_lies_elsewhere(tmp_path: Path) -> None:
+    names = ["a/b_c", "a_b/c", "a/b/c", "eye", "eye_MA", "../../up"]
+    files = {picture_of(tmp_path, name) for name in names}
+    assert len(files) == len(names)
+    assert all(file.resolve().is_relative_to(tmp_path) for file in files)
+    assert picture_of(tmp_path, "stare/im0001.v2") == tmp_path / "stare" / "im0001.v2.png"

@@ -24,6 +24,7 @@ from interpreter.data import (
     all_images,
     few,
     labelled_images,
+    labelled_in,
     require_features,
     split_off,
     split_off_few,
@@ -54,7 +55,7 @@ SETTINGS = TrainingSettings(epochs=4, batch=2, learning_rate=5e-3, evaluate_ever
 
 def training(store: FeatureStore, spec: FeatureSpec, folder: Path, settings: TrainingSettings = SETTINGS) -> Training:
     images = labelled_images(store, "eyes", None, TASK)
-    return Training(store, spec, TASK, images, InterpreterConfig(), settings, folder)
+    return Training(store, spec, TASK, images, InterpreterConfig(), settings, folder, "x")
 
 
 def weights(run: Training) -> torch.Tensor:
@@ -224,6 +225,20 @@ def test_patience_ends_a_run(filled_store: FeatureStore, spec: FeatureSpec, tmp_
     assert run.epoch < 5
 
 
+def test_a_training_goes_on_that_was_begun_before_a_setting_existed(
+    filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path
+) -> None:
+    training(filled_store, spec, tmp_path / "run")
+    begun = json.loads((tmp_path / "run" / "run.json").read_text())
+    del begun["training"]["foreground"], begun["config"]["standardise"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(begun))
+    training(filled_store, spec, tmp_path / "run")
+    begun["training"]["a_later_one"] = 1
+    (tmp_path / "run" / "run.json").write_text(json.dumps(begun))
+    with pytest.raises(ConfigurationError, match="a training with other training"):
+        training(filled_store, spec, tmp_path / "run")
+
+
 def test_a_folder_belongs_to_one_run(filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path) -> None:
     training(filled_store, spec, tmp_path / "run")
     with pytest.raises(ConfigurationError, match="a training with other training"):
@@ -266,6 +281,7 @@ def test_missing_labels_are_told_with_those_there_are(filled_store: FeatureStore
 def test_one_photograph_under_two_names_is_one_image(filled_store: FeatureStore) -> None:
     images = labelled_images(filled_store, "eyes", None, TASK)
     assert without_duplicates([*images, *images]) == images
+    assert labelled_in(filled_store, ["eyes", "eyes"], TASK) == images
     other = dataclasses.replace(images[0], sample=images[0].sample.model_copy(update={"masks": {"mask": "x"}}))
     with pytest.raises(TrainingDataError, match="one photograph with different masks"):
         without_duplicates([*images, other])
@@ -274,13 +290,13 @@ def test_one_photograph_under_two_names_is_one_image(filled_store: FeatureStore)
 def test_one_image_is_too_few(filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path) -> None:
     images = labelled_images(filled_store, "eyes", None, TASK)[:1]
     with pytest.raises(TrainingDataError, match="one has to be kept for validation"):
-        Training(filled_store, spec, TASK, images, InterpreterConfig(), SETTINGS, tmp_path / "run")
+        Training(filled_store, spec, TASK, images, InterpreterConfig(), SETTINGS, tmp_path / "run", "x")
 
 
 def test_classes_must_agree(filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path) -> None:
     images = labelled_images(filled_store, "eyes", None, TASK)
     with pytest.raises(ConfigurationError, match="the task has 2 classes, the network 3"):
-        Training(filled_store, spec, TASK, images, InterpreterConfig(classes=3), SETTINGS, tmp_path / "run")
+        Training(filled_store, spec, TASK, images, InterpreterConfig(classes=3), SETTINGS, tmp_path / "run", "x")
 
 
 def test_groups_never_part() -> None:
@@ -358,7 +374,7 @@ def test_a_run_stopped_between_two_accumulated_batches_goes_on_exactly(
     images = labelled_images(filled_store, "eyes", None, TASK)
 
     def started(name: str) -> Training:
-        return Training(filled_store, spec, TASK, images, config, settings, tmp_path / name)
+        return Training(filled_store, spec, TASK, images, config, settings, tmp_path / name, "x")
 
     def stop(epoch: int, position: int, _loss: float) -> None:
         if (epoch, position) == (1, 2):  # the third batch: its gradient waits for the fourth's
@@ -465,7 +481,7 @@ def test_overlapping_classes_are_learnt(
     assert len(images) == 6
     config = InterpreterConfig(classes=3, overlapping=True)
     settings = SETTINGS.model_copy(update={"epochs": 25, "evaluate_every": 25})
-    run = Training(store, spec, task, images, config, settings, tmp_path / "run")
+    run = Training(store, spec, task, images, config, settings, tmp_path / "run", "x")
     assert run.run() > 0.4
     network, card = load_interpreter(tmp_path / "run")
     features = store.entry(spec, images[1].key).features()
@@ -479,7 +495,7 @@ def test_overlapping_classes_are_learnt(
     both = [np.asarray(Image.open(tmp_path / f"eyes_eye1_{name}.png")) == 1 for name in ("thin", "wide")]
     assert (both[0] & both[1]).any()  # which the label map alone would not tell
     with pytest.raises(ConfigurationError, match="classes overlap in the task or in the network"):
-        Training(store, spec, task, images, InterpreterConfig(classes=3), settings, tmp_path / "other")
+        Training(store, spec, task, images, InterpreterConfig(classes=3), settings, tmp_path / "other", "x")
 
 
 def test_the_missing_features_of_a_recorded_run_come_with_its_command(
@@ -517,7 +533,7 @@ def test_two_processes_share_each_batch(filled_store: FeatureStore, spec: Featur
         "task = Task(name='vessels', targets=('mask',))\n"
         "settings = TrainingSettings(epochs=2, batch=2, evaluate_every=1, validation_share=0.2)\n"
         "images = labelled_images(store, 'eyes', None, task)\n"
-        "run = Training(store, store_spec(store, None), task, images, InterpreterConfig(), settings, out)\n"
+        "run = Training(store, store_spec(store, None), task, images, InterpreterConfig(), settings, out, 'x')\n"
         "best = run.run()\n"
         "weights = torch.cat([p.detach().flatten() for p in run.network.parameters()])\n"
         "rank = run.accelerator.process_index\n"

@@ -114,6 +114,30 @@ def test_whoever_slept_too_long_has_lost_the_claim(store: FeatureStore, clock: C
     assert store.objects.keys("claims") == []
 
 
+def test_a_dead_claim_that_somebody_took_over_and_gave_up_meanwhile_is_not_followed(
+    store: FeatureStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, quick, third = (Claims(store.objects) for _ in range(3))
+    create = Objects.create
+    store.objects.put("claims/a", json.dumps({"token": "dead", "machine": "m", "process": 1, "renewed": 0}).encode())
+
+    def overtaken(objects: Objects, key: str, data: bytes) -> bool:
+        if key == "claims/a@dead" and not seen:
+            seen.append(key)
+            assert quick.take("a")  # creates the same successor first,
+            quick.release("a")  # and is done with it
+            assert third.take("a")
+        return create(objects, key, data)
+
+    seen: list[str] = []
+    monkeypatch.setattr(Objects, "create", overtaken)
+    assert not slow.take("a")
+    assert third.is_ours("a")
+    third.release("a")
+    assert slow.take("a")
+    assert sorted(store.objects.keys("claims")) == ["claims/a"]
+
+
 def test_a_claim_can_be_waited_for(store: FeatureStore) -> None:
     mine, theirs = Claims(store.objects), Claims(store.objects)
     assert mine.take("a")
