@@ -17,6 +17,7 @@ from interpreter.options import (
     AsJson,
     DeviceOption,
     MirroredOption,
+    ResolutionOption,
     ScanOption,
     StoreOption,
     ViewOption,
@@ -60,6 +61,7 @@ def evaluate(
     model: Annotated[str, typer.Option(help="Shipped name or folder of an interpreter.")] = "vessels",
     view: ViewOption = IDENTITY,
     mirrored: MirroredOption = False,
+    resolution: ResolutionOption = None,
     masks: Annotated[
         Path | None,
         typer.Option(help="Write native label maps as PNG here, of overlapping classes one each besides."),
@@ -107,10 +109,12 @@ def evaluate(
     if not dataset:
         raise typer.BadParameter("expected --dataset, or a whole --protocol")
     rules = Rules(size=_compared_size(size), region=region)
-    _evaluate_model(store, dataset, model, view, masks, rules, scan, device, as_json, mirrored=mirrored)
+    _evaluate_model(
+        store, dataset, model, view, masks, rules, scan, device, as_json, mirrored=mirrored, resolution=resolution
+    )
 
 
-_OF_A_MODEL = ("dataset", "model", "view", "masks", "size", "region", "scan")
+_OF_A_MODEL = ("dataset", "model", "view", "resolution", "masks", "size", "region", "scan")
 _OF_A_PROTOCOL = ("edition", "data", "out", "target", "rows", "seeds", "settings")
 
 
@@ -145,6 +149,7 @@ def _evaluate_model(
     as_json: bool,
     *,
     mirrored: bool,
+    resolution: int | None,
 ) -> None:
     from interpreter.evaluation import evaluate as evaluate_images
 
@@ -156,7 +161,8 @@ def _evaluate_model(
     images = [image.seen_as(view) for image in labelled_in(features, dataset, card.task)]
     if seen := {image.key.image_id for image in images} & {*card.training_ids, *card.validation_ids}:
         console.err.print(f"[yellow]note:[/] {len(seen)} of these images were used to train this interpreter")
-    require_features(features, card.spec, images, views, card.backbone)
+    spec = card.spec if resolution is None else card.spec.of_resolution(resolution)
+    require_features(features, spec, images, views, card.backbone)
     with console.progress("evaluating", len(images), quiet=as_json) as advance:
 
         def on_image(image: Labelled, found: Segmented) -> None:
@@ -165,10 +171,11 @@ def _evaluate_model(
             advance(1, image.name)
 
         scores = evaluate_images(
-            interpreter, features, card.spec, card.task, images, on_image, rules=rules, mirrored=mirrored
+            interpreter, features, spec, card.task, images, on_image, rules=rules, mirrored=mirrored
         )
     if as_json:
-        console.print_json({"view": view, "mirrored": mirrored} | scores.summary())
+        read = {"view": view, "mirrored": mirrored, "resolution": spec.resolution}
+        console.print_json(read | scores.summary())
         return
     console.out.print(_table(scores))
     for image in scores.images:

@@ -153,12 +153,13 @@ def evaluate(
     """Segment every image and compare with its masks.
 
     Args:
+        spec: of the features that are read: the interpreter's, at its resolution or another one.
         on_image: called with each image and what was found in it.
         rules: how the truth is made and where it counts; by default at the network's size inside the
             field of view.
         mirrored: each image's three flips are read, too, and averaged.
     """
-    interpreter.spec.require(spec)
+    interpreter.spec.of_resolution(spec.resolution).require(spec)
     rules = rules or Rules()
     n = len(task.targets)
     scores = Scores(task.targets, [], [PooledPixels() for _ in range(n)], [Reliability() for _ in range(n)])

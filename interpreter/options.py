@@ -40,6 +40,15 @@ MirroredOption = Annotated[
         "voter says: a little better, for four times the work.",
     ),
 ]
+ResolutionOption = Annotated[
+    int | None,
+    typer.Option(
+        min=8,
+        help="Read features of photographs shown in a square of so many pixels (extracted with --resolution), which "
+        "matters where a camera shows more of the retina than those that were learnt from.",
+        show_default="the interpreter's",
+    ),
+]
 ScanOption = Annotated[Method, typer.Option(help="Selective scan; auto goes by the device.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]

@@ -20,6 +20,7 @@ from interpreter.options import (
     Datasets,
     DeviceOption,
     MirroredOption,
+    ResolutionOption,
     ScanOption,
     StoreOption,
     ViewOption,
@@ -30,6 +31,7 @@ from interpreter.rendering import write_label_maps
 from store import console
 from store.feature_store import FeatureStore
 from store.files import replaced
+from store.spec import FeatureSpec
 from store.views import IDENTITY
 
 app = typer.Typer()
@@ -49,6 +51,7 @@ def segment_command(
     model: Annotated[str, typer.Option(help="Shipped name or folder of an interpreter.")] = "vessels",
     view: ViewOption = IDENTITY,
     mirrored: MirroredOption = False,
+    resolution: ResolutionOption = None,
     scan: ScanOption = "auto",
     device: DeviceOption = "cpu",
     as_json: AsJson = False,
@@ -65,12 +68,13 @@ def segment_command(
     interpreter.to(require_device(device))
     named = {image.name: image for reference in dataset for image in all_images(features, reference)}
     images = [image.seen_as(view) for image in named.values()]
-    require_features(features, card.spec, images, views, card.backbone)
+    spec = card.spec if resolution is None else card.spec.of_resolution(resolution)
+    require_features(features, spec, images, views, card.backbone)
     domain = load_domain(folder_of(model), card.spec)
     out.mkdir(parents=True, exist_ok=True)
     with console.progress("segmenting", len(images), quiet=as_json) as advance:
         rows = []
-        for row in segmented(features, interpreter, card, domain, images, out, mirrored=mirrored):
+        for row in segmented(features, spec, interpreter, card, domain, images, out, mirrored=mirrored):
             rows.append(row)
             advance(1, str(row["image"]))
     with replaced(out / TABLE) as partial, partial.open("w", newline="", encoding="utf-8") as file:
@@ -95,6 +99,7 @@ def segment_command(
 
 def segmented(
     store: FeatureStore,
+    spec: FeatureSpec,
     interpreter: Interpreter,
     card: Card,
     domain: Domain | None,
@@ -105,8 +110,8 @@ def segmented(
 ) -> Iterator[dict[str, Any]]:
     """What is found in each image, once its label map is written."""
     for image in images:
-        entry = store.entry(card.spec, image.key).features()
-        flips = mirrored_features(store, card.spec, image) if mirrored else None
+        entry = store.entry(spec, image.key).features()
+        flips = mirrored_features(store, spec, image) if mirrored else None
         prediction, labels, masks = segment(interpreter, entry, flips)
         file = write_label_maps(out, image.name, labels, masks, card.task)
         names = card.task.targets

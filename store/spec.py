@@ -261,6 +261,27 @@ class FeatureSpec(_Frozen):
         """A copy, validated, with a digest of its own; pydantic's would keep that of the original."""
         return self.model_validate(self.model_dump() | dict(update or {}))
 
+    def of_resolution(self, resolution: int) -> FeatureSpec:
+        """The same of photographs that are shown in a square of another side, every map in proportion.
+
+        Raises:
+            SpecError: maps would not come out at whole pixels.
+        """
+        if any(side * resolution % self.resolution for block in self.blocks for side in (block.height, block.width)):
+            raise SpecError(
+                f"maps of a square of {resolution} pixels are not in proportion to those of {self.resolution}"
+            )
+        blocks = tuple(
+            block.model_copy(
+                update={
+                    "height": block.height * resolution // self.resolution,
+                    "width": block.width * resolution // self.resolution,
+                }
+            )
+            for block in self.blocks
+        )
+        return self.model_copy(update={"resolution": resolution, "blocks": blocks})
+
     def encoded_as(self, encoding: Encoding) -> FeatureSpec:
         """The same features in another encoding."""
         return self.model_copy(update={"encoding": encoding})

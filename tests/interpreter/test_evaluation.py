@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from extractor.backbone import Backbone
+from extractor.datasets import load_dataset
+from extractor.extraction import Extractor
+from extractor.runs import extract_dataset
 from interpreter.curves import PooledPixels, Reliability
-from interpreter.evaluation import ImageScores, Scores
+from interpreter.data import labelled_images
+from interpreter.evaluation import ImageScores, Scores, evaluate
 from interpreter.metrics import Counts, bootstrap_interval
+from interpreter.network import Interpreter, InterpreterConfig
+from interpreter.task import Task
+from store import FeatureSpec, FeatureStore, SpecError, SpecMismatch
+from tests.conftest import TINY
 
 
 def test_each_class_has_its_own_interval() -> None:
@@ -64,3 +75,24 @@ def test_finding_nothing_is_no_criterion_for_classes_that_images_lack() -> None:
     lacking.pixels[0] = PooledPixels()
     lacking.pixels[0].add(np.zeros(5, np.float32), np.zeros(5, np.bool_), np.ones(5, np.bool_))
     assert lacking.criterion(overlapping=True) == 0.9  # no pixel of the class anywhere: nothing but Dice is left
+
+
+def test_photographs_may_be_read_at_another_resolution(
+    backbone: Backbone, spec: FeatureSpec, dataset_folder: Path
+) -> None:
+    store, larger = FeatureStore("memory://"), TINY.reading(resolution=2 * spec.resolution).spec(backbone)
+    assert spec.of_resolution(2 * spec.resolution) == larger
+    assert larger.of_resolution(spec.resolution) == spec
+    extract_dataset(load_dataset(f"folder:{dataset_folder}", "eyes"), store, Extractor(backbone, larger))
+    task = Task(name="vessels", targets=("mask",))
+    images = labelled_images(store, "eyes", None, task)
+    seen: list[tuple[int, ...]] = []
+    network = Interpreter(spec, InterpreterConfig())
+    scores = evaluate(network, store, larger, task, images, lambda _, found: seen.append(found.prediction.labels.shape))
+    assert seen == 6 * [(64, 64)]
+    assert scores.summary()["images"] == 6
+    other = larger.model_copy(update={"clip": not larger.clip})
+    with pytest.raises(SpecMismatch, match="clip"):
+        evaluate(network, store, other, task, images)
+    with pytest.raises(SpecError, match="a square of 33 pixels are not in proportion to those of 32"):
+        spec.of_resolution(33)

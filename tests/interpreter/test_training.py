@@ -490,7 +490,7 @@ def test_overlapping_classes_are_learnt(
     assert (thin & wide).sum() > 0.5 * thin.sum() > 0
     scores = evaluate(network, store, spec, task, run.validation_images)
     assert set(scores.summary()["by_class"]) == {"thin", "wide"}  # type: ignore[arg-type]
-    rows = list(segmented(store, network, card, None, all_images(store, "eyes"), tmp_path))
+    rows = list(segmented(store, spec, network, card, None, all_images(store, "eyes"), tmp_path))
     assert [row["image"] for row in rows] == [f"eyes/eye{i}" for i in range(6)]
     both = [np.asarray(Image.open(tmp_path / f"eyes_eye1_{name}.png")) == 1 for name in ("thin", "wide")]
     assert (both[0] & both[1]).any()  # which the label map alone would not tell
