@@ -492,7 +492,7 @@ def test_overlapping_classes_are_learnt(
     assert set(scores.summary()["by_class"]) == {"thin", "wide"}  # type: ignore[arg-type]
     rows = list(segmented(store, spec, network, card, None, all_images(store, "eyes"), tmp_path))
     assert [row["image"] for row in rows] == [f"eyes/eye{i}" for i in range(6)]
-    both = [np.asarray(Image.open(tmp_path / f"eyes_eye1_{name}.png")) == 1 for name in ("thin", "wide")]
+    both = [np.asarray(Image.open(tmp_path / "eyes" / "eye1" / f"{name}.png")) == 1 for name in ("thin", "wide")]
     assert (both[0] & both[1]).any()  # which the label map alone would not tell
     with pytest.raises(ConfigurationError, match="classes overlap in the task or in the network"):
         Training(store, spec, task, images, InterpreterConfig(classes=3), settings, tmp_path / "other", "x")
