@@ -119,6 +119,9 @@ TABLES = {
     "lodo-vessels-base": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=BASE),
     "lodo-vessels-base-eight": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=EIGHT),
     "lodo-vessels-base-probed": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=EIGHT | PROBED),
+    "lodo-vessels-base-four": TableRecipe(
+        "lodo-vessels", CAMERAS, ("diffdgss",), settings=BASE | {"views": "identity,photometric:3"}
+    ),
     "lodo-vessels-base-fine": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss", "unet"), settings=FINE),
     "lodo-vessels-base-mirrored": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=BASE | MIRRORED),
     "lodo-vessels-long-mirrored": TableRecipe("lodo-vessels", CAMERAS, ("unet",), settings=LONG | MIRRORED),
