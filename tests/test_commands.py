@@ -369,13 +369,14 @@ def test_a_training_selects_on_the_images_it_is_told_and_learns_from_unlabelled_
     eyes = filled_store.collections.read("eyes")
     filled_store.collections.write(Collection(name="others", samples=eyes.samples[:2]))
     filled_store.collections.write(Collection(name="mine", samples=eyes.samples[2:]))
-    train = ["train", "--store", filled_store.location, "--validation", "others", "--epochs", "1", "--max-width", "8"]
+    begun = ["train", "--store", filled_store.location, "--backbone", "x", "--epochs", "1", "--max-width", "8"]
+    train = [*begun, "--validation", "others"]
     done = run("interpreter", *train, "--vss-max-size", "0", "--dataset", "mine", "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     _, card = load_interpreter(tmp_path / "run")
     assert set(card.validation_ids) == {sample.image_id for sample in eyes.samples[:2]}
     assert set(card.training_ids) == {sample.image_id for sample in eyes.samples[2:]}
-    taught = [*train[:3], "--epochs", "1", "--max-width", "8", "--vss-max-size", "0", "--out", tmp_path / "student"]
+    taught = [*begun, "--vss-max-size", "0", "--out", tmp_path / "student"]
     asked = ["--dataset", "mine", "--unlabelled", "others"]
     learnt = run("interpreter", *taught, *asked, "--teacher", tmp_path / "run")
     assert learnt.returncode == 0, learnt.stderr

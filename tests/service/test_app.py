@@ -58,7 +58,7 @@ def test_masks_are_those_of_interpreter_evaluate(
     assert result.exit_code == 0, result.output
     other = load_engine(str(model_folder), "memory://")
     for image in sorted((dataset_folder / "images").iterdir()):
-        offline = (tmp_path / "masks" / f"eyes_{image.name}").read_bytes()
+        offline = (tmp_path / "masks" / "eyes" / image.name).read_bytes()
         assert post(client, image.read_bytes(), "image/png").content == offline  # from the cache
         from interpreter.rendering import encode_labels
 
