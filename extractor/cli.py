@@ -32,6 +32,7 @@ from extractor.options import (
     SeedOption,
     TimestepsOption,
     TrajectoryOption,
+    preprocessing_for,
     recipe_of,
 )
 from extractor.presets import encoding_of, open_backbone
@@ -42,7 +43,7 @@ from store.errors import StoreError
 from store.feature_store import FeatureStore
 from store.interrupts import Stop
 from store.records import RunRecord
-from store.spec import PREPROCESSINGS, EncodingName, FeatureSpec
+from store.spec import EncodingName, FeatureSpec
 from store.views import parse_views
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def run(
     spread = workers is not None or scheduler is not None
     # Where others do the work, the backbone is only asked what it is, and this machine may have no GPU.
     network = open_backbone(source, precision, "cpu" if spread else device, class_label)
-    prepared = PREPROCESSINGS[preprocessing]() if preprocessing else None
+    prepared = preprocessing_for(network, preprocessing)
     spec = dataclasses.replace(recipe, encoding=how, preprocessing=prepared).spec(network)
     renderings = parse_views(views)
     entries = len(data.photographs) * len(renderings)

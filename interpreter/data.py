@@ -92,9 +92,12 @@ def labelled_images(store: FeatureStore, dataset: str, split: str | None, task: 
 def labelled_in(store: FeatureStore, references: Iterable[str], task: Task) -> list[Labelled]:
     """The labelled images of some data sets, NAME or NAME:SPLIT, each photograph once (``without_duplicates``)."""
     parts = [reference.partition(":") for reference in references]
-    return without_duplicates(
-        image for name, _, split in parts for image in labelled_images(store, name, split or None, task)
-    )
+    return labelled_at(store, [(name, split or None) for name, _, split in parts], task)
+
+
+def labelled_at(store: FeatureStore, places: Iterable[tuple[str, str | None]], task: Task) -> list[Labelled]:
+    """The same of (data set, split)."""
+    return without_duplicates(image for place in places for image in labelled_images(store, *place, task))
 
 
 def all_images(store: FeatureStore, reference: str) -> list[Labelled]:

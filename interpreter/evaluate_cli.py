@@ -161,7 +161,7 @@ def _evaluate_model(
     images = [image.seen_as(view) for image in labelled_in(features, dataset, card.task)]
     if seen := {image.key.image_id for image in images} & {*card.training_ids, *card.validation_ids}:
         console.err.print(f"[yellow]note:[/] {len(seen)} of these images were used to train this interpreter")
-    spec = card.spec if resolution is None else card.spec.of_resolution(resolution)
+    spec = card.spec.of_resolution(resolution)
     require_features(features, spec, images, views, card.backbone)
     with console.progress("evaluating", len(images), quiet=as_json) as advance:
 

@@ -201,7 +201,7 @@ def _carried(
     """What is compared in other pixels than the network's; ``truth`` uint8 (H, W)."""
     fov, geometry = features.fov, features.geometry
     if isinstance(size, int):
-        truth = rules.square_truth(geometry.at(size), truth, task, image.sample)
+        truth = rules.square_truth(geometry.of_resolution(size), truth, task, image.sample)
         geometry = Geometry.whole(size, size, geometry.resolution)
     return Compared(
         native_masks(prediction, fov, geometry, task.overlapping),

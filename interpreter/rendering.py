@@ -43,10 +43,10 @@ def write_label_maps(
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(encode_labels(labels, task.colours))
     if masks is not None:
+        layers = file.with_suffix("")
+        layers.mkdir(exist_ok=True)
         for target, mask in zip(task.targets, masks, strict=True):
-            of_target = picture_of(folder, f"{name}/{target}")
-            of_target.parent.mkdir(exist_ok=True)
-            of_target.write_bytes(encode_labels(mask.astype(np.uint8), ["white"]))
+            (layers / f"{target}.png").write_bytes(encode_labels(mask.astype(np.uint8), ["white"]))
     return file
 
 

@@ -68,7 +68,7 @@ def segment_command(
     interpreter.to(require_device(device))
     named = {image.name: image for reference in dataset for image in all_images(features, reference)}
     images = [image.seen_as(view) for image in named.values()]
-    spec = card.spec if resolution is None else card.spec.of_resolution(resolution)
+    spec = card.spec.of_resolution(resolution)
     require_features(features, spec, images, views, card.backbone)
     domain = load_domain(folder_of(model), card.spec)
     out.mkdir(parents=True, exist_ok=True)

@@ -59,7 +59,7 @@ FINE = BASE | {
     "resolution": 1024,
     "crop": 256,
     "vss_max_size": 128,
-    "views": "identity,photometric:3",
+    "views": BUDGET["views"],
     "steps": 1200,
     "evaluate_every": 30,
 }
@@ -120,7 +120,7 @@ TABLES = {
     "lodo-vessels-base-eight": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=EIGHT),
     "lodo-vessels-base-probed": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=EIGHT | PROBED),
     "lodo-vessels-base-four": TableRecipe(
-        "lodo-vessels", CAMERAS, ("diffdgss",), settings=BASE | {"views": "identity,photometric:3"}
+        "lodo-vessels", CAMERAS, ("diffdgss",), settings=BASE | {"views": BUDGET["views"]}
     ),
     "lodo-vessels-base-fine": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss", "unet"), settings=FINE),
     "lodo-vessels-base-mirrored": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=BASE | MIRRORED),

@@ -261,12 +261,17 @@ class FeatureSpec(_Frozen):
         """A copy, validated, with a digest of its own; pydantic's would keep that of the original."""
         return self.model_validate(self.model_dump() | dict(update or {}))
 
-    def of_resolution(self, resolution: int) -> FeatureSpec:
+    def of_resolution(self, resolution: int | None) -> FeatureSpec:
         """The same of photographs that are shown in a square of another side, every map in proportion.
+
+        Args:
+            resolution: None for its own.
 
         Raises:
             SpecError: maps would not come out at whole pixels.
         """
+        if resolution is None or resolution == self.resolution:
+            return self
         if any(side * resolution % self.resolution for block in self.blocks for side in (block.height, block.width)):
             raise SpecError(
                 f"maps of a square of {resolution} pixels are not in proportion to those of {self.resolution}"

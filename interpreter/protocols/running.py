@@ -12,7 +12,7 @@ from typing import Any
 from interpreter.checkpoint import load_interpreter
 from interpreter.config import InterpreterConfig, of_today
 from interpreter.counting import cost_of
-from interpreter.data import Labelled, labelled_images, network_truth, views_read, without_duplicates
+from interpreter.data import Labelled, labelled_at, network_truth, views_read
 from interpreter.errors import ConfigurationError, TrainingDataError
 from interpreter.evaluation import OnImage, evaluate
 from interpreter.pixels import write_pixels
@@ -186,8 +186,7 @@ class Running:
         return self._digests[wanted]
 
     def _images(self, places: Sequence[tuple[str, str]], view: str = IDENTITY) -> list[Labelled]:
-        found = [image for place in places for image in labelled_images(self.store, *place, self.protocol.task)]
-        return [image.seen_as(view) for image in without_duplicates(found)]
+        return [image.seen_as(view) for image in labelled_at(self.store, places, self.protocol.task)]
 
     def _draw_into(self, folder: Path, experiment: Experiment, spec: FeatureSpec) -> OnImage:
         folder.mkdir(parents=True, exist_ok=True)
