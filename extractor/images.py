@@ -21,6 +21,7 @@ from extractor.errors import ImageError, ImageTooLarge
 FORMATS = ("PNG", "JPEG", "TIFF", "PPM", "GIF", "BMP")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".gif", ".bmp"})
 MAX_PIXELS = 120_000_000
+_ONE_EACH = "save one mask for each target, with two values"
 
 
 def image_id(data: bytes) -> str:
@@ -64,16 +65,20 @@ def decode_mask(data: bytes, name: str = "mask", max_pixels: int = MAX_PIXELS) -
 
     Masks are found with any two values, in any colour, as one bit and as palettes: of two values the
     larger is True (of colours, the one whose brightest channel is the larger). Of more, as JPEG and soft
-    masks have them, those above the middle of 0..255 (of 16-bit masks: of their own range) are.
+    masks have them at the rims of what they show, those above the middle of 0..255 (of 16-bit masks: of
+    their own range) are.
 
     Raises:
-        ImageError: more than two values and none above the middle, such as class ids, or colours of which none is
-            brighter than the others.
+        ImageError: several classes in one file, as areas of more than two values or colours or as class ids; or
+            colours of which none is brighter than the others.
     """
     image = _open(data, name, max_pixels)
     colours = np.asarray(image)[..., None] if image.mode.startswith("I") else np.asarray(_to_rgb(image))
     pixels = colours.max(axis=2)
     levels = np.unique(pixels)
+    binary = len(levels) <= 2 and (colours == pixels[..., None]).all()
+    if not binary and (areas := _areas(colours)) > 2:
+        raise ImageError(f"{name}: expected a binary mask, found areas of {areas} values or colours; {_ONE_EACH}")
     if len(levels) == 1 and (colours != colours[0, 0]).any():
         raise ImageError(
             f"{name}: expected a binary mask, found several colours of one brightness; save it in black and white"
@@ -83,10 +88,37 @@ def decode_mask(data: bytes, name: str = "mask", max_pixels: int = MAX_PIXELS) -
     middle = 127 if levels[-1] <= 255 else int(levels[-1]) // 2
     if levels[-1] <= middle:
         raise ImageError(
-            f"{name}: expected a binary mask, found {len(levels)} values from {levels[0]} to {levels[-1]}; "
-            "save one mask for each target, with two values"
+            f"{name}: expected a binary mask, found {len(levels)} values from {levels[0]} to {levels[-1]}; {_ONE_EACH}"
         )
     return np.asarray(pixels > middle)
+
+
+def _areas(colours: NDArray[np.generic]) -> int:
+    """How many values or colours (H, W, c) fill areas, told apart by a fifth of the range in one channel at least.
+
+    A pixel belongs to an area whose 3 x 3 neighbours are as it is: the rims of soft masks and the traces of JPEG
+    do not, and less than a ten-thousandth of the image is no area.
+    """
+    values = colours.astype(np.float32)  # OpenCV compares no 32-bit integers
+    around = np.ones((3, 3), np.uint8)
+    alike = (cv2.erode(values, around) == cv2.dilate(values, around)).reshape(colours.shape).all(axis=2)
+    found, counts = _counted(colours[alike])
+    many = counts > alike.size // 10_000
+    apart = max(255, int(colours.max(initial=0))) / 5
+    told: list[NDArray[np.int64]] = []
+    for colour in found[many][np.argsort(-counts[many])]:
+        if all(np.abs(colour - other).max() > apart for other in told):
+            told.append(colour)
+    return len(told)
+
+
+def _counted(colours: NDArray[np.generic]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The colours (n, c) that there are, int64 (m, c), and how often; as one number each, which sorts faster."""
+    channels = colours.shape[1]
+    bits = 0 if channels == 1 else 8
+    shifts = bits * np.arange(channels, dtype=np.int64)
+    found, counts = np.unique((colours.astype(np.int64) << shifts).sum(axis=1), return_counts=True)
+    return (found[:, None] >> shifts) & (255 if bits else -1), counts
 
 
 def is_indexed(path: Path) -> bool:

@@ -118,6 +118,45 @@ def test_class_ids_are_no_binary_mask() -> None:
         decode_mask(encoded(Image.fromarray(RGB[..., 0] // 64), "PNG"), "ids.png")
 
 
+def areas_of(*colours: int | tuple[int, int, int]) -> Image.Image:
+    """An image of 40 rows whose columns are divided among some values or colours."""
+    columns = np.repeat(np.array(colours, np.uint8), 20, axis=0)
+    return Image.fromarray(np.broadcast_to(columns, (40, *columns.shape)).copy())
+
+
+@pytest.mark.parametrize(
+    ("image", "found"),
+    [
+        (areas_of(0, 128, 255), "3 values"),  # background, cup and disc
+        (areas_of(255, 128, 0), "3 values"),
+        (areas_of(0, 85, 170, 255), "4 values"),
+        (areas_of((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)), "4 values"),  # all of one brightness but one
+        (areas_of((0, 0, 0), (255, 0, 0), (0, 255, 0)).quantize(3), "3 values"),
+    ],
+)
+def test_classes_painted_in_one_file_are_no_binary_mask(image: Image.Image, found: str) -> None:
+    with pytest.raises(ImageError, match=rf"all\.png: expected a binary mask, found areas of {found} or colours; save"):
+        decode_mask(encoded(image, "PNG"), "all.png")
+
+
+def test_deep_classes_are_no_binary_mask() -> None:
+    deep = np.repeat(np.array([0, 30_000, 65_535], np.uint16), 20)
+    with pytest.raises(ImageError, match="areas of 3 values"):
+        decode_mask(encoded(Image.fromarray(np.broadcast_to(deep, (40, 60)).copy()), "PNG"))
+
+
+@pytest.mark.parametrize("quality", [20, 75])
+def test_soft_masks_and_those_kept_as_jpeg_are_binary(quality: int) -> None:
+    """Rims of every grey are no areas, at whatever width they were drawn."""
+    disc = Image.fromarray((np.hypot(*(np.indices((240, 240)) - 120)) < 80).astype(np.uint8) * 255)
+    soft = disc.resize((60, 60), Image.Resampling.BOX).resize((480, 480), Image.Resampling.BICUBIC)
+    expected = np.asarray(soft) > 127
+    for image in (soft, Image.merge("RGB", [soft, soft.point(lambda _: 0), soft.point(lambda _: 0)])):
+        np.testing.assert_array_equal(decode_mask(encoded(image, "PNG")), expected)
+        kept = decode_mask(encoded(image, "JPEG", quality=quality))
+        assert (kept != expected).mean() < 0.01
+
+
 def test_a_deep_tiff_that_lies_about_its_size_is_refused() -> None:
     ok, data = cv2.imencode(".tiff", np.zeros((8, 8, 3), np.uint16))
     assert ok
