@@ -6,12 +6,13 @@ import os
 import threading
 import time
 from enum import StrEnum
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from service.errors import EXPECTED
-from service.settings import CONFIG, Settings, described
+from service.errors import EXPECTED, WrongSettings
+from service.settings import CONFIG, Settings, described, read_settings
 from store import console
 from store.errors import StoreError
 
@@ -35,7 +36,7 @@ def _epilog() -> str:
             "Example: service --model vessels --store features.zarr --port 8000, then open http://127.0.0.1:8000/ . "
             "service check says what is wrong with the settings and models, and starts nothing.",
             f"Settings, from the environment or, in small letters without DIFFDGSS_, from the TOML file that {CONFIG} "
-            "names; lists and tables in the environment are JSON:",
+            "names; lists in the environment are by commas or JSON, tables are JSON:",
             *(row.replace("[", r"\[") for row in rows),
             "SIGHUP reads settings, keys and models anew. Exit codes: 0 stopped, 1 failed, 2 wrong usage.",
         ]
@@ -57,7 +58,10 @@ def serve(
     """Start the service: the API under /v1, POST /segment, and a page at /."""
     given = {"model": model, "backbone": backbone, "store": store, "host": host, "port": port, "device": device}
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    settings = Settings(**chosen)
+    try:
+        settings = read_settings(**chosen)
+    except WrongSettings as error:
+        raise typer.BadParameter(str(error)) from error
     if action is Action.check:
         _check(settings)
     else:
@@ -117,6 +121,7 @@ def _folders_are_read(settings: Settings) -> bool:
 
 def _serve(settings: Settings, chosen: dict[str, Any]) -> None:
     import uvicorn  # imported late, with everything that loads torch: `--help` answers at once
+    from structlog import get_logger
 
     from interpreter.checkpoint import load_interpreter
     from service import logs
@@ -124,6 +129,8 @@ def _serve(settings: Settings, chosen: dict[str, Any]) -> None:
     for name in (settings.model, *settings.models):
         load_interpreter(name)  # a wrong name is told now, not by the first request
     logs.configure(settings.log_level)
+    if not settings.api_keys and not _is_loopback(settings.host):
+        get_logger(__name__).warning("no API keys: everybody who reaches this address may ask", host=settings.host)
     try:
         uvicorn.run(
             _app(settings, chosen),
@@ -134,8 +141,18 @@ def _serve(settings: Settings, chosen: dict[str, Any]) -> None:
             server_header=False,
             timeout_graceful_shutdown=int(settings.deadline) + 1,
         )
+    except SystemExit as ended:  # uvicorn has said why it could not start: the port is taken, say
+        raise typer.Exit(console.Exit.FAILED if ended.code else console.Exit.OK) from ended
     finally:
         _leave_what_hangs()
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _leave_what_hangs() -> None:
@@ -153,7 +170,7 @@ def _leave_what_hangs() -> None:
 def _app(settings: Settings, chosen: dict[str, Any]) -> FastAPI:
     from service.app import create_app
 
-    return create_app(settings, read_settings=lambda: Settings(**chosen))
+    return create_app(settings, read_settings=lambda: read_settings(**chosen))
 
 
 def main() -> NoReturn:

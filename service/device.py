@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 import structlog
 import torch
 
+from extractor.errors import DeviceFull
 from extractor.extraction import Extractor, Prepared
-from service.errors import Abandoned, Busy, DeviceLost
+from service.errors import Abandoned, Busy, DeviceLost, NoRoom
 from service.metrics import Metrics
 from store.features import Features
 from store.memory import keep_freed_memory
@@ -72,6 +73,7 @@ class Device:
 
         Raises:
             Abandoned: it was not wanted any more when its turn came.
+            NoRoom: the device has no memory for it now.
             DeviceLost: the device computes no more.
         """
         inversion = _Inversion(extractor, prepared, wanted)
@@ -85,6 +87,7 @@ class Device:
 
         Raises:
             Abandoned: it was not wanted any more when its turn came.
+            NoRoom: the device has no memory for it now.
             DeviceLost: the device computes no more.
         """
         call = _Call(work, wanted)
@@ -187,6 +190,9 @@ class Device:
                 logger.critical("the device computes no more, the process has to be started anew", problem=str(error))
                 self.lost = True
                 error = DeviceLost(by_this=True)
+            elif isinstance(error, (DeviceFull, torch.OutOfMemoryError)):
+                logger.warning("the device has no room for a photograph", problem=str(error))
+                error = NoRoom("the device has no memory for a photograph now; ask again later")
             future.set_exception(error)
         else:
             future.set_result(result)

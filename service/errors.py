@@ -1,6 +1,7 @@
 """What the service answers when it cannot answer, and the status codes of all errors.
 
 ServiceError
+├── WrongSettings          settings that cannot be read
 ├── BadRequest             a request that cannot be meant
 │   └── NoImage            a request without an image
 ├── BodyTooLarge           more bytes than the limit
@@ -33,6 +34,10 @@ from store.errors import DamagedEntry, StoreError, StoreFull, StoreUnavailable
 
 class ServiceError(Exception):
     """Base of all errors of the service; the message says what to do."""
+
+
+class WrongSettings(ServiceError):
+    """Settings that cannot be read; names the variable or file, never what it holds."""
 
 
 class BadRequest(ServiceError):
@@ -99,6 +104,10 @@ class Unavailable(ServiceError):
 
 class NotReady(Unavailable):
     """The models are not loaded."""
+
+
+class NoRoom(Unavailable):
+    """The device has no memory for a photograph now; others use it, since one was tried before the first request."""
 
 
 class DeviceLost(Unavailable):

@@ -6,25 +6,53 @@ reload, so that keys can be rotated without a restart.
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import tomllib
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
 
-CONFIG = "DIFFDGSS_CONFIG"
+from service.errors import WrongSettings
+
+PREFIX = "DIFFDGSS_"
+CONFIG = f"{PREFIX}CONFIG"
 FORMATS = ("PNG", "JPEG", "TIFF", "PPM", "GIF", "BMP", "DICOM")
 """``service.photographs`` reads them; named here, so that settings are read without what reads images."""
 MEMORY = "memory://"
+
+
+def _listed(value: Any) -> Any:
+    """A list as the environment has it: by commas, or as JSON."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError("expected a list by commas, or as JSON") from error
+    return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
 
 
 class Settings(BaseSettings):
     """Everything an operator decides."""
 
     model_config = SettingsConfigDict(
-        env_prefix="DIFFDGSS_",
+        env_prefix=PREFIX,
         frozen=True,
         extra="forbid",
         hide_input_in_errors=True,  # they are told and logged
@@ -33,7 +61,7 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="0 takes a free one")
     model: str = Field(default="vessels", description="shipped name or folder of an interpreter; the default model")
-    models: tuple[str, ...] = Field(default=(), description="further interpreters; those of one spec share features")
+    models: Names = Field(default=(), description="further interpreters; those of one spec share features")
     backbone: str | None = Field(default=None, description="shipped name, folder or hub id; the model's if not given")
     store: str | Path = Field(
         default=Path("~/.cache/diffdgss/features.zarr"),
@@ -45,9 +73,7 @@ class Settings(BaseSettings):
 
     max_bytes: int = Field(default=64_000_000, gt=0, description="of one request")
     max_pixels: int = Field(default=50_000_000, gt=0, description="of one image")
-    formats: tuple[str, ...] = Field(
-        default=("PNG", "JPEG", "TIFF", "PPM", "DICOM"), description="image formats that are read"
-    )
+    formats: Names = Field(default=("PNG", "JPEG", "TIFF", "PPM", "DICOM"), description="image formats that are read")
 
     batch: int = Field(default=1, gt=0, description="images inverted together; more may change features by last bits")
     batch_wait: float = Field(default=0.01, ge=0, le=10, description="seconds that a batch waits for company")
@@ -82,10 +108,10 @@ class Settings(BaseSettings):
         description="name = key or sha256:<hex> of it, or a list of them while one is replaced; without any, everybody "
         "may ask",
     )
-    admins: tuple[str, ...] = Field(default=(), description="names of keys that may reload")
+    admins: Names = Field(default=(), description="names of keys that may reload")
     rate: float = Field(default=0.0, ge=0, description="requests a minute of each key; 0: any number")
     key_requests: int = Field(default=0, ge=0, description="requests of one key at the same time; 0: any number")
-    cors_origins: tuple[str, ...] = Field(default=(), description="web origins that may ask from a browser")
+    cors_origins: Names = Field(default=(), description="web origins that may ask from a browser")
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$", description="of the JSON log")
 
     @model_validator(mode="after")
@@ -164,12 +190,44 @@ class Settings(BaseSettings):
         return (*sources, TomlConfigSettingsSource(settings_cls, Path(file)))
 
 
+def read_settings(**given: Any) -> Settings:
+    """The settings of this process, with those of the command line.
+
+    Raises:
+        WrongSettings: a value that cannot be meant, a file that cannot be read, or a variable that is not quite the
+            name of a setting: what ``DIFFDGSS_API_KEY`` was to protect would be open to everybody.
+    """
+    names = [name.lower() for name in (CONFIG, *(f"{PREFIX}{field}" for field in Settings.model_fields))]
+    for variable in os.environ:
+        name = variable.lower()
+        if name.startswith(PREFIX.lower()) and name not in names and (near := get_close_matches(name, names, 1, 0.84)):
+            raise WrongSettings(f"{variable} is no setting; {near[0].upper()} is one")
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        raise WrongSettings("; ".join(_told(one) for one in error.errors())) from error
+    except SettingsError as error:  # a table of the environment that is no JSON; names its field
+        field = re.search(r'"(\w+)"', str(error))
+        variable = f"{PREFIX}{field[1].upper()}" if field else "a setting"
+        raise WrongSettings(f'{variable}: expected a table as JSON, such as {{"name": "value"}}') from error
+    except tomllib.TOMLDecodeError as error:
+        raise WrongSettings(f"{os.environ[CONFIG]} is no TOML: {error}") from error
+    except OSError as error:
+        raise WrongSettings(str(error)) from error
+
+
+def _told(problem: Any) -> str:
+    place = ".".join(str(part) for part in problem["loc"])
+    said = problem["msg"].removeprefix("Value error, ")
+    return f"{place}: {said}" if place else said
+
+
 def described() -> list[tuple[str, str, str]]:
     """(environment variable, default, description) of every setting."""
     rows = []
     for name, field in Settings.model_fields.items():
         default: Any = field.default
-        rows.append((f"DIFFDGSS_{name.upper()}", "" if default is None else _shown(default), field.description or ""))
+        rows.append((f"{PREFIX}{name.upper()}", "" if default is None else _shown(default), field.description or ""))
     return rows
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from service.metrics import Metrics
 from store.claims import Claims
 from store.codebook import Codebook
-from store.errors import DamagedEntry, MissingEntry, StoreFull, StoreUnavailable
+from store.errors import DamagedEntry, MissingEntry, SpecError, StoreError, StoreFull, StoreUnavailable
 from store.feature_store import FeatureStore
 from store.features import FeatureEntry, Features, Key, entry_path
 from store.spec import FeatureSpec
@@ -58,7 +58,6 @@ class Storage:
         self._open, self._metrics, self._timeout = open_store, metrics, timeout
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="store")
         self._store: FeatureStore | None = None
-        self._registered: set[str] = set()
         self._troubles: dict[str, str] = {}
         self._rests_until = 0.0
         self._probed = 0.0
@@ -88,7 +87,7 @@ class Storage:
             logger.warning("cached features are damaged and made anew", problem=str(error))
             warnings.append("cached features were damaged and have been made anew")
             return None
-        except OSError as error:
+        except (StoreError, OSError) as error:
             logger.warning("the store cannot be read", problem=str(error))
             warnings.append("the feature store cannot be read")
             return None
@@ -118,7 +117,7 @@ class Storage:
             written = self._guarded(
                 "write", lambda: self._write(spec, key, features, backbone, codebook), spec.entry_bytes()
             )
-        except OSError as error:
+        except (StoreError, OSError) as error:
             if isinstance(error.__cause__, StoreFull):
                 self._no_room_for = spec.entry_bytes()
             logger.warning("features could not be stored", problem=str(error))
@@ -161,9 +160,7 @@ class Storage:
     def _write(self, spec: FeatureSpec, key: Key, features: Features, backbone: str, codebook: Codebook | None) -> int:
         store = self.store()
         claims = Claims(store.objects)
-        if spec.digest not in self._registered:  # not at start-up: answers are given without a store, too
-            store.register(spec, backbone, codebook)
-            self._registered.add(spec.digest)
+        store.register(spec, backbone, codebook)  # each time: the store may have been deleted meanwhile
         path = entry_path(spec, key)
         if not claims.take(path):
             return 0
@@ -194,7 +191,9 @@ class Storage:
         except (MissingEntry, DamagedEntry):
             self._troubles.pop(doing, None)
             raise
-        except OSError as error:
+        except (StoreError, OSError) as error:
+            if isinstance(error, SpecError):  # of what was asked for, or of a store that is not what it was
+                raise
             raise self._failed(doing, str(error), rest=False) from error
         for over in (doing, "open"):
             self._troubles.pop(over, None)

@@ -25,6 +25,7 @@ from interpreter.data import (
     few,
     labelled_images,
     labelled_in,
+    lacking,
     require_features,
     split_off,
     split_off_few,
@@ -276,6 +277,26 @@ def test_missing_labels_are_told_with_those_there_are(filled_store: FeatureStore
         labelled_images(filled_store, "eyes", None, Task(name="x", targets=("cup",)))
     with pytest.raises(TrainingDataError, match="no image of split test"):
         labelled_images(filled_store, "eyes", "test", TASK)
+
+
+def test_photographs_that_lack_a_target_are_told(filled_store: FeatureStore) -> None:
+    eyes = filled_store.collections.read("eyes")
+    first, second, *others = eyes.samples
+    changed = [first.model_copy(update={"masks": {}}), second.model_copy(update={"masks": {"cup": "x"}}), *others]
+    filled_store.collections.write(eyes.model_copy(update={"samples": tuple(changed)}))
+    assert lacking(filled_store, ["eyes"], TASK) == [
+        f"2 of 6 photographs (eyes/{first.name}, eyes/{second.name}) of eyes have no mask of mask and are left out"
+    ]
+    assert len(labelled_in(filled_store, ["eyes"], TASK)) == 4
+    either = Task(name="both", targets=("mask", "cup"), overlapping=True)
+    told = lacking(filled_store, ["eyes"], either)
+    assert told == [
+        f"1 of 5 photographs (eyes/{second.name}) of eyes have no mask of mask and count as having none",
+        f"4 of 5 photographs ({', '.join(f'eyes/{one.name}' for one in others[:3])}, ...) of eyes have no mask of cup "
+        "and count as having none",
+        f"1 of 6 photographs (eyes/{first.name}) of eyes have no mask and are left out",
+    ]
+    assert len(labelled_in(filled_store, ["eyes"], either)) == 5
 
 
 def test_one_photograph_under_two_names_is_one_image(filled_store: FeatureStore) -> None:

@@ -20,7 +20,7 @@ from PIL import Image
 from interpreter.rendering import encode_labels
 from service.client import Client, Refused
 from service.engine import Engine
-from store import FeatureStore
+from store import FeatureStore, console
 from tests.service.conftest import png
 
 MakeEngine = Callable[..., Engine]
@@ -80,6 +80,17 @@ def test_it_is_killed_and_goes_on(model_folder: Path, make_engine: MakeEngine, t
         expected = make_engine().segment(images[0])
         assert client.written(images[0], "png") == encode_labels(expected.labels, expected.colours)
         assert client.ready().status == "ready"
+
+
+def test_it_says_who_may_ask_and_that_its_port_is_taken(model_folder: Path, tmp_path: Path) -> None:
+    call = [sys.executable, "-m", "service.cli", "--model", str(model_folder), "--store", str(tmp_path / "store.zarr")]
+    given = {"DIFFDGSS_KEEP_NOTHING": "1", "OMP_NUM_THREADS": "1"}
+    with socket.create_server(("0.0.0.0", 0)) as taken:
+        call += ["--host", "0.0.0.0", "--port", str(taken.getsockname()[1])]
+        ended = subprocess.run(call, env=os.environ | given, capture_output=True, text=True, timeout=240, check=False)
+    assert ended.returncode == console.Exit.FAILED, ended.stderr
+    assert "no API keys: everybody who reaches this address may ask" in ended.stderr
+    assert "address already in use" in ended.stderr
 
 
 def test_everything_a_client_can_ask(model_folder: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
+from extractor.errors import DeviceFull
 from interpreter.config import HeadName
 from interpreter.network import Interpreter, InterpreterConfig
 from service.answers import AnswerCache
@@ -20,6 +21,7 @@ from service.errors import Abandoned, Busy, DeadlinePassed, NotFound
 from service.flights import Flight, Flights, Ticket
 from service.models import Model, Models
 from service.shared import Shared
+from store import Features
 from tests.service.conftest import png, post, serving
 
 MakeEngine = Callable[..., Engine]
@@ -375,6 +377,42 @@ def test_the_application_answers_while_others_wait(make_engine: MakeEngine) -> N
         assert slow.result(120).status_code == 200
 
 
+def test_a_device_without_room_is_asked_again_later(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine()
+    extractor = engine.models.default.extractor
+    features = extractor.features
+    errors: list[Exception] = [
+        DeviceFull("cuda has no room; read it with --device cpu"),
+        torch.OutOfMemoryError("full"),
+    ]
+
+    def full(*of: object) -> list[Features]:
+        if errors:
+            raise errors[0]
+        return features(*of)  # type: ignore[arg-type]
+
+    with serving(engine) as client:
+        client.app.state.engine.result()  # type: ignore[attr-defined]
+        monkeypatch.setattr(extractor, "features", full)
+        job = client.post("/v1/jobs", files={"image": ("a.png", png(73))}).json()
+        while errors:
+            answer = post(client, png(70 + len(errors)))
+            assert (answer.status_code, int(answer.headers["Retry-After"]) > 0) == (503, True)
+            assert answer.json()["detail"] == "the device has no memory for a photograph now; ask again later"
+            if len(errors) == 1:
+                await_that(lambda: client.get(f"/v1/jobs/{job['id']}").json()["trouble"] is not None)
+            errors.pop()
+        await_that(lambda: client.get(f"/v1/jobs/{job['id']}").json()["done"] == 1)
+
+
+def await_that(happened: Callable[[], bool]) -> None:
+    for _ in range(1200):
+        if happened():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not happen within a minute")
+
+
 def test_a_lost_device_is_said_and_costs_no_photograph(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -390,11 +428,8 @@ def test_a_lost_device_is_said_and_costs_no_photograph(
         assert client.get("/healthz").status_code == 200
         monkeypatch.setattr(engine.device, "_computes", lambda: False)
         job = client.post("/v1/jobs", files=[("image", ("a.png", png(1))), ("image", ("b.png", png(2)))]).json()
-        for _ in range(600):
-            status = client.get(f"/v1/jobs/{job['id']}").json()
-            if status["trouble"] is not None:
-                break
-            time.sleep(0.05)
+        await_that(lambda: client.get(f"/v1/jobs/{job['id']}").json()["trouble"] is not None)
+        status = client.get(f"/v1/jobs/{job['id']}").json()
         assert "started anew" in status["trouble"]
         assert (status["done"], status["failed"]) == (0, 0)
         for path in ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"):

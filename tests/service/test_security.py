@@ -21,7 +21,7 @@ from service.envelope import SECURITY_HEADERS, Envelope, LastResort
 from service.errors import BodyTooSlow, Busy, TooManyRequests, Unauthorised
 from service.metrics import HttpMetrics, Metrics
 from service.security import ANYBODY, Admission, Keys, presented_key
-from service.settings import Settings
+from service.settings import Settings, read_settings
 from service.storage import Storage
 from service.uploads import Room, received
 from store import FeatureStore
@@ -132,11 +132,13 @@ def test_settings_that_cannot_be_meant_change_nothing(shared_engine: Engine, mod
         Settings(job_bytes=1, uploads_bytes=9, max_bytes=10)
     settings = Settings(model=str(model_folder), keep_nothing=True, api_keys={"boss": "old"}, admins=("boss",))  # type: ignore[dict-item]
     client = TestClient(
-        create_app(settings, lambda: shared_engine, lambda: Settings(job_bytes=10, uploads_bytes=9, max_bytes=1))
+        create_app(settings, lambda: shared_engine, lambda: read_settings(job_bytes=10, uploads_bytes=9, max_bytes=1))
     )
     client.app.state.context.engine.set_result(shared_engine)  # type: ignore[attr-defined]
     models = shared_engine.models
-    assert client.post("/v1/reload", headers={"X-API-Key": "old"}).status_code == 500
+    refused = client.post("/v1/reload", headers={"X-API-Key": "old"})
+    assert refused.status_code == 500
+    assert "expected job_bytes, of one job, within" in refused.json()["detail"]
     assert shared_engine.models is models
     assert client.get("/v1/models", headers={"X-API-Key": "old"}).status_code == 200
 

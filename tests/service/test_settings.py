@@ -9,8 +9,9 @@ import pytest
 from pydantic import ValidationError
 
 from extractor.images import FORMATS as IMAGE_FORMATS
+from service.errors import WrongSettings
 from service.photographs import DECODERS
-from service.settings import FORMATS, MEMORY, Settings, described
+from service.settings import FORMATS, MEMORY, Settings, described, read_settings
 from tests.conftest import Run
 
 
@@ -44,6 +45,48 @@ def test_what_cannot_be_meant_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_pa
     (tmp_path / "nothing.toml").write_text("colour = 1\n")
     with pytest.raises(ValidationError, match="colour"):
         Settings()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("DIFFDGSS_API_KEY", "hunter2", "DIFFDGSS_API_KEY is no setting; DIFFDGSS_API_KEYS is one"),
+        ("diffdgss_keys", "hunter2", "diffdgss_keys is no setting; DIFFDGSS_API_KEYS is one"),
+        ("DIFFDGSS_API_KEYS", "hunter2", "DIFFDGSS_API_KEYS: expected a table as JSON"),
+        ("DIFFDGSS_FORMATS", "PNG,jpg", "found jpg"),
+        ("DIFFDGSS_MODELS", '["a"', "models: expected a list by commas, or as JSON"),
+        ("DIFFDGSS_ADMINS", "nobody", "expected names of api_keys in admins"),
+        ("DIFFDGSS_CONFIG", "/nothing.toml", "which is no file"),
+    ],
+)
+def test_wrong_settings_are_told_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(WrongSettings) as told:
+        read_settings()
+    assert said in str(told.value)
+    assert "hunter2" not in str(told.value)
+
+
+def test_variables_of_others_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kubernetes names such ones after a service; folders of tests are named so, too."""
+    for name in ("DIFFDGSS_SERVICE_HOST", "DIFFDGSS_PORT_8000_TCP", "DIFFDGSS_SHARED", "DIFFDGSS_HEALTH_PORT"):
+        monkeypatch.setenv(name, "x")
+    assert read_settings() == Settings()
+
+
+def test_lists_are_given_by_commas_or_as_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DIFFDGSS_FORMATS", "PNG, JPEG")
+    monkeypatch.setenv("DIFFDGSS_MODELS", "lesions")
+    monkeypatch.setenv("DIFFDGSS_CORS_ORIGINS", '["https://clinic.example"]')
+    settings = read_settings()
+    assert settings.formats == ("PNG", "JPEG")
+    assert (settings.models, settings.cors_origins) == (("lesions",), ("https://clinic.example",))
+    (tmp_path / "service.toml").write_text("port = 1\nport = 2\n")
+    monkeypatch.setenv("DIFFDGSS_CONFIG", str(tmp_path / "service.toml"))
+    with pytest.raises(WrongSettings, match=r"service\.toml is no TOML: .*line 2"):
+        read_settings()
 
 
 def test_nothing_is_kept_where_nothing_may_be() -> None:

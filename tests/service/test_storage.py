@@ -20,6 +20,7 @@ from service.metrics import Metrics
 from service.storage import Storage
 from store import Features, FeatureSpec, FeatureStore, Key, StoreFull, StoreUnavailable
 from store.console import Exit
+from store.errors import FormatError
 from tests.service.conftest import png, post, serving, with_store
 
 MakeEngine = Callable[..., Engine]
@@ -30,6 +31,13 @@ class FullStore(FeatureStore):
 
     def write(self, *_: object) -> int:
         raise StoreFull("no room")
+
+
+class OtherStore(FeatureStore):
+    """A store that another release has written."""
+
+    def register(self, *_: object, **__: object) -> None:
+        raise FormatError("the codebook is of format 99")
 
 
 class ReadOnlyStore(FeatureStore):
@@ -58,6 +66,7 @@ def test_each_trouble_is_said_and_answered_all_the_same(make_engine: MakeEngine)
     expected = engine.segment(png(90)).labels
     for open_store, said in [
         (lambda: ReadOnlyStore("memory://"), "read-only"),
+        (lambda: OtherStore("memory://"), "format 99"),
         (away, "does not answer"),
     ]:
         troubled = with_store(engine, open_store)
@@ -123,6 +132,18 @@ def test_a_full_store_keeps_answering(make_engine: MakeEngine) -> None:
     assert "no room" in full.storage.troubles["write"]
     assert full.segment(png(91)).forwards == 3  # inverted again
     full.close()
+
+
+def test_a_store_that_was_deleted_is_made_anew(make_engine: MakeEngine, tmp_path: Path) -> None:
+    place = tmp_path / "features.zarr"
+    engine = with_store(make_engine(), lambda: FeatureStore(place))
+    assert engine.segment(png(60)).bytes_stored
+    shutil.rmtree(place)
+    answer = engine.segment(png(61))
+    assert answer.bytes_stored
+    assert FeatureStore(place).has(engine.card.spec, Key(answer.image_id))  # a new one has been made, spec and all
+    assert len(FeatureStore(place).specs()) == 1
+    engine.close()
 
 
 def test_a_store_that_hangs_is_left_alone(spec: FeatureSpec) -> None:
