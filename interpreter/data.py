@@ -78,8 +78,7 @@ def labelled_images(store: FeatureStore, dataset: str, split: str | None, task: 
     """
     collection = store.collections.read(dataset)
     in_split = [s for s in collection.samples if split is None or s.split == split]
-    enough = any if task.overlapping else all
-    found = [s for s in in_split if enough(target in s.masks for target in task.targets)]
+    found = [s for s in in_split if task.takes(s.masks)]
     if not found:
         splits = sorted({s.split for s in collection.samples if s.split})
         raise TrainingDataError(
@@ -98,6 +97,30 @@ def labelled_in(store: FeatureStore, references: Iterable[str], task: Task) -> l
 def labelled_at(store: FeatureStore, places: Iterable[tuple[str, str | None]], task: Task) -> list[Labelled]:
     """The same of (data set, split)."""
     return without_duplicates(image for place in places for image in labelled_images(store, *place, task))
+
+
+def lacking(store: FeatureStore, references: Iterable[str], task: Task) -> list[str]:
+    """What is to be said of photographs of some data sets, NAME or NAME:SPLIT, that lack a target: a line for each.
+
+    ``labelled_in`` leaves them out; of overlapping targets only those that lack all, and the others are taken as
+    having none of what they lack.
+    """
+    said = []
+    for reference in references:
+        images = all_images(store, reference)
+        kept = [image for image in images if task.takes(image.sample.masks)]
+        for target in task.targets:
+            considered, fate = (kept, "count as having none") if task.overlapping else (images, "are left out")
+            without = [image.name for image in considered if target not in image.sample.masks]
+            if without:
+                said.append(f"{_some(without, considered)} of {reference} have no mask of {target} and {fate}")
+        if task.overlapping and (others := [image.name for image in images if image not in kept]):
+            said.append(f"{_some(others, images)} of {reference} have no mask and are left out")
+    return said
+
+
+def _some(names: Sequence[str], among: Sequence[Labelled]) -> str:
+    return f"{len(names)} of {len(among)} photographs ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
 def all_images(store: FeatureStore, reference: str) -> list[Labelled]:

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from rich.table import Table
 
 from interpreter.checkpoint import load_interpreter
-from interpreter.data import Labelled, labelled_in, require_features, views_read
+from interpreter.data import Labelled, labelled_in, lacking, require_features, views_read
 from interpreter.options import (
     AsJson,
     DeviceOption,
@@ -159,8 +159,10 @@ def _evaluate_model(
     interpreter.use_scan(scan)
     interpreter.to(require_device(device))
     images = [image.seen_as(view) for image in labelled_in(features, dataset, card.task)]
+    for line in lacking(features, dataset, card.task):
+        console.note(line)
     if seen := {image.key.image_id for image in images} & {*card.training_ids, *card.validation_ids}:
-        console.err.print(f"[yellow]note:[/] {len(seen)} of these images were used to train this interpreter")
+        console.note(f"{len(seen)} of these images were used to train this interpreter")
     spec = card.spec.of_resolution(resolution)
     require_features(features, spec, images, views, card.backbone)
     with console.progress("evaluating", len(images), quiet=as_json) as advance:

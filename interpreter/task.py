@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,10 @@ class Task(BaseModel):
     def classes(self) -> tuple[str, ...]:
         """Names of all classes, background first."""
         return ("background", *self.targets)
+
+    def takes(self, targets: Container[str]) -> bool:
+        """Whether an image with masks of these targets is labelled: with every one, of overlapping ones with any."""
+        return (any if self.overlapping else all)(target in targets for target in self.targets)
 
     def labels(self, masks: Mapping[str, NDArray[np.bool_]]) -> NDArray[np.uint8]:
         """Masks bool (H, W) of the targets -> one uint8 (H, W) that holds them all.

@@ -11,7 +11,7 @@ import typer
 
 from interpreter.checkpoint import folder_of
 from interpreter.config import HeadName
-from interpreter.data import all_images, labelled_in, store_spec, validation_in
+from interpreter.data import all_images, labelled_in, lacking, store_spec, validation_in
 from interpreter.network import InterpreterConfig
 from interpreter.options import AsJson, Datasets, DeviceOption, ScanOption, StoreOption, require_device
 from interpreter.pseudo_labels import PseudoLabels
@@ -160,6 +160,8 @@ def train(
         standardise=standardise,
     )
     images = labelled_in(features, dataset, what)
+    for line in lacking(features, [*dataset, *(validation or [])], what):
+        console.note(line)
     read = store_spec(features, spec, images)
     source = backbone or features.backbone_of(read)
     if source is None:

@@ -83,6 +83,12 @@ def _fail(message: object, code: int) -> NoReturn:
     sys.exit(code)
 
 
+def note(text: str) -> None:
+    """What a user may want to know, on stderr; the work goes on."""
+    plain = text.replace("[", r"\[")
+    err.print(f"[yellow]note:[/] {plain}", highlight=False, soft_wrap=True)
+
+
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
     typer.echo(json.dumps(value, indent=2, default=str))
