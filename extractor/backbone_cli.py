@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -37,6 +38,7 @@ from extractor.presets import PRESETS, Preset, open_backbone, stored_backbone
 from extractor.schedule import noise_schedule
 from store import console
 from store.codebook import DISTORTION, FINEST_DISTORTION
+from store.interrupts import Stop
 from store.spec import PREPROCESSINGS, Preprocessing, PreprocessingName
 
 app = typer.Typer()
@@ -188,9 +190,14 @@ def pretrain(
     for reason in photographs.rejected:
         console.err.print(f"left out: {reason}", highlight=False, markup=False, soft_wrap=True)
     training = Pretraining(settings, photographs, out, start, workers=workers)
-    with console.progress("pre-training", steps - training.step) as advance:
-        training.run(lambda _, loss: advance(1, f"loss {loss:.3f}"))
+    stop, alone = Stop(), training.accelerator.num_processes == 1
+    told = stop.on_interrupt(lambda: console.err.print("writing a checkpoint; Ctrl-C again interrupts at once"))
+    with told if alone else nullcontext(), console.progress("pre-training", steps - training.step) as advance:
+        training.run(lambda _, loss: advance(1, f"loss {loss:.3f}"), stop)
     console.out.print(f"backbone: {out / 'backbone'}  (pictures and TensorBoard beside it)")
+
+
+_USUAL_HEAD_CHANNELS = 64
 
 
 @app.command(
@@ -216,6 +223,7 @@ def import_command(
         ),
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Store float16 weights.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in the folder.")] = False,
 ) -> None:
     """Import a guided-diffusion checkpoint: widths, blocks and classes are read off the weights."""
     from extractor.backbone_folder import load_backbone, save_backbone
@@ -224,13 +232,21 @@ def import_command(
     prepared = None if preprocessing is None else PREPROCESSINGS[preprocessing]()
     if head_channels is not None and heads is not None:
         raise typer.BadParameter("--heads is for networks whose num_head_channels was -1; give one of both")
-    if head_channels is None and heads is None:
-        head_channels = 64
+    if not overwrite and out.is_dir() and any(out.iterdir()):
+        raise typer.BadParameter(f"{out} holds files already; choose another folder, or replace them with --overwrite")
+    told = head_channels is not None or heads is not None
+    if not told:
+        head_channels = _USUAL_HEAD_CHANNELS
     unrecorded = Unrecorded(None if heads else head_channels, heads, new_attention_order)
     diffusion = Diffusion(noise_schedule(schedule), prediction, rescale_timesteps, class_label)
     backbone = import_checkpoint(read_checkpoint(checkpoint), unrecorded, diffusion)
     backbone.preprocessing = prepared
     save_backbone(backbone, out, half=half)
+    if not told and any("Attn" in kind for kind in backbone.config["down_block_types"]):
+        console.note(
+            f"a checkpoint does not say how attention is divided: heads of {_USUAL_HEAD_CHANNELS} channels are taken, "
+            "as released ADM networks have them; say otherwise with --head-channels or --heads"
+        )
     backbone = load_backbone(out, class_label=class_label)  # its fingerprint is that of the weights as they were saved
     console.out.print(
         f"{out}: {backbone.parameters / 1e6:.1f} M weights, blocks {backbone.block_names[0]} .. "

@@ -58,6 +58,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     add_completion=False,
 )
+console.tells_version(app)
 
 
 @app.command(

@@ -36,7 +36,8 @@ from extractor.photographs import CropDataset, PreparedPhotographs
 from extractor.preprocess import to_pixels
 from extractor.schedule import NoiseSchedule, noise_schedule
 from extractor.unet import build_unet, stride
-from store.files import read_json, replace_json
+from store.files import read_json, replace_json, told_if_full
+from store.interrupts import Stop
 from store.spec import Preprocessing
 
 RECONSTRUCTION_GRID = (1, 10, 100, 500)
@@ -165,11 +166,13 @@ class Pretraining:
         self.ema.load_state_dict(state["ema"])
         self.ema.to(self.accelerator.device)
 
-    def run(self, report: Report | None = None) -> Backbone:
+    def run(self, report: Report | None = None, stop: Stop | None = None) -> Backbone:
         """Train to ``settings.steps``; returns the averaged backbone as it lies in the folder ``backbone``.
 
         Args:
             report: called with the step and its loss.
+            stop: asked after each step; a checkpoint is written and KeyboardInterrupt raised. Several processes cannot
+                agree on a step, and go on from the last checkpoint.
         """
         from torch.utils.tensorboard import SummaryWriter  # imported late: takes a second
 
@@ -186,10 +189,14 @@ class Pretraining:
                     writer.add_scalar(f"loss_by_level/{name}", of_level, self.step)
             if report is not None:
                 report(self.step, loss)
-            if self.step % self.settings.checkpoint_every == 0 or self.step == self.settings.steps:
+            stopped = stop is not None and stop.asked and self.accelerator.num_processes == 1
+            regular = self.step % self.settings.checkpoint_every == 0 or self.step == self.settings.steps
+            if regular or stopped:
                 self._checkpoint()
-                if writer is not None:
-                    self._draw(writer)
+            if stopped:
+                raise KeyboardInterrupt
+            if regular and writer is not None:
+                self._draw(writer)
         if writer is not None:
             writer.close()
         if self.accelerator.is_main_process:  # again: who was killed behind the last checkpoint may have left it torn
@@ -259,7 +266,8 @@ class Pretraining:
     def _checkpoint(self) -> None:
         """State and averaged backbone. At every moment a complete state stands under one of two names."""
         fresh, current, former = (self.folder / f"{STATE_FOLDER}{suffix}" for suffix in (".new", "", ".old"))
-        self.accelerator.save_state(str(fresh))
+        with told_if_full(fresh):
+            self.accelerator.save_state(str(fresh))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             shutil.rmtree(former, ignore_errors=True)

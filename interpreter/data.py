@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -189,17 +190,28 @@ def _extracting(
             options = {name: value for name, value in record.options.items() if name not in left_out}
             if len(splits) == 1 and (split := next(iter(splits))) is not None:
                 options["split"] = split
-            said = [f"--{name}" if value is True else f"--{name} {value}" for name, value in options.items()]
-            return f"extractor run {' '.join(said)} --store {store.location} --views {','.join(views)}"
-    how = extraction_options(spec, backbone or store.backbone_of(spec))
-    return (
-        f"extractor run --dataset ...:{dataset} --name {dataset} {how} --store {store.location} "
-        f"--views {','.join(views)}"
-    )
+            break
+    else:
+        how = _extraction_options(spec, backbone or store.backbone_of(spec))
+        options = {"dataset": f"...:{dataset}", "name": dataset, **how}
+    return f"extractor run {_said(options | {'store': str(store.location), 'views': ','.join(views)})}"
 
 
 def extraction_options(spec: FeatureSpec, backbone: str | None) -> str:
     """What ``extractor run`` is told to make features of this spec; ``...`` stands for what has no name."""
+    return _said(_extraction_options(spec, backbone))
+
+
+def _said(options: Mapping[str, str | bool]) -> str:
+    """Options, True where one has no value, as a shell takes them."""
+    return shlex.join(
+        word
+        for name, value in options.items()
+        for word in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
+    )
+
+
+def _extraction_options(spec: FeatureSpec, backbone: str | None) -> dict[str, str | bool]:
     chosen = {
         "backbone": backbone or "...",
         "preprocessing": preprocessing_name(spec.preprocessing) or "...",
@@ -212,8 +224,8 @@ def extraction_options(spec: FeatureSpec, backbone: str | None) -> str:
         "encoding": spec.encoding.kind,
         "precision": spec.precision if spec.precision != "float32" else None,
     }
-    said = [f"--{name} {value}" for name, value in chosen.items() if value is not None]
-    return " ".join(said + ["--clip"] * spec.clip)
+    said: dict[str, str | bool] = {name: str(value) for name, value in chosen.items() if value is not None}
+    return said | ({"clip": True} if spec.clip else {})
 
 
 def without_duplicates(images: Iterable[Labelled]) -> list[Labelled]:

@@ -54,6 +54,10 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535)] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+    _version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", callback=console.print_version, is_eager=True),
+    ] = False,
 ) -> None:
     """Start the service: the API under /v1, POST /segment, and a page at /."""
     given = {"model": model, "backbone": backbone, "store": store, "host": host, "port": port, "device": device}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -13,9 +13,10 @@ import typer
 from rich.table import Column, Table
 
 from store import console, pruning
+from store.collection import Collection
 from store.console import Exit
 from store.copying import copy_store
-from store.errors import MissingEntry, StoreError
+from store.errors import DamagedEntry, MissingEntry, StoreError
 from store.feature_store import FeatureStore
 from store.features import Key
 from store.parallel import in_parallel
@@ -38,6 +39,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     add_completion=False,
 )
+console.tells_version(app)
 
 StorePath = Annotated[str, typer.Argument(help="Folder of the store, or s3://bucket/prefix.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -81,7 +83,7 @@ def info(path: StorePath, as_json: AsJson = False) -> None:
     store = FeatureStore(path, read_only=True)
     with console.progress("looking", None, quiet=as_json) as advance:
         specs = [_spec_info(store, spec, advance) for spec in store.specs()]
-    datasets = [_dataset_info(store, name) for name in store.collections.names()]
+    datasets = [_dataset_info(collection) for collection in _collections(store)]
     if as_json:
         console.print_json({"location": store.location, "specs": specs, "datasets": datasets})
         return
@@ -277,9 +279,17 @@ def _specs(store: FeatureStore, digest: str | None) -> list[FeatureSpec]:
     return store.specs() if digest is None else [store.spec(digest)]
 
 
+def _collections(store: FeatureStore) -> Iterator[Collection]:
+    """The data sets that can be read; of others it is said what is wrong with them."""
+    for name in store.collections.names():
+        try:
+            yield store.collections.read(name)
+        except DamagedEntry as error:
+            console.note(str(error))
+
+
 def _image_names(store: FeatureStore) -> dict[str, str]:
-    collections = [store.collections.read(name) for name in store.collections.names()]
-    return {sample.image_id: f"{c.name}/{sample.name}" for c in collections for sample in c.samples}
+    return {sample.image_id: f"{c.name}/{sample.name}" for c in _collections(store) for sample in c.samples}
 
 
 def _spec_info(store: FeatureStore, spec: FeatureSpec, advance: Callable[[], None]) -> dict[str, Any]:
@@ -312,10 +322,9 @@ def _of_what(info: dict[str, Any]) -> str:
     return f"{made_by}, {seen_as}, t = {timesteps}, {blocks}, {info['encoding']}"
 
 
-def _dataset_info(store: FeatureStore, name: str) -> dict[str, Any]:
-    collection = store.collections.read(name)
+def _dataset_info(collection: Collection) -> dict[str, Any]:
     return {
-        "name": name,
+        "name": collection.name,
         "images": len(collection.samples),
         "splits": dict(Counter(sample.split or "-" for sample in collection.samples)),
         "targets": collection.targets,

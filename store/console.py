@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
-from typing import Any, NoReturn, Protocol
+from importlib import metadata
+from typing import Annotated, Any, NoReturn, Protocol
 
 import typer
 from pydantic import ValidationError
@@ -46,6 +48,24 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
+def tells_version(app: typer.Typer) -> None:
+    """Give a command of several commands the option ``--version``."""
+
+    @app.callback()
+    def options(
+        _version: Annotated[
+            bool, typer.Option("--version", help="Print the version and exit.", callback=print_version, is_eager=True)
+        ] = False,
+    ) -> None: ...
+
+
+def print_version(asked: bool) -> None:
+    """What ``--version`` does."""
+    if asked:
+        typer.echo(f"diffdgss {metadata.version('diffdgss')}")
+        raise typer.Exit
+
+
 def run(app: typer.Typer, *expected: type[Exception]) -> NoReturn:
     """Run a command and exit; expected errors become one line on stderr."""
     keep_to_quota()
@@ -62,7 +82,8 @@ def run(app: typer.Typer, *expected: type[Exception]) -> NoReturn:
         first = error.errors()[0]
         _fail(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}", Exit.USAGE)
     except (OSError, json.JSONDecodeError) as error:
-        _fail(error, Exit.FAILED)
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None
+        _fail(f"{error}; make room and run the same command again to go on" if full else error, Exit.FAILED)
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
@@ -97,7 +118,7 @@ def print_json(value: Any) -> None:
 def human_bytes(count: float) -> str:
     """1536 -> '1.5 kB', in powers of 1000 as file managers and cloud bills do."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
+        if count < 999.5 or unit == "TB":
             return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1000
     raise AssertionError("unreachable")

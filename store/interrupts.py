@@ -1,4 +1,4 @@
-"""Ctrl-C at a border of the work instead of in its middle."""
+"""Ctrl-C, or a scheduler's SIGTERM, at a border of the work instead of in its middle."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 class Stop:
-    """Asked between pieces of work; set by the first Ctrl-C. A second one interrupts at once."""
+    """Asked between pieces of work; set by the first Ctrl-C or SIGTERM. A second one interrupts at once."""
 
     def __init__(self) -> None:
         self._asked = threading.Event()
@@ -25,7 +27,7 @@ class Stop:
 
     @contextmanager
     def on_interrupt(self, say: Callable[[], None]) -> Iterator[None]:
-        """While in this context, Ctrl-C asks instead of interrupting; only the main thread can listen."""
+        """While in this context, these signals ask instead of interrupting; only the main thread can listen."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -36,8 +38,9 @@ class Stop:
             self.ask()
             say()
 
-        before = signal.signal(signal.SIGINT, asked)
+        before = [signal.signal(number, asked) for number in _SIGNALS]
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, former in zip(_SIGNALS, before, strict=True):
+                signal.signal(number, former)

@@ -238,17 +238,17 @@ def test_pretrain_and_import_by_command(run: Run, dataset_folder: Path, shared: 
     )  # fmt: skip
     assert further.returncode == 0, further.stderr
     assert json.loads((tmp_path / "further" / "settings.json").read_text())["initial"]
-    imported = run(
-        "extractor",
-        "import-checkpoint",
-        shared / "fixtures" / "imagenet_tiny.safetensors",
-        tmp_path / "imported",
-        "--preprocessing",
-        "unequalised",
-    )
+    importing = ["import-checkpoint", shared / "fixtures" / "imagenet_tiny.safetensors", tmp_path / "imported"]
+    imported = run("extractor", *importing, "--preprocessing", "unequalised")
     assert imported.returncode == 0, imported.stderr
     assert json.loads((tmp_path / "imported" / "preprocessing.json").read_text())["clahe"] is None
     assert "blocks block_0 .. block_8, linear-1000, predicts epsilon" in " ".join(imported.stdout.split())
+    assert "heads of 64 channels are taken" in " ".join(imported.stderr.split())
+    again = run("extractor", *importing)
+    assert (again.returncode, "imported holds files already" in again.stderr) == (2, True)
+    replaced = run("extractor", *importing, "--overwrite", "--head-channels", "64")
+    assert (replaced.returncode, replaced.stderr) == (0, "")
+    assert not (tmp_path / "imported" / "preprocessing.json").exists()
 
 
 def test_a_photograph_walks_up_and_back(run: Run, dataset_folder: Path, wide_backbone: Path, tmp_path: Path) -> None:

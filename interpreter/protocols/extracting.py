@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -76,7 +77,7 @@ def extract_by_command(store: str, choices: Choices) -> Extract:
         done = subprocess.run(call, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode:
             raise ExtractionFailed(
-                f"`extractor {' '.join(call[3:])}` failed with exit code {done.returncode}; what it said stands above"
+                f"`extractor {shlex.join(call[3:])}` failed with exit code {done.returncode}; what it said stands above"
             )
         digest: str = json.loads(done.stdout)["spec"]
         return digest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from extractor.pretraining import Pretraining, PretrainingSettings, _by_level, n
 from extractor.schedule import noise_schedule
 from extractor.unet import build_unet
 from store import Clahe, Preprocessing
+from store.interrupts import Stop
 from tests.conftest import draw_fundus
 
 SETTINGS = PretrainingSettings(
@@ -104,6 +106,24 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(photographs: PreparedPhotog
     assert torch.equal(weights(whole), weights(rest))
     shadow = [torch.equal(a, b) for a, b in zip(whole.ema.shadow_params, rest.ema.shadow_params, strict=True)]
     assert all(shadow)
+
+
+def test_a_run_that_is_asked_to_stop_loses_no_step(photographs: PreparedPhotographs, tmp_path: Path) -> None:
+    whole, stop = Pretraining(SETTINGS, photographs, tmp_path / "whole"), Stop()
+    whole.run()
+
+    def terminated(step: int, _loss: float) -> None:
+        if step == 5:
+            signal.raise_signal(signal.SIGTERM)  # as schedulers send it
+
+    said: list[str] = []
+    with stop.on_interrupt(lambda: said.append("stopping")), pytest.raises(KeyboardInterrupt):
+        Pretraining(SETTINGS, photographs, tmp_path / "parts").run(terminated, stop)
+    assert said == ["stopping"]
+    rest = Pretraining(SETTINGS, photographs, tmp_path / "parts")
+    assert rest.step == 5
+    rest.run()
+    assert torch.equal(weights(whole), weights(rest))
 
 
 def test_a_checkpoint_killed_between_its_two_renames_is_found(photographs: PreparedPhotographs, tmp_path: Path) -> None:
