@@ -38,6 +38,8 @@ class Card(BaseModel):
         metrics: measured on validation.
         licence: of the weights.
         temperature: logits are divided by it before they become probabilities; fitted on source validation.
+        learnt_at: side of the square that it learnt from, where ``spec`` is of another one
+            (``interpreter.adapting``); the network's levels are those of this side.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,6 +54,7 @@ class Card(BaseModel):
     metrics: dict[str, float] = Field(default_factory=dict)
     licence: str = "Apache-2.0"
     temperature: float = Field(default=1.0, gt=0)
+    learnt_at: int | None = Field(default=None, gt=0)
 
 
 def save_interpreter(folder: Path, interpreter: Interpreter, card: Card) -> None:
@@ -92,7 +95,7 @@ def load_interpreter(name: str | Path) -> tuple[Interpreter, Card]:
             codebook = load_codebook(folder / CODEBOOK_FILE)
         except StoreError as error:
             raise CheckpointError(f"{name}: {error}") from error
-    interpreter = Interpreter(card.spec, card.config, codebook)
+    interpreter = Interpreter(card.spec.of_resolution(card.learnt_at), card.config, codebook)
     try:
         weights = load_file(folder / WEIGHTS_FILE)
         if "head.weight" in weights:  # from before there were several heads

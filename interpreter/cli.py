@@ -7,6 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from interpreter.adapt_cli import app as adapt_commands
 from interpreter.errors import InterpreterError
 from interpreter.evaluate_cli import app as evaluate_commands
 from interpreter.options import AsJson
@@ -42,6 +43,7 @@ def models(
 app.add_typer(train_commands)
 app.add_typer(evaluate_commands)
 app.add_typer(probe_commands)
+app.add_typer(adapt_commands)
 app.add_typer(segment_commands)
 
 

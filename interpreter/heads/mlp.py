@@ -40,7 +40,8 @@ class MlpEnsemble(Head):
     def __init__(self, spec: FeatureSpec, config: InterpreterConfig) -> None:
         super().__init__()
         self.names = [block.name for block in spec.blocks]
-        self.resolution, self.step = spec.resolution, coarsest_step(spec)
+        self.step = coarsest_step(spec)
+        self.scale = spec.resolution // spec.blocks[0].height  # at whatever resolution it is read
         f = len(spec.timesteps) * sum(block.channels for block in spec.blocks)
         self.models = nn.ModuleList([_perceptron(f, config.outputs) for _ in range(MODELS)])
 
@@ -67,24 +68,26 @@ class MlpEnsemble(Head):
         which takes a fifth of the operations.
         """
         planes = [of_block.movedim(1, 3) for of_block in self._planes(side_by_side(read, timesteps))]  # (1, h, w, t c)
-        rows = max(ROWS // self.step, 1) * self.step
+        side, rows = planes[0].shape[1] * self.scale, max(ROWS // self.step, 1) * self.step
         for model in self.models:
             assert isinstance(model, nn.Sequential)
             first, rest = model[0], model[1:]
             assert isinstance(first, nn.Linear)
-            scores = [rest(self._first_layer(first, planes, top, rows)) for top in range(0, self.resolution, rows)]
-            yield torch.cat(scores).T.float().unflatten(1, (self.resolution, self.resolution))[None]
+            scores = [rest(self._first_layer(first, planes, side, top, rows)) for top in range(0, side, rows)]
+            yield torch.cat(scores).T.float().unflatten(1, (side, side))[None]
 
-    def _first_layer(self, layer: nn.Linear, planes: Sequence[torch.Tensor], top: int, rows: int) -> torch.Tensor:
+    def _first_layer(
+        self, layer: nn.Linear, planes: Sequence[torch.Tensor], side: int, top: int, rows: int
+    ) -> torch.Tensor:
         """What a layer makes of all maps, upsampled and concatenated, of ``rows`` rows from ``top`` on: (p, k)."""
-        rows = min(rows, self.resolution - top)
-        total = layer.bias.expand(1, rows, self.resolution, -1).movedim(3, 1)
+        rows = min(rows, side - top)
+        total = layer.bias.expand(1, rows, side, -1).movedim(3, 1)
         weights = layer.weight.split([of_block.shape[3] for of_block in planes], dim=1)
         for of_block, weight in zip(planes, weights, strict=True):
-            step = self.resolution // of_block.shape[1]
+            step = side // of_block.shape[1]
             first, last = max(top // step - 1, 0), (top + rows) // step + 1  # with a neighbour on either side
             seen = functional.linear(of_block[:, first:last], weight).movedim(3, 1)
-            seen = functional.interpolate(seen, size=(step * seen.shape[2], self.resolution), mode="bilinear")
+            seen = functional.interpolate(seen, size=(step * seen.shape[2], side), mode="bilinear")
             total = total + seen[:, :, top - first * step :][:, :, :rows]
         return total.movedim(1, 3).flatten(0, 2)
 

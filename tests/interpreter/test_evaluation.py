@@ -11,6 +11,7 @@ from extractor.backbone import Backbone
 from extractor.datasets import load_dataset
 from extractor.extraction import Extractor
 from extractor.runs import extract_dataset
+from interpreter.config import HeadName
 from interpreter.curves import PooledPixels, Reliability
 from interpreter.data import labelled_images
 from interpreter.evaluation import ImageScores, Scores, evaluate
@@ -77,8 +78,9 @@ def test_finding_nothing_is_no_criterion_for_classes_that_images_lack() -> None:
     assert lacking.criterion(overlapping=True) == 0.9  # no pixel of the class anywhere: nothing but Dice is left
 
 
+@pytest.mark.parametrize("head", ["adaptive", "joint", "mlp"])
 def test_photographs_may_be_read_at_another_resolution(
-    backbone: Backbone, spec: FeatureSpec, dataset_folder: Path
+    backbone: Backbone, spec: FeatureSpec, dataset_folder: Path, head: HeadName
 ) -> None:
     store, larger = FeatureStore("memory://"), TINY.reading(resolution=2 * spec.resolution).spec(backbone)
     assert spec.of_resolution(2 * spec.resolution) == larger
@@ -87,7 +89,7 @@ def test_photographs_may_be_read_at_another_resolution(
     task = Task(name="vessels", targets=("mask",))
     images = labelled_images(store, "eyes", None, task)
     seen: list[tuple[int, ...]] = []
-    network = Interpreter(spec, InterpreterConfig())
+    network = Interpreter(spec, InterpreterConfig(head=head))
     scores = evaluate(network, store, larger, task, images, lambda _, found: seen.append(found.prediction.labels.shape))
     assert seen == 6 * [(64, 64)]
     assert scores.summary()["images"] == 6

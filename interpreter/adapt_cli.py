@@ -1,0 +1,93 @@
+"""``interpreter adapt``: which resolution to read a new camera at, told without labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from interpreter.adapting import best_of, expected_dice, readable, save_adapted
+from interpreter.checkpoint import folder_of, load_interpreter
+from interpreter.data import all_images, require_features
+from interpreter.domain import LEAST
+from interpreter.options import AsJson, Datasets, DeviceOption, ScanOption, StoreOption, ViewOption, require_device
+from store import console
+from store.feature_store import FeatureStore
+from store.views import IDENTITY
+
+app = typer.Typer()
+
+
+@app.command(
+    "adapt",
+    epilog="Example: for side in 384 512 704 1024; do extractor run --dataset folder:photos --preset fast "
+    "--preprocessing red-free --resolution $side --store features.zarr; done && "
+    "interpreter adapt --store features.zarr --dataset photos --model vessels --out runs/vessels-here",
+)
+def adapt_command(
+    store: StoreOption,
+    dataset: Datasets,
+    model: Annotated[str, typer.Option(help="Shipped name or folder of an interpreter.")] = "vessels",
+    resolution: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=8, help="Only these; may be given again.", show_default="all that the photographs are there at"
+        ),
+    ] = None,
+    view: ViewOption = IDENTITY,
+    out: Annotated[
+        Path | None, typer.Option(help="Write a copy of the interpreter that reads so, for the service or others.")
+    ] = None,
+    scan: ScanOption = "auto",
+    device: DeviceOption = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Tell the resolution at which an interpreter reads the photographs of a new camera best; they need no labels.
+
+    Cameras show more or less of the retina in the same square. At each resolution that photographs were extracted at,
+    the interpreter says what Dice it expects of itself. That is too high where a camera is strange to it, and right in
+    which resolution is the best one.
+    """
+    features = FeatureStore(store, read_only=True)
+    interpreter, card = load_interpreter(model)
+    if out is not None and out.resolve() == folder_of(model).resolve():
+        raise typer.BadParameter("expected another folder in --out than that of --model, which it would replace")
+    interpreter.use_scan(scan)
+    interpreter.to(require_device(device))
+    named = {image.key.image_id: image for reference in dataset for image in all_images(features, reference)}
+    images = [image.seen_as(view) for image in named.values()]
+    if resolution is None:
+        specs = readable(features, card, images)
+    else:
+        specs = [card.spec.of_resolution(side) for side in sorted(set(resolution))]
+        for spec in specs:
+            require_features(features, spec, images, (view,), card.backbone)
+    with console.progress("reading", len(specs) * len(images), quiet=as_json) as advance:
+        expected = [
+            expected_dice(interpreter, features, spec, images, lambda image: advance(1, image.name)) for spec in specs
+        ]
+    best = best_of(expected).spec.resolution
+    if out is not None:
+        save_adapted(out, interpreter, card, features, images, expected)
+    if as_json:
+        found = [
+            {"resolution": one.spec.resolution, "expected_dice": one.dice}
+            | {"by_class": dict(zip(card.task.targets, one.by_class, strict=True))}
+            for one in expected
+        ]
+        console.print_json({"photographs": len(images), "read": found, "best": best, "out": out})
+        return
+    table = Table("resolution", *(f"expected Dice of {name}" for name in card.task.targets))
+    for one in expected:
+        table.add_row(str(one.spec.resolution), *(f"{100 * dice:.1f}" for dice in one.by_class))
+    console.out.print(table)
+    if len(specs) == 1:
+        console.note("one resolution is nothing to choose from; extract the photographs at others, such as 384 and 704")
+    elif best in (specs[0].resolution, specs[-1].resolution):
+        console.note(f"{best} is the {'least' if best == specs[0].resolution else 'largest'} that was tried")
+    console.out.print(f"best at {best}: read these photographs with --resolution {best}", highlight=False)
+    if out is not None:
+        domain = "" if len(images) >= LEAST else f"; fewer than {LEAST} photographs make no statistics of a domain"
+        console.out.print(f"{out}: reads so by itself{domain}; try it: service --model {out}", highlight=False)

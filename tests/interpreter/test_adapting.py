@@ -1,0 +1,161 @@
+"""Which resolution to read a camera at, told without labels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from extractor.backbone import Backbone
+from extractor.backbone_folder import save_backbone
+from extractor.datasets import load_dataset
+from extractor.extraction import Extractor
+from extractor.runs import extract_dataset
+from interpreter.adapting import Expected, _sums, best_of, expected_dice, readable, save_adapted
+from interpreter.checkpoint import Card, load_interpreter, save_interpreter
+from interpreter.data import Labelled, all_images
+from interpreter.domain import load_domain
+from interpreter.errors import TrainingDataError
+from interpreter.network import Interpreter, InterpreterConfig
+from interpreter.prediction import predict, vote, vote_overlapping
+from interpreter.task import Task
+from service.engine import load_engine
+from store import FeatureSpec, FeatureStore
+from tests.conftest import Run
+
+TASK = Task(name="vessels", targets=("mask",))
+
+
+@pytest.fixture
+def store(backbone: Backbone, spec: FeatureSpec, dataset_folder: Path, tmp_path: Path) -> FeatureStore:
+    """The photographs of ``eyes`` at 32, 48 and 64 pixels, those of 64 with clipped estimates, too."""
+    made = FeatureStore(tmp_path / "features.zarr")
+    data = load_dataset(f"folder:{dataset_folder}", "eyes")
+    for side in (48, 32, 64):
+        extract_dataset(data, made, Extractor(backbone, spec.of_resolution(side)))
+    extract_dataset(data, made, Extractor(backbone, spec.of_resolution(64).model_copy(update={"clip": True})))
+    return made
+
+
+@pytest.fixture
+def model(spec: FeatureSpec, backbone: Backbone, tmp_path: Path) -> Path:
+    """An untrained interpreter, and its backbone beside it."""
+    torch.manual_seed(0)
+    network = Interpreter(spec, InterpreterConfig(vss_max_size=16))
+    torch.nn.init.normal_(network.head.head.weight, std=1.0)
+    save_backbone(backbone, tmp_path / "backbone", half=False)
+    card = Card(spec=spec, backbone=str(tmp_path / "backbone"), task=TASK, config=network.config, temperature=0.7)
+    save_interpreter(tmp_path / "model", network, card)
+    return tmp_path / "model"
+
+
+def test_what_is_expected_follows_from_probabilities_alone() -> None:
+    of_class = np.array([[0.9, 0.8], [0.2, 0.6]], np.float32)
+    inside = np.array([[True, True], [True, False]])
+    hit, probable, found = _sums(vote(np.stack([1 - of_class, of_class])[None]), inside)
+    np.testing.assert_allclose([hit, probable, found], [[1.7], [1.9], [2]], rtol=1e-6)
+    both = np.stack([of_class, 1 - of_class])[None]  # each pixel belongs to either
+    hit, probable, found = _sums(vote_overlapping(both), inside)
+    np.testing.assert_allclose([hit, probable, found], [[1.7, 0.8], [1.9, 1.1], [2, 1]], rtol=1e-6)
+
+
+def test_expectations_of_photographs_are_added_up(store: FeatureStore, model: Path, spec: FeatureSpec) -> None:
+    network, _ = load_interpreter(model)
+    images = all_images(store, "eyes")
+    larger = spec.of_resolution(64)
+    of_each = []
+    for image in images:
+        features = store.entry(larger, image.key).features()
+        of_each.append(_sums(predict(network, features.maps, features.fov), features.fov))
+    hit, probable, found = np.sum(of_each, axis=0)
+    expected = expected_dice(network, store, larger, images)
+    assert expected.by_class == pytest.approx(2 * hit / (probable + found))
+    assert 0 < expected.dice < 1
+    assert expected.dice != expected_dice(network, store, spec, images).dice
+
+
+def test_the_best_is_the_highest_and_of_equals_the_coarsest(spec: FeatureSpec) -> None:
+    def of(side: int, *dice: float) -> Expected:
+        return Expected(spec.of_resolution(side), dice)
+
+    assert best_of([of(64, 0.7), of(32, 0.7), of(48, 0.6)]).spec.resolution == 32
+    assert best_of([of(32, 0.9, 0.1), of(48, 0.6, 0.6)]).spec.resolution == 48  # the mean counts
+    assert of(32, float("nan"), 0.4).dice == 0.4  # a class that nobody has
+    with pytest.raises(TrainingDataError, match="none of the classes"):
+        best_of([of(32, float("nan"))])
+
+
+def test_only_whole_sets_of_the_same_features_are_read(store: FeatureStore, model: Path, spec: FeatureSpec) -> None:
+    _, card = load_interpreter(model)
+    images = all_images(store, "eyes")
+    assert [one.resolution for one in readable(store, card, images)] == [32, 48, 64]
+    store.delete(spec.of_resolution(48), images[3].key)
+    assert readable(store, card, images) == [spec, spec.of_resolution(64)]
+    for one in (spec, spec.of_resolution(64)):
+        store.delete(one, images[0].key)
+    with pytest.raises(TrainingDataError, match=r"some were at: .*`extractor run --backbone .* --resolution 32"):
+        readable(store, card, images)
+
+
+def adapted(store: FeatureStore, model: Path, images: list[Labelled], out: Path, best: int) -> Card:
+    network, card = load_interpreter(model)
+    expected = [Expected(card.spec.of_resolution(side), (0.5 + 0.1 * (side == best),)) for side in (32, 64)]
+    return save_adapted(out, network, card, store, images, expected)
+
+
+def test_a_copy_reads_the_best_resolution_as_the_original_would(
+    store: FeatureStore, model: Path, spec: FeatureSpec, tmp_path: Path
+) -> None:
+    images, larger = all_images(store, "eyes"), spec.of_resolution(64)
+    card = adapted(store, model, images, tmp_path / "here", best=64)
+    network, read = load_interpreter(tmp_path / "here")
+    assert (read, read.spec, read.learnt_at) == (card, larger, 32)
+    assert read.training["adapted_to"] == {"photographs": 6, "expected_dice": {"32": 0.5, "64": 0.6}}
+    features = store.entry(larger, images[0].key).features()
+    mine = predict(network, features.maps, features.fov).probabilities
+    theirs = predict(load_interpreter(model)[0], features.maps, features.fov).probabilities
+    np.testing.assert_array_equal(mine, theirs)
+    domain = load_domain(tmp_path / "here", larger)
+    assert domain is not None
+    assert not domain.score(features, store.codec(larger)).abstain
+    assert adapted(store, tmp_path / "here", images, tmp_path / "back", best=32).learnt_at is None
+    few = adapted(store, model, images[:4], tmp_path / "few", best=64)
+    assert load_domain(tmp_path / "few", few.spec) is None
+
+
+def test_the_service_reads_so(store: FeatureStore, model: Path, dataset_folder: Path, tmp_path: Path) -> None:
+    images = all_images(store, "eyes")
+    adapted(store, model, images, tmp_path / "here", best=64)
+    engine = load_engine(str(tmp_path / "here"), str(store.location))
+    try:
+        answer = engine.segment((dataset_folder / "images" / "eye0.png").read_bytes())
+    finally:
+        engine.close()
+    assert answer.cached  # the features that the expectation was of
+    assert answer.prediction.labels.shape == (64, 64)
+    assert answer.domain is not None
+
+
+def test_the_command(run: Run, store: FeatureStore, model: Path, tmp_path: Path) -> None:
+    call = ["adapt", "--store", str(store.location), "--dataset", "eyes", "--model", model]
+    told = run("interpreter", *call, "--json")
+    assert told.returncode == 0, told.stderr
+    found = json.loads(told.stdout)
+    assert [one["resolution"] for one in found["read"]] == [32, 48, 64]
+    highest = max(found["read"], key=lambda one: one["expected_dice"])
+    assert found["best"] == highest["resolution"]
+    assert highest["by_class"] == {"mask": highest["expected_dice"]}
+    written = run("interpreter", *call, "--resolution", "48", "--resolution", "64", "--out", tmp_path / "here")
+    assert written.returncode == 0, written.stderr
+    assert "best at" in written.stdout
+    assert str(load_interpreter(tmp_path / "here")[1].spec.resolution) in written.stdout
+    scored = json.loads(run("interpreter", "evaluate", *call[1:-1], tmp_path / "here", "--size", "32", "--json").stdout)
+    assert scored["resolution"] == load_interpreter(tmp_path / "here")[1].spec.resolution
+    assert "one resolution is nothing to choose from" in run("interpreter", *call, "--resolution", "32").stderr
+    lacking = run("interpreter", *call, "--resolution", "96")
+    assert (lacking.returncode, "--resolution 96" in lacking.stderr) == (1, True)
+    same = run("interpreter", *call, "--out", model)
+    assert (same.returncode, "another folder in --out" in same.stderr) == (2, True)
