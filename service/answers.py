@@ -249,6 +249,12 @@ class AnswerCache:
                 _, dropped = self._answers.popitem(last=False)
                 self.bytes -= dropped.nbytes
 
+    def forget(self, image_id: str) -> None:
+        """Drop all answers to one photograph."""
+        with self._lock:
+            for key in [key for key, answer in self._answers.items() if answer.image_id == image_id]:
+                self.bytes -= self._answers.pop(key).nbytes
+
     def clear(self) -> None:
         """Drop everything."""
         with self._lock:

@@ -136,6 +136,14 @@ class Client:
         """Stop a job."""
         return JobStatus.model_validate_json(self._asked("DELETE", f"/v1/jobs/{job_id}").content)
 
+    def delete_job(self, job_id: str) -> None:
+        """Delete a finished job and its answers."""
+        self._asked("DELETE", f"/v1/jobs/{job_id}/results")
+
+    def delete_features(self, key: str) -> None:
+        """Delete a photograph's features and finished answers; for keys of admins."""
+        self._asked("DELETE", f"/v1/features/{key}")
+
     def finished_job(
         self, job_id: str, every: float = 1.0, on_progress: Callable[[JobStatus], None] | None = None
     ) -> JobStatus:

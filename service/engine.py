@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from service.storage import Storage
 from store.feature_store import FeatureStore
 from store.features import Features, Key
 from store.geometry import Geometry
+from store.spec import FeatureSpec
 from store.views import IDENTITY
 
 
@@ -170,6 +172,11 @@ class Engine:
         """Do not wait for an answer any more."""
         self._flights.leave(flight, ticket)
 
+    def forget(self, spec: FeatureSpec, image_id: str) -> int:
+        """Remove a photograph's features, every view of them, and its finished answers; how many views there were."""
+        self._answers.forget(image_id)
+        return self.storage.forget(spec, image_id)
+
     def warm(self) -> None:
         """Run everything once, so that the first request finds kernels compiled and memory allocated."""
         for model in self.models.by_name.values():
@@ -235,12 +242,12 @@ class Engine:
             forwards=work.forwards,
             bytes_stored=work.bytes_stored,
             seconds=work.seconds,
-            warnings=tuple(dict.fromkeys(work.warnings)),
+            warnings=tuple(dict.fromkeys([*work.warnings, *work.troubles])),
             domain=score,
             layers=layers,
         )
         self._count(answer)
-        self._answers.put(asked.key, answer)
+        self._answers.put(asked.key, replace(answer, warnings=tuple(dict.fromkeys(work.warnings))))
         return answer
 
     def _count(self, answer: Answer) -> None:
@@ -287,7 +294,7 @@ class Engine:
 
         def found_or_made(wanted: Callable[[], bool]) -> tuple[Features, bool]:
             with work.stage("read"):
-                features = self.storage.read(model.card.spec, key, work.warnings)
+                features = self.storage.read(model.card.spec, key, work.troubles)
             if features is not None:
                 return features, True
             if upright is None:
@@ -311,7 +318,7 @@ class Engine:
         features = work.on_device("invert", lambda: self.device.invert(extractor, prepared, wanted))
         work.forwards += len(card.spec.grid)
         with work.stage("store"):
-            written = self.storage.write(card.spec, key, features, card.backbone, extractor.codebook, work.warnings)
+            written = self.storage.write(card.spec, key, features, card.backbone, extractor.codebook, work.troubles)
         work.bytes_stored += written or 0
         work.all_stored &= written is not None
         return features

@@ -209,6 +209,16 @@ class Jobs:
             self._objects.put(f"{current.id}/job.json", current.model_dump_json().encode())
         return current
 
+    def remove(self, record: JobRecord) -> None:
+        """Delete a finished job and its results; Conflict if it is not finished, or somebody reads them now."""
+        with self._lock:
+            current = self.read(record.id) or record
+            if current.state not in FINISHED:
+                raise Conflict(f"the job is {current.state}; cancel it first")
+            if self._reading[record.id]:
+                raise Conflict("its results are being read; ask again later")
+            self._delete(record.id)
+
     def forget_input(self, record: JobRecord, number: int) -> None:
         """Delete a photograph whose answer is kept, once the record says so."""
         if record.items[number].source is None:

@@ -83,7 +83,8 @@ class Work:
     Attributes:
         wanted: whether anybody still waits for it.
         seconds: by stage.
-        warnings: what the reader should know.
+        warnings: what the reader should know of the photograph.
+        troubles: likewise of the store, which later answers need not have.
         bytes_stored: written to the store.
         all_stored: nothing was refused by it.
         forwards: network forwards that were run.
@@ -93,6 +94,7 @@ class Work:
     wanted: Callable[[], bool]
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    troubles: list[str] = field(default_factory=list)
     bytes_stored: int = 0
     all_stored: bool = True
     forwards: int = 0

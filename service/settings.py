@@ -108,7 +108,7 @@ class Settings(BaseSettings):
         description="name = key or sha256:<hex> of it, or a list of them while one is replaced; without any, everybody "
         "may ask",
     )
-    admins: Names = Field(default=(), description="names of keys that may reload")
+    admins: Names = Field(default=(), description="names of keys that may reload, and delete features")
     rate: float = Field(default=0.0, ge=0, description="requests a minute of each key; 0: any number")
     key_requests: int = Field(default=0, ge=0, description="requests of one key at the same time; 0: any number")
     cors_origins: Names = Field(default=(), description="web origins that may ask from a browser")

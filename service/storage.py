@@ -128,6 +128,11 @@ class Storage:
             self.store().delete(old_spec, old_key)
         return written
 
+    def forget(self, spec: FeatureSpec, image_id: str) -> int:
+        """Remove all that is kept of a photograph's features; how many views. StoreUnavailable if the store is away."""
+        self._kept.forget(spec, image_id)
+        return self._guarded("write", lambda: self.store().delete_image(spec, image_id))
+
     def probe(self, every: float = REST) -> dict[str, str]:
         """Try to write something small, at most so often; the troubles there are."""
         if time.monotonic() - self._probed >= every:
@@ -214,6 +219,12 @@ class _Kept:
         self._limit = limit
         self._sizes: OrderedDict[tuple[str, Key], tuple[FeatureSpec, int]] = OrderedDict()
         self._lock = threading.Lock()
+
+    def forget(self, spec: FeatureSpec, image_id: str) -> None:
+        """What is removed by others."""
+        with self._lock:
+            for one in [one for one in self._sizes if one[0] == spec.digest and one[1].image_id == image_id]:
+                del self._sizes[one]
 
     def added(self, spec: FeatureSpec, key: Key, size: int) -> list[tuple[FeatureSpec, Key]]:
         """What has to go now."""

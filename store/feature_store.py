@@ -256,6 +256,13 @@ class FeatureStore:
         self.objects.delete(path)
         self.uses.forget(path)
 
+    def delete_image(self, spec: FeatureSpec, image_id: str) -> int:
+        """Remove all views of an image, complete or not; how many there were."""
+        views = self.objects.names(f"{spec.digest}/{image_id}")
+        for view in views:
+            self.delete(spec, Key(image_id, view))
+        return len(views)
+
     def keys(self, spec: FeatureSpec) -> Iterator[Key]:
         """Keys of all entries below a spec, complete or not, by image and view."""
         for image_id in self.objects.names(spec.digest):

@@ -11,7 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from service.context import Admitted, ReadyEngine, SharedContext, awaited
 from service.engine import Engine
-from service.errors import NoImage, NotFound, Unavailable
+from service.errors import Forbidden, NoImage, NotFound, Unavailable
 from service.flights import Ticket
 from service.options import KEY_PATTERN, Options, merged
 from service.routes.problems import problems
@@ -79,6 +79,21 @@ async def read(
         return await run_in_threadpool(described, engine, key)
     data = await run_in_threadpool(_block, engine, key, block, timestep)
     return Response(data, media_type="application/x-npy")
+
+
+@router.delete(
+    "/v1/features/{key}", status_code=204, responses=problems(401, 403, 404, 429, 503), operation_id="delete_features"
+)
+async def delete(key: _KEY, engine: ReadyEngine, context: SharedContext, name: Admitted) -> None:
+    """Delete a photograph's features, all views of them, and its finished answers; for keys named in ``admins``.
+
+    Features are everybody's who has the photograph, a trainer's among them.
+    """
+    if name not in context.settings.admins:
+        raise Forbidden("only the keys named in admins may delete features")
+    spec, entry_key, _ = _located(engine, key)
+    if not await run_in_threadpool(engine.forget, spec, entry_key.image_id):
+        raise NotFound("no such features here (any more)")
 
 
 def described(engine: Engine, key: str) -> FeaturesInfo:

@@ -129,6 +129,18 @@ async def results(job_id: _ID, context: SharedContext, key: Admitted) -> Streami
     return StreamingResponse(context.jobs.zipped(record), media_type="application/zip", headers=disposition)
 
 
+@router.delete(
+    "/v1/jobs/{job_id}/results",
+    status_code=204,
+    responses=problems(401, 404, 409, 429, 503),
+    operation_id="delete_job",
+)
+async def delete(job_id: _ID, context: SharedContext, key: Admitted) -> None:
+    """Delete a finished job with all its answers, before it is deleted for its age."""
+    record = await run_in_threadpool(context.jobs.get, job_id, key)
+    await run_in_threadpool(context.jobs.remove, record)
+
+
 def _checked(options: Options, engine: Engine) -> Options:
     """Options that every photograph of a job can be answered with; what is wrong is told now."""
     if options.key is not None or options.fov_only:

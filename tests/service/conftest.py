@@ -46,10 +46,10 @@ def engine(model_folder: Path, filled_store: FeatureStore) -> Engine:
     return load_engine(str(model_folder), filled_store.location, max_pixels=100_000)
 
 
-def with_store(engine: Engine, open_store: Callable[[], FeatureStore]) -> Engine:
+def with_store(engine: Engine, open_store: Callable[[], FeatureStore], **limits: int) -> Engine:
     """The same models with another store."""
     metrics = Metrics()
-    return Engine(engine.models, Storage(open_store, metrics), metrics=metrics)
+    return Engine(engine.models, Storage(open_store, metrics), Limits(**limits), metrics)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from PIL import Image
 from interpreter.domain import DomainScore
 from interpreter.rendering import encode_labels
 from service.engine import Engine
-from service.errors import Busy, DeviceLost, Unavailable
+from service.errors import Busy, Conflict, DeviceLost, Unavailable
 from service.flights import Flight, Ticket
 from service.job_record import JobRecord, Told, as_report, as_table
 from service.job_runner import JobRunner, _Asked
@@ -168,6 +168,32 @@ def test_a_job_is_cancelled_behind_the_image_it_is_at(make_engine: MakeEngine) -
         assert status["state"] == "cancelled"
         assert status["done"] <= 3
         assert client.get(status["results"]).status_code == 200
+
+
+def test_a_finished_job_is_deleted_with_its_answers(make_engine: MakeEngine) -> None:
+    with serving(make_engine()) as client:
+        client.app.state.engine.result()  # type: ignore[attr-defined]
+        job = client.post("/v1/jobs", files=uploads(png(17))).json()
+        path, jobs = f"/v1/jobs/{job['id']}", client.app.state.context.jobs  # type: ignore[attr-defined]
+        finished(client, job)
+        reading = jobs.zipped(jobs.read(job["id"]))
+        next(reading)
+        assert client.delete(f"{path}/results").status_code == 409  # somebody reads them
+        reading.close()
+        assert client.delete(f"{path}/results").status_code == 204
+        for gone in (path, f"{path}/results"):
+            assert client.get(gone).status_code == 404
+        assert client.delete(f"{path}/results").status_code == 404
+        assert jobs.all() == []
+
+
+def test_an_unfinished_job_is_not_deleted(tmp_path: Path) -> None:
+    jobs = Jobs(open_objects(tmp_path), LIMITS)
+    record = jobs.create("anybody", Options(), ".png", ["a.png"], [b"a"])
+    with pytest.raises(Conflict, match="the job is queued; cancel it first"):
+        jobs.remove(record)
+    jobs.remove(jobs.cancel(record))
+    assert jobs.read(record.id) is None
 
 
 def test_a_job_goes_on_where_a_killed_service_left_it(make_engine: MakeEngine, tmp_path: Path) -> None:
@@ -502,7 +528,7 @@ def test_a_job_is_its_owners_alone(make_engine: MakeEngine) -> None:
         client.app.state.engine.result()  # type: ignore[attr-defined]
         mine, theirs = {"X-API-Key": "1"}, {"X-API-Key": "2"}
         job = client.post("/v1/jobs", files=uploads(png(6)), headers=mine).json()
-        for method, path in [("GET", ""), ("GET", "/results"), ("DELETE", "")]:
+        for method, path in [("GET", ""), ("GET", "/results"), ("DELETE", ""), ("DELETE", "/results")]:
             assert client.request(method, f"/v1/jobs/{job['id']}{path}", headers=theirs).status_code == 404
         assert client.get("/v1/jobs", headers=theirs).json() == []
         assert client.get(f"/v1/jobs/{job['id']}", headers=mine).status_code == 200

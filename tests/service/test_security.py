@@ -112,6 +112,24 @@ def test_reloading_is_for_admins_and_rotates_keys(shared_engine: Engine, model_f
     assert client.get("/v1/models", headers={"X-API-Key": "new"}).status_code == 200  # as it was
 
 
+def test_features_are_deleted_by_admins(make_engine: MakeEngine) -> None:
+    engine = make_engine(answers_bytes=10_000_000)
+    with serving(engine, api_keys={"boss": "b", "clinic": "c"}, admins=("boss",)) as client:
+        client.app.state.engine.result()  # type: ignore[attr-defined]
+        boss, clinic = {"X-API-Key": "b"}, {"X-API-Key": "c"}
+        asked = {"files": {"image": ("a.png", png(44))}, "data": {"mirrored": "true"}, "headers": clinic}
+        key = client.post("/v1/segment", **asked).json()["key"]
+        assert client.get(f"/v1/features/{key}", headers=clinic).status_code == 200
+        refused = client.delete(f"/v1/features/{key}", headers=clinic)
+        assert (refused.status_code, "admins" in refused.json()["detail"]) == (403, True)
+        assert client.delete(f"/v1/features/{key}", headers=boss).status_code == 204
+        assert client.get(f"/v1/features/{key}", headers=clinic).status_code == 404
+        assert client.delete(f"/v1/features/{key}", headers=boss).status_code == 404
+        assert not list(engine.storage.store().keys(engine.card.spec))  # nor the flips
+        assert client.post("/v1/segment", params={"key": key}, headers=clinic).status_code == 404  # nor an answer
+        assert client.post("/v1/segment", **asked).json()["forwards"] == 12
+
+
 def test_a_name_may_have_two_keys_while_one_is_replaced(make_engine: MakeEngine) -> None:
     with serving(make_engine(), api_keys={"clinic": ["new", "old"], "other": "x"}) as client:
         client.app.state.engine.result()  # type: ignore[attr-defined]

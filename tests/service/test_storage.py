@@ -132,6 +132,12 @@ def test_a_full_store_keeps_answering(make_engine: MakeEngine) -> None:
     assert "no room" in full.storage.troubles["write"]
     assert full.segment(png(91)).forwards == 3  # inverted again
     full.close()
+    remembered = with_store(make_engine(), lambda: FullStore("memory://"), answers_bytes=10_000_000)
+    assert "could not be stored" in remembered.segment(png(91)).warnings[-1]
+    again = remembered.segment(png(91))
+    assert (again.forwards, "stored" in str(again.warnings)) == (0, False)  # nothing was to be stored
+    assert "small" in str(again.warnings)
+    remembered.close()
 
 
 def test_a_store_that_was_deleted_is_made_anew(make_engine: MakeEngine, tmp_path: Path) -> None:
