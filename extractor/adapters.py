@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -209,6 +209,28 @@ def folder(root: Path) -> Iterator[Photograph]:
                 f"{photographs[0].image.stem}.png"
             )
     yield from photographs
+
+
+_OTHER_IMAGES = frozenset({".webp", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".dcm", ".dicom"})
+
+
+def left_lying(root: Path, photographs: Sequence[Photograph]) -> list[str]:
+    """What ``folder`` reads nothing of although somebody may have meant it: a sentence for each kind."""
+    images, masks = _first_of(root, "images", "."), root / "masks"
+    used = {path for one in photographs for path in (one.image, *one.masks.values())}
+    there = [path for path in images.iterdir() if path not in (images / "images", images / "masks")]
+    kinds = {
+        "of other kinds are not read; save them as PNG": [p for p in there if p.suffix.lower() in _OTHER_IMAGES],
+        "hold images that are not read; name each as a data set, or list them in a manifest": [
+            p for p in there if p.is_dir() and any(q.suffix.lower() in SUFFIXES for q in p.iterdir())
+        ],
+        "are masks of no image": [p for p in masks.rglob("*") if p.suffix.lower() in SUFFIXES and p not in used],
+    }
+    return [
+        f"{len(paths)} in {root} {what} ({', '.join(sorted(p.name for p in paths)[:3])}{', ...' * (len(paths) > 3)})"
+        for what, paths in kinds.items()
+        if paths
+    ]
 
 
 _MANIFEST_COLUMNS = {"image", "name", "split", "group", "dataset"}

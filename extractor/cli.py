@@ -130,7 +130,10 @@ def run(
     if codebook is not None and encoding != "compact":
         raise typer.BadParameter("--codebook is of the compact encoding; give --encoding compact with it")
     recipe = recipe_of(preset, clip, trajectory, seed, (timesteps, grid, blocks), resolution)
-    data = _selected(load_dataset(dataset, name), split, limit, images)
+    whole = load_dataset(dataset, name)
+    for line in whole.left_lying:
+        console.note(line)
+    data = _selected(whole, split, limit, images)
     features = FeatureStore(store)
     if name is None:
         require_own_name(features, data.name, dataset)

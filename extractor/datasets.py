@@ -15,16 +15,22 @@ import numpy as np
 
 from extractor.adapters import ADAPTERS as ADAPTERS
 from extractor.adapters import Photograph as Photograph
+from extractor.adapters import left_lying
 from extractor.errors import DatasetError
 from store.collection import is_name
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """Photographs under one name."""
+    """Photographs under one name.
+
+    Attributes:
+        left_lying: sentences about files of a ``folder`` that are not read and may have been meant.
+    """
 
     name: str
     photographs: tuple[Photograph, ...]
+    left_lying: tuple[str, ...] = ()
 
 
 def load_dataset(reference: str, name: str | None = None) -> DataSet:
@@ -56,7 +62,8 @@ def load_dataset(reference: str, name: str | None = None) -> DataSet:
         raise DatasetError(
             f"the name {name!r} holds more than letters, digits, '_', '-' and '.', or begins with a '.'; choose another"
         )
-    return DataSet(name or _as_name(called) or adapter, photographs)
+    unread = left_lying(path, photographs) if adapter == "folder" else ()
+    return DataSet(name or _as_name(called) or adapter, photographs, tuple(unread))
 
 
 def _as_name(called: str) -> str:

@@ -43,8 +43,11 @@ class RunFolder:
             if "training" in theirs:
                 theirs["training"] = of_today(TrainingSettings, theirs["training"])
             if differing := [field for field in mine if mine[field] != theirs.get(field, mine[field])]:
+                told = "; ".join(
+                    line for field in differing for line in _differences(field, theirs[field], mine[field])
+                )
                 raise ConfigurationError(
-                    f"{self.path} holds a training with other {', '.join(differing)}; "
+                    f"{self.path} holds a training with other {', '.join(differing)} ({told}); "
                     "choose another folder to start anew"
                 )
         replace_json(path, mine)
@@ -61,3 +64,14 @@ class RunFolder:
             return None
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
         return state
+
+
+def _differences(name: str, former: Any, now: Any) -> list[str]:
+    """What differs between two JSON values, each part by its path; of long lists their lengths."""
+    if isinstance(former, dict) and isinstance(now, dict):
+        keys = [key for key in {**former, **now} if former.get(key) != now.get(key)]
+        return [line for key in keys for line in _differences(f"{name}.{key}", former.get(key), now.get(key))]
+    if isinstance(former, (list, tuple)) and isinstance(now, (list, tuple)) and max(len(former), len(now)) > 5:
+        others = len(set(map(str, former)) ^ set(map(str, now)))
+        return [f"{name}: {len(former)}, now {len(now)}, {others} of them in one only"]
+    return [f"{name}: {former}, now {now}"]

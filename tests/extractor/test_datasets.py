@@ -171,6 +171,18 @@ def test_masks_that_belong_to_no_image_are_told(tmp_path: Path, place: str) -> N
     assert [len(one.masks) for one in load_dataset(f"folder:{tmp_path}").photographs] == [0, 1]
 
 
+def test_what_a_folder_holds_and_nobody_reads_is_told(tmp_path: Path) -> None:
+    touch(tmp_path, "images/a.png", "images/b.webp", "images/more/c.png", "images/notes.txt", "masks/a.png")
+    touch(tmp_path, *(f"masks/{i}.png" for i in range(5)))
+    assert load_dataset(f"folder:{tmp_path}").left_lying == (
+        f"1 in {tmp_path} of other kinds are not read; save them as PNG (b.webp)",
+        f"1 in {tmp_path} hold images that are not read; name each as a data set, or list them in a manifest (more)",
+        f"5 in {tmp_path} are masks of no image (0.png, 1.png, 2.png, ...)",
+    )
+    touch(tmp_path, "flat/a.png", "flat/masks/vessel/a.png")
+    assert load_dataset(f"folder:{tmp_path}/flat").left_lying == ()
+
+
 def test_a_mask_of_another_size_is_named(tmp_path: Path) -> None:
     for name, size in (("images/a.png", (8, 6)), ("masks/a.png", (6, 8))):
         (tmp_path / name).parent.mkdir()

@@ -242,7 +242,7 @@ def test_a_training_goes_on_that_was_begun_before_a_setting_existed(
 
 def test_a_folder_belongs_to_one_run(filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path) -> None:
     training(filled_store, spec, tmp_path / "run")
-    with pytest.raises(ConfigurationError, match="a training with other training"):
+    with pytest.raises(ConfigurationError, match=r"a training with other training \(training\.batch: \d, now 3\)"):
         training(filled_store, spec, tmp_path / "run", SETTINGS.model_copy(update={"batch": 3}))
     collection = filled_store.collections.read("eyes")
     corrected = filled_store.collections.write_mask(np.zeros((80, 96), np.bool_))
