@@ -63,6 +63,7 @@ class Wanted:
     views: tuple[str, ...]
     preprocessing: str | None
     untrained: bool = False
+    resolution: int | None = None
 
 
 Extract = Callable[[Wanted], str]
@@ -102,7 +103,7 @@ def command_of(wanted: Wanted, store: str, choices: Choices) -> list[str]:
         "backbone": f"untrained:{choices.backbone}" if wanted.untrained else choices.backbone,
         "timesteps": _joined(choices.timesteps),
         "blocks": _joined(choices.blocks),
-        "resolution": choices.resolution,
+        "resolution": wanted.resolution or choices.resolution,
         "preprocessing": wanted.preprocessing,
         "trajectory": wanted.trajectory,
         "encoding": choices.encoding,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -67,6 +67,9 @@ class Choices(BaseModel):
         mirrored: each test image's three flips are read, too, and averaged.
         size: scores are of a square of so many pixels, that networks of several resolutions may be compared; of the
             network's if not given.
+        adapt: photographs of a tested data set are read at that of these resolutions at which the trained network
+            expects most of itself on the data set's photographs of the split ``train``, without their labels
+            (``interpreter.adapting``); at the network's own if none is given.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -96,6 +99,7 @@ class Choices(BaseModel):
     standardise: bool = False
     mirrored: bool = False
     size: int | None = Field(default=None, gt=0)
+    adapt: tuple[Annotated[int, Field(gt=0)], ...] = ()
 
     def views_of(self, row: Row) -> tuple[str, ...]:
         """The renderings that a method is trained on."""

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from interpreter.adapting import Expected, best_of, expected_dice
 from interpreter.checkpoint import load_interpreter
 from interpreter.config import InterpreterConfig, of_today
 from interpreter.counting import cost_of
-from interpreter.data import Labelled, labelled_at, network_truth, views_read
+from interpreter.data import Labelled, all_images, labelled_at, network_truth, views_read
 from interpreter.errors import ConfigurationError, TrainingDataError
 from interpreter.evaluation import OnImage, evaluate
+from interpreter.network import Interpreter
 from interpreter.pixels import write_pixels
 from interpreter.prediction import Segmented
 from interpreter.protocols.extracting import Extract, Source, Wanted
@@ -29,6 +31,8 @@ from store.views import IDENTITY, plain_view
 
 SCORES_FILE = "scores.json"
 PICTURES = "pictures"
+ADAPTED_ON = "train"
+"""The split of a tested data set whose photographs, without labels, say what it is read at."""
 Say = Callable[[str], None]
 
 
@@ -124,25 +128,31 @@ class Running:
         )
         training.run(lambda epoch, _, loss: self._say(f"  epoch {epoch + 1}, loss {loss:.3f}"))
         interpreter, card = load_interpreter(folder)
-        scores = evaluate(
-            interpreter.to(training.device),
-            self.store,
-            spec,
-            task,
-            tests,
-            self._draw_into(folder / PICTURES, experiment, spec),
-            rules=experiment.scoring_rules,
-            mirrored=self.choices.mirrored,
-        )
+        interpreter.to(training.device)
+        rules, read, adapted = experiment.scoring_rules, spec, dict[str, Any]()
+        if self.choices.adapt:
+            expected = self._expected(experiment, interpreter)
+            read = self._test_features(experiment, best_of(expected).spec.resolution)
+            adapted = {"read_at": read.resolution}
+            adapted["expected_dice"] = {str(one.spec.resolution): 100 * one.dice for one in expected}
+            if rules.size == "network":  # whatever it is read at, it is scored in the pixels it was trained in
+                rules = rules.model_copy(update={"size": spec.resolution})
+        draw = self._draw_into(folder / PICTURES, experiment, read)
+        mirrored = self.choices.mirrored
+        scores = evaluate(interpreter, self.store, read, task, tests, draw, rules=rules, mirrored=mirrored)
         cost = cost_of(interpreter)
-        return scores.summary() | {
-            "training_images": len(training.train_images),
-            "validation_images": len(training.validation_images),
-            "epoch": card.metrics.get("epoch"),
-            "temperature": card.temperature,
-            "weights": cost.parameters,
-            "flops": cost.flops * len(self._test_views(experiment)),
-        }
+        return (
+            scores.summary()
+            | adapted
+            | {
+                "training_images": len(training.train_images),
+                "validation_images": len(training.validation_images),
+                "epoch": card.metrics.get("epoch"),
+                "temperature": card.temperature,
+                "weights": cost.parameters,
+                "flops": cost.flops * len(self._test_views(experiment)) * read.resolution**2 / spec.resolution**2,
+            }
+        )
 
     def _config(self, row: Row) -> InterpreterConfig:
         task, choices = self.protocol.task, self.choices
@@ -171,16 +181,48 @@ class Running:
             return spec
         images = [image for view in views for image in self._images(experiment.sources, view)]
         images += [image for view in test_views for image in self._images(experiment.tests, view)]
+        return self._of_pixels(spec, images)
+
+    def _expected(self, experiment: Experiment, interpreter: Interpreter) -> list[Expected]:
+        """What a trained network expects of itself at each resolution that it may read the tested data sets at."""
+        places, view = tuple((name, ADAPTED_ON) for name, _ in experiment.tests), experiment.test_view
+        found = []
+        for resolution in self.choices.adapt:
+            read = self._features_at(resolution, experiment.row, places, (view,))
+            images = [one for name, split in places for one in all_images(self.store, f"{name}:{split}")]
+            one = expected_dice(interpreter, self.store, read, [image.seen_as(view) for image in images])
+            self._say(f"  read at {read.resolution}: expected Dice {100 * one.dice:.1f}")
+            found.append(one)
+        return found
+
+    def _test_features(self, experiment: Experiment, resolution: int) -> FeatureSpec:
+        return self._features_at(resolution, experiment.row, experiment.tests, self._test_views(experiment))
+
+    def _features_at(
+        self, resolution: int, row: Row, places: Sequence[tuple[str, str]], views: tuple[str, ...]
+    ) -> FeatureSpec:
+        """Features of data sets at another resolution than the training's, extracted where they are not there."""
+        digests = {self._extracted(name, split, row, views, resolution) for name, split in places}
+        spec = self.store.spec(digests.pop())
+        images = [image for name, split in places for image in all_images(self.store, f"{name}:{split}")]
+        return (
+            self._of_pixels(spec, [image.seen_as(view) for image in images for view in views]) if row.pixels else spec
+        )
+
+    def _of_pixels(self, spec: FeatureSpec, images: Sequence[Labelled]) -> FeatureSpec:
         folders = [folder for source in self.sources.values() for folder in source.folders]
         return write_pixels(self.store, spec, list(dict.fromkeys(image.key for image in images)), folders)
 
     def _test_views(self, experiment: Experiment) -> tuple[str, ...]:
         return views_read(experiment.test_view, mirrored=self.choices.mirrored)
 
-    def _extracted(self, name: str, split: str, row: Row, views: tuple[str, ...]) -> str:
-        wanted = Wanted(self.sources[name], split, row.trajectory, views, self._preprocessing, row.untrained)
+    def _extracted(self, name: str, split: str, row: Row, views: tuple[str, ...], resolution: int | None = None) -> str:
+        wanted = Wanted(
+            self.sources[name], split, row.trajectory, views, self._preprocessing, row.untrained, resolution
+        )
         if wanted not in self._digests:
             network = "random weights, " if row.untrained else ""
+            network += f"{resolution} pixels, " if resolution else ""
             self._say(f"  features of {name}, {split}: {network}{row.trajectory}, {', '.join(views)}")
             self._digests[wanted] = self._extract(wanted)
         return self._digests[wanted]
@@ -219,7 +261,9 @@ class Running:
                 [self._decisive(image) for image in self._images(places)]
                 for places in (experiment.sources, experiment.tests)
             ],
-            **({"mirrored": True} if self.choices.mirrored else {}),  # scores of before do not say that they are not
+            # Scores of before do not say that they are neither.
+            **({"mirrored": True} if self.choices.mirrored else {}),
+            **({"adapt": self.choices.adapt} if self.choices.adapt else {}),
         }
         normal: dict[str, Any] = json.loads(json.dumps(plain))
         return normal

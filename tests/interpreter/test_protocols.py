@@ -81,6 +81,7 @@ def extract(backbone: Backbone, store: FeatureStore) -> Extract:
     def extract_here(wanted: Wanted) -> str:
         prepared = PREPROCESSINGS[wanted.preprocessing or "fundus"]()
         recipe = dataclasses.replace(TINY, preprocessing=prepared).along(wanted.trajectory)
+        recipe = recipe.reading(resolution=wanted.resolution or TINY.resolution)
         data = load_dataset(wanted.source.reference, wanted.source.name)
         part = DataSet(data.name, tuple(of_split(data.photographs, wanted.split)))
         network = backbone.untrained() if wanted.untrained else backbone
@@ -133,6 +134,27 @@ def test_leave_one_domain_out_never_sees_the_target(table: Table, store: Feature
     assert report["versions"]["torch"]
     with (tmp_path / "lodo-vessels-strict" / "scores.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 8
+
+
+def test_a_camera_is_read_at_the_resolution_that_its_photographs_say(table: Table, tmp_path: Path) -> None:
+    sources = vessels(tmp_path, "stare", "hrf")
+    asked = "lodo-vessels", "strict", sources, ("hrf",), "diffdgss,unet"
+    plain, _ = table(*asked)
+    weights = [(one.folder / "interpreter.safetensors").read_bytes() for one in plain]
+    adapted, _ = table(*asked, choices=CHOICES.model_copy(update={"adapt": (32, 64)}))
+    larger, report = table(*asked, choices=CHOICES.model_copy(update={"adapt": (64,)}))
+    assert [(one.folder / "interpreter.safetensors").read_bytes() for one in larger] == weights
+    for at_32, chosen, at_64 in zip(plain, adapted, larger, strict=True):
+        expected = chosen.summary["expected_dice"]
+        assert list(expected) == ["32", "64"]
+        best = int(max(expected, key=expected.__getitem__))
+        assert chosen.summary["read_at"] == best
+        assert chosen.summary["auc_roc"] == (at_32 if best == 32 else at_64).summary["auc_roc"]
+        assert at_64.summary["expected_dice"]["64"] == expected["64"]
+        assert at_64.summary["auc_roc"] != at_32.summary["auc_roc"]
+        assert at_64.summary["flops"] == 4 * at_32.summary["flops"]
+        assert at_64.summary["by_image"].keys() == at_32.summary["by_image"].keys()
+    assert report["table"]["unet"]["hrf"]["value"] == pytest.approx(larger[1].summary["dice"])
 
 
 def test_a_photograph_that_is_trained_and_tested_on_is_named(table: Table, tmp_path: Path) -> None:
