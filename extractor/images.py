@@ -21,6 +21,8 @@ from extractor.errors import ImageError, ImageTooLarge
 FORMATS = ("PNG", "JPEG", "TIFF", "PPM", "GIF", "BMP")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".gif", ".bmp"})
 MAX_PIXELS = 120_000_000
+_DIMMEST = 1 << 14
+"""Of 16-bit photographs' brightest values: below a quarter of the range other numbers of bits are meant."""
 _ONE_EACH = "save one mask for each target, with two values"
 
 
@@ -170,6 +172,11 @@ def _deep_to_8_bit(pixels: NDArray[np.generic], name: str) -> NDArray[np.uint8]:
         raise ImageError(f"{name}: floating-point pixels have no defined range; save the image as 8 or 16 bit")
     if pixels.dtype != np.uint16 and pixels.size and (pixels.min() < 0 or pixels.max() > 65535):
         raise ImageError(f"{name}: expected 8 or 16 bits a channel, found values outside 0..65535")
+    if 0 < (brightest := int(pixels.max(initial=0))) < _DIMMEST:
+        raise ImageError(
+            f"{name}: 16 bits a channel, and no value above {brightest}: of 10, 12 or 14 bits the photograph is "
+            "nearly black; save it with its values brought to 0..65535"
+        )
     return np.right_shift(pixels.astype(np.uint16, copy=False), 8).astype(np.uint8)
 
 

@@ -130,7 +130,10 @@ def verify(
         _say(report["problems"])
         console.out.print(f"{count} entries, masks and data sets, {len(report['problems'])} problems")
         if "problems_left" in report:
-            _say(f"{entry}: no recorded run made it" for entry in report["made_by_no_recorded_run"])
+            _say(
+                f"{entry}: no recorded run made it; where it is incomplete `store prune` removes it"
+                for entry in report["made_by_no_recorded_run"]
+            )
             _say(report["problems_left"])
             console.out.print(f"after the repair {len(report['problems_left'])} problems")
     if report.get("problems_left", report["problems"]):
@@ -148,7 +151,10 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and stop.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove entries, the least recently used first; what was used in the last ten minutes stays."""
+    """Remove incomplete entries, and others as asked, the least recently used first.
+
+    What was used in the last ten minutes stays.
+    """
     limit = None if max_bytes is None else _measured(max_bytes, _SIZES)
     age = None if older_than is None else _measured(older_than, _AGES)
     store = FeatureStore(path, read_only=dry_run)

@@ -157,6 +157,14 @@ def test_soft_masks_and_those_kept_as_jpeg_are_binary(quality: int) -> None:
         assert (kept != expected).mean() < 0.01
 
 
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_fewer_bits_in_a_file_of_16_are_told(bits: int) -> None:
+    deep = RGB[..., 0].astype(np.uint16) << (bits - 8)
+    with pytest.raises(ImageError, match=r"deep\.png: 16 bits a channel, and no value above \d+: of 10, 12 or 14 bits"):
+        decode_image(encoded(Image.fromarray(deep), "PNG"), "deep.png")
+    assert not decode_image(encoded(Image.fromarray(np.zeros_like(deep)), "PNG")).any()  # said to be dark elsewhere
+
+
 def test_a_deep_tiff_that_lies_about_its_size_is_refused() -> None:
     ok, data = cv2.imencode(".tiff", np.zeros((8, 8, 3), np.uint16))
     assert ok
