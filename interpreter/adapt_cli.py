@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from interpreter.adapting import best_of, expected_dice, readable, save_adapted
+from interpreter.adapting import best_of, expected_at, readable, save_adapted
 from interpreter.checkpoint import folder_of, load_interpreter
 from interpreter.data import all_images, require_features
 from interpreter.domain import LEAST
@@ -66,7 +66,7 @@ def adapt_command(
             require_features(features, spec, images, (view,), card.backbone)
     with console.progress("reading", len(specs) * len(images), quiet=as_json) as advance:
         expected = [
-            expected_dice(interpreter, features, spec, images, lambda image: advance(1, image.name)) for spec in specs
+            expected_at(interpreter, features, spec, images, lambda image: advance(1, image.name)) for spec in specs
         ]
     best = best_of(expected).spec.resolution
     if out is not None:

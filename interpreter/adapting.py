@@ -1,9 +1,8 @@
 """How to read the photographs of a camera that nobody has labelled.
 
 Cameras show more or less of the retina in the same square, and an interpreter reads some sizes of vessels better than
-others. Which resolution it reads a camera best at, it tells itself: by the Dice that it expects of its masks.
-
-p  probability of a class     m  its mask     R  network's square
+others. Which resolution it reads a camera best at, it tells itself: by the Dice that it expects of its masks
+(``interpreter.expected``).
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from interpreter.checkpoint import Card, save_interpreter
 from interpreter.data import Labelled, extraction_options
 from interpreter.domain import LEAST, descriptor, fit_domain, residual
 from interpreter.errors import TrainingDataError
+from interpreter.expected import expected_dice, expected_sums
 from interpreter.network import Interpreter
-from interpreter.prediction import Prediction, predict
+from interpreter.prediction import predict
 from store.errors import SpecError
 from store.feature_store import FeatureStore
 from store.spec import FeatureSpec
@@ -45,19 +44,17 @@ class Expected:
         return float(np.mean(known)) if known else float("nan")
 
 
-def expected_dice(
+def expected_at(
     interpreter: Interpreter,
     store: FeatureStore,
     spec: FeatureSpec,
     images: Sequence[Labelled],
     on_image: Callable[[Labelled], None] | None = None,
 ) -> Expected:
-    """The Dice that an interpreter expects on photographs, by its own probabilities; no labels are read.
+    """The Dice that an interpreter expects on photographs, all together; no labels are read.
 
-    Of each class E = 2 sum_m p / (sum p + |m|), sums over the fields of view of all photographs: what Dice would be
-    if the probabilities were true (Li et al., "Estimating Model Performance under Domain Shifts with Class-Specific
-    Confidence Scores", MICCAI 2022). On other cameras than those that the temperature was fitted to it is too high,
-    and tells which of several readings of the same photographs is the best one.
+    On other cameras than those that its temperature was fitted to it is too high, and tells which of several readings
+    of the same photographs is the best one.
 
     Args:
         spec: of the features: the interpreter's, at its resolution or another one.
@@ -68,18 +65,10 @@ def expected_dice(
     sums = np.zeros((3, interpreter.config.classes - 1))
     for image in images:
         features = store.entry(spec, image.key).features()
-        sums += _sums(predict(interpreter, features.maps, features.fov), features.fov)
+        sums += expected_sums(predict(interpreter, features.maps, features.fov), features.fov)
         if on_image is not None:
             on_image(image)
-    hit, probable, found = sums
-    with np.errstate(invalid="ignore"):
-        return Expected(spec, tuple(map(float, 2 * hit / (probable + found))))
-
-
-def _sums(prediction: Prediction, inside: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Of each class (3, n - 1): probabilities within its mask, all probabilities, pixels of the mask."""
-    probabilities, masks = prediction.probabilities[1:, inside].astype(np.float64), prediction.masks[:, inside]
-    return np.stack([(probabilities * masks).sum(axis=1), probabilities.sum(axis=1), masks.sum(axis=1)])
+    return Expected(spec, expected_dice(sums))
 
 
 def readable(store: FeatureStore, card: Card, images: Sequence[Labelled]) -> list[FeatureSpec]:

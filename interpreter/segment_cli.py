@@ -14,6 +14,7 @@ from rich.table import Table
 from interpreter.checkpoint import Card, folder_of, load_interpreter
 from interpreter.data import Labelled, all_images, mirrored_features, require_features, views_read
 from interpreter.domain import Domain, load_domain
+from interpreter.expected import expected_of
 from interpreter.network import Interpreter
 from interpreter.options import (
     AsJson,
@@ -59,7 +60,9 @@ def segment_command(
     """Segment photographs whose features are in the store; they need no labels.
 
     Writes a PNG of native size for each, with class ids as values (overlapping classes have one each besides), and
-    a table of areas, disagreement and distance from the training images: segmented.csv.
+    a table, segmented.csv: the share of the field of view that each class takes, the Dice that is expected of its mask
+    (by its probabilities: too high on strange cameras), how much the timesteps disagree, and how far the photograph
+    is from the training images.
     """
     views = views_read(view, mirrored=mirrored)
     features = FeatureStore(store, read_only=True)
@@ -117,12 +120,14 @@ def segmented(
         names = card.task.targets
         found = [labels == c for c in range(1, len(names) + 1)] if masks is None else list(masks)
         inside = entry.geometry.restore(entry.fov).astype(np.bool_)
+        expected = expected_of(prediction, entry.fov)
         score = None if domain is None else domain.score(entry, interpreter.codec)
         yield {
             "image": image.name,
             "file": file.relative_to(out).as_posix(),
             "mirrored": mirrored,
             **{f"share_{name}": float(mask[inside].mean()) for name, mask in zip(names, found, strict=True)},
+            **{f"expected_dice_{name}": dice for name, dice in zip(names, expected, strict=True)},
             "disagreement": float(prediction.disagreement[entry.fov].mean()),
             "distance": None if score is None else score.distance,
             "unusual": "" if score is None else " ".join(score.reasons),

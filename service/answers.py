@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from interpreter.domain import DomainScore
+from interpreter.expected import expected_of
 from interpreter.prediction import Prediction, disagreement, native_probabilities, topmost, vote
 from store.geometry import Geometry, Interpolation
 
@@ -84,6 +85,14 @@ class Answer:
     def mean_agreement(self) -> float:
         """Mean share of voters for what was chosen, inside the field of view; 1 where there is one."""
         return float(self.agreement[self.fov].mean())
+
+    @property
+    def expected_dice(self) -> dict[str, float | None]:
+        """Of each class but the background, what Dice its mask would have if the probabilities were true.
+
+        None where it was not found.
+        """
+        return dict(zip(self.classes[1:], expected_of(self.prediction, self.fov), strict=True))
 
     @property
     def uncertainty(self) -> NDArray[np.float32]:

@@ -26,6 +26,7 @@ class Told(BaseModel):
     abstain: bool | None
     distance: float | None
     residual: float | None
+    expected_dice: dict[str, float | None] = Field(default_factory=dict, description="of each class")
     warnings: tuple[str, ...]
 
     @classmethod
@@ -40,6 +41,7 @@ class Told(BaseModel):
             abstain=None if score is None else score.abstain,
             distance=None if score is None else score.distance,
             residual=None if score is None else score.residual,
+            expected_dice=answer.expected_dice,
             warnings=answer.warnings,
         )
 
@@ -126,10 +128,13 @@ def as_report(record: JobRecord) -> dict[str, Any]:
 
 def as_table(record: JobRecord) -> str:
     """The photographs of a job as CSV, one in a row."""
-    columns = ["file", "name", "source", "state", "problem", *Told.model_fields]
+    told = [name for name in Told.model_fields if name != "expected_dice"]
+    classes = sorted({name for item in record.items if item.told for name in item.told.expected_dice})
+    columns = ["file", "name", "source", "state", "problem", *told, *(f"expected_dice_{name}" for name in classes)]
     sheet = io.StringIO()
     writer = csv.DictWriter(sheet, columns, restval="", extrasaction="ignore")
     writer.writeheader()
     for image in as_report(record)["images"]:
-        writer.writerow(image | {"warnings": "; ".join(image.get("warnings", []))})
+        expected = {f"expected_dice_{name}": dice for name, dice in image.get("expected_dice", {}).items()}
+        writer.writerow(image | expected | {"warnings": "; ".join(image.get("warnings", []))})
     return sheet.getvalue()

@@ -69,6 +69,7 @@ def run_lengths(labels: NDArray[np.uint8]) -> RunLengths:
 def _classes(answer: Answer) -> list[ClassResult]:
     colours, fov = answer.colours, answer.fov
     prediction, steps = answer.prediction, len(answer.prediction.by_timestep)
+    expected = (None, *answer.expected_dice.values())
     results = []
     for i, name in enumerate(answer.classes):
         here = (prediction.masks[i - 1] if i else prediction.labels == 0)[fov]
@@ -82,6 +83,7 @@ def _classes(answer: Answer) -> list[ClassResult]:
                 share=float(here.mean()),
                 score=float(prediction.probabilities[i][fov][here].mean()) if some else None,
                 agreement=float(prediction.votes[i][fov][here].mean() / steps) if some else None,
+                expected_dice=expected[i],
             )
         )
     return results

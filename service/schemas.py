@@ -27,6 +27,11 @@ class ClassResult(BaseModel):
     share: float = Field(description="of the field of view, 0..1")
     score: float | None = Field(description="mean probability of this class where it was chosen, 0..1")
     agreement: float | None = Field(description="mean share of voters for it where it was chosen")
+    expected_dice: float | None = Field(
+        default=None,
+        description="Dice that the mask would have if the probabilities were true, 0..1; too high on strange cameras; "
+        "null for the background, and where the class was not found",
+    )
 
 
 class RunLengths(BaseModel):
@@ -72,9 +77,9 @@ class SegmentResponse(BaseModel):
                     "mirrored": False,
                     "classes": [
                         {"id": 0, "name": "background", "colour": None, "pixels": 1850000, "share": 0.89,
-                         "score": 0.97, "agreement": 0.99},
+                         "score": 0.97, "agreement": 0.99, "expected_dice": None},
                         {"id": 1, "name": "vessel", "colour": "#1fe0ff", "pixels": 140921, "share": 0.11,
-                         "score": 0.86, "agreement": 0.93},
+                         "score": 0.86, "agreement": 0.93, "expected_dice": 0.81},
                     ],
                     "mean_agreement": 0.985, "mean_uncertainty": 0.02,
                     "domain": {"distance": 1.1, "threshold": 1.6, "residual": 0.0058,

@@ -112,6 +112,7 @@ def test_the_whole_way_by_commands(run: Run, dataset_folder: Path, wide_backbone
         labels = np.asarray(Image.open(tmp_path / "masks" / row["file"]))
         assert labels.shape == (80, 96)
         assert 0 <= row["share_mask"] <= 1
+        assert row["expected_dice_mask"] is None or 0 < row["expected_dice_mask"] <= 1
     assert not any(row["mirrored"] for row in rows)
     assert run("extractor", *plain, "--views", "flips").returncode == 0
     in_a_mirror = json.loads(run("interpreter", *segment, "--mirrored", "--json").stdout)

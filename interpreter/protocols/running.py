@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from interpreter.adapting import Expected, best_of, expected_dice
+from interpreter.adapting import Expected, best_of, expected_at
 from interpreter.checkpoint import load_interpreter
 from interpreter.config import InterpreterConfig, of_today
 from interpreter.counting import cost_of
@@ -190,7 +190,7 @@ class Running:
         for resolution in self.choices.adapt:
             read = self._features_at(resolution, experiment.row, places, (view,))
             images = [one for name, split in places for one in all_images(self.store, f"{name}:{split}")]
-            one = expected_dice(interpreter, self.store, read, [image.seen_as(view) for image in images])
+            one = expected_at(interpreter, self.store, read, [image.seen_as(view) for image in images])
             self._say(f"  read at {read.resolution}: expected Dice {100 * one.dice:.1f}")
             found.append(one)
         return found

@@ -14,11 +14,12 @@ from extractor.backbone_folder import save_backbone
 from extractor.datasets import load_dataset
 from extractor.extraction import Extractor
 from extractor.runs import extract_dataset
-from interpreter.adapting import Expected, _sums, best_of, expected_dice, readable, save_adapted
+from interpreter.adapting import Expected, best_of, expected_at, readable, save_adapted
 from interpreter.checkpoint import Card, load_interpreter, save_interpreter
 from interpreter.data import Labelled, all_images
 from interpreter.domain import load_domain
 from interpreter.errors import TrainingDataError
+from interpreter.expected import expected_of, expected_sums
 from interpreter.network import Interpreter, InterpreterConfig
 from interpreter.prediction import predict, vote, vote_overlapping
 from interpreter.task import Task
@@ -55,11 +56,14 @@ def model(spec: FeatureSpec, backbone: Backbone, tmp_path: Path) -> Path:
 def test_what_is_expected_follows_from_probabilities_alone() -> None:
     of_class = np.array([[0.9, 0.8], [0.2, 0.6]], np.float32)
     inside = np.array([[True, True], [True, False]])
-    hit, probable, found = _sums(vote(np.stack([1 - of_class, of_class])[None]), inside)
+    hit, probable, found = expected_sums(vote(np.stack([1 - of_class, of_class])[None]), inside)
     np.testing.assert_allclose([hit, probable, found], [[1.7], [1.9], [2]], rtol=1e-6)
     both = np.stack([of_class, 1 - of_class])[None]  # each pixel belongs to either
-    hit, probable, found = _sums(vote_overlapping(both), inside)
+    hit, probable, found = expected_sums(vote_overlapping(both), inside)
     np.testing.assert_allclose([hit, probable, found], [[1.7, 0.8], [1.9, 1.1], [2, 1]], rtol=1e-6)
+    assert expected_of(vote_overlapping(both), inside) == pytest.approx((3.4 / 3.9, 1.6 / 2.1))
+    nothing = vote(np.stack([np.full((2, 2), 0.9), np.full((2, 2), 0.1)]).astype(np.float32)[None])
+    assert expected_of(nothing, inside) == (None,)
 
 
 def test_expectations_of_photographs_are_added_up(store: FeatureStore, model: Path, spec: FeatureSpec) -> None:
@@ -69,12 +73,12 @@ def test_expectations_of_photographs_are_added_up(store: FeatureStore, model: Pa
     of_each = []
     for image in images:
         features = store.entry(larger, image.key).features()
-        of_each.append(_sums(predict(network, features.maps, features.fov), features.fov))
+        of_each.append(expected_sums(predict(network, features.maps, features.fov), features.fov))
     hit, probable, found = np.sum(of_each, axis=0)
-    expected = expected_dice(network, store, larger, images)
+    expected = expected_at(network, store, larger, images)
     assert expected.by_class == pytest.approx(2 * hit / (probable + found))
     assert 0 < expected.dice < 1
-    assert expected.dice != expected_dice(network, store, spec, images).dice
+    assert expected.dice != expected_at(network, store, spec, images).dice
 
 
 def test_the_best_is_the_highest_and_of_equals_the_coarsest(spec: FeatureSpec) -> None:

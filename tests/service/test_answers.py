@@ -94,6 +94,9 @@ def test_agreement_is_that_of_the_class_that_was_chosen() -> None:
     assert (plain.agreement == 1).all()
     low = at_threshold(plain, 0.1)
     assert (low.labels == 1).all()
+    assert plain.expected_dice == {"vessel": None}
+    expected = [one.expected_dice for one in to_response(low, Options()).classes]
+    assert expected == [None, pytest.approx(2 * 0.2 / (0.2 + 1))]
     assert (low.agreement == 0).all()
     assert to_response(low, Options()).classes[1].agreement == 0
 

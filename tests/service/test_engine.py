@@ -291,6 +291,7 @@ def test_what_reads_all_timesteps_at_once_answers_for_all_of_them(
     assert answer.timesteps == (1, 10, 100)
     assert len(answer.voters) == len(answer.prediction.by_timestep) == voters
     with serving(engine) as client:
+        client.app.state.engine.result()  # type: ignore[attr-defined]
         shown = post(client, png(86), by_timestep="true").json()
         assert list(shown["by_timestep"]) == list(answer.voters)
         assert shown["timesteps"] == [1, 10, 100]

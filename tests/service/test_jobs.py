@@ -458,11 +458,13 @@ def test_what_answers_say_about_themselves_is_in_the_zip(make_engine: MakeEngine
         answer.image_id, answer.model, answer.version, answer.spec,
     )  # fmt: skip
     assert first["warnings"] == list(answer.warnings) != []
+    assert first["expected_dice"] == answer.expected_dice == {"mask": pytest.approx(answer.expected_dice["mask"])}
     assert "not an image" in failed["problem"]
     assert (report["options"]["model"], report["options"]["output"]) == ("vessels", "png")
     rows = list(csv.DictReader(io.StringIO(archive.read("images.csv").decode())))
     assert [row["file"] for row in rows] == ["00000_left.png", "00001_left.png", ""]
     assert rows[0]["warnings"] == "; ".join(answer.warnings)
+    assert (rows[0]["expected_dice_mask"], rows[2]["expected_dice_mask"]) == (str(answer.expected_dice["mask"]), "")
     assert rows[2]["problem"] == failed["problem"]
 
 
