@@ -191,7 +191,6 @@ async def _admitted(request: Request, name: Annotated[str, Depends(_known)]) -> 
 
 SharedContext = Annotated[Context, Depends(_context)]
 ReadyEngine = Annotated[Engine, Depends(_engine)]
-Known = Annotated[str, Depends(_known)]
 Admitted = Annotated[str, Depends(_admitted)]
 
 
