@@ -48,7 +48,8 @@ def adapt_command(
 
     Cameras show more or less of the retina in the same square. At each resolution that photographs were extracted at,
     the interpreter says what Dice it expects of itself. That is too high where a camera is strange to it, and right in
-    which resolution is the best one.
+    which resolution is the best one. The one that it learnt at stays the best unless the photographs speak for another
+    by three standard errors: give it as many as there are.
     """
     features = FeatureStore(store, read_only=True)
     interpreter, card = load_interpreter(model)
@@ -68,20 +69,24 @@ def adapt_command(
         expected = [
             expected_at(interpreter, features, spec, images, lambda image: advance(1, image.name)) for spec in specs
         ]
-    best = best_of(expected).spec.resolution
+    learnt = interpreter.spec.resolution
+    best = best_of(expected, learnt).spec.resolution
+    usual = next((one for one in expected if one.spec.resolution == learnt), None)
+    gains = [None if usual is None or one is usual else one.gain(usual) for one in expected]
     if out is not None:
         save_adapted(out, interpreter, card, features, images, expected)
     if as_json:
         found = [
-            {"resolution": one.spec.resolution, "expected_dice": one.dice}
+            {"resolution": one.spec.resolution, "expected_dice": one.dice, "gain": None if gain is None else gain[0]}
             | {"by_class": dict(zip(card.task.targets, one.by_class, strict=True))}
-            for one in expected
+            for one, gain in zip(expected, gains, strict=True)
         ]
-        console.print_json({"photographs": len(images), "read": found, "best": best, "out": out})
+        console.print_json({"photographs": len(images), "learnt_at": learnt, "read": found, "best": best, "out": out})
         return
-    table = Table("resolution", *(f"expected Dice of {name}" for name in card.task.targets))
-    for one in expected:
-        table.add_row(str(one.spec.resolution), *(f"{100 * dice:.1f}" for dice in one.by_class))
+    table = Table("resolution", *(f"expected Dice of {name}" for name in card.task.targets), f"gain over {learnt}")
+    for one, gain in zip(expected, gains, strict=True):
+        told = "" if gain is None else f"{100 * gain[0]:+.1f} ± {100 * gain[1]:.1f}"
+        table.add_row(str(one.spec.resolution), *(f"{100 * dice:.1f}" for dice in one.by_class), told)
     console.out.print(table)
     if len(specs) == 1:
         console.note("one resolution is nothing to choose from; extract the photographs at others, such as 384 and 704")

@@ -7,11 +7,13 @@ others. Which resolution it reads a camera best at, it tells itself: by the Dice
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from interpreter.checkpoint import Card, save_interpreter
 from interpreter.data import Labelled, extraction_options
@@ -24,6 +26,9 @@ from store.errors import SpecError
 from store.feature_store import FeatureStore
 from store.spec import FeatureSpec
 
+DOUBT = 3.0
+"""Standard errors by which photographs have to speak for another resolution than that which was learnt at."""
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -31,17 +36,38 @@ class Expected:
 
     Attributes:
         spec: of the features that were read.
-        by_class: Dice of each class but the background, 0..1, of all photographs together; nan where none has a pixel.
+        sums: of each photograph (``expected_sums``), float64 (images, 3, n - 1).
     """
 
     spec: FeatureSpec
-    by_class: tuple[float, ...]
+    sums: NDArray[np.float64]
+
+    @property
+    def by_class(self) -> tuple[float, ...]:
+        """Dice of each class but the background, 0..1, of all photographs together; nan where none has a pixel."""
+        return expected_dice(self.sums.sum(axis=0))
 
     @property
     def dice(self) -> float:
         """Mean over the classes that have one; nan if none has."""
-        known = [dice for dice in self.by_class if not np.isnan(dice)]
-        return float(np.mean(known)) if known else float("nan")
+        return _mean(self.by_class)
+
+    def gain(self, over: Expected) -> tuple[float, float]:
+        """By how much photographs are expected to be better than in another reading, and the standard error of that.
+
+        The means over photographs, each compared with itself; one of them alone has an error without bounds.
+        """
+        pairs = zip(self.sums, over.sums, strict=True)
+        gains = [_mean(expected_dice(mine)) - _mean(expected_dice(theirs)) for mine, theirs in pairs]
+        known = np.array([gain for gain in gains if not math.isnan(gain)])
+        error = float(known.std(ddof=1)) / math.sqrt(len(known)) if len(known) > 1 else math.inf
+        return _mean(known), error
+
+
+def _mean(values: Sequence[float] | NDArray[np.float64]) -> float:
+    """Of what is a number; nan if nothing is."""
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else math.nan
 
 
 def expected_at(
@@ -62,13 +88,13 @@ def expected_at(
         on_image: called behind each.
     """
     interpreter.spec.of_resolution(spec.resolution).require(spec)
-    sums = np.zeros((3, interpreter.config.classes - 1))
+    sums = []
     for image in images:
         features = store.entry(spec, image.key).features()
-        sums += expected_sums(predict(interpreter, features.maps, features.fov), features.fov)
+        sums.append(expected_sums(predict(interpreter, features.maps, features.fov), features.fov))
         if on_image is not None:
             on_image(image)
-    return Expected(spec, expected_dice(sums))
+    return Expected(spec, np.stack(sums))
 
 
 def readable(store: FeatureStore, card: Card, images: Sequence[Labelled]) -> list[FeatureSpec]:
@@ -99,16 +125,26 @@ def _differs_in_resolution_alone(spec: FeatureSpec, other: FeatureSpec) -> bool:
         return False
 
 
-def best_of(expected: Sequence[Expected]) -> Expected:
-    """That of the highest expected Dice; of equal ones the coarsest, which costs least.
+def best_of(expected: Sequence[Expected], learnt_at: int) -> Expected:
+    """The reading of the highest expected Dice; of equal ones the coarsest, which costs least.
+
+    That at the resolution which the interpreter learnt at, where it is among them, gives way only to one that the
+    photographs speak for by ``DOUBT`` standard errors: a finer reading is expected to be a little better anyway.
 
     Raises:
         TrainingDataError: nothing was found at any resolution.
     """
-    known = [one for one in expected if not np.isnan(one.dice)]
+    known = [one for one in expected if not math.isnan(one.dice)]
     if not known:
         raise TrainingDataError("none of the classes is in any of these photographs, as far as the interpreter sees")
+    learnt = next((one for one in known if one.spec.resolution == learnt_at), None)
+    if learnt is not None:
+        known = [one for one in known if one is learnt or _is_beyond_doubt(*one.gain(learnt))]
     return max(known, key=lambda one: (one.dice, -one.spec.resolution))
+
+
+def _is_beyond_doubt(gain: float, error: float) -> bool:
+    return gain > 0 and gain >= DOUBT * error
 
 
 def save_adapted(
@@ -130,8 +166,8 @@ def save_adapted(
     Returns:
         The copy's card.
     """
-    best = best_of(expected)
     learnt_at = interpreter.spec.resolution
+    best = best_of(expected, learnt_at)
     told = {
         "photographs": len(images),
         "expected_dice": {str(one.spec.resolution): round(one.dice, 4) for one in expected},

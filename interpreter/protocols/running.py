@@ -132,7 +132,7 @@ class Running:
         rules, read, adapted = experiment.scoring_rules, spec, dict[str, Any]()
         if self.choices.adapt:
             expected = self._expected(experiment, interpreter)
-            read = self._test_features(experiment, best_of(expected).spec.resolution)
+            read = self._test_features(experiment, best_of(expected, spec.resolution).spec.resolution)
             adapted = {"read_at": read.resolution}
             adapted["expected_dice"] = {str(one.spec.resolution): 100 * one.dice for one in expected}
             if rules.size == "network":  # whatever it is read at, it is scored in the pixels it was trained in
