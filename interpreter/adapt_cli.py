@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -77,8 +78,13 @@ def adapt_command(
         save_adapted(out, interpreter, card, features, images, expected)
     if as_json:
         found = [
-            {"resolution": one.spec.resolution, "expected_dice": one.dice, "gain": None if gain is None else gain[0]}
-            | {"by_class": dict(zip(card.task.targets, one.by_class, strict=True))}
+            {
+                "resolution": one.spec.resolution,
+                "expected_dice": _known(one.dice),
+                "by_class": dict(zip(card.task.targets, map(_known, one.by_class), strict=True)),
+                "gain": None if gain is None else _known(gain[0]),
+                "gain_error": None if gain is None else _known(gain[1]),
+            }
             for one, gain in zip(expected, gains, strict=True)
         ]
         console.print_json({"photographs": len(images), "learnt_at": learnt, "read": found, "best": best, "out": out})
@@ -96,3 +102,8 @@ def adapt_command(
     if out is not None:
         domain = "" if len(images) >= LEAST else f"; fewer than {LEAST} photographs make no statistics of a domain"
         console.out.print(f"{out}: reads so by itself{domain}; try it: service --model {out}", highlight=False)
+
+
+def _known(value: float) -> float | None:
+    """A number, as JSON has them."""
+    return value if math.isfinite(value) else None

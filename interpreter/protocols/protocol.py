@@ -67,9 +67,9 @@ class Choices(BaseModel):
         mirrored: each test image's three flips are read, too, and averaged.
         size: scores are of a square of so many pixels, that networks of several resolutions may be compared; of the
             network's if not given.
-        adapt: photographs of a tested data set are read at that of these resolutions at which the trained network
-            expects most of itself on the data set's photographs of the split ``train``, without their labels
-            (``interpreter.adapting``); at the network's own if none is given.
+        adapt: photographs of a tested data set are read at that of these resolutions, beside the network's own, at
+            which the trained network expects most of itself on the data set's photographs of the split ``train``,
+            without their labels (``interpreter.adapting``).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

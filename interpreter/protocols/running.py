@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from interpreter.adapting import Expected, best_of, expected_at
+from interpreter.adapting import best_of, expected_at
 from interpreter.checkpoint import load_interpreter
 from interpreter.config import InterpreterConfig, of_today
 from interpreter.counting import cost_of
@@ -128,31 +128,22 @@ class Running:
         )
         training.run(lambda epoch, _, loss: self._say(f"  epoch {epoch + 1}, loss {loss:.3f}"))
         interpreter, card = load_interpreter(folder)
-        interpreter.to(training.device)
-        rules, read, adapted = experiment.scoring_rules, spec, dict[str, Any]()
-        if self.choices.adapt:
-            expected = self._expected(experiment, interpreter)
-            read = self._test_features(experiment, best_of(expected, spec.resolution).spec.resolution)
-            adapted = {"read_at": read.resolution}
-            adapted["expected_dice"] = {str(one.spec.resolution): 100 * one.dice for one in expected}
-            if rules.size == "network":  # whatever it is read at, it is scored in the pixels it was trained in
-                rules = rules.model_copy(update={"size": spec.resolution})
+        read, told = self._reading(experiment, interpreter.to(training.device), spec)
+        rules = experiment.scoring_rules
+        if read != spec and rules.size == "network":  # whatever is read, the pixels are compared that were learnt in
+            rules = rules.model_copy(update={"size": spec.resolution})
         draw = self._draw_into(folder / PICTURES, experiment, read)
-        mirrored = self.choices.mirrored
-        scores = evaluate(interpreter, self.store, read, task, tests, draw, rules=rules, mirrored=mirrored)
-        cost = cost_of(interpreter)
-        return (
-            scores.summary()
-            | adapted
-            | {
-                "training_images": len(training.train_images),
-                "validation_images": len(training.validation_images),
-                "epoch": card.metrics.get("epoch"),
-                "temperature": card.temperature,
-                "weights": cost.parameters,
-                "flops": cost.flops * len(self._test_views(experiment)) * read.resolution**2 / spec.resolution**2,
-            }
-        )
+        scores = evaluate(interpreter, self.store, read, task, tests, draw, rules=rules, mirrored=self.choices.mirrored)
+        cost, larger = cost_of(interpreter), read.resolution**2 / spec.resolution**2
+        about = {
+            "training_images": len(training.train_images),
+            "validation_images": len(training.validation_images),
+            "epoch": card.metrics.get("epoch"),
+            "temperature": card.temperature,
+            "weights": cost.parameters,
+            "flops": cost.flops * len(self._test_views(experiment)) * larger,
+        }
+        return scores.summary() | about | told
 
     def _config(self, row: Row) -> InterpreterConfig:
         task, choices = self.protocol.task, self.choices
@@ -174,40 +165,47 @@ class Running:
         views = tuple(dict.fromkeys((plain_view(drawn), *drawn)))
         digests = {self._extracted(name, split, row, views) for name, split in experiment.sources}
         digests |= {self._extracted(name, split, row, test_views) for name, split in experiment.tests}
-        if len(digests) != 1:
-            raise ConfigurationError(f"data sets were extracted under several specs: {', '.join(sorted(digests))}")
-        spec = self.store.spec(digests.pop())
+        spec = self._only_spec(digests)
         if not row.pixels:
             return spec
         images = [image for view in views for image in self._images(experiment.sources, view)]
         images += [image for view in test_views for image in self._images(experiment.tests, view)]
         return self._of_pixels(spec, images)
 
-    def _expected(self, experiment: Experiment, interpreter: Interpreter) -> list[Expected]:
-        """What a trained network expects of itself at each resolution that it may read the tested data sets at."""
-        places, view = tuple((name, ADAPTED_ON) for name, _ in experiment.tests), experiment.test_view
-        found = []
-        for resolution in self.choices.adapt:
-            read = self._features_at(resolution, experiment.row, places, (view,))
-            images = [one for name, split in places for one in all_images(self.store, f"{name}:{split}")]
-            one = expected_at(interpreter, self.store, read, [image.seen_as(view) for image in images])
-            self._say(f"  read at {read.resolution}: expected Dice {100 * one.dice:.1f}")
-            found.append(one)
-        return found
+    def _only_spec(self, digests: set[str]) -> FeatureSpec:
+        if len(digests) != 1:
+            raise ConfigurationError(f"data sets were extracted under several specs: {', '.join(sorted(digests))}")
+        return self.store.spec(next(iter(digests)))
 
-    def _test_features(self, experiment: Experiment, resolution: int) -> FeatureSpec:
-        return self._features_at(resolution, experiment.row, experiment.tests, self._test_views(experiment))
+    def _reading(
+        self, experiment: Experiment, interpreter: Interpreter, spec: FeatureSpec
+    ) -> tuple[FeatureSpec, dict[str, Any]]:
+        """The features of the test images that a trained network is scored on, and how these were chosen."""
+        if not self.choices.adapt:
+            return spec, {}
+        places, view = _adapted_on(experiment), experiment.test_view
+        expected = []
+        for resolution in sorted({spec.resolution, *self.choices.adapt}):
+            read = self._features_at(resolution, experiment.row, places, (view,))
+            images = [image.seen_as(view) for image in self._photographs(places)]
+            expected.append(expected_at(interpreter, self.store, read, images))
+            self._say(f"  read at {read.resolution}: expected Dice {100 * expected[-1].dice:.1f}")
+        best = best_of(expected, spec.resolution).spec.resolution
+        told = {"read_at": best, "expected_dice": {str(e.spec.resolution): 100 * e.dice for e in expected}}
+        return self._features_at(best, experiment.row, experiment.tests, self._test_views(experiment)), told
 
     def _features_at(
         self, resolution: int, row: Row, places: Sequence[tuple[str, str]], views: tuple[str, ...]
     ) -> FeatureSpec:
-        """Features of data sets at another resolution than the training's, extracted where they are not there."""
-        digests = {self._extracted(name, split, row, views, resolution) for name, split in places}
-        spec = self.store.spec(digests.pop())
-        images = [image for name, split in places for image in all_images(self.store, f"{name}:{split}")]
-        return (
-            self._of_pixels(spec, [image.seen_as(view) for image in images for view in views]) if row.pixels else spec
-        )
+        """Features of data sets at a resolution, extracted where they are not there."""
+        spec = self._only_spec({self._extracted(name, split, row, views, resolution) for name, split in places})
+        if not row.pixels:
+            return spec
+        return self._of_pixels(spec, [image.seen_as(v) for image in self._photographs(places) for v in views])
+
+    def _photographs(self, places: Sequence[tuple[str, str]]) -> list[Labelled]:
+        """All of some data sets and splits, labelled or not."""
+        return [image for name, split in places for image in all_images(self.store, f"{name}:{split}")]
 
     def _of_pixels(self, spec: FeatureSpec, images: Sequence[Labelled]) -> FeatureSpec:
         folders = [folder for source in self.sources.values() for folder in source.folders]
@@ -248,6 +246,13 @@ class Running:
         """What of an image decides scores: the photograph, and the masks of the task."""
         return [image.name, image.key.image_id, [image.sample.masks.get(t) for t in self.protocol.task.targets]]
 
+    def _adapting(self, experiment: Experiment) -> dict[str, Any]:
+        """What decides the resolution of a tested data set; its photographs are extracted where they are not there."""
+        for name, split in (places := _adapted_on(experiment)):
+            self._extracted(name, split, experiment.row, (experiment.test_view,))
+        ids = [image.key.image_id for image in self._photographs(places)]
+        return {"adapt": sorted(self.choices.adapt), "adapted_on": ids}
+
     def _asked(self, experiment: Experiment, spec: FeatureSpec) -> dict[str, Any]:
         """Everything that decides an experiment's scores, as JSON has it."""
         plain = dataclasses.asdict(experiment) | {
@@ -263,10 +268,15 @@ class Running:
             ],
             # Scores of before do not say that they are neither.
             **({"mirrored": True} if self.choices.mirrored else {}),
-            **({"adapt": self.choices.adapt} if self.choices.adapt else {}),
+            **(self._adapting(experiment) if self.choices.adapt else {}),
         }
         normal: dict[str, Any] = json.loads(json.dumps(plain))
         return normal
+
+
+def _adapted_on(experiment: Experiment) -> list[tuple[str, str]]:
+    """Where the photographs are that say what the tested data sets are read at."""
+    return [(name, ADAPTED_ON) for name, _ in experiment.tests]
 
 
 def _as_of_today(asked: dict[str, Any]) -> dict[str, Any]:

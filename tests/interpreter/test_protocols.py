@@ -31,7 +31,7 @@ from interpreter.errors import ConfigurationError, ExtractionFailed, TrainingDat
 from interpreter.heads.photometric import ROUNDED
 from interpreter.pixels import _read, write_pixels
 from interpreter.protocol_cli import parse_choices, parse_rows, parse_seeds
-from interpreter.protocols import PROTOCOLS, protocol_named
+from interpreter.protocols import PROTOCOLS, protocol_named, running
 from interpreter.protocols.extracting import Extract, Source, Wanted, command_of, extract_by_command, parse_source
 from interpreter.protocols.protocol import ROWS, Choices, Edition
 from interpreter.protocols.report import write_report
@@ -136,23 +136,27 @@ def test_leave_one_domain_out_never_sees_the_target(table: Table, store: Feature
         assert len(list(csv.DictReader(file))) == 8
 
 
-def test_a_camera_is_read_at_the_resolution_that_its_photographs_say(table: Table, tmp_path: Path) -> None:
+def test_a_camera_is_read_at_the_resolution_that_its_photographs_say(
+    table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sources = vessels(tmp_path, "stare", "hrf")
     asked = "lodo-vessels", "strict", sources, ("hrf",), "diffdgss,unet"
     plain, _ = table(*asked)
     weights = [(one.folder / "interpreter.safetensors").read_bytes() for one in plain]
-    adapted, _ = table(*asked, choices=CHOICES.model_copy(update={"adapt": (32, 64)}))
-    larger, report = table(*asked, choices=CHOICES.model_copy(update={"adapt": (64,)}))
+    adapted, _ = table(*asked, choices=CHOICES.model_copy(update={"adapt": (64,)}))
+    monkeypatch.setattr(running, "best_of", lambda expected, _learnt_at: expected[-1])
+    larger, report = table(*asked, choices=CHOICES.model_copy(update={"adapt": (64, 48)}))
     assert [(one.folder / "interpreter.safetensors").read_bytes() for one in larger] == weights
     for at_32, chosen, at_64 in zip(plain, adapted, larger, strict=True):
         expected = chosen.summary["expected_dice"]
-        assert list(expected) == ["32", "64"]
+        assert list(expected) == ["32", "64"]  # its own among them
         best = chosen.summary["read_at"]
         assert best == 32 or expected["64"] > expected["32"]
         assert chosen.summary["auc_roc"] == (at_32 if best == 32 else at_64).summary["auc_roc"]
+        assert list(at_64.summary["expected_dice"]) == ["32", "48", "64"]
         assert at_64.summary["expected_dice"]["64"] == expected["64"]
+        assert (at_64.summary["read_at"], at_64.summary["flops"]) == (64, 4 * at_32.summary["flops"])
         assert at_64.summary["auc_roc"] != at_32.summary["auc_roc"]
-        assert at_64.summary["flops"] == 4 * at_32.summary["flops"]
         assert at_64.summary["by_image"].keys() == at_32.summary["by_image"].keys()
     assert report["table"]["unet"]["hrf"]["value"] == pytest.approx(larger[1].summary["dice"])
 
