@@ -10,6 +10,7 @@ import hashlib
 import io
 import warnings
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -57,6 +58,8 @@ def decode_image(data: bytes, name: str = "image", max_pixels: int = MAX_PIXELS)
     image = _open(data, name, max_pixels)
     deep = image.mode.startswith("I") or image.mode == "F"
     pixels = _deep_to_8_bit(np.asarray(image), name) if deep else np.asarray(_to_rgb(image))
+    if not deep and _has_16_bits(data):  # of colours Pillow has kept the high byte
+        _require_lit(int(pixels.max(initial=0)) << 8, name)
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[..., None], 3, axis=2)
     return np.ascontiguousarray(pixels, dtype=np.uint8)
@@ -99,28 +102,37 @@ def _areas(colours: NDArray[np.generic]) -> int:
     """How many values or colours (H, W, c) fill areas, told apart by a fifth of the range in one channel at least.
 
     A pixel belongs to an area whose 3 x 3 neighbours are as it is: the rims of soft masks and the traces of JPEG
-    do not, and less than a ten-thousandth of the image is no area.
+    do not, and less than a ten-thousandth of the image is no area. Where every value that there is fills an area, as
+    class ids do, all of them count, however near.
     """
-    values = colours.astype(np.float32)  # OpenCV compares no 32-bit integers
+    if (colours == colours[..., :1]).all():
+        colours = colours[..., :1]
+    comparable = colours.astype(np.float32) if colours.dtype == np.int32 else np.ascontiguousarray(colours)
     around = np.ones((3, 3), np.uint8)
-    alike = (cv2.erode(values, around) == cv2.dilate(values, around)).reshape(colours.shape).all(axis=2)
-    found, counts = _counted(colours[alike])
+    alike = (cv2.erode(comparable, around) == cv2.dilate(comparable, around)).reshape(colours.shape).all(axis=2)
+    codes = _as_one(colours)
+    found, counts = np.unique(codes[alike], return_counts=True)
     many = counts > alike.size // 10_000
+    wide = found[many][np.argsort(-counts[many])]
+    if np.isin(codes, wide).all():
+        return len(wide)
+    channels = np.stack([wide >> 8 * c & 255 for c in range(3)] if colours.shape[2] == 3 else [wide], axis=1)
     apart = max(255, int(colours.max(initial=0))) / 5
     told: list[NDArray[np.int64]] = []
-    for colour in found[many][np.argsort(-counts[many])]:
+    for colour in channels.astype(np.int64):
         if all(np.abs(colour - other).max() > apart for other in told):
             told.append(colour)
     return len(told)
 
 
-def _counted(colours: NDArray[np.generic]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The colours (n, c) that there are, int64 (m, c), and how often; as one number each, which sorts faster."""
-    channels = colours.shape[1]
-    bits = 0 if channels == 1 else 8
-    shifts = bits * np.arange(channels, dtype=np.int64)
-    found, counts = np.unique((colours.astype(np.int64) << shifts).sum(axis=1), return_counts=True)
-    return (found[:, None] >> shifts) & (255 if bits else -1), counts
+def _as_one(colours: NDArray[np.generic]) -> NDArray[np.integer]:
+    """A number for each pixel of (H, W, c), (H, W): the value, or red, green and blue in a byte each."""
+    if colours.shape[2] == 1:
+        return np.asarray(colours[..., 0])
+    codes: NDArray[Any] = colours[..., 2].astype(np.uint32)
+    for channel in (1, 0):
+        codes = codes << 8 | colours[..., channel].astype(np.uint32)
+    return codes
 
 
 def is_indexed(path: Path) -> bool:
@@ -172,12 +184,26 @@ def _deep_to_8_bit(pixels: NDArray[np.generic], name: str) -> NDArray[np.uint8]:
         raise ImageError(f"{name}: floating-point pixels have no defined range; save the image as 8 or 16 bit")
     if pixels.dtype != np.uint16 and pixels.size and (pixels.min() < 0 or pixels.max() > 65535):
         raise ImageError(f"{name}: expected 8 or 16 bits a channel, found values outside 0..65535")
-    if 0 < (brightest := int(pixels.max(initial=0))) < _DIMMEST:
+    _require_lit(int(pixels.max(initial=0)), name)
+    return np.right_shift(pixels.astype(np.uint16, copy=False), 8).astype(np.uint8)
+
+
+def _require_lit(brightest: int, name: str) -> None:
+    """ImageError of 16-bit values that are no more than a file of fewer bits has; all black is said elsewhere."""
+    if 0 < brightest < _DIMMEST:
         raise ImageError(
             f"{name}: 16 bits a channel, and no value above {brightest}: of 10, 12 or 14 bits the photograph is "
             "nearly black; save it with its values brought to 0..65535"
         )
-    return np.right_shift(pixels.astype(np.uint16, copy=False), 8).astype(np.uint8)
+
+
+def _has_16_bits(data: bytes) -> bool:
+    """Whether a PNG or TIFF, which could be decoded, says that its channels have 16 bits."""
+    if data.startswith(b"\x89PNG"):
+        return data[24] == 16
+    if data[:4] in (b"II*\x00", b"MM\x00*"):
+        return 16 in np.atleast_1d(_first_directory(data).get(TiffImagePlugin.BITSPERSAMPLE, 8))
+    return False
 
 
 def _decode_deep_tiff(data: bytes, name: str, max_pixels: int) -> NDArray[np.uint8] | None:
@@ -204,8 +230,14 @@ def _decode_deep_tiff(data: bytes, name: str, max_pixels: int) -> NDArray[np.uin
 
 def _tiff_size(data: bytes) -> tuple[int, int]:
     """Width and height as the first directory declares them, before anything is decoded."""
+    directory = _first_directory(data)
+    return int(directory[TiffImagePlugin.IMAGEWIDTH]), int(directory[TiffImagePlugin.IMAGELENGTH])
+
+
+def _first_directory(data: bytes) -> TiffImagePlugin.ImageFileDirectory_v2:
+    """The first directory of a TIFF."""
     file = io.BytesIO(data)
     directory = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
     file.seek(directory.next)
     directory.load(file)
-    return int(directory[TiffImagePlugin.IMAGEWIDTH]), int(directory[TiffImagePlugin.IMAGELENGTH])
+    return directory

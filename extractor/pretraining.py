@@ -11,6 +11,7 @@ features are read.
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -235,6 +236,7 @@ class Pretraining:
             Subset(crops, range(first, last)),
             batch_size=settings.batch,
             num_workers=self._workers,
+            worker_init_fn=_leave_signals,
             multiprocessing_context="spawn" if self._workers else None,  # a fork would copy locked thread pools
         )
         if last > first:
@@ -362,6 +364,12 @@ def noisy_pair(
         case "v_prediction":
             image, noisy = schedule.shares(t, x0)
             return x, image * noise - noisy * x0
+
+
+def _leave_signals(_worker: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM go to all processes of a group; the training decides when its crops end."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _by_level(losses: NDArray[np.float32], levels: Sequence[int]) -> dict[str, float]:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from interpreter.adapting import best_of, expected_at, readable, save_adapted
+from interpreter.adapting import best_of, expected_at, extracted_at, readable, save_adapted
 from interpreter.checkpoint import folder_of, load_interpreter
 from interpreter.data import all_images, require_features
 from interpreter.domain import LEAST
 from interpreter.options import AsJson, Datasets, DeviceOption, ScanOption, StoreOption, ViewOption, require_device
 from store import console
 from store.feature_store import FeatureStore
+from store.spec import FeatureSpec
 from store.views import IDENTITY
 
 app = typer.Typer()
@@ -41,6 +43,7 @@ def adapt_command(
     out: Annotated[
         Path | None, typer.Option(help="Write a copy of the interpreter that reads so, for the service or others.")
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in --out.")] = False,
     scan: ScanOption = "auto",
     device: DeviceOption = "cpu",
     as_json: AsJson = False,
@@ -56,12 +59,17 @@ def adapt_command(
     interpreter, card = load_interpreter(model)
     if out is not None and out.resolve() == folder_of(model).resolve():
         raise typer.BadParameter("expected another folder in --out than that of --model, which it would replace")
+    if out is not None and not overwrite and out.is_dir() and any(out.iterdir()):
+        raise typer.BadParameter(f"{out} holds files already; choose another folder, or replace them with --overwrite")
     interpreter.use_scan(scan)
     interpreter.to(require_device(device))
     named = {image.key.image_id: image for reference in dataset for image in all_images(features, reference)}
     images = [image.seen_as(view) for image in named.values()]
     if resolution is None:
         specs = readable(features, card, images)
+        for spec, count in extracted_at(features, card, images):
+            if count < len(images):
+                console.note(f"{spec.resolution} is left out: {count} of {len(images)} photographs were extracted so")
     else:
         specs = [card.spec.of_resolution(side) for side in sorted(set(resolution))]
         for spec in specs:
@@ -74,6 +82,8 @@ def adapt_command(
     best = best_of(expected, learnt).spec.resolution
     usual = next((one for one in expected if one.spec.resolution == learnt), None)
     gains = [None if usual is None or one is usual else one.gain(usual) for one in expected]
+    for note in _notes(specs, best, learnt, len(images)):
+        console.note(note)
     if out is not None:
         save_adapted(out, interpreter, card, features, images, expected)
     if as_json:
@@ -91,17 +101,31 @@ def adapt_command(
         return
     table = Table("resolution", *(f"expected Dice of {name}" for name in card.task.targets), f"gain over {learnt}")
     for one, gain in zip(expected, gains, strict=True):
-        told = "" if gain is None else f"{100 * gain[0]:+.1f} ± {100 * gain[1]:.1f}"
+        told = "" if gain is None else f"{100 * gain[0]:+.1f}"
+        told += f" ± {100 * gain[1]:.1f}" if gain is not None and math.isfinite(gain[1]) else ""
         table.add_row(str(one.spec.resolution), *(f"{100 * dice:.1f}" for dice in one.by_class), told)
     console.out.print(table)
-    if len(specs) == 1:
-        console.note("one resolution is nothing to choose from; extract the photographs at others, such as 384 and 704")
-    elif best in (specs[0].resolution, specs[-1].resolution):
-        console.note(f"{best} is the {'least' if best == specs[0].resolution else 'largest'} that was tried")
-    console.out.print(f"best at {best}: read these photographs with --resolution {best}", highlight=False)
+    reading = (
+        "as it does by itself" if best == card.spec.resolution else f"read these photographs with --resolution {best}"
+    )
+    console.out.print(f"best at {best}: {reading}", highlight=False)
     if out is not None:
         domain = "" if len(images) >= LEAST else f"; fewer than {LEAST} photographs make no statistics of a domain"
         console.out.print(f"{out}: reads so by itself{domain}; try it: service --model {out}", highlight=False)
+
+
+def _notes(specs: Sequence[FeatureSpec], best: int, learnt: int, photographs: int) -> list[str]:
+    """What a user should know of the choice."""
+    sides, notes = [spec.resolution for spec in specs], []
+    if len(sides) == 1:
+        notes.append("one resolution is nothing to choose from; extract the photographs at others, such as 384 and 704")
+    elif learnt not in sides:
+        notes.append(f"{learnt}, which it learnt at, is not among them: the highest is taken, however little it gains")
+    elif photographs < LEAST:
+        notes.append(f"fewer than {LEAST} photographs decide nothing: it stays at {learnt}")
+    if best != learnt and best in (sides[0], sides[-1]):
+        notes.append(f"{best} is the {'least' if best == sides[0] else 'largest'} that was tried")
+    return notes
 
 
 def _known(value: float) -> float | None:

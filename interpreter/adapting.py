@@ -15,15 +15,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from interpreter.checkpoint import Card, save_interpreter
+from interpreter.checkpoint import CODEBOOK_FILE, Card, save_interpreter
 from interpreter.data import Labelled, extraction_options
-from interpreter.domain import LEAST, descriptor, fit_domain, residual
+from interpreter.domain import DOMAIN_FILE, LEAST, descriptor, fit_domain, residual
 from interpreter.errors import TrainingDataError
 from interpreter.expected import expected_dice, expected_sums
 from interpreter.network import Interpreter
 from interpreter.prediction import predict
 from store.errors import SpecError
 from store.feature_store import FeatureStore
+from store.manifest import MANIFEST_FILE
 from store.spec import FeatureSpec
 
 DOUBT = 3.0
@@ -55,12 +56,13 @@ class Expected:
     def gain(self, over: Expected) -> tuple[float, float]:
         """By how much photographs are expected to be better than in another reading, and the standard error of that.
 
-        The means over photographs, each compared with itself; one of them alone has an error without bounds.
+        The means over photographs, each compared with itself. Fewer than ``LEAST`` say nothing: their error is
+        infinite.
         """
         pairs = zip(self.sums, over.sums, strict=True)
         gains = [_mean(expected_dice(mine)) - _mean(expected_dice(theirs)) for mine, theirs in pairs]
         known = np.array([gain for gain in gains if not math.isnan(gain)])
-        error = float(known.std(ddof=1)) / math.sqrt(len(known)) if len(known) > 1 else math.inf
+        error = float(known.std(ddof=1)) / math.sqrt(len(known)) if len(known) >= LEAST else math.inf
         return _mean(known), error
 
 
@@ -97,25 +99,33 @@ def expected_at(
     return Expected(spec, np.stack(sums))
 
 
-def readable(store: FeatureStore, card: Card, images: Sequence[Labelled]) -> list[FeatureSpec]:
-    """The specs in a store that an interpreter reads and that have all of some images, coarsest first.
+def extracted_at(store: FeatureStore, card: Card, images: Sequence[Labelled]) -> list[tuple[FeatureSpec, int]]:
+    """The specs in a store that an interpreter reads, coarsest first, and how many of some images each has.
 
-    They differ from its own in resolution alone.
+    They differ from its own in resolution alone; those that have none are left out.
+    """
+    found = [one for one in store.specs() if _differs_in_resolution_alone(card.spec, one)]
+    counted = [(one, sum(store.has(one, image.key) for image in images)) for one in found]
+    return sorted(((one, count) for one, count in counted if count), key=lambda pair: pair[0].resolution)
+
+
+def readable(store: FeatureStore, card: Card, images: Sequence[Labelled]) -> list[FeatureSpec]:
+    """Those of ``extracted_at`` that have all of the images.
 
     Raises:
         TrainingDataError: there is none; says how to make some.
     """
-    found = [one for one in store.specs() if _differs_in_resolution_alone(card.spec, one)]
-    whole = [one for one in found if all(store.has(one, image.key) for image in images)]
+    found = extracted_at(store, card, images)
+    whole = [one for one, count in found if count == len(images)]
     if not whole:
-        partly = ", ".join(str(one.resolution) for one in found) or "none"
+        partly = ", ".join(f"{count} at {one.resolution}" for one, count in found) or "none"
         how = extraction_options(card.spec, card.backbone)
         raise TrainingDataError(
             f"{store.location} has no resolution at which all {len(images)} photographs were extracted as this "
-            f"interpreter reads them (some were at: {partly}); run `extractor run {how}` with other --resolution, such "
-            "as 384, 512, 704 and 1024"
+            f"interpreter reads them (of them there are: {partly}); run `extractor run {how}` with other --resolution, "
+            "such as 384, 512, 704 and 1024"
         )
-    return sorted(whole, key=lambda one: one.resolution)
+    return whole
 
 
 def _differs_in_resolution_alone(spec: FeatureSpec, other: FeatureSpec) -> bool:
@@ -155,7 +165,7 @@ def save_adapted(
     images: Sequence[Labelled],
     expected: Sequence[Expected],
 ) -> Card:
-    """Write a copy of an interpreter that reads photographs at the best of some resolutions.
+    """Write a copy of an interpreter that reads photographs at the best of some resolutions, over what was there.
 
     Its domain is that of these photographs, so that what the camera's others are measured by are its own: from
     ``interpreter.domain.LEAST`` of them on, and none of fewer.
@@ -179,6 +189,8 @@ def save_adapted(
             "training": card.training | {"adapted_to": told},
         }
     )
+    for former in (DOMAIN_FILE, CODEBOOK_FILE, MANIFEST_FILE):
+        (folder / former).unlink(missing_ok=True)
     save_interpreter(folder, interpreter, adapted)
     if len(images) >= LEAST:
         codec = store.codec(best.spec)

@@ -13,7 +13,7 @@ import typer
 
 from interpreter.checkpoint import folder_of, load_interpreter
 from interpreter.domain import domain_of
-from interpreter.errors import InterpreterError
+from interpreter.errors import ConfigurationError, InterpreterError
 from store import console
 from store.errors import StoreError
 from store.feature_store import FeatureStore
@@ -29,6 +29,10 @@ def fit(
 ) -> None:
     """Write domain.safetensors: what the service measures a photograph's distance from the training images with."""
     _, card = load_interpreter(model)
+    if "adapted_to" in card.training:
+        raise ConfigurationError(
+            f"{model} was adapted to a camera, whose photographs it is measured by; `interpreter adapt` fits them anew"
+        )
     domain = domain_of(card, FeatureStore(store, read_only=True))
     folder = folder_of(model)
     path = domain.save(folder)

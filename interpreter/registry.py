@@ -43,6 +43,7 @@ class Listed:
             "classes": ", ".join(self.card.task.classes[1:]),
             "reads": f"{self.card.backbone}, spec {self.card.spec.said}",
             "features by": self.extracting or "",
+            "adapted": _adapted(self.card),
             "weights": f"{self.weights / 1000:.0f} k, {human_bytes(self.size)}, {self.card.licence}",
             "sha256": (manifest.sha256_of(WEIGHTS_FILE) or "not sealed")[:12],
             "learnt from": [str(one) for one in manifest.data] or f"{len(self.card.training_ids)} images",
@@ -80,6 +81,16 @@ def listed(folders: Iterable[Path] = ()) -> list[Listed]:
         CheckpointError: one cannot be loaded, or is not what its manifest says.
     """
     return [_listed(name) for name in (*shipped(), *(str(folder.resolve()) for folder in folders))]
+
+
+def _adapted(card: Card) -> str:
+    """To what a copy that ``interpreter adapt`` wrote is adapted; its figures are of before."""
+    if (to := card.training.get("adapted_to")) is None:
+        return ""
+    return (
+        f"to {to['photographs']} photographs without labels: reads {card.spec.resolution} pixels, learnt at "
+        f"{card.learnt_at or card.spec.resolution}"
+    )
 
 
 def _validation(card: Card) -> str:

@@ -62,7 +62,7 @@ def segment_command(
     Writes a PNG of native size for each, with class ids as values (overlapping classes have one each besides), and
     a table, segmented.csv: the share of the field of view that each class takes, the Dice that is expected of its mask
     (by its probabilities: too high on strange cameras), how much the timesteps disagree, and how far the photograph
-    is from the training images.
+    is from those it was trained on, or adapted to.
     """
     views = views_read(view, mirrored=mirrored)
     features = FeatureStore(store, read_only=True)
@@ -95,7 +95,7 @@ def segment_command(
     console.out.print(shown)
     console.out.print(
         f"{out}: {len(rows)} label maps and {TABLE}"
-        + (f"; do not rely on {len(unusual)} of them, unlike the training images" if unusual else ""),
+        + (f"; do not rely on {len(unusual)} of them, unlike the photographs it knows" if unusual else ""),
         soft_wrap=True,
     )
 

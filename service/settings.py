@@ -150,8 +150,9 @@ class Settings(BaseSettings):
     @field_validator("formats")
     @classmethod
     def _formats_are_known(cls, formats: tuple[str, ...]) -> tuple[str, ...]:
-        if unknown := [name for name in formats if name not in FORMATS]:
-            raise ValueError(f"expected some of {', '.join(FORMATS)} in formats, found {', '.join(unknown)}")
+        unknown = [name for name in formats if name not in FORMATS]
+        if unknown or not formats:
+            raise ValueError(f"expected some of {', '.join(FORMATS)} in formats, found {', '.join(unknown) or 'none'}")
         return formats
 
     @field_validator("folders")
@@ -210,7 +211,7 @@ def read_settings(**given: Any) -> Settings:
         field = re.search(r'"(\w+)"', str(error))
         variable = f"{PREFIX}{field[1].upper()}" if field else "a setting"
         raise WrongSettings(f'{variable}: expected a table as JSON, such as {{"name": "value"}}') from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise WrongSettings(f"{os.environ[CONFIG]} is no TOML: {error}") from error
     except OSError as error:
         raise WrongSettings(str(error)) from error
@@ -219,6 +220,9 @@ def read_settings(**given: Any) -> Settings:
 def _told(problem: Any) -> str:
     place = ".".join(str(part) for part in problem["loc"])
     said = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        near = get_close_matches(place, Settings.model_fields, 1)
+        said = f"no setting{f'; {near[0]} is one' if near else ''}"
     return f"{place}: {said}" if place else said
 
 

@@ -45,6 +45,8 @@ def _page(protocol: Protocol, plain: dict[str, Any], results: Sequence[Result]) 
     yield f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
     yield f"<h1>{title}</h1><p>{escape(protocol.says)}</p>"
     yield from (f"<p class=note>{escape(note)}</p>" for note in protocol.notes)
+    if plain["choices"].get("adapt"):
+        yield f"<p class=note>{ADAPTED}</p>"
     seeds = ", ".join(map(str, plain["seeds"]))
     over = f"seeds {seeds}, mean ± their standard deviation" if len(plain["seeds"]) > 1 else f"seed {seeds}"
     interval = "" if protocol.by_class else " (95 % bootstrap interval over test images)"
@@ -82,17 +84,22 @@ def _table(table: Table, protocol: Protocol) -> Iterator[str]:
     yield "</table>"
 
 
+ADAPTED = (
+    "Photographs of a tested data set are read at the resolution (read at) at which the trained network expects most "
+    "of itself on photographs of that data set's split train; their labels are not read."
+)
 FIGURES = ("pooled_dice", "iou", "sensitivity", "specificity", "auc_roc", "auc_pr", "hd95", "calibration_error")
 
 
 def _metrics(results: Sequence[Result]) -> Iterator[str]:
-    head = ("experiment", *FIGURES, "temperature", "k weights", "GFLOP")
+    head = ("experiment", *FIGURES, "temperature", "k weights", "GFLOP", "read_at")
     yield f"<div class=wide><table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>".replace("_", " ")
     for result in results:
         summary = result.summary
         values = [summary[name] for name in FIGURES] + [summary["temperature"]]
         values += [summary["weights"] / 1e3, summary["flops"] / 1e9]
         cells = "".join(f"<td>{'' if value is None else f'{value:.2f}'}</td>" for value in values)
+        cells += f"<td>{summary.get('read_at', '')}</td>"
         yield f"<tr><td>{escape(result.experiment.path)}</td>{cells}</tr>"
     yield "</table></div>"
 

@@ -90,6 +90,9 @@ class Running:
             dataclasses.replace(experiment, scoring_rules=self.choices.scoring(experiment.scoring_rules))
             for experiment in self.protocol.experiments(asked)
         ]
+        if self.choices.adapt:
+            for experiment in experiments:
+                _require_adaptable(experiment)
         results = []
         for number, experiment in enumerate(experiments, 1):
             self._say(f"{number} of {len(experiments)}: {experiment.path}")
@@ -246,8 +249,10 @@ class Running:
         """What of an image decides scores: the photograph, and the masks of the task."""
         return [image.name, image.key.image_id, [image.sample.masks.get(t) for t in self.protocol.task.targets]]
 
-    def _adapting(self, experiment: Experiment) -> dict[str, Any]:
-        """What decides the resolution of a tested data set; its photographs are extracted where they are not there."""
+    def _adapting(self, experiment: Experiment, spec: FeatureSpec) -> dict[str, Any]:
+        """What decides the resolution of a tested data set; what is wrong with it is told before a training."""
+        for resolution in self.choices.adapt:
+            spec.of_resolution(resolution)
         for name, split in (places := _adapted_on(experiment)):
             self._extracted(name, split, experiment.row, (experiment.test_view,))
         ids = [image.key.image_id for image in self._photographs(places)]
@@ -268,10 +273,20 @@ class Running:
             ],
             # Scores of before do not say that they are neither.
             **({"mirrored": True} if self.choices.mirrored else {}),
-            **(self._adapting(experiment) if self.choices.adapt else {}),
+            **(self._adapting(experiment, spec) if self.choices.adapt else {}),
         }
         normal: dict[str, Any] = json.loads(json.dumps(plain))
         return normal
+
+
+def _require_adaptable(experiment: Experiment) -> None:
+    """ConfigurationError unless one data set is tested, and nothing of it is learnt from."""
+    tested = {name for name, _ in experiment.tests}
+    if len(tested) > 1 or tested & {name for name, _ in experiment.sources}:
+        raise ConfigurationError(
+            f"{experiment.path}: `adapt` is for a tested data set of which nothing is learnt, one for each training; "
+            "leave out the setting"
+        )
 
 
 def _adapted_on(experiment: Experiment) -> list[tuple[str, str]]:

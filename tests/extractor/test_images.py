@@ -132,6 +132,7 @@ def areas_of(*colours: int | tuple[int, int, int]) -> Image.Image:
         (areas_of(0, 85, 170, 255), "4 values"),
         (areas_of((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)), "4 values"),  # all of one brightness but one
         (areas_of((0, 0, 0), (255, 0, 0), (0, 255, 0)).quantize(3), "3 values"),
+        (areas_of(0, 1, 255), "3 values"),  # a class, and what is not to be learnt
     ],
 )
 def test_classes_painted_in_one_file_are_no_binary_mask(image: Image.Image, found: str) -> None:
@@ -160,8 +161,14 @@ def test_soft_masks_and_those_kept_as_jpeg_are_binary(quality: int) -> None:
 @pytest.mark.parametrize("bits", [10, 12, 14])
 def test_fewer_bits_in_a_file_of_16_are_told(bits: int) -> None:
     deep = RGB[..., 0].astype(np.uint16) << (bits - 8)
-    with pytest.raises(ImageError, match=r"deep\.png: 16 bits a channel, and no value above \d+: of 10, 12 or 14 bits"):
-        decode_image(encoded(Image.fromarray(deep), "PNG"), "deep.png")
+    told = r"deep: 16 bits a channel, and no value above \d+: of 10, 12 or 14 bits"
+    with pytest.raises(ImageError, match=told):
+        decode_image(encoded(Image.fromarray(deep), "PNG"), "deep")
+    for suffix in (".png", ".tiff"):
+        ok, colours = cv2.imencode(suffix, cv2.cvtColor(RGB, cv2.COLOR_RGB2BGR).astype(np.uint16) << (bits - 8))
+        assert ok
+        with pytest.raises(ImageError, match=told):
+            decode_image(colours.tobytes(), "deep")
     assert not decode_image(encoded(Image.fromarray(np.zeros_like(deep)), "PNG")).any()  # said to be dark elsewhere
 
 

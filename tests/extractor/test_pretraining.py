@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -124,6 +126,24 @@ def test_a_run_that_is_asked_to_stop_loses_no_step(photographs: PreparedPhotogra
     assert rest.step == 5
     rest.run()
     assert torch.equal(weights(whole), weights(rest))
+
+
+def test_a_signal_to_the_whole_group_loses_no_step(photographs: PreparedPhotographs, tmp_path: Path) -> None:
+    stop = Stop()
+
+    def terminated(step: int, _loss: float) -> None:
+        if step == 4:
+            workers = multiprocessing.active_children()
+            assert workers
+            for worker in workers:
+                assert worker.pid is not None
+                os.kill(worker.pid, signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+
+    run = Pretraining(SETTINGS.model_copy(update={"steps": 50}), photographs, tmp_path / "run", workers=1)
+    with stop.on_interrupt(lambda: None), pytest.raises(KeyboardInterrupt):
+        run.run(terminated, stop)
+    assert Pretraining(SETTINGS.model_copy(update={"steps": 50}), photographs, tmp_path / "run").step == 4
 
 
 def test_a_checkpoint_killed_between_its_two_renames_is_found(photographs: PreparedPhotographs, tmp_path: Path) -> None:

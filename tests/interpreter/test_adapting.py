@@ -18,8 +18,9 @@ from interpreter.adapting import Expected, best_of, expected_at, readable, save_
 from interpreter.checkpoint import Card, load_interpreter, save_interpreter
 from interpreter.data import Labelled, all_images
 from interpreter.domain import load_domain
-from interpreter.errors import TrainingDataError
+from interpreter.errors import ConfigurationError, TrainingDataError
 from interpreter.expected import expected_of, expected_sums
+from interpreter.fit_domain import fit
 from interpreter.network import Interpreter, InterpreterConfig
 from interpreter.prediction import predict, vote, vote_overlapping
 from interpreter.task import Task
@@ -81,7 +82,7 @@ def test_expectations_of_photographs_are_added_up(store: FeatureStore, model: Pa
     assert expected.dice != expected_at(network, store, spec, images).dice
 
 
-def of(spec: FeatureSpec, side: int, *by_class: float, images: int = 4, spread: float = 0.0) -> Expected:
+def of(spec: FeatureSpec, side: int, *by_class: float, images: int = 6, spread: float = 0.0) -> Expected:
     """An expectation of so much of each class, in photographs that differ by a spread."""
     away = spread * np.linspace(-1, 1, images)
     sums = np.array([[[d + one for d in by_class], np.ones(len(by_class)), np.ones(len(by_class))] for one in away])
@@ -100,14 +101,15 @@ def test_the_best_is_the_highest_and_of_equals_the_coarsest(spec: FeatureSpec) -
 
 def test_what_was_learnt_gives_way_to_what_is_beyond_doubt(spec: FeatureSpec) -> None:
     learnt, better = of(spec, 32, 0.70), of(spec, 64, 0.72, spread=0.01)
-    assert better.gain(learnt) == pytest.approx((0.02, np.std([-0.01, -1 / 300, 1 / 300, 0.01], ddof=1) / 2))
+    gain, error = better.gain(learnt)
+    assert (gain, error) == pytest.approx((0.02, 0.01 * np.std(np.linspace(-1, 1, 6), ddof=1) / np.sqrt(6)))
     assert best_of([learnt, better], 32) is better
     doubtful = of(spec, 48, 0.73, spread=0.05)  # higher, and not in every photograph
     assert best_of([learnt, doubtful], 32) is learnt
     assert best_of([learnt, better, doubtful], 32) is better
     assert best_of([learnt, doubtful], 64) is doubtful  # neither was learnt at
-    alone = [of(spec, 32, 0.5, images=1), of(spec, 64, 0.9, images=1)]
-    assert best_of(alone, 32) is alone[0]  # one photograph decides nothing
+    few = [of(spec, 32, 0.5, images=4), of(spec, 64, 0.9, images=4)]
+    assert best_of(few, 32) is few[0]  # decide nothing
 
 
 def test_only_whole_sets_of_the_same_features_are_read(store: FeatureStore, model: Path, spec: FeatureSpec) -> None:
@@ -118,7 +120,8 @@ def test_only_whole_sets_of_the_same_features_are_read(store: FeatureStore, mode
     assert readable(store, card, images) == [spec, spec.of_resolution(64)]
     for one in (spec, spec.of_resolution(64)):
         store.delete(one, images[0].key)
-    with pytest.raises(TrainingDataError, match=r"some were at: .*`extractor run --backbone .* --resolution 32"):
+    told = r"there are: 5 at 32, 5 at 48, 5 at 64\); run `extractor run --backbone .* --resolution 32"
+    with pytest.raises(TrainingDataError, match=told):
         readable(store, card, images)
 
 
@@ -144,8 +147,14 @@ def test_a_copy_reads_the_best_resolution_as_the_original_would(
     assert domain is not None
     assert not domain.score(features, store.codec(larger)).abstain
     assert adapted(store, tmp_path / "here", images, tmp_path / "back", best=32).learnt_at is None
-    few = adapted(store, model, images[:4], tmp_path / "few", best=64)
-    assert load_domain(tmp_path / "few", few.spec) is None
+    with pytest.raises(ConfigurationError, match="was adapted to a camera, whose photographs it is measured by"):
+        fit(str(tmp_path / "here"), str(store.location))
+    (tmp_path / "here" / "manifest.json").write_text("{}")
+    few = adapted(store, model, images[:4], tmp_path / "here", best=32)  # over it: nothing of the former one stays
+    assert load_domain(tmp_path / "here", few.spec) is None
+    assert load_interpreter(tmp_path / "here")[1] == few
+    again = adapted(store, tmp_path / "here", images, tmp_path / "again", best=64)
+    assert (again.spec, again.learnt_at) == (larger, 32)
 
 
 def test_the_service_reads_so(store: FeatureStore, model: Path, dataset_folder: Path, tmp_path: Path) -> None:
@@ -167,17 +176,29 @@ def test_the_command(run: Run, store: FeatureStore, model: Path, tmp_path: Path)
     assert told.returncode == 0, told.stderr
     found = json.loads(told.stdout)
     assert [one["resolution"] for one in found["read"]] == [32, 48, 64]
-    assert found["best"] in (32, 48, 64)
+    beyond_doubt = [one for one in found["read"][1:] if one["gain"] > 0 and one["gain"] >= 3 * one["gain_error"]]
+    best = max([found["read"][0], *beyond_doubt], key=lambda one: one["expected_dice"])
+    assert (found["best"], found["learnt_at"]) == (best["resolution"], 32)
     assert [one["gain"] is None for one in found["read"]] == [True, False, False]
     assert all(one["by_class"] == {"mask": one["expected_dice"]} for one in found["read"])
     written = run("interpreter", *call, "--resolution", "48", "--resolution", "64", "--out", tmp_path / "here")
     assert written.returncode == 0, written.stderr
     assert "best at" in written.stdout
-    assert str(load_interpreter(tmp_path / "here")[1].spec.resolution) in written.stdout
+    assert "32, which it learnt at, is not among them" in " ".join(written.stderr.split())
+    side = load_interpreter(tmp_path / "here")[1].spec.resolution
+    assert f"reads {side} pixels, learnt at 32" in " ".join(
+        run("interpreter", "models", tmp_path / "here").stdout.split()
+    )
+    refused = run("interpreter", *call, "--out", tmp_path / "here")
+    assert (refused.returncode, "holds files already" in refused.stderr) == (2, True)
+    assert run("interpreter", *call, "--out", tmp_path / "here", "--overwrite").returncode == 0
     scored = json.loads(run("interpreter", "evaluate", *call[1:-1], tmp_path / "here", "--size", "32", "--json").stdout)
     assert scored["resolution"] == load_interpreter(tmp_path / "here")[1].spec.resolution
     assert "one resolution is nothing to choose from" in run("interpreter", *call, "--resolution", "32").stderr
     lacking = run("interpreter", *call, "--resolution", "96")
     assert (lacking.returncode, "--resolution 96" in lacking.stderr) == (1, True)
+    features = FeatureStore(store.location)
+    features.delete(load_interpreter(model)[1].spec.of_resolution(48), all_images(features, "eyes")[0].key)
+    assert "48 is left out: 5 of 6" in " ".join(run("interpreter", *call).stderr.split())
     same = run("interpreter", *call, "--out", model)
     assert (same.returncode, "another folder in --out" in same.stderr) == (2, True)

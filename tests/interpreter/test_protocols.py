@@ -21,6 +21,7 @@ from extractor.backbone import Backbone
 from extractor.backbone_folder import save_backbone
 from extractor.datasets import DataSet, load_dataset, of_split
 from extractor.diffusion import Diffusion
+from extractor.errors import DatasetError
 from extractor.extraction import Extractor
 from extractor.preprocess import preprocess
 from extractor.runs import extract_dataset
@@ -38,7 +39,7 @@ from interpreter.protocols.report import write_report
 from interpreter.protocols.running import Result, Running
 from interpreter.protocols.table import tabulated
 from interpreter.rules import Rules
-from store import FeatureStore
+from store import FeatureStore, SpecError
 from store.features import Key
 from store.spec import PREPROCESSINGS, PreprocessingName
 from store.views import NEGATIVE, fixed_rendering
@@ -159,6 +160,22 @@ def test_a_camera_is_read_at_the_resolution_that_its_photographs_say(
         assert at_64.summary["auc_roc"] != at_32.summary["auc_roc"]
         assert at_64.summary["by_image"].keys() == at_32.summary["by_image"].keys()
     assert report["table"]["unet"]["hrf"]["value"] == pytest.approx(larger[1].summary["dice"])
+    page = (tmp_path / "lodo-vessels-strict" / "report.html").read_text()
+    assert page.count("<td>64</td>") == 2
+    assert "their labels are not read" in page
+
+
+def test_what_cannot_be_adapted_is_told_before_anything_is_trained(table: Table, tmp_path: Path) -> None:
+    sources = vessels(tmp_path, "stare", "hrf")
+    with pytest.raises(SpecError, match="a square of 33 pixels"):
+        table("lodo-vessels", "strict", sources, ("hrf",), choices=CHOICES.model_copy(update={"adapt": (33,)}))
+    with pytest.raises(ConfigurationError, match=r"`adapt` is for a tested data set of which nothing is learnt"):
+        table("few-label", "strict", sources, choices=CHOICES.model_copy(update={"adapt": (64,)}))
+    listed = tmp_path / "hrf" / "hrf.csv"
+    listed.write_text(listed.read_text().replace(",train,", ",other,"))
+    with pytest.raises(DatasetError, match="no image of split 'train'"):
+        table("lodo-vessels", "strict", sources, ("hrf",), choices=CHOICES.model_copy(update={"adapt": (64,)}))
+    assert not list((tmp_path / "lodo-vessels-strict").rglob("interpreter.safetensors"))
 
 
 def test_a_photograph_that_is_trained_and_tested_on_is_named(table: Table, tmp_path: Path) -> None:

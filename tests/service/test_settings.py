@@ -54,6 +54,7 @@ def test_what_cannot_be_meant_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_pa
         ("diffdgss_keys", "hunter2", "diffdgss_keys is no setting; DIFFDGSS_API_KEYS is one"),
         ("DIFFDGSS_API_KEYS", "hunter2", "DIFFDGSS_API_KEYS: expected a table as JSON"),
         ("DIFFDGSS_FORMATS", "PNG,jpg", "found jpg"),
+        ("DIFFDGSS_FORMATS", "", "in formats, found none"),
         ("DIFFDGSS_MODELS", '["a"', "models: expected a list by commas, or as JSON"),
         ("DIFFDGSS_ADMINS", "nobody", "expected names of api_keys in admins"),
         ("DIFFDGSS_CONFIG", "/nothing.toml", "which is no file"),
@@ -86,6 +87,12 @@ def test_lists_are_given_by_commas_or_as_json(monkeypatch: pytest.MonkeyPatch, t
     (tmp_path / "service.toml").write_text("port = 1\nport = 2\n")
     monkeypatch.setenv("DIFFDGSS_CONFIG", str(tmp_path / "service.toml"))
     with pytest.raises(WrongSettings, match=r"service\.toml is no TOML: .*line 2"):
+        read_settings()
+    (tmp_path / "service.toml").write_text("prot = 1\n")
+    with pytest.raises(WrongSettings, match="prot: no setting; port is one"):
+        read_settings()
+    (tmp_path / "service.toml").write_bytes("store = 'Ä'".encode("latin-1"))
+    with pytest.raises(WrongSettings, match=r"service\.toml is no TOML: .*utf-8"):
         read_settings()
 
 
