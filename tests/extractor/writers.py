@@ -33,7 +33,7 @@ from store import Features, FeatureSpec, FeatureStore, Key, StoreFull, parse_vie
 from store.repairing import check
 from tests.conftest import TINY
 
-VIEWS = parse_views("identity,flips,photometric:36")
+VIEWS = parse_views("identity,flips,photometric:72")  # enough that fifty runs cannot finish them
 
 
 class NotedStore(FeatureStore):
