@@ -70,8 +70,8 @@ SQUEEZED_RED_FREE = {"preprocessing": "squeeze-red-free"}
 """As the published protocol has photographs, without their colour."""
 MIRRORED = {"mirrored": True}
 """Test photographs are read with their flips. Copies of the tables without are scored anew, not trained."""
-ADAPTED: dict[str, Any] = {"adapt": [384, 512, 704, 1024]}
-"""Each camera is read at the resolution that its photographs say, without labels. The trainings are those without."""
+ADAPTED = BASE | {"views": BUDGET["views"], "adapt": [384, 512, 704, 1024]}
+"""`base`, four renderings; each camera is read at the resolution that its photographs say, without labels."""
 FOREGROUND: dict[str, Any] = {"foreground": 0.5}
 """Half of the windows about a lesion: drawn evenly they hardly ever show one."""
 
@@ -124,8 +124,9 @@ TABLES = {
     "lodo-vessels-base-four": TableRecipe(
         "lodo-vessels", CAMERAS, ("diffdgss",), settings=BASE | {"views": BUDGET["views"]}
     ),
-    "lodo-vessels-adapted": TableRecipe(
-        "lodo-vessels", CAMERAS, ("diffdgss", "unet"), settings=BASE | {"views": BUDGET["views"]} | ADAPTED
+    "lodo-vessels-adapted": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss", "unet"), settings=ADAPTED),
+    "lodo-vessels-adapted-mirrored": TableRecipe(
+        "lodo-vessels", CAMERAS, ("diffdgss", "unet"), settings=ADAPTED | MIRRORED
     ),
     "lodo-vessels-base-fine": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss", "unet"), settings=FINE),
     "lodo-vessels-base-mirrored": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss",), settings=BASE | MIRRORED),
