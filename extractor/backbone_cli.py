@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -191,8 +191,8 @@ def pretrain(
         console.err.print(f"left out: {reason}", highlight=False, markup=False, soft_wrap=True)
     training = Pretraining(settings, photographs, out, start, workers=workers)
     stop, alone = Stop(), training.accelerator.num_processes == 1
-    told = stop.on_interrupt(lambda: console.err.print("writing a checkpoint; Ctrl-C again interrupts at once"))
-    with told if alone else nullcontext(), console.progress("pre-training", steps - training.step) as advance:
+    say = partial(console.err.print, "writing a checkpoint; Ctrl-C again interrupts at once")
+    with stop.on_interrupt(say, alone=alone), console.progress("pre-training", steps - training.step) as advance:
         training.run(lambda _, loss: advance(1, f"loss {loss:.3f}"), stop)
     console.out.print(f"backbone: {out / 'backbone'}  (pictures and TensorBoard beside it)")
 
@@ -232,8 +232,7 @@ def import_command(
     prepared = None if preprocessing is None else PREPROCESSINGS[preprocessing]()
     if head_channels is not None and heads is not None:
         raise typer.BadParameter("--heads is for networks whose num_head_channels was -1; give one of both")
-    if not overwrite and out.is_dir() and any(out.iterdir()):
-        raise typer.BadParameter(f"{out} holds files already; choose another folder, or replace them with --overwrite")
+    console.require_unused(out, overwrite=overwrite)
     told = head_channels is not None or heads is not None
     if not told:
         head_channels = _USUAL_HEAD_CHANNELS

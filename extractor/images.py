@@ -22,6 +22,7 @@ from extractor.errors import ImageError, ImageTooLarge
 FORMATS = ("PNG", "JPEG", "TIFF", "PPM", "GIF", "BMP")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".gif", ".bmp"})
 MAX_PIXELS = 120_000_000
+_TIFF = (b"II*\x00", b"MM\x00*")
 _DIMMEST = 1 << 14
 """Of 16-bit photographs' brightest values: below a quarter of the range other numbers of bits are meant."""
 _ONE_EACH = "save one mask for each target, with two values"
@@ -201,14 +202,14 @@ def _has_16_bits(data: bytes) -> bool:
     """Whether a PNG or TIFF, which could be decoded, says that its channels have 16 bits."""
     if data.startswith(b"\x89PNG"):
         return data[24] == 16
-    if data[:4] in (b"II*\x00", b"MM\x00*"):
+    if data[:4] in _TIFF:
         return 16 in np.atleast_1d(_first_directory(data).get(TiffImagePlugin.BITSPERSAMPLE, 8))
     return False
 
 
 def _decode_deep_tiff(data: bytes, name: str, max_pixels: int) -> NDArray[np.uint8] | None:
     """16-bit RGB TIFF, which Pillow does not identify; None if OpenCV does not either."""
-    if data[:4] not in (b"II*\x00", b"MM\x00*"):
+    if data[:4] not in _TIFF:
         return None
     try:
         width, height = _tiff_size(data)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from interpreter.adapting import best_of, expected_at, extracted_at, readable, save_adapted
+from interpreter.adapting import Expected, best_of, expected_at, gains, readable, save_adapted
 from interpreter.checkpoint import folder_of, load_interpreter
 from interpreter.data import all_images, require_features
 from interpreter.domain import LEAST
+from interpreter.metrics import or_none
 from interpreter.options import AsJson, Datasets, DeviceOption, ScanOption, StoreOption, ViewOption, require_device
+from interpreter.task import Task
 from store import console
 from store.feature_store import FeatureStore
 from store.spec import FeatureSpec
@@ -59,17 +61,14 @@ def adapt_command(
     interpreter, card = load_interpreter(model)
     if out is not None and out.resolve() == folder_of(model).resolve():
         raise typer.BadParameter("expected another folder in --out than that of --model, which it would replace")
-    if out is not None and not overwrite and out.is_dir() and any(out.iterdir()):
-        raise typer.BadParameter(f"{out} holds files already; choose another folder, or replace them with --overwrite")
+    if out is not None:
+        console.require_unused(out, overwrite=overwrite)
     interpreter.use_scan(scan)
     interpreter.to(require_device(device))
     named = {image.key.image_id: image for reference in dataset for image in all_images(features, reference)}
     images = [image.seen_as(view) for image in named.values()]
     if resolution is None:
-        specs = readable(features, card, images)
-        for spec, count in extracted_at(features, card, images):
-            if count < len(images):
-                console.note(f"{spec.resolution} is left out: {count} of {len(images)} photographs were extracted so")
+        specs = readable(features, card, images, console.note)
     else:
         specs = [card.spec.of_resolution(side) for side in sorted(set(resolution))]
         for spec in specs:
@@ -80,31 +79,15 @@ def adapt_command(
         ]
     learnt = interpreter.spec.resolution
     best = best_of(expected, learnt).spec.resolution
-    usual = next((one for one in expected if one.spec.resolution == learnt), None)
-    gains = [None if usual is None or one is usual else one.gain(usual) for one in expected]
     for note in _notes(specs, best, learnt, len(images)):
         console.note(note)
     if out is not None:
         save_adapted(out, interpreter, card, features, images, expected)
     if as_json:
-        found = [
-            {
-                "resolution": one.spec.resolution,
-                "expected_dice": _known(one.dice),
-                "by_class": dict(zip(card.task.targets, map(_known, one.by_class), strict=True)),
-                "gain": None if gain is None else _known(gain[0]),
-                "gain_error": None if gain is None else _known(gain[1]),
-            }
-            for one, gain in zip(expected, gains, strict=True)
-        ]
-        console.print_json({"photographs": len(images), "learnt_at": learnt, "read": found, "best": best, "out": out})
+        told = {"photographs": len(images), "learnt_at": learnt, "read": _plain(card.task, expected, learnt)}
+        console.print_json(told | {"best": best, "out": out})
         return
-    table = Table("resolution", *(f"expected Dice of {name}" for name in card.task.targets), f"gain over {learnt}")
-    for one, gain in zip(expected, gains, strict=True):
-        told = "" if gain is None else f"{100 * gain[0]:+.1f}"
-        told += f" ± {100 * gain[1]:.1f}" if gain is not None and math.isfinite(gain[1]) else ""
-        table.add_row(str(one.spec.resolution), *(f"{100 * dice:.1f}" for dice in one.by_class), told)
-    console.out.print(table)
+    console.out.print(_table(card.task, expected, learnt))
     reading = (
         "as it does by itself" if best == card.spec.resolution else f"read these photographs with --resolution {best}"
     )
@@ -112,6 +95,28 @@ def adapt_command(
     if out is not None:
         domain = "" if len(images) >= LEAST else f"; fewer than {LEAST} photographs make no statistics of a domain"
         console.out.print(f"{out}: reads so by itself{domain}; try it: service --model {out}", highlight=False)
+
+
+def _plain(task: Task, expected: Sequence[Expected], learnt: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "resolution": one.spec.resolution,
+            "expected_dice": or_none(one.dice),
+            "by_class": dict(zip(task.targets, map(or_none, one.by_class), strict=True)),
+            "gain": None if gain is None else or_none(gain[0]),
+            "gain_error": None if gain is None else or_none(gain[1]),
+        }
+        for one, gain in zip(expected, gains(expected, learnt), strict=True)
+    ]
+
+
+def _table(task: Task, expected: Sequence[Expected], learnt: int) -> Table:
+    table = Table("resolution", *(f"expected Dice of {name}" for name in task.targets), f"gain over {learnt}")
+    for one, gain in zip(expected, gains(expected, learnt), strict=True):
+        told = "" if gain is None else f"{100 * gain[0]:+.1f}"
+        told += f" ± {100 * gain[1]:.1f}" if gain is not None and math.isfinite(gain[1]) else ""
+        table.add_row(str(one.spec.resolution), *(f"{100 * dice:.1f}" for dice in one.by_class), told)
+    return table
 
 
 def _notes(specs: Sequence[FeatureSpec], best: int, learnt: int, photographs: int) -> list[str]:
@@ -126,8 +131,3 @@ def _notes(specs: Sequence[FeatureSpec], best: int, learnt: int, photographs: in
     if best != learnt and best in (sides[0], sides[-1]):
         notes.append(f"{best} is the {'least' if best == sides[0] else 'largest'} that was tried")
     return notes
-
-
-def _known(value: float) -> float | None:
-    """A number, as JSON has them."""
-    return value if math.isfinite(value) else None

@@ -7,6 +7,7 @@ others. Which resolution it reads a camera best at, it tells itself: by the Dice
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from interpreter.data import Labelled, extraction_options
 from interpreter.domain import DOMAIN_FILE, LEAST, descriptor, fit_domain, residual
 from interpreter.errors import TrainingDataError
 from interpreter.expected import expected_dice, expected_sums
+from interpreter.metrics import mean_of_known
 from interpreter.network import Interpreter
 from interpreter.prediction import predict
 from store.errors import SpecError
@@ -51,7 +53,7 @@ class Expected:
     @property
     def dice(self) -> float:
         """Mean over the classes that have one; nan if none has."""
-        return _mean(self.by_class)
+        return mean_of_known(self.by_class)
 
     def gain(self, over: Expected) -> tuple[float, float]:
         """By how much photographs are expected to be better than in another reading, and the standard error of that.
@@ -60,16 +62,10 @@ class Expected:
         infinite.
         """
         pairs = zip(self.sums, over.sums, strict=True)
-        gains = [_mean(expected_dice(mine)) - _mean(expected_dice(theirs)) for mine, theirs in pairs]
+        gains = [mean_of_known(expected_dice(mine)) - mean_of_known(expected_dice(theirs)) for mine, theirs in pairs]
         known = np.array([gain for gain in gains if not math.isnan(gain)])
         error = float(known.std(ddof=1)) / math.sqrt(len(known)) if len(known) >= LEAST else math.inf
-        return _mean(known), error
-
-
-def _mean(values: Sequence[float] | NDArray[np.float64]) -> float:
-    """Of what is a number; nan if nothing is."""
-    known = [value for value in values if not math.isnan(value)]
-    return float(np.mean(known)) if known else math.nan
+        return mean_of_known(known), error
 
 
 def expected_at(
@@ -99,23 +95,22 @@ def expected_at(
     return Expected(spec, np.stack(sums))
 
 
-def extracted_at(store: FeatureStore, card: Card, images: Sequence[Labelled]) -> list[tuple[FeatureSpec, int]]:
-    """The specs in a store that an interpreter reads, coarsest first, and how many of some images each has.
+def readable(
+    store: FeatureStore, card: Card, images: Sequence[Labelled], say: Callable[[str], None] = lambda _: None
+) -> list[FeatureSpec]:
+    """The specs in a store that an interpreter reads and that have all of some images, coarsest first.
 
-    They differ from its own in resolution alone; those that have none are left out.
-    """
-    found = [one for one in store.specs() if _differs_in_resolution_alone(card.spec, one)]
-    counted = [(one, sum(store.has(one, image.key) for image in images)) for one in found]
-    return sorted(((one, count) for one, count in counted if count), key=lambda pair: pair[0].resolution)
+    They differ from its own in resolution alone.
 
-
-def readable(store: FeatureStore, card: Card, images: Sequence[Labelled]) -> list[FeatureSpec]:
-    """Those of ``extracted_at`` that have all of the images.
+    Args:
+        say: told of each resolution that is left out, since it has some of the images.
 
     Raises:
         TrainingDataError: there is none; says how to make some.
     """
-    found = extracted_at(store, card, images)
+    specs = [one for one in store.specs() if _differs_in_resolution_alone(card.spec, one)]
+    counted = [(one, sum(store.has(one, image.key) for image in images)) for one in specs]
+    found = sorted(((one, count) for one, count in counted if count), key=lambda pair: pair[0].resolution)
     whole = [one for one, count in found if count == len(images)]
     if not whole:
         partly = ", ".join(f"{count} at {one.resolution}" for one, count in found) or "none"
@@ -125,6 +120,9 @@ def readable(store: FeatureStore, card: Card, images: Sequence[Labelled]) -> lis
             f"interpreter reads them (of them there are: {partly}); run `extractor run {how}` with other --resolution, "
             "such as 384, 512, 704 and 1024"
         )
+    for one, count in found:
+        if count < len(images):
+            say(f"{one.resolution} is left out: {count} of {len(images)} photographs were extracted so")
     return whole
 
 
@@ -133,6 +131,15 @@ def _differs_in_resolution_alone(spec: FeatureSpec, other: FeatureSpec) -> bool:
         return spec.of_resolution(other.resolution) == other
     except SpecError:
         return False
+
+
+def gains(expected: Sequence[Expected], learnt_at: int) -> list[tuple[float, float] | None]:
+    """``Expected.gain`` of each over that at the resolution which the interpreter learnt at.
+
+    None for that one itself, and for all where it is not among them.
+    """
+    learnt = next((one for one in expected if one.spec.resolution == learnt_at), None)
+    return [None if learnt is None or one is learnt else one.gain(learnt) for one in expected]
 
 
 def best_of(expected: Sequence[Expected], learnt_at: int) -> Expected:
@@ -147,10 +154,8 @@ def best_of(expected: Sequence[Expected], learnt_at: int) -> Expected:
     known = [one for one in expected if not math.isnan(one.dice)]
     if not known:
         raise TrainingDataError("none of the classes is in any of these photographs, as far as the interpreter sees")
-    learnt = next((one for one in known if one.spec.resolution == learnt_at), None)
-    if learnt is not None:
-        known = [one for one in known if one is learnt or _is_beyond_doubt(*one.gain(learnt))]
-    return max(known, key=lambda one: (one.dice, -one.spec.resolution))
+    better = [gain is None or _is_beyond_doubt(*gain) for gain in gains(known, learnt_at)]
+    return max(itertools.compress(known, better), key=lambda one: (one.dice, -one.spec.resolution))
 
 
 def _is_beyond_doubt(gain: float, error: float) -> bool:

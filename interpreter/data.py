@@ -115,7 +115,8 @@ def lacking(store: FeatureStore, references: Iterable[str], task: Task) -> list[
             without = [image.name for image in considered if target not in image.sample.masks]
             if without:
                 said.append(f"{_some(without, considered)} of {reference} have no mask of {target} and {fate}")
-        if task.overlapping and (others := [image.name for image in images if image not in kept]):
+        others = [image.name for image in images if not task.takes(image.sample.masks)]
+        if task.overlapping and others:
             said.append(f"{_some(others, images)} of {reference} have no mask and are left out")
     return said
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from interpreter.curves import PooledPixels, Reliability
 from interpreter.data import Labelled, mirrored_features, native_truth
-from interpreter.metrics import Counts, bootstrap_interval, count, hd95
+from interpreter.metrics import Counts, bootstrap_interval, count, hd95, mean_of_known
 from interpreter.network import Interpreter
 from interpreter.prediction import Prediction, Segmented, native_masks, native_probabilities, segment
 from interpreter.rules import Rules, Size
@@ -72,7 +72,7 @@ class Scores:
         The mean Dice; of overlapping classes, which many an image lacks, the mean over classes of the average
         precision over all pixels: Dice would give images without a class to whoever finds nothing anywhere.
         """
-        precision = _mean(np.array([pixels.average_precision() for pixels in self.pixels])) if overlapping else math.nan
+        precision = mean_of_known(pixels.average_precision() for pixels in self.pixels) if overlapping else math.nan
         return self.mean_dice if math.isnan(precision) else precision
 
     def by_timestep(self) -> dict[str, float]:
@@ -104,14 +104,14 @@ class Scores:
             "auc_roc": pixels.auc_roc(),
             "auc_pr": pixels.average_precision(),
             "auc_pr_33": pixels.idrid_auc_pr(),
-            "hd95": _mean(distances),
+            "hd95": mean_of_known(distances),
             "calibration_error": self.reliability[index].error,
         }
 
     def figures(self) -> dict[str, float]:
         """The same, averaged over the classes."""
         by_class = [self.class_figures(i) for i in range(len(self.classes))]
-        return {name: _mean(np.array([figures[name] for figures in by_class])) for name in by_class[0]}
+        return {name: mean_of_known(figures[name] for figures in by_class) for name in by_class[0]}
 
     def summary(self) -> dict[str, object]:
         """Everything as plain numbers, in points of 100; HD95 in pixels; None where a metric has no meaning."""
@@ -220,12 +220,6 @@ def _score(name: str, compared: Compared, by_voter: dict[str, float]) -> ImageSc
         tuple(hd95(mask & inside, truth & inside) for mask, truth in pairs),
         by_voter,
     )
-
-
-def _mean(values: NDArray[np.floating]) -> float:
-    """Mean of what is a number; nan if nothing is."""
-    numbers = values[~np.isnan(values)]
-    return float(numbers.mean()) if numbers.size else math.nan
 
 
 def _in_points(figures: dict[str, float]) -> dict[str, float | None]:

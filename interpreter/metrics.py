@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,3 +87,14 @@ def bootstrap_interval(
 
 def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else 1.0
+
+
+def mean_of_known(values: Iterable[float]) -> float:
+    """Mean of what is a number; nan if nothing is."""
+    numbers = [value for value in values if not math.isnan(value)]
+    return float(np.mean(numbers)) if numbers else math.nan
+
+
+def or_none(value: float) -> float | None:
+    """A number as JSON has it, which knows neither nan nor infinity."""
+    return value if math.isfinite(value) else None

@@ -11,12 +11,13 @@ import typer
 from pydantic import ValidationError
 
 from interpreter.errors import ConfigurationError
+from interpreter.metrics import or_none
 from interpreter.protocols import protocol_named
 from interpreter.protocols.extracting import extract_by_command, parse_source
 from interpreter.protocols.protocol import ROWS, Choices, Edition, Row
 from interpreter.protocols.report import write_report
 from interpreter.protocols.running import Running
-from interpreter.protocols.table import or_none, tabulated
+from interpreter.protocols.table import tabulated
 from store import console
 from store.feature_store import FeatureStore
 from store.views import parse_views

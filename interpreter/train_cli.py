@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,6 +12,7 @@ import typer
 from interpreter.checkpoint import folder_of
 from interpreter.config import HeadName
 from interpreter.data import all_images, labelled_in, lacking, store_spec, validation_in
+from interpreter.metrics import or_none
 from interpreter.network import InterpreterConfig
 from interpreter.options import AsJson, Datasets, DeviceOption, ScanOption, StoreOption, require_device
 from interpreter.pseudo_labels import PseudoLabels
@@ -204,14 +205,14 @@ def _train_and_say(training: Training, as_json: bool) -> None:
     left = (training.epochs - training.epoch) * training.steps_per_epoch - training.next_batch
     first = training.accelerator.is_main_process
     stop, alone = Stop(), training.accelerator.num_processes == 1
-    told = stop.on_interrupt(lambda: console.err.print("finishing a step; Ctrl-C again interrupts at once"))
-    with told if alone else nullcontext(), console.progress("training", left, quiet=as_json or not first) as advance:
+    say = partial(console.err.print, "finishing a step; Ctrl-C again interrupts at once")
+    with stop.on_interrupt(say, alone=alone), console.progress("training", left, quiet=as_json or not first) as advance:
         dice = training.run(lambda epoch, _, loss: advance(1, f"epoch {epoch + 1}, loss {loss:.3f}"), stop)
     if not first:
         return
     if as_json:
-        known = None if math.isnan(dice) else dice
-        console.print_json({"interpreter": str(training.folder), "validation_dice": known, "epochs": training.epoch})
+        told = {"interpreter": str(training.folder), "validation_dice": or_none(dice), "epochs": training.epoch}
+        console.print_json(told)
     elif math.isnan(dice):
         console.out.print(f"{training.folder}: trained to the last epoch, without validation images")
     else:

@@ -13,7 +13,7 @@ from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 
 from service.engine import Engine
-from service.errors import Abandoned, Conflict, NotReady
+from service.errors import Abandoned, Conflict, Forbidden, NotReady
 from service.flights import Flight, Ticket, late
 from service.job_runner import JobRunner
 from service.jobs import JobLimits, Jobs
@@ -107,6 +107,11 @@ class Context:
         self.sources.close()
         if self.engine.done() and self.engine.exception() is None:
             self.engine.result().close()
+
+    def require_admin(self, key: str, doing: str) -> None:
+        """Forbidden unless the operator named the key in ``admins``."""
+        if key not in self.settings.admins:
+            raise Forbidden(f"only the keys named in admins may {doing}")
 
     def ready_engine(self) -> Engine:
         """The engine; NotReady before it is loaded."""

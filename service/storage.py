@@ -58,6 +58,7 @@ class Storage:
         self._open, self._metrics, self._timeout = open_store, metrics, timeout
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="store")
         self._store: FeatureStore | None = None
+        self._registered: set[str] = set()
         self._troubles: dict[str, str] = {}
         self._rests_until = 0.0
         self._probed = 0.0
@@ -165,7 +166,9 @@ class Storage:
     def _write(self, spec: FeatureSpec, key: Key, features: Features, backbone: str, codebook: Codebook | None) -> int:
         store = self.store()
         claims = Claims(store.objects)
-        store.register(spec, backbone, codebook)  # each time: the store may have been deleted meanwhile
+        if spec.digest not in self._registered or not store.is_registered(spec):  # it may have been deleted meanwhile
+            store.register(spec, backbone, codebook)
+            self._registered.add(spec.digest)
         path = entry_path(spec, key)
         if not claims.take(path):
             return 0
@@ -196,9 +199,9 @@ class Storage:
         except (MissingEntry, DamagedEntry):
             self._troubles.pop(doing, None)
             raise
+        except SpecError:  # of what was asked for, or of a store that is not what it was
+            raise
         except (StoreError, OSError) as error:
-            if isinstance(error, SpecError):  # of what was asked for, or of a store that is not what it was
-                raise
             raise self._failed(doing, str(error), rest=False) from error
         for over in (doing, "open"):
             self._troubles.pop(over, None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from importlib import metadata
+from pathlib import Path
 from typing import Annotated, Any, NoReturn, Protocol
 
 import typer
@@ -29,6 +29,7 @@ from rich.table import Table
 from rich.text import Text
 
 from store.cores import keep_to_quota
+from store.files import is_no_room
 
 WIDE = 160
 """Columns of a table that goes to a file or another program, which rich would cut to 80."""
@@ -82,7 +83,7 @@ def run(app: typer.Typer, *expected: type[Exception]) -> NoReturn:
         first = error.errors()[0]
         _fail(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}", Exit.USAGE)
     except (OSError, json.JSONDecodeError) as error:
-        full = isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None
+        full = is_no_room(error) and getattr(error, "filename", None) is None
         _fail(f"{error}; make room and run the same command again to go on" if full else error, Exit.FAILED)
     except Exception as error:
         if not hasattr(error, "format_message"):
@@ -102,6 +103,12 @@ def _fail(message: object, code: int) -> NoReturn:
     plain = str(message).replace("[", r"\[")  # file names are no markup
     err.print(f"[bold red]error:[/] {plain}", highlight=False, soft_wrap=True)
     sys.exit(code)
+
+
+def require_unused(out: Path, *, overwrite: bool) -> None:
+    """BadParameter if a folder that is to be made holds files, and they are not to be replaced."""
+    if not overwrite and out.is_dir() and any(out.iterdir()):
+        raise typer.BadParameter(f"{out} holds files already; choose another folder, or replace them with --overwrite")
 
 
 def note(text: str) -> None:

@@ -94,7 +94,7 @@ class FeatureStore:
         Raises:
             SpecError: the encoding is compact and the codebook is not its own.
         """
-        known = self._is_registered(spec)
+        known = self.is_registered(spec)
         if isinstance(spec.encoding, TransformEncoding) and (
             not known or verify_entry(self.objects, f"{spec.digest}/{CODEBOOK}")
         ):
@@ -108,7 +108,8 @@ class FeatureStore:
             write_group(self.objects, "", {MARKER: {"format": FORMAT_VERSION}})
         write_group(self.objects, spec.digest, {"spec": spec.model_dump(mode="json"), "backbone": backbone})
 
-    def _is_registered(self, spec: FeatureSpec) -> bool:
+    def is_registered(self, spec: FeatureSpec) -> bool:
+        """Whether the spec is written beside its features, as it is."""
         try:
             return self._read_spec(spec.digest) == spec
         except (MissingEntry, DamagedEntry):

@@ -33,8 +33,13 @@ def told_if_full(path: Path) -> Iterator[None]:
         ) from error
 
 
+def is_no_room(error: Exception) -> bool:
+    """Whether an operating system says that a disk or a quota is used up."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def _is_full(path: Path, error: Exception) -> bool:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_no_room(error):
         return True
     existing = next((folder for folder in path.absolute().parents if folder.is_dir()), None)
     return existing is not None and shutil.disk_usage(existing).free < _NO_ROOM

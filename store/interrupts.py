@@ -26,9 +26,15 @@ class Stop:
         self._asked.set()
 
     @contextmanager
-    def on_interrupt(self, say: Callable[[], None]) -> Iterator[None]:
-        """While in this context, these signals ask instead of interrupting; only the main thread can listen."""
-        if threading.current_thread() is not threading.main_thread():
+    def on_interrupt(self, say: Callable[[], None], *, alone: bool = True) -> Iterator[None]:
+        """While in this context, these signals ask instead of interrupting; only the main thread can listen.
+
+        Args:
+            say: called when the first one comes.
+            alone: False where several processes work together, which could not agree on where to stop: then signals
+                interrupt.
+        """
+        if not alone or threading.current_thread() is not threading.main_thread():
             yield
             return
 

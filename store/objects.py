@@ -25,6 +25,7 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore
 
 from store.errors import FormatError, MissingEntry, StoreFull, StoreUnavailable
+from store.files import is_no_room
 
 T = TypeVar("T")
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
@@ -177,7 +178,7 @@ class Objects:
         except OSError as error:
             if isinstance(error, FileNotFoundError) and self._folder is None:
                 raise StoreUnavailable(f"{self.location}: there is no such bucket; create it first") from error
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if is_no_room(error):
                 raise StoreFull(
                     f"{self.location}: no room left while writing {key}; free some space and run the same command "
                     "again, it goes on where it stopped"

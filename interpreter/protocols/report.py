@@ -45,7 +45,7 @@ def _page(protocol: Protocol, plain: dict[str, Any], results: Sequence[Result]) 
     yield f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
     yield f"<h1>{title}</h1><p>{escape(protocol.says)}</p>"
     yield from (f"<p class=note>{escape(note)}</p>" for note in protocol.notes)
-    if plain["choices"].get("adapt"):
+    if plain["choices"]["adapt"]:
         yield f"<p class=note>{ADAPTED}</p>"
     seeds = ", ".join(map(str, plain["seeds"]))
     over = f"seeds {seeds}, mean ± their standard deviation" if len(plain["seeds"]) > 1 else f"seed {seeds}"

@@ -187,20 +187,20 @@ class Running:
         if not self.choices.adapt:
             return spec, {}
         places, view = _adapted_on(experiment), experiment.test_view
-        expected = []
+        images, expected = [image.seen_as(view) for image in self._photographs(places)], []
         for resolution in sorted({spec.resolution, *self.choices.adapt}):
-            read = self._features_at(resolution, experiment.row, places, (view,))
-            images = [image.seen_as(view) for image in self._photographs(places)]
+            read = self._features_at(_other(resolution, spec), experiment.row, places, (view,))
             expected.append(expected_at(interpreter, self.store, read, images))
             self._say(f"  read at {read.resolution}: expected Dice {100 * expected[-1].dice:.1f}")
         best = best_of(expected, spec.resolution).spec.resolution
         told = {"read_at": best, "expected_dice": {str(e.spec.resolution): 100 * e.dice for e in expected}}
-        return self._features_at(best, experiment.row, experiment.tests, self._test_views(experiment)), told
+        views = self._test_views(experiment)
+        return self._features_at(_other(best, spec), experiment.row, experiment.tests, views), told
 
     def _features_at(
-        self, resolution: int, row: Row, places: Sequence[tuple[str, str]], views: tuple[str, ...]
+        self, resolution: int | None, row: Row, places: Sequence[tuple[str, str]], views: tuple[str, ...]
     ) -> FeatureSpec:
-        """Features of data sets at a resolution, extracted where they are not there."""
+        """Features of data sets at a resolution, the training's if None, extracted where they are not there."""
         spec = self._only_spec({self._extracted(name, split, row, views, resolution) for name, split in places})
         if not row.pixels:
             return spec
@@ -287,6 +287,11 @@ def _require_adaptable(experiment: Experiment) -> None:
             f"{experiment.path}: `adapt` is for a tested data set of which nothing is learnt, one for each training; "
             "leave out the setting"
         )
+
+
+def _other(resolution: int, spec: FeatureSpec) -> int | None:
+    """What ``extractor run`` is asked for besides the training's own resolution, which it was asked for before."""
+    return None if resolution == spec.resolution else resolution
 
 
 def _adapted_on(experiment: Experiment) -> list[tuple[str, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from interpreter.metrics import bootstrap_interval
+from interpreter.metrics import bootstrap_interval, or_none
 from interpreter.protocols.protocol import ROWS, Choices, Protocol
 from interpreter.protocols.running import Result
 from interpreter.rules import BICUBIC
@@ -121,11 +120,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-def or_none(value: float) -> float | None:
-    """JSON has no nan."""
-    return None if math.isnan(value) else value
 
 
 def _cell(by_seed: dict[int, float | None], interval: tuple[float, float] | None = None) -> Cell:

@@ -11,7 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from service.context import Admitted, ReadyEngine, SharedContext, awaited
 from service.engine import Engine
-from service.errors import Forbidden, NoImage, NotFound, Unavailable
+from service.errors import NoImage, NotFound, Unavailable
 from service.flights import Ticket
 from service.options import KEY_PATTERN, Options, merged
 from service.routes.problems import problems
@@ -89,8 +89,7 @@ async def delete(key: _KEY, engine: ReadyEngine, context: SharedContext, name: A
 
     Features are everybody's who has the photograph, a trainer's among them.
     """
-    if name not in context.settings.admins:
-        raise Forbidden("only the keys named in admins may delete features")
+    context.require_admin(name, "delete features")
     spec, entry_key, _ = _located(engine, key)
     if not await run_in_threadpool(engine.forget, spec, entry_key.image_id):
         raise NotFound("no such features here (any more)")

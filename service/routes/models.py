@@ -6,7 +6,6 @@ from fastapi import APIRouter
 from fastapi.concurrency import run_in_threadpool
 
 from service.context import Admitted, ReadyEngine, SharedContext
-from service.errors import Forbidden
 from service.models import Model
 from service.routes.problems import problems
 from service.schemas import ModelInfo, Reloaded
@@ -23,8 +22,7 @@ async def models(engine: ReadyEngine, _key: Admitted) -> list[ModelInfo]:
 @router.post("/v1/reload", response_model=Reloaded, responses=problems(401, 403, 409, 429, 503), operation_id="reload")
 async def reload(context: SharedContext, key: Admitted) -> Reloaded:
     """Read settings, keys and models anew, without a pause; for keys that the operator named in ``admins``."""
-    if key not in context.settings.admins:
-        raise Forbidden("only the keys named in admins may reload")
+    context.require_admin(key, "reload")
     return Reloaded(models=await run_in_threadpool(context.reload))
 
 
