@@ -42,6 +42,8 @@ from store.views import IDENTITY
 AHEAD = 2
 """Tasks for each worker that are handed out at once: enough that none waits, few enough to stop soon."""
 RETRIES = 3
+PATIENCE = 10
+"""Seconds that a scheduler is waited for."""
 
 
 @dataclass(frozen=True)
@@ -159,23 +161,20 @@ def extract_task(run: str, work: Sequence[Work]) -> TaskResult:
 
 
 @contextmanager
-def connected(
-    scheduler: str | None, workers: int | None, *, gpu: bool = False, patience: float = 10
-) -> Iterator[Client]:
+def connected(scheduler: str | None, workers: int | None, *, gpu: bool = False) -> Iterator[Client]:
     """A client of a cluster that is there, or of one of so many processes on this machine.
 
     Args:
         scheduler: its address, such as ``tcp://scheduler:8786``.
         workers: processes of one thread each, where there is no scheduler.
         gpu: each local worker offers one GPU and has its share of the cores.
-        patience: seconds to wait for the scheduler.
 
     Raises:
         ClusterError: no scheduler answers there.
     """
     if scheduler is not None:
         try:
-            client = Client(scheduler, timeout=patience)
+            client = Client(scheduler, timeout=PATIENCE)
         except (OSError, ValueError) as error:
             raise ClusterError(
                 f"no Dask scheduler answers at {scheduler} ({error}); start one: dask scheduler"

@@ -66,7 +66,7 @@ def decode_image(data: bytes, name: str = "image", max_pixels: int = MAX_PIXELS)
     return np.ascontiguousarray(pixels, dtype=np.uint8)
 
 
-def decode_mask(data: bytes, name: str = "mask", max_pixels: int = MAX_PIXELS) -> NDArray[np.bool_]:
+def decode_mask(data: bytes, name: str = "mask") -> NDArray[np.bool_]:
     """Decode a binary mask to bool (H, W).
 
     Masks are found with any two values, in any colour, as one bit and as palettes: of two values the
@@ -78,7 +78,7 @@ def decode_mask(data: bytes, name: str = "mask", max_pixels: int = MAX_PIXELS) -
         ImageError: several classes in one file, as areas of more than two values or colours or as class ids; or
             colours of which none is brighter than the others.
     """
-    image = _open(data, name, max_pixels)
+    image = _open(data, name, MAX_PIXELS)
     colours = np.asarray(image)[..., None] if image.mode.startswith("I") else np.asarray(_to_rgb(image))
     pixels = colours.max(axis=2)
     levels = np.unique(pixels)

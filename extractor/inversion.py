@@ -142,12 +142,10 @@ def reconstruct(backbone: Backbone, x: torch.Tensor, grid: Sequence[int], *, cli
     return x
 
 
-def round_trip(
-    backbone: Backbone, x0: torch.Tensor, grid: Sequence[int], *, clip: bool = False
-) -> tuple[torch.Tensor, float]:
+def round_trip(backbone: Backbone, x0: torch.Tensor, grid: Sequence[int]) -> tuple[torch.Tensor, float]:
     """Invert up to grid[-1] and walk back down: the reconstruction and its PSNR in dB (range [-1, 1])."""
-    *_, last = invert(backbone, x0, grid, (), clip=clip)
-    back = reconstruct(backbone, last.x, grid, clip=clip).clamp(-1, 1)
+    *_, last = invert(backbone, x0, grid, ())
+    back = reconstruct(backbone, last.x, grid).clamp(-1, 1)
     return back, psnr(float((back - x0).square().mean()))
 
 

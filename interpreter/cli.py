@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from interpreter.adapt_cli import app as adapt_commands
+from interpreter.domain_cli import app as domain_commands
 from interpreter.errors import InterpreterError
 from interpreter.evaluate_cli import app as evaluate_commands
 from interpreter.options import AsJson
@@ -45,6 +46,7 @@ app.add_typer(evaluate_commands)
 app.add_typer(probe_commands)
 app.add_typer(adapt_commands)
 app.add_typer(segment_commands)
+app.add_typer(domain_commands)
 
 
 def main() -> NoReturn:

@@ -192,7 +192,7 @@ def _table(scores: Scores) -> Table:
     table = Table("points of 100", *(name for name, *_ in columns))
     table.add_row("Dice", *(_points(figures["dice"]) for _, figures, _ in columns))
     table.add_row("95 % interval", *(f"{_points(low)} to {_points(high)}" for _, _, (low, high) in columns))
-    for voter, dice in scores.by_timestep().items():
+    for voter, dice in scores.dice_by_voter().items():
         table.add_row(f"Dice of {voter} alone", *[""] * (len(columns) - 1), _points(dice))
     for name, words in SHOWN.items():
         table.add_row(words, *(_points(figures[name]) for _, figures, _ in columns))

@@ -32,13 +32,13 @@ class ImageScores:
     Attributes:
         voted: for each class but the background.
         hd95: likewise; nan where one of the masks is empty.
-        by_timestep: {voter: Dice averaged over these classes}, at the network's size.
+        by_voter: {voter: Dice averaged over these classes}, at the network's size.
     """
 
     name: str
     voted: tuple[Counts, ...]
     hd95: tuple[float, ...]
-    by_timestep: dict[str, float]
+    by_voter: dict[str, float]
 
     @property
     def dice(self) -> float:
@@ -75,9 +75,9 @@ class Scores:
         precision = mean_of_known(pixels.average_precision() for pixels in self.pixels) if overlapping else math.nan
         return self.mean_dice if math.isnan(precision) else precision
 
-    def by_timestep(self) -> dict[str, float]:
+    def dice_by_voter(self) -> dict[str, float]:
         """Mean over images of each voter's own Dice."""
-        return {t: float(np.mean([image.by_timestep[t] for image in self.images])) for t in self.images[0].by_timestep}
+        return {v: float(np.mean([image.by_voter[v] for image in self.images])) for v in self.images[0].by_voter}
 
     def pooled(self, index: int = 0) -> Counts:
         """The confusion matrix of a class over all images."""
@@ -120,7 +120,7 @@ class Scores:
             "images": len(self.images),
             **_in_points(self.figures()),
             "dice_interval_95": [100 * low, 100 * high],
-            "dice_by_timestep": {t: 100 * dice for t, dice in self.by_timestep().items()},
+            "dice_by_timestep": {v: 100 * dice for v, dice in self.dice_by_voter().items()},
             "by_class": {name: self._class_summary(i) for i, name in enumerate(self.classes)},
             "by_image": {image.name: round(100 * image.dice, 3) for image in self.images},
         }
@@ -204,7 +204,7 @@ def _carried(
         truth = rules.square_truth(geometry.of_resolution(size), truth, task, image.sample)
         geometry = Geometry.whole(size, size, geometry.resolution)
     return Compared(
-        native_masks(prediction, fov, geometry, task.overlapping),
+        native_masks(prediction, fov, geometry),
         native_probabilities(prediction, fov, geometry)[1:],
         task.members(truth),
         rules.counted(geometry.restore(fov).astype(np.bool_)),

@@ -5,7 +5,8 @@ b  batch    t  timestep    n  scores for each pixel    R  network's square
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -62,6 +63,20 @@ class Interpreter(nn.Module):
     def voters(self) -> tuple[str, ...]:
         """Names of those that vote: the timesteps, the models of an ensemble, or one that reads all timesteps."""
         return self.head.voters(self.spec.timesteps)
+
+    def at(self, timesteps: Sequence[int]) -> Interpreter:
+        """The same interpreter, weights shared, that reads some of its timesteps; itself if they are all of them.
+
+        Raises:
+            ConfigurationError: its head reads all timesteps at once. SpecError: it does not read one of them.
+        """
+        if tuple(timesteps) == self.spec.timesteps:
+            return self
+        if self.head.all_timesteps:
+            raise ConfigurationError(f"the head {self.config.head!r} reads all its timesteps at once, not some of them")
+        reader = copy.copy(self)
+        reader.spec = self.spec.at(tuple(timesteps))
+        return reader
 
     def use_scan(self, method: Method) -> None:
         """Force a selective scan on all VSS blocks; ``auto`` goes by the device."""

@@ -33,18 +33,20 @@ class Prediction:
         votes: uint8 (n, R, R), how many voters chose each class.
         disagreement: float32 (R, R), entropy of the votes in nats, 0 where all agree; of overlapping
             classes the largest of theirs.
-        by_timestep: uint8 (t, R, R), each voter's own labels.
+        labels_by_voter: uint8 (t, R, R), each voter's own labels.
         masks: bool (n - 1, R, R), the pixels of each class but the background.
         masks_by_voter: bool (t, n - 1, R, R), the same of each voter.
+        overlapping: classes may overlap.
     """
 
     labels: NDArray[np.uint8]
     probabilities: NDArray[np.float32]
     votes: NDArray[np.uint8]
     disagreement: NDArray[np.float32]
-    by_timestep: NDArray[np.uint8]
+    labels_by_voter: NDArray[np.uint8]
     masks: NDArray[np.bool_]
     masks_by_voter: NDArray[np.bool_]
+    overlapping: bool = False
 
 
 def vote(probabilities: NDArray[np.float32]) -> Prediction:
@@ -54,14 +56,14 @@ def vote(probabilities: NDArray[np.float32]) -> Prediction:
         probabilities: float32 (t, n, R, R), summing to one over n.
     """
     steps, classes = probabilities.shape[:2]
-    by_timestep = probabilities.argmax(axis=1).astype(np.uint8)
-    votes = np.stack([(by_timestep == c).sum(axis=0) for c in range(classes)]).astype(np.uint8)
+    labels_by_voter = probabilities.argmax(axis=1).astype(np.uint8)
+    votes = np.stack([(labels_by_voter == c).sum(axis=0) for c in range(classes)]).astype(np.uint8)
     mean = probabilities.mean(axis=0, dtype=np.float32)
     leading = votes == votes.max(axis=0)
     labels = np.where(leading, mean, -1).argmax(axis=0).astype(np.uint8)
     masks = np.stack([labels == c for c in range(1, classes)])
-    by_voter = np.stack([by_timestep == c for c in range(1, classes)], axis=1)
-    return Prediction(labels, mean, votes, disagreement(votes, steps), by_timestep, masks, by_voter)
+    masks_by_voter = np.stack([labels_by_voter == c for c in range(1, classes)], axis=1)
+    return Prediction(labels, mean, votes, disagreement(votes, steps), labels_by_voter, masks, masks_by_voter)
 
 
 def vote_overlapping(probabilities: NDArray[np.float32]) -> Prediction:
@@ -85,6 +87,7 @@ def vote_overlapping(probabilities: NDArray[np.float32]) -> Prediction:
         np.stack([topmost(one) for one in by_voter]),
         masks,
         by_voter,
+        overlapping=True,
     )
 
 
@@ -150,29 +153,23 @@ class Segmented(NamedTuple):
 def segment(interpreter: Interpreter, features: Features, mirrored: Mapping[str, Features] | None = None) -> Segmented:
     """What an interpreter makes of a photograph's features, and of those of its mirror images (``predict``)."""
     prediction = predict(interpreter, features.maps, features.fov, mirrored)
-    return at_native_size(prediction, features.fov, features.geometry, overlapping=interpreter.config.overlapping)
+    return at_native_size(prediction, features.fov, features.geometry)
 
 
-def at_native_size(
-    prediction: Prediction, fov: NDArray[np.bool_], geometry: Geometry, *, overlapping: bool = False
-) -> Segmented:
+def at_native_size(prediction: Prediction, fov: NDArray[np.bool_], geometry: Geometry) -> Segmented:
     """A vote carried to native size; fov bool (R, R). No network is needed."""
-    if overlapping:
-        masks = native_masks(prediction, fov, geometry, overlapping=True)
+    if prediction.overlapping:
+        masks = native_masks(prediction, fov, geometry)
         return Segmented(prediction, topmost(masks), masks)
     return Segmented(prediction, native_labels(prediction, fov, geometry), None)
 
 
-def native_labels(
-    prediction: Prediction, fov: NDArray[np.bool_], geometry: Geometry, overlapping: bool = False
-) -> NDArray[np.uint8]:
-    """Labels uint8 (H, W), background outside the field of view.
+def native_labels(prediction: Prediction, fov: NDArray[np.bool_], geometry: Geometry) -> NDArray[np.uint8]:
+    """Labels uint8 (H, W) of classes that exclude each other, background outside the field of view.
 
     Votes plus mean probability order the classes as the vote does; carried to native size as
     numbers, they give smooth outlines where resized labels would give steps.
     """
-    if overlapping:
-        return topmost(native_masks(prediction, fov, geometry, overlapping))
     planes = _restored(prediction.votes + prediction.probabilities, geometry)
     best = next(planes)
     labels = np.zeros(best.shape, dtype=np.uint8)
@@ -183,14 +180,12 @@ def native_labels(
     return labels
 
 
-def native_masks(
-    prediction: Prediction, fov: NDArray[np.bool_], geometry: Geometry, overlapping: bool = False
-) -> NDArray[np.bool_]:
+def native_masks(prediction: Prediction, fov: NDArray[np.bool_], geometry: Geometry) -> NDArray[np.bool_]:
     """The pixels of each class but the background, bool (n - 1, H, W), none outside the field of view."""
-    if not overlapping:
+    if not prediction.overlapping:
         labels = native_labels(prediction, fov, geometry)
         return np.stack([labels == c for c in range(1, len(prediction.votes))])
-    half = np.float32(len(prediction.by_timestep) / 2)
+    half = np.float32(len(prediction.labels_by_voter) / 2)
     # Above zero exactly where the vote has the class: half of the votes and a mean above one half, or more.
     scores = prediction.votes[1:] - half + np.float32(0.99) * (prediction.probabilities[1:] - np.float32(0.5))
     inside = geometry.restore(fov).astype(np.bool_)

@@ -36,11 +36,16 @@ VARIANTS: dict[Variant, VssShape] = {"v0": VssShape(state=16, gate=True), "v05":
 
 
 class SS2D(nn.Module):
-    """Selective scan over a map along four directions; (b, d, h, w) in and out."""
+    """Selective scan over a map along four directions; (b, d, h, w) in and out.
 
-    def __init__(self, d: int, n: int, method: Method = "auto") -> None:
+    Attributes:
+        method: which scan; ``auto`` goes by the device.
+    """
+
+    def __init__(self, d: int, n: int) -> None:
         super().__init__()
-        self.r, self.n, self.method = math.ceil(d / 32), n, method  # r = ceil(c / 16), c = d / 2
+        self.r, self.n = math.ceil(d / 32), n  # r = ceil(c / 16), c = d / 2
+        self.method: Method = "auto"
         self.project = nn.Parameter(torch.stack([_linear(self.r + 2 * n, d) for _ in range(4)]))  # (k, r + 2n, d)
         self.delta_weight = nn.Parameter(torch.empty(4, d, self.r).uniform_(-1, 1) * self.r**-0.5)
         self.delta_bias = nn.Parameter(torch.stack([_delta_bias(d) for _ in range(4)]))  # (k, d)
@@ -115,14 +120,14 @@ class VssBlock(nn.Module):
         drop_path: probability that the block is skipped for an image in training.
     """
 
-    def __init__(self, c: int, variant: Variant = "v0", drop_path: float = 0.0, method: Method = "auto") -> None:
+    def __init__(self, c: int, variant: Variant = "v0", drop_path: float = 0.0) -> None:
         super().__init__()
         shape, d = VARIANTS[variant], 2 * c
         self.gate, self.drop_path = shape.gate, drop_path
         self.norm = nn.LayerNorm(c)
         self.in_proj = nn.Linear(c, 2 * d if shape.gate else d, bias=False)
         self.conv = nn.Conv2d(d, d, 3, padding=1, groups=d)
-        self.scan = SS2D(d, shape.state, method)
+        self.scan = SS2D(d, shape.state)
         self.out_norm = nn.LayerNorm(d)
         self.out_proj = nn.Linear(d, c, bias=False)
 

@@ -76,7 +76,7 @@ class Answer:
     def agreement(self) -> NDArray[np.float32]:
         """float32 (R, R): share of voters for what was chosen (1 of 1); of overlapping classes the smallest."""
         p = self.prediction
-        steps = np.float32(len(p.by_timestep))
+        steps = np.float32(len(p.labels_by_voter))
         if self.layers is None:
             return np.asarray(np.take_along_axis(p.votes, p.labels[None], axis=0)[0] / steps)
         return np.asarray(np.where(p.masks, p.votes[1:], steps - p.votes[1:]).min(axis=0) / steps)
@@ -98,14 +98,14 @@ class Answer:
     def uncertainty(self) -> NDArray[np.float32]:
         """float32 (R, R): entropy of the votes over its largest possible value, 0 where all agree, at most 1."""
         choices = 2 if self.layers is not None else len(self.classes)  # each overlapping class is there, or not
-        largest = np.log(max(2, min(len(self.prediction.by_timestep), choices)))
+        largest = np.log(max(2, min(len(self.prediction.labels_by_voter), choices)))
         return np.asarray(self.prediction.disagreement / largest, dtype=np.float32)
 
     @property
     def nbytes(self) -> int:
         """Bytes of its arrays."""
         p = self.prediction
-        arrays = [self.labels, self.fov, p.labels, p.probabilities, p.votes, p.disagreement, p.by_timestep]
+        arrays = [self.labels, self.fov, p.labels, p.probabilities, p.votes, p.disagreement, p.labels_by_voter]
         arrays += [p.masks, p.masks_by_voter] + ([] if self.layers is None else [self.layers])
         return sum(array.nbytes for array in arrays)
 
@@ -166,7 +166,7 @@ def _voting(answer: Answer, kept: NDArray[np.bool_]) -> Answer:
         votes=votes,
         probabilities=probabilities,
         disagreement=disagreement(votes, len(by_voter), overlapping=overlapping),
-        by_timestep=np.stack([topmost(one) for one in by_voter]),
+        labels_by_voter=np.stack([topmost(one) for one in by_voter]),
         masks_by_voter=by_voter,
     )
     return replace(answer, prediction=now)

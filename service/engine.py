@@ -35,7 +35,7 @@ from service.flights import Flight, Flights, Ticket
 from service.metrics import Metrics
 from service.models import Model, Models, load_models
 from service.photographs import decode_photograph, quality_warnings
-from service.question import Kept, Limits, Question, Work, features_at, reader_at, subset
+from service.question import Kept, Limits, Question, Work, subset
 from service.shared import Shared
 from service.storage import Storage
 from store.feature_store import FeatureStore
@@ -211,8 +211,9 @@ class Engine:
             return known
         work, model = Work(self.metrics, lambda: flight.wanted), asked.model
         by_view, cached = self._features(asked, flight, work)
-        features, reader = by_view[IDENTITY], reader_at(model.interpreter, asked.timesteps)
-        mirrored = {view: features_at(one, model.card.spec, asked.timesteps) for view, one in by_view.items()}
+        timesteps = asked.timesteps or model.card.spec.timesteps
+        features, reader = by_view[IDENTITY], model.interpreter.at(timesteps)
+        mirrored = {view: one.at(model.card.spec, timesteps) for view, one in by_view.items()}
         plain = mirrored.pop(IDENTITY)
         prediction = work.on_device(
             "interpret",
@@ -222,8 +223,7 @@ class Engine:
             score = _scored(model, features, work.warnings)
         flight.check()
         with self._at_native_size, work.stage("outline"):
-            overlapping = reader.config.overlapping
-            _, labels, layers = at_native_size(prediction, features.fov, features.geometry, overlapping=overlapping)
+            _, labels, layers = at_native_size(prediction, features.fov, features.geometry)
         answer = Answer(
             image_id=asked.image_id,
             model=model.name,
@@ -231,7 +231,7 @@ class Engine:
             spec=model.card.spec.digest,
             classes=model.card.task.classes,
             colours=model.card.task.colours,
-            timesteps=asked.timesteps or model.card.spec.timesteps,
+            timesteps=timesteps,
             voters=reader.voters,
             mirrored=asked.mirrored,
             labels=labels,

@@ -93,7 +93,7 @@ def _npz(answer: Answer, options: Options, _source: Source) -> bytes:
     if options.uncertainty:
         arrays["uncertainty"] = answer.native_map(answer.uncertainty, Interpolation.LINEAR).astype(np.float16)
     if options.by_timestep:
-        maps = [answer.native_map(one, Interpolation.NEAREST) for one in answer.prediction.by_timestep]
+        maps = [answer.native_map(one, Interpolation.NEAREST) for one in answer.prediction.labels_by_voter]
         arrays["by_timestep"] = np.stack(maps)
         arrays["voters"] = np.array(answer.voters)
     buffer = io.BytesIO()

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from extractor.images import MAX_PIXELS
-from interpreter.network import Interpreter
 from service.errors import BadRequest, NotFound
 from service.metrics import Metrics
 from service.models import Model
 from service.photographs import FORMATS
-from store.features import Features
 from store.spec import FeatureSpec
 from store.views import IDENTITY, MIRRORED
 
@@ -160,20 +157,3 @@ def subset(model: Model, timesteps: Sequence[int] | None) -> tuple[int, ...] | N
             f"{model.name} reads all its timesteps at once and cannot read some of them; ask without timesteps"
         )
     return chosen
-
-
-def reader_at(interpreter: Interpreter, timesteps: tuple[int, ...] | None) -> Interpreter:
-    """The same interpreter, weights shared, at some of its timesteps."""
-    if timesteps is None:
-        return interpreter
-    reader = copy.copy(interpreter)
-    reader.spec = interpreter.spec.at(timesteps)
-    return reader
-
-
-def features_at(features: Features, spec: FeatureSpec, timesteps: tuple[int, ...] | None) -> Features:
-    """Features of a spec, at some of its timesteps."""
-    if timesteps is None:
-        return features
-    rows = [spec.timesteps.index(t) for t in timesteps]
-    return replace(features, maps={name: maps[rows] for name, maps in features.maps.items()})

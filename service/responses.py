@@ -68,7 +68,7 @@ def run_lengths(labels: NDArray[np.uint8]) -> RunLengths:
 
 def _classes(answer: Answer) -> list[ClassResult]:
     colours, fov = answer.colours, answer.fov
-    prediction, steps = answer.prediction, len(answer.prediction.by_timestep)
+    prediction, steps = answer.prediction, len(answer.prediction.labels_by_voter)
     expected = (None, *answer.expected_dice.values())
     results = []
     for i, name in enumerate(answer.classes):
@@ -109,7 +109,7 @@ def _domain(score: DomainScore) -> DomainResult:
 
 def _by_timestep(answer: Answer) -> dict[str, str]:
     masks = {}
-    for voter, labels in zip(answer.voters, answer.prediction.by_timestep, strict=True):
+    for voter, labels in zip(answer.voters, answer.prediction.labels_by_voter, strict=True):
         native = answer.native_map(labels, Interpolation.NEAREST).astype(np.uint8)
         masks[voter] = _base64(encode_labels(native, answer.colours))
     return masks

@@ -107,16 +107,9 @@ class TransformCodec:
 
     def decode(self, block: str, encoded: Encoded, device: torch.device | str = "cpu") -> torch.Tensor:
         mean, basis, step, _ = (a.to(device) for a in self._blocks[block])
-        return _along(basis * step, self._steps(encoded, device), mean)
-
-    def components(self, block: str, encoded: Encoded, device: torch.device | str = "cpu") -> torch.Tensor:
-        """The kept components as they are, float32 (..., k, h, w): decoding without the way back to channels."""
-        return self._steps(encoded, device) * self._blocks[block][2].to(device)[:, None, None]
-
-    @staticmethod
-    def _steps(encoded: Encoded, device: torch.device | str) -> torch.Tensor:
         stored = _to_device(encoded.values, device)
-        return ((stored >> 1) ^ (stored & 1).neg_()).view(torch.int8).float()
+        steps = ((stored >> 1) ^ (stored & 1).neg_()).view(torch.int8).float()
+        return _along(basis * step, steps, mean)
 
 
 def codec_for(spec: FeatureSpec, codebook: Codebook | None = None) -> Codec:

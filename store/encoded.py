@@ -39,18 +39,16 @@ class Encoded:
         return sum(a.nbytes for a in (self.values, self.scale, self.offset) if a is not None)
 
 
-def stacked(parts: Sequence[Encoded], axis: int = 0) -> Encoded:
-    """Parts of equal shape, side by side along a new axis; C-contiguous, however theirs are."""
+def stacked(parts: Sequence[Encoded]) -> Encoded:
+    """Parts of equal shape, one after the other along a new leading axis; C-contiguous, however theirs are."""
     scales = [part.scale for part in parts if part.scale is not None]
     offsets = [part.offset for part in parts if part.offset is not None]
     return Encoded(
-        _stacked([part.values for part in parts], axis),
-        _stacked(scales, axis) if scales else None,
-        _stacked(offsets, axis) if offsets else None,
+        _stacked([part.values for part in parts]),
+        _stacked(scales) if scales else None,
+        _stacked(offsets) if offsets else None,
     )
 
 
-def _stacked(arrays: Sequence[NDArray[Any]], axis: int) -> NDArray[Any]:
-    shape = list(arrays[0].shape)
-    shape.insert(axis, len(arrays))
-    return np.stack(arrays, axis, out=np.empty(shape, arrays[0].dtype))
+def _stacked(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return np.stack(arrays, out=np.empty((len(arrays), *arrays[0].shape), arrays[0].dtype))

@@ -7,7 +7,7 @@ R network's square
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -59,6 +59,17 @@ class Features:
     fov: NDArray[np.bool_]
     geometry: Geometry
     residuals: Mapping[int, float] = field(default_factory=dict)
+
+    def at(self, spec: FeatureSpec, timesteps: Sequence[int]) -> Features:
+        """The same at some of the timesteps of their spec; themselves if these are all of them.
+
+        Raises:
+            SpecError: the spec does not keep one.
+        """
+        if tuple(timesteps) == spec.timesteps:
+            return self
+        rows = timestep_indices(spec, timesteps)
+        return replace(self, maps={name: maps[rows] for name, maps in self.maps.items()})
 
 
 class FeatureEntry:

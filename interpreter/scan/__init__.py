@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import cache
 from typing import Literal
 
 import torch
@@ -85,6 +86,7 @@ def _implementation(name: str, device: torch.device) -> Scan:
     )
 
 
+@cache
 def _mamba() -> Scan | None:
     """mamba_ssm's CUDA kernel behind our signature; None where it is not installed."""
     try:

@@ -18,9 +18,9 @@ from interpreter.adapting import Expected, best_of, expected_at, readable, save_
 from interpreter.checkpoint import Card, load_interpreter, save_interpreter
 from interpreter.data import Labelled, all_images
 from interpreter.domain import load_domain
+from interpreter.domain_cli import fit
 from interpreter.errors import ConfigurationError, TrainingDataError
 from interpreter.expected import expected_of, expected_sums
-from interpreter.fit_domain import fit
 from interpreter.network import Interpreter, InterpreterConfig
 from interpreter.prediction import predict, vote, vote_overlapping
 from interpreter.task import Task

@@ -130,7 +130,7 @@ def test_heads_are_built_saved_and_loaded_by_name(
         b.name: Encoded(generator.standard_normal((3, b.channels, b.height, b.width)).astype("f4")) for b in spec.blocks
     }
     prediction = predict(loaded, maps, WHOLE)
-    assert len(prediction.by_timestep) == len(loaded.voters) == {"adaptive": 3, "joint": 1, "mlp": 10}[head]
+    assert len(prediction.labels_by_voter) == len(loaded.voters) == {"adaptive": 3, "joint": 1, "mlp": 10}[head]
     assert prediction.probabilities.shape == (3, 32, 32)
     exact = torch.cat(list(network.votes(maps, WHOLE)))
     assert exact.shape == (len(loaded.voters), 2 if overlapping else 3, 32, 32)

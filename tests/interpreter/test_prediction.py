@@ -28,7 +28,7 @@ def test_the_majority_wins_even_against_the_mean() -> None:
     assert prediction.labels[0, 0] == 1
     assert prediction.probabilities[0, 0, 0] > 0.5
     assert prediction.votes[:, 0, 0].tolist() == [1, 2]
-    assert prediction.by_timestep[:, 0, 0].tolist() == [1, 1, 0]
+    assert prediction.labels_by_voter[:, 0, 0].tolist() == [1, 1, 0]
 
 
 @pytest.mark.parametrize(("sure", "winner"), [(0.95, 1), (0.6, 0)])
@@ -58,7 +58,7 @@ def test_every_timestep_is_read_with_its_own_maps(filled_store: FeatureStore, sp
     for i, t in enumerate(spec.timesteps):
         at_t = {name: torch.from_numpy(m.values[i : i + 1]) for name, m in maps.items()}
         labels = network(at_t, torch.tensor([t])).argmax(dim=1)[0].numpy()
-        np.testing.assert_array_equal(prediction.by_timestep[i], labels)
+        np.testing.assert_array_equal(prediction.labels_by_voter[i], labels)
     again = predict(network, maps, features.fov)
     np.testing.assert_array_equal(prediction.probabilities, again.probabilities)
 
@@ -77,7 +77,7 @@ def test_mirror_images_are_turned_back_and_averaged(filled_store: FeatureStore, 
         ):
             both = predict(network, plain.maps, plain.fov, {view: other})
             np.testing.assert_allclose(both.probabilities[1:], ((alone + turned) / 2)[1:], atol=1e-6)
-            assert both.by_timestep.shape == (len(spec.timesteps), spec.resolution, spec.resolution)
+            assert both.labels_by_voter.shape == (len(spec.timesteps), spec.resolution, spec.resolution)
         both = segment(network, plain, {"flip-h": other, "flip-v": other}).prediction
         expected = (alone + reversed_[..., ::-1] + reversed_[..., ::-1, :]) / 3
         np.testing.assert_allclose(both.probabilities[1:], expected[1:], atol=1e-6)
@@ -107,7 +107,7 @@ def test_overlapping_classes_are_voted_on_one_by_one() -> None:
     assert prediction.masks[:, 0, 0].tolist() == [True, True]
     assert prediction.votes[:, 0, 0].tolist() == [0, 2, 2]
     assert prediction.labels[0, 0] == 2
-    assert prediction.by_timestep[:, 0, 0].tolist() == [2, 2, 1]
+    assert prediction.labels_by_voter[:, 0, 0].tolist() == [2, 2, 1]
     assert prediction.probabilities[0, 0, 0] == pytest.approx(1 - (0.9 + 0.4 + 0.6) / 3)
     tie = vote_overlapping(one_pixel((0.6, 0.95), (0.3, 0.3)))
     assert tie.masks[:, 0, 0].tolist() == [False, True]
@@ -118,7 +118,7 @@ def test_native_masks_of_overlapping_classes_are_the_vote_at_the_same_size() -> 
     random = np.random.default_rng(0)
     prediction = vote_overlapping(random.random((4, 3, 32, 32)).astype(np.float32))
     everywhere = np.ones((32, 32), dtype=np.bool_)
-    masks = native_masks(prediction, everywhere, Geometry.whole(32, 32, 32), overlapping=True)
+    masks = native_masks(prediction, everywhere, Geometry.whole(32, 32, 32))
     np.testing.assert_array_equal(masks, prediction.masks)
 
 

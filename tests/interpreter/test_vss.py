@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from interpreter.vss import VssBlock
+from interpreter.scan import Method
+from interpreter.vss import Variant, VssBlock
 
 
 def silu(x: float) -> float:
@@ -87,9 +88,10 @@ def by_hand(x: np.ndarray, p: dict[str, np.ndarray], gate: bool) -> np.ndarray:
 
 @pytest.mark.parametrize("variant", ["v0", "v05"])
 @pytest.mark.parametrize("method", ["numba", "torch"])
-def test_the_vss_block_is_vmambas_arithmetic(variant: str, method: str) -> None:
+def test_the_vss_block_is_vmambas_arithmetic(variant: Variant, method: Method) -> None:
     torch.manual_seed(0)
-    block = VssBlock(5, variant, method=method).eval()  # type: ignore[arg-type]
+    block = VssBlock(5, variant).eval()
+    block.scan.method = method
     for parameter in block.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     x = torch.randn(2, 5, 3, 4)

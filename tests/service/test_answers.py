@@ -29,7 +29,7 @@ def disc_and_cup(steps: int = 2) -> Answer:
     probabilities[:, 1, 12:20, 12:20] = 0.8
     prediction = vote_overlapping(probabilities)
     fov, geometry = np.ones((SIDE, SIDE), np.bool_), Geometry.whole(SIDE, SIDE, SIDE)
-    layers = native_masks(prediction, fov, geometry, overlapping=True)
+    layers = native_masks(prediction, fov, geometry)
     return Answer(
         image_id="0" * 64, model="disc_cup", version="1", spec="2" * 64, classes=("background", "OD", "cup"),
         colours=("#1fe0ff", "#ff9d1f"), timesteps=(100, 500), voters=("100", "500"), labels=topmost(layers),
@@ -110,20 +110,20 @@ def test_a_class_that_is_left_out_is_left_out_of_everything(overlapping: bool) -
         drawn = random.random((3, 3, SIDE, SIDE), dtype=np.float32)
         prediction = vote(drawn / drawn.sum(axis=1, keepdims=True))
     fov, geometry = np.ones((SIDE, SIDE), np.bool_), Geometry.whole(SIDE, SIDE, SIDE)
-    _, labels, layers = at_native_size(prediction, fov, geometry, overlapping=overlapping)
+    _, labels, layers = at_native_size(prediction, fov, geometry)
     answer = dataclasses.replace(disc_and_cup(), labels=labels, layers=layers, prediction=prediction)
     kept = of_classes(answer, ["OD"])
     now, before = kept.prediction, answer.prediction
-    assert set(np.unique(now.by_timestep)) == {0, 1}
-    np.testing.assert_array_equal(now.by_timestep == 1, before.masks_by_voter[:, 0])
+    assert set(np.unique(now.labels_by_voter)) == {0, 1}
+    np.testing.assert_array_equal(now.labels_by_voter == 1, before.masks_by_voter[:, 0])
     assert not now.probabilities[2].any()
     np.testing.assert_allclose(now.probabilities.sum(axis=0), 1, atol=1e-6)
     np.testing.assert_array_equal(now.probabilities[1], before.probabilities[1])
     assert (now.disagreement > 0).sum() < (before.disagreement > 0).sum()
-    agreed = now.votes[1] % len(now.by_timestep) == 0
+    agreed = now.votes[1] % len(now.labels_by_voter) == 0
     np.testing.assert_array_equal(now.disagreement == 0, agreed)
     arrays = np.load(io.BytesIO(OUTPUTS["npz"].render(kept, Options(by_timestep=True), SOURCE)))
     assert not arrays["probabilities"][2].any()
     everything = of_classes(answer, ["OD", "cup"]).prediction
-    for name in ("labels", "probabilities", "votes", "disagreement", "by_timestep", "masks", "masks_by_voter"):
+    for name in ("labels", "probabilities", "votes", "disagreement", "labels_by_voter", "masks", "masks_by_voter"):
         np.testing.assert_allclose(getattr(everything, name), getattr(before, name), atol=1e-6)

@@ -289,7 +289,7 @@ def test_what_reads_all_timesteps_at_once_answers_for_all_of_them(
     engine.models = Models([Model("at once", network, usual.card, usual.extractor)])
     answer = engine.segment(png(86))
     assert answer.timesteps == (1, 10, 100)
-    assert len(answer.voters) == len(answer.prediction.by_timestep) == voters
+    assert len(answer.voters) == len(answer.prediction.labels_by_voter) == voters
     with serving(engine) as client:
         client.app.state.engine.result()  # type: ignore[attr-defined]
         shown = post(client, png(86), by_timestep="true").json()

@@ -103,19 +103,6 @@ def test_compact_loses_the_share_of_variance_that_was_asked_for(spec: FeatureSpe
         assert 0.5 * distortion < lost / variance < 1.15 * distortion
 
 
-def test_components_are_the_maps_seen_along_the_basis(spec: FeatureSpec) -> None:
-    codebook = fitted(spec)
-    codec = TransformCodec(codebook)
-    code = codebook.blocks["block_2"]
-    encoded = codec.encode("block_2", some_maps(spec)["block_2"])
-    components = codec.components("block_2", encoded)
-    assert components.shape[1] == len(code.bits) < code.basis.shape[0]
-    channels = torch.einsum("tkhw,ck->tchw", components, torch.from_numpy(code.basis))
-    torch.testing.assert_close(
-        channels + torch.from_numpy(code.mean)[:, None, None], codec.decode("block_2", encoded), rtol=1e-4, atol=1e-4
-    )
-
-
 def test_small_numbers_have_empty_high_bits() -> None:
     one = np.ones(1, np.float32)
     code = BlockCode(0 * one, one[:, None], one, np.array([3], np.uint8))

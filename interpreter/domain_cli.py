@@ -1,33 +1,30 @@
-"""Fit the domain of an interpreter to the features of its training images.
-
-    python -m interpreter.fit_domain MODEL --store STORE
-
-writes ``domain.safetensors`` beside the interpreter; the service reads it from there. A training does so by itself.
-"""
+"""``interpreter fit-domain``: what photographs are told apart from the training images by, fitted again."""
 
 from __future__ import annotations
 
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
 from interpreter.checkpoint import folder_of, load_interpreter
 from interpreter.domain import domain_of
-from interpreter.errors import ConfigurationError, InterpreterError
+from interpreter.errors import ConfigurationError
 from store import console
-from store.errors import StoreError
 from store.feature_store import FeatureStore
 from store.manifest import read_manifest, seal
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer()
 
 
-@app.command(epilog="Example: python -m interpreter.fit_domain runs/mine --store features.zarr")
+@app.command("fit-domain", epilog="Example: interpreter fit-domain runs/mine --store features.zarr")
 def fit(
     model: Annotated[str, typer.Argument(help="Shipped name or folder of an interpreter.")],
     store: Annotated[str, typer.Option(help="The store with its training images' features.")],
 ) -> None:
-    """Write domain.safetensors: what the service measures a photograph's distance from the training images with."""
+    """Write domain.safetensors: what photographs are measured by to tell whether they are like the training images.
+
+    A training does so by itself. It lies beside the interpreter, where `segment` and the service read it.
+    """
     _, card = load_interpreter(model)
     if "adapted_to" in card.training:
         raise ConfigurationError(
@@ -43,12 +40,3 @@ def fit(
         f"{path}: distance up to {domain.threshold:.2f}, {len(domain.mean)} numbers of an image; residual "
         + ("not judged, some features were stored without" if usual is None else f"{usual[0]:.2g} to {usual[1]:.2g}")
     )
-
-
-def main() -> NoReturn:
-    """Entry point."""
-    console.run(app, InterpreterError, StoreError)
-
-
-if __name__ == "__main__":
-    main()
