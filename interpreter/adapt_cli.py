@@ -12,10 +12,11 @@ from rich.table import Table
 
 from interpreter.adapting import Expected, best_of, expected_at, gains, readable, save_adapted
 from interpreter.checkpoint import folder_of, load_interpreter
-from interpreter.data import all_images, require_features
+from interpreter.data import all_images
 from interpreter.domain import LEAST
 from interpreter.metrics import or_none
 from interpreter.options import AsJson, Datasets, DeviceOption, ScanOption, StoreOption, ViewOption, require_device
+from interpreter.stored import require_features
 from interpreter.task import Task
 from store import console
 from store.feature_store import FeatureStore

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from interpreter.checkpoint import CODEBOOK_FILE, Card, save_interpreter
-from interpreter.data import Labelled, extraction_options
+from interpreter.data import Labelled
 from interpreter.domain import DOMAIN_FILE, LEAST, descriptor, fit_domain, residual
 from interpreter.errors import TrainingDataError
 from interpreter.expected import expected_dice, expected_sums
@@ -25,6 +25,7 @@ from interpreter.metrics import mean_of_known
 from interpreter.network import Interpreter
 from interpreter.prediction import predict
 from store.errors import SpecError
+from store.extraction_command import ExtractionCommand, options_of_spec
 from store.feature_store import FeatureStore
 from store.manifest import MANIFEST_FILE
 from store.spec import FeatureSpec
@@ -114,10 +115,10 @@ def readable(
     whole = [one for one, count in found if count == len(images)]
     if not whole:
         partly = ", ".join(f"{count} at {one.resolution}" for one, count in found) or "none"
-        how = extraction_options(card.spec, card.backbone)
+        how = ExtractionCommand(options_of_spec(card.spec, card.backbone))
         raise TrainingDataError(
             f"{store.location} has no resolution at which all {len(images)} photographs were extracted as this "
-            f"interpreter reads them (of them there are: {partly}); run `extractor run {how}` with other --resolution, "
+            f"interpreter reads them (of them there are: {partly}); run `{how}` with other --resolution, "
             "such as 384, 512, 704 and 1024"
         )
     for one, count in found:

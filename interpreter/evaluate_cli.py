@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from rich.table import Table
 
 from interpreter.checkpoint import load_interpreter
-from interpreter.data import Labelled, labelled_in, lacking, require_features, views_read
+from interpreter.data import Labelled, labelled_in, lacking
 from interpreter.options import (
     AsJson,
     DeviceOption,
@@ -28,6 +28,7 @@ from interpreter.protocols.protocol import ROWS, Edition
 from interpreter.rendering import write_label_maps
 from interpreter.rules import Rules, Size
 from interpreter.scan import Method
+from interpreter.stored import require_features, views_read
 from store import console
 from store.feature_store import FeatureStore
 from store.views import IDENTITY

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from interpreter.curves import PooledPixels, Reliability
-from interpreter.data import Labelled, mirrored_features, native_truth
+from interpreter.data import Labelled, native_truth
 from interpreter.metrics import Counts, bootstrap_interval, count, hd95, mean_of_known
 from interpreter.network import Interpreter
 from interpreter.prediction import Prediction, Segmented, native_masks, native_probabilities, segment
 from interpreter.rules import Rules, Size
+from interpreter.stored import mirrored_features
 from interpreter.task import Task
 from store.feature_store import FeatureStore
 from store.features import Features

@@ -20,9 +20,11 @@ from torch.nn import functional
 
 from interpreter.bilinear import at_pixels
 from interpreter.curves import PooledPixels
-from interpreter.data import Labelled, network_truth, require_features, split_off
+from interpreter.data import Labelled, network_truth
 from interpreter.errors import TrainingDataError
 from interpreter.rules import STRICT
+from interpreter.splits import split_off
+from interpreter.stored import require_features
 from interpreter.task import Task
 from store.codecs import Codec
 from store.feature_store import FeatureStore

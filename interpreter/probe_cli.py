@@ -9,12 +9,14 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from interpreter.data import few, labelled_in, store_spec
+from interpreter.data import labelled_in
 from interpreter.errors import ConfigurationError
 from interpreter.heat_map import Panel, draw_heat_map
 from interpreter.options import AsJson, Datasets, StoreOption
 from interpreter.probe import Probed, ProbeSettings, probe
 from interpreter.rendering import encode_picture
+from interpreter.splits import few
+from interpreter.stored import store_spec
 from interpreter.task import Task
 from store import console
 from store.codebook import load_codebook

@@ -17,10 +17,12 @@ import torch
 from numpy.typing import NDArray
 
 from interpreter.checkpoint import CARD_FILE, CODEBOOK_FILE, WEIGHTS_FILE, folder_of, load_interpreter
-from interpreter.data import Labelled, group_of, require_features, seen_plainly, without_duplicates
+from interpreter.data import Labelled, without_duplicates
 from interpreter.errors import ConfigurationError, TrainingDataError
 from interpreter.prediction import segment
 from interpreter.scan import Method
+from interpreter.splits import group_of, seen_plainly
+from interpreter.stored import require_features
 from interpreter.task import Task
 from store.feature_store import FeatureStore
 from store.features import Key

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from interpreter.checkpoint import WEIGHTS_FILE, Card, folder_of, load_interpreter, shipped
-from interpreter.data import extraction_options
 from interpreter.errors import CheckpointError
 from interpreter.heads.photometric import reads_photographs
 from store.console import human_bytes
+from store.extraction_command import ExtractionCommand, options_of_spec
 from store.manifest import Manifest, read_intact
 
 
@@ -55,7 +55,8 @@ class Listed:
         """The command that makes what it reads; None where that is photographs."""
         if reads_photographs(self.card.spec):
             return None
-        return f"extractor run --dataset ... --store ... {extraction_options(self.card.spec, self.card.backbone)}"
+        how = options_of_spec(self.card.spec, self.card.backbone)
+        return str(ExtractionCommand({"dataset": "...", "store": "...", **how}))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: the card, and what the manifest adds (None without one)."""

@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from interpreter.checkpoint import Card, folder_of, load_interpreter
-from interpreter.data import Labelled, all_images, mirrored_features, require_features, views_read
+from interpreter.data import Labelled, all_images
 from interpreter.domain import Domain, load_domain
 from interpreter.expected import expected_of
 from interpreter.network import Interpreter
@@ -29,6 +29,7 @@ from interpreter.options import (
 )
 from interpreter.prediction import segment
 from interpreter.rendering import write_label_maps
+from interpreter.stored import mirrored_features, require_features, views_read
 from store import console
 from store.feature_store import FeatureStore
 from store.files import replaced

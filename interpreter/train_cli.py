@@ -11,11 +11,13 @@ import typer
 
 from interpreter.checkpoint import folder_of
 from interpreter.config import HeadName
-from interpreter.data import all_images, labelled_in, lacking, store_spec, validation_in
+from interpreter.data import all_images, labelled_in, lacking
 from interpreter.metrics import or_none
 from interpreter.network import InterpreterConfig
 from interpreter.options import AsJson, Datasets, DeviceOption, ScanOption, StoreOption, require_device
 from interpreter.pseudo_labels import PseudoLabels
+from interpreter.splits import validation_in
+from interpreter.stored import store_spec
 from interpreter.task import Task
 from interpreter.vss import Variant
 from store import console

@@ -24,7 +24,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from interpreter.checkpoint import Card
-from interpreter.data import Labelled, parted, require_features
+from interpreter.data import Labelled
 from interpreter.errors import ConfigurationError, TrainingDiverged
 from interpreter.feed import Feed, Share
 from interpreter.network import Interpreter, InterpreterConfig
@@ -36,6 +36,8 @@ from interpreter.run_folder import RunFolder
 from interpreter.scan import Method
 from interpreter.selection import Selection
 from interpreter.settings import TrainingSettings as TrainingSettings
+from interpreter.splits import parted
+from interpreter.stored import require_features
 from interpreter.task import Task
 from store.batches import Batch
 from store.feature_store import FeatureStore

@@ -7,8 +7,6 @@ they do not make it anew.
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
@@ -17,6 +15,7 @@ from store.claims import Claims
 from store.collection import COLLECTIONS, LABELS
 from store.entries import verify_entry
 from store.errors import DamagedEntry, MissingEntry, StoreError
+from store.extraction_command import ExtractionCommand
 from store.feature_store import CODEBOOK, FeatureStore
 from store.features import Key, entry_path
 from store.parallel import in_parallel
@@ -120,24 +119,18 @@ def runs_that_made(
     return list(chosen.values()), made, orphans
 
 
-def command_of(record: RunRecord, location: str) -> list[str]:
-    """The command line that repeats a run; StoreError if the record is no such thing."""
-    options = []
-    for name, value in record.options.items():
+def command_of(record: RunRecord, location: str) -> ExtractionCommand:
+    """The command that repeats a run; StoreError if the record is no such thing."""
+    for name in record.options:
         if not _OPTION.fullmatch(name) or name == "store":
             raise StoreError(f"the run record {record.name} holds the option {name!r}; it was not written here")
-        options.append(f"--{name}" if value is True else f"--{name}={value}")
-    return [sys.executable, "-m", "extractor.cli", "run", f"--store={location}", *options]
+    return ExtractionCommand({"store": location, **record.options})
 
 
-def run_again(commands: Sequence[Sequence[str]]) -> list[str]:
+def run_again(commands: Iterable[ExtractionCommand]) -> list[str]:
     """Repeat runs, in processes of their own; one line for each that failed."""
-    problems = []
-    for call in commands:
-        done = subprocess.run(call, stdout=subprocess.DEVNULL, check=False)
-        if done.returncode:
-            problems.append(f"`extractor {' '.join(call[3:])}` failed with exit code {done.returncode}")
-    return problems
+    failed = ((command, command.run().returncode) for command in commands)
+    return [f"`{command}` failed with exit code {code}" for command, code in failed if code]
 
 
 def _may_have_made(store: FeatureStore, record: RunRecord, damaged: Checked) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from interpreter.domain import DOMAIN_FILE, load_domain
 from interpreter.errors import CheckpointError
 from recipes.shipped import INTERPRETERS as RECIPES
 from store.errors import DamagedModel
+from store.extraction_command import ExtractionCommand, options_of_spec
 from store.manifest import MANIFEST_FILE, read_manifest
 from store.spec import PREPROCESSINGS, AffineEncoding, Clahe, FeatureSpec, FloatEncoding, Preprocessing
 from tests.conftest import Run, changed
@@ -54,9 +56,9 @@ def test_the_command_that_is_told_makes_what_an_interpreter_reads(
     run: Run, folder: Path, dataset_folder: Path, tmp_path: Path
 ) -> None:
     _, card = load_interpreter(folder.name)
-    options = interpreters.extraction_options(card.spec, card.backbone).split()
-    dataset = ["--dataset", f"folder:{dataset_folder}", "--store", str(tmp_path / "s"), "--dry-run", "--json"]
-    planned = run("extractor", "run", *dataset, *options)
+    where = {"dataset": f"folder:{dataset_folder}", "store": str(tmp_path / "s"), "dry-run": True, "json": True}
+    command = ExtractionCommand(where | options_of_spec(card.spec, card.backbone))
+    planned = run(*shlex.split(str(command)))
     assert planned.returncode == 0, planned.stderr
     assert json.loads(planned.stdout)["spec"] == card.spec.digest
 
@@ -65,14 +67,13 @@ def test_options_are_told_as_far_as_they_have_names(spec: FeatureSpec) -> None:
     spec = changed(
         spec, grid=(0, 1, 10, 100), clip=True, precision="bfloat16", preprocessing=Preprocessing(clahe=Clahe(tiles=4))
     )
-    told = interpreters.extraction_options(spec, None)
+    told = str(ExtractionCommand(options_of_spec(spec, None)))
     assert "--backbone ... --preprocessing ... " in told
     assert "--grid 0,1,10,100 " in told
     assert told.endswith("--precision bfloat16 --clip")
     drawn = changed(spec, grid=spec.timesteps, clip=False, trajectory="stochastic", seed=7)
-    assert "--trajectory stochastic --seed 7 --timesteps 1,10,100 --blocks" in interpreters.extraction_options(
-        drawn, "x"
-    )
+    told = str(ExtractionCommand(options_of_spec(drawn, "x")))
+    assert "--trajectory stochastic --seed 7 --timesteps 1,10,100 --blocks" in told
 
 
 @pytest.mark.parametrize("folder", INTERPRETERS, ids=lambda folder: folder.name)

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import csv
 import json
-import shlex
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from interpreter.errors import ConfigurationError, ExtractionFailed
 from interpreter.protocols.protocol import Choices
+from store.extraction_command import ExtractionCommand
 from store.spec import Trajectory
 
 
@@ -74,20 +72,18 @@ def extract_by_command(store: str, choices: Choices) -> Extract:
     """``extractor run`` into a store, in a process of its own."""
 
     def extract(wanted: Wanted) -> str:
-        call = command_of(wanted, store, choices)
-        done = subprocess.run(call, stdout=subprocess.PIPE, text=True, check=False)
+        command = command_of(wanted, store, choices)
+        done = command.run()
         if done.returncode:
-            raise ExtractionFailed(
-                f"`extractor {shlex.join(call[3:])}` failed with exit code {done.returncode}; what it said stands above"
-            )
+            raise ExtractionFailed(f"`{command}` failed with exit code {done.returncode}; what it said stands above")
         digest: str = json.loads(done.stdout)["spec"]
         return digest
 
     return extract
 
 
-def command_of(wanted: Wanted, store: str, choices: Choices) -> list[str]:
-    """The command line that makes the features.
+def command_of(wanted: Wanted, store: str, choices: Choices) -> ExtractionCommand:
+    """The command that makes the features.
 
     Raises:
         ConfigurationError: weights are to be random and nobody said of which backbone.
@@ -110,8 +106,8 @@ def command_of(wanted: Wanted, store: str, choices: Choices) -> list[str]:
         "views": _joined(wanted.views),
         "device": choices.device,
     }
-    said = [f"--{name}={value}" for name, value in options.items() if value is not None]
-    return [sys.executable, "-m", "extractor.cli", "run", *said, "--json"]
+    said: dict[str, str | bool] = {name: str(value) for name, value in options.items() if value is not None}
+    return ExtractionCommand(said | {"json": True})
 
 
 def _joined(values: tuple[int | str, ...] | None) -> str | None:

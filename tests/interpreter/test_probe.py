@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
-from interpreter.data import Labelled, labelled_images, split_off
+from interpreter.data import Labelled, labelled_images
 from interpreter.errors import ConfigurationError, TrainingDataError
 from interpreter.heat_map import CELL, HEAD, MARGIN, Panel, draw_heat_map
 from interpreter.probe import Probed, ProbeSettings, fit_logistic, probe
 from interpreter.probe_cli import codecs_named, panels_of
+from interpreter.splits import split_off
 from interpreter.task import Task
 from store import FeatureSpec, FeatureStore
 from store.codecs import FloatCodec

@@ -421,19 +421,19 @@ def test_the_extractor_is_called_as_a_command(tmp_path: Path) -> None:
     from extractor.cli import app as extractor_app
 
     wanted = Wanted(Source("a", f"folder:{tmp_path}/nothing"), "train", "anchored", ("identity", NEGATIVE), "squeeze")
-    call = command_of(wanted, str(tmp_path / "s"), CHOICES)
+    call = command_of(wanted, str(tmp_path / "s"), CHOICES).arguments
     context = typer.main.get_command(extractor_app).commands["run"].make_context("run", call[4:])  # type: ignore[attr-defined]
     assert context.params["views"] == "identity,negative"
     assert context.params["preprocessing"] == "squeeze"
     assert context.params["timesteps"] is context.params["blocks"] is None
     read = Choices.model_validate({"timesteps": [200, 500], "blocks": [7]})
-    assert {"--timesteps=200,500", "--blocks=7"} <= set(command_of(wanted, str(tmp_path / "s"), read))
+    assert {"--timesteps=200,500", "--blocks=7"} <= set(command_of(wanted, str(tmp_path / "s"), read).arguments)
     untrained = dataclasses.replace(wanted, untrained=True)
     named = CHOICES.model_copy(update={"backbone": "small"})
-    assert "--backbone=untrained:small" in command_of(untrained, str(tmp_path / "s"), named)
+    assert "--backbone=untrained:small" in command_of(untrained, str(tmp_path / "s"), named).arguments
     with pytest.raises(ConfigurationError, match="untrained needs a backbone's architecture"):
         command_of(untrained, str(tmp_path / "s"), CHOICES)
-    with pytest.raises(ExtractionFailed, match=r"`extractor run --dataset=folder:.* failed with exit code 1"):
+    with pytest.raises(ExtractionFailed, match=r"`extractor run --dataset folder:.* failed with exit code 1"):
         extract_by_command(str(tmp_path / "s"), CHOICES)(wanted)
 
 

@@ -20,18 +20,7 @@ from extractor.extraction import Extractor
 from extractor.runs import extract_dataset
 from interpreter.calibration import fit_temperature
 from interpreter.checkpoint import load_interpreter
-from interpreter.data import (
-    all_images,
-    few,
-    labelled_images,
-    labelled_in,
-    lacking,
-    require_features,
-    split_off,
-    split_off_few,
-    store_spec,
-    without_duplicates,
-)
+from interpreter.data import all_images, labelled_images, labelled_in, lacking, without_duplicates
 from interpreter.domain import load_domain
 from interpreter.errors import CheckpointError, ConfigurationError, TrainingDataError, TrainingDiverged
 from interpreter.evaluation import evaluate
@@ -40,6 +29,8 @@ from interpreter.losses import segmentation_loss
 from interpreter.network import InterpreterConfig
 from interpreter.prediction import predict
 from interpreter.segment_cli import segmented
+from interpreter.splits import few, split_off, split_off_few
+from interpreter.stored import require_features, store_spec
 from interpreter.task import Task
 from interpreter.train_cli import train
 from interpreter.training import Training, TrainingSettings

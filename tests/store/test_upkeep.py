@@ -292,7 +292,13 @@ def test_a_mask_that_is_gone_is_told(store: FeatureStore, spec: FeatureSpec) -> 
 
 def test_only_options_of_a_run_are_run_again() -> None:
     record = RunRecord(spec="0" * 64, dataset="eyes", options={"dataset": "folder:/a b", "clip": True})
-    assert command_of(record, "s")[2:] == ["extractor.cli", "run", "--store=s", "--dataset=folder:/a b", "--clip"]
+    assert command_of(record, "s").arguments[2:] == [
+        "extractor.cli",
+        "run",
+        "--store=s",
+        "--dataset=folder:/a b",
+        "--clip",
+    ]
     for name in ("store", "x; rm", "-c"):
         with pytest.raises(StoreError, match="it was not written here"):
             command_of(RunRecord(spec="0" * 64, dataset="eyes", options={name: "y"}), "s")

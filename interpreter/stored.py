@@ -1,0 +1,119 @@
+"""What a store has to have of images before they are read, and what is read of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from interpreter.data import Labelled
+from interpreter.errors import ConfigurationError, TrainingDataError
+from store.errors import MissingEntry
+from store.extraction_command import ExtractionCommand, options_of_spec
+from store.feature_store import FeatureStore
+from store.features import Features, Key
+from store.spec import FeatureSpec
+from store.views import FLIPS, IDENTITY, MIRRORED
+
+
+def store_spec(store: FeatureStore, digest: str | None, images: Sequence[Labelled] = ()) -> FeatureSpec:
+    """The spec that begins with ``digest``; without one, the store's only one, or its only one of these images."""
+    if digest is not None:
+        return store.spec(digest)
+    specs = store.specs()
+    if len(specs) > 1 and images:  # a service may have left features of its own model's there
+        specs = [spec for spec in specs if any(store.has(spec, image.key) for image in images)] or specs
+    if len(specs) == 1:
+        return specs[0]
+    if not specs:
+        raise MissingEntry(f"{store.location}: no features here; `extractor run --dataset ... --store ...` makes them")
+    listed = "; ".join(spec.said for spec in specs)
+    raise MissingEntry(f"{store.location}: features of several specs are here, choose one with --spec: {listed}")
+
+
+def views_read(view: str, *, mirrored: bool) -> tuple[str, ...]:
+    """The views of an image that are read, where this one of it is.
+
+    Raises:
+        ConfigurationError: its mirror images are asked for, and it is not the photograph as it is.
+    """
+    if not mirrored:
+        return (view,)
+    if view != IDENTITY:
+        raise ConfigurationError(f"mirror images are flips of the photograph as it is; there are none of {view}")
+    return MIRRORED
+
+
+def mirrored_features(store: FeatureStore, spec: FeatureSpec, image: Labelled) -> dict[str, Features]:
+    """Features of an image's three mirror images, by view: what ``interpreter.prediction.predict`` reads besides.
+
+    Raises:
+        ConfigurationError: another view of the image is read.
+        MissingEntry, DamagedEntry: one of them is not in the store, or no longer what was written.
+    """
+    views_read(image.key.view, mirrored=True)
+    return {view: store.entry(spec, image.seen_as(view).key).features() for view in FLIPS}
+
+
+def require_features(
+    store: FeatureStore,
+    spec: FeatureSpec,
+    images: Sequence[Labelled],
+    views: Sequence[str] = (),
+    backbone: str | None = None,
+) -> None:
+    """TrainingDataError names every image one of whose views is not in the store under this spec.
+
+    Args:
+        views: those that are needed; that of each image's key if none is given.
+        backbone: of the spec, for the command that is told; the one that the store knows if not given.
+    """
+    missing = [
+        (image, view)
+        for image in images
+        for view in views or (image.key.view,)
+        if not store.has(spec, Key(image.key.image_id, view))
+    ]
+    if missing:
+        shown = ", ".join(f"{image.name} ({view})" for image, view in missing[:5])
+        shown += f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        names, needed = sorted({image.dataset for image, _ in missing}), list(dict.fromkeys(v for _, v in missing))
+        commands = "; ".join(
+            str(
+                _extracting(
+                    store, spec, name, {i.sample.split for i, _ in missing if i.dataset == name}, needed, backbone
+                )
+            )
+            for name in names
+        )
+        first, view = missing[0]
+        other = store.nearest_spec(spec, Key(first.key.image_id, view))
+        differs = f"; those that are there differ in\n{spec.difference(other)}\n" if other is not None else "; "
+        raise TrainingDataError(
+            f"{store.location} lacks features of {shown} for spec {spec.digest[:12]}{differs}run `{commands}` first"
+        )
+
+
+def _extracting(
+    store: FeatureStore,
+    spec: FeatureSpec,
+    dataset: str,
+    splits: set[str | None],
+    views: Sequence[str],
+    backbone: str | None,
+) -> ExtractionCommand:
+    """The command that makes these views: the recorded run of that data set and spec, or as much of it as is known.
+
+    Args:
+        splits: those of the images that lack them.
+        backbone: of the spec; the one that the store knows if None.
+    """
+    for record in store.records.all():
+        if record.spec == spec.digest and record.dataset == dataset:
+            left_out = ("views", "limit", "images", "split")
+            options = {name: value for name, value in record.options.items() if name not in left_out}
+            if len(splits) == 1 and (split := next(iter(splits))) is not None:
+                options["split"] = split
+            break
+    else:
+        how = options_of_spec(spec, backbone or store.backbone_of(spec))
+        options = {"dataset": f"...:{dataset}", "name": dataset, **how}
+    return ExtractionCommand(options | {"store": str(store.location), "views": ",".join(views)})

@@ -1,0 +1,62 @@
+"""The command ``extractor run``, for those who cannot import the extractor: they run it, or tell a user of it."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from store.spec import FeatureSpec, preprocessing_name
+
+
+@dataclass(frozen=True)
+class ExtractionCommand:
+    """One ``extractor run``.
+
+    Attributes:
+        options: by name on the command line, such as {"dataset": "stare:/data/STARE", "clip": True}; True where an
+            option has no value. ``...`` as a value stands for what the user has to say.
+    """
+
+    options: Mapping[str, str | bool]
+
+    def __str__(self) -> str:
+        """As a shell takes it."""
+        words = ["extractor", "run"]
+        for name, value in self.options.items():
+            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+        return shlex.join(words)
+
+    @property
+    def arguments(self) -> list[str]:
+        """What a process is started with."""
+        options = [f"--{name}" if value is True else f"--{name}={value}" for name, value in self.options.items()]
+        return [sys.executable, "-m", "extractor.cli", "run", *options]
+
+    def run(self) -> subprocess.CompletedProcess[str]:
+        """Run it to its end in a process of its own; what it prints is in ``stdout``, what it says goes to stderr."""
+        return subprocess.run(self.arguments, stdout=subprocess.PIPE, text=True, check=False)
+
+
+def options_of_spec(spec: FeatureSpec, backbone: str | None) -> dict[str, str | bool]:
+    """What ``extractor run`` is told to make features of this spec.
+
+    Args:
+        backbone: name or place; ``...`` is said where it is None.
+    """
+    chosen = {
+        "backbone": backbone or "...",
+        "preprocessing": preprocessing_name(spec.preprocessing) or "...",
+        "trajectory": spec.trajectory,
+        "seed": spec.seed,
+        "timesteps": ",".join(map(str, spec.timesteps)),
+        "grid": ",".join(map(str, spec.grid)) if spec.grid != spec.timesteps else None,
+        "blocks": ",".join(block.name.removeprefix("block_") for block in spec.blocks),
+        "resolution": spec.resolution,
+        "encoding": spec.encoding.kind,
+        "precision": spec.precision if spec.precision != "float32" else None,
+    }
+    said: dict[str, str | bool] = {name: str(value) for name, value in chosen.items() if value is not None}
+    return said | ({"clip": True} if spec.clip else {})
