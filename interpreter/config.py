@@ -11,34 +11,43 @@ from interpreter.vss import Variant
 HeadName = Literal["adaptive", "joint", "mlp", "unet", "pyramid"]
 
 
-class InterpreterConfig(BaseModel):
-    """What may be chosen.
+class LevelChoices(BaseModel):
+    """How the levels of an interpreter are built: what networks that are compared have alike.
 
     Attributes:
-        classes: n, background included.
-        overlapping: classes may overlap: one sigmoid for each but the background, instead of a softmax.
-        head: which network reads the features (``interpreter.heads``).
         width_multiplier: a level is so many times as wide as its maps together,
         max_width: up to this.
         vss: variant of the VSS block.
         vss_max_size: levels larger than this have no VSS block (its cost grows with the area).
-        drop_path: in training.
         standardise: bring each channel of a photograph's maps to mean 0 and variance 1 before they are read, so that
             what a camera does to a channel as a whole is not seen (instance normalisation, Ulyanov et al. 2016).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    classes: int = Field(default=2, ge=2)
-    overlapping: bool = False
-    head: HeadName = "adaptive"
     width_multiplier: int = Field(default=1, ge=1)
     max_width: int = Field(default=64, ge=8)
     vss: Variant = "v0"
     vss_max_size: int = Field(default=128, ge=0)
+    standardise: bool = False
+
+
+class InterpreterConfig(LevelChoices):
+    """What may be chosen of a network.
+
+    Attributes:
+        classes: n, background included.
+        overlapping: classes may overlap: one sigmoid for each but the background, instead of a softmax.
+        head: which network reads the features (``interpreter.heads``).
+        drop_path: in training.
+        time_width: of the embedding of the timestep.
+    """
+
+    classes: int = Field(default=2, ge=2)
+    overlapping: bool = False
+    head: HeadName = "adaptive"
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     time_width: int = Field(default=64, ge=8)
-    standardise: bool = False
 
     @property
     def outputs(self) -> int:

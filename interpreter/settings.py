@@ -9,34 +9,48 @@ from pydantic import BaseModel, ConfigDict, Field
 from store.views import IDENTITY
 
 
-class TrainingSettings(BaseModel):
-    """One training.
+class TrainingBudget(BaseModel):
+    """How long is trained, and in which steps: what trainings that are compared have alike.
 
     Attributes:
         batch: images in a batch, over all processes.
+        epochs: each shows every image once.
+        steps: end with the epoch in which so many batches are reached, instead of after ``epochs``.
         crop: train on random windows of so many pixels of the network's square; None takes it whole.
         foreground: share of these windows that are centred on a pixel of a class, drawn from the classes of the image.
-        steps: end with the epoch in which so many batches are reached, instead of after ``epochs``.
-        accumulate: batches whose gradients are added up before a step.
-        precision: of the arithmetic; the selective scan and the losses are float32 always.
-        labels: train on so many of the images, drawn by seed; those kept for validation count.
+        decay: of the learning rate, over the whole training.
+        evaluate_every: epochs between validations.
+        patience: validations without gain before stopping; None goes to the end.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     batch: int = Field(default=4, gt=0)
-    accumulate: int = Field(default=1, gt=0)
     epochs: int = Field(default=100, gt=0)
     steps: int | None = Field(default=None, gt=0)
     crop: int | None = Field(default=None, gt=0)
     foreground: float = Field(default=0, ge=0, le=1)
     learning_rate: float = Field(default=2e-4, gt=0)
     decay: Literal["none", "cosine"] = "none"
+    evaluate_every: int = Field(default=5, gt=0)
+    patience: int | None = Field(default=None, gt=0)
+
+
+class TrainingSettings(TrainingBudget):
+    """One training.
+
+    Attributes:
+        accumulate: batches whose gradients are added up before a step.
+        precision: of the arithmetic; the selective scan and the losses are float32 always.
+        flips: flip cached maps at random.
+        views: renderings of each image, drawn from.
+        labels: train on so many of the images, drawn by seed; those kept for validation count.
+    """
+
+    accumulate: int = Field(default=1, gt=0)
     precision: Literal["float32", "bfloat16"] = "float32"
-    flips: bool = Field(default=True, description="flip cached maps at random")
-    views: tuple[str, ...] = Field(default=(IDENTITY,), min_length=1, description="drawn from for each image")
+    flips: bool = True
+    views: tuple[str, ...] = Field(default=(IDENTITY,), min_length=1)
     labels: int | None = Field(default=None, gt=0)
     validation_share: float = Field(default=0.15, gt=0, lt=1)
-    evaluate_every: int = Field(default=5, gt=0, description="epochs between validations")
-    patience: int | None = Field(default=None, gt=0, description="validations without gain before stopping")
     seed: int = 0

@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from interpreter.config import HeadName
+from interpreter.config import HeadName, InterpreterConfig, LevelChoices
 from interpreter.errors import ConfigurationError
 from interpreter.rules import STRICT, Rules
-from interpreter.settings import TrainingSettings
+from interpreter.settings import TrainingBudget, TrainingSettings
 from interpreter.task import Task
-from interpreter.vss import Variant
 from store.spec import PREPROCESSINGS, EncodingName, PreprocessingName, Trajectory
 from store.views import IDENTITY, is_fixed
 
@@ -55,15 +54,14 @@ ROWS = {
 }
 
 
-class Choices(BaseModel):
-    """What the user of a protocol may choose; the same for every experiment of a table.
+class Choices(TrainingBudget, LevelChoices):
+    """What the user of a protocol may choose, besides budget and levels; the same for every experiment of a table.
 
     Attributes:
         views: renderings of the training images; networks on pixels draw flips and photometric ones themselves.
         timesteps, blocks, resolution, encoding: the preset's if not given.
         preprocessing: of all photographs; the protocol's or the backbone's if not given.
-        steps, crop, foreground: as of ``TrainingSettings``.
-        width_multiplier, standardise: as of ``InterpreterConfig``, of networks that read features.
+        standardise: networks that read features; photographs are not standardised.
         mirrored: each test image's three flips are read, too, and averaged.
         size: scores are of a square of so many pixels, that networks of several resolutions may be compared; of the
             network's if not given.
@@ -71,8 +69,6 @@ class Choices(BaseModel):
             which the trained network expects most of itself on the data set's photographs of the split ``train``,
             without their labels (``interpreter.adapting``).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     preset: str = "small"
     backbone: str | None = None
@@ -83,20 +79,7 @@ class Choices(BaseModel):
     preprocessing: PreprocessingName | None = None
     device: str = "cpu"
     views: tuple[str, ...] = Field(default=(IDENTITY,), min_length=1)
-    epochs: int = Field(default=100, gt=0)
-    steps: int | None = Field(default=None, gt=0)
-    crop: int | None = Field(default=None, gt=0)
-    foreground: float = Field(default=0, ge=0, le=1)
-    batch: int = Field(default=4, gt=0)
-    learning_rate: float = Field(default=2e-4, gt=0)
     decay: Literal["none", "cosine"] = "cosine"
-    evaluate_every: int = Field(default=5, gt=0)
-    patience: int | None = Field(default=None, gt=0)
-    vss: Variant = "v0"
-    vss_max_size: int = Field(default=128, ge=0)
-    width_multiplier: int = Field(default=1, ge=1)
-    max_width: int = Field(default=64, ge=8)
-    standardise: bool = False
     mirrored: bool = False
     size: int | None = Field(default=None, gt=0)
     adapt: tuple[Annotated[int, Field(gt=0)], ...] = ()
@@ -121,20 +104,14 @@ class Choices(BaseModel):
 
     def training(self, row: Row, seed: int, labels: int | None) -> TrainingSettings:
         """The settings of one training."""
-        return TrainingSettings(
-            batch=self.batch,
-            epochs=self.epochs,
-            steps=self.steps,
-            crop=self.crop,
-            foreground=self.foreground,
-            learning_rate=self.learning_rate,
-            decay=self.decay,
-            views=self.views_of(row),
-            labels=labels,
-            evaluate_every=self.evaluate_every,
-            patience=self.patience,
-            seed=seed,
-        )
+        budget = self.model_dump(include=set(TrainingBudget.model_fields))
+        return TrainingSettings(views=self.views_of(row), labels=labels, seed=seed, **budget)
+
+    def config(self, row: Row, task: Task) -> InterpreterConfig:
+        """The network of one method."""
+        levels = self.model_dump(include=set(LevelChoices.model_fields))
+        levels["standardise"] &= not row.pixels
+        return InterpreterConfig(classes=len(task.classes), overlapping=task.overlapping, head=row.head, **levels)
 
 
 @dataclass(frozen=True)

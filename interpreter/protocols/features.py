@@ -1,0 +1,108 @@
+"""What the experiments of a protocol read: features, or photographs, extracted where they are not there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from interpreter.data import Labelled, all_images, labelled_at
+from interpreter.errors import ConfigurationError
+from interpreter.pixels import write_pixels
+from interpreter.protocols.extracting import Extract, Source, Wanted
+from interpreter.protocols.protocol import Choices, Experiment, Protocol, Row
+from interpreter.stored import views_read
+from store.feature_store import FeatureStore
+from store.spec import FeatureSpec
+from store.views import IDENTITY, plain_view
+
+Say = Callable[[str], None]
+Places = Sequence[tuple[str, str]]
+"""(data set, split) of some images."""
+
+
+class ProtocolFeatures:
+    """Features and images of a protocol's data sets.
+
+    Args:
+        protocol: which.
+        sources: the data sets.
+        store: receives the features.
+        choices: of the user.
+        extract: makes features.
+        say: told what is being done.
+
+    Attributes:
+        sources: the data sets by name.
+
+    Raises:
+        ConfigurationError: two data sets have one name, or the protocol prepares photographs otherwise than chosen.
+    """
+
+    def __init__(
+        self,
+        protocol: Protocol,
+        sources: Sequence[Source],
+        store: FeatureStore,
+        choices: Choices,
+        extract: Extract,
+        say: Say,
+    ) -> None:
+        self.sources = {source.name: source for source in sources}
+        if len(self.sources) < len(sources):
+            raise ConfigurationError(f"two data sets have one name among {', '.join(s.name for s in sources)}")
+        self._task, self._preprocessing = protocol.task, protocol.preprocessing_for(choices)
+        self._store, self._choices, self._extract, self._say = store, choices, extract, say
+        self._digests: dict[Wanted, str] = {}
+
+    def test_views(self, experiment: Experiment) -> tuple[str, ...]:
+        """The views of each test image that are read."""
+        return views_read(experiment.test_view, mirrored=self._choices.mirrored)
+
+    def images(self, places: Places, view: str = IDENTITY) -> list[Labelled]:
+        """The labelled images of some data sets, each photograph once."""
+        return [image.seen_as(view) for image in labelled_at(self._store, places, self._task)]
+
+    def photographs(self, places: Places) -> list[Labelled]:
+        """All of them, labelled or not."""
+        return [image for name, split in places for image in all_images(self._store, f"{name}:{split}")]
+
+    def of_experiment(self, experiment: Experiment) -> FeatureSpec:
+        """The spec of what an experiment is trained and tested on, once all of it is there."""
+        row, test_views = experiment.row, self.test_views(experiment)
+        drawn = self._choices.views_of(row)
+        views = tuple(dict.fromkeys((plain_view(drawn), *drawn)))
+        digests = {self.extracted(name, split, row, views) for name, split in experiment.sources}
+        digests |= {self.extracted(name, split, row, test_views) for name, split in experiment.tests}
+        spec = self._only_spec(digests)
+        if not row.pixels:
+            return spec
+        images = [image for view in views for image in self.images(experiment.sources, view)]
+        images += [image for view in test_views for image in self.images(experiment.tests, view)]
+        return self._of_pixels(spec, images)
+
+    def at_resolution(self, resolution: int | None, row: Row, places: Places, views: tuple[str, ...]) -> FeatureSpec:
+        """The spec of some data sets at a resolution, the choices' if None, once these views of them are there."""
+        spec = self._only_spec({self.extracted(name, split, row, views, resolution) for name, split in places})
+        if not row.pixels:
+            return spec
+        return self._of_pixels(spec, [image.seen_as(view) for image in self.photographs(places) for view in views])
+
+    def extracted(self, name: str, split: str, row: Row, views: tuple[str, ...], resolution: int | None = None) -> str:
+        """The digest of the spec of a data set's features, once these views are there."""
+        wanted = Wanted(
+            self.sources[name], split, row.trajectory, views, self._preprocessing, row.untrained, resolution
+        )
+        if wanted not in self._digests:
+            network = "random weights, " if row.untrained else ""
+            network += f"{resolution} pixels, " if resolution else ""
+            self._say(f"  features of {name}, {split}: {network}{row.trajectory}, {', '.join(views)}")
+            self._digests[wanted] = self._extract(wanted)
+        return self._digests[wanted]
+
+    def _only_spec(self, digests: set[str]) -> FeatureSpec:
+        if len(digests) != 1:
+            raise ConfigurationError(f"data sets were extracted under several specs: {', '.join(sorted(digests))}")
+        return self._store.spec(next(iter(digests)))
+
+    def _of_pixels(self, spec: FeatureSpec, images: Sequence[Labelled]) -> FeatureSpec:
+        folders = [folder for source in self.sources.values() for folder in source.folders]
+        return write_pixels(self._store, spec, list(dict.fromkeys(image.key for image in images)), folders)

@@ -1,0 +1,83 @@
+"""Scores of an experiment on disk, and what decided them: what was scored before is not scored again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from interpreter.config import InterpreterConfig, of_today
+from interpreter.data import Labelled
+from interpreter.errors import ConfigurationError
+from interpreter.protocols.protocol import Choices, Experiment
+from interpreter.settings import TrainingSettings
+from interpreter.task import Task
+from store.files import read_json, replace_json
+from store.spec import FeatureSpec
+
+SCORES_FILE = "scores.json"
+
+
+def asked_of(
+    experiment: Experiment,
+    spec: FeatureSpec,
+    choices: Choices,
+    task: Task,
+    images: Sequence[Sequence[Labelled]],
+    adapted_on: Sequence[Labelled],
+) -> dict[str, Any]:
+    """Everything that decides an experiment's scores, as JSON has it.
+
+    Args:
+        spec: of what it is trained on.
+        images: of training and test.
+        adapted_on: photographs that say what resolution the test images are read at, if that is chosen.
+    """
+    plain = dataclasses.asdict(experiment) | {
+        "training_rules": experiment.training_rules.model_dump(),
+        "scoring_rules": experiment.scoring_rules.model_dump(),
+        "spec": spec.digest,
+        "settings": choices.training(experiment.row, experiment.seed, experiment.labels).model_dump(),
+        "config": choices.config(experiment.row, task).model_dump(),
+        "task": task.model_dump(),
+        "images": [[_decisive(image, task) for image in some] for some in images],
+        # Scores of before do not say that they are neither.
+        **({"mirrored": True} if choices.mirrored else {}),
+        **(_adapted(choices, adapted_on) if choices.adapt else {}),
+    }
+    normal: dict[str, Any] = json.loads(json.dumps(plain))
+    return normal
+
+
+def _decisive(image: Labelled, task: Task) -> list[Any]:
+    """What of an image decides scores: the photograph, and the masks of the task."""
+    return [image.name, image.key.image_id, [image.sample.masks.get(target) for target in task.targets]]
+
+
+def _adapted(choices: Choices, images: Sequence[Labelled]) -> dict[str, Any]:
+    return {"adapt": sorted(choices.adapt), "adapted_on": [image.key.image_id for image in images]}
+
+
+def read_scores(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The summary of an experiment's scores; None if there are none, or others were asked for."""
+    path = folder / SCORES_FILE
+    if not path.is_file():
+        return None
+    known = read_json(path, ConfigurationError)
+    summary: dict[str, Any] = known["summary"]
+    return summary if _as_of_today(known["asked"]) == asked else None
+
+
+def write_scores(folder: Path, asked: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
+    """Keep a summary, and what decided it."""
+    replace_json(folder / SCORES_FILE, {"asked": asked, "summary": summary})
+
+
+def _as_of_today(asked: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier version was asked, with the defaults of what may be chosen since."""
+    return asked | {
+        "config": of_today(InterpreterConfig, asked["config"]),
+        "settings": of_today(TrainingSettings, asked["settings"]),
+    }
