@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extractor.errors import DatasetError
-from extractor.images import SUFFIXES, decode_mask, read_bytes
+from extractor.images import SUFFIXES, decode_mask, is_image_name, read_bytes
 
 
 @dataclass(frozen=True)
@@ -196,13 +196,13 @@ def folder(root: Path) -> Iterator[Photograph]:
     images = _first_of(root, "images", ".")
     masks = root / "masks"
     subfolders = sorted(path for path in masks.iterdir() if path.is_dir()) if masks.is_dir() else []
-    targets = [path for path in subfolders if any(p.suffix.lower() in SUFFIXES for p in path.iterdir())]
+    targets = [path for path in subfolders if any(map(is_image_name, path.iterdir()))]
     photographs = []
     for image in _images(images):
         found = {path.name: _of(image, path) for path in targets} or {"mask": _of(image, masks)}
         photographs.append(Photograph(name=image.stem, image=image, masks=_targets(**found)))
     for place in targets or [masks]:
-        files = [path for path in place.iterdir() if path.suffix.lower() in SUFFIXES] if place.is_dir() else []
+        files = list(filter(is_image_name, place.iterdir())) if place.is_dir() else []
         if files and not any(place in mask.parents for one in photographs for mask in one.masks.values()):
             raise DatasetError(
                 f"{place}: {files[0].name} and the other masks belong to no image; expected names of images, such as "
@@ -221,10 +221,10 @@ def left_lying(root: Path, photographs: Sequence[Photograph]) -> list[str]:
     there = [path for path in images.iterdir() if path not in (images / "images", images / "masks")]
     kinds = {
         "of other kinds are not read; save them as PNG": [p for p in there if p.suffix.lower() in _OTHER_IMAGES],
-        "hold images that are not read; name each as a data set, or list them in a manifest": [
-            p for p in there if p.is_dir() and any(q.suffix.lower() in SUFFIXES for q in p.iterdir())
+        "are folders of images not read; name each as a data set, or list them in a manifest": [
+            p for p in there if p.is_dir() and any(map(is_image_name, p.iterdir()))
         ],
-        "are masks of no image": [p for p in masks.rglob("*") if p.suffix.lower() in SUFFIXES and p not in used],
+        "are masks of no image": [p for p in masks.rglob("*") if is_image_name(p) and p not in used],
     }
     return [
         f"{len(paths)} in {root} {what} ({', '.join(sorted(p.name for p in paths)[:3])}{', ...' * (len(paths) > 3)})"
@@ -249,30 +249,32 @@ def manifest(path: Path) -> Iterator[Photograph]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{path}: expected a CSV file in UTF-8; {error}") from error
     if "image" not in columns:
-        raise DatasetError(f"{path}: expected a column 'image', found {columns}")
+        hint = "; cells are separated by commas" if len(columns) == 1 and ";" in columns[0] else ""
+        raise DatasetError(f"{path}: expected a column 'image', found {columns}{hint}")
+    if twice := sorted({column for column in columns if columns.count(column) > 1}):
+        raise DatasetError(f"{path}: two columns are called {', '.join(twice)}")
     targets = [column for column in columns if column not in _MANIFEST_COLUMNS]
     for line, row in enumerate(listed, 2):
         if not row["image"]:
             raise DatasetError(f"{path}: line {line} names no image")
+        if None in row:
+            raise DatasetError(f"{path}: line {line} has more cells than there are columns")
         image = path.parent / row["image"]
         files = {target: path.parent / row[target] for target in targets if row[target]}
         for named in (image, *files.values()):
             if not named.is_file():
                 raise DatasetError(f"{path}: line {line} names {named}, which does not exist")
-        prefix = f"{row['dataset']}_" if row.get("dataset") else ""
-        yield Photograph(
-            name=row.get("name") or prefix + image.stem,
-            image=image,
-            masks=files,
-            split=row.get("split") or None,
-            group=row.get("group") or None,
-        )
+        said = {column: (row.get(column) or "").strip() for column in ("name", "split", "group", "dataset")}
+        name = said["name"] or (f"{said['dataset']}_" if said["dataset"] else "") + image.stem
+        if any(part in ("", ".", "..") for part in name.split("/")):
+            raise DatasetError(f"{path}: line {line}: no image can be called {name!r}; answers are files of its name")
+        yield Photograph(name=name, image=image, masks=files, split=said["split"] or None, group=said["group"] or None)
 
 
 def _images(folder: Path, wanted: Callable[[Path], bool] = lambda _: True) -> list[Path]:
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such folder; is this the data set it was called?")
-    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file() and wanted(p))
+    found = sorted(p for p in folder.iterdir() if is_image_name(p) and p.is_file() and wanted(p))
     if not found:
         raise DatasetError(f"{folder}: no images in it; expected files ending in {', '.join(sorted(SUFFIXES))}")
     return found
@@ -297,7 +299,7 @@ def _maybe(folder: Path, stem: str) -> Path | None:
 @lru_cache(maxsize=64)
 def _by_stem(folder: Path, _changed: int) -> dict[str, Path]:
     """The image files of a folder, listed once for all that are looked for in it; of several endings the first."""
-    there = sorted((path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES), reverse=True)
+    there = sorted(filter(is_image_name, folder.iterdir()), reverse=True)
     return {path.stem: path for path in there}
 
 

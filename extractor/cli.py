@@ -53,7 +53,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Run a diffusion U-Net once over each photograph and cache its decoder's feature maps.",
-    epilog="Exit codes: 0 all done, 1 failed, 2 wrong usage, 3 some images could not be used (they are listed).",
+    epilog="Exit codes: 0 all done, 1 failed, 2 wrong usage, 3 some images could not be used (they are listed), "
+    "130 interrupted (run again to go on).",
     no_args_is_help=True,
     rich_markup_mode="rich",
     add_completion=False,
@@ -246,7 +247,7 @@ def _say_size(size: SizePlan, images: int, spec: FeatureSpec, as_json: bool) -> 
     free = "unknown" if size.free is None else console.human_bytes(size.free)
     console.err.print(
         f"{size.images} of {images} entries to do, "
-        f"at most {console.human_bytes(sum(size.bytes_by_block.values()))} each, "
+        f"about {console.human_bytes(sum(size.bytes_by_block.values()))} each, "
         f"{console.human_bytes(size.bytes_total)} in all, {free} free"
     )
     blocks = ", ".join(

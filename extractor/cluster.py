@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import signal
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
@@ -29,6 +30,7 @@ from extractor.pipeline import Pipeline, Work
 from extractor.presets import codebook_for, open_backbone
 from extractor.run_report import RunReport
 from extractor.runs import record_collection, work_of
+from store.claims import Claims
 from store.collection import Sample
 from store.entries import Entry
 from store.errors import DamagedEntry, MissingEntry
@@ -134,12 +136,9 @@ class Extraction(WorkerPlugin):
         return TaskResult(pipeline.report, pipeline.samples, self._checksums(pipeline))
 
     def _checksums(self, pipeline: Pipeline) -> dict[str, dict[str, str]]:
-        found = {}
-        for key in pipeline.made:
-            path = entry_path(self.job.spec, key)
-            objects = Entry(self.store.objects, path).checksums
-            found[path] = {name: str(entry["sha256"]) for name, entry in objects.items()}
-        return found
+        paths = [entry_path(self.job.spec, key) for key in pipeline.made]
+        found = {path: _checksums(self.store, path) for path in paths}
+        return {path: written for path, written in found.items() if written}  # the rest is just being made anew
 
 
 def _device(device: str, worker: Worker) -> str:
@@ -306,13 +305,22 @@ def _results(
 
 def _require_same_store(store: FeatureStore, result: TaskResult) -> None:
     """ClusterError if a worker's entries are not to be seen from here, or are other ones."""
+    claims = Claims(store.objects)
     for path, written in result.checksums.items():
-        try:
-            here = {name: entry["sha256"] for name, entry in Entry(store.objects, path).checksums.items()}
-        except (MissingEntry, DamagedEntry):
-            here = {}
+        here = _checksums(store, path)
+        while here != written and claims.is_held(path):  # another task makes the same anew (--overwrite, equal files)
+            time.sleep(0.1)
+            here = _checksums(store, path)
         if here != written:
             raise ClusterError(
                 f"a worker wrote {path}, which is not in {store.location} as seen from here; "
                 "the store has to be one place that every machine reaches, such as s3://bucket/prefix"
             )
+
+
+def _checksums(store: FeatureStore, path: str) -> dict[str, str]:
+    """{object: sha256} of an entry as it is seen from here; empty where it is not."""
+    try:
+        return {name: str(entry["sha256"]) for name, entry in Entry(store.objects, path).checksums.items()}
+    except (MissingEntry, DamagedEntry):
+        return {}

@@ -17,7 +17,7 @@ from extractor.adapters import ADAPTERS as ADAPTERS
 from extractor.adapters import Photograph as Photograph
 from extractor.adapters import left_lying
 from extractor.errors import DatasetError
-from store.collection import is_name
+from store.collection import LONGEST_NAME, is_name
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def load_dataset(reference: str, name: str | None = None) -> DataSet:
 def _as_name(called: str) -> str:
     """The name of a folder or file as one of a collection; empty where nothing is left of it."""
     kept = "".join(c if is_name(f"_{c}") else " " for c in called)
-    return re.sub(" +", "_", kept).lstrip(".")
+    return re.sub(" +", "_", kept).lstrip(".").encode()[:LONGEST_NAME].decode(errors="ignore")
 
 
 def of_split(photographs: Iterable[Photograph], split: str) -> list[Photograph]:
@@ -77,8 +77,9 @@ def of_split(photographs: Iterable[Photograph], split: str) -> list[Photograph]:
     everything = list(photographs)
     found = [photograph for photograph in everything if photograph.split == split]
     if not found:
-        splits = ", ".join(sorted({p.split for p in everything if p.split})) or "none"
-        raise DatasetError(f"no image of split {split!r}; splits of this data set: {splits}")
+        splits = ", ".join(sorted({p.split for p in everything if p.split}))
+        told = splits or "none (a manifest's column 'split' makes some)"
+        raise DatasetError(f"no image of split {split!r}; splits of this data set: {told}")
     return found
 
 

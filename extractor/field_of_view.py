@@ -43,7 +43,9 @@ def find_field_of_view(image: NDArray[np.uint8], name: str = "image") -> NDArray
     bright = float(np.percentile(level, 98))
     frame = _corner_level(level)
     if bright < 16:
-        raise NoFieldOfView(f"{name}: too dark, nothing lit was found (98 % of its pixels are below {bright:.0f})")
+        raise NoFieldOfView(
+            f"{name}: too dark, nothing lit was found (98 % of its pixels are at most {bright:.0f} of 255)"
+        )
     if frame > DARK_FRAME or frame > 0.5 * bright:
         return np.ones((height, width), dtype=np.bool_)
 

@@ -47,8 +47,11 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
         loaded = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error
-    except Exception as error:  # unpickling refuses in many types
-        raise CheckpointError(f"{path}: not a file of weights alone ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # unpickling refuses in many types, and torch advises to load it unsafely
+        raise CheckpointError(
+            f"{path}: not a file of weights alone, as guided-diffusion's model_*.pt and ema_*.pt or .safetensors are; "
+            "other pickles could run code and are not loaded"
+        ) from error
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         raise CheckpointError(f"{path}: expected a dictionary of tensors; give the model_*.pt or ema_*.pt file")
     return loaded

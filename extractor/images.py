@@ -22,10 +22,17 @@ from extractor.errors import ImageError, ImageTooLarge
 FORMATS = ("PNG", "JPEG", "TIFF", "PPM", "GIF", "BMP")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".gif", ".bmp"})
 MAX_PIXELS = 120_000_000
+MAX_SCANS = 100
+"""Of a progressive JPEG, which has about ten: each is decoded over the whole image, whatever few bytes it takes."""
 _TIFF = (b"II*\x00", b"MM\x00*")
 _DIMMEST = 1 << 14
 """Of 16-bit photographs' brightest values: below a quarter of the range other numbers of bits are meant."""
 _ONE_EACH = "save one mask for each target, with two values"
+
+
+def is_image_name(path: Path) -> bool:
+    """Whether a file is called as an image is; not the companions ``._a.png`` that macOS leaves on shares."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def image_id(data: bytes) -> str:
@@ -75,8 +82,8 @@ def decode_mask(data: bytes, name: str = "mask") -> NDArray[np.bool_]:
     their own range) are.
 
     Raises:
-        ImageError: several classes in one file, as areas of more than two values or colours or as class ids; or
-            colours of which none is brighter than the others.
+        ImageError: a photograph; several classes in one file, as areas of more than two values or colours or as class
+            ids; or colours of which none is brighter than the others.
     """
     image = _open(data, name, MAX_PIXELS)
     colours = np.asarray(image)[..., None] if image.mode.startswith("I") else np.asarray(_to_rgb(image))
@@ -85,6 +92,8 @@ def decode_mask(data: bytes, name: str = "mask") -> NDArray[np.bool_]:
     binary = len(levels) <= 2 and (colours == pixels[..., None]).all()
     if not binary and (areas := _areas(colours)) > 2:
         raise ImageError(f"{name}: expected a binary mask, found areas of {areas} values or colours; {_ONE_EACH}")
+    if not binary and _is_photograph(colours):
+        raise ImageError(f"{name}: expected a binary mask, found a photograph; are photographs and masks mixed up?")
     if len(levels) == 1 and (colours != colours[0, 0]).any():
         raise ImageError(
             f"{name}: expected a binary mask, found several colours of one brightness; save it in black and white"
@@ -97,6 +106,21 @@ def decode_mask(data: bytes, name: str = "mask") -> NDArray[np.bool_]:
             f"{name}: expected a binary mask, found {len(levels)} values from {levels[0]} to {levels[-1]}; {_ONE_EACH}"
         )
     return np.asarray(pixels > middle)
+
+
+def _is_photograph(colours: NDArray[np.generic]) -> bool:
+    """Whether a channel of (H, W, c) has many values, and more of them between dark and bright than the rims of masks.
+
+    Of 1376 photographs all but two have a quarter of a channel's pixels in the middle half of its range; of masks
+    that were shrunk to a fifth a fifth lies there at most.
+    """
+    for channel in np.moveaxis(colours, -1, 0):
+        low, high = int(channel.min()), int(channel.max())
+        quarter = (high - low) / 4
+        between = np.mean((channel > low + quarter) & (channel < high - quarter))
+        if between > 0.25 and len(np.unique(channel)) > 24:
+            return True
+    return False
 
 
 def _areas(colours: NDArray[np.generic]) -> int:
@@ -157,6 +181,10 @@ def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             if image.width * image.height > max_pixels:
                 raise ImageTooLarge(f"{name}: {image.width} x {image.height} pixels are more than {max_pixels}")
+            if image.format in ("JPEG", "MPO"):
+                require_few_scans(data, name)
+            if isinstance(image, TiffImagePlugin.TiffImageFile):
+                _require_small_tiles(image.tag_v2, name, max_pixels)
             image.load()
             return ImageOps.exif_transpose(image)
     except UnidentifiedImageError as error:
@@ -170,6 +198,19 @@ def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
         raise ImageTooLarge(f"{name}: more pixels than the limit of {max_pixels}") from error
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
         raise ImageError(f"{name}: damaged or truncated image ({error})") from error
+
+
+def require_few_scans(jpeg: bytes, name: str) -> None:
+    """ImageError of a JPEG of more than ``MAX_SCANS`` scans, whose few bytes would take minutes to decode."""
+    if (scans := jpeg.count(b"\xff\xda")) > MAX_SCANS:
+        raise ImageError(f"{name}: a JPEG of {scans} scans; save it anew with an image editor")
+
+
+def _require_small_tiles(directory: TiffImagePlugin.ImageFileDirectory_v2, name: str, max_pixels: int) -> None:
+    """ImageTooLarge of tiles that are larger than an image may be: room is made for whole ones."""
+    tile = int(directory.get(TiffImagePlugin.TILEWIDTH, 0)) * int(directory.get(TiffImagePlugin.TILELENGTH, 0))
+    if tile > max_pixels:
+        raise ImageTooLarge(f"{name}: tiles of {tile} pixels, more than {max_pixels}")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -215,6 +256,7 @@ def _decode_deep_tiff(data: bytes, name: str, max_pixels: int) -> NDArray[np.uin
         width, height = _tiff_size(data)
         if width * height > max_pixels:
             raise ImageTooLarge(f"{name}: {width} x {height} pixels are more than {max_pixels}")
+        _require_small_tiles(_first_directory(data), name, max_pixels)
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except ImageTooLarge:
         raise

@@ -8,7 +8,6 @@ through a memory map.
 from __future__ import annotations
 
 import hashlib
-import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,9 +18,10 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from extractor.errors import ImageError, PretrainingError
-from extractor.images import SUFFIXES, decode_image, image_id, read_bytes
+from extractor.images import SUFFIXES, decode_image, image_id, is_image_name, read_bytes
 from extractor.photometric import photometric_change
 from extractor.preprocess import preprocess, to_network_range, to_pixels
+from store.files import replaced
 from store.spec import Preprocessing
 from store.views import without_colour
 
@@ -35,7 +35,7 @@ def find_images(folders: Sequence[Path], without: Path | None = None) -> list[Pa
     found: list[Path] = []
     apart = None if without is None else without.resolve()
     for folder in folders:
-        here = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        here = sorted(path for path in folder.rglob("*") if is_image_name(path))
         here = [path for path in here if apart is None or not path.resolve().is_relative_to(apart)]
         if not here:
             raise PretrainingError(f"{folder}: no image files here; expected {', '.join(sorted(SUFFIXES))}")
@@ -108,10 +108,8 @@ def _prepare(path: Path, folder: Path, resolution: int, how: Preprocessing) -> P
     target = folder / f"{image_id(data)}-{resolution}-{recipe}.npy"
     if not target.exists():
         x0 = preprocess(decode_image(data, str(path)), resolution, how, str(path)).x0
-        partial = target.with_suffix(f".{uuid.uuid4().hex}.tmp")
-        with partial.open("wb") as file:
+        with replaced(target) as partial, partial.open("wb") as file:
             np.save(file, to_pixels(x0)[0])
-        partial.rename(target)
     return target
 
 

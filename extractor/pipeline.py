@@ -16,7 +16,7 @@ import torch
 
 from extractor.background import ONE_THREAD_OF_OPENCV, give_way
 from extractor.datasets import Photograph
-from extractor.errors import DatasetError, ImageError
+from extractor.errors import DatasetError, ImageError, NonFiniteActivation
 from extractor.extraction import Extractor, Prepared, Unstacked
 from extractor.opened import OpenedPhotograph, OpenedPhotographs
 from extractor.run_report import RunReport
@@ -31,6 +31,8 @@ from store.interrupts import Stop
 MOST_THREADS = 8
 LARGEST_BATCH = 16
 BATCH_BYTES = 4 << 30
+BROKEN_AFTER = 3
+"""Photographs of which a network makes no finite numbers, before any of which it does, are the network's trouble."""
 
 
 class Threads(NamedTuple):
@@ -130,6 +132,7 @@ class Pipeline:
         self._opened = OpenedPhotographs(store, extractor, self._ahead + 1)
         self._writing: deque[tuple[Work, Future[int | None]]] = deque()
         self._lost: list[Work] = []
+        self._held_once, self._not_held = False, set[str]()
         self.made: set[Key] = set()
         self._stages = extractor.stages
         self._claims: Claims
@@ -203,11 +206,14 @@ class Pipeline:
         reason: str | None = None
         try:
             extracted = deque(self._extractor.unstacked(prepared))
-        except NonFiniteFeatures as error:
+        except (NonFiniteFeatures, NonFiniteActivation) as error:
+            if isinstance(error, NonFiniteActivation) and len(together) == 1 and self._is_the_backbones(together[0][1]):
+                raise
             reason = str(error)
         if reason is not None:  # not within the clause above: the error holds the batch until it is left
             self._extract_apart(together, reason)
             return
+        self._held_once = True
         for one, decoded in together:  # a photograph is handed over, so that its memory ends with the writing
             self._writing.append((one, self._writer.submit(self._write, decoded.key, [extracted.popleft()])))
             self._record(one, decoded)
@@ -215,8 +221,15 @@ class Pipeline:
         while len(self._writing) > max(self._batch, self._threads.writers):
             self._await_write()
 
+    def _is_the_backbones(self, decoded: _Decoded) -> bool:
+        """Whether the network had no finite numbers for any of its first photographs: that is not their fault."""
+        if self._held_once:
+            return False
+        self._not_held.add(decoded.key.image_id)
+        return len(self._not_held) == BROKEN_AFTER
+
     def _extract_apart(self, together: Sequence[tuple[Work, _Decoded]], reason: str) -> None:
-        """Each view of a batch that the encoding cannot hold by itself; one that it cannot hold alone is left out."""
+        """Each view of a batch that network or encoding cannot hold; one that they cannot hold alone is left out."""
         if len(together) > 1:
             for pair in together:
                 self._extract([pair])

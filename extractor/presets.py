@@ -68,7 +68,9 @@ class Preset:
         try:
             return self._spec(backbone)
         except ValidationError as error:
-            raise SpecError(f"the recipe {self.name!r}: {error.errors()[0]['msg']}") from error
+            raise SpecError(
+                f"the recipe {self.name!r}: {error.errors()[0]['msg'].removeprefix('Value error, ')}"
+            ) from error
 
     def _spec(self, backbone: Backbone) -> FeatureSpec:
         return FeatureSpec(

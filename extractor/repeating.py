@@ -8,23 +8,9 @@ from typing import Any
 
 from extractor.errors import DatasetError
 from extractor.presets import UNTRAINED, is_shipped
+from store.extraction_command import REPEATABLE
 from store.feature_store import FeatureStore
 from store.spec import FeatureSpec, preprocessing_name
-
-NOT_REPEATED = (
-    "store",
-    "workers",
-    "scheduler",
-    "compiled",
-    "overwrite",
-    "dry_run",
-    "ignore_space",
-    "profile",
-    "device",  # a repair may be done on another machine
-    "batch",
-    "as_json",
-)
-"""Options of ``extractor run`` that decide how it is run, and not what is made."""
 
 
 def repeatable_options(given: Mapping[str, Any], spec: FeatureSpec) -> dict[str, str | bool]:
@@ -34,7 +20,8 @@ def repeatable_options(given: Mapping[str, Any], spec: FeatureSpec) -> dict[str,
         given: all options of ``extractor run``, by parameter.
         spec: what they came to; it says what a preset left open.
     """
-    options = {name: value for name, value in given.items() if value is not None and name not in NOT_REPEATED}
+    said = {name.replace("_", "-"): value for name, value in given.items()}
+    options = {name: value for name, value in said.items() if value is not None and name in REPEATABLE}
     options["encoding"] = spec.encoding.kind
     if (prepared := preprocessing_name(spec.preprocessing)) is not None:
         options["preprocessing"] = prepared
@@ -43,8 +30,7 @@ def repeatable_options(given: Mapping[str, Any], spec: FeatureSpec) -> dict[str,
         options["codebook"] = str(Path(options["codebook"]).resolve())
     if "backbone" in options:
         options["backbone"] = lasting_backbone(options["backbone"])
-    said = {name: value for name, value in options.items() if value is not False}
-    return {name.replace("_", "-"): value if value is True else str(value) for name, value in said.items()}
+    return {name: value if value is True else str(value) for name, value in options.items() if value is not False}
 
 
 def require_own_name(store: FeatureStore, name: str, dataset: str) -> None:

@@ -16,6 +16,7 @@ from extractor.images import image_id, read_bytes
 from extractor.pipeline import Pipeline, Work
 from extractor.run_report import RunReport
 from store.collection import Collection, Sample
+from store.console import human_bytes
 from store.errors import StoreFull
 from store.feature_store import FeatureStore
 from store.features import Key
@@ -27,7 +28,7 @@ from store.views import IDENTITY
 
 
 class SizePlan(NamedTuple):
-    """What a run will write, before the lossless codec: an upper bound.
+    """About what a run will write: the maps before the lossless codec, which is more than they take, and no metadata.
 
     Attributes:
         images: views of images still to do.
@@ -78,7 +79,7 @@ def require_room(plan: SizePlan) -> None:
     """StoreFull if the planned bytes cannot fit."""
     if plan.free is not None and plan.bytes_total > plan.free:
         raise StoreFull(
-            f"{plan.images} images will take up to {plan.bytes_total / 1e9:.1f} GB and {plan.free / 1e9:.1f} GB are "
+            f"{plan.images} entries will take about {human_bytes(plan.bytes_total)} and {human_bytes(plan.free)} are "
             "free; free some space, take fewer images (--limit), or go on anyway with --ignore-space"
         )
 

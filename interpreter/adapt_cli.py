@@ -13,7 +13,7 @@ from rich.table import Table
 from interpreter.adapting import Expected, best_of, expected_at, gains, readable, save_adapted
 from interpreter.checkpoint import folder_of, load_interpreter
 from interpreter.data import all_images
-from interpreter.domain import LEAST
+from interpreter.domain import DOMAIN_FILE, LEAST, load_domain
 from interpreter.metrics import or_none
 from interpreter.options import AsJson, Datasets, DeviceOption, ScanOption, StoreOption, ViewOption, require_device
 from interpreter.stored import require_features
@@ -83,7 +83,8 @@ def adapt_command(
     for note in _notes(specs, best, learnt, len(images)):
         console.note(note)
     if out is not None:
-        save_adapted(out, interpreter, card, features, images, expected)
+        domain = load_domain(folder_of(model), card.spec)
+        save_adapted(out, interpreter, card, features, images, expected, domain)
     if as_json:
         told = {"photographs": len(images), "learnt_at": learnt, "read": _plain(card.task, expected, learnt)}
         console.print_json(told | {"best": best, "out": out})
@@ -94,8 +95,13 @@ def adapt_command(
     )
     console.out.print(f"best at {best}: {reading}", highlight=False)
     if out is not None:
-        domain = "" if len(images) >= LEAST else f"; fewer than {LEAST} photographs make no statistics of a domain"
-        console.out.print(f"{out}: reads so by itself{domain}; try it: service --model {out}", highlight=False)
+        console.out.print(f"{out}: reads so by itself; try it: service --model {out}", highlight=False)
+        if not (out / DOMAIN_FILE).is_file():
+            console.note(f"it cannot tell unusual photographs: that takes features of {LEAST} photographs and more")
+        elif len(images) < LEAST:
+            console.note(
+                f"it tells unusual photographs as {model} does: {LEAST} and more would be a domain of their own"
+            )
 
 
 def _plain(task: Task, expected: Sequence[Expected], learnt: int) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from interpreter.checkpoint import CODEBOOK_FILE, Card, save_interpreter
 from interpreter.data import Labelled
-from interpreter.domain import DOMAIN_FILE, LEAST, descriptor, fit_domain, residual
+from interpreter.domain import DOMAIN_FILE, LEAST, Domain, descriptor, fit_domain, residual
 from interpreter.errors import TrainingDataError
 from interpreter.expected import expected_dice, expected_sums
 from interpreter.metrics import mean_of_known
@@ -170,13 +170,16 @@ def save_adapted(
     store: FeatureStore,
     images: Sequence[Labelled],
     expected: Sequence[Expected],
+    domain: Domain | None,
 ) -> Card:
     """Write a copy of an interpreter that reads photographs at the best of some resolutions, over what was there.
 
     Its domain is that of these photographs, so that what the camera's others are measured by are its own: from
-    ``interpreter.domain.LEAST`` of them on, and none of fewer.
+    ``interpreter.domain.LEAST`` of them on. Of fewer, the interpreter's own is kept where features are read as before,
+    and there is none where not.
 
     Args:
+        domain: the interpreter's own.
         images: the photographs that the expectations are of.
 
     Returns:
@@ -201,5 +204,9 @@ def save_adapted(
     if len(images) >= LEAST:
         codec = store.codec(best.spec)
         read = [store.entry(best.spec, image.key).features() for image in images]
-        fit_domain(best.spec, (descriptor(one, codec) for one in read), [residual(one) for one in read]).save(folder)
+        domain = fit_domain(best.spec, (descriptor(one, codec) for one in read), [residual(one) for one in read])
+    elif best.spec != card.spec:
+        domain = None
+    if domain is not None:
+        domain.save(folder)
     return adapted

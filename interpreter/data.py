@@ -54,8 +54,9 @@ def labelled_images(store: FeatureStore, dataset: str, split: str | None, task: 
     if not found:
         splits = sorted({s.split for s in collection.samples if s.split})
         raise TrainingDataError(
-            f"{dataset}: no image of split {split or 'any'} is labelled with {', '.join(task.targets)}; targets there: "
-            f"{', '.join(collection.targets) or 'none'}; splits: {', '.join(splits) or 'none'}"
+            f"{dataset}: no image{f' of split {split}' if split else ''} is labelled with {', '.join(task.targets)}; "
+            f"targets there: {', '.join(collection.targets) or 'none'}; splits: {', '.join(splits) or 'none'} (a "
+            "folder's targets are the folders of masks/: masks/vessel/a.png is the target vessel of a.png)"
         )
     return [Labelled(dataset, sample, Key(sample.image_id)) for sample in found]
 

@@ -180,12 +180,12 @@ def _evaluate_model(
         read = {"view": view, "mirrored": mirrored, "resolution": spec.resolution}
         console.print_json(read | scores.summary())
         return
-    console.out.print(_table(scores))
+    console.out.print(_table(scores, rules))
     for image in scores.images:
         console.out.print(f"  {image.name:30} {100 * image.dice:6.2f}", highlight=False, markup=False)
 
 
-def _table(scores: Scores) -> Table:
+def _table(scores: Scores, rules: Rules) -> Table:
     """A line for each figure in points of 100; a column for each class, and one for their mean if there are several."""
     columns = [(name, scores.class_figures(i), scores.class_interval(i)) for i, name in enumerate(scores.classes)]
     if len(columns) > 1:
@@ -193,8 +193,9 @@ def _table(scores: Scores) -> Table:
     table = Table("points of 100", *(name for name, *_ in columns))
     table.add_row("Dice", *(_points(figures["dice"]) for _, figures, _ in columns))
     table.add_row("95 % interval", *(f"{_points(low)} to {_points(high)}" for _, _, (low, high) in columns))
+    where = "" if rules.size == "network" else ", at the network's size"
     for voter, dice in scores.dice_by_voter().items():
-        table.add_row(f"Dice of {voter} alone", *[""] * (len(columns) - 1), _points(dice))
+        table.add_row(f"Dice of {voter} alone{where}", *[""] * (len(columns) - 1), _points(dice))
     for name, words in SHOWN.items():
         table.add_row(words, *(_points(figures[name]) for _, figures, _ in columns))
     return table

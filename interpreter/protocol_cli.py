@@ -82,6 +82,9 @@ def parse_choices(settings: str | None, device: str, *, mirrored: bool = False) 
         return Choices.model_validate(plain)
     except ValidationError as error:
         first = error.errors()[0]
+        if first["type"] == "extra_forbidden":
+            there = ", ".join(sorted(Choices.model_fields))
+            raise ConfigurationError(f"--settings: no setting {first['loc'][0]!r}; there are {there}") from error
         raise ConfigurationError(f"--settings: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     except (json.JSONDecodeError, TypeError) as error:
         raise ConfigurationError(f"--settings: expected a JSON object, got {settings!r}") from error

@@ -6,7 +6,7 @@ from collections.abc import Container, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 # Bright and far from the reds and oranges of a fundus.
 PALETTE = ("#1fe0ff", "#7cff6b", "#ff7bf2", "#ffffff", "#4d7cff", "#00b894", "#c9a7ff", "#e8ff4d")
@@ -30,6 +30,13 @@ class Task(BaseModel):
     targets: tuple[str, ...] = Field(min_length=1, max_length=8)
     colours: tuple[str, ...] = PALETTE
     overlapping: bool = False
+
+    @field_validator("targets")
+    @classmethod
+    def _differ(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := [target for target in dict.fromkeys(targets) if targets.count(target) > 1]:
+            raise ValueError(f"expected targets that differ, found {', '.join(twice)} twice")
+        return targets
 
     @property
     def classes(self) -> tuple[str, ...]:

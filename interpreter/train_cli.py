@@ -12,6 +12,7 @@ import typer
 from interpreter.checkpoint import folder_of
 from interpreter.config import HeadName
 from interpreter.data import all_images, labelled_in, lacking
+from interpreter.domain import DOMAIN_FILE, LEAST
 from interpreter.metrics import or_none
 from interpreter.network import InterpreterConfig
 from interpreter.options import AsJson, Datasets, DeviceOption, ScanOption, StoreOption, require_device
@@ -212,6 +213,8 @@ def _train_and_say(training: Training, as_json: bool) -> None:
         dice = training.run(lambda epoch, _, loss: advance(1, f"epoch {epoch + 1}, loss {loss:.3f}"), stop)
     if not first:
         return
+    if not (training.folder / DOMAIN_FILE).is_file():
+        console.note(f"it cannot tell photographs that are unlike its own: that takes {LEAST} of them and more")
     if as_json:
         told = {"interpreter": str(training.folder), "validation_dice": or_none(dice), "epochs": training.epoch}
         console.print_json(told)

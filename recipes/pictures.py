@@ -29,14 +29,9 @@ from interpreter.checkpoint import shipped
 from interpreter.errors import InterpreterError
 from interpreter.rendering import overlay
 from service.answers import Answer
-from service.engine import Engine
-from service.metrics import Metrics
-from service.models import load_models
-from service.question import Limits
-from service.storage import Storage
+from service.engine import Engine, load_engine
 from store import console
 from store.errors import StoreError
-from store.feature_store import FeatureStore
 
 SIDE = 224
 CAPTION = 40
@@ -153,9 +148,7 @@ def pictures(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
 ) -> None:
     """Ask all shipped interpreters about photographs they were not made for."""
-    metrics, limits = Metrics(), Limits()
-    storage = Storage(lambda: FeatureStore(store), metrics, limits.store_timeout)
-    told, picture = ask(Engine(load_models(shipped()), storage, limits, metrics), photographs(undisplayed or []))
+    told, picture = ask(load_engine(shipped(), store), photographs(undisplayed or []))
     Image.fromarray(picture).save(out, quality=80)
     if as_json:
         console.print_json([dataclasses.asdict(one) for one in told])

@@ -135,19 +135,27 @@ def _serve(settings: Settings, chosen: dict[str, Any]) -> None:
     logs.configure(settings.log_level)
     if not settings.api_keys and not _is_loopback(settings.host):
         get_logger(__name__).warning("no API keys: everybody who reaches this address may ask", host=settings.host)
+    config = uvicorn.Config(
+        _app(settings, chosen),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(settings.deadline) + 1,
+    )
     try:
-        uvicorn.run(
-            _app(settings, chosen),
-            host=settings.host,
-            port=settings.port,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=int(settings.deadline) + 1,
-        )
-    except SystemExit as ended:  # uvicorn has said why it could not start: the port is taken, say
-        raise typer.Exit(console.Exit.FAILED if ended.code else console.Exit.OK) from ended
+        listening = config.bind_socket()  # before models are loaded: "ready" is said where somebody can ask
+    except SystemExit as ended:  # uvicorn has said why: the port is taken, say
+        console.note(f"the service cannot listen at {settings.host}:{settings.port}; choose another --port or --host")
+        raise typer.Exit(console.Exit.FAILED) from ended
+    server = uvicorn.Server(config)
+    try:
+        server.run(sockets=[listening])
+        if not server.started:
+            raise typer.Exit(console.Exit.FAILED)
     finally:
+        listening.close()
         _leave_what_hangs()
 
 
@@ -164,7 +172,9 @@ def _leave_what_hangs() -> None:
     from structlog import get_logger
 
     until = time.monotonic() + 1  # those that wait for nothing end by themselves
-    while hanging := [one.name for one in threading.enumerate() if one.name.startswith(("store_", "source-"))]:
+    while hanging := [
+        one.name for one in threading.enumerate() if one.name.startswith(("store_", "source-", "at jobs"))
+    ]:
         if time.monotonic() > until:
             get_logger(__name__).warning("stopped while a store or folder does not answer", threads=hanging)
             os._exit(console.Exit.INTERRUPTED)

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Annotated, Any, TypeVar
 
 import structlog
 from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 
-from service.engine import Engine
-from service.errors import Abandoned, Conflict, Forbidden, NotReady
+from service.engine import Engine, load_engine
+from service.errors import Abandoned, Conflict, Forbidden, NotReady, Unavailable
 from service.flights import Flight, Ticket, late
 from service.job_runner import JobRunner
 from service.jobs import JobLimits, Jobs
-from service.metrics import HttpMetrics, Metrics
+from service.metrics import HttpMetrics
 from service.models import load_models
 from service.question import Limits
 from service.security import Admission, Keys, presented_key
 from service.settings import Settings
 from service.sources import Sources
-from service.storage import Storage
+from service.storage import LEAST_RATE
 from service.uploads import Room
-from store.feature_store import FeatureStore
 from store.objects import open_objects
 
 logger = structlog.get_logger(__name__)
@@ -52,6 +52,7 @@ class Context:
         self._read_settings = read_settings or (lambda: settings)
         self.engine: Future[Engine] = Future()
         self.runner: JobRunner | None = None
+        self._job_threads = ThreadPoolExecutor(4, thread_name_prefix="at jobs")
         self.jobs = Jobs(open_objects(settings.jobs_location), _job_limits(settings))
         self.http = HttpMetrics()
         self.sources = Sources({})
@@ -100,10 +101,28 @@ class Context:
         finally:
             self._reloading.release()
 
+    async def at_jobs(self, work: Callable[..., T], *arguments: object, size: int = 0) -> T:
+        """The result of work where jobs are kept.
+
+        It has threads of its own, so that a storage that hangs keeps none from requests that need no jobs.
+
+        Args:
+            size: bytes that are written; for them there is more time.
+
+        Raises:
+            Unavailable: it did not answer in time.
+        """
+        future = asyncio.wrap_future(self._job_threads.submit(work, *arguments))
+        try:
+            return await asyncio.wait_for(future, self.settings.store_timeout + size / LEAST_RATE)
+        except TimeoutError as error:
+            raise Unavailable("jobs cannot be read or kept now; ask again later", retry_after=30) from error
+
     def stop(self) -> None:
         """Jobs stop behind the image they are at; what has begun is finished."""
         if self.runner is not None:
             self.runner.stop()
+        self._job_threads.shutdown(wait=False, cancel_futures=True)
         self.sources.close()
         if self.engine.done() and self.engine.exception() is None:
             self.engine.result().close()
@@ -139,25 +158,14 @@ def _job_limits(settings: Settings) -> JobLimits:
 
 def engine_from(settings: Settings) -> Engine:
     """The engine that the settings describe, warm."""
-    metrics = Metrics()
-    models = load_models((settings.model, *settings.models), settings.backbone, settings.device)
-    limits = Limits(
-        max_pixels=settings.max_pixels,
-        formats=settings.formats,
-        batch=settings.batch,
-        batch_wait=settings.batch_wait,
-        queue=settings.queue,
-        answers_bytes=settings.answers_bytes,
-        store_timeout=settings.store_timeout,
-    )
+    limits = Limits(**{one.name: getattr(settings, one.name) for one in dataclasses.fields(Limits)})
     memory = settings.memory_bytes if settings.keep_nothing else None
-    location = settings.store_location
-    storage = Storage(lambda: FeatureStore(location), metrics, limits.store_timeout, memory)
+    names = (settings.model, *settings.models)
+    engine = load_engine(names, settings.store_location, settings.backbone, settings.device, limits, memory)
     try:
-        engine = Engine(models, storage, limits, metrics, settings.device)
         engine.warm()
     except BaseException:
-        storage.close()
+        engine.close()
         raise
     return engine
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from extractor.errors import ImageTooLarge
+from extractor.images import require_few_scans
 from service.errors import DicomError
 
 if TYPE_CHECKING:
@@ -211,6 +212,8 @@ def _check_codestream(header: Dataset, name: str) -> None:
             f"{name}: expected a JPEG 2000 codestream whose image begins at (0, 0), as DICOM has it; room would be "
             "made for all that lies before it"
         )
+    if kind == "JPEG":
+        require_few_scans(frame, name)
     try:
         with Image.open(io.BytesIO(frame), formats=(kind,)) as image:
             size, bands = image.size, len(image.getbands())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -116,16 +117,8 @@ def encode_segmentation(
         for i, class_name in enumerate(classes)
         if i > 0
     ]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # highdicom warns about the source's own values
-            return _written(header, masks, descriptions, made_by)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        # What the source says of patient and study is copied, and highdicom refuses what breaks the standard.
-        raise UnsupportedAnswer(
-            f"{name}: patient or study of the DICOM source are not as the standard wants them, "
-            f"so no SEG can refer to it; ask for png ({type(error).__name__})"
-        ) from error
+    with _as_the_standard_wants(name):
+        return _written(header, masks, descriptions, made_by)
 
 
 def check_source(source: bytes, name: str) -> None:
@@ -136,7 +129,23 @@ def check_source(source: bytes, name: str) -> None:
 def _header(source: bytes, name: str) -> Dataset:
     if not is_dicom(source):
         raise UnsupportedAnswer(f"{name}: a DICOM SEG refers to a DICOM photograph, and this is none; ask for png")
-    return _referable(read_header(source, name), name)
+    header = read_header(source, name)
+    with _as_the_standard_wants(name):
+        return _referable(header, name)
+
+
+@contextmanager
+def _as_the_standard_wants(name: str) -> Iterator[None]:
+    """What the source says of patient and study is copied, and highdicom refuses what breaks the standard."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # highdicom warns about the source's own values
+            yield
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise UnsupportedAnswer(
+            f"{name}: patient or study of the DICOM source are not as the standard wants them, "
+            f"so no SEG can refer to it; ask for png ({type(error).__name__})"
+        ) from error
 
 
 def _referable(header: Dataset, name: str) -> Dataset:
@@ -177,8 +186,15 @@ def _groups(header: Dataset) -> Dataset:
     from pydicom.dataset import Dataset
 
     groups = Dataset()
-    groups.PixelMeasuresSequence = PixelMeasuresSequence(header.get("PixelSpacing") or [1.0, 1.0], None)
+    groups.PixelMeasuresSequence = PixelMeasuresSequence(_spacing(header) or [1.0, 1.0], None)
     return groups
+
+
+def _spacing(header: Dataset) -> list[float] | None:
+    """Size of a pixel in mm, (row, column); None where the source does not say two positive numbers."""
+    said = header.get("PixelSpacing")
+    values = [float(value) for value in said] if isinstance(said, Sequence) and not isinstance(said, str) else []
+    return values if len(values) == 2 and all(value > 0 for value in values) else None
 
 
 def _described(number: int, class_name: str, colour: str, made_by: SegmentedBy) -> SegmentDescription:
@@ -232,7 +248,7 @@ def _written(
         content_description="For research only; not a medical device",
         omit_empty_frames=False,
     )
-    if not header.get("PixelSpacing"):
+    if _spacing(header) is None:
         segmentation.SharedFunctionalGroupsSequence[0].pop("PixelMeasuresSequence", None)
     buffer = io.BytesIO()
     segmentation.save_as(buffer)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from extractor.extraction import Prepared
 from extractor.field_of_view import find_field_of_view
-from extractor.images import MAX_PIXELS, image_id
+from extractor.images import image_id
 from extractor.preprocess import NetworkInput
 from interpreter.checkpoint import Card
 from interpreter.domain import DomainScore
@@ -156,17 +156,19 @@ class Engine:
         Raises:
             Busy: the queue is full, and the caller is not patient.
         """
-        return self._join(("answer", *asked.key), ticket, lambda flight: self._answer(asked, flight), patient=patient)
+        # Errors name the file, and what a client calls its file is for no other's eyes.
+        key = ("answer", *asked.key, asked.name)
+        return self._join(key, ticket, lambda flight: self._answer(asked, flight), patient=patient)
 
     def ask_features(self, asked: Question, ticket: Ticket) -> Flight[Kept]:
         """Have the features of a photograph in the store."""
-        key = ("features", asked.image_id, asked.model.card.spec.digest, asked.views)
+        key = ("features", asked.image_id, asked.model.card.spec.digest, asked.views, asked.name)
         return self._join(key, ticket, lambda flight: self._kept(asked, flight))
 
     def ask_field_of_view(self, data: bytes, name: str, ticket: Ticket) -> Flight[Answer]:
         """The field of view alone, as an answer of two classes; no network is run."""
         image = image_id(data)
-        return self._join(("fov", image), ticket, lambda _: self._field_of_view(data, image, name))
+        return self._join(("fov", image, name), ticket, lambda _: self._field_of_view(data, image, name))
 
     def leave(self, flight: Flight[Any], ticket: Ticket) -> None:
         """Do not wait for an answer any more."""
@@ -333,14 +335,28 @@ class Engine:
 
 
 def load_engine(
-    model: str, store: Path | str, backbone: str | None = None, device: str = "cpu", max_pixels: int = MAX_PIXELS
+    models: str | Sequence[str],
+    store: Path | str,
+    backbone: str | None = None,
+    device: str = "cpu",
+    limits: Limits | None = None,
+    memory_bytes: int | None = None,
 ) -> Engine:
-    """Load an interpreter, the backbone it reads, and the store."""
-    metrics = Metrics()
-    models = load_models([model], backbone, device)
-    limits = Limits(max_pixels=max_pixels)
-    storage = Storage(lambda: FeatureStore(store), metrics, limits.store_timeout)
-    return Engine(models, storage, limits, metrics, device)
+    """Load interpreters, the backbones they read, and the store.
+
+    Args:
+        models: shipped names or folders; the first is the default.
+        backbone: that all of them read; the one that each of their cards names if None.
+        memory_bytes: the oldest features are removed beyond so many; None keeps all.
+    """
+    metrics, limits = Metrics(), limits or Limits()
+    loaded = load_models([models] if isinstance(models, str) else models, backbone, device)
+    storage = Storage(lambda: FeatureStore(store), metrics, limits.store_timeout, memory_bytes)
+    try:
+        return Engine(loaded, storage, limits, metrics, device)
+    except BaseException:
+        storage.close()
+        raise
 
 
 def _scored(model: Model, features: Features, warnings: list[str]) -> DomainScore | None:

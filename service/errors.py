@@ -14,6 +14,7 @@ ServiceError
 ├── TooManyRequests        a key's own rate or concurrency is used up
 ├── Unavailable            not now; Retry-After says when
 │   ├── NotReady           models are still being loaded, or could not be
+│   ├── NoRoom             the device has no memory for a photograph now
 │   ├── DeviceLost         the device failed for good; only a new process has it again
 │   ├── Busy               the queue is full, or the deadline passed in it
 │   └── DeadlinePassed     the deadline passed while the answer was being made
@@ -29,7 +30,7 @@ import math
 
 from extractor.errors import ExtractorError, ImageError, ImageTooLarge, NoFieldOfView
 from interpreter.errors import InterpreterError
-from store.errors import DamagedEntry, StoreError, StoreFull, StoreUnavailable
+from store.errors import DamagedEntry, StoreBusy, StoreError, StoreFull, StoreUnavailable
 
 
 class ServiceError(Exception):
@@ -157,6 +158,7 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (Abandoned, 499),
     (StoreUnavailable, 503),
     (StoreFull, 503),
+    (StoreBusy, 503),
     (DamagedEntry, 404),
 )
 
@@ -172,6 +174,8 @@ def detail_of(error: Exception) -> str:
         return "these features are damaged; send the photograph, and they are made anew"
     if isinstance(error, (StoreUnavailable, StoreFull)):
         return "the storage does not answer or is full; ask again later"
+    if isinstance(error, StoreBusy):
+        return "these features are being made now; ask again later"
     if isinstance(error, StoreError):
         return "the storage cannot do this; the log of the service has more"
     return str(error)

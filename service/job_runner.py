@@ -27,6 +27,10 @@ ATTEMPTS = 3
 """A photograph that failed in an unexpected way, or stopped the service, is tried so often, from then on alone."""
 
 
+class _TakenOver(Exception):
+    """Another service is at a job: this one has slept longer than its claim lasts, and may not write of it any more."""
+
+
 class _Asked(NamedTuple):
     number: int
     data: bytes
@@ -115,26 +119,48 @@ class JobRunner:
                 self._do(record)
             else:  # another service's, or a reload has taken the model away
                 self._wait_or_give_up(record, f"the model {record.options.model} is not loaded")
+        except _TakenOver:
+            logger.warning("a job is left to another service, which has taken it over", job=found.id)
         finally:
             self._jobs.let_go(found.id)
 
     def _do(self, record: JobRecord) -> None:
         record.state, record.trouble = "running", None
-        self._jobs.save(record)
+        self._save(record)
         under_way: deque[_Asked] = deque()
         try:
-            self._do_each(record, under_way)
-        except Unavailable as error:  # other jobs go on, and this one later
-            record.trouble = str(error)
-        while under_way:
-            try:
-                self._finish(record, under_way.popleft())
-            except Unavailable as error:
-                record.trouble = str(error)
+            record.trouble = self._do_begun(record, under_way)
+        finally:
+            for asked in under_way:  # of a job that cannot be gone on with
+                if asked.flight is not None:
+                    self._engine.leave(asked.flight, asked.ticket)
         if record.trouble is not None:
             self._wait_or_give_up(record, record.trouble)
             return
         self._end(record)
+
+    def _do_begun(self, record: JobRecord, under_way: deque[_Asked]) -> str | None:
+        """All photographs, or until one cannot be done now: what keeps it. Those that were asked for are finished."""
+        trouble = None
+        try:
+            self._do_each(record, under_way)
+        except Unavailable as error:  # other jobs go on, and this one later
+            trouble = str(error)
+        while under_way:
+            try:
+                self._finish(record, under_way.popleft())
+            except Unavailable as error:
+                trouble = str(error)
+        return trouble
+
+    def _save(self, record: JobRecord) -> None:
+        """Replace a job's record, which nobody else may be at."""
+        self._require_ours(record)
+        self._jobs.save(record)
+
+    def _require_ours(self, record: JobRecord) -> None:
+        if not self._jobs.claims.is_ours(record.id):
+            raise _TakenOver
 
     def _do_each(self, record: JobRecord, under_way: deque[_Asked]) -> None:
         """A few at once; alone and last those that have failed, or stopped the service, before."""
@@ -158,6 +184,7 @@ class JobRunner:
         """Nothing of a job waits any more."""
         if not record.count("waiting"):
             record.state, record.finished = "done", time.time()
+            self._require_ours(record)
             self._jobs.forget_inputs(record)
             self._jobs.save(record)
 
@@ -168,7 +195,7 @@ class JobRunner:
                 if item.state == "waiting":
                     self._failed(record, number, ServiceError(trouble))
         record.trouble = trouble
-        self._jobs.save(record)
+        self._save(record)
         self._end(record)
 
     def _is_overdue(self, record: JobRecord) -> bool:
@@ -186,7 +213,7 @@ class JobRunner:
             self._failed(record, number, ServiceError(stopped))
             return
         item.begun_by = tuple(dict.fromkeys((*item.begun_by, self._name)))
-        self._jobs.save(record)  # before the work, which may be this process's end
+        self._save(record)  # before the work, which may be this process's end
         try:
             under_way.append(self._asked(record, number))
         except Unavailable:
@@ -194,6 +221,17 @@ class JobRunner:
             raise
         except EXPECTED as error:
             self._failed(record, number, error)
+        except Exception:
+            self._failed_unexpectedly(record, number)
+
+    def _failed_unexpectedly(self, record: JobRecord, number: int) -> None:
+        """One photograph's trouble is not the job's: it is tried again, and given up after ``ATTEMPTS``."""
+        item = record.items[number]
+        item.failures += 1
+        self._give_back(item)
+        logger.exception("an image of a job failed", job=record.id, times=item.failures)
+        if item.failures >= ATTEMPTS:
+            self._failed(record, number, ServiceError("internal error; the log of the service has more"))
 
     def _give_back(self, item: JobItem) -> None:
         item.begun_by = tuple(run for run in item.begun_by if run != self._name)
@@ -204,6 +242,8 @@ class JobRunner:
             data = self._data(record, number)
         except (StoreUnavailable, OSError) as error:  # where jobs are kept: nothing is wrong with the photograph
             raise Unavailable("the photographs of the job cannot be read now") from error
+        if options.model not in (None, *engine.models.by_name):
+            raise Unavailable(f"the model {options.model} is not loaded")  # a reload has just taken it away
         OUTPUTS[options.output or "png"].check(Source(data, item.name, self._settings.max_pixels))
         asked = engine.question(data, item.name, options.model, options.timesteps, mirrored=options.mirrored)
         ticket, known = Ticket(), engine.finished(asked)
@@ -223,16 +263,14 @@ class JobRunner:
         except EXPECTED as error:
             self._failed(record, asked.number, error)
             return
-        except Exception:  # one photograph's trouble is not the job's
-            item.failures += 1
-            self._give_back(item)
-            logger.exception("an image of a job failed", job=record.id, times=item.failures)
-            if item.failures >= ATTEMPTS:
-                self._failed(record, asked.number, ServiceError("internal error; the log of the service has more"))
+        except _TakenOver:
+            raise
+        except Exception:
+            self._failed_unexpectedly(record, asked.number)
             return
         item.state, item.told = "done", Told.by(answer)
         self._engine.metrics.job_images.labels("done").inc()
-        self._jobs.save(record)
+        self._save(record)
         self._jobs.forget_input(record, asked.number)
 
     def _rendered(self, record: JobRecord, asked: _Asked) -> tuple[Answer, bytes]:
@@ -245,6 +283,7 @@ class JobRunner:
         return answer, OUTPUTS[options.output or "png"].render(options.applied(answer), options, source)
 
     def _keep(self, record: JobRecord, number: int, rendered: bytes) -> None:
+        self._require_ours(record)
         try:
             self._jobs.put_result(record, number, rendered)
         except OSError as error:  # full, read-only or away
@@ -253,7 +292,7 @@ class JobRunner:
     def _failed(self, record: JobRecord, number: int, error: Exception) -> None:
         record.items[number].state, record.items[number].problem = "failed", detail_of(error)
         self._engine.metrics.job_images.labels("failed").inc()
-        self._jobs.save(record)
+        self._save(record)
 
     def _data(self, record: JobRecord, number: int) -> bytes:
         source = record.items[number].source

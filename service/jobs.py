@@ -175,7 +175,7 @@ class Jobs:
             return None
         if record.state not in FINISHED:
             with suppress(MissingEntry):
-                record.end_as_cancelled(float(self._objects.get(f"{job_id}/cancelled")))
+                record.end_as_cancelled(_time_in(self._objects.get(f"{job_id}/cancelled")))
         return record
 
     def all(self) -> list[JobRecord]:
@@ -188,10 +188,10 @@ class Jobs:
         return [record for record in self.all() if record.state not in FINISHED]
 
     def save(self, record: JobRecord) -> None:
-        """Replace a job's record; one that was cancelled meanwhile stays so, one that was deleted stays away."""
+        """Replace a job's record; one that was cancelled or done meanwhile stays so, one that was deleted is gone."""
         with self._lock:
             known = self.read(record.id)
-            if known is None:
+            if known is None or known.state == "done":
                 return
             if known.state == "cancelled":
                 record.end_as_cancelled(known.finished or time.time())
@@ -287,6 +287,14 @@ class Jobs:
     def _delete(self, job_id: str) -> None:
         self._objects.remove(f"{job_id}/job.json")
         self._objects.delete(job_id)
+
+
+def _time_in(data: bytes) -> float:
+    """Seconds since 1970; now, where a device that lost its power has not kept them."""
+    try:
+        return float(data)
+    except ValueError:
+        return time.time()
 
 
 class _Sink(io.RawIOBase):

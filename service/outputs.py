@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import NamedTuple
@@ -131,17 +131,25 @@ def negotiated(output: str | None, accept: str) -> tuple[str, Output]:
         if output not in OUTPUTS:
             raise UnsupportedAnswer(f"no output {output!r}; there are {', '.join(OUTPUTS)}")
         return output, OUTPUTS[output]
-    for media_type in _by_preference(accept):
-        for name, one in OUTPUTS.items():
-            if one.by_accept and _matches(media_type, one.media_type):
-                return name, one
+    ranges = _ranges(accept)
+    wanted = {name: _preference(ranges, one.media_type) for name, one in OUTPUTS.items() if one.by_accept}
+    best = max(wanted, key=lambda name: wanted[name])  # of equal ones the first
+    if wanted[best].quality > 0:
+        return best, OUTPUTS[best]
     types = ", ".join(one.media_type for one in OUTPUTS.values() if one.by_accept)
     raise UnsupportedAnswer(f"cannot answer with {accept[:100]}; these can be had: {types}")
 
 
-def _by_preference(accept: str) -> list[str]:
-    """Media types of an ``Accept`` header, the most wanted first; what has quality 0 is left out."""
-    wanted: list[tuple[float, str]] = []
+class _Preference(NamedTuple):
+    """How much a media type is wanted: by its quality, and of equal ones by which the client named first."""
+
+    quality: float
+    place: int
+
+
+def _ranges(accept: str) -> list[tuple[str, float]]:
+    """(media range, quality) of an ``Accept`` header, as they stand there."""
+    ranges = []
     for part in accept.split(","):
         media_type, *parameters = (piece.strip().lower() for piece in part.split(";"))
         quality = 1.0
@@ -151,10 +159,14 @@ def _by_preference(accept: str) -> list[str]:
                     quality = float(parameter[2:])
                 except ValueError:
                     quality = 0.0
-        if quality > 0:
-            wanted.append((quality, media_type or "*/*"))
-    return [media_type for _, media_type in sorted(wanted, key=lambda pair: -pair[0])]
+        ranges.append((media_type or "*/*", quality))
+    return ranges
 
 
-def _matches(pattern: str, media_type: str) -> bool:
-    return pattern in ("*/*", media_type, media_type.split("/")[0] + "/*")
+def _preference(ranges: Sequence[tuple[str, float]], media_type: str) -> _Preference:
+    """That of the most specific range which has a media type (RFC 9110, 12.5.1); quality 0 where none has."""
+    for pattern in (media_type, media_type.split("/")[0] + "/*", "*/*"):
+        for place, (found, quality) in enumerate(ranges):
+            if found == pattern:
+                return _Preference(quality, -place)
+    return _Preference(0.0, 0)

@@ -66,7 +66,7 @@ def decode_photograph(data: bytes, name: str, max_pixels: int, formats: Sequence
             if decoder.name not in formats:
                 raise ImageError(f"{name}: {decoder.name} is not accepted here; expected one of {', '.join(formats)}")
             return decoder.decode(data, name, max_pixels)
-    raise ImageError(f"{name}: not an image; expected one of {', '.join(formats)}")
+    raise ImageError(f"{name}: not an image of a kind that is read; expected one of {', '.join(formats)}")
 
 
 SIDE = 512

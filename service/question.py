@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Limits:
-    """How much an engine does at once, and what it reads.
+    """How much an engine does at once, and what it reads: settings of the same names have defaults for a service.
 
     Attributes:
         max_pixels: of one image.

@@ -22,7 +22,7 @@ T = TypeVar("T")
 def to_response(answer: Answer, options: Options) -> SegmentResponse:
     """The JSON form of an answer."""
     height, width = answer.labels.shape
-    g, domain, fov = answer.geometry, answer.domain, answer.fov
+    domain, fov = answer.domain, answer.fov
     mask = options.mask
 
     def as_png(i: int, one: NDArray[np.uint8]) -> str:
@@ -43,7 +43,7 @@ def to_response(answer: Answer, options: Options) -> SegmentResponse:
         mean_uncertainty=float(answer.uncertainty[fov].mean()),
         domain=None if domain is None else _domain(domain),
         abstain=None if domain is None else domain.abstain,
-        field_of_view=FieldOfView(top=g.top, left=g.left, height=g.box_height, width=g.box_width),
+        field_of_view=_seen(answer),
         cached=answer.cached,
         forwards=answer.forwards,
         seconds={stage: round(seconds, 4) for stage, seconds in answer.seconds.items()},
@@ -55,6 +55,15 @@ def to_response(answer: Answer, options: Options) -> SegmentResponse:
         uncertainty_png=_uncertainty(answer) if options.uncertainty else None,
         warnings=list(answer.warnings),
     )  # fmt: skip
+
+
+def _seen(answer: Answer) -> FieldOfView:
+    if not answer.spec:
+        rows, columns = (np.flatnonzero(answer.labels.any(axis=axis)) for axis in (1, 0))
+        top, left = int(rows[0]), int(columns[0])
+        return FieldOfView(top=top, left=left, height=int(rows[-1]) + 1 - top, width=int(columns[-1]) + 1 - left)
+    g = answer.geometry
+    return FieldOfView(top=g.top, left=g.left, height=g.box_height, width=g.box_width)
 
 
 def run_lengths(labels: NDArray[np.uint8]) -> RunLengths:

@@ -45,9 +45,10 @@ class Keys:
 
 
 def presented_key(headers: Mapping[str, str]) -> str | None:
-    """The key in a request's headers."""
+    """The key in a request's headers, which clients send as UTF-8 and which are handed over as if they were Latin-1."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" and token else headers.get("x-api-key")
+    presented = token.strip() if scheme.lower() == "bearer" and token else headers.get("x-api-key")
+    return None if presented is None else presented.encode("latin-1", "replace").decode("utf-8", "surrogateescape")
 
 
 class Admission:

@@ -48,7 +48,7 @@ class FolderSource:
         below = self._inside(prefix)
         if not below.is_dir():
             raise NotFound("no such folder")
-        found = (path for path in below.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+        found = (path for path in below.rglob("*") if _is_photograph(path.name) and path.is_file())
         keys = (path.relative_to(self._root).as_posix() for path in found if self._is_inside(path))
         told = list(islice((key for key in keys if self._can_be_told(key)), most))
         return sorted(told)
@@ -98,7 +98,7 @@ class ObjectSource:
         keys = self._objects.keys(_checked(prefix))
         if not keys:
             raise NotFound("no such folder")
-        return [key for key in keys if PurePosixPath(key).suffix.lower() in SUFFIXES][:most]
+        return [key for key in keys if _is_photograph(PurePosixPath(key).name)][:most]
 
     def read(self, key: str, limit: int) -> bytes:
         name = PurePosixPath(key).name
@@ -160,7 +160,11 @@ class Sources:
         if name not in self._folders:
             raise Forbidden(f"no folder {name[:40]!r} is allowed here; allowed: {', '.join(self._folders) or 'none'}")
         try:
-            return self._pools[name].submit(work).result(self._timeout)
+            future = self._pools[name].submit(work)
+            try:
+                return future.result(self._timeout)
+            finally:
+                future.cancel()  # what was not begun in time is not done behind what hangs
         except (CancelledError, RuntimeError) as error:  # a reload has closed these places meanwhile
             raise Unavailable("the folders are being read anew; ask again", retry_after=1) from error
         except (FutureTimeout, StoreUnavailable, FormatError, OSError) as error:
@@ -183,6 +187,11 @@ def _checked(key: str) -> str:
     if plain and any(part in ("", ".", "..") for part in plain.split("/")):
         raise Forbidden("the prefix leads out of the folder")
     return plain
+
+
+def _is_photograph(name: str) -> bool:
+    """By its ending; macOS writes a companion ``._a.png`` of a.png on shares that cannot hold what it notes of it."""
+    return PurePosixPath(name).suffix.lower() in SUFFIXES and not name.startswith(".")
 
 
 def _is_text(key: str) -> bool:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from service.metrics import Metrics
 from store.claims import Claims
 from store.codebook import Codebook
-from store.errors import DamagedEntry, MissingEntry, SpecError, StoreError, StoreFull, StoreUnavailable
+from store.errors import DamagedEntry, MissingEntry, SpecError, StoreBusy, StoreError, StoreFull, StoreUnavailable
 from store.feature_store import FeatureStore
 from store.features import FeatureEntry, Features, Key, entry_path
 from store.spec import FeatureSpec
@@ -130,7 +130,11 @@ class Storage:
         return written
 
     def forget(self, spec: FeatureSpec, image_id: str) -> int:
-        """Remove all that is kept of a photograph's features; how many views. StoreUnavailable if the store is away."""
+        """Remove all that is kept of a photograph's features; how many views.
+
+        Raises:
+            StoreBusy: another process is making some. StoreUnavailable: the store is away.
+        """
         self._kept.forget(spec, image_id)
         return self._guarded("write", lambda: self.store().delete_image(spec, image_id))
 
@@ -199,7 +203,7 @@ class Storage:
         except (MissingEntry, DamagedEntry):
             self._troubles.pop(doing, None)
             raise
-        except SpecError:  # of what was asked for, or of a store that is not what it was
+        except (SpecError, StoreBusy):  # of what was asked for, or of a store that is not what it was
             raise
         except (StoreError, OSError) as error:
             raise self._failed(doing, str(error), rest=False) from error

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from store.errors import MissingEntry, StoreError
+from store.errors import MissingEntry, StoreBusy, StoreError
 from store.objects import Objects
 
 CLAIMS = "claims"
@@ -156,12 +156,12 @@ class Claims:
         """Hold a claim, as soon as whoever holds it is done.
 
         Raises:
-            StoreError: not within so many seconds.
+            StoreBusy: not within so many seconds.
         """
         deadline = time.monotonic() + seconds
         while not self.take(name):
             if time.monotonic() > deadline:
-                raise StoreError(f"{self._objects.location}: another process has been at {name} for {seconds:.0f} s")
+                raise StoreBusy(f"{self._objects.location}: another process has been at {name} for {seconds:.0f} s")
             time.sleep(0.05)
         try:
             yield

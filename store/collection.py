@@ -24,10 +24,17 @@ from store.objects import Objects
 COLLECTIONS = "datasets"
 LABELS = "labels"
 
+LONGEST_NAME = 150
+"""Bytes."""
+
 
 def is_name(name: str) -> bool:
-    """Whether a collection may be called so: letters, digits, ``_``, ``-`` and ``.``, which is not the first."""
-    return bool(name) and not name.startswith(".") and all(c.isalnum() or c in "_-." for c in name)
+    """Whether a collection may be called so: letters, digits, ``_``, ``-`` and ``.``, which is not the first.
+
+    At most ``LONGEST_NAME`` bytes of them: files are called by it, with something added.
+    """
+    plain = bool(name) and not name.startswith(".") and all(c.isalnum() or c in "_-." for c in name)
+    return plain and len(name.encode()) <= LONGEST_NAME
 
 
 class Sample(BaseModel):

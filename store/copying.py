@@ -25,7 +25,7 @@ class CopyReport:
         copied: entries that are new at the destination.
         present: entries that were there already.
         bytes: copied.
-        problems: one line for each entry that is incomplete or damaged here; it was left out.
+        problems: one line for each entry, codebook or data set that is incomplete or damaged; it was left out.
     """
 
     copied: int = 0
@@ -57,7 +57,12 @@ def copy_store(
     report = CopyReport()
     with Claims(destination.objects) as claims:
         for spec in specs:
-            destination.register(spec, source.backbone_of(spec), source.codebook(spec))
+            try:
+                codebook = source.codebook(spec)
+            except DamagedEntry as error:
+                report.problems.append(str(error))
+                continue
+            destination.register(spec, source.backbone_of(spec), codebook)
             paths = [entry_path(spec, key) for key in source.keys(spec)]
             for part in in_parallel(lambda path: _copy_claimed(source, destination, path, claims), paths):
                 report.add(part)
@@ -67,7 +72,10 @@ def copy_store(
     for part in in_parallel(lambda path: _copy_entry(source.objects, destination.objects, path), labels):
         report.problems += part.problems
     for name in source.collections.names():
-        _copy_collection(source, destination, name)
+        try:
+            _copy_collection(source, destination, name)
+        except DamagedEntry as error:
+            report.problems.append(str(error))
     known = {record.name for record in destination.records.all()}
     for record in source.records.all():
         if record.name not in known:

@@ -8,6 +8,7 @@ StoreError
 ├── DamagedModel           a model's file that is not the one its manifest names
 ├── FormatError            a store of a format that this version does not read
 ├── NonFiniteFeatures      NaN or infinity where a number was expected
+├── StoreBusy              another process is at what was asked for
 ├── StoreFull              no room left for what is to be written
 └── StoreUnavailable       the storage refuses or does not answer
 """
@@ -43,6 +44,10 @@ class FormatError(StoreError):
 
 class NonFiniteFeatures(StoreError, ArithmeticError):
     """A feature map holds NaN or infinity; names the block."""
+
+
+class StoreBusy(StoreError):
+    """Another process has been at something for longer than was waited."""
 
 
 class StoreFull(StoreError, OSError):

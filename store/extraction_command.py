@@ -10,6 +10,15 @@ from dataclasses import dataclass
 
 from store.spec import FeatureSpec, preprocessing_name
 
+REPEATABLE = frozenset(
+    {
+        "dataset", "name", "split", "limit", "images", "views", "preset", "backbone", "class-label", "preprocessing",
+        "resolution", "trajectory", "seed", "timesteps", "grid", "blocks", "clip", "encoding", "codebook", "precision",
+    }
+)  # fmt: skip
+"""Options that decide what is made, by name: run records hold these and no others. The rest decide how and by whom it
+is made, which is for whoever runs it; a record that came with a store from elsewhere must not name machines."""
+
 
 @dataclass(frozen=True)
 class ExtractionCommand:

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING
 from zarr.abc.store import Store
 
 from store.arrays import ArrayToWrite
-from store.claims import CLAIMS
+from store.claims import CLAIMS, Claims
 from store.codebook import Codebook, codebook_of
-from store.collection import Collections
+from store.collection import COLLECTIONS, LABELS, Collections
 from store.entries import (
     FORMAT_VERSION,
     MARKER,
@@ -37,12 +37,12 @@ from store.entries import (
     write_entry,
     write_group,
 )
-from store.errors import DamagedEntry, MissingEntry, SpecError, SpecMismatch
+from store.errors import DamagedEntry, FormatError, MissingEntry, SpecError, SpecMismatch
 from store.features import FeatureEntry, Features, Key, arrays_of, attributes_of, entry_path
 from store.objects import Objects, open_objects
-from store.records import Records
+from store.records import RUNS, Records
 from store.spec import FeatureSpec, TransformEncoding
-from store.uses import Uses
+from store.uses import USES, Uses
 from store.views import is_view
 
 if TYPE_CHECKING:  # loading torch takes seconds; looking into a store does without
@@ -50,6 +50,8 @@ if TYPE_CHECKING:  # loading torch takes seconds; looking into a store does with
 
 CODEBOOK = "codebook"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_PARTS = ("zarr.json", COLLECTIONS, LABELS, RUNS, CLAIMS, USES)
+"""What is in a store, besides folders of features."""
 
 
 class FeatureStore:
@@ -77,8 +79,21 @@ class FeatureStore:
         try:
             require_format(read_group(self.objects, "").get(MARKER, {"format": 1}), self.location)
         except MissingEntry:  # a new store, or one of the first format
-            if read_only and not self.objects.names(""):
-                raise MissingEntry(f"{self.location}: no store here") from None
+            self._require_own_place(read_only=read_only)
+
+    def _require_own_place(self, *, read_only: bool) -> None:
+        """MissingEntry or FormatError of a folder that holds other things than a store does; hidden files are none."""
+        if not read_only and "://" in self.location:  # whoever names a bucket finds out when it is written to
+            return
+        names = [name for name in self.objects.names("") if not name.startswith(".") and name != "lost+found"]
+        if any(name in _PARTS or _DIGEST.fullmatch(name) for name in names):
+            return
+        if read_only:
+            raise MissingEntry(f"{self.location}: no store here")
+        if names:
+            raise FormatError(
+                f"{self.location}: holds other files, such as {names[0]}; a store has a folder of its own"
+            )
 
     @property
     def location(self) -> str:
@@ -257,11 +272,20 @@ class FeatureStore:
         self.objects.delete(path)
         self.uses.forget(path)
 
-    def delete_image(self, spec: FeatureSpec, image_id: str) -> int:
-        """Remove all views of an image, complete or not; how many there were."""
-        views = self.objects.names(f"{spec.digest}/{image_id}")
+    def delete_image(self, spec: FeatureSpec, image_id: str, patience: float = 5.0) -> int:
+        """Remove all views of an image, complete or not; how many there were.
+
+        Args:
+            patience: seconds that are waited for whoever is making one of them.
+
+        Raises:
+            StoreBusy: somebody is still at one; it and those behind it are left.
+        """
+        views, claims = self.objects.names(f"{spec.digest}/{image_id}"), Claims(self.objects)
         for view in views:
-            self.delete(spec, Key(image_id, view))
+            key = Key(image_id, view)
+            with claims.waiting(entry_path(spec, key), patience):
+                self.delete(spec, key)
         return len(views)
 
     def keys(self, spec: FeatureSpec) -> Iterator[Key]:

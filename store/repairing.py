@@ -6,7 +6,6 @@ they do not make it anew.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
@@ -15,14 +14,12 @@ from store.claims import Claims
 from store.collection import COLLECTIONS, LABELS
 from store.entries import verify_entry
 from store.errors import DamagedEntry, MissingEntry, StoreError
-from store.extraction_command import ExtractionCommand
+from store.extraction_command import REPEATABLE, ExtractionCommand
 from store.feature_store import CODEBOOK, FeatureStore
 from store.features import Key, entry_path
 from store.parallel import in_parallel
 from store.records import RUNS, RunRecord
 from store.spec import FeatureSpec, TransformEncoding
-
-_OPTION = re.compile(r"[a-z][a-z-]*")
 
 
 class Checked(NamedTuple):
@@ -122,7 +119,7 @@ def runs_that_made(
 def command_of(record: RunRecord, location: str) -> ExtractionCommand:
     """The command that repeats a run; StoreError if the record is no such thing."""
     for name in record.options:
-        if not _OPTION.fullmatch(name) or name == "store":
+        if name not in REPEATABLE:
             raise StoreError(f"the run record {record.name} holds the option {name!r}; it was not written here")
     return ExtractionCommand({"store": location, **record.options})
 

@@ -292,13 +292,15 @@ class FeatureSpec(_Frozen):
         return self.model_copy(update={"encoding": encoding})
 
     def difference(self, other: FeatureSpec) -> str:
-        """One line for each field that differs; empty if none does."""
+        """One line for each field that differs; empty if none does.
+
+        Maps that differ since photographs are shown in another square are not named besides it.
+        """
         mine, theirs = self.model_dump(mode="json"), other.model_dump(mode="json")
-        return "\n".join(
-            f"  {field}: {mine[field]!r} expected, {theirs[field]!r} found"
-            for field in mine
-            if mine[field] != theirs[field]
-        )
+        fields = [field for field in mine if mine[field] != theirs[field]]
+        if "resolution" in fields and _in_proportion(self, other):
+            fields.remove("blocks")
+        return "\n".join(f"  {f}: {_said(mine[f])} expected, {_said(theirs[f])} found" for f in fields)
 
     def require(self, other: FeatureSpec) -> None:
         """Raise SpecMismatch, with the difference spelled out, unless ``other`` is this spec."""
@@ -307,6 +309,21 @@ class FeatureSpec(_Frozen):
                 f"features of spec {self.digest[:12]} were expected, found {other.digest[:12]}; they differ in\n"
                 f"{self.difference(other)}"
             )
+
+
+def _in_proportion(spec: FeatureSpec, other: FeatureSpec) -> bool:
+    """Whether two specs read the same maps, at resolutions of their own."""
+    try:
+        return spec.of_resolution(other.resolution).blocks == other.blocks
+    except SpecError:
+        return False
+
+
+def _said(value: object) -> str:
+    """A field of a spec; of an encoding that is coded by a codebook, not how many bits each component has."""
+    if isinstance(value, dict) and "codebook" in value:
+        return f"{value['kind']} by the codebook {value['codebook'][:12]}"
+    return repr(value)
 
 
 def parse_spec(text: str | bytes) -> FeatureSpec:

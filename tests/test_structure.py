@@ -74,3 +74,16 @@ def test_what_a_command_makes_is_not_kept_with_the_code() -> None:
     assert not [path for path in sizes if ".zarr/" in path]
     large = {path for path, size in sizes.items() if size > 2**20}
     assert large == {f"extractor/models/{name}/diffusion_pytorch_model.safetensors" for name in ("base", "small")}
+
+
+def test_a_run_record_holds_what_decides_what_is_made_and_no_other_option() -> None:
+    import typer
+
+    from extractor.cli import app
+    from store.extraction_command import REPEATABLE
+
+    command = typer.main.get_command(app).commands["run"]  # type: ignore[attr-defined]
+    options = {option.opts[0].removeprefix("--") for option in command.params}
+    how = {"store", "device", "batch", "workers", "scheduler", "compile", "overwrite", "profile", "dry-run"}
+    assert options - REPEATABLE == how | {"ignore-space", "json"}
+    assert options >= REPEATABLE

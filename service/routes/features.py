@@ -11,7 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from service.context import Admitted, ReadyEngine, SharedContext, awaited
 from service.engine import Engine
-from service.errors import NoImage, NotFound, Unavailable
+from service.errors import BadRequest, NoImage, NotFound, Unavailable
 from service.flights import Ticket
 from service.options import KEY_PATTERN, Options, merged
 from service.routes.problems import problems
@@ -63,7 +63,7 @@ async def make(
 @router.get(
     "/v1/features/{key}",
     response_model=FeaturesInfo,
-    responses=problems(401, 404, 429, 503)
+    responses=problems(400, 401, 404, 429, 503)
     | {200: {"content": {"application/x-npy": {"schema": {"type": "string", "format": "binary"}}}}},
     operation_id="read_features",
 )
@@ -75,6 +75,8 @@ async def read(
     timestep: Annotated[int | None, Query(ge=0, le=1_000_000, description="of the block; all by default")] = None,
 ) -> Response | FeaturesInfo:
     """What is kept of a photograph: a description, or one block as ``.npy`` of shape (t, c, h, w)."""
+    if block is None and timestep is not None:
+        raise BadRequest("a timestep is of a block: name it")
     if block is None:
         return await run_in_threadpool(described, engine, key)
     data = await run_in_threadpool(_block, engine, key, block, timestep)

@@ -143,7 +143,7 @@ async def model_metadata(name: _NAME, engine: ReadyEngine) -> ModelMetadata:
         inputs=[TensorInfo(name="image", datatype="UINT8", shape=[-1, -1, 3])],
         outputs=[
             TensorInfo(name="labels", datatype="UINT8", shape=[-1, -1]),
-            TensorInfo(name="probabilities", datatype="FP32", shape=[classes, -1, -1]),
+            TensorInfo(name="probabilities", datatype="FP16", shape=[classes, -1, -1]),
         ],
     )
 

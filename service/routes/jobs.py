@@ -79,7 +79,9 @@ async def start(
         names, data, sources = [name for name, _ in upload.files], [data for _, data in upload.files], []
     if not names:
         raise NoImage("expected photographs in fields 'image', or a folder with some")
-    record = await run_in_threadpool(context.jobs.create, key, options, output.suffix, names, data, sources)
+    record = await context.at_jobs(
+        context.jobs.create, key, options, output.suffix, names, data, sources, size=sum(map(len, data))
+    )
     if context.runner is not None:
         context.runner.wake()
     response.headers["Location"] = f"/v1/jobs/{record.id}"
@@ -89,7 +91,7 @@ async def start(
 @router.get("/v1/jobs", response_model=list[JobStatus], responses=problems(401, 429, 503), operation_id="list_jobs")
 async def listed(context: SharedContext, key: Admitted) -> list[JobStatus]:
     """The jobs of this key that are still kept, the oldest first."""
-    records = await run_in_threadpool(context.jobs.all)
+    records = await context.at_jobs(context.jobs.all)
     return [_status(record) for record in records if record.owner == key]
 
 
@@ -98,7 +100,7 @@ async def listed(context: SharedContext, key: Admitted) -> list[JobStatus]:
 )
 async def read(job_id: _ID, context: SharedContext, key: Admitted) -> JobStatus:
     """How far a job is."""
-    return _status(await run_in_threadpool(context.jobs.get, job_id, key))
+    return _status(await context.at_jobs(context.jobs.get, job_id, key))
 
 
 @router.delete(
@@ -109,8 +111,8 @@ async def read(job_id: _ID, context: SharedContext, key: Admitted) -> JobStatus:
 )
 async def cancel(job_id: _ID, context: SharedContext, key: Admitted) -> JobStatus:
     """Stop a job behind the photograph it is at; what is done can still be fetched."""
-    record = await run_in_threadpool(context.jobs.get, job_id, key)
-    return _status(await run_in_threadpool(context.jobs.cancel, record))
+    record = await context.at_jobs(context.jobs.get, job_id, key)
+    return _status(await context.at_jobs(context.jobs.cancel, record))
 
 
 @router.get(
@@ -122,7 +124,7 @@ async def cancel(job_id: _ID, context: SharedContext, key: Admitted) -> JobStatu
 )
 async def results(job_id: _ID, context: SharedContext, key: Admitted) -> StreamingResponse:
     """A ZIP of all answers, and of what each says about itself, or why there is none: ``images.csv``, ``job.json``."""
-    record = await run_in_threadpool(context.jobs.get, job_id, key)
+    record = await context.at_jobs(context.jobs.get, job_id, key)
     if record.state not in FINISHED:
         raise Conflict(f"the job is {record.state}: {record.count('done')} of {len(record.items)} are done")
     disposition = {"Content-Disposition": f'attachment; filename="{job_id}.zip"'}
@@ -137,8 +139,8 @@ async def results(job_id: _ID, context: SharedContext, key: Admitted) -> Streami
 )
 async def delete(job_id: _ID, context: SharedContext, key: Admitted) -> None:
     """Delete a finished job with all its answers, before it is deleted for its age."""
-    record = await run_in_threadpool(context.jobs.get, job_id, key)
-    await run_in_threadpool(context.jobs.remove, record)
+    record = await context.at_jobs(context.jobs.get, job_id, key)
+    await context.at_jobs(context.jobs.remove, record)
 
 
 def _checked(options: Options, engine: Engine) -> Options:

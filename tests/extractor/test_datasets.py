@@ -93,7 +93,7 @@ def test_real_data_sets_are_read(shared: Path, dataset: str, adapter: str, image
 def test_a_manifest_names_everything(tmp_path: Path) -> None:
     touch(tmp_path, "one.png", "one_v.png", "two.png")
     manifest = tmp_path / "list.csv"
-    manifest.write_text("image,name,split,group,vessel\none.png,first,train,p1,one_v.png\ntwo.png,,,,\n")
+    manifest.write_text("image,name,split,group,vessel\none.png,first, train,p1,one_v.png\ntwo.png,,,,\n")
     first, second = load_dataset(f"manifest:{manifest}").photographs
     assert (first.name, first.split, first.group, set(first.masks)) == ("first", "train", "p1", {"vessel"})
     assert (second.name, second.split, second.group, dict(second.masks)) == ("two", None, None, {})
@@ -106,6 +106,10 @@ def test_a_manifest_names_everything(tmp_path: Path) -> None:
         ("image\nmissing.png\n", r"line 2 names .*missing\.png, which does not exist"),
         ("image,vessel\none.png,missing.png\n", "line 2 names"),
         ('image\n""\n', "line 2 names no image"),
+        ("image;vessel\none.png;\n", "cells are separated by commas"),
+        ("image,vessel,vessel\none.png,,\n", "two columns are called vessel"),
+        ("image,split\none.png,train,more\n", "line 2 has more cells than there are columns"),
+        ("image,name\none.png,../one\n", "no image can be called '../one'"),
     ],
 )
 def test_a_wrong_manifest_names_the_line(tmp_path: Path, text: str, message: str) -> None:
@@ -176,7 +180,7 @@ def test_what_a_folder_holds_and_nobody_reads_is_told(tmp_path: Path) -> None:
     touch(tmp_path, *(f"masks/{i}.png" for i in range(5)))
     assert load_dataset(f"folder:{tmp_path}").left_lying == (
         f"1 in {tmp_path} of other kinds are not read; save them as PNG (b.webp)",
-        f"1 in {tmp_path} hold images that are not read; name each as a data set, or list them in a manifest (more)",
+        f"1 in {tmp_path} are folders of images not read; name each as a data set, or list them in a manifest (more)",
         f"5 in {tmp_path} are masks of no image (0.png, 1.png, 2.png, ...)",
     )
     touch(tmp_path, "flat/a.png", "flat/masks/vessel/a.png")
@@ -210,6 +214,7 @@ def test_splits_are_selected_and_unknown_ones_told(tmp_path: Path) -> None:
         ("..a", "a"),
         ("my__eyes", "my__eyes"),
         ("a - b", "a_-_b"),
+        ("眼" * 75, "眼" * 50),
     ],
 )
 def test_a_folder_gives_a_name_that_the_store_takes(tmp_path: Path, folder: str, name: str) -> None:
@@ -219,3 +224,11 @@ def test_a_folder_gives_a_name_that_the_store_takes(tmp_path: Path, folder: str,
     assert is_name(data.name)
     with pytest.raises(DatasetError, match="choose another"):
         load_dataset(f"folder:{tmp_path / folder}", "..")
+
+
+def test_companions_that_macos_leaves_are_no_photographs(tmp_path: Path) -> None:
+    touch(tmp_path / "eyes", "a.png", "._a.png")
+    touch(tmp_path / "eyes" / "masks", "a.png", "._a.png")
+    data = load_dataset(f"folder:{tmp_path / 'eyes'}")
+    assert [photograph.name for photograph in data.photographs] == ["a"]
+    assert not data.left_lying

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -217,3 +219,31 @@ def test_masks_of_one_bit_or_with_a_palette_are_told_from_others(tmp_path: Path)
     assert ok
     (tmp_path / "unknown.tiff").write_bytes(unknown.tobytes())
     assert not is_indexed(tmp_path / "unknown.tiff")  # OpenCV knows it, Pillow does not
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_a_photograph_is_no_mask(grey: bool) -> None:
+    photograph = np.random.default_rng(0).normal((130, 90, 40), 30, (64, 64, 3)).clip(0, 255).astype(np.uint8)
+    image = Image.fromarray(photograph).convert("L" if grey else "RGB")
+    with pytest.raises(ImageError, match="found a photograph; are photographs and masks mixed up"):
+        decode_mask(encoded(image, "PNG"))
+
+
+def test_a_jpeg_of_too_many_scans_is_refused_before_it_is_decoded() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(RGB).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    assert decode_image(data).shape == RGB.shape
+    first = data.index(b"\xff\xda")
+    with pytest.raises(ImageError, match=r"a JPEG of 1\d\d scans"):
+        decode_image(data[:first] + data[first:-2] + (b"\xff\xda" * 100) + data[-2:])
+
+
+def test_a_tiff_of_giant_tiles_is_refused_before_room_is_made_for_them() -> None:
+    pixels = zlib.compress(bytes(32 * 32))
+    tags = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: 32, 323: 32, 324: 8, 325: len(pixels)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    data = b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + struct.pack("<H", len(tags)) + entries + bytes(4)
+    assert decode_image(data, max_pixels=1024).shape == (16, 16, 3)
+    with pytest.raises(ImageTooLarge, match="tiles of 1024 pixels, more than 1000"):
+        decode_image(data, max_pixels=1000)

@@ -131,16 +131,22 @@ def test_non_finite_features_stop_a_run(spec: FeatureSpec, backbone: Backbone, d
         extract_dataset(dataset, FeatureStore("memory://"), Extractor(broken, TINY.spec(backbone_like(broken, spec))))
 
 
+@pytest.mark.parametrize("error", [NonFiniteFeatures, NonFiniteActivation])
 @pytest.mark.parametrize("batch", [1, 4])
-def test_a_photograph_that_the_encoding_cannot_hold_is_left_out(
-    backbone: Backbone, spec: FeatureSpec, dataset_folder: Path, monkeypatch: pytest.MonkeyPatch, batch: int
+def test_a_photograph_that_network_or_encoding_cannot_hold_is_left_out(
+    backbone: Backbone,
+    spec: FeatureSpec,
+    dataset_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    batch: int,
+    error: type[Exception],
 ) -> None:
     unstacked, path = Extractor.unstacked, sorted((dataset_folder / "images").iterdir())[2]
     too_large = image_id(path.read_bytes())
 
     def overflowing(self: Extractor, prepared: Sequence[Prepared]) -> list[Unstacked]:
         if any(one.key.image_id == too_large for one in prepared):
-            raise NonFiniteFeatures("block_2: features hold numbers beyond float16")
+            raise error("block_2: features hold numbers beyond float16")
         return unstacked(self, prepared)
 
     monkeypatch.setattr(Extractor, "unstacked", overflowing)
@@ -287,7 +293,7 @@ def test_the_backbone_beside_the_wheel_is_pointed_at_where_it_is_missing(
 def test_a_run_that_cannot_fit_is_stopped_before_it_starts() -> None:
     require_room(SizePlan(10, {"block_0": 100}, free=1000))
     require_room(SizePlan(10, {"block_0": 100}, free=None))
-    with pytest.raises(StoreFull, match="10 images will take up to"):
+    with pytest.raises(StoreFull, match="10 entries will take about"):
         require_room(SizePlan(10, {"block_0": 101}, free=1000))
 
 

@@ -128,7 +128,7 @@ def test_only_whole_sets_of_the_same_features_are_read(store: FeatureStore, mode
 def adapted(store: FeatureStore, model: Path, images: list[Labelled], out: Path, best: int) -> Card:
     network, card = load_interpreter(model)
     expected = [of(card.spec, side, 0.5 + 0.1 * (side == best), images=len(images)) for side in (32, 64)]
-    return save_adapted(out, network, card, store, images, expected)
+    return save_adapted(out, network, card, store, images, expected, load_domain(model, card.spec))
 
 
 def test_a_copy_reads_the_best_resolution_as_the_original_would(
@@ -152,6 +152,13 @@ def test_a_copy_reads_the_best_resolution_as_the_original_would(
     (tmp_path / "here" / "manifest.json").write_text("{}")
     few = adapted(store, model, images[:4], tmp_path / "here", best=32)  # over it: nothing of the former one stays
     assert load_domain(tmp_path / "here", few.spec) is None
+    assert load_domain(tmp_path / "back", spec) is not None
+    adapted(store, tmp_path / "back", images[:4], tmp_path / "few", best=32)
+    assert load_domain(tmp_path / "few", spec) is not None  # it is read as before
+    network, card = load_interpreter(tmp_path / "back")
+    alone, known = [of(spec, 64, 0.6, images=4)], load_domain(tmp_path / "back", spec)
+    read = save_adapted(tmp_path / "few", network, card, store, images[:4], alone, known)
+    assert (read.spec, load_domain(tmp_path / "few", larger)) == (larger, None)
     assert load_interpreter(tmp_path / "here")[1] == few
     again = adapted(store, tmp_path / "here", images, tmp_path / "again", best=64)
     assert (again.spec, again.learnt_at) == (larger, 32)

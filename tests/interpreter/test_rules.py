@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 from extractor.backbone import Backbone
 from extractor.datasets import load_dataset
@@ -109,3 +110,8 @@ def test_the_rules_change_the_truth_and_not_the_prediction(filled_store: Feature
     found = [c.true_positive + c.false_positive for c in (strict, published)]
     assert real[1] > 1.2 * real[0]
     assert found[0] == found[1]
+
+
+def test_targets_of_a_task_differ() -> None:
+    with pytest.raises(ValidationError, match="expected targets that differ, found mask twice"):
+        Task(name="twice", targets=("mask", "mask"))

@@ -43,7 +43,7 @@ def model_folder(backbone: Backbone, spec: FeatureSpec, tmp_path_factory: pytest
 
 @pytest.fixture
 def engine(model_folder: Path, filled_store: FeatureStore) -> Engine:
-    return load_engine(str(model_folder), filled_store.location, max_pixels=100_000)
+    return load_engine(str(model_folder), filled_store.location, limits=Limits(max_pixels=100_000))
 
 
 def with_store(engine: Engine, open_store: Callable[[], FeatureStore], **limits: int) -> Engine:

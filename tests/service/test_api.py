@@ -18,6 +18,7 @@ from extractor.field_of_view import find_field_of_view
 from extractor.images import decode_image
 from service.engine import Engine
 from service.options import Options
+from service.outputs import negotiated
 from service.photographs import decode_photograph
 from service.schemas import FeaturesInfo, JobStatus, ModelInfo, Ready, Reloaded, SegmentResponse
 from service.settings import Settings
@@ -296,3 +297,18 @@ def test_every_operation_names_its_errors_and_its_example(api: TestClient) -> No
     form = schema["paths"]["/v1/segment"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert set(form["properties"]) == {"image", *Options.model_fields}
     assert set(schema["components"]["securitySchemes"]) == {"HTTPBearer", "APIKeyHeader"}
+
+
+@pytest.mark.parametrize(
+    ("accept", "answered"),
+    [
+        ("*/*", "json"),
+        ("image/png, application/json", "png"),
+        ("application/json, image/png", "json"),
+        ("application/json;q=0, */*", "png"),
+        ("application/json;q=0.1, image/*;q=0.5, */*;q=0.2", "png"),
+        ("image/png;q=0.2, */*;q=0.1", "png"),
+    ],
+)
+def test_the_most_specific_range_says_how_much_a_type_is_wanted(accept: str, answered: str) -> None:
+    assert negotiated(None, accept)[0] == answered

@@ -126,6 +126,8 @@ def test_the_size_of_pixels_is_said_where_the_source_says_it() -> None:
         return groups.PixelMeasuresSequence[0].PixelSpacing if "PixelMeasuresSequence" in groups else None
 
     assert measures(photograph(fundus())) is None
+    assert measures(photograph(fundus(), PixelSpacing=[0.01])) is None
+    assert measures(photograph(fundus(), PixelSpacing=[0, 0])) is None
     assert measures(photograph(fundus(), PixelSpacing=[0.01, 0.02])) == [0.01, 0.02]
 
 

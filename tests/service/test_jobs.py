@@ -28,6 +28,7 @@ from service.flights import Flight, Ticket
 from service.job_record import JobRecord, Told, as_report, as_table
 from service.job_runner import JobRunner, _Asked
 from service.jobs import JobLimits, Jobs
+from service.models import Models
 from service.options import Options
 from service.outputs import OUTPUTS, Source
 from service.settings import Settings
@@ -376,7 +377,7 @@ def test_a_photograph_that_stops_the_service_is_tried_alone_and_not_for_ever(
         found = jobs.read(record.id)
         assert found is not None
         with suppress(SystemExit):
-            runner._do(found)
+            runner._do_if_free(found)
     poison, *others = ended(jobs, record.id).items
     assert attempts == [(1, 1, 0), (2, 1), (3,)]  # beside others, which it costs an attempt, then alone
     assert poison.problem == "3 runs of the service were stopped while they were at this photograph"
@@ -412,11 +413,11 @@ def test_a_storage_that_keeps_no_records_makes_no_photograph_guilty(
         found = jobs.read(record.id)
         assert found is not None
         with suppress(StoreUnavailable):
-            runner._do(found)
+            runner._do_if_free(found)
     monkeypatch.setattr(jobs._objects, "put", put)
     found = jobs.read(record.id)
     assert found is not None
-    runner._do(found)
+    runner._do_if_free(found)
     (item,) = ended(jobs, record.id).items
     assert item.state == "done"
 
@@ -607,3 +608,90 @@ def test_a_full_disk_is_a_jobs_trouble_and_not_its_end(
 def test_jobs_in_memory_are_bounded_by_it(make_engine: MakeEngine) -> None:
     with serving(make_engine(), memory_bytes=2_000_000_000) as client:
         assert client.app.state.context.jobs.limits.bytes == 2_000_000_000  # type: ignore[attr-defined]
+
+
+def test_a_photograph_that_cannot_be_asked_for_ends_no_job(
+    make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(source: Source) -> None:
+        if source.name == "a.png":
+            raise TypeError("of a library that nobody expected it of")
+
+    monkeypatch.setitem(OUTPUTS, "png", OUTPUTS["png"]._replace(check=check))
+    jobs = Jobs(open_objects(tmp_path), LIMITS)
+    record = jobs.create("anybody", Options(output="png"), ".png", ["a.png", "b.png"], [png(4), png(5)])
+    JobRunner(jobs, make_engine(), Settings(keep_nothing=True), Sources({}))._do_all()
+    bad, good = ended(jobs, record.id).items
+    assert (bad.state, bad.failures, good.state) == ("failed", 3, "done")
+
+
+def test_who_slept_longer_than_its_claim_leaves_the_job_to_whoever_took_over(
+    make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, names = make_engine(), [f"{i}.png" for i in range(4)]
+    mine, others = (Jobs(open_objects(tmp_path), LIMITS) for _ in "ab")
+    record = mine.create("anybody", Options(output="png"), ".png", names, [png(i) for i in range(4)])
+    sleeper, other = (JobRunner(jobs, engine, Settings(keep_nothing=True), Sources({})) for jobs in (mine, others))
+    is_cancelled = sleeper._cancelled
+
+    def sleeping(current: JobRecord) -> bool:  # asked before each photograph
+        if current.count("done") and others.read(record.id) is not None:
+            claim = tmp_path / "claims" / record.id
+            claim.write_text(json.dumps(json.loads(claim.read_text()) | {"renewed": time.time() - 200}))
+            other._do_all()
+        return is_cancelled(current)
+
+    monkeypatch.setattr(sleeper, "_cancelled", sleeping)
+    sleeper._at_once = 1
+    sleeper._do_all()
+    done = mine.read(record.id)
+    assert done is not None
+    assert (done.state, [item.state for item in done.items]) == ("done", ["done"] * 4)
+    archive = zipfile.ZipFile(io.BytesIO(b"".join(mine.zipped(done))))
+    assert len([name for name in archive.namelist() if name.endswith(".png")]) == 4
+
+
+def test_a_job_waits_for_its_model_where_a_reload_takes_it_away(
+    make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, jobs = make_engine(), Jobs(open_objects(tmp_path), LIMITS)
+    before, name = engine.models, engine.models.default.name
+    record = jobs.create("anybody", Options(output="png", model=name), ".png", ["a.png", "b.png"], [png(1), png(2)])
+    runner = JobRunner(jobs, engine, Settings(keep_nothing=True), Sources({}))
+    runner._at_once, is_cancelled = 1, runner._cancelled
+
+    def reloading(current: JobRecord) -> bool:
+        if current.count("done"):
+            engine.models = Models([replace(before.default, name="another")])
+        return is_cancelled(current)
+
+    monkeypatch.setattr(runner, "_cancelled", reloading)
+    runner._do_all()
+    waiting = jobs.read(record.id)
+    assert waiting is not None
+    assert [item.state for item in waiting.items] == ["done", "waiting"]
+    assert waiting.trouble == f"the model {name} is not loaded"
+    monkeypatch.undo()
+    engine.models = before
+    runner._do_all()
+    assert ended(jobs, record.id).count("done") == 2
+
+
+def test_a_cancellation_that_a_lost_power_has_emptied_is_one(tmp_path: Path) -> None:
+    jobs = Jobs(open_objects(tmp_path), LIMITS)
+    record = jobs.create("anybody", Options(), ".png", ["a.png"], [png(1)])
+    jobs._objects.put(f"{record.id}/cancelled", b"")
+    (found,) = jobs.all()
+    assert found.state == "cancelled"
+
+
+def test_a_storage_of_jobs_that_hangs_costs_other_requests_nothing(make_engine: MakeEngine) -> None:
+    released = threading.Event()
+    with serving(make_engine(), store_timeout=0.5) as client, ThreadPoolExecutor(50) as pool:
+        client.app.state.engine.result()  # type: ignore[attr-defined]
+        client.app.state.context.jobs.read = lambda _: released.wait(120)  # type: ignore[attr-defined]
+        polls = [pool.submit(client.get, f"/v1/jobs/{'0' * 32}") for _ in range(45)]
+        time.sleep(0.2)
+        assert client.post("/v1/segment", files={"image": ("a.png", png(3))}).status_code == 200
+        assert {poll.result().status_code for poll in polls} == {503}
+        released.set()

@@ -385,3 +385,11 @@ def test_metrics_count_by_route_and_never_by_path(shared_engine: Engine) -> None
     ):
         assert name in text, name
     assert "somewhere" not in text
+
+
+def test_keys_are_read_as_utf_8(make_engine: Callable[..., Engine]) -> None:
+    with serving(make_engine(), api_keys={"one": "schlüssel"}) as client:
+        client.app.state.engine.result()  # type: ignore[attr-defined]
+        for header in ({"X-API-Key": "schlüssel".encode()}, {"Authorization": "Bearer schlüssel".encode()}):
+            assert client.get("/v1/models", headers=header).status_code == 200  # type: ignore[arg-type]
+    assert presented_key({"x-api-key": "schl\xfcssel"}) != "schlüssel"  # sent as Latin-1

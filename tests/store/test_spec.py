@@ -133,3 +133,9 @@ def test_some_timesteps_of_a_spec_are_a_spec(spec: FeatureSpec) -> None:
     assert spec.at(spec.timesteps) == spec
     anchored = changed(spec, trajectory="anchored", grid=spec.timesteps)
     assert anchored.at(spec.timesteps[1:]).grid == spec.timesteps[1:]
+
+
+def test_differences_are_told_in_a_line_that_can_be_read(spec: FeatureSpec) -> None:
+    assert spec.difference(spec.of_resolution(64)) == "  resolution: 32 expected, 64 found"
+    coded = spec.encoded_as(TransformEncoding(codebook="ab" * 32, bits=((8, 3), (4,))))
+    assert "compact by the codebook abababababab found" in spec.difference(coded)

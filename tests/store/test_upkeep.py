@@ -14,6 +14,7 @@ import zarr
 from store import Collection, FeatureSpec, FeatureStore, FormatError, Key, MissingEntry, Sample, StoreError, to_xarray
 from store.claims import Claims
 from store.copying import copy_store
+from store.errors import StoreBusy
 from store.exporting import authors_levels, export_npy, export_zarr
 from store.features import entry_path
 from store.pruning import prune, stored_entries, to_prune
@@ -299,7 +300,7 @@ def test_only_options_of_a_run_are_run_again() -> None:
         "--dataset=folder:/a b",
         "--clip",
     ]
-    for name in ("store", "x; rm", "-c"):
+    for name in ("store", "scheduler", "workers", "overwrite", "x; rm", "-c"):
         with pytest.raises(StoreError, match="it was not written here"):
             command_of(RunRecord(spec="0" * 64, dataset="eyes", options={name: "y"}), "s")
 
@@ -323,3 +324,40 @@ def test_the_commands(run: Run, spec: FeatureSpec, tmp_path: Path) -> None:
     assert run("store", "export", tmp_path / "copy", tmp_path / "zarr", "--json").returncode == 0
     assert run("store", "export", store.location, tmp_path / "x", "--dataset", "ears").returncode == 1
     assert json.loads(run("store", "verify", store.location, "--json").stdout)["checked"] == 3
+
+
+def test_a_damaged_data_set_hides_no_other_from_a_copy(store: FeatureStore, spec: FeatureSpec, tmp_path: Path) -> None:
+    fill(store, spec)
+    eyes = store.collections.read("eyes")
+    for name in ("a-first", "z-last"):
+        store.collections.write(Collection(name=name, samples=eyes.samples))
+    store.objects.put("datasets/a-first/zarr.json", b"{")
+    copy = FeatureStore(tmp_path / "copy")
+    report = copy_store(store, copy, store.specs())
+    assert "a-first" in " ".join(report.problems)
+    assert copy.collections.names() == ["eyes", "z-last"]
+
+
+def test_what_is_being_made_is_not_deleted(store: FeatureStore, spec: FeatureSpec) -> None:
+    spec, key = fill(store, spec), KEYS[0]
+    with Claims(store.objects) as claims:
+        assert claims.take(entry_path(spec, key))
+        with pytest.raises(StoreBusy, match="another process has been at"):
+            store.delete_image(spec, key.image_id, patience=0.1)
+        assert store.verify(spec, key) == []
+    assert store.delete_image(spec, key.image_id) == 1
+    assert not store.has(spec, key)
+
+
+def test_a_store_has_a_folder_of_its_own(tmp_path: Path, spec: FeatureSpec) -> None:
+    (tmp_path / ".DS_Store").touch()
+    with pytest.raises(MissingEntry, match="no store here"):
+        FeatureStore(tmp_path, read_only=True)
+    FeatureStore(tmp_path)
+    (tmp_path / "photographs").mkdir()
+    with pytest.raises(FormatError, match="holds other files, such as photographs"):
+        FeatureStore(tmp_path)
+    with pytest.raises(MissingEntry, match="no store here"):
+        FeatureStore(tmp_path, read_only=True)
+    (tmp_path / spec.digest).mkdir()  # a store of the first format has nothing else
+    FeatureStore(tmp_path)
