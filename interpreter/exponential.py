@@ -8,13 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import types
+
+from store.kernels import inlined, intrinsic
 
 LOG2_E = 1.4426950408889634
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _bits_to_float(_context: Any, bits: Any) -> Any:
     """Reinterpret an int32 as a float32."""
     if bits != types.int32:
@@ -26,7 +27,7 @@ def _bits_to_float(_context: Any, bits: Any) -> Any:
     return types.float32(types.int32), generate
 
 
-@njit(inline="always", fastmath=True)  # type: ignore[untyped-decorator]
+@inlined(fastmath=True)
 def exp2(x: Any) -> Any:
     """2^x for x <= 0 to about 2e-7 relative, in operations that vectorise."""
     x = max(np.float32(x), np.float32(-126))

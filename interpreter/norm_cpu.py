@@ -22,26 +22,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, prange
-from numpy.typing import NDArray
+from numba import prange
 from torch.autograd.function import FunctionCtx
 
 from interpreter.exponential import LOG2_E, exp2
+from store.kernels import Doubles, Floats, inlined, kernel
 from store.threads import torch_threads
 
 TASKS = 8  # of an image; fixed, not the number of threads: the order of sums must not depend on it
 ROWS = 256
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
 
 
-@njit(inline="always", fastmath=True)  # type: ignore[untyped-decorator]
+@inlined(fastmath=True)
 def _sigmoid(a: Any) -> Any:
     e = exp2(abs(a) * np.float32(-LOG2_E))
     return (np.float32(1) if a >= 0 else e) / (np.float32(1) + e)
 
 
-@njit(parallel=True, fastmath=True, error_model="numpy", cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@kernel(parallel=True, fastmath=True, error_model="numpy")
 def _moments(x: Floats) -> tuple[Doubles, Doubles, Doubles]:
     """Of each image's tasks (b, TASKS, c): what was taken off first, and the sums of the rest and of its squares."""
     batch, pixels, channels = x.shape
@@ -71,7 +69,7 @@ def _moments(x: Floats) -> tuple[Doubles, Doubles, Doubles]:
     return first, sums, squares
 
 
-@njit(parallel=True, fastmath=True, error_model="numpy", cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@kernel(parallel=True, fastmath=True, error_model="numpy")
 def _activate(x: Floats, factor: Floats, addend: Floats) -> Floats:
     """y of a = factor x + addend, factor and addend (b, c)."""
     batch, pixels, channels = x.shape
@@ -85,7 +83,7 @@ def _activate(x: Floats, factor: Floats, addend: Floats) -> Floats:
     return y
 
 
-@njit(parallel=True, fastmath=True, error_model="numpy", cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@kernel(parallel=True, fastmath=True, error_model="numpy")
 def _through_silu(
     gy: Floats, x: Floats, factor: Floats, addend: Floats, mean: Floats, rstd: Floats
 ) -> tuple[Floats, Doubles, Doubles]:
@@ -115,7 +113,7 @@ def _through_silu(
     return d, sums, products
 
 
-@njit(parallel=True, fastmath=True, error_model="numpy", cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@kernel(parallel=True, fastmath=True, error_model="numpy")
 def _combine(d: Floats, x: Floats, of_d: Floats, of_x: Floats, addend: Floats) -> None:
     """d becomes of_d d + of_x x + addend, all of them (b, c)."""
     batch, pixels, channels = x.shape

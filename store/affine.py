@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
 
+from store.kernels import Floats, kernel
 from store.threads import torch_threads
 
-Floats = NDArray[np.float32]
 TASKS = 16  # of an image
 TOGETHER, DEEP = 16, 4  # pixels looked at side by side, and one behind the other before anything is put down
 TURNED = 64  # pixels whose channels are put one behind the other at once: they stay in the first-level cache
@@ -58,7 +58,7 @@ def _pixels(maps: torch.Tensor) -> Floats:
     return x
 
 
-@njit(parallel=True, cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@kernel(parallel=True)
 def _ranges(x: Floats, found: NDArray[Any]) -> None:
     images, pixels, channels = x.shape
     for task in prange(images * TASKS):
@@ -91,7 +91,7 @@ def _ranges(x: Floats, found: NDArray[Any]) -> None:
             found[i, part, 1, c] = largest[c::channels].max() + no_number
 
 
-@njit(parallel=True, error_model="numpy", cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@kernel(parallel=True, error_model="numpy")
 def _round(x: Floats, offset: Floats, step: Floats, stored: NDArray[np.int8]) -> None:
     images, pixels, channels = x.shape
     for task in prange(images * TASKS):

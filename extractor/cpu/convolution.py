@@ -23,8 +23,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import get_num_threads, njit, prange
-from numpy.typing import NDArray
+from numba import get_num_threads, prange
 
 from extractor.cpu.kernels import AT, AT_DOUBLED, BT, BT_DOUBLED, DOUBLING, Kernel
 from extractor.cpu.moments import Moments, pooled
@@ -39,10 +38,8 @@ from extractor.cpu.vectors import (
     settle,
     take,
 )
+from store.kernels import Doubles, Floats, inlined, kernel
 from store.threads import torch_threads
-
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
 
 _STRIP_FLOATS = 48_000  # of a strip's transformed tiles, a fraction of the second-level cache
 _TASKS = 16  # for a map, at least
@@ -125,7 +122,7 @@ def convolve(
     return y[..., : kernel.outputs], pooled(moments[..., : kernel.outputs])
 
 
-@njit(parallel=True, cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@kernel(parallel=True)
 def _convolve(
     maps: tuple[Floats, Floats],
     normalising: tuple[Floats, Floats],
@@ -150,7 +147,7 @@ def _convolve(
             task = take(next_task)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@kernel()
 def _convolve_part(
     maps: tuple[Floats, Floats],
     normalising: tuple[Floats, Floats],
@@ -212,7 +209,7 @@ def _convolve_part(
         moments[i, strip * parts + part, 2, e] = total[1, e] - total[0, e] ** 2 / number
 
 
-@njit(inline="always")  # type: ignore[untyped-decorator]
+@inlined()
 def _read_row(
     maps: tuple[Floats, Floats],
     normalising: tuple[Floats, Floats],
@@ -241,7 +238,7 @@ def _read_row(
         into[to : to + inside * c] = x[pixel * c : (pixel + inside) * c]
 
 
-@njit(inline="always")  # type: ignore[untyped-decorator]
+@inlined()
 def _read_tiles(
     rows: Floats, line: int, upright: Floats, v: Floats, plane: int, count: int, c: int, doubled: bool
 ) -> None:
@@ -261,7 +258,7 @@ def _read_tiles(
                 _read(upright, at, c, v, to, plane, c)
 
 
-@njit(inline="always")  # type: ignore[untyped-decorator]
+@inlined()
 def _multiply_points(
     v: Floats, plane_c: int, u: Floats, m: Floats, plane_k: int, points: int, count: int, c: int, k: int
 ) -> None:
@@ -274,7 +271,7 @@ def _multiply_points(
                 multiply(v, point * plane_c + t * c, u, at_u, m, at_m, c, k)
 
 
-@njit(inline="always")  # type: ignore[untyped-decorator]
+@inlined()
 def _write_tile(
     m: Floats, at: int, plane: int, half: Floats, y: Floats, at_y: int, row: int, k: int, doubled: bool
 ) -> None:
@@ -292,7 +289,7 @@ def _write_tile(
             _write(half, r * p * k, k, y, at_y + r * row, k, k)
 
 
-@njit(inline="always")  # type: ignore[untyped-decorator]
+@inlined()
 def _add(added: tuple[Floats, Floats], projection: Floats, start: int, count: int, y: Floats, k: int) -> None:
     """y += the residual of ``count`` pixels from ``start`` on, if there is one."""
     if len(projection):
@@ -303,7 +300,7 @@ def _add(added: tuple[Floats, Floats], projection: Floats, start: int, count: in
             y[e] += same[e]
 
 
-@njit(inline="always")  # type: ignore[untyped-decorator]
+@inlined()
 def _project(maps: tuple[Floats, Floats], weights: Floats, start: int, count: int, y: Floats, k: int) -> None:
     """y += the 1 x 1 convolution of both maps, of ``count`` pixels from ``start`` on."""
     c, more = maps[0].shape[3], maps[1].shape[3]

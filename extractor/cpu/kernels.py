@@ -12,12 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.polynomial import polynomial
-from numpy.typing import NDArray
 
 from extractor.cpu.vectors import COLUMNS
-
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
+from store.kernels import Doubles, Floats
 
 
 def _matrices(points: tuple[float, ...]) -> tuple[Doubles, Doubles, Doubles]:

@@ -10,13 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit, prange
-from numpy.typing import NDArray
+from numba import prange
 
+from store.kernels import Doubles, Floats, kernel
 from store.threads import torch_threads
-
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ def pooled(moments: Doubles) -> Moments:
     return Moments(middle, (squares + number * (mean - middle[:, None]) ** 2).sum(axis=1) / total)
 
 
-@njit(parallel=True, fastmath=True, cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@kernel(parallel=True, fastmath=True)
 def _channel_moments(x: Floats) -> tuple[Doubles, Doubles]:
     """Mean and mean square of each channel about its first pixel, of (n, h, w, c): two float64 (n, c)."""
     images, height, width, channels = x.shape

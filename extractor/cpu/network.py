@@ -21,7 +21,6 @@ from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d_blocks import UpBlock2D
 from diffusers.models.upsampling import Upsample2D
-from numpy.typing import NDArray
 from torch import nn
 
 from extractor.cpu.convolution import NOTHING, Residual, convolve
@@ -29,8 +28,8 @@ from extractor.cpu.kernels import Kernel, transform_kernel, transform_projection
 from extractor.cpu.moments import Moments, channel_moments
 from extractor.cpu.vectors import COLUMNS, NARROW
 from extractor.unet import is_plain
+from store.kernels import Floats
 
-Floats = NDArray[np.float32]
 _Version = tuple[int, int]
 LARGEST = 256
 """Channels; wider layers stay with torch: their transformed weights would take more memory than they save time."""

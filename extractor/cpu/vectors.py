@@ -15,8 +15,9 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils, codegen, config
-from numba.extending import intrinsic
 from numpy.typing import NDArray
+
+from store.kernels import intrinsic
 
 
 def _is_wide() -> bool:
@@ -185,19 +186,19 @@ def _multiply(rows: int, *, onto: bool) -> Write:
     return write
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def multiply(_typing: Any, v: Any, at_v: Any, u: Any, at_u: Any, m: Any, at_m: Any, depth: Any, width: Any) -> Any:
     """m[at_m + r width + j] = sum_i v[at_v + r depth + i] u[at_u + 16 i + j] for ROWS r and COLUMNS j."""
     return _void(_multiply(ROWS, onto=False), v, at_v, u, at_u, m, at_m, depth, width)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def multiply_onto(_typing: Any, v: Any, at_v: Any, u: Any, at_u: Any, m: Any, at_m: Any, depth: Any, width: Any) -> Any:
     """The same for FEW_ROWS r, with += instead of =."""
     return _void(_multiply(FEW_ROWS, onto=True), v, at_v, u, at_u, m, at_m, depth, width)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def activate(
     _typing: Any,
     x: Any,
@@ -229,7 +230,7 @@ def activate(
     return _void(write, x, at, channels, count, scale, shift, at_channel, y, at_y, step_y)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def settle(
     _typing: Any, y: Any, at: Any, channels: Any, count: Any, bias: Any, at_bias: Any, reference: Any, sums: Any
 ) -> Any:
@@ -256,7 +257,7 @@ def settle(
     return _void(write, y, at, channels, count, bias, at_bias, reference, sums)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def take(_typing: Any, counter: Any) -> Any:
     """The number in an int64 array of one element, which is one more afterwards: each number is taken once."""
 
@@ -294,7 +295,7 @@ def combination(matrix: NDArray[np.float64]) -> Any:
 
         code.along(count, write_vector)
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def combine(
         _typing: Any, source: Any, at: Any, step: Any, target: Any, at_to: Any, step_to: Any, count: Any
     ) -> Any:

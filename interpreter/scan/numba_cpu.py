@@ -23,20 +23,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, prange
-from numpy.typing import NDArray
+from numba import prange
 from torch.autograd.function import FunctionCtx
 
 from interpreter.exponential import LOG2_E, exp2
+from store.kernels import Floats, inlined, kernel
 from store.threads import torch_threads
 
 TASKS_PER_GROUP = 2  # fixed, not the number of threads: the order of sums must not depend on it
 LANES = 64
 CHUNK = 64
-Floats = NDArray[np.float32]
 
 
-@njit(inline="always", fastmath=True)  # type: ignore[untyped-decorator]
+@inlined(fastmath=True)
 def _softplus(x: Any) -> Any:
     """max(x, 0) + log(1 + e), e = exp(-|x|), as 2 artanh(e / (2 + e)): exact for small e, and it vectorises."""
     e = exp2(abs(x) * np.float32(-LOG2_E))
@@ -52,7 +51,7 @@ def _softplus(x: Any) -> Any:
     return max(x, np.float32(0)) + np.float32(2) * s * p
 
 
-@njit(fastmath=True, error_model="numpy", cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@kernel(fastmath=True, error_model="numpy")
 def _load(
     u: Floats, delta: Floats, bias: Floats, i: int, c0: int, lanes: int, p0: int, size: int,
     x: Floats, step: Floats, row: Floats,
@@ -67,7 +66,7 @@ def _load(
             x[p, w] = u[i, c, p0 + p]
 
 
-@njit(parallel=True, fastmath=True, error_model="numpy", cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@kernel(parallel=True, fastmath=True, error_model="numpy")
 def _forward(
     u: Floats, delta: Floats, A: Floats, B: Floats, C: Floats, D: Floats, bias: Floats, tasks: int
 ) -> tuple[Floats, Floats]:
@@ -112,7 +111,7 @@ def _forward(
     return y, borders
 
 
-@njit(parallel=True, fastmath=True, error_model="numpy", cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@kernel(parallel=True, fastmath=True, error_model="numpy")
 def _backward(
     gy: Floats, u: Floats, delta: Floats, A: Floats, B: Floats, C: Floats, D: Floats, bias: Floats,
     borders: Floats, tasks: int,
@@ -208,19 +207,19 @@ def _backward(
 class _SelectiveScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, *tensors: torch.Tensor) -> torch.Tensor:
-        arrays, tasks = _as_arrays(tensors)
+        (u, delta, A, B, C, D, bias), tasks = _as_arrays(tensors)
         with torch_threads():
-            y, borders = _forward(*arrays, tasks)
+            y, borders = _forward(u, delta, A, B, C, D, bias, tasks)
         ctx.save_for_backward(*tensors, torch.from_numpy(borders))
         return torch.from_numpy(y)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
         *tensors, borders = ctx.saved_tensors
-        arrays, tasks = _as_arrays(tensors)
+        (u, delta, A, B, C, D, bias), tasks = _as_arrays(tensors)
         gy = gradients[0].float().contiguous().numpy()
         with torch_threads():
-            gu, gdelta, gA, gB, gC, gD, gbias = _backward(gy, *arrays, borders.numpy(), tasks)
+            gu, gdelta, gA, gB, gC, gD, gbias = _backward(gy, u, delta, A, B, C, D, bias, borders.numpy(), tasks)
         results = gu, gdelta, gA.sum(axis=0).T, gB.sum(axis=0), gC.sum(axis=0), gD.sum(axis=0), gbias.sum(axis=0)
         return tuple(torch.from_numpy(np.ascontiguousarray(g)) for g in results)
 
