@@ -39,7 +39,7 @@ from extractor.schedule import noise_schedule
 from store import console
 from store.codebook import DISTORTION, FINEST_DISTORTION
 from store.interrupts import Stop
-from store.spec import PREPROCESSINGS, Preprocessing, PreprocessingName
+from store.spec import PREPROCESSINGS, PreprocessingName
 
 app = typer.Typer()
 
@@ -133,13 +133,8 @@ def pretrain(
     colourless: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of crops that are shown without colour.")
     ] = 0.0,
-    clahe: Annotated[
-        bool | None,
-        typer.Option(
-            "--clahe/--no-clahe",
-            help="Equalise contrast as the presets do.",
-            show_default="clahe",
-        ),
+    preprocessing: Annotated[
+        PreprocessingName | None, typer.Option(help="How photographs are prepared.", show_default="fundus")
     ] = None,
     mixed_precision: Annotated[Literal["no", "fp16", "bf16"], typer.Option()] = "no",
     checkpoint_every: Annotated[int, typer.Option(min=1)] = 500,
@@ -152,12 +147,14 @@ def pretrain(
     from extractor.photographs import PreparedPhotographs, find_images
     from extractor.pretraining import PICTURES_FOLDER, Pretraining, PretrainingSettings
 
-    described: dict[str, Any] = {"config": config, "schedule": schedule, "prediction": prediction, "clahe": clahe}
+    described: dict[str, Any] = {"config": config, "schedule": schedule, "prediction": prediction}
+    if preprocessing is not None:
+        described["preprocessing"] = PREPROCESSINGS[preprocessing]()
     given = {name: value for name, value in described.items() if value is not None}
     if initial is not None and given:
         raise typer.BadParameter(
             "--initial says what the network is and how photographs are prepared: leave out --config, --schedule, "
-            "--prediction and --clahe"
+            "--prediction and --preprocessing"
         )
     chosen: dict[str, Any] = {
         "level_power": level_power,
@@ -179,8 +176,6 @@ def pretrain(
         settings = PretrainingSettings.going_on_from(start, **chosen)
     else:
         given["unet"] = json.loads(given.pop("config").read_text()) if config else small_unet()
-        if given.pop("clahe", True) is False:
-            given["preprocessing"] = Preprocessing(clahe=None)
         settings = PretrainingSettings.model_validate(chosen | given)
     paths = find_images(images, without=out / PICTURES_FOLDER)
     with console.progress("preparing photographs", len(paths)) as advance:
