@@ -28,7 +28,7 @@ from interpreter.feed import Share
 from interpreter.losses import segmentation_loss
 from interpreter.network import InterpreterConfig
 from interpreter.prediction import predict
-from interpreter.segment_cli import segmented
+from interpreter.segmenting import segment_into
 from interpreter.splits import few, split_off, split_off_few
 from interpreter.stored import require_features, store_spec
 from interpreter.task import Task
@@ -502,8 +502,8 @@ def test_overlapping_classes_are_learnt(
     assert (thin & wide).sum() > 0.5 * thin.sum() > 0
     scores = evaluate(network, store, spec, task, run.validation_images)
     assert set(scores.summary()["by_class"]) == {"thin", "wide"}  # type: ignore[arg-type]
-    rows = list(segmented(store, spec, network, card, None, all_images(store, "eyes"), tmp_path))
-    assert [row["image"] for row in rows] == [f"eyes/eye{i}" for i in range(6)]
+    found = list(segment_into(tmp_path, network, store, spec, card.task, all_images(store, "eyes")))
+    assert [one.image for one in found] == [f"eyes/eye{i}" for i in range(6)]
     both = [np.asarray(Image.open(tmp_path / "eyes" / "eye1" / f"{name}.png")) == 1 for name in ("thin", "wide")]
     assert (both[0] & both[1]).any()  # which the label map alone would not tell
     with pytest.raises(ConfigurationError, match="classes overlap in the task or in the network"):
