@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -15,8 +13,8 @@ import typer
 from rich.table import Table
 
 from extractor.backbone_cli import app as backbone_commands
-from extractor.datasets import ADAPTERS, DataSet, load_dataset, of_split
-from extractor.errors import DatasetError, ExtractorError
+from extractor.datasets import ADAPTERS, DataSet, load_dataset, selected
+from extractor.errors import ExtractorError
 from extractor.options import (
     AsJson,
     BackboneOption,
@@ -36,18 +34,16 @@ from extractor.options import (
     recipe_of,
 )
 from extractor.presets import encoding_of, open_backbone
-from extractor.repeating import lasting_backbone, lasting_store, repeatable_options, require_own_name
+from extractor.repeating import Request, require_own_name
 from store import console
 from store.console import Exit
 from store.errors import StoreError
 from store.feature_store import FeatureStore
 from store.interrupts import Stop
-from store.records import RunRecord
 from store.spec import EncodingName, FeatureSpec
 from store.views import parse_views
 
 if TYPE_CHECKING:
-    from extractor.cluster import ExtractionJob
     from extractor.run_report import RunReport
     from extractor.runs import SizePlan
 
@@ -67,7 +63,6 @@ console.tells_version(app)
     "extractor run --dataset stare:/data/STARE --split train --store features.zarr --dry-run"
 )
 def run(
-    context: typer.Context,
     dataset: Annotated[str, typer.Option(help=f"ADAPTER:PATH; adapters: {', '.join(ADAPTERS)}.", show_default=False)],
     store: Annotated[str, typer.Option(help="Folder of the feature store.", show_default=False)],
     name: Annotated[str | None, typer.Option(help="What the data set is called in the store.")] = None,
@@ -122,9 +117,8 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Extract a data set into a store; what is there already is left as it is."""
-    from extractor.extraction import Extractor  # imported late: loading diffusers takes seconds
-    from extractor.pipeline import usual_batch
-    from extractor.runs import extract_dataset, plan_size, require_room
+    from extractor.recorded import Execution, extract_recorded  # imported late: loading diffusers takes seconds
+    from extractor.runs import plan_size, require_room
 
     if workers is not None and scheduler is not None:
         raise typer.BadParameter("--workers starts a cluster, --scheduler names one; give one of them")
@@ -134,15 +128,15 @@ def run(
     whole = load_dataset(dataset, name)
     for line in whole.left_lying:
         console.note(line)
-    data = _selected(whole, split, limit, images)
+    data = selected(whole, split, limit, images)
     features = FeatureStore(store)
     if name is None:
         require_own_name(features, data.name, dataset)
     source = backbone or recipe.backbone
     how, code = encoding_of(encoding, source, codebook) if encoding else (recipe.encoding, None)
-    spread = workers is not None or scheduler is not None
+    execution = Execution(device, batch, workers, scheduler, overwrite, compiled)
     # Where others do the work, the backbone is only asked what it is, and this machine may have no GPU.
-    network = open_backbone(source, precision, "cpu" if spread else device, class_label)
+    network = open_backbone(source, precision, "cpu" if execution.spread else device, class_label)
     prepared = preprocessing_for(network, preprocessing)
     spec = dataclasses.replace(recipe, encoding=how, preprocessing=prepared).spec(network)
     renderings = parse_views(views)
@@ -156,61 +150,29 @@ def run(
         return
     if not ignore_space:
         require_room(size)
-    features.register(spec, lasting_backbone(source), code)
-    record = RunRecord(
-        spec=spec.digest, dataset=data.name, options=repeatable_options(context.params, spec), device=device
-    )
-    features.records.write(record)
-    started = time.perf_counter()
-    part_of_a_set = any(choice is not None for choice in (split, limit, images))
-    in_one_forward = batch or usual_batch(device, spec.entry_bytes(), spread=spread)
+    request = Request(
+        dataset, spec, source, renderings, name, split=split, limit=limit, images=images, codebook=codebook,
+        class_label=class_label,
+    )  # fmt: skip
     with _interruptible(data.name, entries, as_json) as (stop, done):
-        if spread:
-            from extractor.cluster import ExtractionJob  # Dask, which a run on one machine does without
-
-            job = ExtractionJob(
-                spec=spec,
-                store=lasting_store(store),
-                backbone=lasting_backbone(source),
-                codebook=codebook and codebook.resolve(),
-                device=device,
-                class_label=class_label,
-                batch=in_one_forward,
-                overwrite=overwrite,
-                compiled=compiled,
-            )
-            report = _on_cluster(data, job, (scheduler, workers), renderings, part_of_a_set, stop, done)
-        else:
-            report = extract_dataset(
-                data,
-                features,
-                Extractor(network.compiled() if compiled else network, spec, code),
-                views=renderings,
-                batch=in_one_forward,
-                overwrite=overwrite,
-                part_of_a_set=part_of_a_set,
-                advance=done,
-                stop=stop,
-                say=lambda message: console.err.print(message, highlight=False),
-            )
-    seconds = {"all": time.perf_counter() - started} | report.seconds
-    features.records.write(record.done(report.counts(), {stage: round(s, 3) for stage, s in seconds.items()}))
+        report = extract_recorded(
+            request,
+            features,
+            network,
+            execution,
+            dataset=data,
+            codebook=code,
+            advance=done,
+            stop=stop,
+            say=lambda message: console.err.print(message, highlight=False),
+        )
     _say_report(report, data.name, spec.digest, as_json)
     if profile:
-        _say_profile(seconds)
+        _say_profile(report.seconds)
     if report.interrupted:
         raise KeyboardInterrupt
     if report.failed:
         raise typer.Exit(Exit.PARTIAL)
-
-
-def _selected(data: DataSet, split: str | None, limit: int | None, images: str | None) -> DataSet:
-    photographs = data.photographs if split is None else tuple(of_split(data.photographs, split))
-    if images is not None:
-        photographs = tuple(p for p in photographs if fnmatch(p.image.name, images))
-        if not photographs:
-            raise DatasetError(f"no image of {data.name} has a name like {images!r}")
-    return DataSet(data.name, photographs[:limit])
 
 
 @contextmanager
@@ -222,22 +184,6 @@ def _interruptible(name: str, entries: int, quiet: bool) -> Iterator[tuple[Stop,
         console.progress(f"extracting {name}", entries, quiet=quiet) as advance,
     ):
         yield stop, lambda photograph: advance(1, photograph)
-
-
-def _on_cluster(
-    data: DataSet,
-    job: ExtractionJob,
-    address_or_workers: tuple[str | None, int | None],
-    views: Sequence[str],
-    part_of_a_set: bool,
-    stop: Stop,
-    done: Callable[[str], None],
-) -> RunReport:
-    from extractor.cluster import connected, extract_on_cluster
-
-    with connected(*address_or_workers, gpu=job.device != "cpu") as client:
-        console.err.print(f"dashboard: {client.dashboard_link}", highlight=False)
-        return extract_on_cluster(data, job, client, views=views, part_of_a_set=part_of_a_set, advance=done, stop=stop)
 
 
 def _say_size(size: SizePlan, images: int, spec: FeatureSpec, as_json: bool) -> None:

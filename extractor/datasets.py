@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,20 @@ def _as_name(called: str) -> str:
     """The name of a folder or file as one of a collection; empty where nothing is left of it."""
     kept = "".join(c if is_name(f"_{c}") else " " for c in called)
     return re.sub(" +", "_", kept).lstrip(".").encode()[:LONGEST_NAME].decode(errors="ignore")
+
+
+def selected(data: DataSet, split: str | None, limit: int | None, images: str | None) -> DataSet:
+    """Some photographs of a data set: of a split, whose file names match a pattern, the first so many.
+
+    Raises:
+        DatasetError: there are none.
+    """
+    photographs = data.photographs if split is None else tuple(of_split(data.photographs, split))
+    if images is not None:
+        photographs = tuple(p for p in photographs if fnmatch(p.image.name, images))
+        if not photographs:
+            raise DatasetError(f"no image of {data.name} has a name like {images!r}")
+    return DataSet(data.name, photographs[:limit])
 
 
 def of_split(photographs: Iterable[Photograph], split: str) -> list[Photograph]:

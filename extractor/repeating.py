@@ -1,36 +1,72 @@
-"""What the store is told of a run so that it can be run again, from another folder and on another machine."""
+"""What a run is asked for, so that it can be asked for again: from another folder, on another machine."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from extractor.datasets import DataSet, load_dataset, selected
 from extractor.errors import DatasetError
 from extractor.presets import UNTRAINED, is_shipped
-from store.extraction_command import REPEATABLE
+from store.extraction_command import options_of_spec
 from store.feature_store import FeatureStore
 from store.spec import FeatureSpec, preprocessing_name
+from store.views import IDENTITY
 
 
-def repeatable_options(given: Mapping[str, Any], spec: FeatureSpec) -> dict[str, str | bool]:
-    """The options that make the same entries again, by name on the command line; paths absolute.
+@dataclass(frozen=True)
+class Request:
+    """What a run is asked for: all that decides what it makes.
 
-    Args:
-        given: all options of ``extractor run``, by parameter.
-        spec: what they came to; it says what a preset left open.
+    Attributes:
+        dataset: ADAPTER:PATH.
+        spec: of the features.
+        backbone: name or place of the spec's.
+        views: renderings of each photograph.
+        name: what the data set is called in the store; its adapter or folder says if None.
+        split: only this split.
+        limit: only the first so many photographs.
+        images: only photographs whose file names match this pattern.
+        codebook: file of the compact encoding's; the backbone's own if None.
+        class_label: that a class-conditional backbone is run with.
     """
-    said = {name.replace("_", "-"): value for name, value in given.items()}
-    options = {name: value for name, value in said.items() if value is not None and name in REPEATABLE}
-    options["encoding"] = spec.encoding.kind
-    if (prepared := preprocessing_name(spec.preprocessing)) is not None:
-        options["preprocessing"] = prepared
-    options["dataset"] = lasting_dataset(str(options["dataset"]))
-    if "codebook" in options:
-        options["codebook"] = str(Path(options["codebook"]).resolve())
-    if "backbone" in options:
-        options["backbone"] = lasting_backbone(options["backbone"])
-    return {name: value if value is True else str(value) for name, value in options.items() if value is not False}
+
+    dataset: str
+    spec: FeatureSpec
+    backbone: str
+    views: tuple[str, ...] = (IDENTITY,)
+    name: str | None = None
+    split: str | None = None
+    limit: int | None = None
+    images: str | None = None
+    codebook: Path | None = None
+    class_label: int | None = None
+
+    @property
+    def part_of_a_set(self) -> bool:
+        """Whether other photographs of the data set may be in the store."""
+        return any(choice is not None for choice in (self.split, self.limit, self.images))
+
+    def photographs(self) -> DataSet:
+        """The photographs that it names; DatasetError if there are none."""
+        return selected(load_dataset(self.dataset, self.name), self.split, self.limit, self.images)
+
+    def options(self) -> dict[str, str | bool]:
+        """The options of ``extractor run`` that make the same entries again; paths absolute."""
+        given = {
+            "dataset": lasting_dataset(self.dataset),
+            "name": self.name,
+            "split": self.split,
+            "limit": self.limit,
+            "images": self.images,
+            "views": ",".join(self.views),
+            "class-label": self.class_label,
+            "codebook": self.codebook and self.codebook.resolve(),
+        }
+        how = options_of_spec(self.spec, lasting_backbone(self.backbone))
+        if preprocessing_name(self.spec.preprocessing) is None:  # then it is the backbone's own
+            del how["preprocessing"]
+        return {name: str(value) for name, value in given.items() if value is not None} | how
 
 
 def require_own_name(store: FeatureStore, name: str, dataset: str) -> None:

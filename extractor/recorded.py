@@ -1,0 +1,134 @@
+"""A run that leaves a record in the store, on this machine or on a cluster: what ``extractor run`` does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from extractor.backbone import Backbone
+from extractor.datasets import DataSet
+from extractor.extraction import Extractor
+from extractor.pipeline import usual_batch
+from extractor.repeating import Request, lasting_backbone, lasting_store
+from extractor.run_report import RunReport
+from extractor.runs import extract_dataset
+from store.codebook import Codebook
+from store.feature_store import FeatureStore
+from store.interrupts import Stop
+from store.records import RunRecord
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a run is done; none of it decides what is made, but for the last bits.
+
+    Attributes:
+        device: cpu, cuda or cuda:N.
+        batch: views in one forward; what is usual on the device if None.
+        workers: processes on this machine that do the work; or
+        scheduler: address of a Dask scheduler whose workers do.
+        overwrite: compute again what is there.
+        compiled: compile the network first.
+    """
+
+    device: str = "cpu"
+    batch: int | None = None
+    workers: int | None = None
+    scheduler: str | None = None
+    overwrite: bool = False
+    compiled: bool = False
+
+    @property
+    def spread(self) -> bool:
+        """Whether others do the work, and this process hands it out."""
+        return self.workers is not None or self.scheduler is not None
+
+
+def extract_recorded(
+    request: Request,
+    store: FeatureStore,
+    network: Backbone,
+    execution: Execution | None = None,
+    *,
+    dataset: DataSet | None = None,
+    codebook: Codebook | None = None,
+    advance: Callable[[str], None] | None = None,
+    stop: Stop | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> RunReport:
+    """Extract what is asked for; what is there already is left. ``store verify --repair`` can do it again.
+
+    Args:
+        request: what is made.
+        network: the request's backbone; where others do the work, it is asked nothing.
+        dataset: the request's photographs, where they have been looked for already.
+        codebook: of the compact encoding.
+        advance: called with the name of each view that is done.
+        stop: asked between views; what is in flight is finished.
+        say: called with what a user should know meanwhile.
+
+    Raises:
+        DatasetError: no image could be used. StoreFull: no room left; run again to go on.
+        ClusterError: of a run on a cluster.
+    """
+    execution, spec, started = execution or Execution(), request.spec, time.perf_counter()
+    dataset = dataset or request.photographs()
+    record = RunRecord(spec=spec.digest, dataset=dataset.name, options=request.options(), device=execution.device)
+    store.records.write(record)
+    batch = execution.batch or usual_batch(execution.device, spec.entry_bytes(), spread=execution.spread)
+    if execution.spread:
+        report = _on_cluster(request, dataset, store, execution, batch, advance, stop, say)
+    else:
+        report = extract_dataset(
+            dataset,
+            store,
+            Extractor(network.compiled() if execution.compiled else network, spec, codebook),
+            backbone=lasting_backbone(request.backbone),
+            views=request.views,
+            batch=batch,
+            overwrite=execution.overwrite,
+            part_of_a_set=request.part_of_a_set,
+            advance=advance,
+            stop=stop,
+            say=say,
+        )
+    report.seconds = {"all": time.perf_counter() - started} | report.seconds
+    store.records.write(record.done(report.counts(), {stage: round(s, 3) for stage, s in report.seconds.items()}))
+    return report
+
+
+def _on_cluster(
+    request: Request,
+    dataset: DataSet,
+    store: FeatureStore,
+    execution: Execution,
+    batch: int,
+    advance: Callable[[str], None] | None,
+    stop: Stop | None,
+    say: Callable[[str], None],
+) -> RunReport:
+    from extractor.cluster import ExtractionJob, connected, extract_on_cluster  # Dask takes a second to import
+
+    job = ExtractionJob(
+        spec=request.spec,
+        store=lasting_store(store.location),
+        backbone=lasting_backbone(request.backbone),
+        codebook=request.codebook and request.codebook.resolve(),
+        device=execution.device,
+        class_label=request.class_label,
+        batch=batch,
+        overwrite=execution.overwrite,
+        compiled=execution.compiled,
+    )
+    with connected(execution.scheduler, execution.workers, gpu=execution.device != "cpu") as client:
+        say(f"dashboard: {client.dashboard_link}")
+        return extract_on_cluster(
+            dataset,
+            job,
+            client,
+            views=request.views,
+            part_of_a_set=request.part_of_a_set,
+            advance=advance,
+            stop=stop,
+        )
