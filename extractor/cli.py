@@ -40,6 +40,7 @@ from store.console import Exit
 from store.errors import StoreError
 from store.feature_store import FeatureStore
 from store.interrupts import Stop
+from store.pixels import spec_of_pixels
 from store.spec import EncodingName, FeatureSpec
 from store.views import parse_views
 
@@ -86,6 +87,13 @@ def run(
     ] = None,
     precision: PrecisionOption = "float32",
     device: DeviceOption = "cpu",
+    photographs: Annotated[
+        bool,
+        typer.Option(
+            "--photographs",
+            help="Store photographs as the backbone is shown them, and no features: networks on pixels read them.",
+        ),
+    ] = False,
     views: Annotated[
         str, typer.Option(help="Renderings of each image, such as identity,flips,photometric:8,red-free,negative.")
     ] = "identity",
@@ -124,6 +132,10 @@ def run(
         raise typer.BadParameter("--workers starts a cluster, --scheduler names one; give one of them")
     if codebook is not None and encoding != "compact":
         raise typer.BadParameter("--codebook is of the compact encoding; give --encoding compact with it")
+    if photographs and any(one is not None for one in (encoding, timesteps, grid, blocks, workers, scheduler)):
+        raise typer.BadParameter(
+            "--photographs runs no network: leave out --encoding, --timesteps, --grid, --blocks, --workers, --scheduler"
+        )
     recipe = recipe_of(preset, clip, trajectory, seed, (timesteps, grid, blocks), resolution)
     whole = load_dataset(dataset, name)
     for line in whole.left_lying:
@@ -139,6 +151,8 @@ def run(
     network = open_backbone(source, precision, "cpu" if execution.spread else device, class_label)
     prepared = preprocessing_for(network, preprocessing)
     spec = dataclasses.replace(recipe, encoding=how, preprocessing=prepared).spec(network)
+    if photographs:
+        spec = spec_of_pixels(spec)
     renderings = parse_views(views)
     entries = len(data.photographs) * len(renderings)
     with console.progress("looking for features", len(data.photographs), quiet=as_json) as advance:

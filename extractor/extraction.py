@@ -66,7 +66,34 @@ class Unstacked:
         return Features(maps, self.input.fov, self.input.geometry, self.residuals)
 
 
-class Extractor:
+class ViewMaker:
+    """Makes views of photographs, as a spec has them shown to a network.
+
+    Args:
+        spec: says how photographs are cropped, resized and prepared.
+    """
+
+    def __init__(self, spec: FeatureSpec) -> None:
+        self.spec = spec
+
+    def prepare(self, data: bytes, name: str = "image", max_pixels: int = MAX_PIXELS, view: str = IDENTITY) -> Prepared:
+        """Decode, preprocess and render a view; raises ImageError for what is no photograph."""
+        return self.render(decode_image(data, name, max_pixels), Key(image_id(data), view), name)
+
+    def render(self, pixels: NDArray[np.uint8], key: Key, name: str = "image") -> Prepared:
+        """Preprocess a decoded photograph, uint8 (H, W, 3), and render the view that ``key`` names."""
+        return self.view_of(self.frame(pixels, name), key)
+
+    def frame(self, pixels: NDArray[np.uint8], name: str = "image") -> Framed:
+        """The first part of ``render``, the same of all views; raises ImageError for what is no photograph."""
+        return frame(pixels, self.spec.resolution, self.spec.preprocessing, name)
+
+    def view_of(self, framed: Framed, key: Key) -> Prepared:
+        """The second part: the view that ``key`` names."""
+        return Prepared(key, framed.shown(self.spec.preprocessing, _rendering(key))).flipped(key.view)
+
+
+class Extractor(ViewMaker):
     """A backbone together with the spec of what is read from it.
 
     Args:
@@ -91,8 +118,8 @@ class Extractor:
         ):
             if theirs != ours:
                 raise BackboneError(f"the spec is of {name} {theirs}, the backbone was opened with {ours}")
+        super().__init__(spec)
         self.backbone = backbone
-        self.spec = spec
         self.codebook = codebook
         self.codec = codec_for(spec, codebook)
         self.forwards = 0
@@ -103,21 +130,10 @@ class Extractor:
         self._together = 1 if backbone.device.type == "cpu" else len(spec.timesteps)
         self._copies = Copies(backbone.device) if backbone.device.type == "cuda" else None
 
-    def prepare(self, data: bytes, name: str = "image", max_pixels: int = MAX_PIXELS, view: str = IDENTITY) -> Prepared:
-        """Decode, preprocess and render a view; raises ImageError for what is no photograph."""
-        return self.render(decode_image(data, name, max_pixels), Key(image_id(data), view), name)
-
-    def render(self, pixels: NDArray[np.uint8], key: Key, name: str = "image") -> Prepared:
-        """Preprocess a decoded photograph, uint8 (H, W, 3), and render the view that ``key`` names."""
-        return self.view_of(self.frame(pixels, name), key)
-
-    def frame(self, pixels: NDArray[np.uint8], name: str = "image") -> Framed:
-        """The first part of ``render``, the same of all views; raises ImageError for what is no photograph."""
-        return frame(pixels, self.spec.resolution, self.spec.preprocessing, name)
-
-    def view_of(self, framed: Framed, key: Key) -> Prepared:
-        """The second part: the view that ``key`` names."""
-        return Prepared(key, framed.shown(self.spec.preprocessing, _rendering(key))).flipped(key.view)
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.backbone.device
 
     def features(self, prepared: Sequence[Prepared]) -> list[Features]:
         """Features of several photographs in one batch.

@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 
 from extractor.datasets import Photograph
-from extractor.extraction import Extractor
+from extractor.extraction import ViewMaker
 from extractor.images import decode_image, image_id, is_indexed, read_bytes
 from extractor.preprocess import Framed
 from store.collection import Sample
@@ -21,7 +21,7 @@ class OpenedPhotograph:
     """
 
     def __init__(
-        self, photograph: Photograph, store: FeatureStore, extractor: Extractor, writing_masks: threading.Lock
+        self, photograph: Photograph, store: FeatureStore, extractor: ViewMaker, writing_masks: threading.Lock
     ) -> None:
         self._photograph, self._store, self._extractor = photograph, store, extractor
         self._writing_masks = writing_masks
@@ -89,7 +89,7 @@ class OpenedPhotograph:
 class OpenedPhotographs:
     """The last so many photographs that were asked for; safe to call from several threads."""
 
-    def __init__(self, store: FeatureStore, extractor: Extractor, most: int) -> None:
+    def __init__(self, store: FeatureStore, extractor: ViewMaker, most: int) -> None:
         self._store, self._extractor, self._most = store, extractor, most
         self._opened: OrderedDict[str, OpenedPhotograph] = OrderedDict()
         self._lock, self._writing_masks = threading.Lock(), threading.Lock()

@@ -19,6 +19,7 @@ from extractor.datasets import Photograph
 from extractor.errors import DatasetError, ImageError, NonFiniteActivation
 from extractor.extraction import Extractor, Prepared, Unstacked
 from extractor.opened import OpenedPhotograph, OpenedPhotographs
+from extractor.pixels import PixelExtractor
 from extractor.run_report import RunReport
 from store.claims import Claims
 from store.collection import Sample
@@ -31,6 +32,8 @@ from store.interrupts import Stop
 MOST_THREADS = 8
 LARGEST_BATCH = 16
 BATCH_BYTES = 4 << 30
+AnyExtractor = Extractor | PixelExtractor
+"""Makes entries of features, or of the photographs themselves."""
 BROKEN_AFTER = 3
 """Photographs of which a network makes no finite numbers, before any of which it does, are the network's trouble."""
 
@@ -113,7 +116,7 @@ class Pipeline:
     def __init__(
         self,
         store: FeatureStore,
-        extractor: Extractor,
+        extractor: AnyExtractor,
         *,
         batch: int = 1,
         overwrite: bool = False,
@@ -127,7 +130,7 @@ class Pipeline:
         self._batch, self._overwrite = batch, overwrite
         self._stop = stop or Stop()
         self._advance, self._say = advance, say
-        self._threads = usual_threads(extractor.backbone.device.type, torch.get_num_threads())
+        self._threads = usual_threads(extractor.device.type, torch.get_num_threads())
         self._ahead = batch + self._threads.decoders
         self._opened = OpenedPhotographs(store, extractor, self._ahead + 1)
         self._writing: deque[tuple[Work, Future[int | None]]] = deque()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,9 +17,8 @@ from PIL import Image
 from extractor.errors import ImageError
 from extractor.field_of_view import find_field_of_view
 from store.geometry import Geometry, Interpolation
-from store.preparing import in_network_range, resized, shown
-from store.spec import Preprocessing
-from store.views import Rendering
+from store.spec import Clahe, Preprocessing
+from store.views import Rendering, without_colour
 
 NARROWEST = 4
 """A photograph's longer side over its shorter one, at most: the square around it is so many times as large."""
@@ -108,9 +108,44 @@ def frame(image: NDArray[np.uint8], resolution: int, how: Preprocessing, name: s
     return Framed(resized(image, geometry, how), small_fov, geometry)
 
 
+def resized(image: NDArray[np.uint8], geometry: Geometry, how: Preprocessing) -> NDArray[np.uint8]:
+    """Crop and resize, the same of all renderings; uint8 (R, R, 3)."""
+    if how.name == "squeeze":
+        return squeezed(image, geometry.resolution)
+    return geometry.apply(image, Interpolation[how.interpolation.upper()]).astype(np.uint8)
+
+
+def shown(
+    square: NDArray[np.uint8], fov: NDArray[np.bool_], how: Preprocessing, rendering: Rendering | None = None
+) -> NDArray[np.uint8]:
+    """Render, take colour, equalise, mask a resized photograph, uint8 (R, R, 3), which is left as it is."""
+    small = square.copy() if rendering is None else rendering(square)
+    if how.name == "red-free":
+        small = without_colour(small)
+    if how.clahe is not None:
+        small = equalise_lightness(small, how.clahe)
+    if how.mask_outside:
+        small[~fov] = 0
+    return small
+
+
+def squeezed(image: NDArray[np.uint8], resolution: int) -> NDArray[np.uint8]:
+    """Pillow's LANCZOS, whose kernel grows with the photograph (OpenCV's does not); uint8 (R, R, 3)."""
+    return np.asarray(Image.fromarray(image).resize((resolution, resolution), Image.Resampling.LANCZOS))
+
+
+def equalise_lightness(image: NDArray[np.uint8], clahe: Clahe) -> NDArray[np.uint8]:
+    """CLAHE of L in CIELAB; uint8 (H, W, 3) RGB in and out."""
+    lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
+    equaliser = cv2.createCLAHE(clipLimit=clahe.clip_limit, tileGridSize=(clahe.tiles, clahe.tiles))
+    lab[..., 0] = equaliser.apply(lab[..., 0])
+    return np.asarray(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB), dtype=np.uint8)
+
+
 def to_network_range(image: NDArray[np.uint8]) -> torch.Tensor:
     """uint8 (h, w, 3) in 0..255 -> float32 (1, 3, h, w) in [-1, 1]."""
-    return torch.from_numpy(in_network_range(image))[None]
+    channels_first = np.ascontiguousarray(np.moveaxis(image, -1, 0)).astype(np.float32)
+    return torch.from_numpy(channels_first / np.float32(127.5) - 1)[None]
 
 
 def save_side_by_side(x: torch.Tensor, y: torch.Tensor, path: Path) -> None:

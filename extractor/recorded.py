@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from extractor.backbone import Backbone
 from extractor.datasets import DataSet
 from extractor.extraction import Extractor
-from extractor.pipeline import usual_batch
+from extractor.pipeline import AnyExtractor, usual_batch
+from extractor.pixels import PixelExtractor
 from extractor.repeating import Request, lasting_backbone, lasting_store
 from extractor.run_report import RunReport
 from extractor.runs import extract_dataset
 from store.codebook import Codebook
 from store.feature_store import FeatureStore
 from store.interrupts import Stop
+from store.pixels import PIXELS, holds_pixels
 from store.records import RunRecord
+from store.spec import FeatureSpec
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def extract_recorded(
 
     Args:
         request: what is made.
-        network: the request's backbone; where others do the work, it is asked nothing.
+        network: the request's backbone; where others do the work, or photographs are stored, it is asked nothing.
         dataset: the request's photographs, where they have been looked for already.
         codebook: of the compact encoding.
         advance: called with the name of each view that is done.
@@ -83,8 +86,8 @@ def extract_recorded(
         report = extract_dataset(
             dataset,
             store,
-            Extractor(network.compiled() if execution.compiled else network, spec, codebook),
-            backbone=lasting_backbone(request.backbone),
+            _extractor(network.compiled() if execution.compiled else network, spec, codebook),
+            backbone=PIXELS if holds_pixels(spec) else lasting_backbone(request.backbone),
             views=request.views,
             batch=batch,
             overwrite=execution.overwrite,
@@ -96,6 +99,10 @@ def extract_recorded(
     report.seconds = {"all": time.perf_counter() - started} | report.seconds
     store.records.write(record.done(report.counts(), {stage: round(s, 3) for stage, s in report.seconds.items()}))
     return report
+
+
+def _extractor(network: Backbone, spec: FeatureSpec, codebook: Codebook | None) -> AnyExtractor:
+    return PixelExtractor(spec) if holds_pixels(spec) else Extractor(network, spec, codebook)
 
 
 def _on_cluster(

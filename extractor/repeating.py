@@ -65,6 +65,7 @@ class Request:
         }
         how = options_of_spec(self.spec, lasting_backbone(self.backbone))
         if preprocessing_name(self.spec.preprocessing) is None:  # then it is the backbone's own
+            how["backbone"] = lasting_backbone(self.backbone)
             del how["preprocessing"]
         return {name: str(value) for name, value in given.items() if value is not None} | how
 

@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 from extractor.datasets import DataSet, Photograph
 from extractor.errors import DatasetError, ImageError
-from extractor.extraction import Extractor
 from extractor.images import image_id, read_bytes
-from extractor.pipeline import Pipeline, Work
+from extractor.pipeline import AnyExtractor, Pipeline, Work
 from extractor.run_report import RunReport
 from store.collection import Collection, Sample
 from store.console import human_bytes
@@ -87,7 +86,7 @@ def require_room(plan: SizePlan) -> None:
 def extract_dataset(
     dataset: DataSet,
     store: FeatureStore,
-    extractor: Extractor,
+    extractor: AnyExtractor,
     *,
     backbone: str | None = None,
     views: Sequence[str] = (IDENTITY,),
@@ -116,7 +115,7 @@ def extract_dataset(
         DatasetError: no image could be used.
         StoreFull: no room left; run again to go on.
     """
-    if extractor.backbone.device.type == "cpu":
+    if extractor.device.type == "cpu":
         keep_freed_memory()
     store.register(extractor.spec, backbone, extractor.codebook)
     pipeline = Pipeline(store, extractor, batch=batch, overwrite=overwrite, advance=advance, stop=stop, say=say)

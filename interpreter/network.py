@@ -16,13 +16,13 @@ from torch import nn
 from interpreter.config import InterpreterConfig as InterpreterConfig
 from interpreter.errors import ConfigurationError
 from interpreter.heads import HEADS
-from interpreter.heads.photometric import reads_photographs
 from interpreter.scan import Method
 from interpreter.standardising import Moments, moments_of
 from interpreter.vss import SS2D
 from store.codebook import Codebook
 from store.codecs import codec_for
 from store.encoded import Encoded
+from store.pixels import holds_pixels
 from store.spec import FeatureSpec
 
 
@@ -45,7 +45,7 @@ class Interpreter(nn.Module):
         super().__init__()
         self.spec, self.config, self.codebook = spec, config, codebook
         self.codec = codec_for(spec, codebook)
-        if config.standardise and reads_photographs(spec):
+        if config.standardise and holds_pixels(spec):
             raise ConfigurationError("only features are standardised; photographs are changed at random, in [-1, 1]")
         self.temperature = 1.0
         self.head = HEADS[config.head](spec, config)

@@ -9,10 +9,10 @@ from typing import Any
 
 from interpreter.checkpoint import WEIGHTS_FILE, Card, folder_of, load_interpreter, shipped
 from interpreter.errors import CheckpointError
-from interpreter.heads.photometric import reads_photographs
 from store.console import human_bytes
 from store.extraction_command import ExtractionCommand, options_of_spec
 from store.manifest import Manifest, read_intact
+from store.pixels import holds_pixels
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Listed:
     @property
     def extracting(self) -> str | None:
         """The command that makes what it reads; None where that is photographs."""
-        if reads_photographs(self.card.spec):
+        if holds_pixels(self.card.spec):
             return None
         how = options_of_spec(self.card.spec, self.card.backbone)
         return str(ExtractionCommand({"dataset": "...", "store": "...", **how}))

@@ -8,12 +8,14 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from store.pixels import holds_pixels
 from store.spec import FeatureSpec, preprocessing_name
 
 REPEATABLE = frozenset(
     {
         "dataset", "name", "split", "limit", "images", "views", "preset", "backbone", "class-label", "preprocessing",
-        "resolution", "trajectory", "seed", "timesteps", "grid", "blocks", "clip", "encoding", "codebook", "precision",
+        "resolution", "photographs", "trajectory", "seed", "timesteps", "grid", "blocks", "clip", "encoding",
+        "codebook", "precision",
     }
 )  # fmt: skip
 """Options that decide what is made, by name: run records hold these and no others. The rest decide how and by whom it
@@ -55,6 +57,8 @@ def options_of_spec(spec: FeatureSpec, backbone: str | None) -> dict[str, str | 
     Args:
         backbone: name or place; ``...`` is said where it is None.
     """
+    if holds_pixels(spec):
+        return _options_of_pixels(spec)
     chosen = {
         "backbone": backbone or "...",
         "preprocessing": preprocessing_name(spec.preprocessing) or "...",
@@ -69,3 +73,8 @@ def options_of_spec(spec: FeatureSpec, backbone: str | None) -> dict[str, str | 
     }
     said: dict[str, str | bool] = {name: str(value) for name, value in chosen.items() if value is not None}
     return said | ({"clip": True} if spec.clip else {})
+
+
+def _options_of_pixels(spec: FeatureSpec) -> dict[str, str | bool]:
+    prepared = preprocessing_name(spec.preprocessing) or "..."
+    return {"photographs": True, "preprocessing": prepared, "resolution": str(spec.resolution)}

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import nn
 
-from interpreter.heads.photometric import PIXELS, photometric_change
+from interpreter.heads.photometric import photometric_change
+from store.pixels import PIXELS
 from store.spec import FeatureSpec
 
 Maps = Mapping[str, torch.Tensor]

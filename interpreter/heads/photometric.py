@@ -7,17 +7,11 @@ from torch.nn import functional
 
 from interpreter.config import HeadName
 from interpreter.errors import ConfigurationError
+from store.pixels import PIXELS
 from store.spec import FeatureSpec
 
-PIXELS = "pixels"
-"""The map that photographs are (``interpreter.pixels``)."""
 ROUNDED = 3 / 127.5
 """Between the channels of a grey photograph, at most: equalising in CIELAB rounds them one level apart."""
-
-
-def reads_photographs(spec: FeatureSpec) -> bool:
-    """Whether what is read are photographs, and no network made them."""
-    return any(block.name == PIXELS for block in spec.blocks)
 
 
 def require_photographs(spec: FeatureSpec, head: HeadName) -> None:
@@ -25,7 +19,7 @@ def require_photographs(spec: FeatureSpec, head: HeadName) -> None:
     if [block.name for block in spec.blocks] != [PIXELS]:
         raise ConfigurationError(
             f"the head {head!r} reads photographs, these are features of {', '.join(b.name for b in spec.blocks)}; "
-            "`interpreter evaluate --protocol` makes its input"
+            "`extractor run --photographs` makes its input"
         )
 
 

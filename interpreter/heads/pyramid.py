@@ -1,6 +1,6 @@
 """The interpreter on the photograph itself: what features are worth beyond the network that reads them.
 
-It reads the map ``pixels`` (``interpreter.pixels``), RGB in [-1, 1]. A level of features knows its surroundings by what
+It reads the map ``pixels`` (``store.pixels``), RGB in [-1, 1]. A level of features knows its surroundings by what
 the backbone made of them; so that the control is not blind to them, it is shown the photograph at as many sizes.
 """
 
@@ -12,7 +12,8 @@ from torch.nn import functional
 from interpreter.config import InterpreterConfig
 from interpreter.heads.adaptive import AdaptiveHead
 from interpreter.heads.head import Maps
-from interpreter.heads.photometric import PIXELS, require_photographs
+from interpreter.heads.photometric import require_photographs
+from store.pixels import PIXELS
 from store.spec import Block, FeatureSpec
 
 LEVELS = 4  # 64 to 512 pixels, as of the presets' features

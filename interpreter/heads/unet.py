@@ -1,6 +1,6 @@
 """The plain control: MONAI's U-Net on the photograph itself, with flips and photometric augmentation.
 
-It reads the map ``pixels`` (``interpreter.pixels``), RGB in [-1, 1], through the same training, vote and
+It reads the map ``pixels`` (``store.pixels``), RGB in [-1, 1], through the same training, vote and
 metrics as the interpreters, so that nothing but the input and the network differs.
 """
 
@@ -11,7 +11,8 @@ from torch import nn
 
 from interpreter.config import InterpreterConfig
 from interpreter.heads.head import Head, Maps
-from interpreter.heads.photometric import PIXELS, require_photographs
+from interpreter.heads.photometric import require_photographs
+from store.pixels import PIXELS
 from store.spec import FeatureSpec
 
 CHANNELS = (16, 32, 64, 128)  # 0.2 M weights with one residual unit, about an interpreter's

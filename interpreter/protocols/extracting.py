@@ -6,11 +6,9 @@ command leaves alone what is there, so a protocol that was stopped goes on where
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from interpreter.errors import ConfigurationError, ExtractionFailed
 from interpreter.protocols.protocol import Choices
@@ -30,16 +28,6 @@ class Source:
     name: str
     reference: str
 
-    @property
-    def folders(self) -> list[Path]:
-        """Where its photographs are: its folder, or those that a manifest names."""
-        path = Path(self.reference.partition(":")[2]).expanduser()
-        if not path.is_file():
-            return [path]
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            images = [row.get("image") or "" for row in csv.DictReader(file)]
-        return sorted({(path.parent / image).parent for image in images})
-
 
 def parse_source(text: str) -> Source:
     """``NAME=ADAPTER:PATH``, or ``ADAPTER:PATH`` where the adapter's name is the data set's."""
@@ -53,7 +41,7 @@ def parse_source(text: str) -> Source:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Features that experiments need."""
+    """Features that experiments need, or photographs prepared as for them."""
 
     source: Source
     split: str
@@ -62,6 +50,7 @@ class Wanted:
     preprocessing: str | None
     untrained: bool = False
     resolution: int | None = None
+    photographs: bool = False
 
 
 Extract = Callable[[Wanted], str]
@@ -90,24 +79,27 @@ def command_of(wanted: Wanted, store: str, choices: Choices) -> ExtractionComman
     """
     if wanted.untrained and choices.backbone is None:
         raise ConfigurationError("the method untrained needs a backbone's architecture: name it in the settings")
-    options = {
+    options: dict[str, object] = {
         "dataset": wanted.source.reference,
         "name": wanted.source.name,
         "split": wanted.split,
         "store": store,
         "preset": choices.preset,
         "backbone": f"untrained:{choices.backbone}" if wanted.untrained else choices.backbone,
-        "timesteps": _joined(choices.timesteps),
-        "blocks": _joined(choices.blocks),
         "resolution": wanted.resolution or choices.resolution,
         "preprocessing": wanted.preprocessing,
-        "trajectory": wanted.trajectory,
-        "encoding": choices.encoding,
         "views": _joined(wanted.views),
-        "device": choices.device,
     }
+    if not wanted.photographs:
+        options |= {
+            "timesteps": _joined(choices.timesteps),
+            "blocks": _joined(choices.blocks),
+            "trajectory": wanted.trajectory,
+            "encoding": choices.encoding,
+            "device": choices.device,
+        }
     said: dict[str, str | bool] = {name: str(value) for name, value in options.items() if value is not None}
-    return ExtractionCommand(said | {"json": True})
+    return ExtractionCommand(said | ({"photographs": True} if wanted.photographs else {}) | {"json": True})
 
 
 def _joined(values: tuple[int | str, ...] | None) -> str | None:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 from interpreter.data import Labelled, all_images, labelled_at
 from interpreter.errors import ConfigurationError
-from interpreter.pixels import write_pixels
 from interpreter.protocols.extracting import Extract, Source, Wanted
 from interpreter.protocols.protocol import Choices, Experiment, Protocol, Row
 from interpreter.stored import views_read
@@ -72,29 +71,21 @@ class ProtocolFeatures:
         views = tuple(dict.fromkeys((plain_view(drawn), *drawn)))
         digests = {self.extracted(name, split, row, views) for name, split in experiment.sources}
         digests |= {self.extracted(name, split, row, test_views) for name, split in experiment.tests}
-        spec = self._only_spec(digests)
-        if not row.pixels:
-            return spec
-        images = [image for view in views for image in self.images(experiment.sources, view)]
-        images += [image for view in test_views for image in self.images(experiment.tests, view)]
-        return self._of_pixels(spec, images)
+        return self._only_spec(digests)
 
     def at_resolution(self, resolution: int | None, row: Row, places: Places, views: tuple[str, ...]) -> FeatureSpec:
         """The spec of some data sets at a resolution, the choices' if None, once these views of them are there."""
-        spec = self._only_spec({self.extracted(name, split, row, views, resolution) for name, split in places})
-        if not row.pixels:
-            return spec
-        return self._of_pixels(spec, [image.seen_as(view) for image in self.photographs(places) for view in views])
+        return self._only_spec({self.extracted(name, split, row, views, resolution) for name, split in places})
 
     def extracted(self, name: str, split: str, row: Row, views: tuple[str, ...], resolution: int | None = None) -> str:
-        """The digest of the spec of a data set's features, once these views are there."""
+        """The digest of the spec of a data set's features, or of its photographs, once these views are there."""
         wanted = Wanted(
-            self.sources[name], split, row.trajectory, views, self._preprocessing, row.untrained, resolution
+            self.sources[name], split, row.trajectory, views, self._preprocessing, row.untrained, resolution, row.pixels
         )
         if wanted not in self._digests:
-            network = "random weights, " if row.untrained else ""
-            network += f"{resolution} pixels, " if resolution else ""
-            self._say(f"  features of {name}, {split}: {network}{row.trajectory}, {', '.join(views)}")
+            made = "photographs" if row.pixels else f"features ({row.trajectory})"
+            how = ["random weights"] * row.untrained + ([] if resolution is None else [f"{resolution} pixels"])
+            self._say(f"  {made} of {name}, {split}: {', '.join([*how, *views])}")
             self._digests[wanted] = self._extract(wanted)
         return self._digests[wanted]
 
@@ -102,7 +93,3 @@ class ProtocolFeatures:
         if len(digests) != 1:
             raise ConfigurationError(f"data sets were extracted under several specs: {', '.join(sorted(digests))}")
         return self._store.spec(next(iter(digests)))
-
-    def _of_pixels(self, spec: FeatureSpec, images: Sequence[Labelled]) -> FeatureSpec:
-        folders = [folder for source in self.sources.values() for folder in source.folders]
-        return write_pixels(self._store, spec, list(dict.fromkeys(image.key for image in images)), folders)

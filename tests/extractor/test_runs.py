@@ -31,6 +31,7 @@ from extractor.errors import BackboneError, DatasetError, DeviceFull, NonFiniteA
 from extractor.extraction import Extractor, Prepared, Unstacked
 from extractor.images import image_id
 from extractor.pipeline import Threads, usual_batch, usual_threads
+from extractor.pixels import PixelExtractor
 from extractor.presets import encoding_of, open_backbone
 from extractor.runs import SizePlan, extract_dataset, plan_size, require_room
 from extractor.unet import build_unet
@@ -38,7 +39,8 @@ from store import FeatureSpec, FeatureStore, FloatEncoding, NonFiniteFeatures, S
 from store.claims import Claims
 from store.features import Key
 from store.interrupts import Stop
-from store.spec import PREPROCESSINGS, Preprocessing
+from store.pixels import spec_of_pixels
+from store.spec import PREPROCESSINGS, Preprocessing, PreprocessingName
 from tests.conftest import TINY, changed
 
 
@@ -546,3 +548,24 @@ def test_an_entry_whose_claim_was_lost_is_left_to_whoever_took_it(
     assert (report.extracted, report.interrupted) == (6, False)
     assert len(list(store.keys(spec))) == 6  # nobody else made it, and so it was made here
     assert len(asked) == 7
+
+
+@pytest.mark.parametrize("name", ["fundus", "red-free", "squeeze", "squeeze-red-free"])
+def test_photographs_are_stored_as_the_backbone_is_shown_them(
+    backbone: Backbone, spec: FeatureSpec, dataset_folder: Path, name: PreprocessingName
+) -> None:
+    store, extractor = (
+        FeatureStore("memory://"),
+        Extractor(backbone, changed(spec, preprocessing=PREPROCESSINGS[name]())),
+    )
+    pixels, views = spec_of_pixels(extractor.spec), ("identity", "flip-h", "negative", "photometric-1")
+    dataset = load_dataset(f"folder:{dataset_folder}", "eyes")
+    report = extract_dataset(dataset, store, PixelExtractor(pixels), views=views, batch=2)
+    assert (report.extracted, report.forwards) == (24, 0)
+    assert extract_dataset(dataset, store, PixelExtractor(pixels), views=views).present == 24
+    data = (dataset_folder / "images" / "eye0.png").read_bytes()
+    for view in views:
+        shown, entry = extractor.prepare(data, view=view).input, store.entry(pixels, Key(image_id(data), view))
+        np.testing.assert_array_equal(entry.read("pixels"), shown.x0.half().float())
+        np.testing.assert_array_equal(entry.fov, shown.fov)
+        assert entry.geometry == shown.geometry

@@ -14,13 +14,13 @@ from interpreter.cropping import crop_maps, crop_plane, draw_class, draw_corner,
 from interpreter.data import labelled_images
 from interpreter.errors import ConfigurationError
 from interpreter.network import Interpreter, InterpreterConfig
-from interpreter.pixels import spec_of_pixels
 from interpreter.standardising import KnownMoments
 from interpreter.task import Task
 from interpreter.training import Training, TrainingSettings
 from store import Encoded, Features, FeatureSpec, FeatureStore, Key
 from store.batches import Batch
 from store.encoded import stacked
+from store.pixels import spec_of_pixels
 from store.views import IDENTITY
 
 TASK = Task(name="vessels", targets=("mask",))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
+from extractor.preprocess import Framed
 from interpreter.checkpoint import CARD_FILE, WEIGHTS_FILE, Card, load_interpreter, save_interpreter
 from interpreter.config import HeadName
 from interpreter.counting import cost_of, scan_flops
@@ -18,16 +20,15 @@ from interpreter.cropping import crop_maps
 from interpreter.errors import ConfigurationError, ScanUnavailable
 from interpreter.heads.adaptive import AdaptiveHead
 from interpreter.heads.mlp import MlpEnsemble, _features
-from interpreter.heads.photometric import PIXELS, photometric_change
+from interpreter.heads.photometric import photometric_change
 from interpreter.network import Interpreter, InterpreterConfig
-from interpreter.pixels import spec_of_pixels
 from interpreter.prediction import predict
 from interpreter.standardising import moments_of
 from interpreter.task import Task
 from store import AffineEncoding, Block, Encoded, FeatureSpec, FloatEncoding
 from store.codecs import FloatCodec
 from store.geometry import Geometry
-from store.preparing import prepare
+from store.pixels import PIXELS, spec_of_pixels
 from store.spec import PREPROCESSINGS
 from tests.conftest import changed, draw_fundus
 
@@ -280,7 +281,7 @@ def test_the_mlps_vote_as_they_classify_pixels_in_training(
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_unet_reads_photographs_only(spec: FeatureSpec) -> None:
+def test_a_unet_holds_pixels_only(spec: FeatureSpec) -> None:
     with pytest.raises(ConfigurationError, match="the head 'unet' reads photographs"):
         Interpreter(spec, InterpreterConfig(head="unet"))
     network = Interpreter(spec_of_pixels(spec), InterpreterConfig(head="unet"))
@@ -295,10 +296,8 @@ def test_a_unet_reads_photographs_only(spec: FeatureSpec) -> None:
 
 def test_a_photograph_without_colour_is_given_none() -> None:
     fundus = draw_fundus(64)[0]
-    whole = Geometry.whole(*fundus.shape[:2], 64)
-    lit = np.ones((64, 64), dtype=np.bool_)
-    shown = [prepare(fundus, whole, lit, PREPROCESSINGS[name]()) for name in ("fundus", "red-free")]
-    x = torch.from_numpy(np.stack(shown).transpose(0, 3, 1, 2) / np.float32(127.5) - 1)
+    framed = Framed(cv2.resize(fundus, (64, 64)), np.ones((64, 64), np.bool_), Geometry.whole(64, 64, 64))
+    x = torch.cat([framed.shown(PREPROCESSINGS[name]()).x0 for name in ("fundus", "red-free")])
     assert x[1].amax(dim=0).sub(x[1].amin(dim=0)).max() > 0  # by rounding
 
     def green_over_red(pixels: torch.Tensor) -> torch.Tensor:
@@ -331,7 +330,7 @@ def test_the_control_on_photographs_is_an_interpreter_of_as_many_weights(spec: F
 
 
 @pytest.mark.parametrize("head", ["unet", "pyramid", "adaptive"])
-def test_whatever_reads_photographs_sees_each_anew(spec: FeatureSpec, head: HeadName) -> None:
+def test_whatever_holds_pixels_sees_each_anew(spec: FeatureSpec, head: HeadName) -> None:
     network = Interpreter(spec_of_pixels(spec), InterpreterConfig(head=head))
     x = torch.rand(2, 3, 32, 32)
     first, second = (network.head.augment({PIXELS: x})[PIXELS] for _ in range(2))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -23,14 +22,13 @@ from extractor.datasets import DataSet, load_dataset, of_split
 from extractor.diffusion import Diffusion
 from extractor.errors import DatasetError
 from extractor.extraction import Extractor
-from extractor.preprocess import preprocess
+from extractor.pixels import PixelExtractor
 from extractor.runs import extract_dataset
 from extractor.schedule import noise_schedule
 from extractor.unet import build_unet
 from interpreter.cli import app
 from interpreter.errors import ConfigurationError, ExtractionFailed, TrainingDataError
 from interpreter.heads.photometric import ROUNDED
-from interpreter.pixels import _read, write_pixels
 from interpreter.protocol_cli import parse_choices, parse_rows, parse_seeds
 from interpreter.protocols import PROTOCOLS, protocol_named, running
 from interpreter.protocols.extracting import Extract, Source, Wanted, command_of, extract_by_command, parse_source
@@ -41,8 +39,9 @@ from interpreter.protocols.table import tabulated
 from interpreter.rules import Rules
 from store import FeatureStore, SpecError
 from store.features import Key
-from store.spec import PREPROCESSINGS, PreprocessingName
-from store.views import NEGATIVE, fixed_rendering
+from store.pixels import spec_of_pixels
+from store.spec import PREPROCESSINGS
+from store.views import NEGATIVE
 from tests.conftest import TINY, Run, draw_fundus
 
 CHOICES = Choices(
@@ -86,7 +85,8 @@ def extract(backbone: Backbone, store: FeatureStore) -> Extract:
         data = load_dataset(wanted.source.reference, wanted.source.name)
         part = DataSet(data.name, tuple(of_split(data.photographs, wanted.split)))
         network = backbone.untrained() if wanted.untrained else backbone
-        extractor = Extractor(network, recipe.spec(network))
+        spec = recipe.spec(network)
+        extractor = PixelExtractor(spec_of_pixels(spec)) if wanted.photographs else Extractor(network, spec)
         extract_dataset(part, store, extractor, views=wanted.views, part_of_a_set=True)
         return extractor.spec.digest
 
@@ -239,31 +239,6 @@ def test_networks_on_pixels_draw_photometric_views_themselves() -> None:
     assert Choices(views=("photometric-0",)).views_of(ROWS["unet"]) == ("identity",)
 
 
-def test_photographs_are_stored_as_fixed_views_have_them_and_no_drawn_ones(
-    extract: Extract, store: FeatureStore, tmp_path: Path
-) -> None:
-    source = draw_data(tmp_path / "stare", "stare", ("vessel",), 0)
-    spec = store.spec(extract(Wanted(source, "train", "ddim", ("photometric-0",), None)))
-    with pytest.raises(TrainingDataError, match="or as a fixed view has them, not photometric-0"):
-        write_pixels(store, spec, list(store.keys(spec)), source.folders)
-
-
-@pytest.mark.parametrize("name", ["fundus", "red-free", "squeeze", "squeeze-red-free"])
-def test_networks_on_pixels_are_shown_what_the_backbone_is_shown(
-    extract: Extract, store: FeatureStore, tmp_path: Path, name: PreprocessingName
-) -> None:
-    source = draw_data(tmp_path / "stare", "stare", ("vessel",), 0)
-    spec = store.spec(extract(Wanted(source, "train", "ddim", (NEGATIVE,), name)))
-    pixels = write_pixels(store, spec, list(store.keys(spec)), source.folders)
-    photographs = {hashlib.sha256(path.read_bytes()).hexdigest(): path for path in (tmp_path / "stare").glob("*.png")}
-    keys = list(store.keys(pixels))
-    assert len(keys) == 3
-    for key in keys:
-        image = np.asarray(Image.open(photographs[key.image_id]).convert("RGB"))
-        x0 = preprocess(image, spec.resolution, PREPROCESSINGS[name](), rendering=fixed_rendering(NEGATIVE)).x0
-        assert np.array_equal(store.entry(pixels, key).read("pixels"), x0.half().float())
-
-
 def test_photographs_without_colour_are_read_by_networks_on_features_and_on_pixels(
     table: Table, store: FeatureStore, tmp_path: Path
 ) -> None:
@@ -381,25 +356,6 @@ def test_names_and_options() -> None:
             call()
 
 
-def test_photographs_of_a_manifest_are_found_where_it_names_them(tmp_path: Path) -> None:
-    (tmp_path / "eyes.csv").write_text(f"image,split\na/1.png,train\n{tmp_path}/b/2.png,test\na/3.png,test\n")
-    source = parse_source(f"eyes=manifest:{tmp_path}/eyes.csv")
-    assert source.folders == [tmp_path / "a", tmp_path / "b"]
-    assert parse_source(f"stare:{tmp_path}").folders == [tmp_path]
-
-
-def test_pixels_of_more_than_8_bits_are_refused(tmp_path: Path) -> None:
-    """Pillow would cut them off at 255: white wherever there is anything."""
-    Image.fromarray(np.full((8, 8), 4000, np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(TrainingDataError, match=r"deep\.png: of more than 8 bits"):
-        _read(tmp_path / "deep.png")
-    Image.new("RGBA", (8, 8)).save(tmp_path / "clear.png")
-    with pytest.raises(TrainingDataError, match=r"clear\.png: transparent in places"):
-        _read(tmp_path / "clear.png")
-    Image.new("RGBA", (8, 8), (9, 9, 9, 255)).save(tmp_path / "opaque.png")
-    assert (_read(tmp_path / "opaque.png") == 9).all()
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -428,6 +384,9 @@ def test_the_extractor_is_called_as_a_command(tmp_path: Path) -> None:
     assert context.params["timesteps"] is context.params["blocks"] is None
     read = Choices.model_validate({"timesteps": [200, 500], "blocks": [7]})
     assert {"--timesteps=200,500", "--blocks=7"} <= set(command_of(wanted, str(tmp_path / "s"), read).arguments)
+    photographs = command_of(dataclasses.replace(wanted, photographs=True), str(tmp_path / "s"), read).arguments
+    assert "--photographs" in photographs
+    assert not [word for word in photographs if word.startswith(("--timesteps", "--trajectory", "--encoding"))]
     untrained = dataclasses.replace(wanted, untrained=True)
     named = CHOICES.model_copy(update={"backbone": "small"})
     assert "--backbone=untrained:small" in command_of(untrained, str(tmp_path / "s"), named).arguments

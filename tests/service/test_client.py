@@ -90,7 +90,9 @@ def test_it_says_who_may_ask_and_that_its_port_is_taken(model_folder: Path, tmp_
         ended = subprocess.run(call, env=os.environ | given, capture_output=True, text=True, timeout=240, check=False)
     assert ended.returncode == console.Exit.FAILED, ended.stderr
     assert "no API keys: everybody who reaches this address may ask" in ended.stderr
-    assert "address already in use" in ended.stderr
+    assert "address already in use" in ended.stderr.lower()
+    assert "choose another --port or --host" in ended.stderr
+    assert '"event": "ready"' not in ended.stderr  # nothing was loaded for it
 
 
 def test_everything_a_client_can_ask(model_folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,42 @@
+"""Photographs stored as a backbone is shown them, by the same pipeline that stores features; no network is run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from extractor.extraction import Prepared, Unstacked, ViewMaker
+from extractor.stages import Stages
+from store.codecs import codec_for
+from store.pixels import PIXELS
+from store.spec import FeatureSpec
+
+
+class PixelExtractor(ViewMaker):
+    """Makes entries of photographs, of any view.
+
+    Args:
+        spec: as ``store.pixels.spec_of_pixels`` makes it.
+
+    Attributes:
+        forwards: none.
+        stages: where the time went.
+    """
+
+    codebook = None
+    forwards = 0
+    device = torch.device("cpu")
+
+    def __init__(self, spec: FeatureSpec) -> None:
+        super().__init__(spec)
+        self.stages, self._codec = Stages(), codec_for(spec)
+
+    def unstacked(self, prepared: Sequence[Prepared]) -> list[Unstacked]:
+        """The photographs, one by one, in the type that is stored."""
+        maps = self._codec.encode(PIXELS, torch.cat([one.input.x0 for one in prepared]))
+        return [Unstacked({PIXELS: [maps[i]]}, one.input, {}) for i, one in enumerate(prepared)]
+
+    def take_fallbacks(self) -> list[str]:
+        """None: nothing is computed that half precision could not hold."""
+        return []
