@@ -143,7 +143,7 @@ def verify(
 @app.command(epilog="Example: store prune features.zarr --max-bytes 100GB --older-than 30d --dry-run")
 def prune(
     path: StorePath,
-    max_bytes: Annotated[str | None, typer.Option(help="What may stay in all, such as 100GB.")] = None,
+    max_bytes: Annotated[str | None, typer.Option(help="What may stay in all, or of --spec, such as 100GB.")] = None,
     older_than: Annotated[
         str | None, typer.Option(help="What was not used for so long goes, such as 12h or 30d.")
     ] = None,
