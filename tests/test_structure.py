@@ -35,7 +35,7 @@ def test_imports_go_one_way(package: str) -> None:
     files = list((ROOT / package).rglob("*.py"))
     assert files
     for path in files:
-        wrong = (imported(path) & set(ALLOWED)) - ALLOWED[package]
+        wrong = (imported(path) & {*ALLOWED, "recipes", "benchmarks", "tests"}) - ALLOWED[package]
         assert not wrong, f"{path.relative_to(ROOT)} imports {', '.join(wrong)}"
 
 
@@ -55,7 +55,14 @@ def test_every_command_has_its_entry_point() -> None:
 def test_the_public_surface_of_the_store() -> None:
     import store
 
-    assert sorted(store.__all__) == store.__all__
+    promised = """
+        AffineEncoding Batch Block Clahe Codebook Collection Collections DamagedEntry DamagedModel
+        Encoded Encoding FeatureEntry FeatureSpec FeatureStore Features FloatEncoding FormatError
+        Geometry Interpolation Key MissingEntry Moments NonFiniteFeatures Plan Preprocessing Sample
+        SpecError SpecMismatch StoreBusy StoreError StoreFull StoreUnavailable TransformEncoding
+        lazy_maps load_codebook parse_spec parse_views plan_epoch stream to_xarray
+    """
+    assert store.__all__ == promised.split()  # who takes a name away, or adds one, says so here
     assert all(hasattr(store, name) for name in store.__all__)
 
 
