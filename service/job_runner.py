@@ -283,8 +283,8 @@ class JobRunner:
         return answer, OUTPUTS[options.output or "png"].render(options.applied(answer), options, source)
 
     def _keep(self, record: JobRecord, number: int, rendered: bytes) -> None:
-        self._require_ours(record)
         try:
+            self._require_ours(record)
             self._jobs.put_result(record, number, rendered)
         except OSError as error:  # full, read-only or away
             raise Unavailable("the answers of the job cannot be kept now") from error
