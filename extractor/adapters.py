@@ -251,9 +251,9 @@ def manifest(path: Path) -> Iterator[Photograph]:
     if "image" not in columns:
         hint = "; cells are separated by commas" if len(columns) == 1 and ";" in columns[0] else ""
         raise DatasetError(f"{path}: expected a column 'image', found {columns}{hint}")
-    if twice := sorted({column for column in columns if columns.count(column) > 1}):
+    if twice := sorted({column for column in columns if column and columns.count(column) > 1}):
         raise DatasetError(f"{path}: two columns are called {', '.join(twice)}")
-    targets = [column for column in columns if column not in _MANIFEST_COLUMNS]
+    targets = [column for column in columns if column and column not in _MANIFEST_COLUMNS]
     for line, row in enumerate(listed, 2):
         if not row["image"]:
             raise DatasetError(f"{path}: line {line} names no image")

@@ -145,14 +145,15 @@ def run(
     if name is None:
         require_own_name(features, data.name, dataset)
     source = backbone or recipe.backbone
-    how, code = encoding_of(encoding, source, codebook) if encoding else (recipe.encoding, None)
+    how = encoding_of(encoding, source, codebook)[0] if encoding else recipe.encoding
     execution = Execution(device, batch, workers, scheduler, overwrite, compiled)
     # Where others do the work, the backbone is only asked what it is, and this machine may have no GPU.
     network = open_backbone(source, precision, "cpu" if execution.spread else device, class_label)
     prepared = preprocessing_for(network, preprocessing)
-    spec = dataclasses.replace(recipe, encoding=how, preprocessing=prepared).spec(network)
     if photographs:
-        spec = spec_of_pixels(spec)
+        spec = spec_of_pixels(recipe.resolution, prepared)
+    else:
+        spec = dataclasses.replace(recipe, encoding=how, preprocessing=prepared).spec(network)
     renderings = parse_views(views)
     entries = len(data.photographs) * len(renderings)
     with console.progress("looking for features", len(data.photographs), quiet=as_json) as advance:
@@ -175,7 +176,6 @@ def run(
             network,
             execution,
             dataset=data,
-            codebook=code,
             advance=done,
             stop=stop,
             say=lambda message: console.err.print(message, highlight=False),

@@ -311,6 +311,8 @@ def _require_same_store(store: FeatureStore, result: TaskResult) -> None:
         while here != written and claims.is_held(path):  # another task makes the same anew (--overwrite, equal files)
             time.sleep(0.1)
             here = _checksums(store, path)
+        if here != written:  # it may have been finished between the two looks
+            here = _checksums(store, path)
         if here != written:
             raise ClusterError(
                 f"a worker wrote {path}, which is not in {store.location} as seen from here; "

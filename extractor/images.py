@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ MAX_PIXELS = 120_000_000
 MAX_SCANS = 100
 """Of a progressive JPEG, which has about ten: each is decoded over the whole image, whatever few bytes it takes."""
 _TIFF = (b"II*\x00", b"MM\x00*")
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
+"""Of a JPEG's segments, each of which says its length; restarts and escaped bytes of a scan are none."""
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _DIMMEST = 1 << 14
 """Of 16-bit photographs' brightest values: below a quarter of the range other numbers of bits are meant."""
 _ONE_EACH = "save one mask for each target, with two values"
@@ -93,7 +97,9 @@ def decode_mask(data: bytes, name: str = "mask") -> NDArray[np.bool_]:
     if not binary and (areas := _areas(colours)) > 2:
         raise ImageError(f"{name}: expected a binary mask, found areas of {areas} values or colours; {_ONE_EACH}")
     if not binary and _is_photograph(colours):
-        raise ImageError(f"{name}: expected a binary mask, found a photograph; are photographs and masks mixed up?")
+        raise ImageError(
+            f"{name}: expected a binary mask, found a photograph (are both mixed up?) or probabilities (threshold them)"
+        )
     if len(levels) == 1 and (colours != colours[0, 0]).any():
         raise ImageError(
             f"{name}: expected a binary mask, found several colours of one brightness; save it in black and white"
@@ -202,8 +208,12 @@ def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
 
 def require_few_scans(jpeg: bytes, name: str) -> None:
     """ImageError of a JPEG of more than ``MAX_SCANS`` scans, whose few bytes would take minutes to decode."""
-    if (scans := jpeg.count(b"\xff\xda")) > MAX_SCANS:
-        raise ImageError(f"{name}: a JPEG of {scans} scans; save it anew with an image editor")
+    place, scans = 2, 0
+    while (marker := _MARKER.search(jpeg, place)) and (kind := jpeg[marker.end() - 1]) != _END_OF_IMAGE:
+        place = marker.end() + int.from_bytes(jpeg[marker.end() : marker.end() + 2], "big")
+        scans += kind == _START_OF_SCAN
+        if scans > MAX_SCANS:
+            raise ImageError(f"{name}: a JPEG of more than {MAX_SCANS} scans; save it anew with an image editor")
 
 
 def _require_small_tiles(directory: TiffImagePlugin.ImageFileDirectory_v2, name: str, max_pixels: int) -> None:

@@ -190,6 +190,7 @@ class Pipeline:
                 left.append(one)
             elif decoded.prepared is None:
                 self.report.present += 1
+                self._held_once = True
                 self._record(one, decoded)
                 self._done(one)
             else:

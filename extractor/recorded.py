@@ -11,7 +11,8 @@ from extractor.datasets import DataSet
 from extractor.extraction import Extractor
 from extractor.pipeline import AnyExtractor, usual_batch
 from extractor.pixels import PixelExtractor
-from extractor.repeating import Request, lasting_backbone, lasting_store
+from extractor.presets import codebook_for
+from extractor.repeating import Request, lasting_backbone, lasting_store, require_own_name
 from extractor.run_report import RunReport
 from extractor.runs import extract_dataset
 from store.codebook import Codebook
@@ -55,7 +56,6 @@ def extract_recorded(
     execution: Execution | None = None,
     *,
     dataset: DataSet | None = None,
-    codebook: Codebook | None = None,
     advance: Callable[[str], None] | None = None,
     stop: Stop | None = None,
     say: Callable[[str], None] = lambda _: None,
@@ -66,17 +66,20 @@ def extract_recorded(
         request: what is made.
         network: the request's backbone; where others do the work, or photographs are stored, it is asked nothing.
         dataset: the request's photographs, where they have been looked for already.
-        codebook: of the compact encoding.
         advance: called with the name of each view that is done.
         stop: asked between views; what is in flight is finished.
         say: called with what a user should know meanwhile.
 
     Raises:
-        DatasetError: no image could be used. StoreFull: no room left; run again to go on.
+        DatasetError: no image could be used, or the store knows others by the name of the data set.
+        StoreFull: no room left; run again to go on.
         ClusterError: of a run on a cluster.
     """
     execution, spec, started = execution or Execution(), request.spec, time.perf_counter()
     dataset = dataset or request.photographs()
+    if request.name is None:
+        require_own_name(store, dataset.name, request.dataset)
+    codebook = codebook_for(spec, request.backbone, request.codebook)
     record = RunRecord(spec=spec.digest, dataset=dataset.name, options=request.options(), device=execution.device)
     store.records.write(record)
     batch = execution.batch or usual_batch(execution.device, spec.entry_bytes(), spread=execution.spread)

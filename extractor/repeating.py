@@ -10,6 +10,7 @@ from extractor.errors import DatasetError
 from extractor.presets import UNTRAINED, is_shipped
 from store.extraction_command import options_of_spec
 from store.feature_store import FeatureStore
+from store.pixels import holds_pixels
 from store.spec import FeatureSpec, preprocessing_name
 from store.views import IDENTITY
 
@@ -60,7 +61,7 @@ class Request:
             "limit": self.limit,
             "images": self.images,
             "views": ",".join(self.views),
-            "class-label": self.class_label,
+            "class-label": None if holds_pixels(self.spec) else self.class_label,
             "codebook": self.codebook and self.codebook.resolve(),
         }
         how = options_of_spec(self.spec, lasting_backbone(self.backbone))

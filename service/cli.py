@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from contextlib import suppress
 from enum import StrEnum
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -151,7 +152,8 @@ def _serve(settings: Settings, chosen: dict[str, Any]) -> None:
         raise typer.Exit(console.Exit.FAILED) from ended
     server = uvicorn.Server(config)
     try:
-        server.run(sockets=[listening])
+        with suppress(KeyboardInterrupt):  # it has stopped for it, and says so once more
+            server.run(sockets=[listening])
         if not server.started:
             raise typer.Exit(console.Exit.FAILED)
     finally:

@@ -16,10 +16,12 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 from service.engine import Engine, load_engine
 from service.errors import Abandoned, Conflict, Forbidden, NotReady, Unavailable
 from service.flights import Flight, Ticket, late
+from service.job_record import JobRecord
 from service.job_runner import JobRunner
 from service.jobs import JobLimits, Jobs
 from service.metrics import HttpMetrics
 from service.models import load_models
+from service.options import Options
 from service.question import Limits
 from service.security import Admission, Keys, presented_key
 from service.settings import Settings
@@ -53,6 +55,7 @@ class Context:
         self.engine: Future[Engine] = Future()
         self.runner: JobRunner | None = None
         self._job_threads = ThreadPoolExecutor(4, thread_name_prefix="at jobs")
+        self._job_makers = ThreadPoolExecutor(4, thread_name_prefix="at jobs, writing")
         self.jobs = Jobs(open_objects(settings.jobs_location), _job_limits(settings))
         self.http = HttpMetrics()
         self.sources = Sources({})
@@ -101,20 +104,36 @@ class Context:
         finally:
             self._reloading.release()
 
-    async def at_jobs(self, work: Callable[..., T], *arguments: object, size: int = 0) -> T:
+    async def at_jobs(self, work: Callable[..., T], *arguments: object) -> T:
         """The result of work where jobs are kept.
 
         It has threads of its own, so that a storage that hangs keeps none from requests that need no jobs.
 
-        Args:
-            size: bytes that are written; for them there is more time.
-
         Raises:
             Unavailable: it did not answer in time.
         """
-        future = asyncio.wrap_future(self._job_threads.submit(work, *arguments))
+        return await self._in_time(self._job_threads.submit(work, *arguments), self.settings.store_timeout)
+
+    async def made_job(
+        self, owner: str, options: Options, suffix: str, names: list[str], data: list[bytes], sources: list[str]
+    ) -> JobRecord:
+        """A new job, which may take long to write (``Jobs.create``); one that is not made in time is not made later.
+
+        Raises:
+            Busy: too many are unfinished. Unavailable: it could not be kept in time.
+        """
+        late = threading.Event()
+        making = self._job_makers.submit(
+            self.jobs.create, owner, options, suffix, names, data, sources, given_up=late.is_set
+        )
         try:
-            return await asyncio.wait_for(future, self.settings.store_timeout + size / LEAST_RATE)
+            return await self._in_time(making, self.settings.store_timeout + sum(map(len, data)) / LEAST_RATE)
+        finally:
+            late.set()
+
+    async def _in_time(self, future: Future[T], seconds: float) -> T:
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(future), seconds)
         except TimeoutError as error:
             raise Unavailable("jobs cannot be read or kept now; ask again later", retry_after=30) from error
 
@@ -122,7 +141,8 @@ class Context:
         """Jobs stop behind the image they are at; what has begun is finished."""
         if self.runner is not None:
             self.runner.stop()
-        self._job_threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._job_threads, self._job_makers):
+            threads.shutdown(wait=False, cancel_futures=True)
         self.sources.close()
         if self.engine.done() and self.engine.exception() is None:
             self.engine.result().close()

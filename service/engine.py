@@ -280,7 +280,7 @@ class Engine:
     def _features(self, asked: Question, flight: Flight[Any], work: Work) -> tuple[dict[str, Features], bool]:
         """The features of a photograph by view, and whether all of them were in the store."""
         pixels, render = self._decoded(asked, work), asked.model.extractor.render
-        upright = None if pixels is None else cache(lambda: render(pixels, Key(asked.image_id), asked.name))
+        upright = None if pixels is None else cache(lambda: render(pixels, Key(asked.image_id), "the photograph"))
         by_view, cached = dict[str, Features](), True
         for view in asked.views:
             by_view[view], stored = self._features_of_view(asked, view, upright, work)

@@ -185,6 +185,6 @@ def headers_of(error: Exception) -> dict[str, str]:
     """What a client should know besides the status: when to ask again, how to say who it is."""
     if isinstance(error, (Unavailable, TooManyRequests)):
         return {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
-    if isinstance(error, (StoreUnavailable, StoreFull)):
+    if isinstance(error, (StoreUnavailable, StoreFull, StoreBusy)):
         return {"Retry-After": "30"}
     return {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorised) else {}

@@ -16,7 +16,7 @@ import time
 import uuid
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -77,11 +77,13 @@ class Jobs:
         names: Sequence[str],
         data: Sequence[bytes] = (),
         sources: Sequence[str] = (),
+        given_up: Callable[[], bool] = lambda: False,
     ) -> JobRecord:
         """A new job, its photographs written first, so that it is whole or not there.
 
         Args:
             data: of uploads; sources: of photographs in a folder.
+            given_up: asked before it is there: whether nobody waits for it any more.
 
         Raises:
             Busy: too many are unfinished, or take all the room. Unavailable: it cannot be kept.
@@ -111,6 +113,8 @@ class Jobs:
             self.claims.take(record.id)
             for i, one in enumerate(data):
                 self._objects.put(f"{record.id}/inputs/{i:05d}", one)
+            if given_up():
+                raise TimeoutError("nobody waits for the job any more")
             self._objects.put(f"{record.id}/job.json", record.model_dump_json().encode())
         except OSError as error:  # full, read-only or away
             logger.warning("a job cannot be kept", problem=str(error))

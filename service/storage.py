@@ -22,7 +22,16 @@ from numpy.typing import NDArray
 from service.metrics import Metrics
 from store.claims import Claims
 from store.codebook import Codebook
-from store.errors import DamagedEntry, MissingEntry, SpecError, StoreBusy, StoreError, StoreFull, StoreUnavailable
+from store.errors import (
+    DamagedEntry,
+    FormatError,
+    MissingEntry,
+    SpecError,
+    StoreBusy,
+    StoreError,
+    StoreFull,
+    StoreUnavailable,
+)
 from store.feature_store import FeatureStore
 from store.features import FeatureEntry, Features, Key, entry_path
 from store.spec import FeatureSpec
@@ -64,8 +73,11 @@ class Storage:
         self._probed = 0.0
         self._no_room_for = 0  # bytes of an entry that did not fit
         self._kept = _Kept(memory_bytes)
-        with contextlib.suppress(OSError):
+        try:
             self._guarded("open", self.store)
+        except OSError as error:  # away; it is tried again
+            if isinstance(error.__cause__, FormatError):
+                raise error.__cause__ from None
 
     @property
     def troubles(self) -> dict[str, str]:
@@ -136,7 +148,7 @@ class Storage:
             StoreBusy: another process is making some. StoreUnavailable: the store is away.
         """
         self._kept.forget(spec, image_id)
-        return self._guarded("write", lambda: self.store().delete_image(spec, image_id))
+        return self._guarded("write", lambda: self.store().delete_image(spec, image_id, min(5.0, self._timeout / 2)))
 
     def probe(self, every: float = REST) -> dict[str, str]:
         """Try to write something small, at most so often; the troubles there are."""

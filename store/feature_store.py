@@ -39,7 +39,7 @@ from store.entries import (
 )
 from store.errors import DamagedEntry, FormatError, MissingEntry, SpecError, SpecMismatch
 from store.features import FeatureEntry, Features, Key, arrays_of, attributes_of, entry_path
-from store.objects import Objects, open_objects
+from store.objects import HEALTH, Objects, open_objects
 from store.records import RUNS, Records
 from store.spec import FeatureSpec, TransformEncoding
 from store.uses import USES, Uses
@@ -50,8 +50,10 @@ if TYPE_CHECKING:  # loading torch takes seconds; looking into a store does with
 
 CODEBOOK = "codebook"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_PARTS = ("zarr.json", COLLECTIONS, LABELS, RUNS, CLAIMS, USES)
+_PARTS = ("zarr.json", COLLECTIONS, LABELS, RUNS, CLAIMS, USES, HEALTH)
 """What is in a store, besides folders of features."""
+_LEFT_BY_OTHERS = re.compile(r"[.@$].*|.*\.partial|lost\+found|System Volume Information|Thumbs\.db|desktop\.ini", re.I)
+"""What file systems, shares, file managers, and processes that were killed, leave in any folder."""
 
 
 class FeatureStore:
@@ -82,17 +84,17 @@ class FeatureStore:
             self._require_own_place(read_only=read_only)
 
     def _require_own_place(self, *, read_only: bool) -> None:
-        """MissingEntry or FormatError of a folder that holds other things than a store does; hidden files are none."""
-        if not read_only and "://" in self.location:  # whoever names a bucket finds out when it is written to
+        """MissingEntry or FormatError of a folder that is no store, and that may be none."""
+        if "://" in self.location and not read_only:  # whoever names a bucket finds out when it is written to
             return
-        names = [name for name in self.objects.names("") if not name.startswith(".") and name != "lost+found"]
-        if any(name in _PARTS or _DIGEST.fullmatch(name) for name in names):
+        names = self.objects.names("")
+        if any(_DIGEST.fullmatch(name) for name in names):  # of the first format, which had no marker
             return
         if read_only:
             raise MissingEntry(f"{self.location}: no store here")
-        if names:
+        if strangers := [name for name in names if name not in _PARTS and not _LEFT_BY_OTHERS.fullmatch(name)]:
             raise FormatError(
-                f"{self.location}: holds other files, such as {names[0]}; a store has a folder of its own"
+                f"{self.location}: holds other things, such as {strangers[0]}; give a store its own folder"
             )
 
     @property
@@ -276,15 +278,16 @@ class FeatureStore:
         """Remove all views of an image, complete or not; how many there were.
 
         Args:
-            patience: seconds that are waited for whoever is making one of them.
+            patience: seconds that are waited, in all, for whoever is making some of them.
 
         Raises:
             StoreBusy: somebody is still at one; it and those behind it are left.
         """
         views, claims = self.objects.names(f"{spec.digest}/{image_id}"), Claims(self.objects)
+        deadline = time.monotonic() + patience
         for view in views:
             key = Key(image_id, view)
-            with claims.waiting(entry_path(spec, key), patience):
+            with claims.waiting(entry_path(spec, key), max(0.0, deadline - time.monotonic())):
                 self.delete(spec, key)
         return len(views)
 

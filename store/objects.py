@@ -28,6 +28,8 @@ from store.errors import FormatError, MissingEntry, StoreFull, StoreUnavailable
 from store.files import is_no_room
 
 T = TypeVar("T")
+HEALTH = "health"
+"""Below it something is written to find out whether it can be."""
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -120,7 +122,7 @@ class Objects:
 
     def require_writable(self) -> None:
         """Write something small and remove it; raises what ``put`` does."""
-        name = f"health/{uuid.uuid4().hex}"
+        name = f"{HEALTH}/{uuid.uuid4().hex}"
         self.put(name, b"alive")
         self.remove(name)
 

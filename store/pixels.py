@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import hashlib
 
-from store.spec import Block, FeatureSpec, FloatEncoding
+from store.spec import Block, FeatureSpec, FloatEncoding, Preprocessing
 
 PIXELS = "pixels"
 """The map, and what is said to have made it."""
 
 
-def spec_of_pixels(spec: FeatureSpec) -> FeatureSpec:
-    """The spec of photographs prepared as those of a spec of features; no network made them.
+def spec_of_pixels(resolution: int, preprocessing: Preprocessing) -> FeatureSpec:
+    """The spec of photographs that are prepared so; no network made them.
 
     Its ``backbone`` changes whenever what is stored does: those of the first edition were not equalised.
     """
@@ -26,9 +26,9 @@ def spec_of_pixels(spec: FeatureSpec) -> FeatureSpec:
         trajectory="anchored",
         grid=(0,),
         timesteps=(0,),
-        blocks=(Block(name=PIXELS, channels=3, height=spec.resolution, width=spec.resolution),),
-        resolution=spec.resolution,
-        preprocessing=spec.preprocessing,
+        blocks=(Block(name=PIXELS, channels=3, height=resolution, width=resolution),),
+        resolution=resolution,
+        preprocessing=preprocessing,
         encoding=FloatEncoding(kind="float16"),
     )
 

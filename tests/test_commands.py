@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from extractor.backbone import Backbone
 from extractor.backbone_folder import save_backbone
 from interpreter.checkpoint import load_interpreter
 from store import Collection, FeatureSpec, FeatureStore
+from store.extraction_command import ExtractionCommand
 from tests.conftest import Run
 
 AT_64 = ("--resolution", "64", "--backbone")
@@ -471,3 +473,18 @@ def test_workers_finish_what_is_in_flight(dataset_folder: Path, wide_backbone: P
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["present"] == len(keys)
     assert len(list(features.keys(features.specs()[0]))) == 60
+
+
+def test_photographs_are_stored_whatever_blocks_a_backbone_has(
+    run: Run, backbone: Backbone, dataset_folder: Path, tmp_path: Path
+) -> None:
+    save_backbone(backbone, tmp_path / "tiny", half=False)
+    where = ["--dataset", f"folder:{dataset_folder}", "--store", str(tmp_path / "s")]
+    how = ["--photographs", "--backbone", str(tmp_path / "tiny"), "--resolution", "33", "--json"]
+    done = run("extractor", "run", *where, *how)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["extracted"] == 6
+    (record,) = FeatureStore(tmp_path / "s", read_only=True).records.all()
+    again = run(*shlex.split(str(ExtractionCommand({"store": str(tmp_path / "s"), **record.options, "json": True}))))
+    assert json.loads(again.stdout)["present"] == 6
+    assert json.loads(again.stdout)["spec"] == json.loads(done.stdout)["spec"]

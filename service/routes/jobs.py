@@ -79,9 +79,7 @@ async def start(
         names, data, sources = [name for name, _ in upload.files], [data for _, data in upload.files], []
     if not names:
         raise NoImage("expected photographs in fields 'image', or a folder with some")
-    record = await context.at_jobs(
-        context.jobs.create, key, options, output.suffix, names, data, sources, size=sum(map(len, data))
-    )
+    record = await context.made_job(key, options, output.suffix, names, data, sources)
     if context.runner is not None:
         context.runner.wake()
     response.headers["Location"] = f"/v1/jobs/{record.id}"

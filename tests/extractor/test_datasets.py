@@ -93,7 +93,7 @@ def test_real_data_sets_are_read(shared: Path, dataset: str, adapter: str, image
 def test_a_manifest_names_everything(tmp_path: Path) -> None:
     touch(tmp_path, "one.png", "one_v.png", "two.png")
     manifest = tmp_path / "list.csv"
-    manifest.write_text("image,name,split,group,vessel\none.png,first, train,p1,one_v.png\ntwo.png,,,,\n")
+    manifest.write_text("image,name,split,group,vessel,,\none.png,first, train,p1,one_v.png,,\ntwo.png,,,,,,\n")
     first, second = load_dataset(f"manifest:{manifest}").photographs
     assert (first.name, first.split, first.group, set(first.masks)) == ("first", "train", "p1", {"vessel"})
     assert (second.name, second.split, second.group, dict(second.masks)) == ("two", None, None, {})

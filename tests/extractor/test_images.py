@@ -225,7 +225,7 @@ def test_masks_of_one_bit_or_with_a_palette_are_told_from_others(tmp_path: Path)
 def test_a_photograph_is_no_mask(grey: bool) -> None:
     photograph = np.random.default_rng(0).normal((130, 90, 40), 30, (64, 64, 3)).clip(0, 255).astype(np.uint8)
     image = Image.fromarray(photograph).convert("L" if grey else "RGB")
-    with pytest.raises(ImageError, match="found a photograph; are photographs and masks mixed up"):
+    with pytest.raises(ImageError, match=r"found a photograph \(are both mixed up\?\)"):
         decode_mask(encoded(image, "PNG"))
 
 
@@ -235,8 +235,11 @@ def test_a_jpeg_of_too_many_scans_is_refused_before_it_is_decoded() -> None:
     data = buffer.getvalue()
     assert decode_image(data).shape == RGB.shape
     first = data.index(b"\xff\xda")
-    with pytest.raises(ImageError, match=r"a JPEG of 1\d\d scans"):
-        decode_image(data[:first] + data[first:-2] + (b"\xff\xda" * 100) + data[-2:])
+    scan = b"\xff\xda\x00\x02" + b"a few bytes \xff\x00"
+    with pytest.raises(ImageError, match="a JPEG of more than 100 scans"):
+        decode_image(data[:first] + scan * 100 + data[first:])
+    appended = data + b"\xff\xda" * 200  # a film, say, which no decoder looks at
+    np.testing.assert_array_equal(decode_image(appended), decode_image(data))
 
 
 def test_a_tiff_of_giant_tiles_is_refused_before_room_is_made_for_them() -> None:

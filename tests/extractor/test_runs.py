@@ -158,8 +158,27 @@ def test_a_photograph_that_network_or_encoding_cannot_hold_is_left_out(
     assert report.failed == [(str(path), f"{path}: block_2: features hold numbers beyond float16")]
     assert (report.extracted, len(list(store.keys(spec)))) == (5, 5)
     assert len(store.collections.read("eyes").samples) == 5
+    assert extract_dataset(dataset, store, Extractor(backbone, spec)).failed == report.failed
     monkeypatch.undo()
     assert extract_dataset(dataset, store, Extractor(backbone, spec)).extracted == 1  # its claim was given up
+
+
+def test_photographs_that_were_left_out_stop_no_run_that_goes_on(
+    backbone: Backbone, spec: FeatureSpec, dataset_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unstacked, paths = Extractor.unstacked, sorted((dataset_folder / "images").iterdir())[1:5]
+    bad = {image_id(path.read_bytes()) for path in paths}
+
+    def broken(self: Extractor, prepared: Sequence[Prepared]) -> list[Unstacked]:
+        if any(one.key.image_id in bad for one in prepared):
+            raise NonFiniteActivation("block_0 at timestep 1")
+        return unstacked(self, prepared)
+
+    monkeypatch.setattr(Extractor, "unstacked", broken)
+    store, dataset = FeatureStore("memory://"), load_dataset(f"folder:{dataset_folder}", "eyes")
+    for extracted in (2, 0):
+        report = extract_dataset(dataset, store, Extractor(backbone, spec))
+        assert (report.extracted, len(report.failed)) == (extracted, 4)
 
 
 @pytest.mark.parametrize(("name", "value"), [("precision", "float16"), ("schedule", "linear-4000")])
@@ -558,7 +577,10 @@ def test_photographs_are_stored_as_the_backbone_is_shown_them(
         FeatureStore("memory://"),
         Extractor(backbone, changed(spec, preprocessing=PREPROCESSINGS[name]())),
     )
-    pixels, views = spec_of_pixels(extractor.spec), ("identity", "flip-h", "negative", "photometric-1")
+    pixels, views = (
+        spec_of_pixels(extractor.spec.resolution, extractor.spec.preprocessing),
+        ("identity", "flip-h", "negative", "photometric-1"),
+    )
     dataset = load_dataset(f"folder:{dataset_folder}", "eyes")
     report = extract_dataset(dataset, store, PixelExtractor(pixels), views=views, batch=2)
     assert (report.extracted, report.forwards) == (24, 0)

@@ -97,7 +97,7 @@ def test_a_window_that_would_cut_a_pixel_is_refused(side: int) -> None:
 
 def test_the_network_reads_a_window_as_it_reads_a_square(spec: FeatureSpec) -> None:
     for head in ("adaptive", "joint", "mlp", "unet", "pyramid"):
-        read = spec_of_pixels(spec) if head in ("unet", "pyramid") else spec
+        read = spec_of_pixels(spec.resolution, spec.preprocessing) if head in ("unet", "pyramid") else spec
         network = Interpreter(read, InterpreterConfig(head=head)).eval()  # type: ignore[arg-type]
         assert read.resolution % network.head.step == 0
         if network.head.all_timesteps:

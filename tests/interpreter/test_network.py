@@ -225,7 +225,9 @@ def test_a_channel_that_says_nothing_is_not_blown_up() -> None:
 
 def test_photographs_are_not_standardised(spec: FeatureSpec) -> None:
     with pytest.raises(ConfigurationError, match="only features are standardised"):
-        Interpreter(spec_of_pixels(spec), InterpreterConfig(head="unet", standardise=True))
+        Interpreter(
+            spec_of_pixels(spec.resolution, spec.preprocessing), InterpreterConfig(head="unet", standardise=True)
+        )
 
 
 def test_what_reads_all_timesteps_votes_as_it_learns(spec: FeatureSpec) -> None:
@@ -284,7 +286,7 @@ def test_the_mlps_vote_as_they_classify_pixels_in_training(
 def test_a_unet_holds_pixels_only(spec: FeatureSpec) -> None:
     with pytest.raises(ConfigurationError, match="the head 'unet' reads photographs"):
         Interpreter(spec, InterpreterConfig(head="unet"))
-    network = Interpreter(spec_of_pixels(spec), InterpreterConfig(head="unet"))
+    network = Interpreter(spec_of_pixels(spec.resolution, spec.preprocessing), InterpreterConfig(head="unet"))
     assert 1e5 < network.parameter_count < 4e5  # about an interpreter's
     x = torch.rand(2, 3, 32, 32) * 2 - 1
     x[:, :, :4] = -1
@@ -314,14 +316,14 @@ def test_the_control_on_photographs_is_an_interpreter_of_as_many_weights(spec: F
         Interpreter(spec, InterpreterConfig(head="pyramid"))
     _, card = load_interpreter("vessels_base")
     config = card.config.model_copy(update={"head": "pyramid", "standardise": False})
-    control = Interpreter(spec_of_pixels(card.spec), config)
+    control = Interpreter(spec_of_pixels(card.spec.resolution, card.spec.preprocessing), config)
     theirs, ours = (
         Interpreter(card.spec, card.config).parameter_count,
         control.parameter_count,
     )
     assert 0.8 < ours / theirs < 1.2
     assert sorted(control.head.levels) == [64, 128, 256, 512]  # type: ignore[operator,arg-type]
-    tiny = Interpreter(spec_of_pixels(spec), InterpreterConfig(head="pyramid")).eval()
+    tiny = Interpreter(spec_of_pixels(spec.resolution, spec.preprocessing), InterpreterConfig(head="pyramid")).eval()
     x = torch.rand(1, 3, 32, 32) * 2 - 1
     x.requires_grad_()
     tiny(({PIXELS: x}), torch.tensor([0]))[0, 1, 16, 16].backward()
@@ -331,7 +333,7 @@ def test_the_control_on_photographs_is_an_interpreter_of_as_many_weights(spec: F
 
 @pytest.mark.parametrize("head", ["unet", "pyramid", "adaptive"])
 def test_whatever_holds_pixels_sees_each_anew(spec: FeatureSpec, head: HeadName) -> None:
-    network = Interpreter(spec_of_pixels(spec), InterpreterConfig(head=head))
+    network = Interpreter(spec_of_pixels(spec.resolution, spec.preprocessing), InterpreterConfig(head=head))
     x = torch.rand(2, 3, 32, 32)
     first, second = (network.head.augment({PIXELS: x})[PIXELS] for _ in range(2))
     assert not torch.allclose(first, second)

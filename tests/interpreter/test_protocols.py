@@ -86,7 +86,11 @@ def extract(backbone: Backbone, store: FeatureStore) -> Extract:
         part = DataSet(data.name, tuple(of_split(data.photographs, wanted.split)))
         network = backbone.untrained() if wanted.untrained else backbone
         spec = recipe.spec(network)
-        extractor = PixelExtractor(spec_of_pixels(spec)) if wanted.photographs else Extractor(network, spec)
+        extractor = (
+            PixelExtractor(spec_of_pixels(spec.resolution, spec.preprocessing))
+            if wanted.photographs
+            else Extractor(network, spec)
+        )
         extract_dataset(part, store, extractor, views=wanted.views, part_of_a_set=True)
         return extractor.spec.digest
 

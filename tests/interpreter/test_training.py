@@ -535,8 +535,9 @@ def test_two_processes_share_each_batch(filled_store: FeatureStore, spec: Featur
     script.write_text(
         "import sys, torch\n"
         "from pathlib import Path\n"
-        "from interpreter.data import labelled_images, store_spec\n"
+        "from interpreter.data import labelled_images\n"
         "from interpreter.network import InterpreterConfig\n"
+        "from interpreter.stored import store_spec\n"
         "from interpreter.task import Task\n"
         "from interpreter.training import Training, TrainingSettings\n"
         "from store import FeatureStore\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from fastapi.testclient import TestClient
+from PIL import Image
 
 from extractor.errors import DeviceFull
 from interpreter.config import HeadName
@@ -22,6 +24,7 @@ from service.flights import Flight, Flights, Ticket
 from service.models import Model, Models
 from service.shared import Shared
 from store import Features
+from tests.conftest import draw_fundus
 from tests.service.conftest import png, post, serving
 
 MakeEngine = Callable[..., Engine]
@@ -437,3 +440,15 @@ def test_a_lost_device_is_said_and_costs_no_photograph(
             assert client.get(path).status_code == 503, path
         answer = post(client, png())
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "30")
+
+
+def test_what_a_client_calls_its_file_is_told_to_no_other(make_engine: Callable[..., Engine]) -> None:
+    engine, narrow = make_engine(), io.BytesIO()
+    Image.fromarray(np.resize(draw_fundus(80)[0], (60, 400, 3))).save(narrow, "PNG")
+    told = {}
+    with ThreadPoolExecutor(2) as pool:
+        asked = {name: pool.submit(engine.segment, narrow.getvalue(), name) for name in ("Mueller.png", "b.png")}
+        for name, one in asked.items():
+            told[name] = str(one.exception())
+    assert "are no photograph of a retina" in told["b.png"]
+    assert "Mueller" not in told["b.png"]

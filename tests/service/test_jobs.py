@@ -8,7 +8,7 @@ import json
 import threading
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -695,3 +695,35 @@ def test_a_storage_of_jobs_that_hangs_costs_other_requests_nothing(make_engine: 
         assert client.post("/v1/segment", files={"image": ("a.png", png(3))}).status_code == 200
         assert {poll.result().status_code for poll in polls} == {503}
         released.set()
+
+
+def test_a_storage_that_is_away_for_a_moment_fails_no_photograph(
+    make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = Jobs(open_objects(tmp_path), LIMITS)
+    record = jobs.create("anybody", Options(output="png"), ".png", ["a.png"], [png(4)])
+    runner, is_ours = JobRunner(jobs, make_engine(), Settings(keep_nothing=True), Sources({})), jobs.claims.is_ours
+    for moment in range(1, 6):
+        asked = iter(range(1, 100))
+
+        def away_once(name: str, asked: Iterator[int] = asked, moment: int = moment) -> bool:
+            if next(asked) == moment:
+                raise StoreUnavailable("away")
+            return is_ours(name)
+
+        monkeypatch.setattr(jobs.claims, "is_ours", away_once)
+        runner._do_all()
+        found = jobs.read(record.id)
+        assert found is not None
+        assert found.items[0].state in ("waiting", "done"), found.items[0].problem
+    monkeypatch.undo()
+    runner._do_all()
+    assert ended(jobs, record.id).items[0].state == "done"
+
+
+def test_a_job_that_nobody_waits_for_any_more_is_not_made(tmp_path: Path) -> None:
+    jobs = Jobs(open_objects(tmp_path), LIMITS)
+    with pytest.raises(Unavailable):
+        jobs.create("anybody", Options(), ".png", ["a.png"], [png(1)], given_up=lambda: True)
+    assert jobs.all() == []
+    assert jobs._objects.keys("") == []

@@ -350,12 +350,15 @@ def test_what_is_being_made_is_not_deleted(store: FeatureStore, spec: FeatureSpe
 
 
 def test_a_store_has_a_folder_of_its_own(tmp_path: Path, spec: FeatureSpec) -> None:
-    (tmp_path / ".DS_Store").touch()
+    for name in (".DS_Store", "@eaDir", "Thumbs.db", "zarr.0123.partial"):
+        (tmp_path / name).touch()
     with pytest.raises(MissingEntry, match="no store here"):
         FeatureStore(tmp_path, read_only=True)
+    FeatureStore(tmp_path).objects.require_writable()  # as the service asks before the first photograph
     FeatureStore(tmp_path)
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
     (tmp_path / "photographs").mkdir()
-    with pytest.raises(FormatError, match="holds other files, such as photographs"):
+    with pytest.raises(FormatError, match="holds other things, such as photographs"):
         FeatureStore(tmp_path)
     with pytest.raises(MissingEntry, match="no store here"):
         FeatureStore(tmp_path, read_only=True)
