@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from store.views import PHOTOMETRIC
+
 
 def camera_rendering(image: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:
     """The photograph as another camera might have made it: uneven light, another colour balance, JPEG.
@@ -50,10 +52,11 @@ def photometric_change(
     """
     pixels = np.asarray(image, dtype=np.float32) / 255
     black = image.max(axis=2) < 4
-    gamma = np.exp(random.normal(0, 0.25 * strength))
-    gain = np.exp(random.normal(0, 0.12 * strength) + random.normal(0, 0.12 * strength, size=3))
-    contrast = np.exp(random.normal(0, 0.15 * strength))
-    blur = random.uniform(0.3, 1.0) if random.random() < 0.25 * min(strength, 1) else 0.0
+    spread = PHOTOMETRIC
+    gamma = np.exp(random.normal(0, spread.gamma * strength))
+    gain = np.exp(random.normal(0, spread.gain * strength) + random.normal(0, spread.colour * strength, size=3))
+    contrast = np.exp(random.normal(0, spread.contrast * strength))
+    blur = random.uniform(0.3, 1.0) if random.random() < spread.blurred * min(strength, 1) else 0.0
 
     pixels = pixels ** np.float32(gamma) * gain.astype(np.float32)
     mean = pixels[~black].mean(axis=0) if not black.all() else pixels.mean(axis=(0, 1))

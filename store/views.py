@@ -12,6 +12,7 @@ What augmentation is to a network, views are to a cache. A view is part of an en
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,27 @@ FLIPS = {"flip-h": (-1,), "flip-v": (-2,), "flip-hv": (-2, -1)}
 MIRRORED = (*FLIPS, IDENTITY)
 """A photograph and its mirror images."""
 _PHOTOMETRIC = "photometric-"
+
+
+class PhotometricSpread(NamedTuple):
+    """How much cameras differ: standard deviations of logarithms, and how often an image is blurred.
+
+    Attributes:
+        gamma: of the exponent of brightness.
+        gain: of a factor of all channels; ``colour`` of one of each channel besides.
+        contrast: of the distance from the mean.
+        blurred: probability, 0..1.
+    """
+
+    gamma: float = 0.25
+    gain: float = 0.12
+    colour: float = 0.12
+    contrast: float = 0.15
+    blurred: float = 0.25
+
+
+PHOTOMETRIC = PhotometricSpread()
+"""Of photometric views, and of what networks on pixels draw for themselves."""
 
 
 def without_colour(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -9,6 +9,7 @@ from interpreter.config import HeadName
 from interpreter.errors import ConfigurationError
 from store.pixels import PIXELS
 from store.spec import FeatureSpec
+from store.views import PHOTOMETRIC
 
 ROUNDED = 3 / 127.5
 """Between the channels of a grey photograph, at most: equalising in CIELAB rounds them one level apart."""
@@ -40,10 +41,11 @@ def photometric_change(x: torch.Tensor) -> torch.Tensor:
     lit = (pixels.amax(dim=1, keepdim=True) > 4 / 255).float()
     apart = x.amax(dim=1) - x.amin(dim=1)  # brightest and darkest channel
     coloured = apart.flatten(1).amax(dim=1).view(b, 1, 1, 1) > ROUNDED
-    gains = torch.where(coloured, drawn(0.12, 3), 1)
-    changed = pixels.clamp(min=1e-6) ** drawn(0.25) * drawn(0.12) * gains
+    spread = PHOTOMETRIC
+    gains = torch.where(coloured, drawn(spread.colour, 3), 1)
+    changed = pixels.clamp(min=1e-6) ** drawn(spread.gamma) * drawn(spread.gain) * gains
     mean = (changed * lit).sum((2, 3), keepdim=True) / lit.sum((2, 3), keepdim=True).clamp(min=1)
-    changed = (changed - mean) * drawn(0.15) + mean
+    changed = (changed - mean) * drawn(spread.contrast) + mean
     blurred = functional.avg_pool2d(changed, 3, 1, 1, count_include_pad=False)
-    changed = torch.where(torch.rand(b, 1, 1, 1, device=x.device) < 0.25, blurred, changed)
+    changed = torch.where(torch.rand(b, 1, 1, 1, device=x.device) < spread.blurred, blurred, changed)
     return (changed.clamp(0, 1) * lit) * 2 - 1
