@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from extractor.errors import ImageError
 from extractor.extraction import Prepared
 from extractor.field_of_view import find_field_of_view
 from extractor.images import image_id
@@ -43,6 +44,9 @@ from store.features import Features, Key
 from store.geometry import Geometry
 from store.spec import FeatureSpec
 from store.views import IDENTITY
+
+UNNAMED = "<photograph>"
+"""A photograph in errors of work that is shared by all who ask for it."""
 
 
 class Engine:
@@ -280,10 +284,13 @@ class Engine:
     def _features(self, asked: Question, flight: Flight[Any], work: Work) -> tuple[dict[str, Features], bool]:
         """The features of a photograph by view, and whether all of them were in the store."""
         pixels, render = self._decoded(asked, work), asked.model.extractor.render
-        upright = None if pixels is None else cache(lambda: render(pixels, Key(asked.image_id), "the photograph"))
+        upright = None if pixels is None else cache(lambda: render(pixels, Key(asked.image_id), UNNAMED))
         by_view, cached = dict[str, Features](), True
         for view in asked.views:
-            by_view[view], stored = self._features_of_view(asked, view, upright, work)
+            try:
+                by_view[view], stored = self._features_of_view(asked, view, upright, work)
+            except ImageError as error:  # it may be told to several, each of whom has a name of its own for the file
+                raise type(error)(str(error).replace(UNNAMED, asked.name, 1)) from error
             cached &= stored
             flight.check()
         return by_view, cached
