@@ -10,7 +10,8 @@ import hashlib
 import io
 import re
 import warnings
-from pathlib import Path
+from collections.abc import Collection
+from pathlib import Path, PurePath
 from typing import Any
 
 import cv2
@@ -34,9 +35,9 @@ _DIMMEST = 1 << 14
 _ONE_EACH = "save one mask for each target, with two values"
 
 
-def is_image_name(path: Path) -> bool:
+def is_image_name(path: PurePath, suffixes: Collection[str] = SUFFIXES) -> bool:
     """Whether a file is called as an image is; not the companions ``._a.png`` that macOS leaves on shares."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    return path.suffix.lower() in suffixes and not path.name.startswith(".")
 
 
 def image_id(data: bytes) -> str:
@@ -263,10 +264,11 @@ def _decode_deep_tiff(data: bytes, name: str, max_pixels: int) -> NDArray[np.uin
     if data[:4] not in _TIFF:
         return None
     try:
-        width, height = _tiff_size(data)
+        directory = _first_directory(data)
+        width, height = int(directory[TiffImagePlugin.IMAGEWIDTH]), int(directory[TiffImagePlugin.IMAGELENGTH])
         if width * height > max_pixels:
             raise ImageTooLarge(f"{name}: {width} x {height} pixels are more than {max_pixels}")
-        _require_small_tiles(_first_directory(data), name, max_pixels)
+        _require_small_tiles(directory, name, max_pixels)
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except ImageTooLarge:
         raise
@@ -279,12 +281,6 @@ def _decode_deep_tiff(data: bytes, name: str, max_pixels: int) -> NDArray[np.uin
         return eight_bit
     order = cv2.COLOR_BGRA2RGBA if eight_bit.shape[2] == 4 else cv2.COLOR_BGR2RGB
     return np.asarray(cv2.cvtColor(eight_bit, order), dtype=np.uint8)
-
-
-def _tiff_size(data: bytes) -> tuple[int, int]:
-    """Width and height as the first directory declares them, before anything is decoded."""
-    directory = _first_directory(data)
-    return int(directory[TiffImagePlugin.IMAGEWIDTH]), int(directory[TiffImagePlugin.IMAGELENGTH])
 
 
 def _first_directory(data: bytes) -> TiffImagePlugin.ImageFileDirectory_v2:

@@ -135,7 +135,7 @@ class Pipeline:
         self._opened = OpenedPhotographs(store, extractor, self._ahead + 1)
         self._writing: deque[tuple[Work, Future[int | None]]] = deque()
         self._lost: list[Work] = []
-        self._held_once, self._not_held = False, set[str]()
+        self._not_held: set[str] = set()
         self.made: set[Key] = set()
         self._stages = extractor.stages
         self._claims: Claims
@@ -190,7 +190,6 @@ class Pipeline:
                 left.append(one)
             elif decoded.prepared is None:
                 self.report.present += 1
-                self._held_once = True
                 self._record(one, decoded)
                 self._done(one)
             else:
@@ -217,7 +216,6 @@ class Pipeline:
         if reason is not None:  # not within the clause above: the error holds the batch until it is left
             self._extract_apart(together, reason)
             return
-        self._held_once = True
         for one, decoded in together:  # a photograph is handed over, so that its memory ends with the writing
             self._writing.append((one, self._writer.submit(self._write, decoded.key, [extracted.popleft()])))
             self._record(one, decoded)
@@ -227,7 +225,7 @@ class Pipeline:
 
     def _is_the_backbones(self, decoded: _Decoded) -> bool:
         """Whether the network had no finite numbers for any of its first photographs: that is not their fault."""
-        if self._held_once:
+        if self.samples:
             return False
         self._not_held.add(decoded.key.image_id)
         return len(self._not_held) == BROKEN_AFTER

@@ -15,12 +15,10 @@ from extractor.presets import codebook_for
 from extractor.repeating import Request, lasting_backbone, lasting_store, require_own_name
 from extractor.run_report import RunReport
 from extractor.runs import extract_dataset
-from store.codebook import Codebook
 from store.feature_store import FeatureStore
 from store.interrupts import Stop
 from store.pixels import PIXELS, holds_pixels
 from store.records import RunRecord
-from store.spec import FeatureSpec
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ def extract_recorded(
     Args:
         request: what is made.
         network: the request's backbone; where others do the work, or photographs are stored, it is asked nothing.
-        dataset: the request's photographs, where they have been looked for already.
+        dataset: the request's photographs, where they, and whose their name is, have been looked for already.
         advance: called with the name of each view that is done.
         stop: asked between views; what is in flight is finished.
         say: called with what a user should know meanwhile.
@@ -76,20 +74,21 @@ def extract_recorded(
         ClusterError: of a run on a cluster.
     """
     execution, spec, started = execution or Execution(), request.spec, time.perf_counter()
-    dataset = dataset or request.photographs()
-    if request.name is None:
-        require_own_name(store, dataset.name, request.dataset)
-    codebook = codebook_for(spec, request.backbone, request.codebook)
+    if dataset is None:
+        dataset = request.photographs()
+        if request.name is None:
+            require_own_name(store, dataset.name, request.dataset)
+    extractor = None if execution.spread else _extractor(request, network, compiled=execution.compiled)
     record = RunRecord(spec=spec.digest, dataset=dataset.name, options=request.options(), device=execution.device)
     store.records.write(record)
     batch = execution.batch or usual_batch(execution.device, spec.entry_bytes(), spread=execution.spread)
-    if execution.spread:
+    if extractor is None:
         report = _on_cluster(request, dataset, store, execution, batch, advance, stop, say)
     else:
         report = extract_dataset(
             dataset,
             store,
-            _extractor(network.compiled() if execution.compiled else network, spec, codebook),
+            extractor,
             backbone=PIXELS if holds_pixels(spec) else lasting_backbone(request.backbone),
             views=request.views,
             batch=batch,
@@ -104,8 +103,11 @@ def extract_recorded(
     return report
 
 
-def _extractor(network: Backbone, spec: FeatureSpec, codebook: Codebook | None) -> AnyExtractor:
-    return PixelExtractor(spec) if holds_pixels(spec) else Extractor(network, spec, codebook)
+def _extractor(request: Request, network: Backbone, *, compiled: bool) -> AnyExtractor:
+    if holds_pixels(request.spec):
+        return PixelExtractor(request.spec)
+    codebook = codebook_for(request.spec, request.backbone, request.codebook)
+    return Extractor(network.compiled() if compiled else network, request.spec, codebook)
 
 
 def _on_cluster(

@@ -194,7 +194,7 @@ def of_field_of_view(
         fov: bool (H, W).
         resolution: R.
     """
-    geometry = Geometry.whole(fov.shape[0], fov.shape[1], resolution)  # no network has seen a part of it
+    geometry = Geometry.whole(fov.shape[0], fov.shape[1], resolution)
     square = geometry.apply(fov).astype(np.bool_)
     return Answer(
         image_id=image_id,

@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 
 import structlog
 
+from extractor.images import is_image_name
 from service.errors import BodyTooLarge, Forbidden, NotFound, Unavailable
 from service.photographs import SUFFIXES
 from store.errors import FormatError, MissingEntry, StoreUnavailable
@@ -48,7 +49,7 @@ class FolderSource:
         below = self._inside(prefix)
         if not below.is_dir():
             raise NotFound("no such folder")
-        found = (path for path in below.rglob("*") if _is_photograph(path.name) and path.is_file())
+        found = (path for path in below.rglob("*") if is_image_name(path, SUFFIXES) and path.is_file())
         keys = (path.relative_to(self._root).as_posix() for path in found if self._is_inside(path))
         told = list(islice((key for key in keys if self._can_be_told(key)), most))
         return sorted(told)
@@ -98,7 +99,7 @@ class ObjectSource:
         keys = self._objects.keys(_checked(prefix))
         if not keys:
             raise NotFound("no such folder")
-        return [key for key in keys if _is_photograph(PurePosixPath(key).name)][:most]
+        return [key for key in keys if is_image_name(PurePosixPath(key), SUFFIXES)][:most]
 
     def read(self, key: str, limit: int) -> bytes:
         name = PurePosixPath(key).name
@@ -187,11 +188,6 @@ def _checked(key: str) -> str:
     if plain and any(part in ("", ".", "..") for part in plain.split("/")):
         raise Forbidden("the prefix leads out of the folder")
     return plain
-
-
-def _is_photograph(name: str) -> bool:
-    """By its ending; macOS writes a companion ``._a.png`` of a.png on shares that cannot hold what it notes of it."""
-    return PurePosixPath(name).suffix.lower() in SUFFIXES and not name.startswith(".")
 
 
 def _is_text(key: str) -> bool:

@@ -91,18 +91,20 @@ class Running:
 
     def _result(self, experiment: Experiment) -> Result:
         spec, folder = self.features.of_experiment(experiment), self.out / experiment.path
-        images = [self.features.images(places) for places in (experiment.sources, experiment.tests)]
+        sources = self.features.images(experiment.sources)
+        tests = self.features.images(experiment.tests, experiment.test_view)
         adapted_on = self._adapted_on(experiment, spec) if self.choices.adapt else []
-        asked = asked_of(experiment, spec, self.choices, self.protocol.task, images, adapted_on)
+        asked = asked_of(experiment, spec, self.choices, self.protocol.task, (sources, tests), adapted_on)
         summary = read_scores(folder, asked)
         if summary is None:
-            summary = self._train_and_score(experiment, spec, folder)
+            summary = self._train_and_score(experiment, spec, folder, sources, tests)
             write_scores(folder, asked, summary)
         return Result(experiment, summary, folder)
 
-    def _train_and_score(self, experiment: Experiment, spec: FeatureSpec, folder: Path) -> dict[str, Any]:
-        task, tests = self.protocol.task, self.features.images(experiment.tests, experiment.test_view)
-        sources = self.features.images(experiment.sources)
+    def _train_and_score(
+        self, experiment: Experiment, spec: FeatureSpec, folder: Path, sources: list[Labelled], tests: list[Labelled]
+    ) -> dict[str, Any]:
+        task = self.protocol.task
         _require_apart(experiment, sources, tests)
         training = Training(
             self.store,
