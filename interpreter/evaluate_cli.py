@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from pydantic import TypeAdapter, ValidationError
+from rich.markup import escape
 from rich.table import Table
 
 from interpreter.checkpoint import load_interpreter
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 SHOWN = {
+    "expected_dice": "expected Dice",
     "sensitivity": "sensitivity",
     "specificity": "specificity",
     "auc_roc": "AUC-ROC",
@@ -181,8 +183,7 @@ def _evaluate_model(
         console.print_json(read | scores.summary())
         return
     console.out.print(_table(scores, rules))
-    for image in scores.images:
-        console.out.print(f"  {image.name:30} {100 * image.dice:6.2f}", highlight=False, markup=False)
+    console.out.print(_table_of_images(scores))
 
 
 def _table(scores: Scores, rules: Rules) -> Table:
@@ -198,6 +199,13 @@ def _table(scores: Scores, rules: Rules) -> Table:
         table.add_row(f"Dice of {voter} alone{where}", *[""] * (len(columns) - 1), _points(dice))
     for name, words in SHOWN.items():
         table.add_row(words, *(_points(figures[name]) for _, figures, _ in columns))
+    return table
+
+
+def _table_of_images(scores: Scores) -> Table:
+    table = Table("image", "Dice", "expected Dice")
+    for image in scores.images:
+        table.add_row(escape(image.name), _points(image.dice), _points(image.expected_dice))
     return table
 
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from interpreter.curves import PooledPixels, Reliability
 from interpreter.data import Labelled, native_truth
-from interpreter.metrics import Counts, bootstrap_interval, count, hd95, mean_of_known
+from interpreter.expected import expected_of
+from interpreter.metrics import Counts, bootstrap_interval, count, hd95, mean_of_known, or_none
 from interpreter.network import Interpreter
 from interpreter.prediction import Prediction, Segmented, native_masks, native_probabilities, segment
 from interpreter.rules import Rules, Size
@@ -34,17 +35,25 @@ class ImageScores:
         voted: for each class but the background.
         hd95: likewise; nan where one of the masks is empty.
         by_voter: {voter: Dice averaged over these classes}, at the network's size.
+        expected: for each class the Dice that the interpreter expects of its mask, without labels
+            (``interpreter.expected``), at the network's size inside the field of view; nan where it finds nothing.
     """
 
     name: str
     voted: tuple[Counts, ...]
     hd95: tuple[float, ...]
     by_voter: dict[str, float]
+    expected: tuple[float, ...]
 
     @property
     def dice(self) -> float:
         """Mean over the classes."""
         return float(np.mean([counts.dice for counts in self.voted]))
+
+    @property
+    def expected_dice(self) -> float:
+        """Mean over the classes that were found; nan if none was."""
+        return mean_of_known(self.expected)
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,7 @@ class Scores:
         distances = np.array([image.hd95[index] for image in self.images])
         return {
             "dice": float(np.mean([image.voted[index].dice for image in self.images])),
+            "expected_dice": mean_of_known(image.expected[index] for image in self.images),
             "pooled_dice": pooled.dice,
             "iou": pooled.iou,
             "sensitivity": pooled.sensitivity,
@@ -115,20 +125,20 @@ class Scores:
         return {name: mean_of_known(figures[name] for figures in by_class) for name in by_class[0]}
 
     def summary(self) -> dict[str, object]:
-        """Everything as plain numbers, in points of 100; HD95 in pixels; None where a metric has no meaning."""
-        low, high = self.interval()
+        """Everything as plain numbers between 0 and 1; HD95 in pixels; None where a metric has no meaning."""
         return {
             "images": len(self.images),
-            **_in_points(self.figures()),
-            "dice_interval_95": [100 * low, 100 * high],
-            "dice_by_timestep": {v: 100 * dice for v, dice in self.dice_by_voter().items()},
+            **_plain(self.figures()),
+            "dice_interval_95": list(self.interval()),
+            "dice_by_voter": self.dice_by_voter(),
             "by_class": {name: self._class_summary(i) for i, name in enumerate(self.classes)},
-            "by_image": {image.name: round(100 * image.dice, 3) for image in self.images},
+            "by_image": {
+                image.name: _plain({"dice": image.dice, "expected_dice": image.expected_dice}) for image in self.images
+            },
         }
 
     def _class_summary(self, index: int) -> dict[str, object]:
-        low, high = self.class_interval(index)
-        return {**_in_points(self.class_figures(index)), "dice_interval_95": [100 * low, 100 * high]}
+        return {**_plain(self.class_figures(index)), "dice_interval_95": list(self.class_interval(index))}
 
 
 class Compared(NamedTuple):
@@ -180,7 +190,8 @@ def evaluate(
         }
         if rules.size != "network":
             compared = _carried(rules.size, prediction, features, image, truth, task, rules)
-        scores.images.append(_score(image.name, compared, by_voter))
+        expected = expected_of(prediction, features.fov)
+        scores.images.append(_score(image.name, compared, by_voter, expected))
         for i in range(n):
             one = compared.probabilities[i], compared.truth[i], compared.inside
             scores.pixels[i].add(*one)
@@ -212,7 +223,7 @@ def _carried(
     )
 
 
-def _score(name: str, compared: Compared, by_voter: dict[str, float]) -> ImageScores:
+def _score(name: str, compared: Compared, by_voter: dict[str, float], expected: tuple[float, ...]) -> ImageScores:
     pairs = list(zip(compared.masks, compared.truth, strict=True))
     inside = compared.inside
     return ImageScores(
@@ -220,10 +231,9 @@ def _score(name: str, compared: Compared, by_voter: dict[str, float]) -> ImageSc
         tuple(count(mask, truth, inside) for mask, truth in pairs),
         tuple(hd95(mask & inside, truth & inside) for mask, truth in pairs),
         by_voter,
+        expected,
     )
 
 
-def _in_points(figures: dict[str, float]) -> dict[str, float | None]:
-    return {
-        name: None if math.isnan(value) else value if name == "hd95" else 100 * value for name, value in figures.items()
-    }
+def _plain(figures: dict[str, float]) -> dict[str, float | None]:
+    return {name: or_none(value) for name, value in figures.items()}

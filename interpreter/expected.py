@@ -34,7 +34,7 @@ def expected_dice(sums: NDArray[np.float64]) -> tuple[float, ...]:
     return tuple(float(2 * hit / (all_ + pixels)) if all_ + pixels else math.nan for hit, all_, pixels in sums.T)
 
 
-def expected_of(prediction: Prediction, inside: NDArray[np.bool_]) -> tuple[float | None, ...]:
-    """E of each class but the background in one photograph; None where it was not found."""
+def expected_of(prediction: Prediction, inside: NDArray[np.bool_]) -> tuple[float, ...]:
+    """E of each class but the background in one photograph, 0..1; nan where it was not found."""
     sums = expected_sums(prediction, inside)
-    return tuple(dice if pixels else None for dice, pixels in zip(expected_dice(sums), sums[2], strict=True))
+    return tuple(dice if pixels else math.nan for dice, pixels in zip(expected_dice(sums), sums[2], strict=True))

@@ -128,8 +128,8 @@ class Build:
                 yield Figure(
                     where=where,
                     metric=f"Dice of {target}",
-                    value=round(figures["dice"], 2),
-                    interval=(round(low, 2), round(high, 2)),
+                    value=round(figures["dice"], 4),
+                    interval=(round(low, 4), round(high, 4)),
                 )
 
     def _learnt_from(self, part: Part) -> TrainingData:

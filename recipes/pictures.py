@@ -58,7 +58,7 @@ class Told:
     """What a model said of a photograph.
 
     Attributes:
-        found: share of the photograph that belongs to any class, in points of 100.
+        found: share of the photograph that belongs to any class, 0..1.
         agreement: mean share of the voters that agree, 0..1.
         distance, threshold: from the training images.
         residual, residual_range: of the inversion, and what is usual; the residual is None where it is not known.
@@ -109,7 +109,7 @@ def _told(photograph: str, answer: Answer) -> Told:
     return Told(
         photograph,
         answer.model,
-        round(100 * float((answer.labels > 0).mean()), 2),
+        round(float((answer.labels > 0).mean()), 4),
         round(answer.mean_agreement, 4),
         round(score.distance, 2),
         round(score.threshold, 2),
@@ -159,8 +159,8 @@ def pictures(
     for one in told:
         usual = "" if one.residual_range is None else "{} to {}".format(*one.residual_range)
         table.add_row(
-            one.photograph, one.model, str(one.found), str(one.agreement), str(one.distance), str(one.threshold),
-            str(one.residual), usual, "yes" if one.abstains else "no",
+            one.photograph, one.model, f"{100 * one.found:.1f}", str(one.agreement), str(one.distance),
+            str(one.threshold), str(one.residual), usual, "yes" if one.abstains else "no",
         )  # fmt: skip
     console.out.print(table)
 

@@ -45,21 +45,21 @@ class Figure(BaseModel):
     Attributes:
         where: data set, part and number of photographs.
         metric: such as ``Dice of vessel``.
-        value: in points of 100.
-        interval: 95 % bootstrap interval over photographs, in points of 100.
+        value: between 0 and 1; as text in points of 100.
+        interval: 95 % bootstrap interval over photographs.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     where: str
     metric: str
-    value: float
+    value: float = Field(ge=0, le=1)
     interval: tuple[float, float] | None = None
 
     def __str__(self) -> str:
         """A line such as ``Dice of vessel 60.0 (57.1 to 63.2) on CHASE_DB1, test, 8``."""
-        spread = "" if self.interval is None else f" ({self.interval[0]:.1f} to {self.interval[1]:.1f})"
-        return f"{self.metric} {self.value:.1f}{spread} on {self.where}"
+        spread = "" if self.interval is None else f" ({100 * self.interval[0]:.1f} to {100 * self.interval[1]:.1f})"
+        return f"{self.metric} {100 * self.value:.1f}{spread} on {self.where}"
 
 
 class SealedFile(BaseModel):

@@ -84,7 +84,7 @@ def test_the_whole_way_by_commands(run: Run, dataset_folder: Path, wide_backbone
     assert scored.returncode == 0, scored.stderr
     summary = json.loads(scored.stdout)
     assert summary["images"] == 6
-    assert set(summary["dice_by_timestep"]) == {"1", "10", "100", "500"}
+    assert set(summary["dice_by_voter"]) == {"1", "10", "100", "500"}
     assert "were used to train" in scored.stderr
     asked = ["evaluate", "--dataset", "eyes", "--store", store, "--model", model, "--json", "--view"]
     assert "--views red-free" in run("interpreter", *asked, "red-free").stderr

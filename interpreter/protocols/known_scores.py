@@ -18,6 +18,8 @@ from store.files import read_json, replace_json
 from store.spec import FeatureSpec
 
 SCORES_FILE = "scores.json"
+FORMAT = 2
+"""Of the summaries: 1 had points of 100. A trained network whose scores are of another one is scored anew."""
 
 
 def asked_of(
@@ -66,13 +68,15 @@ def read_scores(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None
     if not path.is_file():
         return None
     known = read_json(path, ConfigurationError)
+    if known.get("format") != FORMAT or _as_of_today(known["asked"]) != asked:
+        return None
     summary: dict[str, Any] = known["summary"]
-    return summary if _as_of_today(known["asked"]) == asked else None
+    return summary
 
 
 def write_scores(folder: Path, asked: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
     """Keep a summary, and what decided it."""
-    replace_json(folder / SCORES_FILE, {"asked": asked, "summary": summary})
+    replace_json(folder / SCORES_FILE, {"format": FORMAT, "asked": asked, "summary": summary})
 
 
 def _as_of_today(asked: dict[str, Any]) -> dict[str, Any]:

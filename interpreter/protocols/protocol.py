@@ -167,7 +167,7 @@ class Protocol:
         by_class: the columns are the task's classes, not the experiments' names.
         preprocessing: of the photographs, unless the choices name another that crops them alike; that of the choices
             or of the backbone if None.
-        quoted: {name of a row: {column: published number}}, shown beside and never computed.
+        quoted: {name of a row: {column: published number, 0..1}}, shown beside and never computed.
     """
 
     name: str

@@ -79,26 +79,32 @@ def _table(table: Table, protocol: Protocol) -> Iterator[str]:
     for row, numbers in protocol.quoted.items():
         if any(column in numbers for column in columns):
             yield f"<tr class=quoted><td>{escape(row)} (quoted)</td>"
-            yield from (f"<td>{numbers.get(column, '')}</td>" for column in columns)
+            yield from (f"<td>{_points(numbers.get(column))}</td>" for column in columns)
             yield "</tr>"
     yield "</table>"
+
+
+def _points(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f}"
 
 
 ADAPTED = (
     "Photographs of a tested data set are read at the resolution (read at) at which the trained network expects most "
     "of itself on photographs of that data set's split train; their labels are not read."
 )
-FIGURES = ("pooled_dice", "iou", "sensitivity", "specificity", "auc_roc", "auc_pr", "hd95", "calibration_error")
+FIGURES = (
+    "pooled_dice", "iou", "sensitivity", "specificity", "auc_roc", "auc_pr", "calibration_error", "expected_dice"
+)  # fmt: skip
 
 
 def _metrics(results: Sequence[Result]) -> Iterator[str]:
-    head = ("experiment", *FIGURES, "temperature", "k weights", "GFLOP", "read_at")
+    head = ("experiment", *FIGURES, "hd95", "temperature", "k weights", "GFLOP", "read_at")
     yield f"<div class=wide><table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>".replace("_", " ")
     for result in results:
         summary = result.summary
-        values = [summary[name] for name in FIGURES] + [summary["temperature"]]
-        values += [summary["weights"] / 1e3, summary["flops"] / 1e9]
-        cells = "".join(f"<td>{'' if value is None else f'{value:.2f}'}</td>" for value in values)
+        others = (summary["hd95"], summary["temperature"], summary["weights"] / 1e3, summary["flops"] / 1e9)
+        cells = "".join(f"<td>{_points(summary[name])}</td>" for name in FIGURES)
+        cells += "".join(f"<td>{'' if value is None else f'{value:.2f}'}</td>" for value in others)
         cells += f"<td>{summary.get('read_at', '')}</td>"
         yield f"<tr><td>{escape(result.experiment.path)}</td>{cells}</tr>"
     yield "</table></div>"
@@ -107,17 +113,19 @@ def _metrics(results: Sequence[Result]) -> Iterator[str]:
 def _pictures(results: Sequence[Result]) -> Iterator[str]:
     first = min(result.experiment.seed for result in results)
     for result in (r for r in results if r.experiment.seed == first):
-        ordered = sorted(result.summary["by_image"].items(), key=lambda item: item[1])
+        ordered = sorted(result.summary["by_image"].items(), key=lambda item: item[1]["dice"])
         yield f"<h3>{escape(result.experiment.path)}</h3>"
-        for word, (image, dice) in (("best", ordered[-1]), ("worst", ordered[0])):
+        for word, (image, scores) in (("best", ordered[-1]), ("worst", ordered[0])):
             data = base64.b64encode(picture_of(result.folder / PICTURES, image).read_bytes()).decode()
             yield f"<figure><img alt='' src='data:image/png;base64,{data}'>"
-            yield f"<figcaption>{word}: {escape(image)}, Dice {dice:.1f}</figcaption></figure>"
+            yield f"<figcaption>{word}: {escape(image)}, Dice {100 * scores['dice']:.1f}</figcaption></figure>"
 
 
 def _images(results: Sequence[Result]) -> Iterator[str]:
     for result in results:
         yield f"<details><summary>{escape(result.experiment.path)}</summary><table>"
-        for image, dice in result.summary["by_image"].items():
-            yield f"<tr><td>{escape(image)}</td><td>{dice:.2f}</td></tr>"
+        yield "<tr><th></th><th>Dice</th><th>expected</th></tr>"
+        for image, scores in result.summary["by_image"].items():
+            figures = "".join(f"<td>{_points(scores[name])}</td>" for name in ("dice", "expected_dice"))
+            yield f"<tr><td>{escape(image)}</td>{figures}</tr>"
         yield "</table></details>"

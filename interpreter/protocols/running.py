@@ -14,6 +14,7 @@ from interpreter.counting import cost_of
 from interpreter.data import Labelled, network_truth
 from interpreter.errors import ConfigurationError, TrainingDataError
 from interpreter.evaluation import OnImage, evaluate
+from interpreter.metrics import or_none
 from interpreter.network import Interpreter
 from interpreter.prediction import Segmented
 from interpreter.protocols.extracting import Extract, Source
@@ -151,7 +152,7 @@ class Running:
             expected.append(expected_at(interpreter, self.store, read, images))
             self._say(f"  read at {read.resolution}: expected Dice {100 * expected[-1].dice:.1f}")
         best = best_of(expected, spec.resolution).spec.resolution
-        told = {"read_at": best, "expected_dice": {str(e.spec.resolution): 100 * e.dice for e in expected}}
+        told = {"read_at": best, "expected_dice_at": {str(e.spec.resolution): or_none(e.dice) for e in expected}}
         views = self.features.test_views(experiment)
         return self.features.at_resolution(_other(best, spec), row, experiment.tests, views), told
 

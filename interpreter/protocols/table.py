@@ -23,7 +23,7 @@ PACKAGES = ("diffdgss", "torch", "numpy", "numba", "monai", "zarr", "pillow", "o
 
 @dataclass(frozen=True)
 class Cell:
-    """One method in one column, in points of 100.
+    """One method in one column, 0..1; as text in points of 100.
 
     Attributes:
         value: mean over seeds.
@@ -37,9 +37,9 @@ class Cell:
     interval: tuple[float, float] | None
 
     def __str__(self) -> str:
-        spread = f" ± {np.std(list(self.by_seed.values())):.2f}" if len(self.by_seed) > 1 else ""
-        interval = f" ({self.interval[0]:.1f} to {self.interval[1]:.1f})" if self.interval else ""
-        return f"{self.value:.2f}{spread}{interval}"
+        spread = f" ± {100 * np.std(list(self.by_seed.values())):.2f}" if len(self.by_seed) > 1 else ""
+        interval = f" ({100 * self.interval[0]:.1f} to {100 * self.interval[1]:.1f})" if self.interval else ""
+        return f"{100 * self.value:.2f}{spread}{interval}"
 
 
 Table = dict[str, dict[str, Cell]]
@@ -101,14 +101,15 @@ def as_json(protocol: Protocol, choices: Choices, data: dict[str, str], results:
 
 
 def write_csv(results: Sequence[Result], path: Path) -> None:
-    """Per-image Dice: one line for each method, column, seed and image."""
+    """Dice of each image, and that expected of it without labels: a line for each method, column, seed and image."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(("row", "column", "seed", "image", "dice"))
+        writer.writerow(("row", "column", "seed", "image", "dice", "expected_dice"))
         for result in results:
             experiment = result.experiment
-            for image, dice in result.summary["by_image"].items():
-                writer.writerow((experiment.row.name, experiment.column, experiment.seed, image, dice))
+            which = experiment.row.name, experiment.column, experiment.seed
+            for image, scores in result.summary["by_image"].items():
+                writer.writerow((*which, image, scores["dice"], scores["expected_dice"]))
 
 
 def versions() -> dict[str, str]:
@@ -129,4 +130,4 @@ def _cell(by_seed: dict[int, float | None], interval: tuple[float, float] | None
 
 def _interval(results: Sequence[Result]) -> tuple[float, float]:
     by_image = [result.summary["by_image"] for result in results]
-    return bootstrap_interval(np.array([np.mean([of[image] for of in by_image]) for image in by_image[0]]))
+    return bootstrap_interval(np.array([np.mean([of[image]["dice"] for of in by_image]) for image in by_image[0]]))

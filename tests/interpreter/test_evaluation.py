@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ from interpreter.config import HeadName
 from interpreter.curves import PooledPixels, Reliability
 from interpreter.data import labelled_images
 from interpreter.evaluation import ImageScores, Scores, evaluate
+from interpreter.expected import expected_of
 from interpreter.metrics import Counts, bootstrap_interval
 from interpreter.network import Interpreter, InterpreterConfig
+from interpreter.prediction import predict
 from interpreter.task import Task
 from store import FeatureSpec, FeatureStore, SpecError, SpecMismatch
 from tests.conftest import TINY
@@ -32,20 +35,23 @@ def test_each_class_has_its_own_interval() -> None:
     scores = Scores(("disc", "cup"))
     for i in range(3):
         both = tuple(counts(values[i]) for values in dice.values())
-        scores.images.append(ImageScores(str(i), both, (0.0, 0.0), {"1": 0.0}))
+        scores.images.append(ImageScores(str(i), both, (0.0, 0.0), {"1": 0.0}, (0.5, math.nan)))
     for _ in dice:
         pixels, reliability = PooledPixels(), Reliability()
         pixels.add(np.array([0.2, 0.9], np.float32), np.array([False, True]), np.array([True, True]))
         scores.pixels.append(pixels)
         scores.reliability.append(reliability)
-    by_class = scores.summary()["by_class"]
+    summary = scores.summary()
+    by_class = summary["by_class"]
     assert isinstance(by_class, dict)
     for index, (name, values) in enumerate(dice.items()):
         exact = np.array([counts(value).dice for value in values])
-        assert by_class[name]["dice"] == pytest.approx(100 * np.mean(exact))
-        assert by_class[name]["dice_interval_95"] == pytest.approx([100 * end for end in bootstrap_interval(exact)])
+        assert by_class[name]["dice"] == pytest.approx(np.mean(exact))
+        assert by_class[name]["dice_interval_95"] == pytest.approx(bootstrap_interval(exact))
         low, high = scores.class_interval(index)
         assert min(values) - 0.01 <= low <= float(np.mean(exact)) <= high <= max(values) + 0.01
+    assert (by_class["disc"]["expected_dice"], by_class["cup"]["expected_dice"]) == (0.5, None)
+    assert summary["by_image"]["0"]["expected_dice"] == 0.5  # type: ignore[index]
     whole = scores.interval()
     assert scores.class_interval(1)[0] < whole[0] < scores.class_interval(0)[0]
 
@@ -62,13 +68,13 @@ def test_finding_nothing_is_no_criterion_for_classes_that_images_lack() -> None:
             probability = np.where(lesion, probability_there if i == 0 else 0.3, probability_elsewhere)
             found = probability > 0.5
             counts = Counts(*(int((a & b).sum()) for a, b in ((found, truth), (found, ~truth), (~found, truth))), 0)
-            scores.images.append(ImageScores(str(i), (counts,), (0.0,), {}))
+            scores.images.append(ImageScores(str(i), (counts,), (0.0,), {}, (0.5,)))
             pixels.add(probability.astype(np.float32), truth, everything)
         scores.pixels.append(pixels)
         return scores
 
     blind, eager = scored(0.1, 0.2), scored(0.9, 0.2)
-    eager.images[1:] = [ImageScores("x", (Counts(0, 1, 0, 99),), (0.0,), {})] * 9  # a wrong pixel each
+    eager.images[1:] = [ImageScores("x", (Counts(0, 1, 0, 99),), (0.0,), {}, (0.5,))] * 9  # a wrong pixel each
     assert blind.mean_dice == 0.9 > eager.mean_dice
     assert blind.criterion(overlapping=False) == 0.9
     assert blind.criterion(overlapping=True) < eager.criterion(overlapping=True)
@@ -93,6 +99,10 @@ def test_photographs_may_be_read_at_another_resolution(
     scores = evaluate(network, store, larger, task, images, lambda _, found: seen.append(found.prediction.labels.shape))
     assert seen == 6 * [(64, 64)]
     assert scores.summary()["images"] == 6
+    for image, scored in zip(images, scores.images, strict=True):
+        features = store.entry(larger, image.key).features()
+        found = predict(network, features.maps, features.fov)
+        assert scored.expected == pytest.approx(expected_of(found, features.fov), nan_ok=True)
     other = larger.model_copy(update={"clip": not larger.clip})
     with pytest.raises(SpecMismatch, match="clip"):
         evaluate(network, store, other, task, images)

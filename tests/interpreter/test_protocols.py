@@ -135,7 +135,7 @@ def test_leave_one_domain_out_never_sees_the_target(table: Table, store: Feature
         assert set(result.summary["by_image"]) == {f"{name}/{name}{i}" for i in (3, 4)}
     cell = report["table"]["diffdgss"]["stare"]
     assert cell["value"] == pytest.approx(np.mean(list(cell["by_seed"].values())))
-    assert report["quoted"]["DiffDGSS, as published"]["stare"] == 80.46
+    assert report["quoted"]["DiffDGSS, as published"]["stare"] == 0.8046
     assert report["versions"]["torch"]
     with (tmp_path / "lodo-vessels-strict" / "scores.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 8
@@ -153,13 +153,13 @@ def test_a_camera_is_read_at_the_resolution_that_its_photographs_say(
     larger, report = table(*asked, choices=CHOICES.model_copy(update={"adapt": (64, 48)}))
     assert [(one.folder / "interpreter.safetensors").read_bytes() for one in larger] == weights
     for at_32, chosen, at_64 in zip(plain, adapted, larger, strict=True):
-        expected = chosen.summary["expected_dice"]
+        expected = chosen.summary["expected_dice_at"]
         assert list(expected) == ["32", "64"]  # its own among them
         best = chosen.summary["read_at"]
         assert best == 32 or expected["64"] > expected["32"]
         assert chosen.summary["auc_roc"] == (at_32 if best == 32 else at_64).summary["auc_roc"]
-        assert list(at_64.summary["expected_dice"]) == ["32", "48", "64"]
-        assert at_64.summary["expected_dice"]["64"] == expected["64"]
+        assert list(at_64.summary["expected_dice_at"]) == ["32", "48", "64"]
+        assert at_64.summary["expected_dice_at"]["64"] == expected["64"]
         assert (at_64.summary["read_at"], at_64.summary["flops"]) == (64, 4 * at_32.summary["flops"])
         assert at_64.summary["auc_roc"] != at_32.summary["auc_roc"]
         assert at_64.summary["by_image"].keys() == at_32.summary["by_image"].keys()
@@ -200,6 +200,11 @@ def test_what_was_done_is_not_done_again_and_other_settings_are_refused(table: T
     again, _ = table("lodo-vessels", "strict", sources, ("hrf",))
     assert again[0].summary == first[0].summary
     assert (first[0].folder / "scores.json").stat().st_mtime_ns == stamp
+    former = {"asked": noted["asked"], "summary": {"dice": 70.0}}  # as versions wrote it that had points of 100
+    scores.write_text(json.dumps(former))
+    weights = (first[0].folder / "interpreter.safetensors").stat().st_mtime_ns
+    assert table("lodo-vessels", "strict", sources, ("hrf",))[0][0].summary == first[0].summary
+    assert (first[0].folder / "interpreter.safetensors").stat().st_mtime_ns == weights
     with pytest.raises(ConfigurationError, match="a training with other training"):
         table("lodo-vessels", "strict", sources, ("hrf",), choices=CHOICES.model_copy(update={"batch": 3}))
     (path, *_) = of_split(load_dataset(sources[1].reference).photographs, "test")[0].masks.values()
@@ -232,7 +237,7 @@ def test_every_row_can_be_run_by_name(table: Table, tmp_path: Path) -> None:
     assert [name for name, card in cards.items() if not card["config"]["standardise"]] == ["unet", "pyramid"]
     assert cards["untrained"]["spec"]["backbone"] != cards["diffdgss"]["spec"]["backbone"]
     assert [block["name"] for block in cards["unet"]["spec"]["blocks"]] == ["pixels"]
-    voters = {r.experiment.row.name: list(r.summary["dice_by_timestep"]) for r in results}
+    voters = {r.experiment.row.name: list(r.summary["dice_by_voter"]) for r in results}
     assert (voters["joint"], len(voters["mlp"])) == (["joint"], 10)
 
 
@@ -309,7 +314,7 @@ def test_lesions_overlap_and_are_scored_at_native_size(table: Table, tmp_path: P
     sources = [draw_data(tmp_path / "idrid", "idrid", TARGETS["lesions"], 0)]
     results, report = table("idrid-lesions", "strict", sources)
     assert list(report["table"]["diffdgss"]) == list(TARGETS["lesions"])
-    assert all(0 < cell["value"] <= 100 for cell in report["table"]["diffdgss"].values())
+    assert all(0 < cell["value"] <= 1 for cell in report["table"]["diffdgss"].values())
     assert results[0].experiment.scoring_rules.size == "native"
     assert results[0].summary["training_images"] + results[0].summary["validation_images"] == 3
 
@@ -413,7 +418,7 @@ def test_a_protocol_by_one_command(run: Run, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert 0 <= report["table"]["diffdgss"]["hrf"] <= 100
+    assert 0 <= report["table"]["diffdgss"]["hrf"] <= 1
     assert Path(report["report"]).is_file()
     wrong = run("interpreter", "evaluate", "--store", tmp_path / "s", "--dataset", "hrf", "0")
     assert wrong.returncode == 2

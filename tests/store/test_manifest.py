@@ -16,7 +16,7 @@ from store.manifest import MANIFEST_FILE, Figure, Manifest, TrainingData, read_m
 MANIFEST = Manifest(
     summary="vessels",
     data=(TrainingData(name="STARE, train", photographs=10, terms="CC BY 4.0"),),
-    figures=(Figure(where="CHASE_DB1", metric="Dice", value=60, interval=(57.1, 63.2)),),
+    figures=(Figure(where="CHASE_DB1", metric="Dice", value=0.6, interval=(0.571, 0.632)),),
 )
 
 
@@ -71,7 +71,7 @@ def test_a_manifest_that_cannot_be_read_is_an_error(model: Path, text: str) -> N
 def test_data_and_figures_are_told_in_a_line() -> None:
     assert str(MANIFEST.data[0]) == "10 of STARE, train (CC BY 4.0)"
     assert str(MANIFEST.figures[0]) == "Dice 60.0 (57.1 to 63.2) on CHASE_DB1"
-    assert str(Figure(where="HRF", metric="Dice", value=1)) == "Dice 1.0 on HRF"
+    assert str(Figure(where="HRF", metric="Dice", value=1)) == "Dice 100.0 on HRF"
 
 
 def test_a_file_that_is_replaced_is_read_by_whoever_reads_others(tmp_path: Path) -> None:
