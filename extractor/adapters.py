@@ -214,7 +214,7 @@ def folder(root: Path) -> Iterator[Photograph]:
 _OTHER_IMAGES = frozenset({".webp", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".dcm", ".dicom"})
 
 
-def left_lying(root: Path, photographs: Sequence[Photograph]) -> list[str]:
+def unread_files(root: Path, photographs: Sequence[Photograph]) -> list[str]:
     """What ``folder`` reads nothing of although somebody may have meant it: a sentence for each kind."""
     images, masks = _first_of(root, "images", "."), root / "masks"
     used = {path for one in photographs for path in (one.image, *one.masks.values())}
@@ -264,11 +264,13 @@ def manifest(path: Path) -> Iterator[Photograph]:
         for named in (image, *files.values()):
             if not named.is_file():
                 raise DatasetError(f"{path}: line {line} names {named}, which does not exist")
-        said = {column: (row.get(column) or "").strip() for column in ("name", "split", "group", "dataset")}
-        name = said["name"] or (f"{said['dataset']}_" if said["dataset"] else "") + image.stem
+        cells = {column: (row.get(column) or "").strip() for column in ("name", "split", "group", "dataset")}
+        name = cells["name"] or (f"{cells['dataset']}_" if cells["dataset"] else "") + image.stem
         if any(part in ("", ".", "..") for part in name.split("/")):
             raise DatasetError(f"{path}: line {line}: no image can be called {name!r}; answers are files of its name")
-        yield Photograph(name=name, image=image, masks=files, split=said["split"] or None, group=said["group"] or None)
+        yield Photograph(
+            name=name, image=image, masks=files, split=cells["split"] or None, group=cells["group"] or None
+        )
 
 
 def _images(folder: Path, wanted: Callable[[Path], bool] = lambda _: True) -> list[Path]:

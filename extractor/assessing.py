@@ -3,7 +3,7 @@
 All numbers are PSNR in dB of values in [-1, 1], inside the field of view, so that backbones of every prediction
 type can be compared:
 
-    given       x_t / sqrt(a_t): what the network has to go by
+    noisy       x_t / sqrt(a_t): what the network has to go by
     denoised    x0_hat, its estimate of the photograph
     walked      the photograph, walked up the grid (Eq. 6) and back (Eq. 4)
 """
@@ -42,7 +42,7 @@ class Assessment:
     walked: float
 
 
-def given(schedule: NoiseSchedule, t: int) -> float:
+def noisy_psnr(schedule: NoiseSchedule, t: int) -> float:
     """PSNR of what a network has to go by at a timestep, in dB; the same for every photograph."""
     a = float(schedule.alphas_cumprod[t])
     return psnr((1 - a) / a)

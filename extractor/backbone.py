@@ -260,9 +260,9 @@ class Backbone:
 
     def _inputs(self, x: torch.Tensor, t: int | Sequence[int]) -> tuple[torch.Tensor, ...]:
         """What the network is given: images, the time of each as in its training, and their class if it has any."""
-        told = [t] * len(x) if isinstance(t, int) else t
+        steps = [t] * len(x) if isinstance(t, int) else t
         factor = 1000 / self.schedule.steps if self.diffusion.rescale_timesteps else 1
-        timesteps = torch.tensor([step * factor for step in told], device=x.device, dtype=torch.float32)
+        timesteps = torch.tensor([step * factor for step in steps], device=x.device, dtype=torch.float32)
         label = self.diffusion.class_label
         labels = () if label is None else (torch.full((len(x),), label, device=x.device),)
         return x.to(memory_format=self.memory_format), timesteps, *labels
@@ -286,17 +286,17 @@ class Backbone:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=getattr(torch, self.precision))
 
-    def quickened(self) -> Backbone:
+    def with_fast_kernels(self) -> Backbone:
         """The same backbone, computing faster where it is (``extractor.cpu``, ``extractor.cuda``).
 
         Features change by 1e-5 of their largest numbers.
         """
         if self.device.type == "cuda":
-            from extractor.cuda.network import quicken
+            from extractor.cuda.network import use_fast_kernels
         else:
-            from extractor.cpu.network import quicken  # imported late: loading Numba takes a second
+            from extractor.cpu.network import use_fast_kernels  # imported late: loading Numba takes a second
 
-        quicken(self.unet)
+        use_fast_kernels(self.unet)
         return self
 
     def compiled(self) -> Backbone:

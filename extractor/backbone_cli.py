@@ -222,21 +222,21 @@ def import_command(
 ) -> None:
     """Import a guided-diffusion checkpoint: widths, blocks and classes are read off the weights."""
     from extractor.backbone_folder import load_backbone, save_backbone
-    from extractor.guided_diffusion import Unrecorded, import_checkpoint, read_checkpoint
+    from extractor.guided_diffusion import UnrecordedOptions, import_checkpoint, read_checkpoint
 
     prepared = None if preprocessing is None else PREPROCESSINGS[preprocessing]()
     if head_channels is not None and heads is not None:
         raise typer.BadParameter("--heads is for networks whose num_head_channels was -1; give one of both")
     console.require_unused(out, overwrite=overwrite)
-    told = head_channels is not None or heads is not None
-    if not told:
+    is_recorded = head_channels is not None or heads is not None
+    if not is_recorded:
         head_channels = _USUAL_HEAD_CHANNELS
-    unrecorded = Unrecorded(None if heads else head_channels, heads, new_attention_order)
+    unrecorded = UnrecordedOptions(None if heads else head_channels, heads, new_attention_order)
     diffusion = Diffusion(noise_schedule(schedule), prediction, rescale_timesteps, class_label)
     backbone = import_checkpoint(read_checkpoint(checkpoint), unrecorded, diffusion)
     backbone.preprocessing = prepared
     save_backbone(backbone, out, half=half)
-    if not told and any("Attn" in kind for kind in backbone.config["down_block_types"]):
+    if not is_recorded and any("Attn" in kind for kind in backbone.config["down_block_types"]):
         console.note(
             f"a checkpoint does not say how attention is divided: heads of {_USUAL_HEAD_CHANNELS} channels are taken, "
             "as released ADM networks have them; say otherwise with --head-channels or --heads"
@@ -324,7 +324,7 @@ def assess_command(
     as_json: AsJson = False,
 ) -> None:
     """Does a backbone know such photographs? What it makes of noise at each level, and of the way up and back."""
-    from extractor.assessing import LEVELS, assess, given
+    from extractor.assessing import LEVELS, assess, noisy_psnr
 
     network = open_backbone(backbone, device=device)
     network.require_resolution(resolution)
@@ -349,14 +349,16 @@ def assess_command(
             )
             assessed.append((name, one))
     if as_json:
-        noise = {t: given(network.schedule, t) for t in levels}
-        told = [{"dataset": name} | dataclasses.asdict(one) for name, one in assessed]
-        console.print_json({"given": noise, "datasets": told})
+        noise = {t: noisy_psnr(network.schedule, t) for t in levels}
+        datasets = [{"dataset": name} | dataclasses.asdict(one) for name, one in assessed]
+        console.print_json({"noisy": noise, "datasets": datasets})
         return
     columns = [f"{name} ({one.photographs})" for name, one in assessed]
-    table = Table("t", "given", *columns, title="PSNR of denoised photographs, dB")
+    table = Table("t", "noisy", *columns, title="PSNR of denoised photographs, dB")
     for t in levels:
-        table.add_row(str(t), f"{given(network.schedule, t):.1f}", *[f"{one.denoised[t]:.1f}" for _, one in assessed])
+        table.add_row(
+            str(t), f"{noisy_psnr(network.schedule, t):.1f}", *[f"{one.denoised[t]:.1f}" for _, one in assessed]
+        )
     table.add_row(f"up to {grid.split(',')[-1]} and back", "", *[f"{one.walked:.1f}" for _, one in assessed])
     console.out.print(table)
 

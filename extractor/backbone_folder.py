@@ -82,7 +82,7 @@ def load_backbone(source: str | Path, precision: Precision = "float32", class_la
         raise BackboneError(f"{weights_file}: no such file; weights are read from safetensors only")
     try:
         weights = {k: v.float() for k, v in load_file(weights_file).items()}
-        unet.load_state_dict({_todays_name(k): v for k, v in weights.items()})
+        unet.load_state_dict({_current_name(k): v for k, v in weights.items()})
     except Exception as error:  # safetensors and torch raise different types for damaged and foreign files
         raise BackboneError(f"{weights_file}: the weights do not fit {CONFIG_FILE}: {error}") from error
     return Backbone(unet, diffusion, config, precision, preprocessing=_preprocessing_in(folder))
@@ -104,7 +104,7 @@ def _preprocessing_in(folder: Path) -> Preprocessing | None:
 _FORMER_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def _todays_name(name: str) -> str:
+def _current_name(name: str) -> str:
     """Names of attention layers as diffusers wrote them before its version 0.15."""
     head, _, kind = name.rpartition(".")
     stem, _, layer = head.rpartition(".")

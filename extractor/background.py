@@ -13,7 +13,7 @@ BEHIND = 5
 """Niceness of threads that decode and write."""
 
 
-def give_way() -> None:
+def lower_priority() -> None:
     """The calling thread is scheduled behind those that it works for, on Linux, where each thread has a priority."""
     if sys.platform == "linux":
         me = threading.get_native_id()

@@ -56,7 +56,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     add_completion=False,
 )
-console.tells_version(app)
+console.add_version_option(app)
 
 
 @app.command(
@@ -138,7 +138,7 @@ def run(
         )
     recipe = recipe_of(preset, clip, trajectory, seed, (timesteps, grid, blocks), resolution)
     whole = load_dataset(dataset, name)
-    for line in whole.left_lying:
+    for line in whole.unread_files:
         console.note(line)
     data = selected(whole, split, limit, images)
     features = FeatureStore(store)
@@ -158,9 +158,9 @@ def run(
     entries = len(data.photographs) * len(renderings)
     with console.progress("looking for features", len(data.photographs), quiet=as_json) as advance:
         size = plan_size(data, features, spec, renderings, overwrite=overwrite, advance=advance)
-    _say_size(size, entries, spec, as_json and dry_run)
+    _print_size(size, entries, spec, as_json and dry_run)
     if not as_json:
-        _say_masks(data)
+        _print_masks(data)
     if dry_run:
         return
     if not ignore_space:
@@ -180,9 +180,9 @@ def run(
             stop=stop,
             say=lambda message: console.err.print(message, highlight=False),
         )
-    _say_report(report, data.name, spec.digest, as_json)
+    _print_report(report, data.name, spec.digest, as_json)
     if profile:
-        _say_profile(report.seconds)
+        _print_profile(report.seconds)
     if report.interrupted:
         raise KeyboardInterrupt
     if report.failed:
@@ -200,7 +200,7 @@ def _interruptible(name: str, entries: int, quiet: bool) -> Iterator[tuple[Stop,
         yield stop, lambda photograph: advance(1, photograph)
 
 
-def _say_size(size: SizePlan, images: int, spec: FeatureSpec, as_json: bool) -> None:
+def _print_size(size: SizePlan, images: int, spec: FeatureSpec, as_json: bool) -> None:
     if as_json:
         console.print_json(size._asdict() | {"bytes_total": size.bytes_total, "spec": spec.digest})
         return
@@ -217,14 +217,14 @@ def _say_size(size: SizePlan, images: int, spec: FeatureSpec, as_json: bool) -> 
     console.err.print(f"by block: {blocks}", highlight=False)
 
 
-def _say_masks(data: DataSet) -> None:
+def _print_masks(data: DataSet) -> None:
     """How many photographs are labelled with what: a folder whose masks were not found is noticed now."""
     counts = Counter(target for photograph in data.photographs for target in photograph.masks)
-    said = ", ".join(f"{target} of {count}" for target, count in sorted(counts.items())) or "none"
-    console.err.print(f"masks of {len(data.photographs)} photographs: {said}", highlight=False)
+    counted = ", ".join(f"{target} of {count}" for target, count in sorted(counts.items())) or "none"
+    console.err.print(f"masks of {len(data.photographs)} photographs: {counted}", highlight=False)
 
 
-def _say_report(report: RunReport, name: str, digest: str, as_json: bool) -> None:
+def _print_report(report: RunReport, name: str, digest: str, as_json: bool) -> None:
     if as_json:
         console.print_json(dataclasses.asdict(report) | {"dataset": name, "spec": digest})
         return
@@ -238,7 +238,7 @@ def _say_report(report: RunReport, name: str, digest: str, as_json: bool) -> Non
         console.err.print(f"left out: {reason}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _say_profile(seconds: dict[str, float]) -> None:
+def _print_profile(seconds: dict[str, float]) -> None:
     table = Table("stage", "seconds", title="sums over threads; stages run beside each other")
     for stage, spent in sorted(seconds.items(), key=lambda item: -item[1]):
         table.add_row(stage, f"{spent:.2f}")

@@ -282,7 +282,7 @@ def _results(
     needs = None if job.device == "cpu" else {"GPU": 1}
     left, under_way = iter(tasks), dict[Future, list[Work]]()
     while True:
-        room = 0 if stop.asked else AHEAD * max(1, len(client.nthreads())) - len(under_way)
+        room = 0 if stop.requested else AHEAD * max(1, len(client.nthreads())) - len(under_way)
         for task in islice(left, max(0, room)):
             under_way[client.submit(extract_task, run, task, pure=False, retries=RETRIES, resources=needs)] = task
         if not under_way:

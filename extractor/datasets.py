@@ -16,7 +16,7 @@ import numpy as np
 
 from extractor.adapters import ADAPTERS as ADAPTERS
 from extractor.adapters import Photograph as Photograph
-from extractor.adapters import left_lying
+from extractor.adapters import unread_files
 from extractor.errors import DatasetError
 from store.collection import LONGEST_NAME, is_name
 
@@ -26,12 +26,12 @@ class DataSet:
     """Photographs under one name.
 
     Attributes:
-        left_lying: sentences about files of a ``folder`` that are not read and may have been meant.
+        unread_files: sentences about files of a ``folder`` that are not read and may have been meant.
     """
 
     name: str
     photographs: tuple[Photograph, ...]
-    left_lying: tuple[str, ...] = ()
+    unread_files: tuple[str, ...] = ()
 
 
 def load_dataset(reference: str, name: str | None = None) -> DataSet:
@@ -63,7 +63,7 @@ def load_dataset(reference: str, name: str | None = None) -> DataSet:
         raise DatasetError(
             f"the name {name!r} holds more than letters, digits, '_', '-' and '.', or begins with a '.'; choose another"
         )
-    unread = left_lying(path, photographs) if adapter == "folder" else ()
+    unread = unread_files(path, photographs) if adapter == "folder" else ()
     return DataSet(name or _as_name(called) or adapter, photographs, tuple(unread))
 
 
@@ -93,8 +93,8 @@ def of_split(photographs: Iterable[Photograph], split: str) -> list[Photograph]:
     found = [photograph for photograph in everything if photograph.split == split]
     if not found:
         splits = ", ".join(sorted({p.split for p in everything if p.split}))
-        told = splits or "none (a manifest's column 'split' makes some)"
-        raise DatasetError(f"no image of split {split!r}; splits of this data set: {told}")
+        known = splits or "none (a manifest's column 'split' makes some)"
+        raise DatasetError(f"no image of split {split!r}; splits of this data set: {known}")
     return found
 
 

@@ -2,7 +2,7 @@
 
 guided-diffusion saves weights without the arguments that built the network. Widths, residual
 blocks, attention, up- and downsampling, norms, classes and learned variance are read off the
-weights; what leaves no trace in them is asked for in ``Unrecorded``.
+weights; what leaves no trace in them is asked for in ``UnrecordedOptions``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Weights = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Unrecorded:
+class UnrecordedOptions:
     """What the weights do not tell.
 
     Attributes:
@@ -57,7 +57,7 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     return loaded
 
 
-def import_checkpoint(weights: Weights, unrecorded: Unrecorded, diffusion: Diffusion) -> Backbone:
+def import_checkpoint(weights: Weights, unrecorded: UnrecordedOptions, diffusion: Diffusion) -> Backbone:
     """Build the U-Net the weights belong to and fill it.
 
     Raises:
@@ -77,7 +77,7 @@ def import_checkpoint(weights: Weights, unrecorded: Unrecorded, diffusion: Diffu
     return Backbone(unet, diffusion, config)
 
 
-def derive_config(weights: Weights, unrecorded: Unrecorded) -> dict[str, Any]:
+def derive_config(weights: Weights, unrecorded: UnrecordedOptions) -> dict[str, Any]:
     """diffusers' configuration from names and shapes of the weights."""
     levels = list(_encoder_levels(weights))
     base_width = weights["time_embed.0.weight"].shape[1]
@@ -146,7 +146,7 @@ def _is_downsampling_resnet(weights: Weights, i: int, count: int) -> bool:
     return any(f"output_blocks.{k}.{rest}" in weights for k, rest in closing)
 
 
-def _head_width(widths: list[int], attentive: list[bool], unrecorded: Unrecorded) -> int:
+def _head_width(widths: list[int], attentive: list[bool], unrecorded: UnrecordedOptions) -> int:
     if unrecorded.heads is None:
         if unrecorded.head_channels is None:
             raise CheckpointError("say the width of an attention head (head_channels) or their number (heads)")
@@ -160,7 +160,7 @@ def _head_width(widths: list[int], attentive: list[bool], unrecorded: Unrecorded
     return head
 
 
-def _fill(unet: UNet2DModel, weights: Weights, unrecorded: Unrecorded) -> None:
+def _fill(unet: UNet2DModel, weights: Weights, unrecorded: UnrecordedOptions) -> None:
     """Copy every tensor to its place and insist that none is left on either side."""
     theirs = dict(weights)
     ours = unet.state_dict()
@@ -182,7 +182,7 @@ def _fill(unet: UNet2DModel, weights: Weights, unrecorded: Unrecorded) -> None:
 
 
 def _converted(
-    target: str, tensor: torch.Tensor, ours: Weights, unrecorded: Unrecorded
+    target: str, tensor: torch.Tensor, ours: Weights, unrecorded: UnrecordedOptions
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """One tensor of theirs as one of ours; qkv as three."""
     if ".qkv." not in target:

@@ -150,11 +150,11 @@ def _areas(colours: NDArray[np.generic]) -> int:
         return len(wide)
     channels = np.stack([wide >> 8 * c & 255 for c in range(3)] if colours.shape[2] == 3 else [wide], axis=1)
     apart = max(255, int(colours.max(initial=0))) / 5
-    told: list[NDArray[np.int64]] = []
+    distinct: list[NDArray[np.int64]] = []
     for colour in channels.astype(np.int64):
-        if all(np.abs(colour - other).max() > apart for other in told):
-            told.append(colour)
-    return len(told)
+        if all(np.abs(colour - other).max() > apart for other in distinct):
+            distinct.append(colour)
+    return len(distinct)
 
 
 def _as_one(colours: NDArray[np.generic]) -> NDArray[np.integer]:

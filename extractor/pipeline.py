@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from extractor.background import ONE_THREAD_OF_OPENCV, give_way
+from extractor.background import ONE_THREAD_OF_OPENCV, lower_priority
 from extractor.datasets import Photograph
 from extractor.errors import DatasetError, ImageError, NonFiniteActivation
 from extractor.extraction import Extractor, Prepared, Unstacked
@@ -150,8 +150,8 @@ class Pipeline:
         with (
             ONE_THREAD_OF_OPENCV,
             Claims(self._store.objects) as self._claims,
-            ThreadPoolExecutor(self._threads.decoders, initializer=give_way) as self._decoders,
-            ThreadPoolExecutor(self._threads.writers, initializer=give_way) as self._writer,
+            ThreadPoolExecutor(self._threads.decoders, initializer=lower_priority) as self._decoders,
+            ThreadPoolExecutor(self._threads.writers, initializer=lower_priority) as self._writer,
         ):
             self._complete(work)
         self.report.forwards += self._extractor.forwards - forwards
@@ -160,10 +160,10 @@ class Pipeline:
 
     def _complete(self, work: Sequence[Work]) -> None:
         left, wait, waits = list(work), 0.1, 0
-        while left and not self._stop.asked:
+        while left and not self._stop.requested:
             before = len(left)
             left = self._once(left)
-            if left and not self._stop.asked:
+            if left and not self._stop.requested:
                 waits += 1
                 if self._say is not None and waits == 2:  # what only this process was making is there by now
                     self._say(f"waiting for another process that makes {len(left)} of the entries")
@@ -176,7 +176,7 @@ class Pipeline:
         left: list[Work] = []
         together: list[tuple[Work, _Decoded]] = []
         for one, decoding in self._decoded_ahead(work):
-            if decoding is None or self._stop.asked:  # the claim of what was only decoded ends with the run
+            if decoding is None or self._stop.requested:  # the claim of what was only decoded ends with the run
                 left.append(one)
                 continue
             try:
@@ -279,7 +279,7 @@ class Pipeline:
         """Each view with its decoding, some of them under way; None for what is not begun any more."""
         waiting: deque[tuple[Work, Future[_Decoded] | None]] = deque()
         for one in work:
-            waiting.append((one, None if self._stop.asked else self._decoders.submit(self._decode, one)))
+            waiting.append((one, None if self._stop.requested else self._decoders.submit(self._decode, one)))
             if len(waiting) > self._ahead:
                 yield waiting.popleft()
         yield from waiting

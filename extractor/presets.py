@@ -219,7 +219,7 @@ def open_backbone(
     device: str = "cpu",
     class_label: int | None = None,
 ) -> Backbone:
-    """A shipped backbone by name, or one from a folder or hub id, on its device and quickened there.
+    """A shipped backbone by name, or one from a folder or hub id, on its device, with the fast kernels for it.
 
     Args:
         name: with ``untrained:`` before it, the same architecture with random weights (``Backbone.untrained``).
@@ -231,6 +231,6 @@ def open_backbone(
     if name.startswith(UNTRAINED):
         loaded = loaded.untrained()
     try:
-        return loaded.to(device).quickened()
+        return loaded.to(device).with_fast_kernels()
     except (RuntimeError, AssertionError) as error:  # torch's ways to say that there is no such device
         raise BackboneError(f"the device {device!r} cannot be used: {str(error).splitlines()[0]}") from error

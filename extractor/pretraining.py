@@ -37,7 +37,7 @@ from extractor.photographs import CropDataset, PreparedPhotographs
 from extractor.preprocess import to_pixels
 from extractor.schedule import NoiseSchedule, noise_schedule
 from extractor.unet import build_unet, stride
-from store.files import read_json, replace_json, told_if_full
+from store.files import raising_store_full, read_json, replace_json
 from store.interrupts import Stop
 from store.spec import Preprocessing
 
@@ -190,7 +190,7 @@ class Pretraining:
                     writer.add_scalar(f"loss_by_level/{name}", of_level, self.step)
             if report is not None:
                 report(self.step, loss)
-            stopped = stop is not None and stop.asked and self.accelerator.num_processes == 1
+            stopped = stop is not None and stop.requested and self.accelerator.num_processes == 1
             regular = self.step % self.settings.checkpoint_every == 0 or self.step == self.settings.steps
             if regular or stopped:
                 self._checkpoint()
@@ -268,7 +268,7 @@ class Pretraining:
     def _checkpoint(self) -> None:
         """State and averaged backbone. At every moment a complete state stands under one of two names."""
         fresh, current, former = (self.folder / f"{STATE_FOLDER}{suffix}" for suffix in (".new", "", ".old"))
-        with told_if_full(fresh):
+        with raising_store_full(fresh):
             self.accelerator.save_state(str(fresh))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:

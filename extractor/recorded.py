@@ -12,7 +12,7 @@ from extractor.extraction import Extractor
 from extractor.pipeline import AnyExtractor, usual_batch
 from extractor.pixels import PixelExtractor
 from extractor.presets import codebook_for
-from extractor.repeating import Request, lasting_backbone, lasting_store, require_own_name
+from extractor.repeating import Request, absolute_backbone, absolute_store, require_own_name
 from extractor.run_report import RunReport
 from extractor.runs import extract_dataset
 from store.feature_store import FeatureStore
@@ -89,7 +89,7 @@ def extract_recorded(
             dataset,
             store,
             extractor,
-            backbone=PIXELS if holds_pixels(spec) else lasting_backbone(request.backbone),
+            backbone=PIXELS if holds_pixels(spec) else absolute_backbone(request.backbone),
             views=request.views,
             batch=batch,
             overwrite=execution.overwrite,
@@ -124,8 +124,8 @@ def _on_cluster(
 
     job = ExtractionJob(
         spec=request.spec,
-        store=lasting_store(store.location),
-        backbone=lasting_backbone(request.backbone),
+        store=absolute_store(store.location),
+        backbone=absolute_backbone(request.backbone),
         codebook=request.codebook and request.codebook.resolve(),
         device=execution.device,
         class_label=request.class_label,

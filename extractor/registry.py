@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # loading diffusers takes seconds
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedBackbone:
     """One backbone that was found whole.
 
     Attributes:
@@ -76,7 +76,7 @@ class Listed:
         }
 
 
-def listed(folders: Iterable[Path] = ()) -> list[Listed]:
+def listed(folders: Iterable[Path] = ()) -> list[ListedBackbone]:
     """Every shipped backbone, then those of these folders, each loaded once so that it is known to be whole.
 
     Raises:
@@ -85,10 +85,10 @@ def listed(folders: Iterable[Path] = ()) -> list[Listed]:
     return [_listed(name) for name in (*shipped_backbones(), *(str(folder.resolve()) for folder in folders))]
 
 
-def _listed(name: str) -> Listed:
+def _listed(name: str) -> ListedBackbone:
     from extractor.backbone_folder import WEIGHTS_FILE
 
     network, folder = open_backbone(name), Path(backbone_source(name))
     manifest = read_intact(folder, otherwise=BackboneError)
     weights = next(path for path in (folder / WEIGHTS_FILE, folder / "unet" / WEIGHTS_FILE) if path.is_file())
-    return Listed(name, folder, network, manifest, weights.stat().st_size)
+    return ListedBackbone(name, folder, network, manifest, weights.stat().st_size)

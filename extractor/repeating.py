@@ -55,7 +55,7 @@ class Request:
     def options(self) -> dict[str, str | bool]:
         """The options of ``extractor run`` that make the same entries again; paths absolute."""
         given = {
-            "dataset": lasting_dataset(self.dataset),
+            "dataset": absolute_dataset(self.dataset),
             "name": self.name,
             "split": self.split,
             "limit": self.limit,
@@ -64,16 +64,16 @@ class Request:
             "class-label": None if holds_pixels(self.spec) else self.class_label,
             "codebook": self.codebook and self.codebook.resolve(),
         }
-        how = options_of_spec(self.spec, lasting_backbone(self.backbone))
+        how = options_of_spec(self.spec, absolute_backbone(self.backbone))
         if preprocessing_name(self.spec.preprocessing) is None:  # then it is the backbone's own
-            how["backbone"] = lasting_backbone(self.backbone)
+            how["backbone"] = absolute_backbone(self.backbone)
             del how["preprocessing"]
         return {name: str(value) for name, value in given.items() if value is not None} | how
 
 
 def require_own_name(store: FeatureStore, name: str, dataset: str) -> None:
     """DatasetError if the store knows another folder's photographs by the name that this one would take."""
-    mine = lasting_dataset(dataset)
+    mine = absolute_dataset(dataset)
     for record in store.records.all():
         theirs = str(record.options.get("dataset", mine))
         if record.dataset == name and theirs != mine and Path(theirs.partition(":")[2]).exists():
@@ -83,19 +83,19 @@ def require_own_name(store: FeatureStore, name: str, dataset: str) -> None:
             )
 
 
-def lasting_dataset(dataset: str) -> str:
+def absolute_dataset(dataset: str) -> str:
     """ADAPTER:PATH as it can be found again from another folder."""
     adapter, _, folder = dataset.partition(":")
     return f"{adapter}:{Path(folder).expanduser().resolve()}"
 
 
-def lasting_backbone(backbone: str) -> str:
+def absolute_backbone(backbone: str) -> str:
     """The backbone's name or place as it can be found again from another folder."""
     prefix = UNTRAINED if backbone.startswith(UNTRAINED) else ""
     name = backbone.removeprefix(UNTRAINED)
     return prefix + (str(Path(name).resolve()) if not is_shipped(name) and Path(name).is_dir() else name)
 
 
-def lasting_store(store: str) -> str:
+def absolute_store(store: str) -> str:
     """The store's place as workers find it from another folder."""
     return store if "://" in store else str(Path(store).expanduser().resolve())

@@ -89,7 +89,7 @@ def compile_blocks(unet: UNet2DModel) -> None:
     """Let torch compile each block when it is first run; weights keep their names, and hooks stay outside."""
     blocks = []
     for module in unet.modules():
-        vars(module).pop("forward", None)  # of ``Backbone.quickened``
+        vars(module).pop("forward", None)  # of ``Backbone.with_fast_kernels``
         if isinstance(module, (ResnetBlock2D, Attention, Upsample2D, Downsample2D)):
             blocks.append(module)
     # Blocks of one class share their code, of which torch compiles eight versions and leaves the rest as it is.

@@ -10,11 +10,11 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from interpreter.adapting import Expected, best_of, expected_at, gains, readable, save_adapted
+from interpreter.adapting import Expected, best_of, expected_at, gains, readable_specs, save_adapted
 from interpreter.checkpoint import folder_of, load_interpreter
 from interpreter.data import all_images
 from interpreter.domain import DOMAIN_FILE, LEAST, load_domain
-from interpreter.metrics import or_none
+from interpreter.metrics import finite_or_none
 from interpreter.options import AsJson, Datasets, DeviceOption, ScanOption, StoreOption, ViewOption, require_device
 from interpreter.stored import require_features
 from interpreter.task import Task
@@ -69,7 +69,7 @@ def adapt_command(
     named = {image.key.image_id: image for reference in dataset for image in all_images(features, reference)}
     images = [image.seen_as(view) for image in named.values()]
     if resolution is None:
-        specs = readable(features, card, images, console.note)
+        specs = readable_specs(features, card, images, console.note)
     else:
         specs = [card.spec.of_resolution(side) for side in sorted(set(resolution))]
         for spec in specs:
@@ -86,8 +86,8 @@ def adapt_command(
         domain = load_domain(folder_of(model), card.spec)
         save_adapted(out, interpreter, card, features, images, expected, domain)
     if as_json:
-        told = {"photographs": len(images), "learnt_at": learnt, "read": _plain(card.task, expected, learnt)}
-        console.print_json(told | {"best": best, "out": out})
+        report = {"photographs": len(images), "learnt_at": learnt, "read": _plain(card.task, expected, learnt)}
+        console.print_json(report | {"best": best, "out": out})
         return
     console.out.print(_table(card.task, expected, learnt))
     reading = (
@@ -108,10 +108,10 @@ def _plain(task: Task, expected: Sequence[Expected], learnt: int) -> list[dict[s
     return [
         {
             "resolution": one.spec.resolution,
-            "expected_dice": or_none(one.dice),
-            "by_class": dict(zip(task.targets, map(or_none, one.by_class), strict=True)),
-            "gain": None if gain is None else or_none(gain[0]),
-            "gain_error": None if gain is None else or_none(gain[1]),
+            "expected_dice": finite_or_none(one.dice),
+            "by_class": dict(zip(task.targets, map(finite_or_none, one.by_class), strict=True)),
+            "gain": None if gain is None else finite_or_none(gain[0]),
+            "gain_error": None if gain is None else finite_or_none(gain[1]),
         }
         for one, gain in zip(expected, gains(expected, learnt), strict=True)
     ]
@@ -120,9 +120,9 @@ def _plain(task: Task, expected: Sequence[Expected], learnt: int) -> list[dict[s
 def _table(task: Task, expected: Sequence[Expected], learnt: int) -> Table:
     table = Table("resolution", *(f"expected Dice of {name}" for name in task.targets), f"gain over {learnt}")
     for one, gain in zip(expected, gains(expected, learnt), strict=True):
-        told = "" if gain is None else f"{100 * gain[0]:+.1f}"
-        told += f" ± {100 * gain[1]:.1f}" if gain is not None and math.isfinite(gain[1]) else ""
-        table.add_row(str(one.spec.resolution), *(f"{100 * dice:.1f}" for dice in one.by_class), told)
+        difference = "" if gain is None else f"{100 * gain[0]:+.1f}"
+        difference += f" ± {100 * gain[1]:.1f}" if gain is not None and math.isfinite(gain[1]) else ""
+        table.add_row(str(one.spec.resolution), *(f"{100 * dice:.1f}" for dice in one.by_class), difference)
     return table
 
 

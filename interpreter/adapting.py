@@ -96,7 +96,7 @@ def expected_at(
     return Expected(spec, np.stack(sums))
 
 
-def readable(
+def readable_specs(
     store: FeatureStore, card: Card, images: Sequence[Labelled], say: Callable[[str], None] = lambda _: None
 ) -> list[FeatureSpec]:
     """The specs in a store that an interpreter reads and that have all of some images, coarsest first.
@@ -187,7 +187,7 @@ def save_adapted(
     """
     learnt_at = interpreter.spec.resolution
     best = best_of(expected, learnt_at)
-    told = {
+    adapted_to = {
         "photographs": len(images),
         "expected_dice": {str(one.spec.resolution): round(one.dice, 4) for one in expected},
     }
@@ -195,7 +195,7 @@ def save_adapted(
         update={
             "spec": best.spec,
             "learnt_at": None if best.spec.resolution == learnt_at else learnt_at,
-            "training": card.training | {"adapted_to": told},
+            "training": card.training | {"adapted_to": adapted_to},
         }
     )
     for former in (DOMAIN_FILE, CODEBOOK_FILE, MANIFEST_FILE):

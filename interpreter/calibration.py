@@ -52,14 +52,14 @@ def fit_temperature(
         truths.append(torch.from_numpy(truth.ravel()[pixels]))
     scores, truth_of_all = torch.cat(logits, dim=2), torch.cat(truths)
     fitted = minimize_scalar(
-        lambda log_t: _surprise(scores / math.exp(log_t), truth_of_all, task),
+        lambda log_t: _negative_log_likelihood(scores / math.exp(log_t), truth_of_all, task),
         bounds=(math.log(COLDEST), math.log(HOTTEST)),
         method="bounded",
     )
     return round(math.exp(fitted.x), 4)
 
 
-def _surprise(logits: torch.Tensor, truth: torch.Tensor, task: Task) -> float:
+def _negative_log_likelihood(logits: torch.Tensor, truth: torch.Tensor, task: Task) -> float:
     """Mean negative log-likelihood of the truth under the mean probability over voters; logits (t, n, pixels)."""
     if task.overlapping:
         shifts = torch.arange(logits.shape[1], dtype=torch.uint8)[:, None]

@@ -25,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     add_completion=False,
 )
-console.tells_version(app)
+console.add_version_option(app)
 
 
 @app.command(epilog="Examples: interpreter models --json · interpreter models runs/mine")

@@ -55,6 +55,6 @@ class InterpreterConfig(LevelChoices):
         return self.classes - self.overlapping
 
 
-def of_today(kind: type[BaseModel], chosen: dict[str, Any]) -> dict[str, Any]:
+def with_current_defaults(kind: type[BaseModel], chosen: dict[str, Any]) -> dict[str, Any]:
     """Choices as JSON that an earlier version wrote, with the defaults of what may be chosen since."""
     return kind().model_dump(mode="json") | chosen

@@ -72,13 +72,13 @@ def labelled_at(store: FeatureStore, places: Iterable[tuple[str, str | None]], t
     return without_duplicates(image for place in places for image in labelled_images(store, *place, task))
 
 
-def lacking(store: FeatureStore, references: Iterable[str], task: Task) -> list[str]:
+def missing_masks(store: FeatureStore, references: Iterable[str], task: Task) -> list[str]:
     """What is to be said of photographs of some data sets, NAME or NAME:SPLIT, that lack a target: a line for each.
 
     ``labelled_in`` leaves them out; of overlapping targets only those that lack all, and the others are taken as
     having none of what they lack.
     """
-    said = []
+    notes = []
     for reference in references:
         images = all_images(store, reference)
         kept = [image for image in images if task.takes(image.sample.masks)]
@@ -86,11 +86,11 @@ def lacking(store: FeatureStore, references: Iterable[str], task: Task) -> list[
             considered, fate = (kept, "count as having none") if task.overlapping else (images, "are left out")
             without = [image.name for image in considered if target not in image.sample.masks]
             if without:
-                said.append(f"{_some(without, considered)} of {reference} have no mask of {target} and {fate}")
+                notes.append(f"{_some(without, considered)} of {reference} have no mask of {target} and {fate}")
         others = [image.name for image in images if not task.takes(image.sample.masks)]
         if task.overlapping and others:
-            said.append(f"{_some(others, images)} of {reference} have no mask and are left out")
-    return said
+            notes.append(f"{_some(others, images)} of {reference} have no mask and are left out")
+    return notes
 
 
 def _some(names: Sequence[str], among: Sequence[Labelled]) -> str:

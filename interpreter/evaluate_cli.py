@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from interpreter.checkpoint import load_interpreter
-from interpreter.data import Labelled, labelled_in, lacking
+from interpreter.data import Labelled, labelled_in, missing_masks
 from interpreter.options import (
     AsJson,
     DeviceOption,
@@ -162,7 +162,7 @@ def _evaluate_model(
     interpreter.use_scan(scan)
     interpreter.to(require_device(device))
     images = [image.seen_as(view) for image in labelled_in(features, dataset, card.task)]
-    for line in lacking(features, dataset, card.task):
+    for line in missing_masks(features, dataset, card.task):
         console.note(line)
     if seen := {image.key.image_id for image in images} & {*card.training_ids, *card.validation_ids}:
         console.note(f"{len(seen)} of these images were used to train this interpreter")

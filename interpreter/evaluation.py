@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from interpreter.curves import PooledPixels, Reliability
 from interpreter.data import Labelled, native_truth
 from interpreter.expected import expected_of
-from interpreter.metrics import Counts, bootstrap_interval, count, hd95, mean_of_known, or_none
+from interpreter.metrics import Counts, bootstrap_interval, count, finite_or_none, hd95, mean_of_known
 from interpreter.network import Interpreter
 from interpreter.prediction import Prediction, Segmented, native_masks, native_probabilities, segment
 from interpreter.rules import Rules, Size
@@ -236,4 +236,4 @@ def _score(name: str, compared: Compared, by_voter: dict[str, float], expected: 
 
 
 def _plain(figures: dict[str, float]) -> dict[str, float | None]:
-    return {name: or_none(value) for name, value in figures.items()}
+    return {name: finite_or_none(value) for name, value in figures.items()}

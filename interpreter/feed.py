@@ -47,7 +47,7 @@ class Share(NamedTuple):
         return len(self.rows(images)) * self.processes / images
 
 
-class Fed(NamedTuple):
+class LoadedBatch(NamedTuple):
     """What the network is shown of a batch, and what it should say.
 
     Attributes:
@@ -135,7 +135,7 @@ class Feed:
         images = min(self._settings.batch, len(self._images) - position * self._settings.batch)
         return self.share.weight(images)
 
-    def fed(self, batch: Batch, epoch: int) -> Fed:
+    def load(self, batch: Batch, epoch: int) -> LoadedBatch:
         """A batch as the network is shown it: cropped, flipped and augmented by its position's seed."""
         steps: slice | int = slice(None) if self._network.head.all_timesteps else 0
         batch = batch._replace(maps={name: m[:, steps] for name, m in batch.maps.items()})
@@ -151,7 +151,7 @@ class Feed:
             maps = {name: m.flip(axes) for name, m in maps.items()}
             truth, inside = truth.flip(axes), inside.flip(axes)
         t = torch.from_numpy(batch.timesteps[:, steps]).to(device)
-        return Fed(self._network.head.augment(maps), t, truth, inside)
+        return LoadedBatch(self._network.head.augment(maps), t, truth, inside)
 
     def truths(self, batch: Batch) -> list[Truth]:
         """Truth and what counts of every image of a batch, flipped as its view is."""

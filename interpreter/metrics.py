@@ -95,6 +95,6 @@ def mean_of_known(values: Iterable[float]) -> float:
     return float(np.mean(numbers)) if numbers else math.nan
 
 
-def or_none(value: float) -> float | None:
+def finite_or_none(value: float) -> float | None:
     """A number as JSON has it, which knows neither nan nor infinity."""
     return value if math.isfinite(value) else None

@@ -52,7 +52,7 @@ class ProbeSettings(BaseModel):
 
 
 @dataclass(frozen=True)
-class Probed:
+class ProbeResult:
     """The score of one probe.
 
     Attributes:
@@ -85,7 +85,7 @@ def probe(
     encodings: Mapping[str, Codec | None],
     settings: ProbeSettings | None = None,
     scored_on: Sequence[Labelled] = (),
-) -> list[Probed]:
+) -> list[ProbeResult]:
     """Fit and score a probe for every encoding, timestep and block.
 
     Args:
@@ -114,7 +114,7 @@ def probe(
         where = "training" if not y.any() else "held-out"
         raise TrainingDataError(f"no pixel of {target} in the {where} images; name more images or another --seed")
     return [
-        Probed(target, encoding, t, block.name, _precision(x[0], y, x[1], truth), float(truth.mean()))
+        ProbeResult(target, encoding, t, block.name, _precision(x[0], y, x[1], truth), float(truth.mean()))
         for encoding, codec in encodings.items()
         for block in spec.blocks
         for t, *x in zip(

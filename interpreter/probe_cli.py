@@ -13,7 +13,7 @@ from interpreter.data import labelled_in
 from interpreter.errors import ConfigurationError
 from interpreter.heat_map import Panel, draw_heat_map
 from interpreter.options import AsJson, Datasets, StoreOption
-from interpreter.probe import Probed, ProbeSettings, probe
+from interpreter.probe import ProbeResult, ProbeSettings, probe
 from interpreter.rendering import encode_picture
 from interpreter.splits import few
 from interpreter.stored import store_spec
@@ -73,7 +73,7 @@ def probe_command(
     read = store_spec(features, spec)
     settings = ProbeSettings(pixels=pixels, held_out=held_out, seed=seed)
     through = codecs_named(encodings, read, codebook)
-    probed: list[Probed] = []
+    probed: list[ProbeResult] = []
     for wanted in target or ["mask"]:
         task = Task(name=wanted, targets=(wanted,), overlapping=True)
         found = labelled_in(features, dataset, task)
@@ -127,7 +127,7 @@ def codecs_named(names: str | None, spec: FeatureSpec, codebook: Path | None = N
     return codecs
 
 
-def panels_of(probed: list[Probed]) -> list[Panel]:
+def panels_of(probed: list[ProbeResult]) -> list[Panel]:
     """One table for each target and encoding: timesteps down, blocks across."""
     panels = []
     for target, encoding in dict.fromkeys((one.target, one.encoding) for one in probed):

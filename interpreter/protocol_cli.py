@@ -11,12 +11,12 @@ import typer
 from pydantic import ValidationError
 
 from interpreter.errors import ConfigurationError
-from interpreter.metrics import or_none
+from interpreter.metrics import finite_or_none
 from interpreter.protocols import protocol_named
 from interpreter.protocols.extracting import extract_by_command, parse_source
 from interpreter.protocols.protocol import ROWS, Choices, Edition, Row
 from interpreter.protocols.report import write_report
-from interpreter.protocols.running import Running
+from interpreter.protocols.running import ProtocolRun
 from interpreter.protocols.table import tabulated
 from store import console
 from store.feature_store import FeatureStore
@@ -48,7 +48,7 @@ def run_protocol(
     sources = [parse_source(text) for text in data]
     choices = parse_choices(settings, device, mirrored=mirrored)
     out.mkdir(parents=True, exist_ok=True)
-    running = Running(
+    running = ProtocolRun(
         protocol,
         sources,
         FeatureStore(store),
@@ -66,7 +66,9 @@ def run_protocol(
     console.err.print(f"report: {report}", highlight=False)
     return {
         "report": str(report),
-        "table": {row: {column: or_none(cell.value) for column, cell in cells.items()} for row, cells in table.items()},
+        "table": {
+            row: {column: finite_or_none(cell.value) for column, cell in cells.items()} for row, cells in table.items()
+        },
     }
 
 

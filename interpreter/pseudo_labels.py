@@ -21,7 +21,7 @@ from interpreter.data import Labelled, without_duplicates
 from interpreter.errors import ConfigurationError, TrainingDataError
 from interpreter.prediction import segment
 from interpreter.scan import Method
-from interpreter.splits import group_of, seen_plainly
+from interpreter.splits import group_of, unaugmented
 from interpreter.stored import require_features
 from interpreter.task import Task
 from store.feature_store import FeatureStore
@@ -65,10 +65,10 @@ class PseudoLabels:
         self._spec, self._backbone = card.spec, card.backbone
         self._view = plain_view(card.training.get("views", ()))
         self.task_of_teacher = card.task
-        self.images = seen_plainly(without_duplicates(map(_unlabelled, images)), views)
+        self.images = unaugmented(without_duplicates(map(_unlabelled, images)), views)
         self.teacher = _digest(folder_of(teacher))
 
-    def beside(self, labelled: Iterable[Labelled], validation: Iterable[Labelled]) -> list[Labelled]:
+    def excluding(self, labelled: Iterable[Labelled], validation: Iterable[Labelled]) -> list[Labelled]:
         """The photographs but those that are labelled, and those of a group (a patient) that is validated.
 
         Raises:
@@ -113,11 +113,11 @@ def _unlabelled(image: Labelled) -> Labelled:
     return replace(image, sample=image.sample.model_copy(update={"masks": {}, "indexed": ()}))
 
 
-def _require_same_classes(teacher: str, told: Task, asked: Task) -> None:
+def _require_same_classes(teacher: str, theirs: Task, ours: Task) -> None:
     """ConfigurationError unless a teacher's classes are the task's; a single one may be called otherwise."""
-    alone = len(told.targets) == len(asked.targets) == 1
-    if told.overlapping != asked.overlapping or (told.targets != asked.targets and not alone):
-        raise ConfigurationError(f"the teacher {teacher} segments {_named(told)}, the task is {_named(asked)}")
+    alone = len(theirs.targets) == len(ours.targets) == 1
+    if theirs.overlapping != ours.overlapping or (theirs.targets != ours.targets and not alone):
+        raise ConfigurationError(f"the teacher {teacher} segments {_named(theirs)}, the task is {_named(ours)}")
 
 
 def _named(task: Task) -> str:

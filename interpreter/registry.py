@@ -16,7 +16,7 @@ from store.pixels import holds_pixels
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedInterpreter:
     """One interpreter that was found whole.
 
     Attributes:
@@ -41,7 +41,7 @@ class Listed:
         return {
             "for": manifest.summary,
             "classes": ", ".join(self.card.task.classes[1:]),
-            "reads": f"{self.card.backbone}, spec {self.card.spec.said}",
+            "reads": f"{self.card.backbone}, spec {self.card.spec.summary}",
             "features by": self.extracting or "",
             "adapted": _adapted(self.card),
             "weights": f"{self.weights / 1000:.0f} k, {human_bytes(self.size)}, {self.card.licence}",
@@ -75,7 +75,7 @@ class Listed:
         } | self.card.model_dump(mode="json")
 
 
-def listed(folders: Iterable[Path] = ()) -> list[Listed]:
+def listed(folders: Iterable[Path] = ()) -> list[ListedInterpreter]:
     """Every shipped interpreter, then those of these folders, each loaded once so that it is known to be whole.
 
     Raises:
@@ -99,9 +99,9 @@ def _validation(card: Card) -> str:
     return "" if dice is None else f"Dice {100 * dice:.1f} on its validation images"
 
 
-def _listed(name: str) -> Listed:
+def _listed(name: str) -> ListedInterpreter:
     interpreter, card = load_interpreter(name)
     folder = folder_of(name)
     manifest = read_intact(folder, otherwise=CheckpointError)
     size = (folder / WEIGHTS_FILE).stat().st_size
-    return Listed(name, folder, card, manifest, interpreter.parameter_count, size)
+    return ListedInterpreter(name, folder, card, manifest, interpreter.parameter_count, size)

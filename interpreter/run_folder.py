@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from interpreter.config import InterpreterConfig, of_today
+from interpreter.config import InterpreterConfig, with_current_defaults
 from interpreter.errors import ConfigurationError
 from interpreter.settings import TrainingSettings
 from store.files import read_json, replace_json, replaced
@@ -39,15 +39,15 @@ class RunFolder:
         if path.is_file():
             theirs = read_json(path, ConfigurationError)
             if "config" in theirs:
-                theirs["config"] = of_today(InterpreterConfig, theirs["config"])
+                theirs["config"] = with_current_defaults(InterpreterConfig, theirs["config"])
             if "training" in theirs:
-                theirs["training"] = of_today(TrainingSettings, theirs["training"])
+                theirs["training"] = with_current_defaults(TrainingSettings, theirs["training"])
             if differing := [field for field in mine if mine[field] != theirs.get(field, mine[field])]:
-                told = "; ".join(
+                listed = "; ".join(
                     line for field in differing for line in _differences(field, theirs[field], mine[field])
                 )
                 raise ConfigurationError(
-                    f"{self.path} holds a training with other {', '.join(differing)} ({told}); "
+                    f"{self.path} holds a training with other {', '.join(differing)} ({listed}); "
                     "choose another folder to start anew"
                 )
         replace_json(path, mine)

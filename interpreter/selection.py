@@ -21,7 +21,7 @@ from store.feature_store import FeatureStore
 class Selection:
     """Keeps the best interpreter of a run in its folder; without validation images the latest.
 
-    Used by the first process alone, but for ``heard``.
+    Used by the first process alone, but for ``update``.
 
     Args:
         folder: of the run.
@@ -53,7 +53,7 @@ class Selection:
         self._metrics = {"validation_dice": round(scores.mean_dice, 4)}
         return scores.criterion(overlapping=task.overlapping)
 
-    def heard(self, criterion: float) -> bool:
+    def update(self, criterion: float) -> bool:
         """Whether a network with this criterion is to be kept; every process counts along."""
         if criterion <= self.best and self.images:
             self.since_best += 1

@@ -61,7 +61,7 @@ def split_off(images: Sequence[Labelled], share: float, seed: int) -> tuple[list
     return train, validation
 
 
-def seen_plainly(images: Iterable[Labelled], views: Sequence[str]) -> list[Labelled]:
+def unaugmented(images: Iterable[Labelled], views: Sequence[str]) -> list[Labelled]:
     """Images as a training of these views validates them."""
     view = plain_view(views)
     return [image.seen_as(view) for image in images]
@@ -69,10 +69,10 @@ def seen_plainly(images: Iterable[Labelled], views: Sequence[str]) -> list[Label
 
 def validation_in(store: FeatureStore, references: Iterable[str], task: Task, views: Sequence[str]) -> list[Labelled]:
     """The labelled images of some data sets, NAME or NAME:SPLIT, as a training of these views validates them."""
-    return seen_plainly(labelled_in(store, references, task), views)
+    return unaugmented(labelled_in(store, references, task), views)
 
 
-def parted(
+def split_images(
     images: list[Labelled], settings: TrainingSettings, validation: Sequence[Labelled] | None
 ) -> tuple[list[Labelled], list[Labelled]]:
     """(training, validation) images of a training, read as the settings' plain view.
@@ -83,7 +83,7 @@ def parted(
     Raises:
         TrainingDataError: there are too few, or one is to be trained on and selected on.
     """
-    images = seen_plainly(without_duplicates(images), settings.views)
+    images = unaugmented(without_duplicates(images), settings.views)
     if settings.labels is not None:
         images = few(images, settings.labels, settings.seed)
     if validation is not None:

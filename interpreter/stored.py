@@ -25,7 +25,7 @@ def store_spec(store: FeatureStore, digest: str | None, images: Sequence[Labelle
         return specs[0]
     if not specs:
         raise MissingEntry(f"{store.location}: no features here; `extractor run --dataset ... --store ...` makes them")
-    listed = "; ".join(spec.said for spec in specs)
+    listed = "; ".join(spec.summary for spec in specs)
     raise MissingEntry(f"{store.location}: features of several specs are here, choose one with --spec: {listed}")
 
 

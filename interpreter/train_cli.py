@@ -11,9 +11,9 @@ import typer
 
 from interpreter.checkpoint import folder_of
 from interpreter.config import HeadName
-from interpreter.data import all_images, labelled_in, lacking
+from interpreter.data import all_images, labelled_in, missing_masks
 from interpreter.domain import DOMAIN_FILE, LEAST
-from interpreter.metrics import or_none
+from interpreter.metrics import finite_or_none
 from interpreter.network import InterpreterConfig
 from interpreter.options import AsJson, Datasets, DeviceOption, ScanOption, StoreOption, require_device
 from interpreter.pseudo_labels import PseudoLabels
@@ -164,7 +164,7 @@ def train(
         standardise=standardise,
     )
     images = labelled_in(features, dataset, what)
-    for line in lacking(features, [*dataset, *(validation or [])], what):
+    for line in missing_masks(features, [*dataset, *(validation or [])], what):
         console.note(line)
     read = store_spec(features, spec, images)
     source = backbone or features.backbone_of(read)
@@ -180,23 +180,23 @@ def train(
             raise typer.BadParameter("expected another folder in --out than that of --teacher, which it would replace")
         unknown = [image for reference in unlabelled or [] for image in all_images(features, reference)]
         pseudo_labels = PseudoLabels(features, what, unknown, teacher, settings.views, scan)
-        _say_who_teaches(teacher, pseudo_labels, what)
+        _print_teacher(teacher, pseudo_labels, what)
     training = Training(
         features, read, what, images, config, settings, out, source, device,
         validation=kept, pseudo_labels=pseudo_labels, scan=scan,
     )  # fmt: skip
-    _train_and_say(training, as_json)
+    _train(training, as_json)
 
 
-def _say_who_teaches(teacher: str, pseudo_labels: PseudoLabels, task: Task) -> None:
-    told = pseudo_labels.task_of_teacher
-    renamed = f"; its {told.targets[0]} is taken for {task.targets[0]}" if told.targets != task.targets else ""
+def _print_teacher(teacher: str, pseudo_labels: PseudoLabels, task: Task) -> None:
+    theirs = pseudo_labels.task_of_teacher
+    renamed = f"; its {theirs.targets[0]} is taken for {task.targets[0]}" if theirs.targets != task.targets else ""
     console.err.print(
         f"{teacher} labels those of {len(pseudo_labels.images)} photographs that have no labels here{renamed}"
     )
 
 
-def _train_and_say(training: Training, as_json: bool) -> None:
+def _train(training: Training, as_json: bool) -> None:
     """Train to the end or to Ctrl-C, and say how good it became; of several processes the first one does."""
     from interpreter.counting import cost_of
 
@@ -216,8 +216,12 @@ def _train_and_say(training: Training, as_json: bool) -> None:
     if not (training.folder / DOMAIN_FILE).is_file():
         console.note(f"it cannot tell photographs that are unlike its own: that takes {LEAST} of them and more")
     if as_json:
-        told = {"interpreter": str(training.folder), "validation_dice": or_none(dice), "epochs": training.epoch}
-        console.print_json(told)
+        report = {
+            "interpreter": str(training.folder),
+            "validation_dice": finite_or_none(dice),
+            "epochs": training.epoch,
+        }
+        console.print_json(report)
     elif math.isnan(dice):
         console.out.print(f"{training.folder}: trained to the last epoch, without validation images")
     else:

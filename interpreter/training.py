@@ -36,7 +36,7 @@ from interpreter.run_folder import RunFolder
 from interpreter.scan import Method
 from interpreter.selection import Selection
 from interpreter.settings import TrainingSettings as TrainingSettings
-from interpreter.splits import parted
+from interpreter.splits import split_images
 from interpreter.stored import require_features
 from interpreter.task import Task
 from store.batches import Batch
@@ -96,8 +96,8 @@ class Training:
             raise ConfigurationError("classes overlap in the task or in the network, not in both")
         self.store, self.spec, self.task, self.settings, self.folder = store, spec, task, settings, folder
         self.rules = rules or Rules()
-        labelled, validation_images = parted(images, settings, validation)
-        unlabelled = [] if pseudo_labels is None else pseudo_labels.beside(labelled, validation_images)
+        labelled, validation_images = split_images(images, settings, validation)
+        unlabelled = [] if pseudo_labels is None else pseudo_labels.excluding(labelled, validation_images)
         self.train_images = [*labelled, *unlabelled]
         self._taught, self._pseudo_labels = unlabelled, pseudo_labels
         require_features(store, spec, self.train_images, settings.views)
@@ -204,18 +204,18 @@ class Training:
         self._is_prepared = True
 
     def _run_epoch(self, recorder: Recorder, report: Report | None, stop: Stop | None) -> None:
-        started, waited, asked = time.perf_counter(), 0.0, time.perf_counter()
+        started, waited, ready = time.perf_counter(), 0.0, time.perf_counter()
         for batch in self.feed.batches(self.epoch, self.next_batch):
-            waited += time.perf_counter() - asked
+            waited += time.perf_counter() - ready
             loss = self._step(batch)
             if self._holes is not None:
                 self._holes.after_step()
             recorder.loss(loss, self.epoch * self.steps_per_epoch + batch.position)
             if report is not None:
                 report(self.epoch, batch.position, loss)
-            if stop is not None and stop.asked and self.accelerator.num_processes == 1:
+            if stop is not None and stop.requested and self.accelerator.num_processes == 1:
                 raise KeyboardInterrupt
-            asked = time.perf_counter()
+            ready = time.perf_counter()
         self.data_wait_share = waited / (time.perf_counter() - started)
         recorder.epoch(self.epoch, self.data_wait_share, self.optimizer.param_groups[0]["lr"])
 
@@ -228,12 +228,12 @@ class Training:
 
     def _learn(self, batch: Batch) -> float:
         torch.manual_seed(_drawn_seed(self.settings.seed, self.epoch, batch.position, self.accelerator.process_index))
-        fed = self.feed.fed(batch, self.epoch)
+        loaded = self.feed.load(batch, self.epoch)
         self._set_learning_rate(batch.position)
         self.network.train()
         full = (batch.position + 1) % self.settings.accumulate == 0 or batch.position + 1 == self.steps_per_epoch
         with self.accelerator.no_sync(self._objective) if not full else nullcontext():
-            loss = self._objective(*fed) * self.feed.weight(batch.position)
+            loss = self._objective(*loaded) * self.feed.weight(batch.position)
             self.accelerator.backward(loss / self.settings.accumulate)
         if full:
             self._stepper.step()
@@ -257,7 +257,7 @@ class Training:
         criterion = [0.0]
         if self.accelerator.is_main_process:
             criterion = [self.selection.criterion(self.network, self.epoch, recorder, self.feed.truth_of)]
-        if self.selection.heard(float(broadcast_object_list(criterion)[0])) and self.accelerator.is_main_process:
+        if self.selection.update(float(broadcast_object_list(criterion)[0])) and self.accelerator.is_main_process:
             self.selection.keep(self.network, self.epoch)
 
     def _unfinished(self) -> bool:

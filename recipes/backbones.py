@@ -56,13 +56,13 @@ class Variant:
     """One way of pre-training; what is not said is as for the backbone that is shipped.
 
     Attributes:
-        says: how it differs.
+        description: how it differs.
         pretraining: of ``PretrainingSettings``.
         initial: the shipped backbone that it goes on from, whose compute its own adds to; None draws the weights.
         widths, blocks_per_level: of the U-Net, as ``plain_unet`` has them.
     """
 
-    says: str
+    description: str
     pretraining: dict[str, Any] = field(default_factory=dict)
     initial: str | None = None
     widths: tuple[int, ...] = tuple(small_unet()["block_out_channels"])
@@ -213,12 +213,12 @@ class Comparison:
         return round(time.process_time() - started, 1) if first == 0 else None
 
     def _assess(self, folder: Path, sources: Sequence[str], split: str | None = "train") -> list[dict[str, Any]]:
-        told = call(
+        report = call(
             "extractor", "assess", "--backbone", folder / "backbone",
             *[word for source in sources for word in ("--dataset", source)], "--photographs", self.count,
             *(["--split", split] if split else []), "--json",
         )  # fmt: skip
-        found: list[dict[str, Any]] = told["datasets"]
+        found: list[dict[str, Any]] = report["datasets"]
         return found
 
     def _held_out(self) -> Path:
@@ -276,7 +276,9 @@ def backbones(
     comparison = Comparison(table, work, tflop, count=1 if smoke else 4)
     scored = [comparison.score(name, variant) for name, variant in variants.items()]
     if as_json:
-        console.print_json([dataclasses.asdict(one) | {"says": VARIANTS[one.name].says} for one in scored])
+        console.print_json(
+            [dataclasses.asdict(one) | {"description": VARIANTS[one.name].description} for one in scored]
+        )
         return
     shown = Table("variant", "steps", "s", "denoised, t = 500", "up and back", "vessels, mean", "best", "where")
     for one in scored:

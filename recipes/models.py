@@ -104,12 +104,12 @@ class Build:
         """Features of a part of a split; their spec."""
         manifest = part.source.write_manifest(self.table, self.work / "tables")
         limit = [] if part.photographs is None else ["--limit", part.photographs]
-        told = call(
+        report = call(
             "extractor", "run", "--dataset", f"manifest:{manifest}", "--split", split, *limit, "--views", views,
             "--preset", recipe.preset, "--encoding", recipe.encoding, "--backbone", backbone, "--store", self.store,
             *(["--preprocessing", recipe.preprocessing] if recipe.preprocessing else []), "--json",
         )  # fmt: skip
-        spec: str = told["spec"]
+        spec: str = report["spec"]
         return spec
 
     def _figures(self, recipe: InterpreterRecipe, part: Part, model: Path, backbone: str) -> Iterable[Figure]:

@@ -17,7 +17,7 @@ from store.files import replaced
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceDataset:
     """One data set of the table.
 
     Attributes:

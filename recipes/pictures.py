@@ -39,7 +39,7 @@ SHIPPED = {"retina.jpg": "a retina", "astronaut.png": "an astronaut"}
 
 
 @dataclass(frozen=True)
-class Asked:
+class Photograph:
     """One photograph.
 
     Attributes:
@@ -54,7 +54,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Told:
+class Finding:
     """What a model said of a photograph.
 
     Attributes:
@@ -76,37 +76,37 @@ class Told:
     abstains: bool
 
 
-def photographs(undisplayed: Sequence[Path] = ()) -> list[Asked]:
+def photographs(undisplayed: Sequence[Path] = ()) -> list[Photograph]:
     """Those of scikit-image, then those that are not to be shown."""
     folder = files("skimage.data")
-    theirs = [Asked(title, folder.joinpath(name).read_bytes()) for name, title in SHIPPED.items()]
-    return theirs + [Asked(path.stem, path.read_bytes(), displayed=False) for path in undisplayed]
+    theirs = [Photograph(title, folder.joinpath(name).read_bytes()) for name, title in SHIPPED.items()]
+    return theirs + [Photograph(path.stem, path.read_bytes(), displayed=False) for path in undisplayed]
 
 
-def ask(engine: Engine, asked: Sequence[Asked]) -> tuple[list[Told], NDArray[np.uint8]]:
+def ask(engine: Engine, shown: Sequence[Photograph]) -> tuple[list[Finding], NDArray[np.uint8]]:
     """Every model about every photograph: numbers, and a picture uint8 (H, W, 3) with a row for each photograph."""
-    told: list[Told] = []
+    findings: list[Finding] = []
     rows = []
-    for one in asked:
+    for one in shown:
         tiles = [_tile(_shown(one), one.title)]
         for model in engine.models.by_name:
             answer = engine.segment(one.data, one.title, model)
-            told.append(_told(one.title, answer))
-            tiles.append(_tile(overlay(_shown(one), answer.labels, answer.colours, 0.8), _caption(told[-1])))
+            findings.append(_finding(one.title, answer))
+            tiles.append(_tile(overlay(_shown(one), answer.labels, answer.colours, 0.8), _caption(findings[-1])))
         rows.append(np.concatenate(tiles, axis=1))
-    return told, np.concatenate(rows)
+    return findings, np.concatenate(rows)
 
 
-def _shown(one: Asked) -> NDArray[np.uint8]:
+def _shown(one: Photograph) -> NDArray[np.uint8]:
     pixels = decode_image(one.data, one.title)
     return pixels if one.displayed else np.zeros_like(pixels)
 
 
-def _told(photograph: str, answer: Answer) -> Told:
+def _finding(photograph: str, answer: Answer) -> Finding:
     score = answer.domain
     assert score is not None, "every shipped interpreter has a domain"
     usual = score.residual_range
-    return Told(
+    return Finding(
         photograph,
         answer.model,
         round(float((answer.labels > 0).mean()), 4),
@@ -119,9 +119,10 @@ def _told(photograph: str, answer: Answer) -> Told:
     )
 
 
-def _caption(told: Told) -> str:
-    residual = "" if told.residual is None else f"; residual {told.residual:.4f}"
-    return f"{told.model}{': abstains' if told.abstains else ''}\n{told.distance} of {told.threshold}{residual}"
+def _caption(finding: Finding) -> str:
+    advice = ": abstains" if finding.abstains else ""
+    residual = "" if finding.residual is None else f"; residual {finding.residual:.4f}"
+    return f"{finding.model}{advice}\n{finding.distance} of {finding.threshold}{residual}"
 
 
 def _tile(picture: NDArray[np.uint8], caption: str) -> NDArray[np.uint8]:
@@ -148,15 +149,15 @@ def pictures(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
 ) -> None:
     """Ask all shipped interpreters about photographs they were not made for."""
-    told, picture = ask(load_engine(shipped(), store), photographs(undisplayed or []))
+    findings, picture = ask(load_engine(shipped(), store), photographs(undisplayed or []))
     Image.fromarray(picture).save(out, quality=80)
     if as_json:
-        console.print_json([dataclasses.asdict(one) for one in told])
+        console.print_json([dataclasses.asdict(one) for one in findings])
         return
     table = Table(
         "photograph", "model", "found, %", "agreement", "distance", "threshold", "residual", "usual", "abstains"
     )
-    for one in told:
+    for one in findings:
         usual = "" if one.residual_range is None else "{} to {}".format(*one.residual_range)
         table.add_row(
             one.photograph, one.model, f"{100 * one.found:.1f}", str(one.agreement), str(one.distance),

@@ -20,7 +20,7 @@ from interpreter.errors import InterpreterError
 from recipes.calls import StepFailed, call
 from recipes.drawing import SMOKE_BACKBONE
 from recipes.models import TABLE, Build, table_at
-from recipes.photographs import Source
+from recipes.photographs import SourceDataset
 from recipes.shipped import CHASE_DB1, HRF, IDRID, STARE
 from store import console
 from store.errors import StoreError
@@ -87,7 +87,7 @@ class TableRecipe:
     """
 
     protocol: str
-    sources: tuple[Source, ...]
+    sources: tuple[SourceDataset, ...]
     rows: tuple[str, ...]
     edition: str = "strict"
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -97,7 +97,7 @@ class TableRecipe:
 
 CAMERAS = (STARE, CHASE_DB1, HRF)
 METHODS = ("diffdgss", "anchored", "stochastic", "untrained", "mlp", "unet", "pyramid")
-OCTA = Source("octa_500", "OCTA500_6M", ("vessel",), "no licence stated")
+OCTA = SourceDataset("octa_500", "OCTA500_6M", ("vessel",), "no licence stated")
 TABLES = {
     "lodo-vessels": TableRecipe("lodo-vessels", CAMERAS, METHODS),
     "lodo-vessels-aadg-compat": TableRecipe("lodo-vessels", CAMERAS, METHODS, "aadg-compat"),
@@ -214,14 +214,14 @@ def tables(
     if smoke:
         settings["views"] = settings["views"].partition(",photometric")[0]
         settings |= SMOKE | {"backbone": str(Build(table, work).backbone(SMOKE_BACKBONE))}
-    told = build_table(
+    report = build_table(
         recipe, table, work, work / name, rows or ",".join(recipe.rows), seeds or ",".join(map(str, recipe.seeds)),
         settings,
     )  # fmt: skip
     if as_json:
-        console.print_json(told)
+        console.print_json(report)
     else:
-        console.out.print(told["report"], highlight=False)
+        console.out.print(report["report"], highlight=False)
 
 
 def main() -> NoReturn:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from interpreter.domain import DomainScore
 from interpreter.expected import expected_of
-from interpreter.metrics import or_none
+from interpreter.metrics import finite_or_none
 from interpreter.prediction import Prediction, disagreement, native_probabilities, topmost, vote
 from store.geometry import Geometry, Interpolation
 
@@ -93,7 +93,7 @@ class Answer:
 
         None where it was not found.
         """
-        return dict(zip(self.classes[1:], map(or_none, expected_of(self.prediction, self.fov)), strict=True))
+        return dict(zip(self.classes[1:], map(finite_or_none, expected_of(self.prediction, self.fov)), strict=True))
 
     @property
     def uncertainty(self) -> NDArray[np.float32]:

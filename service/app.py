@@ -64,9 +64,9 @@ def create_app(
     )
     app.state.settings, app.state.context, app.state.engine = settings, context, context.engine
     for kind in EXPECTED:
-        app.add_exception_handler(kind, _told)
-    app.add_exception_handler(RequestValidationError, _cannot_be_meant)
-    app.add_exception_handler(HTTPException, _refused)
+        app.add_exception_handler(kind, _expected_error)
+    app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(HTTPException, _http_error)
     for routes in (page, health, segment, features, jobs, models):
         app.include_router(routes.router)
     app.add_middleware(LastResort)  # the innermost, so that a failure is answered within all that surrounds it
@@ -95,7 +95,7 @@ def _reload_on_hangup(context: Context) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: threading.Thread(target=reload).start())
 
 
-async def _told(request: Request, error: Exception) -> JSONResponse:
+async def _expected_error(request: Request, error: Exception) -> JSONResponse:
     status = status_of(error)
     request.app.state.context.http.refused.labels(type(error).__name__).inc()
     worth_a_line = status >= 500 or isinstance(error, StoreError)
@@ -105,14 +105,14 @@ async def _told(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": detail_of(error)}, status_code=status, headers=headers_of(error))
 
 
-async def _cannot_be_meant(_request: Request, error: Exception) -> JSONResponse:
+async def _invalid_request(_request: Request, error: Exception) -> JSONResponse:
     """Parameters that do not fit: where and why, never what was sent."""
     assert isinstance(error, RequestValidationError)
     found = [f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']}" for one in error.errors()[:5]]
     return JSONResponse({"detail": "; ".join(found)}, status_code=422)
 
 
-async def _refused(_request: Request, error: Exception) -> JSONResponse:
+async def _http_error(_request: Request, error: Exception) -> JSONResponse:
     """Routes and methods that do not exist."""
     assert isinstance(error, HTTPException)
     return JSONResponse({"detail": str(error.detail)}, status_code=error.status_code, headers=error.headers)

@@ -100,13 +100,13 @@ def _jobs_are_kept(settings: Settings) -> bool:
     """Say whether something can be written where jobs are kept."""
     from store.objects import open_objects
 
-    told = "can be read and written"
+    state = "can be read and written"
     try:
         open_objects(settings.jobs_location).require_writable()
     except (StoreError, OSError) as error:
-        told = str(error)
-    console.out.print(f"jobs {settings.jobs_location}: {told}", highlight=False)
-    return told == "can be read and written"
+        state = str(error)
+    console.out.print(f"jobs {settings.jobs_location}: {state}", highlight=False)
+    return state == "can be read and written"
 
 
 def _folders_are_read(settings: Settings) -> bool:
@@ -116,10 +116,10 @@ def _folders_are_read(settings: Settings) -> bool:
     sources, fine = Sources(settings.folders, settings.store_timeout), True
     for name in settings.folders:
         try:
-            told = f"{len(sources.keys(name))} photographs"
+            state = f"{len(sources.keys(name))} photographs"
         except EXPECTED as error:
-            told, fine = str(error), False
-        console.out.print(f"folder {name}: {told}", highlight=False)
+            state, fine = str(error), False
+        console.out.print(f"folder {name}: {state}", highlight=False)
     sources.close()
     return fine
 

@@ -90,59 +90,59 @@ class Client:
     def features(self, photograph: Photograph, model: str | None = None, *, mirrored: bool = False) -> FeaturesInfo:
         """Have features of a photograph, and of its flips, in the store; ``key`` of the result names them."""
         options: dict[str, Any] = {"mirrored": mirrored} | ({} if model is None else {"model": model})
-        response = self._asked("POST", "/v1/features", params=options, files=[_file(photograph)])
+        response = self._request("POST", "/v1/features", params=options, files=[_file(photograph)])
         return FeaturesInfo.model_validate_json(response.content)
 
     def stored_features(self, key: str) -> FeaturesInfo:
         """What is kept under a key; Refused where there is nothing (any more)."""
-        return FeaturesInfo.model_validate_json(self._asked("GET", f"/v1/features/{key}").content)
+        return FeaturesInfo.model_validate_json(self._request("GET", f"/v1/features/{key}").content)
 
     def block(self, key: str, block: str, timestep: int | None = None) -> NDArray[np.float32]:
         """One block of stored features, float32 (t, c, h, w)."""
         options: dict[str, Any] = {"block": block} | ({} if timestep is None else {"timestep": timestep})
-        response = self._asked("GET", f"/v1/features/{key}", params=options)
+        response = self._request("GET", f"/v1/features/{key}", params=options)
         maps: NDArray[np.float32] = np.load(io.BytesIO(response.content), allow_pickle=False)
         return maps
 
     def models(self) -> list[ModelInfo]:
         """Every model, the default first."""
-        return TypeAdapter(list[ModelInfo]).validate_json(self._asked("GET", "/v1/models").content)
+        return TypeAdapter(list[ModelInfo]).validate_json(self._request("GET", "/v1/models").content)
 
     def reload(self) -> list[str]:
         """Have settings, keys and models read anew; the names of the models. For keys that the operator named."""
-        return Reloaded.model_validate_json(self._asked("POST", "/v1/reload").content).models
+        return Reloaded.model_validate_json(self._request("POST", "/v1/reload").content).models
 
     def ready(self) -> Ready:
         """Whether the service is ready; Refused while it is not."""
-        return Ready.model_validate_json(self._asked("GET", "/readyz").content)
+        return Ready.model_validate_json(self._request("GET", "/readyz").content)
 
     def start_job(self, photographs: Sequence[Photograph] = (), folder: str | None = None, **options: Any) -> JobStatus:
         """Segment many photographs, or a folder that the operator allowed by name."""
         files: list[tuple[str, Any]] = [_file(one, f"image{i}") for i, one in enumerate(photographs)]
         if folder is not None:
             files.append(("folder", (None, folder)))  # a header takes ASCII alone
-        response = self._asked("POST", "/v1/jobs", params=_given(options), files=files or None)
+        response = self._request("POST", "/v1/jobs", params=_given(options), files=files or None)
         return JobStatus.model_validate_json(response.content)
 
     def job(self, job_id: str) -> JobStatus:
         """How far a job is."""
-        return JobStatus.model_validate_json(self._asked("GET", f"/v1/jobs/{job_id}").content)
+        return JobStatus.model_validate_json(self._request("GET", f"/v1/jobs/{job_id}").content)
 
     def jobs(self) -> list[JobStatus]:
         """The jobs of this key that are still kept, the oldest first."""
-        return TypeAdapter(list[JobStatus]).validate_json(self._asked("GET", "/v1/jobs").content)
+        return TypeAdapter(list[JobStatus]).validate_json(self._request("GET", "/v1/jobs").content)
 
     def cancel_job(self, job_id: str) -> JobStatus:
         """Stop a job."""
-        return JobStatus.model_validate_json(self._asked("DELETE", f"/v1/jobs/{job_id}").content)
+        return JobStatus.model_validate_json(self._request("DELETE", f"/v1/jobs/{job_id}").content)
 
     def delete_job(self, job_id: str) -> None:
         """Delete a finished job and its answers."""
-        self._asked("DELETE", f"/v1/jobs/{job_id}/results")
+        self._request("DELETE", f"/v1/jobs/{job_id}/results")
 
     def delete_features(self, key: str) -> None:
         """Delete a photograph's features and finished answers; for keys of admins."""
-        self._asked("DELETE", f"/v1/features/{key}")
+        self._request("DELETE", f"/v1/features/{key}")
 
     def finished_job(
         self, job_id: str, every: float = 1.0, on_progress: Callable[[JobStatus], None] | None = None
@@ -158,13 +158,13 @@ class Client:
 
     def job_results(self, job_id: str) -> bytes:
         """The ZIP of a finished job."""
-        return self._asked("GET", f"/v1/jobs/{job_id}/results").content
+        return self._request("GET", f"/v1/jobs/{job_id}/results").content
 
     def _segment(self, photograph: Photograph | None, options: dict[str, Any]) -> bytes:
         files = None if photograph is None else [_file(photograph)]
-        return self._asked("POST", "/v1/segment", params=_given(options), files=files).content
+        return self._request("POST", "/v1/segment", params=_given(options), files=files).content
 
-    def _asked(self, method: str, path: str, **how: Any) -> httpx.Response:
+    def _request(self, method: str, path: str, **how: Any) -> httpx.Response:
         """The answer; a busy service is asked again."""
         for attempt in range(self._patience + 1):
             response = self._http.request(method, path, **how)

@@ -15,7 +15,7 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 
 from service.engine import Engine, load_engine
 from service.errors import Abandoned, Conflict, Forbidden, NotReady, Unavailable
-from service.flights import Flight, Ticket, late
+from service.flights import Flight, Ticket, deadline_error
 from service.job_record import JobRecord
 from service.job_runner import JobRunner
 from service.jobs import JobLimits, Jobs
@@ -241,7 +241,7 @@ async def awaited(request: Request, engine: Engine, flight: Flight[T], ticket: T
             if not future.done() and await request.is_disconnected():
                 raise Abandoned("the client went away")
         if not future.done() or future.cancelled() or isinstance(future.exception(), Abandoned):
-            raise late(flight)
+            raise deadline_error(flight)
         return future.result()
     finally:
         engine.leave(flight, ticket)

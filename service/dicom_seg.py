@@ -192,8 +192,10 @@ def _groups(header: Dataset) -> Dataset:
 
 def _spacing(header: Dataset) -> list[float] | None:
     """Size of a pixel in mm, (row, column); None where the source does not say two positive numbers."""
-    said = header.get("PixelSpacing")
-    values = [float(value) for value in said] if isinstance(said, Sequence) and not isinstance(said, str) else []
+    spacing = header.get("PixelSpacing")
+    values = (
+        [float(value) for value in spacing] if isinstance(spacing, Sequence) and not isinstance(spacing, str) else []
+    )
     return values if len(values) == 2 and all(value > 0 for value in values) else None
 
 

@@ -36,7 +36,7 @@ from service.flights import Flight, Flights, Ticket
 from service.metrics import Metrics
 from service.models import Model, Models, load_models
 from service.photographs import decode_photograph, quality_warnings
-from service.question import Kept, Limits, Question, Work, subset
+from service.question import FeaturesResult, Limits, Question, Work, subset
 from service.shared import Shared
 from service.storage import Storage
 from store.feature_store import FeatureStore
@@ -110,9 +110,9 @@ class Engine:
             ImageError: no photograph; NoFieldOfView: nothing lit in it.
         """
         ticket = Ticket()
-        asked = self.question(data, name, model, timesteps, mirrored=mirrored)
-        known = self.finished(asked)
-        return known or self._flights.wait(self.ask(asked, ticket, patient=True), ticket)
+        question = self.question(data, name, model, timesteps, mirrored=mirrored)
+        known = self.finished(question)
+        return known or self._flights.wait(self.ask(question, ticket, patient=True), ticket)
 
     def question(
         self,
@@ -147,27 +147,27 @@ class Engine:
             raise NotFound(f"no model here reads features of the spec {digest}; see /v1/models")
         return Question(image, None, key, reader, subset(reader, timesteps), mirrored)
 
-    def finished(self, asked: Question) -> Answer | None:
+    def finished(self, question: Question) -> Answer | None:
         """The answer, if it is known already."""
-        answer = self._answers.get(asked.key)
+        answer = self._answers.get(question.key)
         if answer is not None:
-            self.metrics.answers.labels(asked.model.name, "answers").inc()
+            self.metrics.answers.labels(question.model.name, "answers").inc()
         return answer
 
-    def ask(self, asked: Question, ticket: Ticket, *, patient: bool = False) -> Flight[Answer]:
+    def ask(self, question: Question, ticket: Ticket, *, patient: bool = False) -> Flight[Answer]:
         """Put a question, or join those who wait for its answer.
 
         Raises:
             Busy: the queue is full, and the caller is not patient.
         """
         # Errors name the file, and what a client calls its file is for no other's eyes.
-        key = ("answer", *asked.key, asked.name)
-        return self._join(key, ticket, lambda flight: self._answer(asked, flight), patient=patient)
+        key = ("answer", *question.key, question.name)
+        return self._join(key, ticket, lambda flight: self._answer(question, flight), patient=patient)
 
-    def ask_features(self, asked: Question, ticket: Ticket) -> Flight[Kept]:
+    def ask_features(self, question: Question, ticket: Ticket) -> Flight[FeaturesResult]:
         """Have the features of a photograph in the store."""
-        key = ("features", asked.image_id, asked.model.card.spec.digest, asked.views, asked.name)
-        return self._join(key, ticket, lambda flight: self._kept(asked, flight))
+        key = ("features", question.image_id, question.model.card.spec.digest, question.views, question.name)
+        return self._join(key, ticket, lambda flight: self._made_or_found(question, flight))
 
     def ask_field_of_view(self, data: bytes, name: str, ticket: Ticket) -> Flight[Answer]:
         """The field of view alone, as an answer of two classes; no network is run."""
@@ -212,12 +212,12 @@ class Engine:
     ) -> Flight[Any]:
         return self._flights.join(key, ticket, work, patient=patient)
 
-    def _answer(self, asked: Question, flight: Flight[Any]) -> Answer:
-        if (known := self.finished(asked)) is not None:  # finished between the question and its turn
+    def _answer(self, question: Question, flight: Flight[Any]) -> Answer:
+        if (known := self.finished(question)) is not None:  # finished between the question and its turn
             return known
-        work, model = Work(self.metrics, lambda: flight.wanted), asked.model
-        by_view, cached = self._features(asked, flight, work)
-        timesteps = asked.timesteps or model.card.spec.timesteps
+        work, model = Work(self.metrics, lambda: flight.wanted), question.model
+        by_view, cached = self._features(question, flight, work)
+        timesteps = question.timesteps or model.card.spec.timesteps
         features, reader = by_view[IDENTITY], model.interpreter.at(timesteps)
         mirrored = {view: one.at(model.card.spec, timesteps) for view, one in by_view.items()}
         plain = mirrored.pop(IDENTITY)
@@ -231,7 +231,7 @@ class Engine:
         with self._at_native_size, work.stage("outline"):
             _, labels, layers = at_native_size(prediction, features.fov, features.geometry)
         answer = Answer(
-            image_id=asked.image_id,
+            image_id=question.image_id,
             model=model.name,
             version=model.version,
             spec=model.card.spec.digest,
@@ -239,7 +239,7 @@ class Engine:
             colours=model.card.task.colours,
             timesteps=timesteps,
             voters=reader.voters,
-            mirrored=asked.mirrored,
+            mirrored=question.mirrored,
             labels=labels,
             prediction=prediction,
             fov=features.fov,
@@ -253,7 +253,7 @@ class Engine:
             layers=layers,
         )
         self._count(answer)
-        self._answers.put(asked.key, replace(answer, warnings=tuple(dict.fromkeys(work.warnings))))
+        self._answers.put(question.key, replace(answer, warnings=tuple(dict.fromkeys(work.warnings))))
         return answer
 
     def _count(self, answer: Answer) -> None:
@@ -266,40 +266,40 @@ class Engine:
         if score.abstain:
             self.metrics.abstentions.labels(answer.model).inc()
 
-    def _kept(self, asked: Question, flight: Flight[Any]) -> Kept:
-        work, spec = Work(self.metrics, lambda: flight.wanted), asked.model.card.spec
-        _, cached = self._features(asked, flight, work)
-        key = feature_key(spec.digest, asked.image_id)
-        return Kept(key, asked.image_id, spec, cached, work.forwards, work.all_stored)
+    def _made_or_found(self, question: Question, flight: Flight[Any]) -> FeaturesResult:
+        work, spec = Work(self.metrics, lambda: flight.wanted), question.model.card.spec
+        _, cached = self._features(question, flight, work)
+        key = feature_key(spec.digest, question.image_id)
+        return FeaturesResult(key, question.image_id, spec, cached, work.forwards, work.all_stored)
 
-    def _decoded(self, asked: Question, work: Work) -> NDArray[np.uint8] | None:
+    def _decoded(self, question: Question, work: Work) -> NDArray[np.uint8] | None:
         """The photograph, if it was sent: a file that is no image is told first, known or not."""
-        if asked.data is None:
+        if question.data is None:
             return None
         with self._at_native_size, work.stage("decode"):
-            pixels = decode_photograph(asked.data, asked.name, self.limits.max_pixels, self.limits.formats)
-            work.warnings += quality_warnings(pixels, find_field_of_view(pixels, asked.name))
+            pixels = decode_photograph(question.data, question.name, self.limits.max_pixels, self.limits.formats)
+            work.warnings += quality_warnings(pixels, find_field_of_view(pixels, question.name))
         return pixels
 
-    def _features(self, asked: Question, flight: Flight[Any], work: Work) -> tuple[dict[str, Features], bool]:
+    def _features(self, question: Question, flight: Flight[Any], work: Work) -> tuple[dict[str, Features], bool]:
         """The features of a photograph by view, and whether all of them were in the store."""
-        pixels, render = self._decoded(asked, work), asked.model.extractor.render
-        upright = None if pixels is None else cache(lambda: render(pixels, Key(asked.image_id), UNNAMED))
+        pixels, render = self._decoded(question, work), question.model.extractor.render
+        upright = None if pixels is None else cache(lambda: render(pixels, Key(question.image_id), UNNAMED))
         by_view, cached = dict[str, Features](), True
-        for view in asked.views:
+        for view in question.views:
             try:
-                by_view[view], stored = self._features_of_view(asked, view, upright, work)
+                by_view[view], stored = self._features_of_view(question, view, upright, work)
             except ImageError as error:  # it may be told to several, each of whom has a name of its own for the file
-                raise type(error)(str(error).replace(UNNAMED, asked.name, 1)) from error
+                raise type(error)(str(error).replace(UNNAMED, question.name, 1)) from error
             cached &= stored
             flight.check()
         return by_view, cached
 
     def _features_of_view(
-        self, asked: Question, view: str, upright: Callable[[], Prepared] | None, work: Work
+        self, question: Question, view: str, upright: Callable[[], Prepared] | None, work: Work
     ) -> tuple[Features, bool]:
         """One of them; ``upright`` prepares the photograph, if it was sent."""
-        key, model = Key(asked.image_id, view), asked.model
+        key, model = Key(question.image_id, view), question.model
 
         def found_or_made(wanted: Callable[[], bool]) -> tuple[Features, bool]:
             with work.stage("read"):
@@ -308,20 +308,20 @@ class Engine:
                 return features, True
             if upright is None:
                 if view == IDENTITY:
-                    raise NotFound(f"no features {asked.name} here (any more); send the photograph")
+                    raise NotFound(f"no features {question.name} here (any more); send the photograph")
                 raise NotFound(
                     "the features of this photograph's mirror images are not here (any more); send the photograph, or "
                     "ask without mirrored"
                 )
-            return self._extracted(upright, asked, key, work, wanted), False
+            return self._extracted(upright, question, key, work, wanted), False
 
         return self._shared.once((model.card.spec.digest, key, upright is None), work.wanted, found_or_made)
 
     def _extracted(
-        self, upright: Callable[[], Prepared], asked: Question, key: Key, work: Work, wanted: Callable[[], bool]
+        self, upright: Callable[[], Prepared], question: Question, key: Key, work: Work, wanted: Callable[[], bool]
     ) -> Features:
         """Invert and store; an answer is given even if that fails. The maps are in the store's own type."""
-        extractor, card = asked.model.extractor, asked.model.card
+        extractor, card = question.model.extractor, question.model.card
         with work.stage("prepare"):
             prepared = upright().flipped(key.view)
         features = work.on_device("invert", lambda: self.device.invert(extractor, prepared, wanted))

@@ -131,7 +131,7 @@ class Flights(Generic[T]):
             return flight.future.result(ticket.remaining)
         except (FutureTimeout, CancelledError, Abandoned) as error:
             self.leave(flight, ticket)
-            raise late(flight) from error
+            raise deadline_error(flight) from error
 
     def close(self) -> None:
         """Finish what has begun; what has not is dropped."""
@@ -166,7 +166,7 @@ class Flights(Generic[T]):
             self._lock.notify()
 
 
-def late(flight: Flight[T]) -> Exception:
+def deadline_error(flight: Flight[T]) -> Exception:
     """What to tell one whose deadline passed: in the queue it is the load, afterwards the work."""
     if not flight.started:
         return Busy("the deadline passed before the image's turn came; ask again later")

@@ -6,7 +6,7 @@ import csv
 import io
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import AliasChoices, BaseModel, Field
 
 from service.answers import Answer
 from service.options import Options
@@ -16,7 +16,7 @@ State = Literal["queued", "running", "done", "cancelled"]
 FINISHED: tuple[State, ...] = ("done", "cancelled")
 
 
-class Told(BaseModel):
+class AnswerSummary(BaseModel):
     """What an answer says about itself, whatever format it is written in."""
 
     image_id: str
@@ -30,8 +30,8 @@ class Told(BaseModel):
     warnings: tuple[str, ...]
 
     @classmethod
-    def by(cls, answer: Answer) -> Told:
-        """What an answer says."""
+    def of(cls, answer: Answer) -> AnswerSummary:
+        """The summary of an answer."""
         score = answer.domain
         return cls(
             image_id=answer.image_id,
@@ -53,7 +53,7 @@ class JobItem(BaseModel):
         source: NAME/KEY of a folder that the operator allowed; None for an upload.
         begun_by: runs of the service that began it, and neither ended it nor gave it back: they were stopped meanwhile.
         failures: times that it failed in an unexpected way.
-        told: by its answer.
+        answer: what it says about itself.
     """
 
     name: str
@@ -63,7 +63,7 @@ class JobItem(BaseModel):
     bytes: int = Field(default=0, description="of the photograph, while it is kept")
     begun_by: tuple[str, ...] = ()
     failures: int = 0
-    told: Told | None = None
+    answer: AnswerSummary | None = Field(default=None, validation_alias=AliasChoices("answer", "told"))  # once `told`
 
     def troubles_before(self, run: str) -> int:
         """Times that it failed or stopped another run of the service."""
@@ -110,9 +110,9 @@ class JobRecord(BaseModel):
 def as_report(record: JobRecord) -> dict[str, Any]:
     """What a job was and what each of its answers says about itself, as JSON."""
     images = [
-        item.model_dump(exclude={"bytes", "begun_by", "failures", "told"})
+        item.model_dump(exclude={"bytes", "begun_by", "failures", "answer"})
         | {"file": record.file_of(i)}
-        | (item.told.model_dump(mode="json") if item.told else {})
+        | (item.answer.model_dump(mode="json") if item.answer else {})
         for i, item in enumerate(record.items)
     ]
     return {
@@ -128,9 +128,9 @@ def as_report(record: JobRecord) -> dict[str, Any]:
 
 def as_table(record: JobRecord) -> str:
     """The photographs of a job as CSV, one in a row."""
-    told = [name for name in Told.model_fields if name != "expected_dice"]
-    classes = sorted({name for item in record.items if item.told for name in item.told.expected_dice})
-    columns = ["file", "name", "source", "state", "problem", *told, *(f"expected_dice_{name}" for name in classes)]
+    summary = [name for name in AnswerSummary.model_fields if name != "expected_dice"]
+    classes = sorted({name for item in record.items if item.answer for name in item.answer.expected_dice})
+    columns = ["file", "name", "source", "state", "problem", *summary, *(f"expected_dice_{name}" for name in classes)]
     sheet = io.StringIO()
     writer = csv.DictWriter(sheet, columns, restval="", extrasaction="ignore")
     writer.writeheader()

@@ -15,9 +15,9 @@ from service.answers import Answer
 from service.engine import Engine
 from service.errors import EXPECTED, Abandoned, DeviceLost, ServiceError, Unavailable, detail_of
 from service.flights import Flight, Ticket
-from service.job_record import FINISHED, JobItem, JobRecord, Told
+from service.job_record import FINISHED, AnswerSummary, JobItem, JobRecord
 from service.jobs import Jobs
-from service.outputs import OUTPUTS, Source
+from service.outputs import OUTPUTS, SourcePhotograph
 from service.settings import Settings
 from service.sources import Sources
 from store.errors import StoreUnavailable
@@ -31,7 +31,7 @@ class _TakenOver(Exception):
     """Another service is at a job: this one has slept longer than its claim lasts, and may not write of it any more."""
 
 
-class _Asked(NamedTuple):
+class _InFlight(NamedTuple):
     number: int
     data: bytes
     ticket: Ticket
@@ -122,24 +122,24 @@ class JobRunner:
         except _TakenOver:
             logger.warning("a job is left to another service, which has taken it over", job=found.id)
         finally:
-            self._jobs.let_go(found.id)
+            self._jobs.release(found.id)
 
     def _do(self, record: JobRecord) -> None:
         record.state, record.trouble = "running", None
         self._save(record)
-        under_way: deque[_Asked] = deque()
+        under_way: deque[_InFlight] = deque()
         try:
             record.trouble = self._do_begun(record, under_way)
         finally:
-            for asked in under_way:  # of a job that cannot be gone on with
-                if asked.flight is not None:
-                    self._engine.leave(asked.flight, asked.ticket)
+            for one in under_way:  # of a job that cannot be gone on with
+                if one.flight is not None:
+                    self._engine.leave(one.flight, one.ticket)
         if record.trouble is not None:
             self._wait_or_give_up(record, record.trouble)
             return
         self._end(record)
 
-    def _do_begun(self, record: JobRecord, under_way: deque[_Asked]) -> str | None:
+    def _do_begun(self, record: JobRecord, under_way: deque[_InFlight]) -> str | None:
         """All photographs, or until one cannot be done now: what keeps it. Those that were asked for are finished."""
         trouble = None
         try:
@@ -162,10 +162,10 @@ class JobRunner:
         if not self._jobs.claims.is_ours(record.id):
             raise _TakenOver
 
-    def _do_each(self, record: JobRecord, under_way: deque[_Asked]) -> None:
+    def _do_each(self, record: JobRecord, under_way: deque[_InFlight]) -> None:
         """A few at once; alone and last those that have failed, or stopped the service, before."""
         while not self._stopping.is_set():
-            busy = {asked.number for asked in under_way}
+            busy = {one.number for one in under_way}
             left = [i for i, item in enumerate(record.items) if item.state == "waiting" and i not in busy]
             if not left and not under_way:
                 return
@@ -178,7 +178,7 @@ class JobRunner:
             elif self._cancelled(record):
                 return
             else:
-                self._ask(record, number, under_way)
+                self._begin(record, number, under_way)
 
     def _end(self, record: JobRecord) -> None:
         """Nothing of a job waits any more."""
@@ -205,7 +205,7 @@ class JobRunner:
         current = self._jobs.read(record.id)
         return current is None or current.state == "cancelled"
 
-    def _ask(self, record: JobRecord, number: int, under_way: deque[_Asked]) -> None:
+    def _begin(self, record: JobRecord, number: int, under_way: deque[_InFlight]) -> None:
         """Put the question of one photograph; Unavailable where its folder is away."""
         item = record.items[number]
         if item.troubles_before(self._name) >= ATTEMPTS:
@@ -215,7 +215,7 @@ class JobRunner:
         item.begun_by = tuple(dict.fromkeys((*item.begun_by, self._name)))
         self._save(record)  # before the work, which may be this process's end
         try:
-            under_way.append(self._asked(record, number))
+            under_way.append(self._ask(record, number))
         except Unavailable:
             self._give_back(item)
             raise
@@ -236,7 +236,7 @@ class JobRunner:
     def _give_back(self, item: JobItem) -> None:
         item.begun_by = tuple(run for run in item.begun_by if run != self._name)
 
-    def _asked(self, record: JobRecord, number: int) -> _Asked:
+    def _ask(self, record: JobRecord, number: int) -> _InFlight:
         item, options, engine = record.items[number], record.options, self._engine
         try:
             data = self._data(record, number)
@@ -244,42 +244,42 @@ class JobRunner:
             raise Unavailable("the photographs of the job cannot be read now") from error
         if options.model not in (None, *engine.models.by_name):
             raise Unavailable(f"the model {options.model} is not loaded")  # a reload has just taken it away
-        OUTPUTS[options.output or "png"].check(Source(data, item.name, self._settings.max_pixels))
-        asked = engine.question(data, item.name, options.model, options.timesteps, mirrored=options.mirrored)
-        ticket, known = Ticket(), engine.finished(asked)
-        flight = None if known is not None else engine.ask(asked, ticket, patient=True)
-        return _Asked(number, data, ticket, flight, known)
+        OUTPUTS[options.output or "png"].check(SourcePhotograph(data, item.name, self._settings.max_pixels))
+        question = engine.question(data, item.name, options.model, options.timesteps, mirrored=options.mirrored)
+        ticket, known = Ticket(), engine.finished(question)
+        flight = None if known is not None else engine.ask(question, ticket, patient=True)
+        return _InFlight(number, data, ticket, flight, known)
 
-    def _finish(self, record: JobRecord, asked: _Asked) -> None:
+    def _finish(self, record: JobRecord, one: _InFlight) -> None:
         """Keep the answer to one photograph; Unavailable where there is no room for it, or no answer, now."""
-        item = record.items[asked.number]
+        item = record.items[one.number]
         try:
-            answer, rendered = self._rendered(record, asked)
-            self._keep(record, asked.number, rendered)
+            answer, rendered = self._rendered(record, one)
+            self._keep(record, one.number, rendered)
         except Unavailable as error:
             if not (isinstance(error, DeviceLost) and error.by_this):
                 self._give_back(item)
             raise
         except EXPECTED as error:
-            self._failed(record, asked.number, error)
+            self._failed(record, one.number, error)
             return
         except _TakenOver:
             raise
         except Exception:
-            self._failed_unexpectedly(record, asked.number)
+            self._failed_unexpectedly(record, one.number)
             return
-        item.state, item.told = "done", Told.by(answer)
+        item.state, item.answer = "done", AnswerSummary.of(answer)
         self._engine.metrics.job_images.labels("done").inc()
         self._save(record)
-        self._jobs.forget_input(record, asked.number)
+        self._jobs.forget_input(record, one.number)
 
-    def _rendered(self, record: JobRecord, asked: _Asked) -> tuple[Answer, bytes]:
-        options, item = record.options, record.items[asked.number]
+    def _rendered(self, record: JobRecord, one: _InFlight) -> tuple[Answer, bytes]:
+        options, item = record.options, record.items[one.number]
         try:
-            answer = asked.answer or _result(asked.flight.future if asked.flight else Future())
+            answer = one.answer or _result(one.flight.future if one.flight else Future())
         except (Abandoned, CancelledError) as error:
             raise Unavailable("a photograph was given up; it is asked for again") from error
-        source = Source(asked.data, item.name, self._settings.max_pixels)
+        source = SourcePhotograph(one.data, item.name, self._settings.max_pixels)
         return answer, OUTPUTS[options.output or "png"].render(options.applied(answer), options, source)
 
     def _keep(self, record: JobRecord, number: int, rendered: bytes) -> None:

@@ -122,12 +122,12 @@ class Jobs:
                 self._objects.delete(record.id)
             raise Unavailable("the job cannot be kept; ask again later", retry_after=60) from error
         finally:
-            self.let_go(record.id)
+            self.release(record.id)
             with self._lock:
                 del self._making[record.id]
         return record
 
-    def let_go(self, job_id: str) -> None:
+    def release(self, job_id: str) -> None:
         """Somebody else may do a job."""
         with suppress(StoreError, OSError, KeyError):  # the lease will end the claim
             self.claims.release(job_id)

@@ -21,7 +21,7 @@ from store.geometry import Interpolation
 
 
 @dataclass(frozen=True)
-class Source:
+class SourcePhotograph:
     """The photograph that an answer is about.
 
     Attributes:
@@ -54,29 +54,29 @@ class Output(NamedTuple):
 
     media_type: str
     suffix: str
-    render: Callable[[Answer, Options, Source], bytes]
+    render: Callable[[Answer, Options, SourcePhotograph], bytes]
     by_accept: bool = True
-    check: Callable[[Source], object] = lambda _source: None
+    check: Callable[[SourcePhotograph], object] = lambda _source: None
 
 
-def _json(answer: Answer, options: Options, _source: Source) -> bytes:
+def _json(answer: Answer, options: Options, _source: SourcePhotograph) -> bytes:
     return to_response(answer, options).model_dump_json().encode()
 
 
-def _png(answer: Answer, _options: Options, _source: Source) -> bytes:
+def _png(answer: Answer, _options: Options, _source: SourcePhotograph) -> bytes:
     return encode_labels(answer.labels, answer.colours)
 
 
-def _overlay(answer: Answer, options: Options, source: Source) -> bytes:
+def _overlay(answer: Answer, options: Options, source: SourcePhotograph) -> bytes:
     pixels = decode_photograph(source.bytes_for("an overlay"), source.name, source.max_pixels)
     return encode_picture(overlay(pixels, answer.labels, answer.colours, options.opacity))
 
 
-def _has_pixels(source: Source) -> None:
+def _has_pixels(source: SourcePhotograph) -> None:
     source.bytes_for("an overlay")
 
 
-def _npz(answer: Answer, options: Options, _source: Source) -> bytes:
+def _npz(answer: Answer, options: Options, _source: SourcePhotograph) -> bytes:
     """Labels, probabilities and masks of overlapping classes at native size, and what else was asked for.
 
     ``numpy.load`` reads it.
@@ -101,14 +101,14 @@ def _npz(answer: Answer, options: Options, _source: Source) -> bytes:
     return buffer.getvalue()
 
 
-def _dicom_seg(answer: Answer, _options: Options, source: Source) -> bytes:
+def _dicom_seg(answer: Answer, _options: Options, source: SourcePhotograph) -> bytes:
     made_by = SegmentedBy(answer.model, answer.version, metadata.version("diffdgss"), answer.mirrored)
     data = source.bytes_for("a DICOM SEG")
     masks = np.stack([answer.mask(i) for i in range(1, len(answer.classes))])
     return encode_segmentation(data, source.name, masks, answer.classes, answer.colours, made_by)
 
 
-def _is_dicom(source: Source) -> None:
+def _is_dicom(source: SourcePhotograph) -> None:
     check_source(source.bytes_for("a DICOM SEG"), source.name)
 
 

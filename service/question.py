@@ -120,7 +120,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Kept:
+class FeaturesResult:
     """Features that have been made or found.
 
     Attributes:

@@ -219,11 +219,11 @@ def read_settings(**given: Any) -> Settings:
 
 def _told(problem: Any) -> str:
     place = ".".join(str(part) for part in problem["loc"])
-    said = problem["msg"].removeprefix("Value error, ")
+    reason = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         near = get_close_matches(place, Settings.model_fields, 1)
-        said = f"no setting{f'; {near[0]} is one' if near else ''}"
-    return f"{place}: {said}" if place else said
+        reason = f"no setting{f'; {near[0]} is one' if near else ''}"
+    return f"{place}: {reason}" if place else reason
 
 
 def described() -> list[tuple[str, str, str]]:

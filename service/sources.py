@@ -51,8 +51,8 @@ class FolderSource:
             raise NotFound("no such folder")
         found = (path for path in below.rglob("*") if is_image_name(path, SUFFIXES) and path.is_file())
         keys = (path.relative_to(self._root).as_posix() for path in found if self._is_inside(path))
-        told = list(islice((key for key in keys if self._can_be_told(key)), most))
-        return sorted(told)
+        keys_told = list(islice((key for key in keys if self._can_be_told(key)), most))
+        return sorted(keys_told)
 
     def _can_be_told(self, key: str) -> bool:
         if not _is_text(key):
@@ -126,24 +126,24 @@ class Sources:
         # One for each place: one that hangs keeps its own threads, and the others go on.
         self._pools = {name: ThreadPoolExecutor(2, thread_name_prefix=f"source-{name}") for name in self._folders}
 
-    def keys(self, asked: str, most: int | None = None) -> list[str]:
+    def keys(self, location: str, most: int | None = None) -> list[str]:
         """Every photograph of ``NAME`` or ``NAME/PREFIX``, as ``NAME/KEY``, sorted; of more than ``most`` some.
 
         Raises:
             Forbidden: no such name is allowed, or the prefix leads out.
             NotFound: nothing is there. Unavailable: the place does not answer.
         """
-        name, _, prefix = asked.partition("/")
+        name, _, prefix = location.partition("/")
         return [f"{name}/{key}" for key in self._in_time(name, lambda: self._source(name).keys(prefix, most))]
 
-    def read(self, asked: str, limit: int) -> bytes:
+    def read(self, location: str, limit: int) -> bytes:
         """The bytes of one photograph, named as ``keys`` does.
 
         Raises:
             Forbidden: not allowed (any more). NotFound: gone. BodyTooLarge: more than ``limit`` bytes.
             Unavailable: the place does not answer.
         """
-        name, _, key = asked.partition("/")
+        name, _, key = location.partition("/")
         return self._in_time(name, lambda: self._source(name).read(key, limit))
 
     def close(self) -> None:

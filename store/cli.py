@@ -21,7 +21,7 @@ from store.feature_store import FeatureStore
 from store.features import Key
 from store.parallel import in_parallel
 from store.repairing import (
-    Checked,
+    CheckedPart,
     check,
     command_of,
     count_parts,
@@ -39,7 +39,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     add_completion=False,
 )
-console.tells_version(app)
+console.add_version_option(app)
 
 StorePath = Annotated[str, typer.Argument(help="Folder of the store, or s3://bucket/prefix.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -127,14 +127,14 @@ def verify(
     if as_json:
         console.print_json(report)
     else:
-        _say(report["problems"])
+        _print_lines(report["problems"])
         console.out.print(f"{count} entries, masks and data sets, {len(report['problems'])} problems")
         if "problems_left" in report:
-            _say(
+            _print_lines(
                 f"{entry}: no recorded run made it; where it is incomplete `store prune` removes it"
                 for entry in report["made_by_no_recorded_run"]
             )
-            _say(report["problems_left"])
+            _print_lines(report["problems_left"])
             console.out.print(f"after the repair {len(report['problems_left'])} problems")
     if report.get("problems_left", report["problems"]):
         raise typer.Exit(Exit.DAMAGED)
@@ -231,7 +231,7 @@ def copy(
     if as_json:
         console.print_json(dataclasses.asdict(report))
     else:
-        _say(report.problems)
+        _print_lines(report.problems)
         console.out.print(
             f"{report.copied} entries copied ({console.human_bytes(report.bytes)}), {report.present} there already, "
             f"{len(report.problems)} left out",
@@ -253,7 +253,7 @@ def _measured(text: str, units: Mapping[str, int]) -> int:
     return int(float(match[1]) * units[match[2]])
 
 
-def _damage(store: FeatureStore, spec: str | None, quiet: bool) -> tuple[int, list[Checked]]:
+def _damage(store: FeatureStore, spec: str | None, quiet: bool) -> tuple[int, list[CheckedPart]]:
     """How many things were read, and those that have problems."""
     specs = _specs(store, spec)
     count = count_parts(store, specs)
@@ -265,18 +265,18 @@ def _damage(store: FeatureStore, spec: str | None, quiet: bool) -> tuple[int, li
     return count, damaged
 
 
-def _problems(store: FeatureStore, damaged: Iterable[Checked]) -> list[str]:
+def _problems(store: FeatureStore, damaged: Iterable[CheckedPart]) -> list[str]:
     return lost_specs(store) + [problem for one in damaged for problem in one.problems]
 
 
-def _say(lines: Iterable[str]) -> None:
+def _print_lines(lines: Iterable[str]) -> None:
     for line in lines:
         console.out.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _only(specs: list[FeatureSpec], store: FeatureStore) -> FeatureSpec:
     if len(specs) != 1:
-        listed = "; ".join(spec.said for spec in specs) or "none"
+        listed = "; ".join(spec.summary for spec in specs) or "none"
         raise MissingEntry(f"{store.location}: choose one spec with --spec; there are: {listed}")
     return specs[0]
 

@@ -29,7 +29,7 @@ from rich.table import Table
 from rich.text import Text
 
 from store.cores import keep_to_quota
-from store.files import is_no_room
+from store.files import is_disk_full
 
 WIDE = 160
 """Columns of a table that goes to a file or another program, which rich would cut to 80."""
@@ -49,7 +49,7 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
-def tells_version(app: typer.Typer) -> None:
+def add_version_option(app: typer.Typer) -> None:
     """Give a command of several commands the option ``--version``."""
 
     @app.callback()
@@ -83,15 +83,15 @@ def run(app: typer.Typer, *expected: type[Exception]) -> NoReturn:
         first = error.errors()[0]
         _fail(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}", Exit.USAGE)
     except (OSError, json.JSONDecodeError) as error:
-        full = is_no_room(error) and getattr(error, "filename", None) is None
+        full = is_disk_full(error) and getattr(error, "filename", None) is None
         _fail(f"{error}; make room and run the same command again to go on" if full else error, Exit.FAILED)
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
         code = getattr(error, "exit_code", Exit.USAGE)  # one of click's usage errors
         if message := error.format_message():  # empty where help was asked for and printed
-            said = message.replace("Value error, ", "").rstrip(".")  # of pydantic, which typer lets check choices
-            _fail(f"{said}; see --help", code)
+            text = message.replace("Value error, ", "").rstrip(".")  # of pydantic, which typer lets check choices
+            _fail(f"{text}; see --help", code)
         sys.exit(code)
     if code == Exit.INTERRUPTED:  # typer makes this code of an interrupt
         err.print("interrupted; run the same command again to go on")

@@ -71,8 +71,8 @@ def options_of_spec(spec: FeatureSpec, backbone: str | None) -> dict[str, str | 
         "encoding": spec.encoding.kind,
         "precision": spec.precision if spec.precision != "float32" else None,
     }
-    said: dict[str, str | bool] = {name: str(value) for name, value in chosen.items() if value is not None}
-    return said | ({"clip": True} if spec.clip else {})
+    given: dict[str, str | bool] = {name: str(value) for name, value in chosen.items() if value is not None}
+    return given | ({"clip": True} if spec.clip else {})
 
 
 def _options_of_pixels(spec: FeatureSpec) -> dict[str, str | bool]:

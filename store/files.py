@@ -18,7 +18,7 @@ _NO_ROOM = 65536
 
 
 @contextmanager
-def told_if_full(path: Path) -> Iterator[None]:
+def raising_store_full(path: Path) -> Iterator[None]:
     """While in this context, StoreFull names ``path`` where its disk is full, however a library puts that.
 
     torch has a RuntimeError of a position for it, safetensors an error of its own.
@@ -33,13 +33,13 @@ def told_if_full(path: Path) -> Iterator[None]:
         ) from error
 
 
-def is_no_room(error: Exception) -> bool:
+def is_disk_full(error: Exception) -> bool:
     """Whether an operating system says that a disk or a quota is used up."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _is_full(path: Path, error: Exception) -> bool:
-    if is_no_room(error):
+    if is_disk_full(error):
         return True
     existing = next((folder for folder in path.absolute().parents if folder.is_dir()), None)
     return existing is not None and shutil.disk_usage(existing).free < _NO_ROOM
@@ -57,7 +57,7 @@ def replaced(path: Path) -> Iterator[Path]:
     """
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with told_if_full(path):
+        with raising_store_full(path):
             partial.touch()
             mode = partial.stat().st_mode
             yield partial

@@ -15,15 +15,15 @@ class Stop:
     """Asked between pieces of work; set by the first Ctrl-C or SIGTERM. A second one interrupts at once."""
 
     def __init__(self) -> None:
-        self._asked = threading.Event()
+        self._requested = threading.Event()
 
     @property
-    def asked(self) -> bool:
-        return self._asked.is_set()
+    def requested(self) -> bool:
+        return self._requested.is_set()
 
-    def ask(self) -> None:
+    def request(self) -> None:
         """Let what is in flight be finished, and nothing new be begun."""
-        self._asked.set()
+        self._requested.set()
 
     @contextmanager
     def on_interrupt(self, say: Callable[[], None], *, alone: bool = True) -> Iterator[None]:
@@ -38,13 +38,13 @@ class Stop:
             yield
             return
 
-        def asked(_number: int, _frame: FrameType | None) -> None:
-            if self.asked:
+        def on_signal(_number: int, _frame: FrameType | None) -> None:
+            if self.requested:
                 raise KeyboardInterrupt
-            self.ask()
+            self.request()
             say()
 
-        before = [signal.signal(number, asked) for number in _SIGNALS]
+        before = [signal.signal(number, on_signal) for number in _SIGNALS]
         try:
             yield
         finally:

@@ -25,7 +25,7 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore
 
 from store.errors import FormatError, MissingEntry, StoreFull, StoreUnavailable
-from store.files import is_no_room
+from store.files import is_disk_full
 
 T = TypeVar("T")
 HEALTH = "health"
@@ -180,7 +180,7 @@ class Objects:
         except OSError as error:
             if isinstance(error, FileNotFoundError) and self._folder is None:
                 raise StoreUnavailable(f"{self.location}: there is no such bucket; create it first") from error
-            if is_no_room(error):
+            if is_disk_full(error):
                 raise StoreFull(
                     f"{self.location}: no room left while writing {key}; free some space and run the same command "
                     "again, it goes on where it stopped"

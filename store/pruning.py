@@ -21,7 +21,7 @@ from store.spec import FeatureSpec
 from store.uses import GRACE
 
 
-class Stored(NamedTuple):
+class StoredEntry(NamedTuple):
     """An entry with its size and when it was last used (seconds since 1970)."""
 
     spec: FeatureSpec
@@ -31,22 +31,26 @@ class Stored(NamedTuple):
     complete: bool
 
 
-def stored_entries(store: FeatureStore, specs: Iterable[FeatureSpec]) -> list[Stored]:
+def stored_entries(store: FeatureStore, specs: Iterable[FeatureSpec]) -> list[StoredEntry]:
     """All entries of some specs, the least recently used first."""
     entries = [(spec, key) for spec in specs for key in store.keys(spec)]
     found = in_parallel(lambda entry: _stored(store, *entry), entries)
     return sorted(found, key=lambda entry: (entry.complete, entry.used, entry.key))
 
 
-def _stored(store: FeatureStore, spec: FeatureSpec, key: Key) -> Stored:
+def _stored(store: FeatureStore, spec: FeatureSpec, key: Key) -> StoredEntry:
     path, size = entry_path(spec, key), store.stored_bytes(spec, key)
     stored = _bytes_below(store, path) if size is None else size
-    return Stored(spec, key, stored, store.uses.last(path), size is not None)
+    return StoredEntry(spec, key, stored, store.uses.last(path), size is not None)
 
 
 def to_prune(
-    entries: list[Stored], *, max_bytes: int | None = None, older_than: float | None = None, now: float | None = None
-) -> list[Stored]:
+    entries: list[StoredEntry],
+    *,
+    max_bytes: int | None = None,
+    older_than: float | None = None,
+    now: float | None = None,
+) -> list[StoredEntry]:
     """Which entries have to go, the least recently used first.
 
     Incomplete entries go in any case; whatever was used within ``GRACE`` seconds stays in any case.
@@ -70,7 +74,9 @@ def to_prune(
     return chosen
 
 
-def prune(store: FeatureStore, entries: Iterable[Stored], advance: Callable[[], None] | None = None) -> list[Stored]:
+def prune(
+    store: FeatureStore, entries: Iterable[StoredEntry], advance: Callable[[], None] | None = None
+) -> list[StoredEntry]:
     """Remove entries, but those that somebody reads or makes since they were listed; returns what was removed."""
     removed = []
     with Claims(store.objects) as claims:
@@ -85,7 +91,7 @@ def prune(store: FeatureStore, entries: Iterable[Stored], advance: Callable[[], 
     return removed
 
 
-def _remove(store: FeatureStore, path: str, entry: Stored) -> bool:
+def _remove(store: FeatureStore, path: str, entry: StoredEntry) -> bool:
     if store.has(entry.spec, entry.key) != entry.complete or store.uses.last(path) != entry.used:
         return False
     marker = store.objects.get(f"{path}/zarr.json") if entry.complete else None

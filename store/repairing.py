@@ -22,7 +22,7 @@ from store.records import RUNS, RunRecord
 from store.spec import FeatureSpec, TransformEncoding
 
 
-class Checked(NamedTuple):
+class CheckedPart(NamedTuple):
     """One thing that was read from end to end.
 
     Attributes:
@@ -45,7 +45,7 @@ def count_parts(store: FeatureStore, specs: Sequence[FeatureSpec]) -> int:
     return coded + entries + len(store.collections.masks()) + len(store.collections.names())
 
 
-def check(store: FeatureStore, specs: Sequence[FeatureSpec]) -> Iterator[Checked]:
+def check(store: FeatureStore, specs: Sequence[FeatureSpec]) -> Iterator[CheckedPart]:
     """Read the codebooks and entries of some specs, and all data sets and masks.
 
     An entry that somebody is making at this moment is no problem.
@@ -54,7 +54,7 @@ def check(store: FeatureStore, specs: Sequence[FeatureSpec]) -> Iterator[Checked
     for spec in specs:
         if isinstance(spec.encoding, TransformEncoding):
             path = f"{spec.digest}/{CODEBOOK}"
-            yield Checked(path, verify_entry(store.objects, path), spec)
+            yield CheckedPart(path, verify_entry(store.objects, path), spec)
         entries = [(entry_path(spec, key), spec, key) for key in store.keys(spec)]
         yield from in_parallel(lambda entry: _checked(store, claims, *entry), entries)
     named: set[str] = set()
@@ -62,20 +62,20 @@ def check(store: FeatureStore, specs: Sequence[FeatureSpec]) -> Iterator[Checked
         try:
             collection = store.collections.read(name)
         except (DamagedEntry, MissingEntry) as error:
-            yield Checked(f"{COLLECTIONS}/{name}", [str(error)])
+            yield CheckedPart(f"{COLLECTIONS}/{name}", [str(error)])
         else:
             named |= {digest for sample in collection.samples for digest in sample.masks.values()}
-            yield Checked(f"{COLLECTIONS}/{name}", [])
+            yield CheckedPart(f"{COLLECTIONS}/{name}", [])
     for name, record in store.records.checked():
         if isinstance(record, DamagedEntry):
-            yield Checked(f"{RUNS}/{name}", [f"{record}; its folder may be removed"])
+            yield CheckedPart(f"{RUNS}/{name}", [f"{record}; its folder may be removed"])
     masks = [f"{LABELS}/{digest}" for digest in sorted(named | set(store.collections.masks()))]
-    yield from in_parallel(lambda path: Checked(path, verify_entry(store.objects, path)), masks)
+    yield from in_parallel(lambda path: CheckedPart(path, verify_entry(store.objects, path)), masks)
 
 
-def _checked(store: FeatureStore, claims: Claims, path: str, spec: FeatureSpec, key: Key) -> Checked:
+def _checked(store: FeatureStore, claims: Claims, path: str, spec: FeatureSpec, key: Key) -> CheckedPart:
     problems = verify_entry(store.objects, path)
-    return Checked(path, [] if problems and claims.is_held(path) else problems, spec, key)
+    return CheckedPart(path, [] if problems and claims.is_held(path) else problems, spec, key)
 
 
 def lost_specs(store: FeatureStore) -> list[str]:
@@ -84,7 +84,7 @@ def lost_specs(store: FeatureStore) -> list[str]:
 
 
 @contextmanager
-def set_aside(store: FeatureStore, damaged: Iterable[Checked]) -> Iterator[None]:
+def set_aside(store: FeatureStore, damaged: Iterable[CheckedPart]) -> Iterator[None]:
     """While in this context, what is damaged does not exist; what was not made anew is put back as it was."""
     markers = {}
     for one in damaged:
@@ -101,13 +101,13 @@ def set_aside(store: FeatureStore, damaged: Iterable[Checked]) -> Iterator[None]
 
 
 def runs_that_made(
-    store: FeatureStore, damaged: Sequence[Checked]
-) -> tuple[list[RunRecord], list[Checked], list[Checked]]:
+    store: FeatureStore, damaged: Sequence[CheckedPart]
+) -> tuple[list[RunRecord], list[CheckedPart], list[CheckedPart]]:
     """The runs that have to be run again, each once; what they may make; what no recorded run made."""
     records = store.records.all()
     chosen: dict[tuple[tuple[str, str | bool], ...], RunRecord] = {}
-    made: list[Checked] = []
-    orphans: list[Checked] = []
+    made: list[CheckedPart] = []
+    orphans: list[CheckedPart] = []
     for one in damaged:
         makers = [record for record in records if _may_have_made(store, record, one)]
         (made if makers else orphans).append(one)
@@ -130,7 +130,7 @@ def run_again(commands: Iterable[ExtractionCommand]) -> list[str]:
     return [f"`{command}` failed with exit code {code}" for command, code in failed if code]
 
 
-def _may_have_made(store: FeatureStore, record: RunRecord, damaged: Checked) -> bool:
+def _may_have_made(store: FeatureStore, record: RunRecord, damaged: CheckedPart) -> bool:
     """A run made the entries of its data set under its spec; one that was killed did not write the set."""
     if damaged.spec is not None and damaged.spec.digest != record.spec:
         return False

@@ -208,7 +208,7 @@ class FeatureSpec(_Frozen):
         return hashlib.sha256(self.canonical_json.encode()).hexdigest()
 
     @property
-    def said(self) -> str:
+    def summary(self) -> str:
         """The first digits of the digest, and what tells it from others."""
         steps = ", ".join(map(str, self.timesteps))
         photographs = f"{self.resolution} px, {preprocessing_name(self.preprocessing) or 'another preprocessing'}"
@@ -300,7 +300,7 @@ class FeatureSpec(_Frozen):
         fields = [field for field in mine if mine[field] != theirs[field]]
         if "resolution" in fields and _in_proportion(self, other):
             fields.remove("blocks")
-        return "\n".join(f"  {f}: {_said(mine[f])} expected, {_said(theirs[f])} found" for f in fields)
+        return "\n".join(f"  {f}: {_shown(mine[f])} expected, {_shown(theirs[f])} found" for f in fields)
 
     def require(self, other: FeatureSpec) -> None:
         """Raise SpecMismatch, with the difference spelled out, unless ``other`` is this spec."""
@@ -319,7 +319,7 @@ def _in_proportion(spec: FeatureSpec, other: FeatureSpec) -> bool:
         return False
 
 
-def _said(value: object) -> str:
+def _shown(value: object) -> str:
     """A field of a spec; of an encoding that is coded by a codebook, not how many bits each component has."""
     if isinstance(value, dict) and "codebook" in value:
         return f"{value['kind']} by the codebook {value['codebook'][:12]}"

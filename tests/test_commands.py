@@ -280,7 +280,7 @@ def test_a_backbone_is_assessed_on_photographs(run: Run, dataset_folder: Path, w
     told = run("extractor", *small, "--json")
     assert told.returncode == 0, told.stderr
     report = json.loads(told.stdout)
-    assert report["given"].keys() == report["datasets"][0]["denoised"].keys() == {"1", "100"}
+    assert report["noisy"].keys() == report["datasets"][0]["denoised"].keys() == {"1", "100"}
     assert report["datasets"][0]["photographs"] == 2
     table = run("extractor", *small).stdout
     assert "up to 10 and back" in table

@@ -35,36 +35,36 @@ LARGEST = 256
 """Channels; wider layers stay with torch: their transformed weights would take more memory than they save time."""
 
 
-def quicken(unet: UNet2DModel) -> UNet2DModel:
+def use_fast_kernels(unet: UNet2DModel) -> UNet2DModel:
     """Let a network compute faster on CPUs, to 1e-5 of its largest numbers; returns it.
 
     Where all of its blocks can be done here, an image's bits are the same in every batch.
     """
     for module in unet.modules():
-        if isinstance(module, ResnetBlock2D) and _can_be_quick(module):
-            module.forward = _quick_block(module)
+        if isinstance(module, ResnetBlock2D) and _supports_block(module):
+            module.forward = _fast_block(module)
         elif isinstance(module, Upsample2D) and _is_nearest_and_convolution(module):
-            module.forward = _quick_upsampler(module)
+            module.forward = _fast_upsampler(module)
         elif type(module) is UpBlock2D and all(
-            _can_be_quick(b) and b.conv_shortcut is not None for b in module.resnets
+            _supports_block(b) and b.conv_shortcut is not None for b in module.resnets
         ):
-            module.forward = _quick_level(module)
+            module.forward = _fast_level(module)
     for module in _whose_bits_depend_on_the_batch(unet):
         module.forward = _one_by_one(module)
     if (
         isinstance(unet.conv_norm_out, nn.GroupNorm)
         and isinstance(unet.conv_act, nn.SiLU)
-        and _is_quick(unet.conv_out, is_last=True)
+        and _supports_convolution(unet.conv_out, is_last=True)
     ):
-        _quicken_end(unet)
+        _use_fast_end(unet)
     return unet
 
 
-def _can_be_quick(block: ResnetBlock2D) -> bool:
+def _supports_block(block: ResnetBlock2D) -> bool:
     return (
         is_plain(block)
-        and _is_quick(block.conv1)
-        and _is_quick(block.conv2)
+        and _supports_convolution(block.conv1)
+        and _supports_convolution(block.conv2)
         and (
             block.conv_shortcut is None
             or (block.conv_shortcut.kernel_size == (1, 1) and block.conv_shortcut.bias is not None)
@@ -79,11 +79,11 @@ def _is_nearest_and_convolution(upsampler: Upsample2D) -> bool:
         and upsampler.use_conv
         and not upsampler.use_conv_transpose
         and upsampler.name == "conv"
-        and _is_quick(upsampler.conv)
+        and _supports_convolution(upsampler.conv)
     )
 
 
-def _is_quick(convolution: nn.Module, *, is_last: bool = False) -> bool:
+def _supports_convolution(convolution: nn.Module, *, is_last: bool = False) -> bool:
     return (
         isinstance(convolution, nn.Conv2d)
         and convolution.kernel_size == (3, 3)
@@ -135,7 +135,7 @@ def _one_by_one(module: nn.Module) -> Callable[..., torch.Tensor]:
     return forward
 
 
-def _quick_level(level: UpBlock2D) -> Callable[..., torch.Tensor]:
+def _fast_level(level: UpBlock2D) -> Callable[..., torch.Tensor]:
     usual = type(level).forward
 
     def forward(
@@ -154,7 +154,7 @@ def _quick_level(level: UpBlock2D) -> Callable[..., torch.Tensor]:
     return forward
 
 
-def _quick_block(block: ResnetBlock2D) -> Callable[..., torch.Tensor]:
+def _fast_block(block: ResnetBlock2D) -> Callable[..., torch.Tensor]:
     usual = type(block).forward
     first, second = _Weights(block.conv1), _Weights(block.conv2)
     shortcut = None if block.conv_shortcut is None else _Weights(block.conv_shortcut)
@@ -167,10 +167,10 @@ def _quick_block(block: ResnetBlock2D) -> Callable[..., torch.Tensor]:
             whole = both[0] if len(both) == 1 else torch.cat(both, dim=1)
             done: torch.Tensor = usual(block, whole, temb, *rest, **more)
             return done
-        told = block.time_emb_proj(block.nonlinearity(temb))  # (n, k), or (n, 2k) scale and shift
+        modulation = block.time_emb_proj(block.nonlinearity(temb))  # (n, k), or (n, 2k) scale and shift
         bias = first.bias(len(temb))
         if block.time_embedding_norm == "default":
-            bias, told = bias + told.numpy(), None
+            bias, modulation = bias + modulation.numpy(), None
         maps, skip = _channels_last(both[0]), _channels_last(both[1]) if len(both) == 2 else NOTHING
         moments = _moments(both[0])
         for part in both[1:]:
@@ -186,7 +186,7 @@ def _quick_block(block: ResnetBlock2D) -> Callable[..., torch.Tensor]:
                 between,
                 second.kernel(),
                 bias,
-                normalising=_normalising(block.norm2, of_between, told),
+                normalising=_normalising(block.norm2, of_between, modulation),
                 residual=residual,
             )
         )
@@ -194,7 +194,7 @@ def _quick_block(block: ResnetBlock2D) -> Callable[..., torch.Tensor]:
     return forward
 
 
-def _quick_upsampler(upsampler: Upsample2D) -> Callable[..., torch.Tensor]:
+def _fast_upsampler(upsampler: Upsample2D) -> Callable[..., torch.Tensor]:
     usual = type(upsampler).forward
     weights = _Weights(upsampler.conv, doubled=True)
 
@@ -207,7 +207,7 @@ def _quick_upsampler(upsampler: Upsample2D) -> Callable[..., torch.Tensor]:
     return forward
 
 
-def _quicken_end(unet: UNet2DModel) -> None:
+def _use_fast_end(unet: UNet2DModel) -> None:
     """Norm, SiLU and the last convolution in one: the first two hand the map on as it is."""
     norm, convolution = unet.conv_norm_out, unet.conv_out
     weights = _Weights(convolution)
@@ -262,11 +262,11 @@ class _Weights:
         return weight.data_ptr(), weight._version
 
 
-def _normalising(norm: nn.GroupNorm, moments: Moments, told: torch.Tensor | None = None) -> tuple[Floats, Floats]:
+def _normalising(norm: nn.GroupNorm, moments: Moments, modulation: torch.Tensor | None = None) -> tuple[Floats, Floats]:
     """Group norm of maps with these moments as scale and shift (n, c).
 
     Args:
-        told: scale and shift by time, (n, 2c): (1 + scale) norm(x) + shift.
+        modulation: scale and shift by time, (n, 2c): (1 + scale) norm(x) + shift.
     """
     images = len(moments.mean)
     mean, variance = (of.reshape(images, norm.num_groups, -1) for of in (moments.mean, moments.variance))
@@ -276,8 +276,8 @@ def _normalising(norm: nn.GroupNorm, moments: Moments, told: torch.Tensor | None
     scale = weight / np.sqrt(spread + norm.eps)
     shift = (bias - of_group * scale).reshape(images, -1)
     scale = scale.reshape(images, -1)
-    if told is not None:
-        by_time, moved = np.split(told.numpy(), 2, axis=1)
+    if modulation is not None:
+        by_time, moved = np.split(modulation.numpy(), 2, axis=1)
         scale, shift = scale * (1 + by_time), shift * (1 + by_time) + moved
     return scale.astype(np.float32), shift.astype(np.float32)
 

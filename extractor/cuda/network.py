@@ -27,15 +27,15 @@ SHORTEST = 4096
 """Numbers in a row, at least."""
 
 
-def quicken(unet: UNet2DModel) -> UNet2DModel:
+def use_fast_kernels(unet: UNet2DModel) -> UNet2DModel:
     """Let a network compute faster on CUDA devices, to 1e-5 of its largest numbers; returns it."""
     for module in unet.modules():
         if isinstance(module, ResnetBlock2D) and is_plain(module):
-            module.forward = _quick_block(module)
+            module.forward = _fast_block(module)
     return unet
 
 
-def _quick_block(block: ResnetBlock2D) -> Callable[..., torch.Tensor]:
+def _fast_block(block: ResnetBlock2D) -> Callable[..., torch.Tensor]:
     usual = type(block).forward
 
     def forward(x: torch.Tensor, temb: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
@@ -43,23 +43,23 @@ def _quick_block(block: ResnetBlock2D) -> Callable[..., torch.Tensor]:
             done: torch.Tensor = usual(block, x, temb, *rest, **more)
             return done
         maps: torch.Tensor = block.conv1(functional.silu(group_norm(x, block.norm1), inplace=True))
-        told = block.time_emb_proj(functional.silu(temb))
+        modulation = block.time_emb_proj(functional.silu(temb))
         if block.time_embedding_norm == "default":
-            maps, told = maps.add_(told[..., None, None]), None
-        maps = block.conv2(functional.silu(group_norm(maps, block.norm2, told), inplace=True))
+            maps, modulation = maps.add_(modulation[..., None, None]), None
+        maps = block.conv2(functional.silu(group_norm(maps, block.norm2, modulation), inplace=True))
         residual: torch.Tensor = x if block.conv_shortcut is None else block.conv_shortcut(x)
         return maps.add_(residual)
 
     return forward
 
 
-def group_norm(x: torch.Tensor, norm: nn.GroupNorm, told: torch.Tensor | None = None) -> torch.Tensor:
+def group_norm(x: torch.Tensor, norm: nn.GroupNorm, modulation: torch.Tensor | None = None) -> torch.Tensor:
     """Group norm, then the time's scale and shift, in one pass to find the moments and one to apply them.
 
     Args:
         x: (n, c, h, w).
         norm: of c channels.
-        told: (n, 2c), scale less one and shift; none where None.
+        modulation: (n, 2c), scale less one and shift; none where None.
 
     Returns:
         float32 (n, c, h, w).
@@ -69,8 +69,8 @@ def group_norm(x: torch.Tensor, norm: nn.GroupNorm, told: torch.Tensor | None = 
     variance, mean = _moments(x.reshape(n, norm.num_groups, -1))
     scale = torch.rsqrt(variance + norm.eps) * norm.weight.view(norm.num_groups, -1)
     shift = torch.addcmul(norm.bias.view(norm.num_groups, -1), mean, scale, value=-1)
-    if told is not None:
-        by, beside = told.float().view(n, 2, norm.num_groups, -1).unbind(1)
+    if modulation is not None:
+        by, beside = modulation.float().view(n, 2, norm.num_groups, -1).unbind(1)
         scale, shift = scale * (1 + by), torch.addcmul(beside, shift, 1 + by)
     return torch.addcmul(shift.reshape(n, c, 1, 1), x, scale.reshape(n, c, 1, 1))
 

@@ -37,9 +37,9 @@ class AdaptiveNorm(nn.Module):
             from interpreter.norm_cpu import normed_silu  # compiles on first use
 
             return normed_silu(x, scale, shift, self.norm.num_groups, self.norm.eps)
-        return self.readable(x, scale, shift)
+        return self.reference(x, scale, shift)
 
-    def readable(self, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    def reference(self, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
         """The same in torch's operations, on any device; scale and shift (b, c)."""
         return functional.silu(torch.addcmul(shift[:, :, None, None], self.norm(x), 1 + scale[:, :, None, None]))
 

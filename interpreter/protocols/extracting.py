@@ -17,7 +17,7 @@ from store.spec import Trajectory
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSource:
     """A data set as the user named it.
 
     Attributes:
@@ -29,21 +29,21 @@ class Source:
     reference: str
 
 
-def parse_source(text: str) -> Source:
+def parse_source(text: str) -> DataSource:
     """``NAME=ADAPTER:PATH``, or ``ADAPTER:PATH`` where the adapter's name is the data set's."""
     name, equals, reference = text.partition("=")
     if not equals:
         name, reference = text.partition(":")[0], text
     if not name or ":" not in reference:
         raise ConfigurationError(f"{text!r}: expected NAME=ADAPTER:PATH or ADAPTER:PATH")
-    return Source(name, reference)
+    return DataSource(name, reference)
 
 
 @dataclass(frozen=True)
-class Wanted:
+class FeatureRequest:
     """Features that experiments need, or photographs prepared as for them."""
 
-    source: Source
+    source: DataSource
     split: str
     trajectory: Trajectory
     views: tuple[str, ...]
@@ -53,14 +53,14 @@ class Wanted:
     photographs: bool = False
 
 
-Extract = Callable[[Wanted], str]
+Extract = Callable[[FeatureRequest], str]
 """Makes what is wanted, and returns the digest of its spec."""
 
 
 def extract_by_command(store: str, choices: Choices) -> Extract:
     """``extractor run`` into a store, in a process of its own."""
 
-    def extract(wanted: Wanted) -> str:
+    def extract(wanted: FeatureRequest) -> str:
         command = command_of(wanted, store, choices)
         done = command.run()
         if done.returncode:
@@ -71,7 +71,7 @@ def extract_by_command(store: str, choices: Choices) -> Extract:
     return extract
 
 
-def command_of(wanted: Wanted, store: str, choices: Choices) -> ExtractionCommand:
+def command_of(wanted: FeatureRequest, store: str, choices: Choices) -> ExtractionCommand:
     """The command that makes the features.
 
     Raises:
@@ -98,8 +98,8 @@ def command_of(wanted: Wanted, store: str, choices: Choices) -> ExtractionComman
             "encoding": choices.encoding,
             "device": choices.device,
         }
-    said: dict[str, str | bool] = {name: str(value) for name, value in options.items() if value is not None}
-    return ExtractionCommand(said | ({"photographs": True} if wanted.photographs else {}) | {"json": True})
+    given: dict[str, str | bool] = {name: str(value) for name, value in options.items() if value is not None}
+    return ExtractionCommand(given | ({"photographs": True} if wanted.photographs else {}) | {"json": True})
 
 
 def _joined(values: tuple[int | str, ...] | None) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from interpreter.data import Labelled, all_images, labelled_at
 from interpreter.errors import ConfigurationError
-from interpreter.protocols.extracting import Extract, Source, Wanted
+from interpreter.protocols.extracting import DataSource, Extract, FeatureRequest
 from interpreter.protocols.protocol import Choices, Experiment, Protocol, Row
 from interpreter.stored import views_read
 from store.feature_store import FeatureStore
@@ -39,7 +39,7 @@ class ProtocolFeatures:
     def __init__(
         self,
         protocol: Protocol,
-        sources: Sequence[Source],
+        sources: Sequence[DataSource],
         store: FeatureStore,
         choices: Choices,
         extract: Extract,
@@ -50,7 +50,7 @@ class ProtocolFeatures:
             raise ConfigurationError(f"two data sets have one name among {', '.join(s.name for s in sources)}")
         self._task, self._preprocessing = protocol.task, protocol.preprocessing_for(choices)
         self._store, self._choices, self._extract, self._say = store, choices, extract, say
-        self._digests: dict[Wanted, str] = {}
+        self._digests: dict[FeatureRequest, str] = {}
 
     def test_views(self, experiment: Experiment) -> tuple[str, ...]:
         """The views of each test image that are read."""
@@ -79,7 +79,7 @@ class ProtocolFeatures:
 
     def extracted(self, name: str, split: str, row: Row, views: tuple[str, ...], resolution: int | None = None) -> str:
         """The digest of the spec of a data set's features, or of its photographs, once these views are there."""
-        wanted = Wanted(
+        wanted = FeatureRequest(
             self.sources[name], split, row.trajectory, views, self._preprocessing, row.untrained, resolution, row.pixels
         )
         if wanted not in self._digests:

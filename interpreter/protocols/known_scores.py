@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from interpreter.config import InterpreterConfig, of_today
+from interpreter.config import InterpreterConfig, with_current_defaults
 from interpreter.data import Labelled
 from interpreter.errors import ConfigurationError
 from interpreter.protocols.protocol import Choices, Experiment
@@ -22,7 +22,7 @@ FORMAT = 2
 """Of the summaries: 1 had points of 100. A trained network whose scores are of another one is scored anew."""
 
 
-def asked_of(
+def inputs_of(
     experiment: Experiment,
     spec: FeatureSpec,
     choices: Choices,
@@ -62,26 +62,26 @@ def _adapted(choices: Choices, images: Sequence[Labelled]) -> dict[str, Any]:
     return {"adapt": sorted(choices.adapt), "adapted_on": [image.key.image_id for image in images]}
 
 
-def read_scores(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The summary of an experiment's scores; None if there are none, or others were asked for."""
+def read_scores(folder: Path, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The summary of an experiment's scores; None if there are none, or other inputs made them."""
     path = folder / SCORES_FILE
     if not path.is_file():
         return None
     known = read_json(path, ConfigurationError)
-    if known.get("format") != FORMAT or _as_of_today(known["asked"]) != asked:
+    if known.get("format") != FORMAT or _with_current_defaults(known["inputs"]) != inputs:
         return None
     summary: dict[str, Any] = known["summary"]
     return summary
 
 
-def write_scores(folder: Path, asked: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
+def write_scores(folder: Path, inputs: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
     """Keep a summary, and what decided it."""
-    replace_json(folder / SCORES_FILE, {"format": FORMAT, "asked": asked, "summary": summary})
+    replace_json(folder / SCORES_FILE, {"format": FORMAT, "inputs": inputs, "summary": summary})
 
 
-def _as_of_today(asked: dict[str, Any]) -> dict[str, Any]:
-    """What an earlier version was asked, with the defaults of what may be chosen since."""
-    return asked | {
-        "config": of_today(InterpreterConfig, asked["config"]),
-        "settings": of_today(TrainingSettings, asked["settings"]),
+def _with_current_defaults(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Inputs as an earlier version wrote them, with the defaults of what may be chosen since."""
+    return inputs | {
+        "config": with_current_defaults(InterpreterConfig, inputs["config"]),
+        "settings": with_current_defaults(TrainingSettings, inputs["settings"]),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from interpreter.errors import ConfigurationError
-from interpreter.protocols.protocol import Asked, Experiment, Protocol
+from interpreter.protocols.protocol import Experiment, Protocol, TableRequest
 from interpreter.rules import Rules
 from interpreter.task import Task
 
@@ -13,11 +13,11 @@ LESIONS = Task(name="lesions", targets=("MA", "HE", "EX", "SE"), overlapping=Tru
 
 
 def idrid_lesions() -> Protocol:
-    """AUC-PR of each lesion over 33 thresholds."""
+    """AUC-PR of each lesion, 33 thresholds."""
     return Protocol(
         name="idrid-lesions",
         edition="strict",
-        says="Train on IDRiD's training images, test on its test images; AUC-PR over 33 thresholds for each lesion.",
+        description="Train on IDRiD's training images, test on its test images; AUC-PR of each lesion, 33 thresholds.",
         task=LESIONS,
         experiments=_train_and_test,
         notes=(
@@ -30,10 +30,10 @@ def idrid_lesions() -> Protocol:
     )
 
 
-def _train_and_test(asked: Asked) -> Sequence[Experiment]:
-    if asked.targets:
+def _train_and_test(request: TableRequest) -> Sequence[Experiment]:
+    if request.targets:
         raise ConfigurationError("idrid-lesions tests on the test images of the data set it trains on; leave --target")
-    names = asked.domains
+    names = request.domains
     return [
         Experiment(
             row,
@@ -43,6 +43,6 @@ def _train_and_test(asked: Asked) -> Sequence[Experiment]:
             tuple((name, "test") for name in names),
             scoring_rules=Rules(region="image", size="native"),
         )
-        for row in asked.rows
-        for seed in asked.seeds
+        for row in request.rows
+        for seed in request.seeds
     ]

@@ -24,7 +24,7 @@ class Row:
     """A method of the table.
 
     Attributes:
-        says: what it is, for the report.
+        description: what it is, for the report.
         trajectory: of its features.
         head: that reads them.
         pixels: it reads photographs instead of features.
@@ -32,7 +32,7 @@ class Row:
     """
 
     name: str
-    says: str
+    description: str
     trajectory: Trajectory = "ddim"
     head: HeadName = "adaptive"
     pixels: bool = False
@@ -146,7 +146,7 @@ class Experiment:
 
 
 @dataclass(frozen=True)
-class Asked:
+class TableRequest:
     """What a table is asked for."""
 
     domains: tuple[str, ...]
@@ -160,7 +160,7 @@ class Protocol:
     """A protocol in one edition.
 
     Attributes:
-        says: what it is, in a sentence.
+        description: what it is, in a sentence.
         notes: how it departs from what was published, and what was decided.
         experiments: of what is asked; ConfigurationError if that cannot be.
         metric: of ``Scores.figures`` that the table shows.
@@ -172,9 +172,9 @@ class Protocol:
 
     name: str
     edition: Edition
-    says: str
+    description: str
     task: Task
-    experiments: Callable[[Asked], Sequence[Experiment]]
+    experiments: Callable[[TableRequest], Sequence[Experiment]]
     notes: tuple[str, ...] = ()
     metric: str = "dice"
     by_class: bool = False

@@ -43,7 +43,7 @@ def write_report(
 def _page(protocol: Protocol, plain: dict[str, Any], results: Sequence[Result]) -> Iterator[str]:
     title = f"{protocol.name} ({protocol.edition})"
     yield f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
-    yield f"<h1>{title}</h1><p>{escape(protocol.says)}</p>"
+    yield f"<h1>{title}</h1><p>{escape(protocol.description)}</p>"
     yield from (f"<p class=note>{escape(note)}</p>" for note in protocol.notes)
     if plain["choices"]["adapt"]:
         yield f"<p class=note>{ADAPTED}</p>"
@@ -53,7 +53,7 @@ def _page(protocol: Protocol, plain: dict[str, Any], results: Sequence[Result]) 
     yield f"<p>{_metric(protocol)}, in points of 100; {over}{interval}.</p>"
     yield from _table(tabulated(protocol, results), protocol)
     yield "<ul>"
-    yield from (f"<li><b>{escape(row)}</b>: {escape(says)}</li>" for row, says in plain["rows"].items())
+    yield from (f"<li><b>{escape(row)}</b>: {escape(description)}</li>" for row, description in plain["rows"].items())
     yield "</ul><h2>Further metrics</h2>"
     yield from _metrics(results)
     yield "<h2>Best and worst</h2><p>White found, blue missed, orange found where nothing is.</p>"

@@ -14,13 +14,13 @@ from interpreter.counting import cost_of
 from interpreter.data import Labelled, network_truth
 from interpreter.errors import ConfigurationError, TrainingDataError
 from interpreter.evaluation import OnImage, evaluate
-from interpreter.metrics import or_none
+from interpreter.metrics import finite_or_none
 from interpreter.network import Interpreter
 from interpreter.prediction import Segmented
-from interpreter.protocols.extracting import Extract, Source
+from interpreter.protocols.extracting import DataSource, Extract
 from interpreter.protocols.features import ProtocolFeatures, Say
-from interpreter.protocols.known_scores import asked_of, read_scores, write_scores
-from interpreter.protocols.protocol import Asked, Choices, Experiment, Protocol, Row
+from interpreter.protocols.known_scores import inputs_of, read_scores, write_scores
+from interpreter.protocols.protocol import Choices, Experiment, Protocol, Row, TableRequest
 from interpreter.rendering import compared, encode_picture, picture_of
 from interpreter.training import Training
 from store.feature_store import FeatureStore
@@ -45,7 +45,7 @@ class Result:
     folder: Path
 
 
-class Running:
+class ProtocolRun:
     """A protocol, its data and its places.
 
     Args:
@@ -61,7 +61,7 @@ class Running:
     def __init__(
         self,
         protocol: Protocol,
-        sources: Sequence[Source],
+        sources: Sequence[DataSource],
         store: FeatureStore,
         out: Path,
         choices: Choices,
@@ -76,10 +76,10 @@ class Running:
         names = tuple(self.features.sources)
         if unknown := sorted(set(targets) - set(names)):
             raise ConfigurationError(f"no data set {', '.join(unknown)} among {', '.join(names)}")
-        asked = Asked(names, tuple(targets), tuple(rows), tuple(seeds))
+        request = TableRequest(names, tuple(targets), tuple(rows), tuple(seeds))
         experiments = [
             dataclasses.replace(experiment, scoring_rules=self.choices.scoring(experiment.scoring_rules))
-            for experiment in self.protocol.experiments(asked)
+            for experiment in self.protocol.experiments(request)
         ]
         if self.choices.adapt:
             for experiment in experiments:
@@ -95,11 +95,11 @@ class Running:
         sources = self.features.images(experiment.sources)
         tests = self.features.images(experiment.tests, experiment.test_view)
         adapted_on = self._adapted_on(experiment, spec) if self.choices.adapt else []
-        asked = asked_of(experiment, spec, self.choices, self.protocol.task, (sources, tests), adapted_on)
-        summary = read_scores(folder, asked)
+        inputs = inputs_of(experiment, spec, self.choices, self.protocol.task, (sources, tests), adapted_on)
+        summary = read_scores(folder, inputs)
         if summary is None:
             summary = self._train_and_score(experiment, spec, folder, sources, tests)
-            write_scores(folder, asked, summary)
+            write_scores(folder, inputs, summary)
         return Result(experiment, summary, folder)
 
     def _train_and_score(
@@ -122,7 +122,7 @@ class Running:
         )
         training.run(lambda epoch, _, loss: self._say(f"  epoch {epoch + 1}, loss {loss:.3f}"))
         interpreter, card = load_interpreter(folder)
-        read, told = self._reading(experiment, interpreter.to(training.device), spec)
+        read, chosen = self._reading(experiment, interpreter.to(training.device), spec)
         rules = experiment.scoring_rules
         if read != spec and rules.size == "network":  # whatever is read, the pixels are compared that were learnt in
             rules = rules.model_copy(update={"size": spec.resolution})
@@ -137,7 +137,7 @@ class Running:
             "weights": cost.parameters,
             "flops": cost.flops * len(self.features.test_views(experiment)) * larger,
         }
-        return scores.summary() | about | told
+        return scores.summary() | about | chosen
 
     def _reading(
         self, experiment: Experiment, interpreter: Interpreter, spec: FeatureSpec
@@ -152,9 +152,12 @@ class Running:
             expected.append(expected_at(interpreter, self.store, read, images))
             self._say(f"  read at {read.resolution}: expected Dice {100 * expected[-1].dice:.1f}")
         best = best_of(expected, spec.resolution).spec.resolution
-        told = {"read_at": best, "expected_dice_at": {str(e.spec.resolution): or_none(e.dice) for e in expected}}
+        chosen = {
+            "read_at": best,
+            "expected_dice_at": {str(e.spec.resolution): finite_or_none(e.dice) for e in expected},
+        }
         views = self.features.test_views(experiment)
-        return self.features.at_resolution(_other(best, spec), row, experiment.tests, views), told
+        return self.features.at_resolution(_other(best, spec), row, experiment.tests, views), chosen
 
     def _adapted_on(self, experiment: Experiment, spec: FeatureSpec) -> list[Labelled]:
         """The photographs that say what the tested data set is read at.

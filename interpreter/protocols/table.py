@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from interpreter.metrics import bootstrap_interval, or_none
+from interpreter.metrics import bootstrap_interval, finite_or_none
 from interpreter.protocols.protocol import ROWS, Choices, Protocol
 from interpreter.protocols.running import Result
 from interpreter.rules import BICUBIC
@@ -72,14 +72,14 @@ def as_json(protocol: Protocol, choices: Choices, data: dict[str, str], results:
     return {
         "protocol": protocol.name,
         "edition": protocol.edition,
-        "says": protocol.says,
+        "description": protocol.description,
         "notes": list(protocol.notes),
         "metric": protocol.metric,
         "table": {
             row: {
                 column: {
-                    "value": or_none(cell.value),
-                    "by_seed": {seed: or_none(value) for seed, value in cell.by_seed.items()},
+                    "value": finite_or_none(cell.value),
+                    "by_seed": {seed: finite_or_none(value) for seed, value in cell.by_seed.items()},
                     "interval_95": cell.interval,
                 }
                 for column, cell in cells.items()
@@ -87,7 +87,7 @@ def as_json(protocol: Protocol, choices: Choices, data: dict[str, str], results:
             for row, cells in table.items()
         },
         "quoted": protocol.quoted,
-        "rows": {row: ROWS[row].says for row in table},
+        "rows": {row: ROWS[row].description for row in table},
         "seeds": sorted({result.experiment.seed for result in results}),
         "data": data,
         "choices": choices.model_dump(mode="json"),

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from interpreter.errors import ConfigurationError
-from interpreter.protocols.protocol import Asked, Experiment, Protocol
+from interpreter.protocols.protocol import Experiment, Protocol, TableRequest
 from interpreter.rules import STRICT, Rules
 from interpreter.task import Task
 from store.views import NEGATIVE
@@ -22,7 +22,7 @@ def lodo_vessels() -> Protocol:
     return Protocol(
         name="lodo-vessels",
         edition="strict",
-        says="Train on the train folders of all data sets but one, test on the test folder of that one.",
+        description="Train on the train folders of all data sets but one, test on the test folder of that one.",
         task=VESSELS,
         experiments=_leave_one_out,
         notes=(
@@ -40,7 +40,7 @@ def lodo_vessels_compat() -> Protocol:
     return Protocol(
         name="lodo-vessels",
         edition="aadg-compat",
-        says="The published protocol: photographs squeezed, Dice over the whole square, best epoch of the target.",
+        description="The published protocol: photographs squeezed, Dice of the whole square, best epoch of the target.",
         task=VESSELS,
         experiments=partial(_leave_one_out, training=COMPAT, scoring=COMPAT, select_on_target=True),
         notes=(
@@ -62,7 +62,7 @@ def cross_modality() -> Protocol:
     return Protocol(
         name="cross-modality",
         edition="strict",
-        says="Train on the train folders of the photographs, test on the test folder of the angiograms (--target).",
+        description="Train on the photographs' train folders, test on the test folder of the angiograms (--target).",
         task=VESSELS,
         experiments=_cross_modality,
         notes=(
@@ -79,7 +79,7 @@ def few_label() -> Protocol:
     return Protocol(
         name="few-label",
         edition="strict",
-        says="Train on N images drawn by seed from all train folders, test on all test folders.",
+        description="Train on N images drawn by seed from all train folders, test on all test folders.",
         task=VESSELS,
         experiments=_few_label,
         notes=(
@@ -94,49 +94,51 @@ def _published() -> dict[str, dict[str, float]]:
 
 
 def _leave_one_out(
-    asked: Asked, training: Rules = STRICT, scoring: Rules = STRICT, select_on_target: bool = False
+    request: TableRequest, training: Rules = STRICT, scoring: Rules = STRICT, select_on_target: bool = False
 ) -> Sequence[Experiment]:
-    if len(asked.domains) < 2:
-        raise ConfigurationError(f"leaving one domain out takes two data sets at least, got {', '.join(asked.domains)}")
+    if len(request.domains) < 2:
+        raise ConfigurationError(
+            f"leaving one domain out takes two data sets at least, got {', '.join(request.domains)}"
+        )
     return [
         Experiment(
             row,
             seed,
             target,
-            tuple((name, "train") for name in asked.domains if name != target),
+            tuple((name, "train") for name in request.domains if name != target),
             ((target, "test"),),
             training,
             scoring,
             select_on_target=select_on_target,
         )
-        for target in asked.targets or asked.domains
-        for row in asked.rows
-        for seed in asked.seeds
+        for target in request.targets or request.domains
+        for row in request.rows
+        for seed in request.seeds
     ]
 
 
-def _cross_modality(asked: Asked) -> Sequence[Experiment]:
-    photographs = tuple(name for name in asked.domains if name not in asked.targets)
-    if not asked.targets or not photographs:
+def _cross_modality(request: TableRequest) -> Sequence[Experiment]:
+    photographs = tuple(name for name in request.domains if name not in request.targets)
+    if not request.targets or not photographs:
         raise ConfigurationError("cross-modality takes photographs and, named by --target, angiograms")
     return [
         Experiment(
             row, seed, target, tuple((name, "train") for name in photographs), ((target, "test"),), test_view=NEGATIVE
         )
-        for target in asked.targets
-        for row in asked.rows
-        for seed in asked.seeds
+        for target in request.targets
+        for row in request.rows
+        for seed in request.seeds
     ]
 
 
-def _few_label(asked: Asked) -> Sequence[Experiment]:
-    return list(_few_label_experiments(asked))
+def _few_label(request: TableRequest) -> Sequence[Experiment]:
+    return list(_few_label_experiments(request))
 
 
-def _few_label_experiments(asked: Asked) -> Iterator[Experiment]:
-    sources = tuple((name, "train") for name in asked.domains)
-    tests = tuple((name, "test") for name in asked.targets or asked.domains)
-    for row in asked.rows:
-        for seed in asked.seeds:
+def _few_label_experiments(request: TableRequest) -> Iterator[Experiment]:
+    sources = tuple((name, "train") for name in request.domains)
+    tests = tuple((name, "test") for name in request.targets or request.domains)
+    for row in request.rows:
+        for seed in request.seeds:
             for labels in (*FEW, None):
                 yield Experiment(row, seed, str(labels or "all"), sources, tests, labels=labels)

@@ -49,8 +49,8 @@ async def make(
     ticket = Ticket(context.settings.deadline)
     fields = {field: upload.fields[field] for field in FEATURES_FIELDS if field in upload.fields}
     options = merged(Options(model=model, mirrored=mirrored), fields)
-    asked = await run_in_threadpool(engine.question, data, name, options.model, mirrored=options.mirrored)
-    kept = await awaited(request, engine, engine.ask_features(asked, ticket), ticket)
+    question = await run_in_threadpool(engine.question, data, name, options.model, mirrored=options.mirrored)
+    kept = await awaited(request, engine, engine.ask_features(question, ticket), ticket)
     if not kept.stored:
         raise Unavailable("the features could not be stored; /readyz says why", retry_after=30)
     try:

@@ -145,9 +145,9 @@ def _checked(options: Options, engine: Engine) -> Options:
     """Options that every photograph of a job can be answered with; what is wrong is told now."""
     if options.key is not None or options.fov_only:
         raise BadRequest("a job takes photographs: no key, and no fov_only")
-    asked = engine.question(b"", "image", options.model, options.timesteps)
-    options.require_classes(asked.model.card.task.classes)
-    return options.model_copy(update={"model": asked.model.name})  # whatever is the default later
+    question = engine.question(b"", "image", options.model, options.timesteps)
+    options.require_classes(question.model.card.task.classes)
+    return options.model_copy(update={"model": question.model.name})  # whatever is the default later
 
 
 def _photographs(folder: str, context: Context) -> list[str]:
@@ -170,7 +170,7 @@ def _status(record: JobRecord) -> JobStatus:
         total=len(record.items),
         done=done,
         failed=failed,
-        abstained=sum(item.told is not None and bool(item.told.abstain) for item in record.items),
+        abstained=sum(item.answer is not None and bool(item.answer.abstain) for item in record.items),
         progress=(done + failed) / max(1, len(record.items)),
         created=record.created,
         finished=record.finished,

@@ -17,7 +17,7 @@ from service.engine import Engine
 from service.errors import Abandoned, BadRequest, DeadlinePassed, NoImage
 from service.flights import Ticket
 from service.options import Options, merged
-from service.outputs import OUTPUTS, Source, negotiated
+from service.outputs import OUTPUTS, SourcePhotograph, negotiated
 from service.routes.problems import SEGMENT
 from service.schemas import SegmentResponse
 from service.uploads import received
@@ -85,7 +85,7 @@ async def segment(
         raise NoImage("expected a photograph in the field 'image' or as the body, or a key of /v1/features")
     if options.key is not None and data is not None:
         raise BadRequest("expected a photograph or a key, found both")
-    source = Source(data, file, context.settings.max_pixels)
+    source = SourcePhotograph(data, file, context.settings.max_pixels)
     output.check(source)
     ticket = Ticket(context.settings.deadline)
     answer = await answered(request, engine, options, file, data, ticket)
@@ -134,13 +134,13 @@ async def answered(
         return await awaited(request, engine, engine.ask_field_of_view(data, name, ticket), ticket)
     if data is None:
         assert options.key is not None
-        asked = engine.question_by_key(options.key, options.model, options.timesteps, mirrored=options.mirrored)
+        question = engine.question_by_key(options.key, options.model, options.timesteps, mirrored=options.mirrored)
     else:
-        asked = await run_in_threadpool(
+        question = await run_in_threadpool(
             engine.question, data, name, options.model, options.timesteps, mirrored=options.mirrored
         )
-    options.require_classes(asked.model.card.task.classes)
-    known = engine.finished(asked)
+    options.require_classes(question.model.card.task.classes)
+    known = engine.finished(question)
     if known is not None:
         return known
-    return await awaited(request, engine, engine.ask(asked, ticket), ticket)
+    return await awaited(request, engine, engine.ask(question, ticket), ticket)

@@ -114,7 +114,7 @@ def test_a_stop_leaves_a_clean_store(
 ) -> None:
     dataset, views = load_dataset(f"folder:{dataset_folder}", "eyes"), parse_views("identity,photometric:4")
     job, stop = job_in(tmp_path, spec, saved), Stop()
-    report = extract_on_cluster(dataset, job, client, views=views, stop=stop, advance=lambda _: stop.ask())
+    report = extract_on_cluster(dataset, job, client, views=views, stop=stop, advance=lambda _: stop.request())
     store = FeatureStore(job.store)
     assert report.interrupted
     assert 0 < report.extracted < 30

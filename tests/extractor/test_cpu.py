@@ -109,7 +109,7 @@ def test_a_quick_network_is_the_same_network(time_scale_shift: str) -> None:
     diffusion = Diffusion(noise_schedule("cosine-200"), "v_prediction")
     usual = Backbone(build_unet(config), diffusion, config)
     usual.unet.load_state_dict(unet.state_dict())
-    quick = Backbone(unet, diffusion, config).quickened()
+    quick = Backbone(unet, diffusion, config).with_fast_kernels()
     assert quick.fingerprint == usual.fingerprint
     x = torch.randn(2, 3, 64, 64)
     expected, found = (one.estimate(x, 7, one.block_names) for one in (usual, quick))
@@ -151,7 +151,7 @@ def test_processors_with_narrow_vectors_convolve_too(tmp_path: Path) -> None:
 
 def test_weights_that_change_are_transformed_again() -> None:
     config = plain_unet((16, 16), norm_groups=4)
-    quick = Backbone(build_unet(config), Diffusion(noise_schedule("cosine-200")), config).quickened()
+    quick = Backbone(build_unet(config), Diffusion(noise_schedule("cosine-200")), config).with_fast_kernels()
     usual = Backbone(build_unet(config), quick.diffusion, config)
     x = torch.randn(1, 3, 32, 32)
     quick.estimate(x, 1)
@@ -171,7 +171,7 @@ def test_what_cannot_be_done_here_is_done_as_usual() -> None:
     config = plain_unet((16, 16), norm_groups=4)
     usual, quick = (Backbone(build_unet(config), Diffusion(noise_schedule("cosine-200")), config) for _ in range(2))
     quick.unet.load_state_dict(usual.unet.state_dict())
-    quick.quickened()
+    quick.with_fast_kernels()
     odd = torch.randn(1, 3, 18, 18)
     assert torch.equal(quick.estimate(odd, 1).x0, usual.estimate(odd, 1).x0)  # type: ignore[arg-type]
     x = torch.randn(1, 3, 32, 32).requires_grad_()
@@ -191,7 +191,10 @@ def test_a_compiled_network_is_the_same_network() -> None:
     usual, compiled = (Backbone(build_unet(config), Diffusion(noise_schedule("cosine-200")), config) for _ in range(2))
     compiled.unet.load_state_dict(usual.unet.state_dict())
     x = torch.randn(1, 3, 32, 32)
-    expected, found = usual.estimate(x, 7, ["block_0"]), compiled.quickened().compiled().estimate(x, 7, ["block_0"])
+    expected, found = (
+        usual.estimate(x, 7, ["block_0"]),
+        compiled.with_fast_kernels().compiled().estimate(x, 7, ["block_0"]),
+    )
     torch.testing.assert_close(found.features["block_0"], expected.features["block_0"], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found.x0, expected.x0, rtol=1e-4, atol=1e-4)
 

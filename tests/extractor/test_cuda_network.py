@@ -14,7 +14,7 @@ from torch.nn import functional
 from extractor.architectures import tiny_unet
 from extractor.backbone import Backbone
 from extractor.cuda import recording
-from extractor.cuda.network import SHORTEST, group_norm, quicken
+from extractor.cuda.network import SHORTEST, group_norm, use_fast_kernels
 from extractor.cuda.recording import MOST, RUNS_BEFORE, Computation, Maps, Recordings
 from extractor.diffusion import Diffusion
 from extractor.schedule import noise_schedule
@@ -53,7 +53,7 @@ def test_a_quickened_network_answers_as_before(time: str) -> None:
     usual = Backbone(unet, Diffusion(noise_schedule("cosine-100")), config)
     x = torch.randn(2, 3, 32, 32)
     expected = usual.estimate(x, 7, usual.block_names)
-    patched = quicken(unet)
+    patched = use_fast_kernels(unet)
     assert all("forward" in vars(module) for module in patched.modules() if isinstance(module, ResnetBlock2D))
     found = usual.estimate(x, 7, usual.block_names)
     torch.testing.assert_close(found.x0, expected.x0, rtol=1e-4, atol=1e-5)
@@ -68,7 +68,7 @@ def test_half_precision_is_near() -> None:
     exact = Backbone(unet, Diffusion(noise_schedule("cosine-100")), config)
     x = torch.randn(2, 3, 32, 32)
     expected = exact.estimate(x, 7).x0
-    quicken(unet)
+    use_fast_kernels(unet)
     found = Backbone(unet, exact.diffusion, config, precision="bfloat16").estimate(x, 7).x0
     assert expected is not None
     assert found is not None
@@ -77,7 +77,7 @@ def test_half_precision_is_near() -> None:
 
 
 def test_it_leaves_what_it_was_given_as_it_was() -> None:
-    unet = quicken(build_unet(tiny_unet()))
+    unet = use_fast_kernels(build_unet(tiny_unet()))
     block = next(module for module in unet.modules() if isinstance(module, ResnetBlock2D))
     x = torch.randn(1, block.in_channels, 8, 8)
     before = x.clone()
@@ -93,7 +93,7 @@ def test_a_network_that_is_trained_is_diffusers_own() -> None:
     unet(x, t).sample.sum().backward()
     expected = unet.conv_in.weight.grad
     unet.conv_in.weight.grad = None
-    quicken(unet)(x, t).sample.sum().backward()
+    use_fast_kernels(unet)(x, t).sample.sum().backward()
     assert expected is not None
     assert torch.equal(unet.conv_in.weight.grad, expected)
 

@@ -14,7 +14,7 @@ from extractor.backbone import Backbone
 from extractor.backbone_folder import load_backbone, save_backbone
 from extractor.diffusion import Diffusion
 from extractor.errors import BackboneError, CheckpointError
-from extractor.guided_diffusion import Unrecorded, import_checkpoint, read_checkpoint
+from extractor.guided_diffusion import UnrecordedOptions, import_checkpoint, read_checkpoint
 from extractor.inversion import Step, anchor, diffuse, invert, reconstruct
 from extractor.schedule import noise_schedule
 
@@ -28,7 +28,7 @@ def load_fixture(folder: Path, name: str) -> tuple[Backbone, Expected]:
     config = json.loads((folder / f"{name}.json").read_text())
     process = config["diffusion"]
     fixed_width = config["num_head_channels"] > 0
-    unrecorded = Unrecorded(
+    unrecorded = UnrecordedOptions(
         head_channels=config["num_head_channels"] if fixed_width else None,
         heads=None if fixed_width else config["num_heads"],
         new_attention_order=config["use_new_attention_order"],
@@ -154,9 +154,9 @@ def reordered(weights: dict[str, torch.Tensor], head: int) -> dict[str, torch.Te
 def test_both_attention_orders_give_the_same_network(shared: Path) -> None:
     weights = load_file(shared / "fixtures" / "eyepacs_tiny.safetensors")
     diffusion = Diffusion(noise_schedule("cosine-4000"), "sample")
-    old = import_checkpoint(weights, Unrecorded(32), diffusion)
-    new = import_checkpoint(reordered(weights, 32), Unrecorded(32, new_attention_order=True), diffusion)
-    wrong = import_checkpoint(weights, Unrecorded(32, new_attention_order=True), diffusion)
+    old = import_checkpoint(weights, UnrecordedOptions(32), diffusion)
+    new = import_checkpoint(reordered(weights, 32), UnrecordedOptions(32, new_attention_order=True), diffusion)
+    wrong = import_checkpoint(weights, UnrecordedOptions(32, new_attention_order=True), diffusion)
     assert old.fingerprint == new.fingerprint
     assert old.fingerprint != wrong.fingerprint
 
@@ -175,11 +175,11 @@ def test_class_conditional_models_need_a_label(shared: Path) -> None:
     weights = load_file(shared / "fixtures" / "eyepacs_tiny.safetensors")
     weights["label_emb.weight"] = torch.randn(5, weights["time_embed.2.bias"].shape[0])
     with pytest.raises(BackboneError, match="conditioned on 5 classes"):
-        import_checkpoint(weights, Unrecorded(32), Diffusion(noise_schedule("cosine-4000")))
+        import_checkpoint(weights, UnrecordedOptions(32), Diffusion(noise_schedule("cosine-4000")))
     outputs = []
     for label in (0, 1):
         diffusion = Diffusion(noise_schedule("cosine-4000"), "sample", class_label=label)
-        backbone = import_checkpoint(weights, Unrecorded(32), diffusion)
+        backbone = import_checkpoint(weights, UnrecordedOptions(32), diffusion)
         outputs.append(backbone.raw_output(torch.zeros(1, 3, 32, 32), 10))
     assert not torch.allclose(outputs[0], outputs[1])
 
@@ -190,9 +190,9 @@ def test_what_does_not_fit_is_listed(shared: Path) -> None:
     del weights["middle_block.0.in_layers.2.bias"]
     weights["surplus"] = torch.zeros(1)
     with pytest.raises(CheckpointError, match=r"missing +middle_block.0.in_layers.2.bias(.|\n)*left over +surplus"):
-        import_checkpoint(weights, Unrecorded(32), diffusion)
+        import_checkpoint(weights, UnrecordedOptions(32), diffusion)
     with pytest.raises(CheckpointError, match="cannot be divided by 48"):
-        import_checkpoint(load_file(shared / "fixtures" / "eyepacs_tiny.safetensors"), Unrecorded(48), diffusion)
+        import_checkpoint(load_file(shared / "fixtures" / "eyepacs_tiny.safetensors"), UnrecordedOptions(48), diffusion)
 
 
 def test_foreign_files_are_refused(tmp_path: Path) -> None:
@@ -207,5 +207,5 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
     torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="not a guided-diffusion U-Net"):
         import_checkpoint(
-            read_checkpoint(tmp_path / "other.pt"), Unrecorded(), Diffusion(noise_schedule("linear-1000"))
+            read_checkpoint(tmp_path / "other.pt"), UnrecordedOptions(), Diffusion(noise_schedule("linear-1000"))
         )

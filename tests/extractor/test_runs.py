@@ -405,7 +405,7 @@ def test_batches_make_the_same_entries(backbone: Backbone, spec: FeatureSpec, da
 def test_a_stop_is_asked_between_views(backbone: Backbone, spec: FeatureSpec, dataset_folder: Path) -> None:
     store, stop = FeatureStore("memory://"), Stop()
     dataset = load_dataset(f"folder:{dataset_folder}", "eyes")
-    report = extract_dataset(dataset, store, Extractor(backbone, spec), stop=stop, advance=lambda _: stop.ask())
+    report = extract_dataset(dataset, store, Extractor(backbone, spec), stop=stop, advance=lambda _: stop.request())
     assert report.interrupted
     assert 0 < report.extracted < 6
     assert len(store.collections.read("eyes").samples) == report.extracted

@@ -14,7 +14,7 @@ from extractor.backbone_folder import save_backbone
 from extractor.datasets import load_dataset
 from extractor.extraction import Extractor
 from extractor.runs import extract_dataset
-from interpreter.adapting import Expected, best_of, expected_at, readable, save_adapted
+from interpreter.adapting import Expected, best_of, expected_at, readable_specs, save_adapted
 from interpreter.checkpoint import Card, load_interpreter, save_interpreter
 from interpreter.data import Labelled, all_images
 from interpreter.domain import load_domain
@@ -92,9 +92,9 @@ def of(spec: FeatureSpec, side: int, *by_class: float, images: int = 6, spread: 
 def test_the_best_is_the_highest_and_of_equals_the_coarsest(spec: FeatureSpec) -> None:
     assert best_of([of(spec, 64, 0.7), of(spec, 32, 0.7), of(spec, 48, 0.6)], 80).spec.resolution == 32
     assert best_of([of(spec, 32, 0.9, 0.1), of(spec, 48, 0.6, 0.6)], 80).spec.resolution == 48  # the mean counts
-    lacking = Expected(spec, np.array([[[0, 0.4], [0, 1], [0, 1]]]))  # a class that nobody has
-    assert lacking.by_class == pytest.approx((np.nan, 0.4), nan_ok=True)
-    assert lacking.dice == 0.4
+    missing_masks = Expected(spec, np.array([[[0, 0.4], [0, 1], [0, 1]]]))  # a class that nobody has
+    assert missing_masks.by_class == pytest.approx((np.nan, 0.4), nan_ok=True)
+    assert missing_masks.dice == 0.4
     with pytest.raises(TrainingDataError, match="none of the classes"):
         best_of([Expected(spec, np.zeros((2, 3, 1)))], 32)
 
@@ -115,14 +115,14 @@ def test_what_was_learnt_gives_way_to_what_is_beyond_doubt(spec: FeatureSpec) ->
 def test_only_whole_sets_of_the_same_features_are_read(store: FeatureStore, model: Path, spec: FeatureSpec) -> None:
     _, card = load_interpreter(model)
     images = all_images(store, "eyes")
-    assert [one.resolution for one in readable(store, card, images)] == [32, 48, 64]
+    assert [one.resolution for one in readable_specs(store, card, images)] == [32, 48, 64]
     store.delete(spec.of_resolution(48), images[3].key)
-    assert readable(store, card, images) == [spec, spec.of_resolution(64)]
+    assert readable_specs(store, card, images) == [spec, spec.of_resolution(64)]
     for one in (spec, spec.of_resolution(64)):
         store.delete(one, images[0].key)
     told = r"there are: 5 at 32, 5 at 48, 5 at 64\); run `extractor run --backbone .* --resolution 32"
     with pytest.raises(TrainingDataError, match=told):
-        readable(store, card, images)
+        readable_specs(store, card, images)
 
 
 def adapted(store: FeatureStore, model: Path, images: list[Labelled], out: Path, best: int) -> Card:
@@ -202,8 +202,8 @@ def test_the_command(run: Run, store: FeatureStore, model: Path, tmp_path: Path)
     scored = json.loads(run("interpreter", "evaluate", *call[1:-1], tmp_path / "here", "--size", "32", "--json").stdout)
     assert scored["resolution"] == load_interpreter(tmp_path / "here")[1].spec.resolution
     assert "one resolution is nothing to choose from" in run("interpreter", *call, "--resolution", "32").stderr
-    lacking = run("interpreter", *call, "--resolution", "96")
-    assert (lacking.returncode, "--resolution 96" in lacking.stderr) == (1, True)
+    missing_masks = run("interpreter", *call, "--resolution", "96")
+    assert (missing_masks.returncode, "--resolution 96" in missing_masks.stderr) == (1, True)
     features = FeatureStore(store.location)
     features.delete(load_interpreter(model)[1].spec.of_resolution(48), all_images(features, "eyes")[0].key)
     assert "48 is left out: 5 of 6" in " ".join(run("interpreter", *call).stderr.split())

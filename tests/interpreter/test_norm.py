@@ -27,7 +27,7 @@ def test_values_and_gradients_are_those_of_torch(c: int, h: int, w: int, level: 
     def both(dtype: torch.dtype) -> list[torch.Tensor]:
         values, scale, shift = (tensor.to(dtype).requires_grad_() for tensor in (x, *parameters))
         if dtype == torch.float64:
-            y = norm.readable(values, scale, shift)
+            y = norm.reference(values, scale, shift)
         else:
             y = normed_silu(values, scale, shift, norm.norm.num_groups, norm.norm.eps)
         return [y.detach(), *torch.autograd.grad(y, (values, scale, shift), gy.to(dtype))]

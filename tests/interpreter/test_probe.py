@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from interpreter.data import Labelled, labelled_images
 from interpreter.errors import ConfigurationError, TrainingDataError
 from interpreter.heat_map import CELL, HEAD, MARGIN, Panel, draw_heat_map
-from interpreter.probe import Probed, ProbeSettings, fit_logistic, probe
+from interpreter.probe import ProbeResult, ProbeSettings, fit_logistic, probe
 from interpreter.probe_cli import codecs_named, panels_of
 from interpreter.splits import split_off
 from interpreter.task import Task
@@ -35,7 +35,7 @@ class Forgetful(FloatCodec):
         return Encoded(np.zeros(tuple(maps.shape), np.float32))
 
 
-def probed(store: FeatureStore, spec: FeatureSpec, settings: ProbeSettings = SETTINGS) -> list[Probed]:
+def probed(store: FeatureStore, spec: FeatureSpec, settings: ProbeSettings = SETTINGS) -> list[ProbeResult]:
     codecs = codecs_named("float16,int8", spec) | {"nothing": Forgetful(FloatEncoding(kind="float32"))}
     return probe(store, spec, "mask", labelled_images(store, "eyes", None, TASK), codecs, settings)
 
@@ -112,7 +112,9 @@ def test_what_was_rounded_is_not_made_finer(spec: FeatureSpec) -> None:
 
 
 def test_panels_are_targets_by_encodings() -> None:
-    scores = [Probed("EX", e, t, b, 0.5, 0.1) for e in ("float16", "int8") for t in (1, 10) for b in ("x", "y", "z")]
+    scores = [
+        ProbeResult("EX", e, t, b, 0.5, 0.1) for e in ("float16", "int8") for t in (1, 10) for b in ("x", "y", "z")
+    ]
     panels = panels_of(scores)
     assert [panel.title for panel in panels] == ["EX, float16", "EX, int8"]
     assert (panels[0].rows, panels[0].columns) == (["t = 1", "t = 10"], ["x", "y", "z"])

@@ -31,10 +31,17 @@ from interpreter.errors import ConfigurationError, ExtractionFailed, TrainingDat
 from interpreter.heads.photometric import ROUNDED
 from interpreter.protocol_cli import parse_choices, parse_rows, parse_seeds
 from interpreter.protocols import PROTOCOLS, protocol_named, running
-from interpreter.protocols.extracting import Extract, Source, Wanted, command_of, extract_by_command, parse_source
+from interpreter.protocols.extracting import (
+    DataSource,
+    Extract,
+    FeatureRequest,
+    command_of,
+    extract_by_command,
+    parse_source,
+)
 from interpreter.protocols.protocol import ROWS, Choices, Edition
 from interpreter.protocols.report import write_report
-from interpreter.protocols.running import Result, Running
+from interpreter.protocols.running import ProtocolRun, Result
 from interpreter.protocols.table import tabulated
 from interpreter.rules import Rules
 from store import FeatureStore, SpecError
@@ -50,7 +57,7 @@ CHOICES = Choices(
 TARGETS = {"vessel": ("vessel",), "lesions": ("MA", "HE", "EX", "SE")}
 
 
-def draw_data(folder: Path, name: str, targets: tuple[str, ...], first: int, negative: bool = False) -> Source:
+def draw_data(folder: Path, name: str, targets: tuple[str, ...], first: int, negative: bool = False) -> DataSource:
     """A data set of three training and two test images as a manifest; the last target is missing once."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -68,7 +75,7 @@ def draw_data(folder: Path, name: str, targets: tuple[str, ...], first: int, neg
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    return Source(name, f"manifest:{folder / name}.csv")
+    return DataSource(name, f"manifest:{folder / name}.csv")
 
 
 @pytest.fixture
@@ -78,7 +85,7 @@ def store(tmp_path: Path) -> FeatureStore:
 
 @pytest.fixture
 def extract(backbone: Backbone, store: FeatureStore) -> Extract:
-    def extract_here(wanted: Wanted) -> str:
+    def extract_here(wanted: FeatureRequest) -> str:
         prepared = PREPROCESSINGS[wanted.preprocessing or "fundus"]()
         recipe = dataclasses.replace(TINY, preprocessing=prepared).along(wanted.trajectory)
         recipe = recipe.reading(resolution=wanted.resolution or TINY.resolution)
@@ -105,12 +112,12 @@ def table(store: FeatureStore, extract: Extract, tmp_path: Path) -> Table:
     """Run a protocol and read its report."""
 
     def run(
-        name: str, edition: Edition, sources: list[Source], targets: tuple[str, ...] = (), rows: str = "diffdgss",
+        name: str, edition: Edition, sources: list[DataSource], targets: tuple[str, ...] = (), rows: str = "diffdgss",
         seeds: tuple[int, ...] = (0,), choices: Choices = CHOICES,
     ) -> tuple[list[Result], dict[str, Any]]:  # fmt: skip
         protocol, out = protocol_named(name, edition), tmp_path / f"{name}-{edition}"
         out.mkdir(exist_ok=True)
-        results = Running(protocol, sources, store, out, choices, extract).run(targets, parse_rows(rows), seeds)
+        results = ProtocolRun(protocol, sources, store, out, choices, extract).run(targets, parse_rows(rows), seeds)
         page = write_report(protocol, choices, {s.name: s.reference for s in sources}, results, out).read_text()
         assert all(str(cell) in page for cells in tabulated(protocol, results).values() for cell in cells.values())
         return results, json.loads((out / "report.json").read_text())
@@ -118,7 +125,7 @@ def table(store: FeatureStore, extract: Extract, tmp_path: Path) -> Table:
     return run
 
 
-def vessels(tmp_path: Path, *names: str) -> list[Source]:
+def vessels(tmp_path: Path, *names: str) -> list[DataSource]:
     return [draw_data(tmp_path / name, name, TARGETS["vessel"], 10 * i) for i, name in enumerate(names)]
 
 
@@ -194,13 +201,13 @@ def test_what_was_done_is_not_done_again_and_other_settings_are_refused(table: T
     first, _ = table("lodo-vessels", "strict", sources, ("hrf",))
     scores = first[0].folder / "scores.json"
     noted = json.loads(scores.read_text())
-    del noted["asked"]["config"]["time_width"]  # as a version wrote it that had no such choice
+    del noted["inputs"]["config"]["time_width"]  # as a version wrote it that had no such choice
     scores.write_text(json.dumps(noted))
     stamp = scores.stat().st_mtime_ns
     again, _ = table("lodo-vessels", "strict", sources, ("hrf",))
     assert again[0].summary == first[0].summary
     assert (first[0].folder / "scores.json").stat().st_mtime_ns == stamp
-    former = {"asked": noted["asked"], "summary": {"dice": 70.0}}  # as versions wrote it that had points of 100
+    former = {"inputs": noted["inputs"], "summary": {"dice": 70.0}}  # as versions wrote it that had points of 100
     scores.write_text(json.dumps(former))
     weights = (first[0].folder / "interpreter.safetensors").stat().st_mtime_ns
     assert table("lodo-vessels", "strict", sources, ("hrf",))[0][0].summary == first[0].summary
@@ -342,7 +349,7 @@ def test_few_labels(table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_names_and_options() -> None:
     assert {name for name, _ in PROTOCOLS} == {"lodo-vessels", "cross-modality", "idrid-lesions", "few-label"}
-    assert parse_source("stare:/x/STARE") == Source("stare", "stare:/x/STARE")
+    assert parse_source("stare:/x/STARE") == DataSource("stare", "stare:/x/STARE")
     assert parse_source("a=hrf:/x/HRF").name == "a"
     assert parse_seeds(["0", "1", "2"]) == parse_seeds(["0,1 2"]) == [0, 1, 2]
     assert parse_choices('{"device": "cuda:1"}', "cpu").device == "cuda:1"
@@ -385,7 +392,9 @@ def test_the_extractor_is_called_as_a_command(tmp_path: Path) -> None:
 
     from extractor.cli import app as extractor_app
 
-    wanted = Wanted(Source("a", f"folder:{tmp_path}/nothing"), "train", "anchored", ("identity", NEGATIVE), "squeeze")
+    wanted = FeatureRequest(
+        DataSource("a", f"folder:{tmp_path}/nothing"), "train", "anchored", ("identity", NEGATIVE), "squeeze"
+    )
     call = command_of(wanted, str(tmp_path / "s"), CHOICES).arguments
     context = typer.main.get_command(extractor_app).commands["run"].make_context("run", call[4:])  # type: ignore[attr-defined]
     assert context.params["views"] == "identity,negative"

@@ -121,7 +121,7 @@ def test_what_has_labels_is_not_guessed(
     )  # fmt: skip
     assert [bool(image.sample.masks) for image in drawn.train_images] == 2 * [True] + 4 * [False]
     with pytest.raises(TrainingDataError, match="every unlabelled photograph is among the labelled ones"):
-        pseudo.beside(images, [])
+        pseudo.excluding(images, [])
 
 
 def test_a_teacher_of_other_classes_is_refused(
@@ -164,7 +164,7 @@ def test_the_teacher_reads_the_rendering_it_learnt_from(
     of_negatives = card.model_copy(update={"training": card.training | {"views": ["negative"]}})
     save_interpreter(teacher, network, of_negatives)
     with pytest.raises(TrainingDataError, match=r"lacks features of eyes/eye\d.* \(negative\)"):
-        PseudoLabels(filled_store, TASK, images[4:], teacher, SETTINGS.views).beside([], [])
+        PseudoLabels(filled_store, TASK, images[4:], teacher, SETTINGS.views).excluding([], [])
 
 
 def test_no_patient_is_validated_and_learnt_from(
@@ -172,7 +172,7 @@ def test_no_patient_is_validated_and_learnt_from(
 ) -> None:
     of_one = [dataclasses.replace(i, sample=i.sample.model_copy(update={"group": "one"})) for i in images[:2]]
     pseudo = PseudoLabels(filled_store, TASK, [*of_one, *images[2:]], teacher, SETTINGS.views)
-    assert [one.name for one in pseudo.beside([], of_one[:1])] == [image.name for image in images[2:]]
+    assert [one.name for one in pseudo.excluding([], of_one[:1])] == [image.name for image in images[2:]]
 
 
 def test_a_student_of_windows_goes_on_where_it_was_stopped(
@@ -193,7 +193,7 @@ def test_a_student_of_windows_goes_on_where_it_was_stopped(
 
     def ask(epoch: int, position: int, _loss: float) -> None:
         if (epoch, position) == (0, 1):
-            stop.ask()
+            stop.request()
 
     with pytest.raises(KeyboardInterrupt):
         parts.run(ask, stop)

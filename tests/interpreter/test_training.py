@@ -20,7 +20,7 @@ from extractor.extraction import Extractor
 from extractor.runs import extract_dataset
 from interpreter.calibration import fit_temperature
 from interpreter.checkpoint import load_interpreter
-from interpreter.data import all_images, labelled_images, labelled_in, lacking, without_duplicates
+from interpreter.data import all_images, labelled_images, labelled_in, missing_masks, without_duplicates
 from interpreter.domain import load_domain
 from interpreter.errors import CheckpointError, ConfigurationError, TrainingDataError, TrainingDiverged
 from interpreter.evaluation import evaluate
@@ -202,7 +202,7 @@ def test_ctrl_c_waits_for_the_end_of_a_step(filled_store: FeatureStore, spec: Fe
 
     def ask(epoch: int, position: int, _loss: float) -> None:
         if (epoch, position) == (0, 1):
-            stop.ask()
+            stop.request()
 
     with pytest.raises(KeyboardInterrupt):
         training(filled_store, spec, tmp_path / "run").run(ask, stop)
@@ -275,12 +275,12 @@ def test_photographs_that_lack_a_target_are_told(filled_store: FeatureStore) -> 
     first, second, *others = eyes.samples
     changed = [first.model_copy(update={"masks": {}}), second.model_copy(update={"masks": {"cup": "x"}}), *others]
     filled_store.collections.write(eyes.model_copy(update={"samples": tuple(changed)}))
-    assert lacking(filled_store, ["eyes"], TASK) == [
+    assert missing_masks(filled_store, ["eyes"], TASK) == [
         f"2 of 6 photographs (eyes/{first.name}, eyes/{second.name}) of eyes have no mask of mask and are left out"
     ]
     assert len(labelled_in(filled_store, ["eyes"], TASK)) == 4
     either = Task(name="both", targets=("mask", "cup"), overlapping=True)
-    told = lacking(filled_store, ["eyes"], either)
+    told = missing_masks(filled_store, ["eyes"], either)
     assert told == [
         f"1 of 5 photographs (eyes/{second.name}) of eyes have no mask of mask and count as having none",
         f"4 of 5 photographs ({', '.join(f'eyes/{one.name}' for one in others[:3])}, ...) of eyes have no mask of cup "

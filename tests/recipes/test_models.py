@@ -17,7 +17,7 @@ from interpreter.checkpoint import load_interpreter, read_card, shipped
 from recipes import models
 from recipes.drawing import SMOKE_BACKBONE, draw_table
 from recipes.models import build
-from recipes.photographs import Source, folders_of
+from recipes.photographs import SourceDataset, folders_of
 from recipes.shipped import BASE, INTERPRETERS, SMALL, at_smoke_size
 from store.feature_store import FeatureStore
 from store.manifest import read_manifest
@@ -110,7 +110,7 @@ def test_the_last_photographs_are_held_out_where_there_is_no_test_split(table: P
 
 def test_a_table_without_a_data_set_is_told(table: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no photograph of ELSEWHERE"):
-        Source("x", "ELSEWHERE", ("vessel",), "none").write_manifest(table, tmp_path)
+        SourceDataset("x", "ELSEWHERE", ("vessel",), "none").write_manifest(table, tmp_path)
     assert [folder.parent.name for folder in folders_of(table, "unlabelled")] == ["UNLABELLED"]
 
 
@@ -128,13 +128,13 @@ def test_notes_test_splits_and_unlabelled_rows_of_a_table(tmp_path: Path) -> Non
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     table = tmp_path / "splits.csv"
     table.write_text("\n".join(rows))
-    source = Source("set", "set", ("OD",), "none", held_out=1)
+    source = SourceDataset("set", "set", ("OD",), "none", held_out=1)
     photographs = load_dataset(f"manifest:{source.write_manifest(table, tmp_path / 'tables')}").photographs
     assert [(photograph.image.name, photograph.split) for photograph in photographs] == [
         ("a.png", "train"),
         ("b.png", "test"),
     ]
-    parted = Source("other", "other", ("OD",), "none", held_out=1).write_manifest(table, tmp_path / "tables")
+    parted = SourceDataset("other", "other", ("OD",), "none", held_out=1).write_manifest(table, tmp_path / "tables")
     assert [photograph.split for photograph in load_dataset(f"manifest:{parted}").photographs] == ["train", "test"]
     assert folders_of(table, "unlabelled") == [tmp_path / "u"]
     Image.new("RGB", (8, 8)).save(tmp_path / "u" / "stranger.png")

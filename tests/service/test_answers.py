@@ -14,12 +14,12 @@ from PIL import Image
 from interpreter.prediction import at_native_size, native_masks, topmost, vote, vote_overlapping
 from service.answers import Answer, at_threshold, of_classes
 from service.options import Options
-from service.outputs import OUTPUTS, Source
+from service.outputs import OUTPUTS, SourcePhotograph
 from service.responses import to_response
 from store.geometry import Geometry
 
 SIDE = 32
-SOURCE = Source(None, "eye", 10**6)
+SOURCE = SourcePhotograph(None, "eye", 10**6)
 
 
 def disc_and_cup(steps: int = 2) -> Answer:

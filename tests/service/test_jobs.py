@@ -25,12 +25,12 @@ from interpreter.rendering import encode_labels
 from service.engine import Engine
 from service.errors import Busy, Conflict, DeviceLost, Unavailable
 from service.flights import Flight, Ticket
-from service.job_record import JobRecord, Told, as_report, as_table
-from service.job_runner import JobRunner, _Asked
+from service.job_record import AnswerSummary, JobRecord, as_report, as_table
+from service.job_runner import JobRunner, _InFlight
 from service.jobs import JobLimits, Jobs
 from service.models import Models
 from service.options import Options
-from service.outputs import OUTPUTS, Source
+from service.outputs import OUTPUTS, SourcePhotograph
 from service.settings import Settings
 from service.sources import Sources
 from store.errors import StoreFull, StoreUnavailable
@@ -338,7 +338,7 @@ def test_a_photograph_that_fails_in_an_unexpected_way_ends_no_job(
     record = jobs.create("anybody", Options(output="png"), ".png", ["a.png", "b.png"], [png(4), png(5)])
     rendered: list[str] = []
 
-    def render(_answer: object, _options: object, source: Source) -> bytes:
+    def render(_answer: object, _options: object, source: SourcePhotograph) -> bytes:
         rendered.append(source.name)
         if source.name == "a.png" or rendered.count(source.name) == 1:
             raise UnicodeDecodeError("utf-8", b"x", 0, 1, "of a class that does not take a message alone")
@@ -433,7 +433,7 @@ def test_a_photograph_that_loses_the_device_is_counted_and_others_are_not(
         flight.future.set_exception(DeviceLost(by_this=by_this))
         record.items[number].begun_by = (runner._name,)
         with pytest.raises(DeviceLost):
-            runner._finish(record, _Asked(number, b"", Ticket(), flight, None))
+            runner._finish(record, _InFlight(number, b"", Ticket(), flight, None))
     assert [item.begun_by for item in record.items] == [(runner._name,), ()]
 
 
@@ -473,7 +473,10 @@ def test_an_answer_that_should_not_be_relied_on_is_counted(tmp_path: Path, make_
     jobs, engine = Jobs(open_objects(tmp_path), LIMITS), make_engine()
     record = jobs.create("anybody", Options(output="png"), ".png", ["a.png"], [png(4)])
     score = DomainScore(distance=9.0, threshold=2.0, residual=None, residual_range=None)
-    record.items[0].state, record.items[0].told = "done", Told.by(replace(engine.segment(png(4)), domain=score))
+    record.items[0].state, record.items[0].answer = (
+        "done",
+        AnswerSummary.of(replace(engine.segment(png(4)), domain=score)),
+    )
     jobs.save(record)
     kept = jobs.read(record.id)
     assert kept is not None
@@ -613,7 +616,7 @@ def test_jobs_in_memory_are_bounded_by_it(make_engine: MakeEngine) -> None:
 def test_a_photograph_that_cannot_be_asked_for_ends_no_job(
     make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def check(source: Source) -> None:
+    def check(source: SourcePhotograph) -> None:
         if source.name == "a.png":
             raise TypeError("of a library that nobody expected it of")
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from store import StoreFull
-from store.files import replaced, told_if_full
+from store.files import raising_store_full, replaced
 
 
 def test_what_goes_wrong_leaves_the_former_file(tmp_path: Path) -> None:
@@ -38,5 +38,5 @@ def test_a_full_disk_is_called_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     with pytest.raises(StoreFull, match=r"state: there is no room left on its disk"), replaced(tmp_path / "state"):
         raise error
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(StoreFull, match="the store's own words"), told_if_full(tmp_path / "state"):
+    with pytest.raises(StoreFull, match="the store's own words"), raising_store_full(tmp_path / "state"):
         raise StoreFull("the store's own words")
