@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -73,11 +74,25 @@ def test_the_python_examples_run(
     Path("photos").mkdir()
     Path("photos/one.jpg").write_bytes(retina.read_bytes())
     told = []
-    for code in blocks("python"):
+    for code in blocks("python")[:2]:
         exec(compile(code, "README.md", "exec"), {})  # what a reader would paste
         told.append(capsys.readouterr().out)
     assert told[0].startswith("(1411, 1411) ")
     assert told[1] == "2 []\n(2, 16, 512, 512)\n"
+
+
+def test_the_python_example_of_a_training_runs(
+    extracted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(extracted, "features.zarr")
+    code = blocks("python")[2]
+    for word, tiny in (('"labelled"', '"eyes"'), ("steps=600", "steps=1"), ("crop=128", "crop=16")):
+        assert word in code
+        code = code.replace(word, tiny)
+    exec(compile(code, "README.md", "exec"), {})
+    dice, mean_dice, precision = map(float, capsys.readouterr().out.split())
+    assert 0 <= min(dice, mean_dice, precision) <= max(dice, mean_dice, precision) <= 1
 
 
 def test_the_demo_inverts_once(

@@ -1,0 +1,58 @@
+"""The names that are promised; everything else may move."""
+
+from .checkpoint import Card, load_interpreter, save_interpreter
+from .config import InterpreterConfig
+from .data import Labelled, all_images, labelled_in
+from .domain import Domain, DomainScore, load_domain
+from .errors import (
+    CheckpointError,
+    ConfigurationError,
+    ExtractionFailed,
+    InterpreterError,
+    ScanUnavailable,
+    TrainingDataError,
+    TrainingDiverged,
+)
+from .evaluation import Scores, evaluate
+from .network import Interpreter
+from .prediction import Prediction, Segmented, predict, segment
+from .pseudo_labels import PseudoLabels
+from .rules import Rules
+from .segmenting import SegmentedPhotograph, segment_into
+from .settings import TrainingSettings
+from .task import Task
+from .training import Training
+
+__all__ = [
+    "Card",
+    "CheckpointError",
+    "ConfigurationError",
+    "Domain",
+    "DomainScore",
+    "ExtractionFailed",
+    "Interpreter",
+    "InterpreterConfig",
+    "InterpreterError",
+    "Labelled",
+    "Prediction",
+    "PseudoLabels",
+    "Rules",
+    "ScanUnavailable",
+    "Scores",
+    "Segmented",
+    "SegmentedPhotograph",
+    "Task",
+    "Training",
+    "TrainingDataError",
+    "TrainingDiverged",
+    "TrainingSettings",
+    "all_images",
+    "evaluate",
+    "labelled_in",
+    "load_domain",
+    "load_interpreter",
+    "predict",
+    "save_interpreter",
+    "segment",
+    "segment_into",
+]
