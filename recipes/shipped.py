@@ -6,24 +6,24 @@ import json
 from dataclasses import dataclass, replace
 
 from extractor.architectures import base_unet
-from recipes.photographs import Source
+from recipes.photographs import SourceDataset
 from store.spec import PreprocessingName
 
-STARE = Source("stare", "STARE", ("vessel",), "no formal licence; publicly available")
-HRF = Source("hrf", "HRF_1024", ("vessel",), "CC BY 4.0")
-CHASE_DB1 = Source("chase_db1", "CHASE_DB1", ("vessel",), "CC BY 4.0")
-DRISHTI_GS = Source("drishti_gs", "Drishti-GS1_1024", ("OD", "cup"), "no licence stated", held_out=12)
-DRIONS_DB = Source("drions_db", "DRIONS-DB", ("OD",), "no licence stated")
-IDRID = Source("idrid", "IDRiD_1024", ("MA", "HE", "EX", "SE"), "CC BY 4.0")
-OCTA_6M = Source("octa_6m", "OCTA500_6M", ("vessel",), "no licence stated")
-OCTA_3M = Source("octa_3m", "OCTA500_3M", ("vessel",), "no licence stated")
+STARE = SourceDataset("stare", "STARE", ("vessel",), "no formal licence; publicly available")
+HRF = SourceDataset("hrf", "HRF_1024", ("vessel",), "CC BY 4.0")
+CHASE_DB1 = SourceDataset("chase_db1", "CHASE_DB1", ("vessel",), "CC BY 4.0")
+DRISHTI_GS = SourceDataset("drishti_gs", "Drishti-GS1_1024", ("OD", "cup"), "no licence stated", held_out=12)
+DRIONS_DB = SourceDataset("drions_db", "DRIONS-DB", ("OD",), "no licence stated")
+IDRID = SourceDataset("idrid", "IDRiD_1024", ("MA", "HE", "EX", "SE"), "CC BY 4.0")
+OCTA_6M = SourceDataset("octa_6m", "OCTA500_6M", ("vessel",), "no licence stated")
+OCTA_3M = SourceDataset("octa_3m", "OCTA500_3M", ("vessel",), "no licence stated")
 
 
 @dataclass(frozen=True)
 class Part:
     """The first photographs of a split; all of them if no number is given."""
 
-    source: Source
+    source: SourceDataset
     photographs: int | None = None
 
 
@@ -106,6 +106,15 @@ DISC_CUP = InterpreterRecipe(
     evaluate_every=10,
     options=(*WIDE, *WINDOWS_256),
 )
+DISC_CUP_BASE = replace(
+    DISC_CUP,
+    name="disc_cup_base",
+    summary="optic disc and cup in colour fundus photographs, read from the larger backbone",
+    backbone=BASE.name,
+    steps=1600,
+    evaluate_every=20,
+    options=("--standardise", *WINDOWS_256),  # the maps are twice as wide already
+)
 LESIONS = InterpreterRecipe(
     "lesions",
     "EXPERIMENTAL: microaneurysms, haemorrhages, hard and soft exudates in colour fundus photographs",
@@ -157,7 +166,8 @@ VESSELS_BASE = replace(
     options=("--standardise", *WINDOWS_128),  # the maps are twice as wide already
 )
 INTERPRETERS = {
-    recipe.name: recipe for recipe in (DISC_CUP, LESIONS, LESIONS_BASE, OCTA_VESSELS, VESSELS, VESSELS_BASE)
+    recipe.name: recipe
+    for recipe in (DISC_CUP, DISC_CUP_BASE, LESIONS, LESIONS_BASE, OCTA_VESSELS, VESSELS, VESSELS_BASE)
 }
 
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from interpreter.protocol_cli import parse_choices
 from interpreter.protocols import protocol_named
-from interpreter.protocols.protocol import ROWS, Asked
+from interpreter.protocols.protocol import ROWS, TableRequest
 from recipes.tables import SMOKE, TABLES, app
 
 
@@ -20,7 +20,7 @@ def test_a_table_is_a_protocol_with_known_methods_and_settings(name: str) -> Non
     protocol = protocol_named(recipe.protocol, recipe.edition)  # type: ignore[arg-type]
     names = tuple(source.name for source in recipe.sources)
     rows = tuple(ROWS[row] for row in recipe.rows)
-    experiments = protocol.experiments(Asked(names, recipe.targets, rows, recipe.seeds))
+    experiments = protocol.experiments(TableRequest(names, recipe.targets, rows, recipe.seeds))
     assert {experiment.row.name for experiment in experiments} == set(recipe.rows)
     choices = parse_choices(json.dumps(recipe.settings), "cpu")
     assert len({choices.training(row, 0, None).steps for row in rows}) == 1
