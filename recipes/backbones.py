@@ -1,4 +1,4 @@
-"""Ways of pre-training a backbone, at equal compute: a table of docs/results.md.
+"""Ways of pre-training a backbone, at equal compute: a table of docs/experiments.md.
 
     python -m recipes.backbones --data DATA --work WORK [--only small] [--tflop 20] [--json]
 

@@ -38,7 +38,7 @@ BUDGET: dict[str, Any] = {
     "evaluate_every": 25,
     "vss_max_size": 64,
 }
-"""The same for every method of a table; chosen on validation images of STARE and HRF (docs/results.md)."""
+"""The same for every method of a table; chosen on validation images of STARE and HRF (docs/experiments.md)."""
 STANDARDISED = BUDGET | {"preset": "fast", "standardise": True}
 """Preset and standardising of the shipped ``vessels``, at this budget (docs/decisions/0020)."""
 WITHOUT_COLOUR = STANDARDISED | {"preprocessing": "red-free"}
@@ -65,7 +65,7 @@ FINE = BASE | {
 }
 """Photographs shown twice as large: the same windows of them, and the same network, in four times as many pixels."""
 PROBED: dict[str, Any] = {"timesteps": [200, 500], "blocks": [2, 4, 6, 7]}
-"""What probes of the backbone ``base`` say most (docs/results.md)."""
+"""What probes of the backbone ``base`` say most (docs/experiments.md)."""
 SQUEEZED_RED_FREE = {"preprocessing": "squeeze-red-free"}
 """As the published protocol has photographs, without their colour."""
 MIRRORED = {"mirrored": True}

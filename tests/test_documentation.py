@@ -45,10 +45,27 @@ def test_every_call_has_the_options_it_names(words: list[str]) -> None:
     assert context.params
 
 
+def documents() -> list[Path]:
+    return [
+        ROOT / "README.md",
+        *(ROOT / "docs").rglob("*.md"),
+        *ROOT.glob("docker/*.md"),
+        *ROOT.glob("*/models/*/*.md"),
+    ]
+
+
+def anchors(document: Path) -> set[str]:
+    """Of its headings, as GitHub and others make them."""
+    titles = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
 def test_links_lead_somewhere() -> None:
-    for document in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
-        for target in re.findall(r"\]\((?!http)([^)#]+)", document.read_text()):
-            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+    for document in documents():
+        for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", document.read_text()):
+            there = document.parent / target if target else document
+            assert there.exists(), f"{document.name} links to {target}"
+            assert not anchor or anchor in anchors(there), f"{document.name} links to {target}#{anchor}"
 
 
 def test_what_docker_copies_exists() -> None:
