@@ -14,7 +14,7 @@ from rich.table import Table
 
 from extractor.backbone_cli import app as backbone_commands
 from extractor.datasets import ADAPTERS, DataSet, load_dataset, selected
-from extractor.errors import ExtractorError
+from extractor.errors import ExtractorError, ScheduleError
 from extractor.options import (
     AsJson,
     BackboneOption,
@@ -37,7 +37,7 @@ from extractor.presets import encoding_of, open_backbone
 from extractor.repeating import Request, require_own_name
 from store import console
 from store.console import Exit
-from store.errors import StoreError
+from store.errors import SpecError, StoreError
 from store.feature_store import FeatureStore
 from store.interrupts import Stop
 from store.pixels import spec_of_pixels
@@ -250,7 +250,7 @@ app.add_typer(backbone_commands)
 
 def main() -> NoReturn:
     """Entry point of the command."""
-    console.run(app, ExtractorError, StoreError)
+    console.run(app, ExtractorError, StoreError, usage=(ScheduleError, SpecError))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import typer
 
 from interpreter.adapt_cli import app as adapt_commands
 from interpreter.domain_cli import app as domain_commands
-from interpreter.errors import InterpreterError
+from interpreter.errors import ConfigurationError, InterpreterError
 from interpreter.evaluate_cli import app as evaluate_commands
 from interpreter.options import AsJson
 from interpreter.probe_cli import app as probe_commands
@@ -51,7 +51,7 @@ app.add_typer(domain_commands)
 
 def main() -> NoReturn:
     """Entry point of the command."""
-    console.run(app, InterpreterError, StoreError)
+    console.run(app, InterpreterError, StoreError, usage=(ConfigurationError,))
 
 
 if __name__ == "__main__":

@@ -67,11 +67,17 @@ def print_version(asked: bool) -> None:
         raise typer.Exit
 
 
-def run(app: typer.Typer, *expected: type[Exception]) -> NoReturn:
-    """Run a command and exit; expected errors become one line on stderr."""
+def run(app: typer.Typer, *expected: type[Exception], usage: tuple[type[Exception], ...] = ()) -> NoReturn:
+    """Run a command and exit; expected errors become one line on stderr.
+
+    Args:
+        usage: of the expected errors those that only other options can mend.
+    """
     keep_to_quota()
     try:
         code = app(standalone_mode=False)
+    except usage as error:
+        _fail(error, Exit.USAGE)
     except expected as error:
         _fail(error, Exit.FAILED)
     except (typer.Abort, KeyboardInterrupt):

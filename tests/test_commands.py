@@ -181,6 +181,9 @@ def test_no_help_is_swallowed_as_markup(name: str) -> None:
     assert [text for text in texts if text and re.search(r"\[[a-z]", text)] == []
 
 
+PROTOCOL = ["evaluate", "--store", "x", "--data", "stare:x", "--out", "y"]
+
+
 @pytest.mark.parametrize(
     ("command", "arguments", "code", "message"),
     [
@@ -203,6 +206,9 @@ def test_no_help_is_swallowed_as_markup(name: str) -> None:
         ("extractor", ["reconstruct", "x.png", "--out", "y", "--grid", "a"], 1, "cannot be read"),
         ("interpreter", ["train", "--store", "/no/such", "--dataset", "a", "--out", "x"], 1, "no such store"),
         ("interpreter", ["evaluate", "--store", "/no/such", "--dataset", "a"], 1, "no such store"),
+        ("interpreter", [*PROTOCOL, "--protocol", "nonsense"], 2, "no protocol 'nonsense'"),
+        ("interpreter", [*PROTOCOL, "--protocol", "lodo-vessels", "--rows", "nonsense"], 2, "no method nonsense"),
+        ("interpreter", [*PROTOCOL, "--protocol", "lodo-vessels", "--settings", "{"], 2, "expected a JSON object"),
         ("store", ["ls", "/no/such"], 1, "no such store"),
         ("store", ["frobnicate"], 2, "No such command"),
         ("service", ["--model", "nothing"], 1, "no shipped interpreter"),
