@@ -93,6 +93,12 @@ def missing_masks(store: FeatureStore, references: Iterable[str], task: Task) ->
     return notes
 
 
+def scored_targets(images: Iterable[Labelled], task: Task) -> tuple[str, ...]:
+    """Those of a task's targets that some of the images have a mask of; of others it is not known where they are."""
+    there = {target for image in images for target in image.sample.masks}
+    return tuple(target for target in task.targets if target in there)
+
+
 def _some(names: Sequence[str], among: Sequence[Labelled]) -> str:
     return f"{len(names)} of {len(among)} photographs ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from interpreter.checkpoint import load_interpreter
-from interpreter.data import Labelled, labelled_in, missing_masks
+from interpreter.data import Labelled, labelled_in, missing_masks, scored_targets
 from interpreter.options import (
     AsJson,
     DeviceOption,
@@ -162,7 +162,10 @@ def _evaluate_model(
     interpreter.use_scan(scan)
     interpreter.to(require_device(device))
     images = [image.seen_as(view) for image in labelled_in(features, dataset, card.task)]
-    for line in missing_masks(features, dataset, card.task):
+    targets = scored_targets(images, card.task)
+    for target in sorted({*card.task.targets} - {*targets}):
+        console.note(f"none of these photographs has a mask of {target}: it is not scored")
+    for line in missing_masks(features, dataset, card.task.model_copy(update={"targets": targets})):
         console.note(line)
     if seen := {image.key.image_id for image in images} & {*card.training_ids, *card.validation_ids}:
         console.note(f"{len(seen)} of these images were used to train this interpreter")
@@ -196,7 +199,8 @@ def _table(scores: Scores, rules: Rules) -> Table:
     table.add_row("95 % interval", *(f"{_points(low)} to {_points(high)}" for _, _, (low, high) in columns))
     where = "" if rules.size == "network" else ", at the network's size"
     for voter, dice in scores.dice_by_voter().items():
-        table.add_row(f"Dice of {voter} alone{where}", *[""] * (len(columns) - 1), _points(dice))
+        alone = f"t = {voter}" if voter.isdigit() else voter
+        table.add_row(f"Dice of {alone} alone{where}", *[""] * (len(columns) - 1), _points(dice))
     for name, words in SHOWN.items():
         table.add_row(words, *(_points(figures[name]) for _, figures, _ in columns))
     return table

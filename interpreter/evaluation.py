@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from interpreter.curves import PooledPixels, Reliability
-from interpreter.data import Labelled, native_truth
+from interpreter.data import Labelled, native_truth, scored_targets
 from interpreter.expected import expected_of
 from interpreter.metrics import Counts, bootstrap_interval, count, finite_or_none, hd95, mean_of_known
 from interpreter.network import Interpreter
@@ -61,7 +61,7 @@ class Scores:
     """Scores of a set of images.
 
     Attributes:
-        classes: names, without the background.
+        classes: names of those that are scored, without the background.
         images: in the order they were scored.
         pixels, reliability: of each class, all images together.
     """
@@ -149,6 +149,10 @@ class Compared(NamedTuple):
     truth: NDArray[np.bool_]
     inside: NDArray[np.bool_]
 
+    def of(self, classes: list[int]) -> Compared:
+        """Some of the classes, 0 the first behind the background."""
+        return Compared(self.masks[classes], self.probabilities[classes], self.truth[classes], self.inside)
+
 
 def evaluate(
     interpreter: Interpreter,
@@ -163,6 +167,8 @@ def evaluate(
 ) -> Scores:
     """Segment every image and compare with its masks.
 
+    A class that none of the images has a mask of is not scored; one that some have is taken to be absent in the others.
+
     Args:
         spec: of the features that are read: the interpreter's, at its resolution or another one.
         on_image: called with each image and what was found in it.
@@ -172,8 +178,9 @@ def evaluate(
     """
     interpreter.spec.of_resolution(spec.resolution).require(spec)
     rules = rules or Rules()
-    n = len(task.targets)
-    scores = Scores(task.targets, [], [PooledPixels() for _ in range(n)], [Reliability() for _ in range(n)])
+    targets = scored_targets(images, task)
+    scored = [task.targets.index(target) for target in targets]
+    scores = Scores(targets, [], [PooledPixels() for _ in scored], [Reliability() for _ in scored])
     for image in images:
         entry = store.entry(spec, image.key)
         features = entry.features()
@@ -183,16 +190,16 @@ def evaluate(
         truth = native_truth(store, image, task)
         at_network = task.members(rules.square_truth(entry.geometry, truth, task, image.sample))
         inside = rules.counted(features.fov)
-        compared = Compared(prediction.masks, prediction.probabilities[1:], at_network, inside)
+        compared = Compared(prediction.masks, prediction.probabilities[1:], at_network, inside).of(scored)
         by_voter = {
-            voter: float(np.mean([count(m, t, inside).dice for m, t in zip(masks, at_network, strict=True)]))
+            voter: float(np.mean([count(masks[i], at_network[i], inside).dice for i in scored]))
             for voter, masks in zip(interpreter.voters, prediction.masks_by_voter, strict=True)
         }
         if rules.size != "network":
-            compared = _carried(rules.size, prediction, features, image, truth, task, rules)
+            compared = _carried(rules.size, prediction, features, image, truth, task, rules).of(scored)
         expected = expected_of(prediction, features.fov)
-        scores.images.append(_score(image.name, compared, by_voter, expected))
-        for i in range(n):
+        scores.images.append(_score(image.name, compared, by_voter, tuple(expected[i] for i in scored)))
+        for i in range(len(scored)):
             one = compared.probabilities[i], compared.truth[i], compared.inside
             scores.pixels[i].add(*one)
             scores.reliability[i].add(*one)

@@ -123,14 +123,13 @@ class Build:
         (self.work / "scores" / f"{recipe.name}-{part.source.name}.json").write_text(json.dumps(scores, indent=2))
         where = f"{part.source.dataset}, test, {scores['images']} photographs"
         for target, figures in scores["by_class"].items():
-            if target in part.source.targets:
-                low, high = figures["dice_interval_95"]
-                yield Figure(
-                    where=where,
-                    metric=f"Dice of {target}",
-                    value=round(figures["dice"], 4),
-                    interval=(round(low, 4), round(high, 4)),
-                )
+            low, high = figures["dice_interval_95"]
+            yield Figure(
+                where=where,
+                metric=f"Dice of {target}",
+                value=round(figures["dice"], 4),
+                interval=(round(low, 4), round(high, 4)),
+            )
 
     def _learnt_from(self, part: Part) -> TrainingData:
         manifest = part.source.write_manifest(self.table, self.work / "tables")

@@ -56,7 +56,7 @@ def tabulated(protocol: Protocol, results: Sequence[Result]) -> Table:
         if protocol.by_class:
             for target in protocol.task.targets:
                 cells[target] = _cell(
-                    {r.experiment.seed: r.summary["by_class"][target][protocol.metric] for r in of_row}
+                    {r.experiment.seed: r.summary["by_class"].get(target, {}).get(protocol.metric) for r in of_row}
                 )
             continue
         for column in dict.fromkeys(result.experiment.column for result in of_row):

@@ -502,6 +502,10 @@ def test_overlapping_classes_are_learnt(
     assert (thin & wide).sum() > 0.5 * thin.sum() > 0
     scores = evaluate(network, store, spec, task, run.validation_images)
     assert set(scores.summary()["by_class"]) == {"thin", "wide"}  # type: ignore[arg-type]
+    unknown = evaluate(network, store, spec, task, images[:1])  # where thin ones are nobody has said
+    assert unknown.classes == ("wide",)
+    assert unknown.mean_dice == unknown.class_figures(0)["dice"] > 0
+    assert len(unknown.images[0].expected) == 1
     found = list(segment_into(tmp_path, network, store, spec, card.task, all_images(store, "eyes")))
     assert [one.image for one in found] == [f"eyes/eye{i}" for i in range(6)]
     both = [np.asarray(Image.open(tmp_path / "eyes" / "eye1" / f"{name}.png")) == 1 for name in ("thin", "wide")]
