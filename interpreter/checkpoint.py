@@ -24,6 +24,22 @@ CODEBOOK_FILE = "codebook.safetensors"
 MODELS = Path(__file__).parent / "models"
 
 
+class Validation(BaseModel):
+    """How the weights that were kept did on the images that they were selected on.
+
+    Attributes:
+        validation_dice: mean over images and classes, 0..1; None where there were no such images.
+        epoch: behind which they were kept.
+        calibrated: the temperature was fitted to these images.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    validation_dice: float | None = Field(default=None, ge=0, le=1)
+    epoch: int | None = Field(default=None, ge=0)
+    calibrated: bool = False
+
+
 class Card(BaseModel):
     """What an interpreter is and where it comes from.
 
@@ -35,7 +51,7 @@ class Card(BaseModel):
         training_ids: image ids it was fitted to.
         validation_ids: image ids its weights were selected on.
         training: settings of the training.
-        metrics: measured on validation.
+        metrics: on the validation images.
         licence: of the weights.
         temperature: logits are divided by it before they become probabilities; fitted on source validation.
         learnt_at: side of the square that it learnt from, where ``spec`` is of another one
@@ -51,7 +67,7 @@ class Card(BaseModel):
     training_ids: tuple[str, ...] = ()
     validation_ids: tuple[str, ...] = ()
     training: dict[str, Any] = Field(default_factory=dict)
-    metrics: dict[str, float] = Field(default_factory=dict)
+    metrics: Validation = Validation()
     licence: str = "Apache-2.0"
     temperature: float = Field(default=1.0, gt=0)
     learnt_at: int | None = Field(default=None, gt=0)

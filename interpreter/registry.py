@@ -95,7 +95,7 @@ def _adapted(card: Card) -> str:
 
 
 def _validation(card: Card) -> str:
-    dice = card.metrics.get("validation_dice")
+    dice = card.metrics.validation_dice
     return "" if dice is None else f"Dice {100 * dice:.1f} on its validation images"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from interpreter.calibration import fit_temperature
-from interpreter.checkpoint import Card, load_interpreter, read_card, save_interpreter, write_card
+from interpreter.checkpoint import Card, Validation, load_interpreter, read_card, save_interpreter, write_card
 from interpreter.data import Labelled
 from interpreter.domain import DOMAIN_FILE, LEAST, domain_of
 from interpreter.evaluation import evaluate
@@ -38,7 +38,7 @@ class Selection:
     def __init__(self, folder: Path, card: Card, store: FeatureStore, images: Sequence[Labelled], rules: Rules) -> None:
         self._folder, self._card, self._store, self.images, self._rules = folder, card, store, images, rules
         self.best, self.since_best = -1.0, 0
-        self._metrics: dict[str, float] = {}
+        self._dice: float | None = None
 
     def criterion(
         self, network: Interpreter, epoch: int, recorder: Recorder, truth_of: Callable[[Labelled], Truth]
@@ -50,7 +50,7 @@ class Selection:
         pictures = recorder.pictures(epoch, task, truth_of)
         scores = evaluate(network, self._store, self._card.spec, task, self.images, pictures, rules=self._rules)
         recorder.scores(scores, epoch)
-        self._metrics = {"validation_dice": round(scores.mean_dice, 4)}
+        self._dice = round(scores.mean_dice, 4)
         return scores.criterion(overlapping=task.overlapping)
 
     def update(self, criterion: float) -> bool:
@@ -63,15 +63,15 @@ class Selection:
 
     def keep(self, network: Interpreter, epoch: int) -> None:
         """Write the network whose criterion was asked for last."""
-        card = self._card.model_copy(update={"metrics": self._metrics | {"epoch": epoch}})
-        save_interpreter(self._folder, network, card)
+        metrics = Validation(validation_dice=self._dice, epoch=epoch)
+        save_interpreter(self._folder, network, self._card.model_copy(update={"metrics": metrics}))
 
     def finish(self, device: str) -> None:
         """Fit the temperature of what was kept, and what tells photographs from these images, once each."""
         interpreter, card = load_interpreter(self._folder)
-        if self.images and "calibrated" not in card.metrics:
+        if self.images and not card.metrics.calibrated:
             temperature = fit_temperature(interpreter.to(device), self._store, card.task, self.images, self._rules)
-            metrics = card.metrics | {"calibrated": 1.0}
+            metrics = card.metrics.model_copy(update={"calibrated": True})
             write_card(self._folder, card.model_copy(update={"temperature": temperature, "metrics": metrics}))
         enough = len(self._card.training_ids) + len(self._card.validation_ids) >= LEAST
         if enough and not (self._folder / DOMAIN_FILE).is_file():
@@ -79,4 +79,5 @@ class Selection:
 
     def kept_dice(self) -> float:
         """Validation Dice of what was kept; nan where there are no images."""
-        return float(read_card(self._folder).metrics.get("validation_dice", math.nan))
+        dice = read_card(self._folder).metrics.validation_dice
+        return math.nan if dice is None else dice

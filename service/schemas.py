@@ -188,7 +188,7 @@ class ModelInfo(BaseModel):
         resolution=512,
         domain_threshold=2.85,
         residual_range=[0.0049, 0.0067],
-        metrics={"validation_dice": 0.7565, "epoch": 180, "calibrated": 1},
+        validation_dice=0.7565,
         training_images=21,
         licence="Apache-2.0",
         disclaimer=DISCLAIMER,
@@ -207,7 +207,7 @@ class ModelInfo(BaseModel):
     residual_range: tuple[float, float] | None = Field(
         description="residuals of the inversion outside of it do so, too; null: they are not judged"
     )
-    metrics: dict[str, float]
+    validation_dice: float | None = Field(description="on the images that its weights were selected on, 0..1")
     training_images: int
     licence: str
     disclaimer: str = DISCLAIMER

@@ -132,7 +132,7 @@ class ProtocolRun:
         about = {
             "training_images": len(training.train_images),
             "validation_images": len(training.validation_images),
-            "epoch": card.metrics.get("epoch"),
+            "epoch": card.metrics.epoch,
             "temperature": card.temperature,
             "weights": cost.parameters,
             "flops": cost.flops * len(self.features.test_views(experiment)) * larger,

@@ -41,7 +41,7 @@ def described(model: Model, default: bool) -> ModelInfo:
         resolution=card.spec.resolution,
         domain_threshold=None if model.domain is None else model.domain.threshold,
         residual_range=None if model.domain is None else model.domain.residual_range,
-        metrics=card.metrics,
+        validation_dice=card.metrics.validation_dice,
         training_images=len(card.training_ids),
         licence=card.licence,
     )

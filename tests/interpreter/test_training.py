@@ -19,7 +19,7 @@ from extractor.datasets import load_dataset
 from extractor.extraction import Extractor
 from extractor.runs import extract_dataset
 from interpreter.calibration import fit_temperature
-from interpreter.checkpoint import load_interpreter
+from interpreter.checkpoint import Validation, load_interpreter
 from interpreter.data import all_images, labelled_images, labelled_in, missing_masks, without_duplicates
 from interpreter.domain import load_domain
 from interpreter.errors import CheckpointError, ConfigurationError, TrainingDataError, TrainingDiverged
@@ -448,7 +448,7 @@ def test_few_labels_are_drawn_by_seed_and_nested(filled_store: FeatureStore, spe
     network, card = load_interpreter(tmp_path / "two")
     assert len(card.training_ids) == 2
     assert card.validation_ids == ()
-    assert (card.temperature, card.metrics) == (1.0, {"epoch": 1})
+    assert (card.temperature, card.metrics) == (1.0, Validation(epoch=1))
     assert network.parameter_count == run.network.parameter_count
 
 
