@@ -13,7 +13,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch.nn import functional
 
-from interpreter.data import Labelled, network_truth
+from interpreter.data import Labelled, known_targets, network_truth
 from interpreter.network import Interpreter
 from interpreter.rules import Rules
 from interpreter.task import Task
@@ -37,7 +37,8 @@ def fit_temperature(
     """
     rules = rules or Rules()
     interpreter.eval()
-    logits, truths = [], []
+    known = known_targets(store, (image.dataset for image in images), task)
+    logits, truths, counted = [], [], []
     for number, image in enumerate(images):
         entry = store.entry(interpreter.spec, image.key)
         truth = network_truth(store, entry, image, task, rules)
@@ -50,21 +51,28 @@ def fit_temperature(
         votes = torch.cat([one.float().flatten(2) for one in read])  # (t, n, R R)
         logits.append(votes[..., torch.from_numpy(pixels).to(votes.device)].cpu().double())
         truths.append(torch.from_numpy(truth.ravel()[pixels]))
-    scores, truth_of_all = torch.cat(logits, dim=2), torch.cat(truths)
+        counted.append(torch.from_numpy(known[image.dataset])[:, None].expand(-1, len(pixels)))
+    scores, truth_of_all, known_of_all = torch.cat(logits, dim=2), torch.cat(truths), torch.cat(counted, dim=1)
     fitted = minimize_scalar(
-        lambda log_t: _negative_log_likelihood(scores / math.exp(log_t), truth_of_all, task),
+        lambda log_t: _negative_log_likelihood(scores / math.exp(log_t), truth_of_all, known_of_all, task),
         bounds=(math.log(COLDEST), math.log(HOTTEST)),
         method="bounded",
     )
     return round(math.exp(fitted.x), 4)
 
 
-def _negative_log_likelihood(logits: torch.Tensor, truth: torch.Tensor, task: Task) -> float:
-    """Mean negative log-likelihood of the truth under the mean probability over voters; logits (t, n, pixels)."""
+def _negative_log_likelihood(logits: torch.Tensor, truth: torch.Tensor, known: torch.Tensor, task: Task) -> float:
+    """Mean negative log-likelihood of the truth under the mean probability over voters.
+
+    Args:
+        logits: (t, n, pixels).
+        truth: (pixels).
+        known: bool (n - 1, pixels), of overlapping classes what counts.
+    """
     if task.overlapping:
         shifts = torch.arange(logits.shape[1], dtype=torch.uint8)[:, None]
         bits = (truth[None].bitwise_right_shift(shifts) & 1).double()
         mean = torch.sigmoid(logits).mean(0).clamp(1e-12, 1 - 1e-12)
-        return float(functional.binary_cross_entropy(mean, bits))
+        return float(functional.binary_cross_entropy(mean[known], bits[known]))
     mean = torch.softmax(logits, dim=1).mean(0).clamp(min=1e-12)
     return float(functional.nll_loss(mean.log().T, truth.long()))

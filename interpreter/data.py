@@ -76,13 +76,19 @@ def missing_masks(store: FeatureStore, references: Iterable[str], task: Task) ->
     """What is to be said of photographs of some data sets, NAME or NAME:SPLIT, that lack a target: a line for each.
 
     ``labelled_in`` leaves them out; of overlapping targets only those that lack all, and the others are taken as
-    having none of what they lack.
+    having none of what they lack, unless their whole data set lacks it (``known_targets``).
     """
     notes = []
     for reference in references:
         images = all_images(store, reference)
         kept = [image for image in images if task.takes(image.sample.masks)]
+        known = store.collections.read(reference.partition(":")[0]).targets
         for target in task.targets:
+            if task.overlapping and target not in known:
+                notes.append(
+                    f"{reference} has no mask of {target}: of that nothing is learnt there, and nothing scored"
+                )
+                continue
             considered, fate = (kept, "count as having none") if task.overlapping else (images, "are left out")
             without = [image.name for image in considered if target not in image.sample.masks]
             if without:
@@ -93,10 +99,14 @@ def missing_masks(store: FeatureStore, references: Iterable[str], task: Task) ->
     return notes
 
 
-def scored_targets(images: Iterable[Labelled], task: Task) -> tuple[str, ...]:
-    """Those of a task's targets that some of the images have a mask of; of others it is not known where they are."""
-    there = {target for image in images for target in image.sample.masks}
-    return tuple(target for target in task.targets if target in there)
+def known_targets(store: FeatureStore, datasets: Iterable[str], task: Task) -> dict[str, NDArray[np.bool_]]:
+    """{data set: bool (n - 1), which of a task's targets it has masks of}.
+
+    A photograph without a mask of such a target has none of it. Where the others are nobody has said: of these nothing
+    is learnt there, and nothing scored.
+    """
+    names = set(datasets)
+    return {name: np.isin(task.targets, store.collections.read(name).targets) for name in names}
 
 
 def _some(names: Sequence[str], among: Sequence[Labelled]) -> str:

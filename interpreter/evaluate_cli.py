@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from interpreter.checkpoint import load_interpreter
-from interpreter.data import Labelled, labelled_in, missing_masks, scored_targets
+from interpreter.data import Labelled, labelled_in, missing_masks
 from interpreter.options import (
     AsJson,
     DeviceOption,
@@ -162,10 +162,7 @@ def _evaluate_model(
     interpreter.use_scan(scan)
     interpreter.to(require_device(device))
     images = [image.seen_as(view) for image in labelled_in(features, dataset, card.task)]
-    targets = scored_targets(images, card.task)
-    for target in sorted({*card.task.targets} - {*targets}):
-        console.note(f"none of these photographs has a mask of {target}: it is not scored")
-    for line in missing_masks(features, dataset, card.task.model_copy(update={"targets": targets})):
+    for line in missing_masks(features, dataset, card.task):
         console.note(line)
     if seen := {image.key.image_id for image in images} & {*card.training_ids, *card.validation_ids}:
         console.note(f"{len(seen)} of these images were used to train this interpreter")

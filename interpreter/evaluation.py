@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from interpreter.curves import PooledPixels, Reliability
-from interpreter.data import Labelled, native_truth, scored_targets
+from interpreter.data import Labelled, known_targets, native_truth
 from interpreter.expected import expected_of
 from interpreter.metrics import Counts, bootstrap_interval, count, finite_or_none, hd95, mean_of_known
 from interpreter.network import Interpreter
@@ -32,23 +32,23 @@ class ImageScores:
     """Scores of one image; class 1 first.
 
     Attributes:
-        voted: for each class but the background.
-        hd95: likewise; nan where one of the masks is empty.
-        by_voter: {voter: Dice averaged over these classes}, at the network's size.
+        voted: for each scored class; None of one of which it is not known where it is in this image.
+        hd95: likewise; nan for None, and where one of the masks is empty.
+        by_voter: {voter: Dice averaged over the classes that are known}, at the network's size.
         expected: for each class the Dice that the interpreter expects of its mask, without labels
             (``interpreter.expected``), at the network's size inside the field of view; nan where it finds nothing.
     """
 
     name: str
-    voted: tuple[Counts, ...]
+    voted: tuple[Counts | None, ...]
     hd95: tuple[float, ...]
     by_voter: dict[str, float]
     expected: tuple[float, ...]
 
     @property
     def dice(self) -> float:
-        """Mean over the classes."""
-        return float(np.mean([counts.dice for counts in self.voted]))
+        """Mean over the classes that are known."""
+        return float(np.mean([counts.dice for counts in self.voted if counts is not None]))
 
     @property
     def expected_dice(self) -> float:
@@ -91,7 +91,11 @@ class Scores:
 
     def pooled(self, index: int = 0) -> Counts:
         """The confusion matrix of a class over all images."""
-        return sum((image.voted[index] for image in self.images[1:]), self.images[0].voted[index])
+        return sum(self._counts(index), Counts(0, 0, 0, 0))
+
+    def _counts(self, index: int) -> list[Counts]:
+        """Of a class, of each image of which it is known where it is."""
+        return [counts for image in self.images if (counts := image.voted[index]) is not None]
 
     def interval(self) -> tuple[float, float]:
         """95 % bootstrap interval of ``mean_dice`` over images."""
@@ -99,14 +103,14 @@ class Scores:
 
     def class_interval(self, index: int) -> tuple[float, float]:
         """The same of one class's Dice."""
-        return bootstrap_interval(np.array([image.voted[index].dice for image in self.images]))
+        return bootstrap_interval(np.array([counts.dice for counts in self._counts(index)]))
 
     def class_figures(self, index: int) -> dict[str, float]:
         """All metrics of one class, between 0 and 1; HD95 in pixels; nan where a metric has no meaning."""
         pooled, pixels = self.pooled(index), self.pixels[index]
         distances = np.array([image.hd95[index] for image in self.images])
         return {
-            "dice": float(np.mean([image.voted[index].dice for image in self.images])),
+            "dice": float(np.mean([counts.dice for counts in self._counts(index)])),
             "expected_dice": mean_of_known(image.expected[index] for image in self.images),
             "pooled_dice": pooled.dice,
             "iou": pooled.iou,
@@ -149,7 +153,7 @@ class Compared(NamedTuple):
     truth: NDArray[np.bool_]
     inside: NDArray[np.bool_]
 
-    def of(self, classes: list[int]) -> Compared:
+    def of(self, classes: NDArray[np.intp]) -> Compared:
         """Some of the classes, 0 the first behind the background."""
         return Compared(self.masks[classes], self.probabilities[classes], self.truth[classes], self.inside)
 
@@ -167,7 +171,7 @@ def evaluate(
 ) -> Scores:
     """Segment every image and compare with its masks.
 
-    A class that none of the images has a mask of is not scored; one that some have is taken to be absent in the others.
+    Of images whose data set has no mask of a class that class is not scored (``known_targets``).
 
     Args:
         spec: of the features that are read: the interpreter's, at its resolution or another one.
@@ -178,8 +182,9 @@ def evaluate(
     """
     interpreter.spec.of_resolution(spec.resolution).require(spec)
     rules = rules or Rules()
-    targets = scored_targets(images, task)
-    scored = [task.targets.index(target) for target in targets]
+    known = known_targets(store, (image.dataset for image in images), task)
+    scored = np.flatnonzero(np.any(list(known.values()), axis=0))
+    targets = tuple(task.targets[i] for i in scored)
     scores = Scores(targets, [], [PooledPixels() for _ in scored], [Reliability() for _ in scored])
     for image in images:
         entry = store.entry(spec, image.key)
@@ -192,14 +197,16 @@ def evaluate(
         inside = rules.counted(features.fov)
         compared = Compared(prediction.masks, prediction.probabilities[1:], at_network, inside).of(scored)
         by_voter = {
-            voter: float(np.mean([count(masks[i], at_network[i], inside).dice for i in scored]))
+            voter: float(
+                np.mean([count(masks[i], at_network[i], inside).dice for i in scored if known[image.dataset][i]])
+            )
             for voter, masks in zip(interpreter.voters, prediction.masks_by_voter, strict=True)
         }
         if rules.size != "network":
             compared = _carried(rules.size, prediction, features, image, truth, task, rules).of(scored)
-        expected = expected_of(prediction, features.fov)
-        scores.images.append(_score(image.name, compared, by_voter, tuple(expected[i] for i in scored)))
-        for i in range(len(scored)):
+        expected, of_image = expected_of(prediction, features.fov), known[image.dataset][scored]
+        scores.images.append(_score(image.name, compared, by_voter, tuple(expected[i] for i in scored), of_image))
+        for i in np.flatnonzero(of_image):
             one = compared.probabilities[i], compared.truth[i], compared.inside
             scores.pixels[i].add(*one)
             scores.reliability[i].add(*one)
@@ -230,13 +237,19 @@ def _carried(
     )
 
 
-def _score(name: str, compared: Compared, by_voter: dict[str, float], expected: tuple[float, ...]) -> ImageScores:
-    pairs = list(zip(compared.masks, compared.truth, strict=True))
+def _score(
+    name: str,
+    compared: Compared,
+    by_voter: dict[str, float],
+    expected: tuple[float, ...],
+    known: NDArray[np.bool_],
+) -> ImageScores:
+    each = list(zip(compared.masks, compared.truth, known, strict=True))
     inside = compared.inside
     return ImageScores(
         name,
-        tuple(count(mask, truth, inside) for mask, truth in pairs),
-        tuple(hd95(mask & inside, truth & inside) for mask, truth in pairs),
+        tuple(count(mask, truth, inside) if there else None for mask, truth, there in each),
+        tuple(hd95(mask & inside, truth & inside) if there else math.nan for mask, truth, there in each),
         by_voter,
         expected,
     )

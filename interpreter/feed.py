@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from interpreter.cropping import crop_maps, crop_plane, draw_class, draw_corner, require_window
-from interpreter.data import Labelled, native_truth
+from interpreter.data import Labelled, known_targets, native_truth
 from interpreter.errors import ConfigurationError
 from interpreter.network import Interpreter
 from interpreter.rules import Rules
@@ -55,12 +55,14 @@ class LoadedBatch(NamedTuple):
         t: (b,) or (b, t).
         truth: uint8 (b, R, R); smaller where windows are drawn.
         inside: bool, likewise; what counts.
+        known: bool (b, n - 1), whether it is known where each class but the background is in an image.
     """
 
     maps: dict[str, torch.Tensor]
     t: torch.Tensor
     truth: torch.Tensor
     inside: torch.Tensor
+    known: torch.Tensor
 
 
 class Feed:
@@ -93,7 +95,9 @@ class Feed:
         self._settings, self._rules, self.share = settings, rules, share
         self._spec = network.spec
         self._known_moments = KnownMoments(network.moments, lambda key: store.entry(self._spec, key).fov)
+        self._known_targets = known_targets(store, (image.dataset for image in images), task)
         self._truths: dict[str, Truth] = {}
+        self._known: dict[str, NDArray[np.bool_]] = {}
         if settings.crop is not None:
             require_window(settings.crop, network.head.step, self._spec.resolution)
         elif settings.foreground:
@@ -106,7 +110,9 @@ class Feed:
 
     def learn_truth(self, image: Labelled, native: NDArray[np.uint8] | None = None) -> None:
         """Read what is to be learnt of an image, before it is fed: its masks, or ``native`` (H, W) instead of them."""
-        self._truths[image.key.image_id] = self.truth_of(image, native)
+        image_id, of_masks = image.key.image_id, self._known_targets[image.dataset]
+        self._truths[image_id] = self.truth_of(image, native)
+        self._known[image_id] = of_masks if native is None else np.ones_like(of_masks)
 
     def truth_of(self, image: Labelled, native: NDArray[np.uint8] | None = None) -> Truth:
         """Truth (R, R), of an image's masks or of what is given instead, uint8 (H, W), and what counts (R, R)."""
@@ -151,7 +157,8 @@ class Feed:
             maps = {name: m.flip(axes) for name, m in maps.items()}
             truth, inside = truth.flip(axes), inside.flip(axes)
         t = torch.from_numpy(batch.timesteps[:, steps]).to(device)
-        return LoadedBatch(self._network.head.augment(maps), t, truth, inside)
+        known = torch.from_numpy(np.stack([self._known[key.image_id] for key in batch.keys])).to(device)
+        return LoadedBatch(self._network.head.augment(maps), t, truth, inside, known)
 
     def truths(self, batch: Batch) -> list[Truth]:
         """Truth and what counts of every image of a batch, flipped as its view is."""

@@ -5,6 +5,8 @@ b  images    n  scores    ...  pixels in any shape
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch.nn import functional
 
@@ -12,9 +14,9 @@ from interpreter.heads.head import Loss
 from interpreter.task import Task
 
 
-def loss_of(task: Task) -> Loss:
-    """What a task is trained with."""
-    return overlapping_loss if task.overlapping else segmentation_loss
+def loss_of(task: Task, known: torch.Tensor) -> Loss:
+    """What a task is trained with; ``known`` as of ``overlapping_loss``."""
+    return partial(overlapping_loss, known=known) if task.overlapping else segmentation_loss
 
 
 def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
@@ -34,18 +36,29 @@ def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, inside: torch.
     return loss
 
 
-def overlapping_loss(logits: torch.Tensor, bits: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+def overlapping_loss(
+    logits: torch.Tensor, bits: torch.Tensor, inside: torch.Tensor, known: torch.Tensor
+) -> torch.Tensor:
     """Binary cross-entropy plus soft Dice of each class.
 
     Args:
         logits: (b, n, ...).
         bits: uint8 (b, ...), bit i for class i (``Task.labels``).
         inside: bool (b, ...), what counts.
+        known: bool (b, n), whether it is known where a class is in an image; of others nothing is learnt.
     """
     from monai.losses import DiceLoss  # imported late: takes seconds
 
     scores = logits.movedim(1, 0)[:, inside]  # (n, pixels)
     shifts = torch.arange(len(scores), device=bits.device, dtype=torch.uint8)[:, None]
     truth = (bits[inside][None].bitwise_right_shift(shifts) & 1).to(scores.dtype)
-    dice: torch.Tensor = DiceLoss(sigmoid=True)(scores[None], truth[None])
-    return functional.binary_cross_entropy_with_logits(scores, truth) + dice
+    if known.all():
+        dice: torch.Tensor = DiceLoss(sigmoid=True)(scores[None], truth[None])
+        return functional.binary_cross_entropy_with_logits(scores, truth) + dice
+    counted = known.T.repeat_interleave(inside.flatten(1).sum(dim=1), dim=1)  # (n, pixels)
+    of_class = [
+        DiceLoss(sigmoid=True)(s[c][None, None], t[c][None, None])
+        for s, t, c in zip(scores, truth, counted, strict=True)
+        if c.any()
+    ]
+    return functional.binary_cross_entropy_with_logits(scores[counted], truth[counted]) + torch.stack(of_class).mean()

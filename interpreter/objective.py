@@ -23,15 +23,19 @@ class Objective(nn.Module):
     def __init__(self, interpreter: Interpreter, task: Task, precision: str) -> None:
         super().__init__()
         self.interpreter = interpreter
-        self._measure = loss_of(task)
+        self._task = task
         self._half = precision == "bfloat16"
 
-    def forward(self, maps: Maps, t: torch.Tensor, truth: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-        """Loss; arguments as of ``Head.loss``."""
-        with torch.autocast(truth.device.type, dtype=torch.bfloat16, enabled=self._half):
-            loss: torch.Tensor = self.interpreter.head.loss(maps, t, truth, inside, self._in_float32)
-        return loss
+    def forward(
+        self, maps: Maps, t: torch.Tensor, truth: torch.Tensor, inside: torch.Tensor, known: torch.Tensor
+    ) -> torch.Tensor:
+        """Loss; arguments as of ``Head.loss``, and ``known`` as of ``overlapping_loss``."""
+        loss_of_logits = loss_of(self._task, known)
 
-    def _in_float32(self, logits: torch.Tensor, truth: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(truth.device.type, enabled=False):
-            return self._measure(logits.float(), truth, inside)
+        def in_float32(logits: torch.Tensor, truth: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+            with torch.autocast(truth.device.type, enabled=False):
+                return loss_of_logits(logits.float(), truth, inside)
+
+        with torch.autocast(truth.device.type, dtype=torch.bfloat16, enabled=self._half):
+            loss: torch.Tensor = self.interpreter.head.loss(maps, t, truth, inside, in_float32)
+        return loss

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional
 
 from extractor.backbone import Backbone
 from extractor.datasets import load_dataset
@@ -25,7 +26,7 @@ from interpreter.domain import load_domain
 from interpreter.errors import CheckpointError, ConfigurationError, TrainingDataError, TrainingDiverged
 from interpreter.evaluation import evaluate
 from interpreter.feed import Share
-from interpreter.losses import segmentation_loss
+from interpreter.losses import overlapping_loss, segmentation_loss
 from interpreter.network import InterpreterConfig
 from interpreter.prediction import predict
 from interpreter.segmenting import segment_into
@@ -353,6 +354,30 @@ def test_the_loss_ignores_what_lies_outside_the_field_of_view() -> None:
     assert float(segmentation_loss(perfect, labels, inside)) < 1e-3 < float(loss)
 
 
+def test_where_a_class_is_not_known_nothing_is_learnt_of_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 2, 8, 8, generator=generator, requires_grad=True)
+    bits = torch.randint(4, (2, 8, 8), generator=generator, dtype=torch.uint8)
+    inside = torch.rand(2, 8, 8, generator=generator) < torch.tensor([0.3, 0.7])[:, None, None]
+    known = torch.tensor([[True, True], [True, False]])
+    loss = overlapping_loss(logits, bits, inside, known)
+    loss.backward()
+    assert logits.grad is not None
+    learnt = (logits.grad != 0).flatten(2).sum(dim=2)
+    assert learnt.tolist() == [[int(inside[0].sum())] * 2, [int(inside[1].sum()), 0]]
+    first, second = logits.detach()[:, 0][inside], logits.detach()[0, 1][inside[0]]
+    truths = (bits & 1)[inside].float(), (bits >> 1)[0][inside[0]].float()
+    dice = [
+        1 - (2 * (torch.sigmoid(z) * y).sum() + 1e-5) / (torch.sigmoid(z).sum() + y.sum() + 1e-5)
+        for z, y in zip((first, second), truths, strict=True)
+    ]
+    entropy = functional.binary_cross_entropy_with_logits(torch.cat([first, second]), torch.cat(truths))
+    torch.testing.assert_close(loss.detach(), entropy + (dice[0] + dice[1]) / 2)
+    everywhere = overlapping_loss(logits[:1], bits[:1], inside[:1], known[:1])
+    one_by_one = [overlapping_loss(logits[:1, c : c + 1], bits[:1] >> c, inside[:1], known[:1, :1]) for c in (0, 1)]
+    torch.testing.assert_close(everywhere, (one_by_one[0] + one_by_one[1]) / 2)
+
+
 def test_later_targets_cover_earlier_ones() -> None:
     disc, cup = np.array([[1, 1, 0]], dtype=bool), np.array([[0, 1, 0]], dtype=bool)
     task = Task(name="disc_cup", targets=("disc", "cup"))
@@ -502,16 +527,48 @@ def test_overlapping_classes_are_learnt(
     assert (thin & wide).sum() > 0.5 * thin.sum() > 0
     scores = evaluate(network, store, spec, task, run.validation_images)
     assert set(scores.summary()["by_class"]) == {"thin", "wide"}  # type: ignore[arg-type]
-    unknown = evaluate(network, store, spec, task, images[:1])  # where thin ones are nobody has said
-    assert unknown.classes == ("wide",)
-    assert unknown.mean_dice == unknown.class_figures(0)["dice"] > 0
-    assert len(unknown.images[0].expected) == 1
+    assert evaluate(network, store, spec, task, images[:1]).classes == ("thin", "wide")  # none in this photograph
     found = list(segment_into(tmp_path, network, store, spec, card.task, all_images(store, "eyes")))
     assert [one.image for one in found] == [f"eyes/eye{i}" for i in range(6)]
     both = [np.asarray(Image.open(tmp_path / "eyes" / "eye1" / f"{name}.png")) == 1 for name in ("thin", "wide")]
     assert (both[0] & both[1]).any()  # which the label map alone would not tell
     with pytest.raises(ConfigurationError, match="classes overlap in the task or in the network"):
         Training(store, spec, task, images, InterpreterConfig(classes=3), settings, tmp_path / "other", "x")
+
+
+def test_of_a_data_set_without_a_class_nothing_is_learnt_and_scored_of_it(
+    filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path
+) -> None:
+    """Three photographs have discs and cups, three others discs alone: where their cups are nobody has said."""
+    samples = filled_store.collections.read("eyes").samples
+    of_both = [one.model_copy(update={"masks": dict.fromkeys(("OD", "cup"), one.masks["mask"])}) for one in samples[:3]]
+    of_one = [one.model_copy(update={"masks": {"OD": one.masks["mask"]}}) for one in samples[3:]]
+    for name, some in (("both", of_both), ("discs", of_one)):
+        filled_store.collections.write(Collection(name=name, samples=tuple(some)))
+    task = Task(name="disc_cup", targets=("OD", "cup"), overlapping=True)
+    assert missing_masks(filled_store, ["both", "discs"], task) == [
+        "discs has no mask of cup: of that nothing is learnt there, and nothing scored"
+    ]
+    images = labelled_in(filled_store, ["both", "discs"], task)
+    config = InterpreterConfig(classes=3, overlapping=True, vss_max_size=0)
+    run = Training(filled_store, spec, task, images, config, SETTINGS, tmp_path / "run", "x")
+    run.prepare()
+    batch = next(iter(run.feed.batches(0)))
+    ids = {one.image_id for one in of_both}
+    known = run.feed.load(batch, 0).known
+    assert known.tolist() == [[True, key.image_id in ids] for key in batch.keys]
+    run.run()
+    network, _ = load_interpreter(tmp_path / "run")
+    alone = evaluate(network, filled_store, spec, task, images[3:])
+    assert (alone.classes, len(alone.images[0].voted)) == (("OD",), 1)
+    assert alone.mean_dice == alone.class_figures(0)["dice"]
+    together = evaluate(network, filled_store, spec, task, images)
+    both = evaluate(network, filled_store, spec, task, images[:3])
+    assert together.classes == ("OD", "cup")
+    assert [one.voted[1] is None for one in together.images] == [False] * 3 + [True] * 3
+    assert together.class_figures(1) == both.class_figures(1)
+    assert together.class_interval(1) == both.class_interval(1)
+    assert together.images[3].dice == together.images[3].voted[0].dice  # type: ignore[union-attr]
 
 
 def test_the_missing_features_of_a_recorded_run_come_with_its_command(
