@@ -196,17 +196,16 @@ def evaluate(
         at_network = task.members(rules.square_truth(entry.geometry, truth, task, image.sample))
         inside = rules.counted(features.fov)
         compared = Compared(prediction.masks, prediction.probabilities[1:], at_network, inside).of(scored)
+        mine = known[image.dataset]
         by_voter = {
-            voter: float(
-                np.mean([count(masks[i], at_network[i], inside).dice for i in scored if known[image.dataset][i]])
-            )
+            voter: _mean_dice(masks[mine], at_network[mine], inside)
             for voter, masks in zip(interpreter.voters, prediction.masks_by_voter, strict=True)
         }
         if rules.size != "network":
             compared = _carried(rules.size, prediction, features, image, truth, task, rules).of(scored)
-        expected, of_image = expected_of(prediction, features.fov), known[image.dataset][scored]
-        scores.images.append(_score(image.name, compared, by_voter, tuple(expected[i] for i in scored), of_image))
-        for i in np.flatnonzero(of_image):
+        expected = expected_of(prediction, features.fov)
+        scores.images.append(_score(image.name, compared, by_voter, tuple(expected[i] for i in scored), mine[scored]))
+        for i in np.flatnonzero(mine[scored]):
             one = compared.probabilities[i], compared.truth[i], compared.inside
             scores.pixels[i].add(*one)
             scores.reliability[i].add(*one)
@@ -235,6 +234,11 @@ def _carried(
         task.members(truth),
         rules.counted(geometry.restore(fov).astype(np.bool_)),
     )
+
+
+def _mean_dice(masks: NDArray[np.bool_], truth: NDArray[np.bool_], inside: NDArray[np.bool_]) -> float:
+    """Over some classes, masks and truth bool (k, R, R)."""
+    return float(np.mean([count(mask, true, inside).dice for mask, true in zip(masks, truth, strict=True)]))
 
 
 def _score(
