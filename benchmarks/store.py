@@ -94,7 +94,7 @@ def bytes_ratios(store: FeatureStore, specs: dict[str, Coded]) -> dict[str, floa
 def dice(
     store: FeatureStore, specs: dict[str, Coded], settings: TrainingSettings, work: Path, seeds: Sequence[int]
 ) -> dict[str, list[np.ndarray]]:
-    """Dice (points of 100) of every test image, for each encoding and seed."""
+    """Dice of every test image, for each encoding and seed."""
     scores: dict[str, list[np.ndarray]] = {name: [] for name in ENCODINGS}
     images = [image for name in TRAIN for image in labelled_images(store, name, None, TASK)]
     test = labelled_images(store, TEST, None, TASK)
@@ -106,7 +106,7 @@ def dice(
             seeded = settings.model_copy(update={"seed": seed})
             Training(store, spec, TASK, images, config, seeded, folder, small().backbone).run()
             found = evaluate(load_interpreter(folder)[0], store, spec, TASK, test)
-            scores[name].append(100 * np.array([image.dice for image in found.images]))
+            scores[name].append(np.array([image.dice for image in found.images]))
     return scores
 
 
@@ -188,10 +188,10 @@ def report(
     exact = np.stack(scores["float32"])
     rows = []
     for name in ENCODINGS:
-        lost = np.stack(scores[name]) - exact
+        lost = 100 * (np.stack(scores[name]) - exact)
         low, high = bootstrap_interval(lost.mean(axis=0))
         against = f"{lost.mean():+.2f} ({low:+.2f} to {high:+.2f})"
-        rows.append([name, results["bytes_ratio"][name], f"{results['dice'][name]:.2f}", against])
+        rows.append([name, results["bytes_ratio"][name], f"{100 * results['dice'][name]:.2f}", against])
     return [
         f"`python benchmarks/store.py`: {results['images']} photographs, the small preset. Dice on CHASE_DB1's test "
         f"images of an interpreter trained on that encoding (STARE and HRF_1024's training split, 30 epochs; seeds "

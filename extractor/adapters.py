@@ -214,7 +214,7 @@ def folder(root: Path) -> Iterator[Photograph]:
 _OTHER_IMAGES = frozenset({".webp", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".dcm", ".dicom"})
 
 
-def unread_files(root: Path, photographs: Sequence[Photograph]) -> list[str]:
+def notes_on_unread(root: Path, photographs: Sequence[Photograph]) -> list[str]:
     """What ``folder`` reads nothing of although somebody may have meant it: a sentence for each kind."""
     images, masks = _first_of(root, "images", "."), root / "masks"
     used = {path for one in photographs for path in (one.image, *one.masks.values())}

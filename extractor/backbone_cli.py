@@ -228,15 +228,15 @@ def import_command(
     if head_channels is not None and heads is not None:
         raise typer.BadParameter("--heads is for networks whose num_head_channels was -1; give one of both")
     console.require_unused(out, overwrite=overwrite)
-    is_recorded = head_channels is not None or heads is not None
-    if not is_recorded:
+    is_given = head_channels is not None or heads is not None
+    if not is_given:
         head_channels = _USUAL_HEAD_CHANNELS
     unrecorded = UnrecordedOptions(None if heads else head_channels, heads, new_attention_order)
     diffusion = Diffusion(noise_schedule(schedule), prediction, rescale_timesteps, class_label)
     backbone = import_checkpoint(read_checkpoint(checkpoint), unrecorded, diffusion)
     backbone.preprocessing = prepared
     save_backbone(backbone, out, half=half)
-    if not is_recorded and any("Attn" in kind for kind in backbone.config["down_block_types"]):
+    if not is_given and any("Attn" in kind for kind in backbone.config["down_block_types"]):
         console.note(
             f"a checkpoint does not say how attention is divided: heads of {_USUAL_HEAD_CHANNELS} channels are taken, "
             "as released ADM networks have them; say otherwise with --head-channels or --heads"

@@ -138,7 +138,7 @@ def run(
         )
     recipe = recipe_of(preset, clip, trajectory, seed, (timesteps, grid, blocks), resolution)
     whole = load_dataset(dataset, name)
-    for line in whole.unread_files:
+    for line in whole.notes_on_unread:
         console.note(line)
     data = selected(whole, split, limit, images)
     features = FeatureStore(store)

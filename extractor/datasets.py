@@ -16,7 +16,7 @@ import numpy as np
 
 from extractor.adapters import ADAPTERS as ADAPTERS
 from extractor.adapters import Photograph as Photograph
-from extractor.adapters import unread_files
+from extractor.adapters import notes_on_unread
 from extractor.errors import DatasetError
 from store.collection import LONGEST_NAME, is_name
 
@@ -26,12 +26,12 @@ class DataSet:
     """Photographs under one name.
 
     Attributes:
-        unread_files: sentences about files of a ``folder`` that are not read and may have been meant.
+        notes_on_unread: sentences about files of a ``folder`` that are not read and may have been meant.
     """
 
     name: str
     photographs: tuple[Photograph, ...]
-    unread_files: tuple[str, ...] = ()
+    notes_on_unread: tuple[str, ...] = ()
 
 
 def load_dataset(reference: str, name: str | None = None) -> DataSet:
@@ -63,7 +63,7 @@ def load_dataset(reference: str, name: str | None = None) -> DataSet:
         raise DatasetError(
             f"the name {name!r} holds more than letters, digits, '_', '-' and '.', or begins with a '.'; choose another"
         )
-    unread = unread_files(path, photographs) if adapter == "folder" else ()
+    unread = notes_on_unread(path, photographs) if adapter == "folder" else ()
     return DataSet(name or _as_name(called) or adapter, photographs, tuple(unread))
 
 

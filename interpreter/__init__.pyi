@@ -1,6 +1,6 @@
 """The names that are promised; everything else may move."""
 
-from .checkpoint import Card, load_interpreter, save_interpreter
+from .checkpoint import Card, Validation, load_interpreter, save_interpreter
 from .config import InterpreterConfig
 from .data import Labelled, all_images, labelled_in
 from .domain import Domain, DomainScore, load_domain
@@ -13,7 +13,7 @@ from .errors import (
     TrainingDataError,
     TrainingDiverged,
 )
-from .evaluation import Scores, evaluate
+from .evaluation import ImageScores, Scores, evaluate
 from .network import Interpreter
 from .prediction import Prediction, Segmented, predict, segment
 from .pseudo_labels import PseudoLabels
@@ -30,6 +30,7 @@ __all__ = [
     "Domain",
     "DomainScore",
     "ExtractionFailed",
+    "ImageScores",
     "Interpreter",
     "InterpreterConfig",
     "InterpreterError",
@@ -46,6 +47,7 @@ __all__ = [
     "TrainingDataError",
     "TrainingDiverged",
     "TrainingSettings",
+    "Validation",
     "all_images",
     "evaluate",
     "labelled_in",

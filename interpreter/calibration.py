@@ -67,7 +67,7 @@ def _negative_log_likelihood(logits: torch.Tensor, truth: torch.Tensor, known: t
     Args:
         logits: (t, n, pixels).
         truth: (pixels).
-        known: bool (n - 1, pixels), of overlapping classes what counts.
+        known: bool (n, pixels), where it is known whether an overlapping class is there; not read of others.
     """
     if task.overlapping:
         shifts = torch.arange(logits.shape[1], dtype=torch.uint8)[:, None]

@@ -72,7 +72,7 @@ def labelled_at(store: FeatureStore, places: Iterable[tuple[str, str | None]], t
     return without_duplicates(image for place in places for image in labelled_images(store, *place, task))
 
 
-def missing_masks(store: FeatureStore, references: Iterable[str], task: Task) -> list[str]:
+def notes_on_missing(store: FeatureStore, references: Iterable[str], task: Task) -> list[str]:
     """What is to be said of photographs of some data sets, NAME or NAME:SPLIT, that lack a target: a line for each.
 
     ``labelled_in`` leaves them out; of overlapping targets only those that lack all, and the others are taken as

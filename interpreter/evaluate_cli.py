@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,7 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from interpreter.checkpoint import load_interpreter
-from interpreter.data import Labelled, labelled_in, missing_masks
+from interpreter.data import Labelled, labelled_in, notes_on_missing
+from interpreter.metrics import in_points
 from interpreter.options import (
     AsJson,
     DeviceOption,
@@ -162,7 +162,7 @@ def _evaluate_model(
     interpreter.use_scan(scan)
     interpreter.to(require_device(device))
     images = [image.seen_as(view) for image in labelled_in(features, dataset, card.task)]
-    for line in missing_masks(features, dataset, card.task):
+    for line in notes_on_missing(features, dataset, card.task):
         console.note(line)
     if seen := {image.key.image_id for image in images} & {*card.training_ids, *card.validation_ids}:
         console.note(f"{len(seen)} of these images were used to train this interpreter")
@@ -192,23 +192,19 @@ def _table(scores: Scores, rules: Rules) -> Table:
     if len(columns) > 1:
         columns.append(("mean", scores.figures(), scores.interval()))
     table = Table("points of 100", *(name for name, *_ in columns))
-    table.add_row("Dice", *(_points(figures["dice"]) for _, figures, _ in columns))
-    table.add_row("95 % interval", *(f"{_points(low)} to {_points(high)}" for _, _, (low, high) in columns))
+    table.add_row("Dice", *(in_points(figures["dice"]) for _, figures, _ in columns))
+    table.add_row("95 % interval", *(f"{in_points(low)} to {in_points(high)}" for _, _, (low, high) in columns))
     where = "" if rules.size == "network" else ", at the network's size"
     for voter, dice in scores.dice_by_voter().items():
         alone = f"t = {voter}" if voter.isdigit() else voter
-        table.add_row(f"Dice of {alone} alone{where}", *[""] * (len(columns) - 1), _points(dice))
+        table.add_row(f"Dice of {alone} alone{where}", *[""] * (len(columns) - 1), in_points(dice))
     for name, words in SHOWN.items():
-        table.add_row(words, *(_points(figures[name]) for _, figures, _ in columns))
+        table.add_row(words, *(in_points(figures[name]) for _, figures, _ in columns))
     return table
 
 
 def _table_of_images(scores: Scores) -> Table:
     table = Table("image", "Dice", "expected Dice")
     for image in scores.images:
-        table.add_row(escape(image.name), _points(image.dice), _points(image.expected_dice))
+        table.add_row(escape(image.name), in_points(image.dice), in_points(image.expected_dice))
     return table
-
-
-def _points(share: float) -> str:
-    return "" if math.isnan(share) else f"{100 * share:.2f}"

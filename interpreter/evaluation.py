@@ -36,7 +36,8 @@ class ImageScores:
         hd95: likewise; nan for None, and where one of the masks is empty.
         by_voter: {voter: Dice averaged over the classes that are known}, at the network's size.
         expected: for each class the Dice that the interpreter expects of its mask, without labels
-            (``interpreter.expected``), at the network's size inside the field of view; nan where it finds nothing.
+            (``interpreter.expected``), at the network's size inside the field of view; nan where it finds nothing, and
+            of a class that is not known.
     """
 
     name: str
@@ -179,6 +180,13 @@ def evaluate(
         rules: how the truth is made and where it counts; by default at the network's size inside the
             field of view.
         mirrored: each image's three flips are read, too, and averaged.
+
+    Returns:
+        Scores of the classes that some image's data set has masks of, images in the order given.
+
+    Raises:
+        SpecMismatch: the spec differs from the interpreter's in more than resolution.
+        MissingEntry: features of an image, or of a flip that is read, are not in the store.
     """
     interpreter.spec.of_resolution(spec.resolution).require(spec)
     rules = rules or Rules()
@@ -204,7 +212,8 @@ def evaluate(
         if rules.size != "network":
             compared = _carried(rules.size, prediction, features, image, truth, task, rules).of(scored)
         expected = expected_of(prediction, features.fov)
-        scores.images.append(_score(image.name, compared, by_voter, tuple(expected[i] for i in scored), mine[scored]))
+        of_known = tuple(expected[i] if mine[i] else math.nan for i in scored)
+        scores.images.append(_score(image.name, compared, by_voter, of_known, mine[scored]))
         for i in np.flatnonzero(mine[scored]):
             one = compared.probabilities[i], compared.truth[i], compared.inside
             scores.pixels[i].add(*one)

@@ -95,6 +95,11 @@ def mean_of_known(values: Iterable[float]) -> float:
     return float(np.mean(numbers)) if numbers else math.nan
 
 
+def in_points(share: float | None, digits: int = 2) -> str:
+    """A share in points of 100, for the eye; nothing where there is none."""
+    return "" if share is None or math.isnan(share) else f"{100 * share:.{digits}f}"
+
+
 def finite_or_none(value: float) -> float | None:
     """A number as JSON has it, which knows neither nan nor infinity."""
     return value if math.isfinite(value) else None

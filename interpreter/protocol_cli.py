@@ -48,8 +48,7 @@ def run_protocol(
     sources = [parse_source(text) for text in data]
     choices = parse_choices(settings, device, mirrored=mirrored)
     methods, numbers = parse_rows(rows), parse_seeds(seeds)
-    out.mkdir(parents=True, exist_ok=True)
-    running = ProtocolRun(
+    protocol_run = ProtocolRun(
         protocol,
         sources,
         FeatureStore(store),
@@ -58,7 +57,7 @@ def run_protocol(
         extract_by_command(store, choices),
         lambda message: console.err.print(message, highlight=False),
     )
-    results = running.run(targets, methods, numbers)
+    results = protocol_run.run(targets, methods, numbers)
     report = write_report(protocol, choices, {source.name: source.reference for source in sources}, results, out)
     table = tabulated(protocol, results)
     for row, cells in table.items():

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from interpreter.config import InterpreterConfig, with_current_defaults
-from interpreter.errors import ConfigurationError
+from interpreter.errors import CheckpointError, ConfigurationError
 from interpreter.settings import TrainingSettings
 from store.files import read_json, replace_json, replaced
 
@@ -34,10 +34,11 @@ class RunFolder:
 
         Raises:
             ConfigurationError: names what differs.
+            CheckpointError: its record is damaged.
         """
         path = self.path / RUN_FILE
         if path.is_file():
-            theirs = read_json(path, ConfigurationError)
+            theirs = read_json(path, CheckpointError)
             if "config" in theirs:
                 theirs["config"] = with_current_defaults(InterpreterConfig, theirs["config"])
             if "training" in theirs:

@@ -21,7 +21,8 @@ class Task(BaseModel):
             lies inside its disc). Class 0 is what none of them covers.
         colours: of classes 1 to n - 1, for overlays.
         overlapping: a pixel may belong to several classes (lesions). An image then needs one of the
-            targets only: a lesion without a mask is absent.
+            targets only: one without a mask is absent, if others of its data set have masks of it, and else unknown
+            (``interpreter.data.known_targets``).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

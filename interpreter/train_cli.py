@@ -11,7 +11,7 @@ import typer
 
 from interpreter.checkpoint import folder_of
 from interpreter.config import HeadName
-from interpreter.data import all_images, labelled_in, missing_masks
+from interpreter.data import all_images, labelled_in, notes_on_missing
 from interpreter.domain import DOMAIN_FILE, LEAST
 from interpreter.metrics import finite_or_none
 from interpreter.network import InterpreterConfig
@@ -164,7 +164,7 @@ def train(
         standardise=standardise,
     )
     images = labelled_in(features, dataset, what)
-    for line in missing_masks(features, [*dataset, *(validation or [])], what):
+    for line in notes_on_missing(features, [*dataset, *(validation or [])], what):
         console.note(line)
     read = store_spec(features, spec, images)
     source = backbone or features.backbone_of(read)

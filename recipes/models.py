@@ -113,7 +113,7 @@ class Build:
         return spec
 
     def _figures(self, recipe: InterpreterRecipe, part: Part, model: Path, backbone: str) -> Iterable[Figure]:
-        """Dice of every target that the part has masks of, with its interval."""
+        """Dice of every target that the data set has masks of, with its interval."""
         self._extract(recipe, part, "test", "identity", backbone)
         scores = call(
             "interpreter", "evaluate", "--store", self.store, "--dataset", f"{part.source.name}:test",

@@ -83,11 +83,11 @@ def photographs(undisplayed: Sequence[Path] = ()) -> list[Photograph]:
     return theirs + [Photograph(path.stem, path.read_bytes(), displayed=False) for path in undisplayed]
 
 
-def ask(engine: Engine, shown: Sequence[Photograph]) -> tuple[list[Finding], NDArray[np.uint8]]:
+def ask(engine: Engine, asked_about: Sequence[Photograph]) -> tuple[list[Finding], NDArray[np.uint8]]:
     """Every model about every photograph: numbers, and a picture uint8 (H, W, 3) with a row for each photograph."""
     findings: list[Finding] = []
     rows = []
-    for one in shown:
+    for one in asked_about:
         tiles = [_tile(_shown(one), one.title)]
         for model in engine.models.by_name:
             answer = engine.segment(one.data, one.title, model)

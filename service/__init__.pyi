@@ -2,58 +2,47 @@
 
 from .answers import Answer
 from .app import create_app
-from .client import Client
+from .client import Client, Refused
 from .engine import Engine, load_engine
 from .errors import (
-    Abandoned,
     BadRequest,
-    BodyTooLarge,
-    BodyTooSlow,
     Busy,
-    Conflict,
     DeadlinePassed,
     DeviceLost,
     DicomError,
-    Forbidden,
-    NoImage,
     NoRoom,
     NotFound,
     NotReady,
     ServiceError,
-    TooManyRequests,
-    Unauthorised,
     Unavailable,
-    UnsupportedAnswer,
     WrongSettings,
 )
 from .question import Limits
+from .schemas import FeaturesInfo, JobStatus, ModelInfo, Ready, SegmentResponse
 from .settings import Settings
 
 __all__ = [
-    "Abandoned",
     "Answer",
     "BadRequest",
-    "BodyTooLarge",
-    "BodyTooSlow",
     "Busy",
     "Client",
-    "Conflict",
     "DeadlinePassed",
     "DeviceLost",
     "DicomError",
     "Engine",
-    "Forbidden",
+    "FeaturesInfo",
+    "JobStatus",
     "Limits",
-    "NoImage",
+    "ModelInfo",
     "NoRoom",
     "NotFound",
     "NotReady",
+    "Ready",
+    "Refused",
+    "SegmentResponse",
     "ServiceError",
     "Settings",
-    "TooManyRequests",
-    "Unauthorised",
     "Unavailable",
-    "UnsupportedAnswer",
     "WrongSettings",
     "create_app",
     "load_engine",

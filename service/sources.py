@@ -51,8 +51,8 @@ class FolderSource:
             raise NotFound("no such folder")
         found = (path for path in below.rglob("*") if is_image_name(path, SUFFIXES) and path.is_file())
         keys = (path.relative_to(self._root).as_posix() for path in found if self._is_inside(path))
-        keys_told = list(islice((key for key in keys if self._can_be_told(key)), most))
-        return sorted(keys_told)
+        readable = list(islice((key for key in keys if self._can_be_told(key)), most))
+        return sorted(readable)
 
     def _can_be_told(self, key: str) -> bool:
         if not _is_text(key):

@@ -9,14 +9,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from store.errors import DamagedModel
 from store.files import replaced
 
 MANIFEST_FILE = "manifest.json"
 _SEALED = (".json", ".safetensors")
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class TrainingData(BaseModel):
@@ -54,7 +56,19 @@ class Figure(BaseModel):
     where: str
     metric: str
     value: float = Field(ge=0, le=1)
-    interval: tuple[float, float] | None = None
+    interval: tuple[Share, Share] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_points_of_earlier_versions(cls, figure: Any) -> Any:
+        """Manifests were sealed with points of 100 before; what is above 1 is such a one."""
+        if not isinstance(figure, dict):
+            return figure
+        numbers = [figure.get("value"), *(figure.get("interval") or ())]
+        if not all(isinstance(one, int | float) for one in numbers) or max(numbers) <= 1:
+            return figure
+        value, *interval = (one / 100 for one in numbers)
+        return figure | {"value": value, "interval": interval or None}
 
     def __str__(self) -> str:
         """A line such as ``Dice of vessel 60.0 (57.1 to 63.2) on CHASE_DB1, test, 8``."""

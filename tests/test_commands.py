@@ -225,6 +225,27 @@ def test_errors_are_one_line_and_an_exit_code(
     assert len(result.stderr.strip().splitlines()) == 1
 
 
+def test_recipes_that_cannot_be_meant_are_wrong_usage(run: Run, dataset_folder: Path, tmp_path: Path) -> None:
+    call = ["run", "--dataset", f"folder:{dataset_folder}", "--store", tmp_path / "store"]
+    for option, value in (("--timesteps", "5,1"), ("--views", "nonsense")):
+        assert run("extractor", *call, option, value).returncode == 2
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_protocol_that_cannot_be_meant_leaves_no_folder(run: Run, dataset_folder: Path, tmp_path: Path) -> None:
+    data, out = f"a=folder:{dataset_folder}", tmp_path / "out"
+    call = ["evaluate", "--protocol", "lodo-vessels", "--store", tmp_path / "store", "--out", out, "--data", data]
+    for more, message in (
+        ([], "two data sets at least"),
+        (["--data", data], "two data sets have one name"),
+        (["--data", data.replace("a=", "b="), "--target", "c"], "no data set c"),
+        (["--rows", "nonsense"], "no method"),
+    ):
+        result = run("interpreter", *call, *more)
+        assert (result.returncode, message in result.stderr) == (2, True), result.stderr
+        assert not out.exists()
+
+
 def test_presets_are_printed(run: Run) -> None:
     presets = json.loads(run("extractor", "presets", "--json").stdout)
     assert presets["paper"]["timesteps"] == [1, 10, 100, 500]

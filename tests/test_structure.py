@@ -62,15 +62,15 @@ PROMISED = {
         load_dataset noise_schedule open_backbone paper read_checkpoint reconstruct save_backbone small
     """,
     "interpreter": """
-        Card CheckpointError ConfigurationError Domain DomainScore ExtractionFailed Interpreter InterpreterConfig
-        InterpreterError Labelled Prediction PseudoLabels Rules ScanUnavailable Scores Segmented SegmentedPhotograph
-        Task Training TrainingDataError TrainingDiverged TrainingSettings all_images evaluate labelled_in load_domain
-        load_interpreter predict save_interpreter segment segment_into
+        Card CheckpointError ConfigurationError Domain DomainScore ExtractionFailed ImageScores Interpreter
+        InterpreterConfig InterpreterError Labelled Prediction PseudoLabels Rules ScanUnavailable Scores Segmented
+        SegmentedPhotograph Task Training TrainingDataError TrainingDiverged TrainingSettings Validation all_images
+        evaluate labelled_in load_domain load_interpreter predict save_interpreter segment segment_into
     """,
     "service": """
-        Abandoned Answer BadRequest BodyTooLarge BodyTooSlow Busy Client Conflict DeadlinePassed DeviceLost DicomError
-        Engine Forbidden Limits NoImage NoRoom NotFound NotReady ServiceError Settings TooManyRequests Unauthorised
-        Unavailable UnsupportedAnswer WrongSettings create_app load_engine
+        Answer BadRequest Busy Client DeadlinePassed DeviceLost DicomError Engine FeaturesInfo JobStatus Limits
+        ModelInfo NoRoom NotFound NotReady Ready Refused SegmentResponse ServiceError Settings Unavailable WrongSettings
+        create_app load_engine
     """,
     "store": """
         AffineEncoding Batch Block Clahe Codebook Collection Collections DamagedEntry DamagedModel

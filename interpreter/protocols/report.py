@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from interpreter.metrics import in_points
 from interpreter.protocols.protocol import Choices, Protocol
 from interpreter.protocols.running import PICTURES, Result
 from interpreter.protocols.table import Table, as_json, tabulated, write_csv
@@ -79,13 +80,9 @@ def _table(table: Table, protocol: Protocol) -> Iterator[str]:
     for row, numbers in protocol.quoted.items():
         if any(column in numbers for column in columns):
             yield f"<tr class=quoted><td>{escape(row)} (quoted)</td>"
-            yield from (f"<td>{_points(numbers.get(column))}</td>" for column in columns)
+            yield from (f"<td>{in_points(numbers.get(column))}</td>" for column in columns)
             yield "</tr>"
     yield "</table>"
-
-
-def _points(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.2f}"
 
 
 ADAPTED = (
@@ -103,7 +100,7 @@ def _metrics(results: Sequence[Result]) -> Iterator[str]:
     for result in results:
         summary = result.summary
         others = (summary["hd95"], summary["temperature"], summary["weights"] / 1e3, summary["flops"] / 1e9)
-        cells = "".join(f"<td>{_points(summary[name])}</td>" for name in FIGURES)
+        cells = "".join(f"<td>{in_points(summary[name])}</td>" for name in FIGURES)
         cells += "".join(f"<td>{'' if value is None else f'{value:.2f}'}</td>" for value in others)
         cells += f"<td>{summary.get('read_at', '')}</td>"
         yield f"<tr><td>{escape(result.experiment.path)}</td>{cells}</tr>"
@@ -126,6 +123,6 @@ def _images(results: Sequence[Result]) -> Iterator[str]:
         yield f"<details><summary>{escape(result.experiment.path)}</summary><table>"
         yield "<tr><th></th><th>Dice</th><th>expected</th></tr>"
         for image, scores in result.summary["by_image"].items():
-            figures = "".join(f"<td>{_points(scores[name])}</td>" for name in ("dice", "expected_dice"))
+            figures = "".join(f"<td>{in_points(scores[name])}</td>" for name in ("dice", "expected_dice"))
             yield f"<tr><td>{escape(image)}</td>{figures}</tr>"
         yield "</table></details>"

@@ -11,7 +11,7 @@ from typing import Any
 from interpreter.adapting import best_of, expected_at
 from interpreter.checkpoint import load_interpreter
 from interpreter.counting import cost_of
-from interpreter.data import Labelled, network_truth
+from interpreter.data import Labelled, known_targets, network_truth
 from interpreter.errors import ConfigurationError, TrainingDataError
 from interpreter.evaluation import OnImage, evaluate
 from interpreter.metrics import finite_or_none
@@ -84,6 +84,7 @@ class ProtocolRun:
         if self.choices.adapt:
             for experiment in experiments:
                 _require_adaptable(experiment)
+        self.out.mkdir(parents=True, exist_ok=True)
         results = []
         for number, experiment in enumerate(experiments, 1):
             self._say(f"{number} of {len(experiments)}: {experiment.path}")
@@ -95,7 +96,8 @@ class ProtocolRun:
         sources = self.features.images(experiment.sources)
         tests = self.features.images(experiment.tests, experiment.test_view)
         adapted_on = self._adapted_on(experiment, spec) if self.choices.adapt else []
-        inputs = inputs_of(experiment, spec, self.choices, self.protocol.task, (sources, tests), adapted_on)
+        known = known_targets(self.store, (image.dataset for image in (*sources, *tests)), self.protocol.task)
+        inputs = inputs_of(experiment, spec, self.choices, self.protocol.task, (sources, tests), adapted_on, known)
         summary = read_scores(folder, inputs)
         if summary is None:
             summary = self._train_and_score(experiment, spec, folder, sources, tests)
@@ -177,7 +179,8 @@ class ProtocolRun:
         def draw(image: Labelled, found: Segmented) -> None:
             entry = self.store.entry(spec, image.key)
             truth = task.members(network_truth(self.store, entry, image, task, rules))
-            picture = compared(found.prediction.masks, truth, rules.counted(entry.fov))
+            known = known_targets(self.store, [image.dataset], task)[image.dataset]
+            picture = compared(found.prediction.masks[known], truth[known], rules.counted(entry.fov))
             file = picture_of(folder, image.name)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(encode_picture(picture))

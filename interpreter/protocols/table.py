@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from interpreter.metrics import bootstrap_interval, finite_or_none
+from interpreter.metrics import bootstrap_interval, finite_or_none, in_points
 from interpreter.protocols.protocol import ROWS, Choices, Protocol
 from interpreter.protocols.running import Result
 from interpreter.rules import BICUBIC
@@ -39,7 +40,7 @@ class Cell:
     def __str__(self) -> str:
         spread = f" ± {100 * np.std(list(self.by_seed.values())):.2f}" if len(self.by_seed) > 1 else ""
         interval = f" ({100 * self.interval[0]:.1f} to {100 * self.interval[1]:.1f})" if self.interval else ""
-        return f"{100 * self.value:.2f}{spread}{interval}"
+        return f"{in_points(self.value)}{spread}{interval}" if math.isfinite(self.value) else ""
 
 
 Table = dict[str, dict[str, Cell]]

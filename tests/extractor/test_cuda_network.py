@@ -40,9 +40,9 @@ def test_a_norm_is_that_of_torch(side: int, far: float) -> None:
 
 
 def test_time_scales_and_shifts_what_was_normed() -> None:
-    norm, x, told = some_norm(2, 8), torch.randn(2, 8, 6, 6), torch.randn(2, 16)
-    scale, shift = told[..., None, None].chunk(2, dim=1)
-    torch.testing.assert_close(group_norm(x, norm, told), norm(x) * (1 + scale) + shift, rtol=1e-4, atol=1e-5)
+    norm, x, modulation = some_norm(2, 8), torch.randn(2, 8, 6, 6), torch.randn(2, 16)
+    scale, shift = modulation[..., None, None].chunk(2, dim=1)
+    torch.testing.assert_close(group_norm(x, norm, modulation), norm(x) * (1 + scale) + shift, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("time", ["default", "scale_shift"])

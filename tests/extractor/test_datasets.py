@@ -178,13 +178,13 @@ def test_masks_that_belong_to_no_image_are_told(tmp_path: Path, place: str) -> N
 def test_what_a_folder_holds_and_nobody_reads_is_told(tmp_path: Path) -> None:
     touch(tmp_path, "images/a.png", "images/b.webp", "images/more/c.png", "images/notes.txt", "masks/a.png")
     touch(tmp_path, *(f"masks/{i}.png" for i in range(5)))
-    assert load_dataset(f"folder:{tmp_path}").unread_files == (
+    assert load_dataset(f"folder:{tmp_path}").notes_on_unread == (
         f"1 in {tmp_path} of other kinds are not read; save them as PNG (b.webp)",
         f"1 in {tmp_path} are folders of images not read; name each as a data set, or list them in a manifest (more)",
         f"5 in {tmp_path} are masks of no image (0.png, 1.png, 2.png, ...)",
     )
     touch(tmp_path, "flat/a.png", "flat/masks/vessel/a.png")
-    assert load_dataset(f"folder:{tmp_path}/flat").unread_files == ()
+    assert load_dataset(f"folder:{tmp_path}/flat").notes_on_unread == ()
 
 
 def test_a_mask_of_another_size_is_named(tmp_path: Path) -> None:
@@ -231,4 +231,4 @@ def test_companions_that_macos_leaves_are_no_photographs(tmp_path: Path) -> None
     touch(tmp_path / "eyes" / "masks", "a.png", "._a.png")
     data = load_dataset(f"folder:{tmp_path / 'eyes'}")
     assert [photograph.name for photograph in data.photographs] == ["a"]
-    assert not data.unread_files
+    assert not data.notes_on_unread

@@ -92,9 +92,9 @@ def of(spec: FeatureSpec, side: int, *by_class: float, images: int = 6, spread: 
 def test_the_best_is_the_highest_and_of_equals_the_coarsest(spec: FeatureSpec) -> None:
     assert best_of([of(spec, 64, 0.7), of(spec, 32, 0.7), of(spec, 48, 0.6)], 80).spec.resolution == 32
     assert best_of([of(spec, 32, 0.9, 0.1), of(spec, 48, 0.6, 0.6)], 80).spec.resolution == 48  # the mean counts
-    missing_masks = Expected(spec, np.array([[[0, 0.4], [0, 1], [0, 1]]]))  # a class that nobody has
-    assert missing_masks.by_class == pytest.approx((np.nan, 0.4), nan_ok=True)
-    assert missing_masks.dice == 0.4
+    absent = Expected(spec, np.array([[[0, 0.4], [0, 1], [0, 1]]]))  # a class that nobody has
+    assert absent.by_class == pytest.approx((np.nan, 0.4), nan_ok=True)
+    assert absent.dice == 0.4
     with pytest.raises(TrainingDataError, match="none of the classes"):
         best_of([Expected(spec, np.zeros((2, 3, 1)))], 32)
 
@@ -202,8 +202,8 @@ def test_the_command(run: Run, store: FeatureStore, model: Path, tmp_path: Path)
     scored = json.loads(run("interpreter", "evaluate", *call[1:-1], tmp_path / "here", "--size", "32", "--json").stdout)
     assert scored["resolution"] == load_interpreter(tmp_path / "here")[1].spec.resolution
     assert "one resolution is nothing to choose from" in run("interpreter", *call, "--resolution", "32").stderr
-    missing_masks = run("interpreter", *call, "--resolution", "96")
-    assert (missing_masks.returncode, "--resolution 96" in missing_masks.stderr) == (1, True)
+    refused = run("interpreter", *call, "--resolution", "96")
+    assert (refused.returncode, "--resolution 96" in refused.stderr) == (1, True)
     features = FeatureStore(store.location)
     features.delete(load_interpreter(model)[1].spec.of_resolution(48), all_images(features, "eyes")[0].key)
     assert "48 is left out: 5 of 6" in " ".join(run("interpreter", *call).stderr.split())

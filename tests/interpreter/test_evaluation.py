@@ -78,10 +78,10 @@ def test_finding_nothing_is_no_criterion_for_classes_that_images_lack() -> None:
     assert blind.mean_dice == 0.9 > eager.mean_dice
     assert blind.criterion(overlapping=False) == 0.9
     assert blind.criterion(overlapping=True) < eager.criterion(overlapping=True)
-    missing_masks = scored(0.1, 0.2)
-    missing_masks.pixels[0] = PooledPixels()
-    missing_masks.pixels[0].add(np.zeros(5, np.float32), np.zeros(5, np.bool_), np.ones(5, np.bool_))
-    assert missing_masks.criterion(overlapping=True) == 0.9  # no pixel of the class anywhere: nothing but Dice is left
+    without_class = scored(0.1, 0.2)
+    without_class.pixels[0] = PooledPixels()
+    without_class.pixels[0].add(np.zeros(5, np.float32), np.zeros(5, np.bool_), np.ones(5, np.bool_))
+    assert without_class.criterion(overlapping=True) == 0.9  # no pixel of the class anywhere: nothing but Dice is left
 
 
 @pytest.mark.parametrize("head", ["adaptive", "joint", "mlp"])

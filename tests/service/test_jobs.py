@@ -480,6 +480,8 @@ def test_an_answer_that_should_not_be_relied_on_is_counted(tmp_path: Path, make_
     jobs.save(record)
     kept = jobs.read(record.id)
     assert kept is not None
+    former = JobRecord.model_validate_json(record.model_dump_json().replace('"answer":', '"told":'))  # as it was called
+    assert former.items[0].answer == kept.items[0].answer is not None
     assert as_report(kept)["images"][0]["abstain"] is True
     assert next(csv.DictReader(io.StringIO(as_table(kept))))["distance"] == "9.0"
     with serving(engine) as client:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from store.errors import DamagedModel
@@ -72,6 +74,19 @@ def test_data_and_figures_are_told_in_a_line() -> None:
     assert str(MANIFEST.data[0]) == "10 of STARE, train (CC BY 4.0)"
     assert str(MANIFEST.figures[0]) == "Dice 60.0 (57.1 to 63.2) on CHASE_DB1"
     assert str(Figure(where="HRF", metric="Dice", value=1)) == "Dice 100.0 on HRF"
+
+
+def test_figures_of_an_earlier_version_were_points_of_100(model: Path) -> None:
+    path = model / MANIFEST_FILE
+    written = json.loads(path.read_text())
+    assert written["figures"][0]["value"] == 0.6
+    written["figures"][0] |= {"value": 60.0, "interval": [57.1, 63.2]}
+    path.write_text(json.dumps(written))
+    found = read_manifest(model)
+    assert found is not None
+    assert str(found.figures[0]) == str(MANIFEST.figures[0])
+    with pytest.raises(ValidationError, match="less than or equal to 1"):
+        Figure(where="HRF", metric="Dice", value=101)
 
 
 def test_a_file_that_is_replaced_is_read_by_whoever_reads_others(tmp_path: Path) -> None:
