@@ -145,6 +145,13 @@ OCTA_VESSELS = InterpreterRecipe(
     evaluate_every=20,
     options=(*WIDE, *WINDOWS_128),
 )
+OCTA_VESSELS_BASE = replace(
+    OCTA_VESSELS,
+    name="octa_vessels_base",
+    summary="large vessels in OCT angiography, en face, read from the larger backbone",
+    backbone=BASE.name,
+    options=("--standardise", *WINDOWS_128),  # the maps are twice as wide already
+)
 VESSELS = InterpreterRecipe(
     "vessels",
     "vessels in fundus photographs, read without colour",
@@ -167,7 +174,16 @@ VESSELS_BASE = replace(
 )
 INTERPRETERS = {
     recipe.name: recipe
-    for recipe in (DISC_CUP, DISC_CUP_BASE, LESIONS, LESIONS_BASE, OCTA_VESSELS, VESSELS, VESSELS_BASE)
+    for recipe in (
+        DISC_CUP,
+        DISC_CUP_BASE,
+        LESIONS,
+        LESIONS_BASE,
+        OCTA_VESSELS,
+        OCTA_VESSELS_BASE,
+        VESSELS,
+        VESSELS_BASE,
+    )
 }
 
 

@@ -175,12 +175,13 @@ class ProtocolRun:
     def _draw_into(self, folder: Path, experiment: Experiment, spec: FeatureSpec) -> OnImage:
         folder.mkdir(parents=True, exist_ok=True)
         task, rules = self.protocol.task, experiment.scoring_rules
+        known = known_targets(self.store, (name for name, _ in experiment.tests), task)
 
         def draw(image: Labelled, found: Segmented) -> None:
             entry = self.store.entry(spec, image.key)
             truth = task.members(network_truth(self.store, entry, image, task, rules))
-            known = known_targets(self.store, [image.dataset], task)[image.dataset]
-            picture = compared(found.prediction.masks[known], truth[known], rules.counted(entry.fov))
+            mine = known[image.dataset]
+            picture = compared(found.prediction.masks[mine], truth[mine], rules.counted(entry.fov))
             file = picture_of(folder, image.name)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(encode_picture(picture))
