@@ -24,7 +24,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from interpreter.checkpoint import Card
-from interpreter.data import Labelled
+from interpreter.data import Labelled, known_targets
 from interpreter.errors import ConfigurationError, TrainingDiverged
 from interpreter.feed import Feed, Share
 from interpreter.network import Interpreter, InterpreterConfig
@@ -265,11 +265,13 @@ class Training:
         return self.epoch < self.epochs and (patience is None or self.selection.since_best < patience)
 
     def _decided_elsewhere(self) -> dict[str, Any]:
-        """What else decides a training: the masks, and how many processes share a batch."""
+        """What else decides a training: the masks, where targets are known, and how many processes share a batch."""
         images = [*self.train_images, *self.validation_images]
         masks = json.dumps([[image.sample.masks.get(target) for target in self.task.targets] for image in images])
+        known = known_targets(self.store, (image.dataset for image in images), self.task)
         return {
             "masks": hashlib.sha256(masks.encode()).hexdigest(),
+            "known": {name: flags.tolist() for name, flags in known.items()},
             "processes": self.accelerator.num_processes,
         }
 
