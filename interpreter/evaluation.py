@@ -125,9 +125,11 @@ class Scores:
         }
 
     def figures(self) -> dict[str, float]:
-        """The same, averaged over the classes."""
+        """The same, averaged over the classes; Dice over images, each the mean of the classes that are known of it."""
         by_class = [self.class_figures(i) for i in range(len(self.classes))]
-        return {name: mean_of_known(figures[name] for figures in by_class) for name in by_class[0]}
+        mean = {name: mean_of_known(figures[name] for figures in by_class) for name in by_class[0]}
+        expected = mean_of_known(image.expected_dice for image in self.images)
+        return mean | {"dice": self.mean_dice, "expected_dice": expected}
 
     def summary(self) -> dict[str, object]:
         """Everything as plain numbers between 0 and 1; HD95 in pixels; None where a metric has no meaning."""

@@ -55,7 +55,7 @@ def _page(protocol: Protocol, plain: dict[str, Any], results: Sequence[Result]) 
     yield from _table(tabulated(protocol, results), protocol)
     yield "<ul>"
     yield from (f"<li><b>{escape(row)}</b>: {escape(description)}</li>" for row, description in plain["rows"].items())
-    yield "</ul><h2>Further metrics</h2>"
+    yield "</ul><h2>Further metrics</h2><p>Shares in points of 100, HD95 in pixels.</p>"
     yield from _metrics(results)
     yield "<h2>Best and worst</h2><p>White found, blue missed, orange found where nothing is.</p>"
     yield from _pictures(results)

@@ -575,6 +575,8 @@ def test_of_a_data_set_without_a_class_nothing_is_learnt_and_scored_of_it(
     assert together.class_figures(1) == both.class_figures(1)
     assert 0 < together.class_figures(1)["expected_dice"] < 1
     assert together.images[3].expected_dice == together.images[3].expected[0]
+    low, high = together.interval()
+    assert low <= together.figures()["dice"] == together.mean_dice <= high
     assert together.class_interval(1) == both.class_interval(1)
     assert together.images[3].dice == together.images[3].voted[0].dice  # type: ignore[union-attr]
 
