@@ -86,7 +86,8 @@ def notes_on_missing(store: FeatureStore, references: Iterable[str], task: Task)
         for target in task.targets:
             if task.overlapping and target not in known:
                 notes.append(
-                    f"{reference} has no mask of {target}: of that nothing is learnt there, and nothing scored"
+                    f"{reference} has no mask of {target}: nothing is learnt or scored of it there (an empty mask of "
+                    "one photograph says that there is none)"
                 )
                 continue
             considered, fate = (kept, "count as having none") if task.overlapping else (images, "are left out")

@@ -192,6 +192,9 @@ def _table(scores: Scores, rules: Rules) -> Table:
     if len(columns) > 1:
         columns.append(("mean", scores.figures(), scores.interval()))
     table = Table("points of 100", *(name for name, *_ in columns))
+    counts = [scores.images_of(i) for i in range(len(scores.classes))]
+    if min(counts) < len(scores.images):
+        table.add_row("images", *map(str, counts), *[""] * (len(columns) - len(counts)))
     table.add_row("Dice", *(in_points(figures["dice"]) for _, figures, _ in columns))
     table.add_row("95 % interval", *(f"{in_points(low)} to {in_points(high)}" for _, _, (low, high) in columns))
     where = "" if rules.size == "network" else ", at the network's size"

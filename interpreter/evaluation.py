@@ -74,7 +74,7 @@ class Scores:
 
     @property
     def mean_dice(self) -> float:
-        """Mean over images of the voted Dice, 0..1."""
+        """Mean over images of the voted Dice, each the mean of the classes that are known of it, 0..1."""
         return float(np.mean([image.dice for image in self.images]))
 
     def criterion(self, *, overlapping: bool) -> float:
@@ -94,13 +94,18 @@ class Scores:
         """The confusion matrix of a class over all images."""
         return sum(self._counts(index), Counts(0, 0, 0, 0))
 
+    def images_of(self, index: int) -> int:
+        """Of how many images it is known where a class is."""
+        return len(self._counts(index))
+
     def _counts(self, index: int) -> list[Counts]:
         """Of a class, of each image of which it is known where it is."""
         return [counts for image in self.images if (counts := image.voted[index]) is not None]
 
     def interval(self) -> tuple[float, float]:
-        """95 % bootstrap interval of ``mean_dice`` over images."""
-        return bootstrap_interval(np.array([image.dice for image in self.images]))
+        """95 % bootstrap interval over images of the mean over the classes of their Dice."""
+        of_each = [[math.nan if one is None else one.dice for one in image.voted] for image in self.images]
+        return bootstrap_interval(np.array(of_each))
 
     def class_interval(self, index: int) -> tuple[float, float]:
         """The same of one class's Dice."""
@@ -125,11 +130,9 @@ class Scores:
         }
 
     def figures(self) -> dict[str, float]:
-        """The same, averaged over the classes; Dice over images, each the mean of the classes that are known of it."""
+        """The same, averaged over the classes."""
         by_class = [self.class_figures(i) for i in range(len(self.classes))]
-        mean = {name: mean_of_known(figures[name] for figures in by_class) for name in by_class[0]}
-        expected = mean_of_known(image.expected_dice for image in self.images)
-        return mean | {"dice": self.mean_dice, "expected_dice": expected}
+        return {name: mean_of_known(figures[name] for figures in by_class) for name in by_class[0]}
 
     def summary(self) -> dict[str, object]:
         """Everything as plain numbers between 0 and 1; HD95 in pixels; None where a metric has no meaning."""
@@ -145,7 +148,8 @@ class Scores:
         }
 
     def _class_summary(self, index: int) -> dict[str, object]:
-        return {**_plain(self.class_figures(index)), "dice_interval_95": list(self.class_interval(index))}
+        counted = {"images": self.images_of(index), "dice_interval_95": list(self.class_interval(index))}
+        return _plain(self.class_figures(index)) | counted
 
 
 class Compared(NamedTuple):

@@ -78,9 +78,15 @@ def hd95(predicted: Mask, truth: Mask) -> float:
 def bootstrap_interval(
     values: NDArray[np.floating], seed: int = 0, draws: int = 10_000, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile bootstrap confidence interval of the mean over images."""
-    random = np.random.default_rng(seed)
-    means = random.choice(values, size=(draws, len(values))).mean(axis=1)
+    """Percentile bootstrap confidence interval of the mean over images, (images) or (images, classes).
+
+    Of several classes the mean over those of their means; nan where a class is not known of an image.
+    """
+    of_class = values.reshape(len(values), -1)
+    drawn = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
+    known = ~np.isnan(of_class)
+    sums, counts = np.where(known, of_class, 0)[drawn].sum(axis=1), known[drawn].sum(axis=1)  # (draws, classes)
+    means = np.divide(sums, counts, where=counts > 0, out=np.zeros_like(sums)).sum(axis=1) / (counts > 0).sum(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

@@ -9,7 +9,8 @@ import typer
 
 from interpreter.errors import ConfigurationError
 from interpreter.scan import Method
-from store.views import is_upright
+from store.errors import SpecError
+from store.views import is_upright, parse_views
 
 StoreOption = Annotated[str, typer.Option(help="Folder of the feature store.", show_default=False)]
 Datasets = Annotated[
@@ -52,6 +53,14 @@ ResolutionOption = Annotated[
 ScanOption = Annotated[Method, typer.Option(help="Selective scan; auto goes by the device.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+def views_named(text: str) -> tuple[str, ...]:
+    """Views as a user lists them (``store.views.parse_views``); ConfigurationError says which there are."""
+    try:
+        return parse_views(text)
+    except SpecError as error:
+        raise ConfigurationError(str(error)) from error
 
 
 def require_device(device: str) -> str:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from interpreter.errors import ConfigurationError
 from interpreter.metrics import finite_or_none
+from interpreter.options import views_named
 from interpreter.protocols import protocol_named
 from interpreter.protocols.extracting import extract_by_command, parse_source
 from interpreter.protocols.protocol import ROWS, Choices, Edition, Row
@@ -20,7 +21,6 @@ from interpreter.protocols.running import ProtocolRun
 from interpreter.protocols.table import tabulated
 from store import console
 from store.feature_store import FeatureStore
-from store.views import parse_views
 
 
 def run_protocol(
@@ -77,7 +77,7 @@ def parse_choices(settings: str | None, device: str, *, mirrored: bool = False) 
     try:
         plain = {"device": device, "mirrored": mirrored} | json.loads(settings or "{}")
         if isinstance(plain.get("views"), str):
-            plain["views"] = parse_views(plain["views"])
+            plain["views"] = views_named(plain["views"])
         for name in ("timesteps", "blocks"):
             if isinstance(plain.get(name), str):
                 plain[name] = plain[name].split(",")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -59,11 +60,17 @@ class RunFolder:
             torch.save(state, partial)
 
     def load_state(self, device: torch.device) -> dict[str, Any] | None:
-        """What was saved last; None if nothing was."""
+        """What was saved last; None if nothing was. CheckpointError if it cannot be read."""
         path = self.path / STATE_FILE
         if not path.is_file():
             return None
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        try:
+            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        except (RuntimeError, EOFError, UnpicklingError) as error:  # torch's ways to say that a file is damaged
+            reason = next(iter(str(error).splitlines()), "it is empty")
+            raise CheckpointError(
+                f"{path}: damaged ({reason}); restore it, or choose another folder to start anew"
+            ) from error
         return state
 
 

@@ -15,7 +15,7 @@ from interpreter.data import all_images, labelled_in, notes_on_missing
 from interpreter.domain import DOMAIN_FILE, LEAST
 from interpreter.metrics import finite_or_none
 from interpreter.network import InterpreterConfig
-from interpreter.options import AsJson, Datasets, DeviceOption, ScanOption, StoreOption, require_device
+from interpreter.options import AsJson, Datasets, DeviceOption, ScanOption, StoreOption, require_device, views_named
 from interpreter.pseudo_labels import PseudoLabels
 from interpreter.splits import validation_in
 from interpreter.stored import store_spec
@@ -24,7 +24,6 @@ from interpreter.vss import Variant
 from store import console
 from store.feature_store import FeatureStore
 from store.interrupts import Stop
-from store.views import parse_views
 
 if TYPE_CHECKING:
     from interpreter.training import Training
@@ -147,7 +146,7 @@ def train(
             "evaluate_every": evaluate_every,
             "patience": patience,
             "flips": flips,
-            "views": parse_views(views),
+            "views": views_named(views),
             "labels": labels,
             "seed": seed,
         }

@@ -127,8 +127,8 @@ class Build:
             yield Figure(
                 where=where,
                 metric=f"Dice of {target}",
-                value=round(figures["dice"], 4),
-                interval=(round(low, 4), round(high, 4)),
+                value=round(figures["dice"], 6),
+                interval=(round(low, 6), round(high, 6)),
             )
 
     def _learnt_from(self, part: Part) -> TrainingData:

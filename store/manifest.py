@@ -129,7 +129,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         return Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(map(str, first["loc"])) or "all of it"
         raise DamagedModel(f"{path}: {where}: {first['msg']}; {_REMEDY}") from error
 
 

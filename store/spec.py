@@ -170,7 +170,7 @@ class FeatureSpec(_Frozen):
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
         steps = int(self.schedule.rsplit("-", 1)[1])
-        for name in ("grid", "timesteps"):
+        for name in ("timesteps", "grid"):
             values = getattr(self, name)
             if not values or list(values) != sorted(set(values)):
                 raise ValueError(f"expected strictly increasing {name}, got {values}")

@@ -240,6 +240,8 @@ def test_a_protocol_that_cannot_be_meant_leaves_no_folder(run: Run, dataset_fold
         (["--data", data], "two data sets have one name"),
         (["--data", data.replace("a=", "b="), "--target", "c"], "no data set c"),
         (["--rows", "nonsense"], "no method"),
+        (["--settings", '{"timesteps": "5,1"}'], "strictly increasing timesteps"),
+        (["--settings", '{"views": "nonsense"}'], "no view"),
     ):
         result = run("interpreter", *call, *more)
         assert (result.returncode, message in result.stderr) == (2, True), result.stderr

@@ -69,11 +69,17 @@ def _adapted(choices: Choices, images: Sequence[Labelled]) -> dict[str, Any]:
 
 
 def read_scores(folder: Path, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The summary of an experiment's scores; None if there are none, or other inputs made them."""
+    """The summary of an experiment's scores; None if there are none, or other inputs made them.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
     path = folder / SCORES_FILE
     if not path.is_file():
         return None
     known = read_json(path, CheckpointError)
+    if not isinstance(known, dict) or not isinstance(known.get("inputs"), dict) or "summary" not in known:
+        raise CheckpointError(f"{path}: no scores of a protocol; remove the file to have them made anew")
     if known.get("format") != FORMAT or _with_current_defaults(known["inputs"]) != inputs:
         return None
     summary: dict[str, Any] = known["summary"]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from interpreter.config import HeadName, InterpreterConfig, LevelChoices
 from interpreter.errors import ConfigurationError
@@ -83,6 +83,13 @@ class Choices(TrainingBudget, LevelChoices):
     mirrored: bool = False
     size: int | None = Field(default=None, gt=0)
     adapt: tuple[Annotated[int, Field(gt=0)], ...] = ()
+
+    @field_validator("timesteps")
+    @classmethod
+    def _increasing(cls, timesteps: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if timesteps is not None and list(timesteps) != sorted(set(timesteps)):
+            raise ValueError(f"expected strictly increasing timesteps, got {timesteps}")
+        return timesteps
 
     def views_of(self, row: Row) -> tuple[str, ...]:
         """The renderings that a method is trained on."""

@@ -49,6 +49,17 @@ def test_masks_of_other_shapes_are_refused() -> None:
         count(np.zeros(3, dtype=bool), np.zeros(4, dtype=bool))
 
 
+def test_the_bootstrap_of_several_classes_is_that_of_their_mean() -> None:
+    random = np.random.default_rng(0)
+    values = random.random((12, 3))
+    assert bootstrap_interval(values) == pytest.approx(bootstrap_interval(values.mean(axis=1)))
+    values[4:, 2] = np.nan  # one class is known of four images
+    low, high = bootstrap_interval(values)
+    assert low < np.nanmean(values, axis=0).mean() < high
+    one = np.stack([values[:, 0], np.full(12, np.nan)], axis=1)
+    assert bootstrap_interval(one) == pytest.approx(bootstrap_interval(values[:, 0]))
+
+
 def test_the_bootstrap_interval_covers_the_mean_as_often_as_it_says() -> None:
     low, high = bootstrap_interval(np.full(9, 0.7))
     assert low == pytest.approx(0.7)

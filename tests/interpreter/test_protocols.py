@@ -27,7 +27,7 @@ from extractor.runs import extract_dataset
 from extractor.schedule import noise_schedule
 from extractor.unet import build_unet
 from interpreter.cli import app
-from interpreter.errors import ConfigurationError, ExtractionFailed, TrainingDataError
+from interpreter.errors import CheckpointError, ConfigurationError, ExtractionFailed, TrainingDataError
 from interpreter.heads.photometric import ROUNDED
 from interpreter.protocol_cli import parse_choices, parse_rows, parse_seeds
 from interpreter.protocols import PROTOCOLS, protocol_named, running
@@ -212,6 +212,12 @@ def test_what_was_done_is_not_done_again_and_other_settings_are_refused(table: T
     weights = (first[0].folder / "interpreter.safetensors").stat().st_mtime_ns
     assert table("lodo-vessels", "strict", sources, ("hrf",))[0][0].summary == first[0].summary
     assert (first[0].folder / "interpreter.safetensors").stat().st_mtime_ns == weights
+    for damaged in ("[]", '{"format": 2}', "{"):
+        kept = scores.read_text()
+        scores.write_text(damaged)
+        with pytest.raises(CheckpointError, match=r"scores\.json"):
+            table("lodo-vessels", "strict", sources, ("hrf",))
+        scores.write_text(kept)
     with pytest.raises(ConfigurationError, match="a training with other training"):
         table("lodo-vessels", "strict", sources, ("hrf",), choices=CHOICES.model_copy(update={"batch": 3}))
     (path, *_) = of_split(load_dataset(sources[1].reference).photographs, "test")[0].masks.values()
