@@ -78,12 +78,13 @@ def read_scores(folder: Path, inputs: Mapping[str, Any]) -> dict[str, Any] | Non
     if not path.is_file():
         return None
     known = read_json(path, CheckpointError)
-    if not isinstance(known, dict) or not isinstance(known.get("inputs"), dict) or "summary" not in known:
-        raise CheckpointError(f"{path}: no scores of a protocol; remove the file to have them made anew")
-    if known.get("format") != FORMAT or _with_current_defaults(known["inputs"]) != inputs:
+    if isinstance(known, dict) and known.get("format", 1) < FORMAT:
         return None
-    summary: dict[str, Any] = known["summary"]
-    return summary
+    try:
+        summary: dict[str, Any] = known["summary"]
+        return summary if _with_current_defaults(known["inputs"]) == inputs else None
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: no scores of a protocol; remove the file to have them made anew") from error
 
 
 def write_scores(folder: Path, inputs: Mapping[str, Any], summary: Mapping[str, Any]) -> None:

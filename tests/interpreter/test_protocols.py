@@ -207,7 +207,7 @@ def test_what_was_done_is_not_done_again_and_other_settings_are_refused(table: T
     again, _ = table("lodo-vessels", "strict", sources, ("hrf",))
     assert again[0].summary == first[0].summary
     assert (first[0].folder / "scores.json").stat().st_mtime_ns == stamp
-    former = {"inputs": noted["inputs"], "summary": {"dice": 70.0}}  # as versions wrote it that had points of 100
+    former = {"asked": noted["inputs"], "summary": {"dice": 70.0}}  # as versions wrote it that had points of 100
     scores.write_text(json.dumps(former))
     weights = (first[0].folder / "interpreter.safetensors").stat().st_mtime_ns
     assert table("lodo-vessels", "strict", sources, ("hrf",))[0][0].summary == first[0].summary
