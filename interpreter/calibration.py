@@ -13,7 +13,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch.nn import functional
 
-from interpreter.data import Labelled, known_targets, network_truth
+from interpreter.data import Labelled, network_truth
 from interpreter.network import Interpreter
 from interpreter.rules import Rules
 from interpreter.task import Task
@@ -37,7 +37,6 @@ def fit_temperature(
     """
     rules = rules or Rules()
     interpreter.eval()
-    known = known_targets(store, (image.dataset for image in images), task)
     logits, truths, counted = [], [], []
     for number, image in enumerate(images):
         entry = store.entry(interpreter.spec, image.key)
@@ -51,7 +50,7 @@ def fit_temperature(
         votes = torch.cat([one.float().flatten(2) for one in read])  # (t, n, R R)
         logits.append(votes[..., torch.from_numpy(pixels).to(votes.device)].cpu().double())
         truths.append(torch.from_numpy(truth.ravel()[pixels]))
-        counted.append(torch.from_numpy(known[image.dataset])[:, None].expand(-1, len(pixels)))
+        counted.append(torch.from_numpy(image.known(task))[:, None].expand(-1, len(pixels)))
     scores, truth_of_all, known_of_all = torch.cat(logits, dim=2), torch.cat(truths), torch.cat(counted, dim=1)
     fitted = minimize_scalar(
         lambda log_t: _negative_log_likelihood(scores / math.exp(log_t), truth_of_all, known_of_all, task),

@@ -22,17 +22,27 @@ class Labelled:
 
     Attributes:
         dataset: the collection it comes from.
+        targets: that some image of the collection has a mask of.
         sample: its record there.
         key: its entry in the store.
     """
 
     dataset: str
+    targets: tuple[str, ...]
     sample: Sample
     key: Key
 
     @property
     def name(self) -> str:
         return f"{self.dataset}/{self.sample.name}"
+
+    def known(self, task: Task) -> NDArray[np.bool_]:
+        """Bool (n - 1): of which of a task's targets it is known where they are in this image.
+
+        Those that its data set has masks of: without one of its own the image has none of it. Where the others are
+        nobody has said: of these nothing is learnt, and nothing scored.
+        """
+        return np.isin(task.targets, self.targets)
 
     def seen_as(self, view: str) -> Labelled:
         """The same image with the features of one of its views."""
@@ -58,7 +68,8 @@ def labelled_images(store: FeatureStore, dataset: str, split: str | None, task: 
             f"targets there: {', '.join(collection.targets) or 'none'}; splits: {', '.join(splits) or 'none'} (a "
             "folder's targets are the folders of masks/: masks/vessel/a.png is the target vessel of a.png)"
         )
-    return [Labelled(dataset, sample, Key(sample.image_id)) for sample in found]
+    targets = collection.targets
+    return [Labelled(dataset, targets, sample, Key(sample.image_id)) for sample in found]
 
 
 def labelled_in(store: FeatureStore, references: Iterable[str], task: Task) -> list[Labelled]:
@@ -76,15 +87,14 @@ def notes_on_missing(store: FeatureStore, references: Iterable[str], task: Task)
     """What is to be said of photographs of some data sets, NAME or NAME:SPLIT, that lack a target: a line for each.
 
     ``labelled_in`` leaves them out; of overlapping targets only those that lack all, and the others are taken as
-    having none of what they lack, unless their whole data set lacks it (``known_targets``).
+    having none of what they lack, unless their whole data set lacks it (``Labelled.known``).
     """
     notes = []
     for reference in references:
         images = all_images(store, reference)
         kept = [image for image in images if task.takes(image.sample.masks)]
-        known = store.collections.read(reference.partition(":")[0]).targets
-        for target in task.targets:
-            if task.overlapping and target not in known:
+        for target, known in zip(task.targets, images[0].known(task), strict=True):
+            if task.overlapping and not known:
                 notes.append(
                     f"{reference} has no mask of {target}: nothing is learnt or scored of it there (an empty mask of "
                     "one photograph says that there is none)"
@@ -100,16 +110,6 @@ def notes_on_missing(store: FeatureStore, references: Iterable[str], task: Task)
     return notes
 
 
-def known_targets(store: FeatureStore, datasets: Iterable[str], task: Task) -> dict[str, NDArray[np.bool_]]:
-    """{data set: bool (n - 1), which of a task's targets it has masks of}.
-
-    A photograph without a mask of such a target has none of it. Where the others are nobody has said: of these nothing
-    is learnt there, and nothing scored.
-    """
-    names = set(datasets)
-    return {name: np.isin(task.targets, store.collections.read(name).targets) for name in names}
-
-
 def _some(names: Sequence[str], among: Sequence[Labelled]) -> str:
     return f"{len(names)} of {len(among)} photographs ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
@@ -117,8 +117,9 @@ def _some(names: Sequence[str], among: Sequence[Labelled]) -> str:
 def all_images(store: FeatureStore, reference: str) -> list[Labelled]:
     """Images of NAME or NAME:SPLIT, labelled or not; TrainingDataError if there are none."""
     name, _, split = reference.partition(":")
-    samples = store.collections.read(name).samples
-    found = [Labelled(name, sample, Key(sample.image_id)) for sample in samples if split in ("", sample.split)]
+    collection = store.collections.read(name)
+    targets, samples = collection.targets, collection.samples
+    found = [Labelled(name, targets, sample, Key(sample.image_id)) for sample in samples if split in ("", sample.split)]
     if not found:
         splits = sorted({sample.split for sample in samples if sample.split})
         raise TrainingDataError(f"{name}: no image of split {split}; splits: {', '.join(splits) or 'none'}")

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from interpreter.curves import PooledPixels, Reliability
-from interpreter.data import Labelled, known_targets, native_truth
+from interpreter.data import Labelled, native_truth
 from interpreter.expected import expected_of
 from interpreter.metrics import Counts, bootstrap_interval, count, finite_or_none, hd95, mean_of_known
 from interpreter.network import Interpreter
@@ -160,10 +160,6 @@ class Compared(NamedTuple):
     truth: NDArray[np.bool_]
     inside: NDArray[np.bool_]
 
-    def of(self, classes: NDArray[np.intp]) -> Compared:
-        """Some of the classes, 0 the first behind the background."""
-        return Compared(self.masks[classes], self.probabilities[classes], self.truth[classes], self.inside)
-
 
 def evaluate(
     interpreter: Interpreter,
@@ -178,7 +174,7 @@ def evaluate(
 ) -> Scores:
     """Segment every image and compare with its masks.
 
-    Of images whose data set has no mask of a class that class is not scored (``known_targets``).
+    Of images whose data set has no mask of a class that class is not scored (``Labelled.known``).
 
     Args:
         spec: of the features that are read: the interpreter's, at its resolution or another one.
@@ -196,8 +192,7 @@ def evaluate(
     """
     interpreter.spec.of_resolution(spec.resolution).require(spec)
     rules = rules or Rules()
-    known = known_targets(store, (image.dataset for image in images), task)
-    scored = np.flatnonzero(np.any(list(known.values()), axis=0))
+    scored: list[int] = np.flatnonzero(np.any([image.known(task) for image in images], axis=0)).tolist()
     targets = tuple(task.targets[i] for i in scored)
     scores = Scores(targets, [], [PooledPixels() for _ in scored], [Reliability() for _ in scored])
     for image in images:
@@ -209,21 +204,21 @@ def evaluate(
         truth = native_truth(store, image, task)
         at_network = task.members(rules.square_truth(entry.geometry, truth, task, image.sample))
         inside = rules.counted(features.fov)
-        compared = Compared(prediction.masks, prediction.probabilities[1:], at_network, inside).of(scored)
-        mine = known[image.dataset]
+        compared = Compared(prediction.masks, prediction.probabilities[1:], at_network, inside)
+        known = image.known(task)
         by_voter = {
-            voter: _mean_dice(masks[mine], at_network[mine], inside)
+            voter: _mean_dice(masks[known], at_network[known], inside)
             for voter, masks in zip(interpreter.voters, prediction.masks_by_voter, strict=True)
         }
         if rules.size != "network":
-            compared = _carried(rules.size, prediction, features, image, truth, task, rules).of(scored)
-        expected = expected_of(prediction, features.fov)
-        of_known = tuple(expected[i] if mine[i] else math.nan for i in scored)
-        scores.images.append(_score(image.name, compared, by_voter, of_known, mine[scored]))
-        for i in np.flatnonzero(mine[scored]):
-            one = compared.probabilities[i], compared.truth[i], compared.inside
-            scores.pixels[i].add(*one)
-            scores.reliability[i].add(*one)
+            compared = _carried(rules.size, prediction, features, image, truth, task, rules)
+        of_scored = [i if known[i] else None for i in scored]
+        scores.images.append(_score(image.name, compared, by_voter, expected_of(prediction, features.fov), of_scored))
+        for pixels, reliability, i in zip(scores.pixels, scores.reliability, of_scored, strict=True):
+            if i is not None:
+                one = compared.probabilities[i], compared.truth[i], compared.inside
+                pixels.add(*one)
+                reliability.add(*one)
         if on_image is not None:
             on_image(image, segmented)
     return scores
@@ -261,16 +256,16 @@ def _score(
     compared: Compared,
     by_voter: dict[str, float],
     expected: tuple[float, ...],
-    known: NDArray[np.bool_],
+    classes: Sequence[int | None],
 ) -> ImageScores:
-    each = list(zip(compared.masks, compared.truth, known, strict=True))
-    inside = compared.inside
+    """Scores of some classes, 0 the first behind the background; None stands for one that is not known."""
+    masks, truth, inside = compared.masks, compared.truth, compared.inside
     return ImageScores(
         name,
-        tuple(count(mask, truth, inside) if there else None for mask, truth, there in each),
-        tuple(hd95(mask & inside, truth & inside) if there else math.nan for mask, truth, there in each),
+        tuple(None if i is None else count(masks[i], truth[i], inside) for i in classes),
+        tuple(math.nan if i is None else hd95(masks[i] & inside, truth[i] & inside) for i in classes),
         by_voter,
-        expected,
+        tuple(math.nan if i is None else expected[i] for i in classes),
     )
 
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from interpreter.cropping import crop_maps, crop_plane, draw_class, draw_corner, require_window
-from interpreter.data import Labelled, known_targets, native_truth
+from interpreter.data import Labelled, native_truth
 from interpreter.errors import ConfigurationError
 from interpreter.network import Interpreter
 from interpreter.rules import Rules
@@ -95,7 +95,6 @@ class Feed:
         self._settings, self._rules, self.share = settings, rules, share
         self._spec = network.spec
         self._known_moments = KnownMoments(network.moments, lambda key: store.entry(self._spec, key).fov)
-        self._known_targets = known_targets(store, (image.dataset for image in images), task)
         self._truths: dict[str, Truth] = {}
         self._known: dict[str, NDArray[np.bool_]] = {}
         if settings.crop is not None:
@@ -110,7 +109,7 @@ class Feed:
 
     def learn_truth(self, image: Labelled, native: NDArray[np.uint8] | None = None) -> None:
         """Read what is to be learnt of an image, before it is fed: its masks, or ``native`` (H, W) instead of them."""
-        image_id, of_masks = image.key.image_id, self._known_targets[image.dataset]
+        image_id, of_masks = image.key.image_id, image.known(self._task)
         self._truths[image_id] = self.truth_of(image, native)
         self._known[image_id] = of_masks if native is None else np.ones_like(of_masks)
 

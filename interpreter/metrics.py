@@ -101,9 +101,9 @@ def mean_of_known(values: Iterable[float]) -> float:
     return float(np.mean(numbers)) if numbers else math.nan
 
 
-def in_points(share: float | None, digits: int = 2) -> str:
+def in_points(share: float | None) -> str:
     """A share in points of 100, for the eye; nothing where there is none."""
-    return "" if share is None or math.isnan(share) else f"{100 * share:.{digits}f}"
+    return "" if share is None or math.isnan(share) else f"{100 * share:.2f}"
 
 
 def finite_or_none(value: float) -> float | None:

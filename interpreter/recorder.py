@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -57,20 +57,15 @@ class Recorder:
         epoch: int,
         task: Task,
         truth_of: Callable[[Labelled], tuple[NDArray[np.uint8], NDArray[np.bool_]]],
-        known: Mapping[str, NDArray[np.bool_]],
     ) -> OnImage:
-        """Called with predictions, it draws the first few beside their truth.
-
-        Args:
-            known: classes that are drawn, for each data set (``interpreter.data.known_targets``).
-        """
+        """Called with predictions, it draws the first few beside their truth."""
         left = iter(range(PICTURES))
 
         def draw(image: Labelled, found: Segmented) -> None:
             if self._writer is not None and next(left, None) is not None:
                 truth, inside = truth_of(image)
-                mine = known[image.dataset]
-                picture = compared(found.prediction.masks[mine], task.members(truth)[mine], inside)
+                known = image.known(task)
+                picture = compared(found.prediction.masks[known], task.members(truth)[known], inside)
                 self._writer.add_image(image.name, picture, epoch, dataformats="HWC")
 
         return draw

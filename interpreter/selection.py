@@ -8,7 +8,7 @@ from pathlib import Path
 
 from interpreter.calibration import fit_temperature
 from interpreter.checkpoint import Card, Validation, load_interpreter, read_card, save_interpreter, write_card
-from interpreter.data import Labelled, known_targets
+from interpreter.data import Labelled
 from interpreter.domain import DOMAIN_FILE, LEAST, domain_of
 from interpreter.evaluation import evaluate
 from interpreter.feed import Truth
@@ -47,8 +47,7 @@ class Selection:
         if not self.images:
             return 0.0
         task = self._card.task
-        known = known_targets(self._store, (image.dataset for image in self.images), task)
-        pictures = recorder.pictures(epoch, task, truth_of, known)
+        pictures = recorder.pictures(epoch, task, truth_of)
         scores = evaluate(network, self._store, self._card.spec, task, self.images, pictures, rules=self._rules)
         recorder.scores(scores, epoch)
         self._dice = round(scores.mean_dice, 4)

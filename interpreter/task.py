@@ -22,7 +22,7 @@ class Task(BaseModel):
         colours: of classes 1 to n - 1, for overlays.
         overlapping: a pixel may belong to several classes (lesions). An image then needs one of the
             targets only: one without a mask is absent, if others of its data set have masks of it, and else unknown
-            (``interpreter.data.known_targets``).
+            (``interpreter.data.Labelled.known``).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -24,7 +24,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from interpreter.checkpoint import Card
-from interpreter.data import Labelled, known_targets
+from interpreter.data import Labelled
 from interpreter.errors import ConfigurationError, TrainingDiverged
 from interpreter.feed import Feed, Share
 from interpreter.network import Interpreter, InterpreterConfig
@@ -268,10 +268,9 @@ class Training:
         """What else decides a training: the masks, where targets are known, and how many processes share a batch."""
         images = [*self.train_images, *self.validation_images]
         masks = json.dumps([[image.sample.masks.get(target) for target in self.task.targets] for image in images])
-        known = known_targets(self.store, (image.dataset for image in images), self.task)
         return {
             "masks": hashlib.sha256(masks.encode()).hexdigest(),
-            "known": {name: flags.tolist() for name, flags in known.items()},
+            "known": {image.dataset: image.known(self.task).tolist() for image in images},
             "processes": self.accelerator.num_processes,
         }
 

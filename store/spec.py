@@ -137,6 +137,12 @@ class TransformEncoding(_Frozen):
 Encoding = Annotated[FloatEncoding | AffineEncoding | TransformEncoding, Field(discriminator="kind")]
 
 
+def require_increasing(name: str, values: Sequence[int]) -> None:
+    """ValueError unless there are values, strictly increasing."""
+    if not values or list(values) != sorted(set(values)):
+        raise ValueError(f"expected strictly increasing {name}, got {values}")
+
+
 class FeatureSpec(_Frozen):
     """What was computed. Two stores with the same digest hold the same numbers.
 
@@ -172,8 +178,7 @@ class FeatureSpec(_Frozen):
         steps = int(self.schedule.rsplit("-", 1)[1])
         for name in ("timesteps", "grid"):
             values = getattr(self, name)
-            if not values or list(values) != sorted(set(values)):
-                raise ValueError(f"expected strictly increasing {name}, got {values}")
+            require_increasing(name, values)
             if values[0] < 0 or values[-1] >= steps:
                 raise ValueError(f"expected {name} within 0..{steps - 1} of {self.schedule}, got {values}")
         if missing := sorted(set(self.timesteps) - set(self.grid)):

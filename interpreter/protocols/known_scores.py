@@ -8,9 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from interpreter.config import InterpreterConfig, with_current_defaults
 from interpreter.data import Labelled
 from interpreter.errors import CheckpointError
@@ -32,7 +29,6 @@ def inputs_of(
     task: Task,
     images: Sequence[Sequence[Labelled]],
     adapted_on: Sequence[Labelled],
-    known: Mapping[str, NDArray[np.bool_]],
 ) -> dict[str, Any]:
     """Everything that decides an experiment's scores, as JSON has it.
 
@@ -40,7 +36,6 @@ def inputs_of(
         spec: of what it is trained on.
         images: of training and test.
         adapted_on: photographs that say what resolution the test images are read at, if that is chosen.
-        known: which targets each data set has masks of (``known_targets``).
     """
     plain = dataclasses.asdict(experiment) | {
         "training_rules": experiment.training_rules.model_dump(),
@@ -49,7 +44,7 @@ def inputs_of(
         "settings": choices.training(experiment.row, experiment.seed, experiment.labels).model_dump(),
         "config": choices.config(experiment.row, task).model_dump(),
         "task": task.model_dump(),
-        "known": {name: flags.tolist() for name, flags in sorted(known.items())},
+        "known": {image.dataset: image.known(task).tolist() for some in images for image in some},
         "images": [[_decisive(image, task) for image in some] for some in images],
         # Scores of before do not say that they are neither.
         **({"mirrored": True} if choices.mirrored else {}),

@@ -13,7 +13,7 @@ from interpreter.errors import ConfigurationError
 from interpreter.rules import STRICT, Rules
 from interpreter.settings import TrainingBudget, TrainingSettings
 from interpreter.task import Task
-from store.spec import PREPROCESSINGS, EncodingName, PreprocessingName, Trajectory
+from store.spec import PREPROCESSINGS, EncodingName, PreprocessingName, Trajectory, require_increasing
 from store.views import IDENTITY, is_fixed
 
 Edition = Literal["strict", "aadg-compat"]
@@ -87,8 +87,8 @@ class Choices(TrainingBudget, LevelChoices):
     @field_validator("timesteps")
     @classmethod
     def _increasing(cls, timesteps: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if timesteps is not None and list(timesteps) != sorted(set(timesteps)):
-            raise ValueError(f"expected strictly increasing timesteps, got {timesteps}")
+        if timesteps is not None:
+            require_increasing("timesteps", timesteps)
         return timesteps
 
     def views_of(self, row: Row) -> tuple[str, ...]:

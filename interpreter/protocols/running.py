@@ -11,7 +11,7 @@ from typing import Any
 from interpreter.adapting import best_of, expected_at
 from interpreter.checkpoint import load_interpreter
 from interpreter.counting import cost_of
-from interpreter.data import Labelled, known_targets, network_truth
+from interpreter.data import Labelled, network_truth
 from interpreter.errors import ConfigurationError, TrainingDataError
 from interpreter.evaluation import OnImage, evaluate
 from interpreter.metrics import finite_or_none
@@ -96,8 +96,7 @@ class ProtocolRun:
         sources = self.features.images(experiment.sources)
         tests = self.features.images(experiment.tests, experiment.test_view)
         adapted_on = self._adapted_on(experiment, spec) if self.choices.adapt else []
-        known = known_targets(self.store, (image.dataset for image in (*sources, *tests)), self.protocol.task)
-        inputs = inputs_of(experiment, spec, self.choices, self.protocol.task, (sources, tests), adapted_on, known)
+        inputs = inputs_of(experiment, spec, self.choices, self.protocol.task, (sources, tests), adapted_on)
         summary = read_scores(folder, inputs)
         if summary is None:
             summary = self._train_and_score(experiment, spec, folder, sources, tests)
@@ -175,13 +174,12 @@ class ProtocolRun:
     def _draw_into(self, folder: Path, experiment: Experiment, spec: FeatureSpec) -> OnImage:
         folder.mkdir(parents=True, exist_ok=True)
         task, rules = self.protocol.task, experiment.scoring_rules
-        known = known_targets(self.store, (name for name, _ in experiment.tests), task)
 
         def draw(image: Labelled, found: Segmented) -> None:
             entry = self.store.entry(spec, image.key)
             truth = task.members(network_truth(self.store, entry, image, task, rules))
-            mine = known[image.dataset]
-            picture = compared(found.prediction.masks[mine], truth[mine], rules.counted(entry.fov))
+            known = image.known(task)
+            picture = compared(found.prediction.masks[known], truth[known], rules.counted(entry.fov))
             file = picture_of(folder, image.name)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(encode_picture(picture))

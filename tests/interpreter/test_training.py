@@ -570,9 +570,9 @@ def test_of_a_data_set_without_a_class_nothing_is_learnt_and_scored_of_it(
     filled_store.collections.write(
         Collection(name="discs", samples=(*of_one, samples[0].model_copy(update={"name": "x", "masks": {"cup": "y"}})))
     )
+    now = [image for image in labelled_in(filled_store, ["discs"], task) if image.sample.name != "x"]
     with pytest.raises(ConfigurationError, match=r"a training with other known \(known\.discs: "):
-        Training(filled_store, spec, task, images, config, SETTINGS, tmp_path / "run", "x")
-    filled_store.collections.write(Collection(name="discs", samples=tuple(of_one)))
+        Training(filled_store, spec, task, [*images[:3], *now], config, SETTINGS, tmp_path / "run", "x")
     batch = next(iter(run.feed.batches(0)))
     ids = {one.image_id for one in of_both}
     known = run.feed.load(batch, 0).known
