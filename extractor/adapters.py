@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from extractor.errors import DatasetError
 from extractor.images import SUFFIXES, decode_mask, is_image_name, read_bytes
+from store.collection import UNNAMED_TARGET
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ def folder(root: Path) -> Iterator[Photograph]:
     targets = [path for path in subfolders if any(map(is_image_name, path.iterdir()))]
     photographs = []
     for image in _images(images):
-        found = {path.name: _of(image, path) for path in targets} or {"mask": _of(image, masks)}
+        found = {path.name: _of(image, path) for path in targets} or {UNNAMED_TARGET: _of(image, masks)}
         photographs.append(Photograph(name=image.stem, image=image, masks=_targets(**found)))
     for place in targets or [masks]:
         files = list(filter(is_image_name, place.iterdir())) if place.is_dir() else []

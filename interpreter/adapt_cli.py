@@ -15,7 +15,18 @@ from interpreter.checkpoint import folder_of, load_interpreter
 from interpreter.data import all_images
 from interpreter.domain import DOMAIN_FILE, LEAST, load_domain
 from interpreter.metrics import finite_or_none
-from interpreter.options import AsJson, Datasets, DeviceOption, ScanOption, StoreOption, ViewOption, require_device
+from interpreter.options import (
+    AsJson,
+    DataOption,
+    DatasetsOrData,
+    DeviceOption,
+    ScanOption,
+    SplitOption,
+    StoreOption,
+    ViewOption,
+    photographs_named,
+    require_device,
+)
 from interpreter.stored import require_features
 from interpreter.task import Task
 from store import console
@@ -24,22 +35,27 @@ from store.spec import FeatureSpec
 from store.views import IDENTITY
 
 app = typer.Typer()
+TRIED = (384, 512, 704, 1024)
+"""Resolutions that photographs on disk are read at, besides the one that was learnt at, if the user names none."""
 
 
 @app.command(
     "adapt",
-    epilog="Example: for side in 384 512 704 1024; do extractor run --dataset folder:photos --preset fast "
-    "--preprocessing red-free --resolution $side --store features.zarr; done && "
-    "interpreter adapt --store features.zarr --dataset photos --model vessels --out runs/vessels-here",
+    epilog="Example: interpreter adapt --store features.zarr --data folder:photos --model vessels "
+    "--out runs/vessels-here",
 )
 def adapt_command(
     store: StoreOption,
-    dataset: Datasets,
+    dataset: DatasetsOrData = None,
+    data: DataOption = None,
+    split: SplitOption = None,
     model: Annotated[str, typer.Option(help="Shipped name or folder of an interpreter.")] = "vessels",
     resolution: Annotated[
         list[int] | None,
         typer.Option(
-            min=8, help="Only these; may be given again.", show_default="all that the photographs are there at"
+            min=8,
+            help="Only these; may be given again.",
+            show_default=f"all that the photographs are there at; of --data {', '.join(map(str, TRIED))}",
         ),
     ] = None,
     view: ViewOption = IDENTITY,
@@ -53,12 +69,12 @@ def adapt_command(
 ) -> None:
     """Tell the resolution at which an interpreter reads the photographs of a new camera best; they need no labels.
 
-    Cameras show more or less of the retina in the same square. At each resolution that photographs were extracted at,
-    the interpreter says what Dice it expects of itself. That is too high where a camera is strange to it, and right in
-    which resolution is the best one. The one that it learnt at stays the best unless the photographs speak for another
-    by three standard errors: give it as many as there are.
+    Cameras show more or less of the retina in the same square. At each resolution the interpreter says what Dice it
+    expects of itself. That is too high where a camera is strange to it, and right in which resolution is the best one.
+    The one that it learnt at stays the best unless the photographs speak for another by three standard errors: give it
+    as many as there are.
     """
-    features = FeatureStore(store, read_only=True)
+    stored, on_disk = photographs_named(dataset, data, split)
     interpreter, card = load_interpreter(model)
     if out is not None and out.resolve() == folder_of(model).resolve():
         raise typer.BadParameter("expected another folder in --out than that of --model, which it would replace")
@@ -66,14 +82,15 @@ def adapt_command(
         console.require_unused(out, overwrite=overwrite)
     interpreter.use_scan(scan)
     interpreter.to(require_device(device))
-    named = {image.key.image_id: image for reference in dataset for image in all_images(features, reference)}
+    sides = sorted(set(resolution or ({interpreter.spec.resolution, *TRIED} if data else ())))
+    specs = [card.spec.of_resolution(side) for side in sides]
+    references = [*stored, *on_disk.extracted(store, model, card, specs, (view,), device)]
+    features = FeatureStore(store, read_only=True)
+    named = {image.key.image_id: image for reference in references for image in all_images(features, reference)}
     images = [image.seen_as(view) for image in named.values()]
-    if resolution is None:
-        specs = readable_specs(features, card, images, console.note)
-    else:
-        specs = [card.spec.of_resolution(side) for side in sorted(set(resolution))]
-        for spec in specs:
-            require_features(features, spec, images, (view,), card.backbone)
+    for spec in specs:
+        require_features(features, spec, images, (view,), card.backbone)
+    specs = specs or readable_specs(features, card, images, console.note)
     with console.progress("reading", len(specs) * len(images), quiet=as_json) as advance:
         expected = [
             expected_at(interpreter, features, spec, images, lambda image: advance(1, image.name)) for spec in specs

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from interpreter.errors import TrainingDataError
 from interpreter.rules import Rules
 from interpreter.task import Task
-from store.collection import Sample
+from store.collection import UNNAMED_TARGET, Sample
 from store.feature_store import FeatureStore
 from store.features import FeatureEntry, Key
 
@@ -81,6 +81,21 @@ def labelled_in(store: FeatureStore, references: Iterable[str], task: Task) -> l
 def labelled_at(store: FeatureStore, places: Iterable[tuple[str, str | None]], task: Task) -> list[Labelled]:
     """The same of (data set, split)."""
     return without_duplicates(image for place in places for image in labelled_images(store, *place, task))
+
+
+def task_as_labelled(store: FeatureStore, references: Iterable[str], task: Task) -> Task:
+    """The task by the name that data sets have for its target, where it has one and they did not name theirs.
+
+    The masks of a folder without folders for targets are ``mask``, whatever they show.
+
+    Args:
+        references: of the data sets, NAME or NAME:SPLIT.
+    """
+    named = [reference.partition(":")[0] for reference in references]
+    there = {target for name in named for target in store.collections.read(name).targets}
+    if len(task.targets) == 1 and there == {UNNAMED_TARGET}:
+        return task.model_copy(update={"targets": (UNNAMED_TARGET,)})
+    return task
 
 
 def notes_on_missing(store: FeatureStore, references: Iterable[str], task: Task) -> list[str]:

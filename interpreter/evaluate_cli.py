@@ -12,16 +12,21 @@ from rich.markup import escape
 from rich.table import Table
 
 from interpreter.checkpoint import load_interpreter
-from interpreter.data import Labelled, labelled_in, notes_on_missing
+from interpreter.data import Labelled, labelled_in, notes_on_missing, task_as_labelled
+from interpreter.extracting import PhotographsOnDisk
 from interpreter.metrics import in_points
 from interpreter.options import (
     AsJson,
+    DataOption,
+    DatasetsOrData,
     DeviceOption,
     MirroredOption,
     ResolutionOption,
     ScanOption,
+    SplitOption,
     StoreOption,
     ViewOption,
+    photographs_named,
     require_device,
 )
 from interpreter.prediction import Segmented
@@ -50,17 +55,17 @@ SHOWN = {
 
 @app.command(
     context_settings={"allow_extra_args": True},
-    epilog="Examples: interpreter evaluate --store features.zarr --dataset chase_db1:test --model vessels · "
+    epilog="Examples: interpreter evaluate --store features.zarr --data folder:photos --model vessels · "
+    "interpreter evaluate --store features.zarr --dataset chase_db1:test --model runs/vessels · "
     "interpreter evaluate --protocol lodo-vessels --data stare:/data/STARE --data hrf:/data/HRF --store features.zarr "
     "--out runs/lodo --seeds 0 1 2",
 )
 def evaluate(
     context: typer.Context,
     store: StoreOption,
-    dataset: Annotated[
-        list[str] | None,
-        typer.Option("--dataset", help="Data set in the store, NAME or NAME:SPLIT; may be given again."),
-    ] = None,
+    dataset: DatasetsOrData = None,
+    data: DataOption = None,
+    split: SplitOption = None,
     model: Annotated[str, typer.Option(help="Shipped name or folder of an interpreter.")] = "vessels",
     view: ViewOption = IDENTITY,
     mirrored: MirroredOption = False,
@@ -82,9 +87,6 @@ def evaluate(
         str | None, typer.Option(help="Instead of a model, run a protocol: extraction, training and scoring.")
     ] = None,
     edition: Annotated[Edition, typer.Option(help="Of the protocol.")] = "strict",
-    data: Annotated[
-        list[str] | None, typer.Option(help="Data set of the protocol, NAME=ADAPTER:PATH; may be given again.")
-    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the protocol; an interrupted one goes on.")] = None,
     target: Annotated[list[str] | None, typer.Option(help="Only test on this data set; may be given again.")] = None,
     rows: Annotated[str, typer.Option(help=f"Methods, by comma: {', '.join(ROWS)}.")] = "diffdgss",
@@ -109,16 +111,15 @@ def evaluate(
         return
     if context.args:
         raise typer.BadParameter(f"{' '.join(context.args)} belongs to a protocol; name it with --protocol")
-    if not dataset:
-        raise typer.BadParameter("expected --dataset, or a whole --protocol")
+    named = photographs_named(dataset, data, split)
     rules = Rules(size=_compared_size(size), region=region)
     _evaluate_model(
-        store, dataset, model, view, masks, rules, scan, device, as_json, mirrored=mirrored, resolution=resolution
+        store, named, model, view, masks, rules, scan, device, as_json, mirrored=mirrored, resolution=resolution
     )
 
 
-_OF_A_MODEL = ("dataset", "model", "view", "resolution", "masks", "size", "region", "scan")
-_OF_A_PROTOCOL = ("edition", "data", "out", "target", "rows", "seeds", "settings")
+_OF_A_MODEL = ("dataset", "split", "model", "view", "resolution", "masks", "size", "region", "scan")
+_OF_A_PROTOCOL = ("edition", "out", "target", "rows", "seeds", "settings")
 
 
 def _compared_size(text: str) -> Size:
@@ -142,7 +143,7 @@ def _require_options_of(context: typer.Context, others: Sequence[str], protocol:
 
 def _evaluate_model(
     store: str,
-    dataset: list[str],
+    named: tuple[Sequence[str], PhotographsOnDisk],
     model: str,
     view: str,
     masks: Path | None,
@@ -156,28 +157,30 @@ def _evaluate_model(
 ) -> None:
     from interpreter.evaluation import evaluate as evaluate_images
 
-    views = views_read(view, mirrored=mirrored)
-    features = FeatureStore(store, read_only=True)
+    views, (stored, on_disk) = views_read(view, mirrored=mirrored), named
     interpreter, card = load_interpreter(model)
     interpreter.use_scan(scan)
     interpreter.to(require_device(device))
-    images = [image.seen_as(view) for image in labelled_in(features, dataset, card.task)]
-    for line in notes_on_missing(features, dataset, card.task):
+    spec = card.spec.of_resolution(resolution)
+    references = [*stored, *on_disk.extracted(store, model, card, [spec], views, device)]
+    features = FeatureStore(store, read_only=True)
+    task = task_as_labelled(features, references, card.task)
+    if task != card.task:
+        console.note(f"{', '.join(task.targets)} is taken for {', '.join(card.task.targets)}")
+    images = [image.seen_as(view) for image in labelled_in(features, references, task)]
+    for line in notes_on_missing(features, references, task):
         console.note(line)
     if seen := {image.key.image_id for image in images} & {*card.training_ids, *card.validation_ids}:
         console.note(f"{len(seen)} of these images were used to train this interpreter")
-    spec = card.spec.of_resolution(resolution)
     require_features(features, spec, images, views, card.backbone)
     with console.progress("evaluating", len(images), quiet=as_json) as advance:
 
         def on_image(image: Labelled, found: Segmented) -> None:
             if masks is not None:
-                write_label_maps(masks, image.name, found.labels, found.masks, card.task)
+                write_label_maps(masks, image.name, found.labels, found.masks, task)
             advance(1, image.name)
 
-        scores = evaluate_images(
-            interpreter, features, spec, card.task, images, on_image, rules=rules, mirrored=mirrored
-        )
+        scores = evaluate_images(interpreter, features, spec, task, images, on_image, rules=rules, mirrored=mirrored)
     if as_json:
         read = {"view": view, "mirrored": mirrored, "resolution": spec.resolution}
         console.print_json(read | scores.summary())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
 import typer
 
 from interpreter.errors import ConfigurationError
+from interpreter.extracting import PhotographsOnDisk
 from interpreter.scan import Method
 from store.errors import SpecError
 from store.views import is_upright, parse_views
@@ -19,6 +21,30 @@ Datasets = Annotated[
         "--dataset", help="Data set in the store, NAME or NAME:SPLIT; may be given again.", show_default=False
     ),
 ]
+DataOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        help="Photographs on disk, ADAPTER:PATH or NAME=ADAPTER:PATH; features of them that the store lacks are made "
+        "first (extractor run); may be given again.",
+    ),
+]
+DatasetsOrData = Annotated[
+    list[str] | None,
+    typer.Option("--dataset", help="Data set in the store, NAME or NAME:SPLIT; may be given again."),
+]
+SplitOption = Annotated[str | None, typer.Option(help="Only this split of --data.")]
+
+
+def photographs_named(
+    dataset: Sequence[str] | None, data: Sequence[str] | None, split: str | None
+) -> tuple[Sequence[str], PhotographsOnDisk]:
+    """Data sets in the store, and photographs on disk; BadParameter if there are neither."""
+    if not dataset and not data:
+        raise typer.BadParameter("expected --dataset of the store, or --data on disk")
+    if split is not None and not data:
+        raise typer.BadParameter("--split is of --data; of a data set in the store name it as NAME:SPLIT")
+    return dataset or (), PhotographsOnDisk(data or (), split)
 
 
 def _upright(view: str) -> str:

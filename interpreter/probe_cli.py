@@ -21,6 +21,7 @@ from interpreter.task import Task
 from store import console
 from store.codebook import load_codebook
 from store.codecs import Codec, codec_for
+from store.collection import UNNAMED_TARGET
 from store.feature_store import FeatureStore
 from store.spec import AffineEncoding, Encoding, FeatureSpec, FloatEncoding
 
@@ -49,7 +50,7 @@ def probe_command(
         ),
     ] = None,
     target: Annotated[
-        list[str] | None, typer.Option(help="Mask to find; may be given again.", show_default="mask")
+        list[str] | None, typer.Option(help="Mask to find; may be given again.", show_default=UNNAMED_TARGET)
     ] = None,
     spec: Annotated[str | None, typer.Option(help="Spec to read, if the store holds several.")] = None,
     encodings: Annotated[
@@ -74,7 +75,7 @@ def probe_command(
     settings = ProbeSettings(pixels=pixels, held_out=held_out, seed=seed)
     through = codecs_named(encodings, read, codebook)
     probed: list[ProbeResult] = []
-    for wanted in target or ["mask"]:
+    for wanted in target or [UNNAMED_TARGET]:
         task = Task(name=wanted, targets=(wanted,), overlapping=True)
         found = labelled_in(features, dataset, task)
         chosen = found if images is None else few(found, images, seed)

@@ -14,13 +14,16 @@ from interpreter.data import all_images
 from interpreter.domain import load_domain
 from interpreter.options import (
     AsJson,
-    Datasets,
+    DataOption,
+    DatasetsOrData,
     DeviceOption,
     MirroredOption,
     ResolutionOption,
     ScanOption,
+    SplitOption,
     StoreOption,
     ViewOption,
+    photographs_named,
     require_device,
 )
 from interpreter.segmenting import segment_into
@@ -36,14 +39,15 @@ TABLE = "segmented.csv"
 
 @app.command(
     "segment",
-    epilog="Example: extractor run --dataset folder:photos --preset fast --preprocessing red-free "
-    "--store features.zarr && "
-    "interpreter segment --store features.zarr --dataset photos --model vessels --out masks",
+    epilog="Examples: interpreter segment --store features.zarr --data folder:photos --model vessels --out masks · "
+    "interpreter segment --store features.zarr --dataset hrf:test --model runs/vessels --out masks",
 )
 def segment_command(
     store: StoreOption,
-    dataset: Datasets,
     out: Annotated[Path, typer.Option(help="Folder of the label maps.", show_default=False)],
+    dataset: DatasetsOrData = None,
+    data: DataOption = None,
+    split: SplitOption = None,
     model: Annotated[str, typer.Option(help="Shipped name or folder of an interpreter.")] = "vessels",
     view: ViewOption = IDENTITY,
     mirrored: MirroredOption = False,
@@ -52,7 +56,7 @@ def segment_command(
     device: DeviceOption = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Segment photographs whose features are in the store; they need no labels.
+    """Segment photographs on disk (--data), or those of a data set in the store; they need no labels.
 
     Writes a PNG of native size for each, with class ids as values (overlapping classes have one each besides), and
     a table, segmented.csv: the share of the field of view that each class takes, the Dice that is expected of its mask
@@ -60,13 +64,15 @@ def segment_command(
     is from those it was trained on, or adapted to.
     """
     views = views_read(view, mirrored=mirrored)
-    features = FeatureStore(store, read_only=True)
+    stored, on_disk = photographs_named(dataset, data, split)
     interpreter, card = load_interpreter(model)
     interpreter.use_scan(scan)
     interpreter.to(require_device(device))
-    named = {image.name: image for reference in dataset for image in all_images(features, reference)}
-    images = [image.seen_as(view) for image in named.values()]
     spec = card.spec.of_resolution(resolution)
+    references = [*stored, *on_disk.extracted(store, model, card, [spec], views, device)]
+    features = FeatureStore(store, read_only=True)
+    named = {image.name: image for reference in references for image in all_images(features, reference)}
+    images = [image.seen_as(view) for image in named.values()]
     require_features(features, spec, images, views, card.backbone)
     domain = load_domain(folder_of(model), card.spec)
     out.mkdir(parents=True, exist_ok=True)

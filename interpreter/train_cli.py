@@ -22,6 +22,7 @@ from interpreter.stored import store_spec
 from interpreter.task import Task
 from interpreter.vss import Variant
 from store import console
+from store.collection import UNNAMED_TARGET
 from store.feature_store import FeatureStore
 from store.interrupts import Stop
 
@@ -58,7 +59,7 @@ def train(
     ] = None,
     target: Annotated[
         list[str] | None,
-        typer.Option(help="Mask that becomes a class; later ones cover earlier ones.", show_default="mask"),
+        typer.Option(help="Mask that becomes a class; later ones cover earlier ones.", show_default=UNNAMED_TARGET),
     ] = None,
     task: Annotated[str | None, typer.Option(help="Name of the task; the targets' names if not given.")] = None,
     spec: Annotated[str | None, typer.Option(help="Spec to read, if the store holds several.")] = None,
@@ -130,7 +131,7 @@ def train(
     if (unlabelled is None) != (teacher is None):
         raise typer.BadParameter("expected --unlabelled and --teacher together")
     features = FeatureStore(store, read_only=True)
-    targets = tuple(target or ["mask"])
+    targets = tuple(target or [UNNAMED_TARGET])
     what = Task(name=task or "_".join(targets), targets=targets, overlapping=overlapping)
     settings = TrainingSettings.model_validate(
         {

@@ -24,6 +24,9 @@ from store.objects import Objects
 COLLECTIONS = "datasets"
 LABELS = "labels"
 
+UNNAMED_TARGET = "mask"
+"""What the masks of a folder show, where nothing says it."""
+
 LONGEST_NAME = 150
 """Bytes."""
 

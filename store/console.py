@@ -177,7 +177,11 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def progress(description: str, total: int | None, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
-    """A bar with count, rate and time left on stderr; yields ``advance(done, note="")``."""
+    """A bar with count, rate and time left on stderr; yields ``advance(done, note="")``.
+
+    Args:
+        quiet: for programs: none but at a terminal.
+    """
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -187,7 +191,7 @@ def progress(description: str, total: int | None, *, quiet: bool = False) -> Ite
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
         console=err,
-        disable=quiet,
+        disable=quiet and not err.is_terminal,
     )
     with bar:
         task = bar.add_task(description, total=total, note="")

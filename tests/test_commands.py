@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import typer
 from PIL import Image
+from typer.testing import CliRunner
 
 from extractor.architectures import tiny_unet
 from extractor.backbone import Backbone
@@ -121,6 +122,73 @@ def test_the_whole_way_by_commands(run: Run, dataset_folder: Path, wide_backbone
     assert all(row["mirrored"] for row in in_a_mirror)
     assert [row["disagreement"] for row in in_a_mirror] != [row["disagreement"] for row in rows]
     assert "6 label maps and segmented.csv" in run("interpreter", *segment).stdout
+
+
+def test_photographs_on_disk_are_extracted_as_an_interpreter_reads_them(
+    run: Run, monkeypatch: pytest.MonkeyPatch, dataset_folder: Path, wide_backbone: Path, tmp_path: Path
+) -> None:
+    store, model = tmp_path / "features.zarr", tmp_path / "model"
+    eyes = f"eyes=folder:{dataset_folder}"
+    extract = ["run", "--dataset", f"folder:{dataset_folder}", "--name", "eyes", *AT_64, wide_backbone]
+    assert run("extractor", *extract, "--store", store).returncode == 0
+    train = ["train", "--store", store, "--dataset", "eyes", "--task", "vessels", "--out", model, "--epochs", "1"]
+    assert run("interpreter", *train, "--vss-max-size", "0", "--max-width", "8").returncode == 0
+    shutil.copytree(dataset_folder / "images", photographs := tmp_path / "photographs")
+    (photographs / "broken.png").write_bytes(b"no image")
+    read = ["--store", tmp_path / "new.zarr", "--model", model]
+    segment = ["segment", *read, "--data", f"folder:{photographs}", "--out", tmp_path / "masks", "--json"]
+    segmented = run("interpreter", *segment)  # the command in a process of its own
+    assert segmented.returncode == 0, segmented.stderr
+    assert [row["image"].partition("/")[0] for row in json.loads(segmented.stdout)] == ["photographs"] * 6
+    assert "left out" in segmented.stderr
+    assert "broken.png" in segmented.stderr
+
+    called: list[ExtractionCommand] = []
+
+    def in_this_process(command: ExtractionCommand) -> subprocess.CompletedProcess[str]:
+        called.append(command)
+        done = CliRunner().invoke(importlib.import_module("extractor.cli").app, command.arguments[3:])
+        return subprocess.CompletedProcess(command.arguments, done.exit_code, done.stdout)
+
+    monkeypatch.setattr(ExtractionCommand, "run", in_this_process)
+    scored = run("interpreter", "evaluate", *read, "--data", eyes, "--mirrored", "--json")
+    assert scored.returncode == 0, scored.stderr
+    assert (json.loads(scored.stdout)["images"], json.loads(scored.stdout)["mirrored"]) == (6, True)
+    none = run("interpreter", "evaluate", *read, "--data", eyes, "--split", "nowhere")
+    assert (none.returncode, "failed with exit code 1" in none.stderr) == (1, True)
+    called.clear()
+    sides = [word for side in (32, 64) for word in ("--resolution", side)]
+    adapted = run("interpreter", "adapt", *read, "--data", eyes, *map(str, sides), "--json")
+    assert adapted.returncode == 0, adapted.stderr
+    assert [one["resolution"] for one in json.loads(adapted.stdout)["read"]] == [32, 64]
+    assert [command.options["resolution"] for command in called] == ["32", "64"]
+    for words, told in (
+        ([], "expected --dataset of the store, or --data on disk"),
+        (["--dataset", "eyes", "--split", "test"], "--split is of --data"),
+    ):
+        refused = run("interpreter", "segment", *read, "--out", tmp_path / "other", *words)
+        assert (refused.returncode, told in refused.stderr) == (2, True)
+
+
+def test_the_masks_of_a_folder_need_no_name_to_be_compared(
+    run: Run, filled_store: FeatureStore, tmp_path: Path
+) -> None:
+    eyes = filled_store.collections.read("eyes")
+    named = [one.model_copy(update={"masks": {"vessel": one.masks["mask"]}}) for one in eyes.samples]
+    filled_store.collections.write(Collection(name="named", samples=tuple(named)))
+    read = ["--store", filled_store.location, "--dataset"]
+    train = ["--target", "vessel", "--backbone", "x", "--epochs", "1", "--max-width", "8", "--vss-max-size", "0"]
+    assert run("interpreter", "train", *read, "named", *train, "--out", tmp_path / "run").returncode == 0
+    scored = [
+        run("interpreter", "evaluate", *read, name, "--model", tmp_path / "run", "--json") for name in ("named", "eyes")
+    ]
+    assert "note: mask is taken for vessel" in scored[1].stderr
+    assert "taken for" not in scored[0].stderr
+    assert len({json.loads(one.stdout)["dice"] for one in scored}) == 1
+    discs = [one.model_copy(update={"masks": {"disc": one.masks["mask"]}}) for one in eyes.samples]
+    filled_store.collections.write(Collection(name="discs", samples=tuple(discs)))
+    other = run("interpreter", "evaluate", *read, "discs", "--model", tmp_path / "run")
+    assert (other.returncode, "targets there: disc" in other.stderr) == (1, True)
 
 
 def test_a_data_set_does_not_take_anothers_place(

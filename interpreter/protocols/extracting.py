@@ -10,7 +10,8 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from interpreter.errors import ConfigurationError, ExtractionFailed
+from interpreter.errors import ConfigurationError
+from interpreter.extracting import failed, parse_data
 from interpreter.protocols.protocol import Choices
 from store.extraction_command import ExtractionCommand
 from store.spec import Trajectory
@@ -18,7 +19,7 @@ from store.spec import Trajectory
 
 @dataclass(frozen=True)
 class DataSource:
-    """A data set as the user named it.
+    """A data set of a protocol.
 
     Attributes:
         name: in store and table.
@@ -31,12 +32,8 @@ class DataSource:
 
 def parse_source(text: str) -> DataSource:
     """``NAME=ADAPTER:PATH``, or ``ADAPTER:PATH`` where the adapter's name is the data set's."""
-    name, equals, reference = text.partition("=")
-    if not equals:
-        name, reference = text.partition(":")[0], text
-    if not name or ":" not in reference:
-        raise ConfigurationError(f"{text!r}: expected NAME=ADAPTER:PATH or ADAPTER:PATH")
-    return DataSource(name, reference)
+    name, reference = parse_data(text)
+    return DataSource(name or reference.partition(":")[0], reference)
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ def extract_by_command(store: str, choices: Choices) -> Extract:
         command = command_of(wanted, store, choices)
         done = command.run()
         if done.returncode:
-            raise ExtractionFailed(f"`{command}` failed with exit code {done.returncode}; what it said stands above")
+            raise failed(command, done.returncode)
         digest: str = json.loads(done.stdout)["spec"]
         return digest
 

@@ -356,7 +356,8 @@ def test_few_labels(table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_names_and_options() -> None:
     assert {name for name, _ in PROTOCOLS} == {"lodo-vessels", "cross-modality", "idrid-lesions", "few-label"}
     assert parse_source("stare:/x/STARE") == DataSource("stare", "stare:/x/STARE")
-    assert parse_source("a=hrf:/x/HRF").name == "a"
+    assert parse_source("a=hrf:/x/HRF") == DataSource("a", "hrf:/x/HRF")
+    assert parse_source("hrf:/x=y/HRF") == DataSource("hrf", "hrf:/x=y/HRF")
     assert parse_seeds(["0", "1", "2"]) == parse_seeds(["0,1 2"]) == [0, 1, 2]
     assert parse_choices('{"device": "cuda:1"}', "cpu").device == "cuda:1"
     assert parse_choices('{"views": "identity,photometric:2"}', "cpu").views == (
@@ -367,7 +368,10 @@ def test_names_and_options() -> None:
     assert [parse_choices(None, "cpu", mirrored=one).mirrored for one in (False, True)] == [False, True]
     for call, message in (
         (lambda: protocol_named("lodo-vessels", "other"), "there are lodo-vessels"),  # type: ignore[arg-type]
-        (lambda: parse_source("nowhere"), "expected NAME=ADAPTER:PATH"),
+        *(
+            (lambda text=text: parse_source(text), "expected NAME=ADAPTER:PATH")
+            for text in ("nowhere", "=a:b", "a=b", "a:", "a=:b")
+        ),
         (lambda: parse_rows("diffdgss,x"), "no method x"),
         (lambda: parse_seeds(["0", "--x"]), "is no seed"),
         (lambda: parse_choices('{"epochs": 0}', "cpu"), "epochs: Input should be"),
