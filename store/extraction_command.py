@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from store.interrupts import Stop
 from store.pixels import holds_pixels
 from store.spec import FeatureSpec, preprocessing_name
 
@@ -47,8 +49,26 @@ class ExtractionCommand:
         return [sys.executable, "-m", "extractor.cli", "run", *options]
 
     def run(self) -> subprocess.CompletedProcess[str]:
-        """Run it to its end in a process of its own; what it prints is in ``stdout``, what it says goes to stderr."""
-        return subprocess.run(self.arguments, stdout=subprocess.PIPE, text=True, check=False)
+        """Run it to its end in a process of its own; what it prints is in ``stdout``, what it says goes to stderr.
+
+        Ctrl-C and SIGTERM are handed on: it finishes what is in flight, then KeyboardInterrupt is raised.
+        """
+        stop = Stop()
+        # In a group of its own a terminal's Ctrl-C reaches it once, by this process.
+        with subprocess.Popen(self.arguments, stdout=subprocess.PIPE, text=True, process_group=0) as process:
+
+            def hand_on() -> None:
+                process.send_signal(signal.SIGINT)
+
+            try:
+                with stop.on_interrupt(hand_on):
+                    printed, _ = process.communicate()
+            except KeyboardInterrupt:  # the second one
+                hand_on()
+                raise
+        if stop.requested:
+            raise KeyboardInterrupt
+        return subprocess.CompletedProcess(self.arguments, process.returncode, printed)
 
 
 def options_of_spec(spec: FeatureSpec, backbone: str | None) -> dict[str, str | bool]:

@@ -24,6 +24,7 @@ from interpreter.protocols.protocol import Choices, Experiment, Protocol, Row, T
 from interpreter.rendering import compared, encode_picture, picture_of
 from interpreter.training import Training
 from store.feature_store import FeatureStore
+from store.interrupts import Stop
 from store.spec import FeatureSpec
 
 PICTURES = "pictures"
@@ -121,7 +122,7 @@ class ProtocolRun:
             rules=experiment.training_rules,
             validation=tests if experiment.select_on_target else None,
         )
-        training.run(lambda epoch, _, loss: self._say(f"  epoch {epoch + 1}, loss {loss:.3f}"))
+        self._train(training)
         interpreter, card = load_interpreter(folder)
         read, chosen = self._reading(experiment, interpreter.to(training.device), spec)
         rules = experiment.scoring_rules
@@ -139,6 +140,13 @@ class ProtocolRun:
             "flops": cost.flops * len(self.features.test_views(experiment)) * larger,
         }
         return scores.summary() | about | chosen
+
+    def _train(self, training: Training) -> None:
+        """To its end, or to Ctrl-C or SIGTERM, from which it goes on when the protocol is started again."""
+        training.prepare()
+        stop = Stop()
+        with stop.on_interrupt(lambda: self._say("  finishing a step; Ctrl-C again interrupts at once")):
+            training.run(lambda epoch, _, loss: self._say(f"  epoch {epoch + 1}, loss {loss:.3f}"), stop)
 
     def _reading(
         self, experiment: Experiment, interpreter: Interpreter, spec: FeatureSpec

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -351,6 +353,30 @@ def test_few_labels(table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert list(report["table"]["diffdgss"]) == ["1", "5", "all"]
     trained = [(r.summary["training_images"], r.summary["validation_images"]) for r in results]
     assert trained == [(1, 0), (4, 1), (4, 2)]
+
+
+def test_an_interrupted_training_of_a_protocol_goes_on_where_it_was(
+    store: FeatureStore, extract: Extract, tmp_path: Path
+) -> None:
+    protocol, sources = protocol_named("lodo-vessels", "strict"), vessels(tmp_path, "stare", "hrf")
+    said: list[str] = []
+
+    def say(message: str) -> None:
+        said.append(message)
+        if sum("loss" in one for one in said) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    choices = CHOICES.model_copy(update={"epochs": 2, "batch": 1})
+    asked = (["stare"], parse_rows("diffdgss"), [0])
+    with pytest.raises(KeyboardInterrupt):
+        ProtocolRun(protocol, sources, store, tmp_path / "out", choices, extract, say).run(*asked)
+    assert "  finishing a step; Ctrl-C again interrupts at once" in said
+    steps = sum("loss" in one for one in said)
+    (result,) = ProtocolRun(protocol, sources, store, tmp_path / "out", choices, extract, said.append).run(*asked)
+    (whole,) = ProtocolRun(protocol, sources, store, tmp_path / "whole", choices, extract).run(*asked)
+    assert result.summary == whole.summary
+    per_epoch = result.summary["training_images"]
+    assert (steps, sum("loss" in one for one in said)) == (1, 2 * per_epoch)
 
 
 def test_names_and_options() -> None:

@@ -1,0 +1,51 @@
+"""The command that others run: interrupted, it is let finish."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from store.extraction_command import ExtractionCommand
+
+EXTRACTION = """
+import pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[1])
+def finish(number, frame):
+    (folder / "finished").touch()
+    sys.exit(130)
+signal.signal(signal.SIGINT, finish)
+(folder / "begun").touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_is_interrupted_lets_it_finish(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: signal.Signals
+) -> None:
+    arguments = [sys.executable, "-c", EXTRACTION, str(tmp_path)]
+    monkeypatch.setattr(ExtractionCommand, "arguments", arguments)
+
+    def interrupt_when_it_runs() -> None:
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    waiting = threading.Thread(target=interrupt_when_it_runs)
+    waiting.start()
+    with pytest.raises(KeyboardInterrupt):
+        ExtractionCommand({}).run()
+    waiting.join()
+    assert (tmp_path / "finished").exists()
+
+
+def test_what_it_prints_and_how_it_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ExtractionCommand, "arguments", [sys.executable, "-c", "print('x'); raise SystemExit(3)"])
+    done = ExtractionCommand({}).run()
+    assert (done.returncode, done.stdout) == (3, "x\n")
