@@ -84,7 +84,7 @@ def fit_codebook_command(
     chosen = [one for source in dataset for one in evenly_spread(load_dataset(source).photographs, photographs)]
     network = open_backbone(backbone or recipe.backbone, precision, device, class_label)
     recipe = dataclasses.replace(recipe, preprocessing=preprocessing_for(network, preprocessing))
-    with console.progress("fitting", len(chosen), quiet=as_json) as advance:
+    with console.progress("fitting", len(chosen), as_json=as_json) as advance:
         code = fit_codebook(network, recipe, chosen, distortion, finest_distortion, lambda name: advance(1, name))
     spec = recipe.spec(network).encoded_as(code.encoding)
     code.save(out)
@@ -335,7 +335,7 @@ def assess_command(
         some = found.photographs if split is None else of_split(found.photographs, split)
         chosen.append((found.name, evenly_spread(some, photographs)))
     assessed = []
-    with console.progress("assessing", sum(len(some) for _, some in chosen), quiet=as_json) as advance:
+    with console.progress("assessing", sum(len(some) for _, some in chosen), as_json=as_json) as advance:
         for name, some in chosen:
             one = assess(
                 network,

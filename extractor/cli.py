@@ -156,7 +156,7 @@ def run(
         spec = dataclasses.replace(recipe, encoding=how, preprocessing=prepared).spec(network)
     renderings = parse_views(views)
     entries = len(data.photographs) * len(renderings)
-    with console.progress("looking for features", len(data.photographs), quiet=as_json) as advance:
+    with console.progress("looking for features", len(data.photographs), as_json=as_json) as advance:
         size = plan_size(data, features, spec, renderings, overwrite=overwrite, advance=advance)
     _print_size(size, entries, spec, as_json and dry_run)
     if not as_json:
@@ -190,12 +190,12 @@ def run(
 
 
 @contextmanager
-def _interruptible(name: str, entries: int, quiet: bool) -> Iterator[tuple[Stop, Callable[[str], None]]]:
+def _interruptible(name: str, entries: int, as_json: bool) -> Iterator[tuple[Stop, Callable[[str], None]]]:
     """What Ctrl-C asks to stop, and what to call with the name of each view that is done, which moves a bar."""
     stop = Stop()
     with (
         stop.on_interrupt(lambda: console.err.print("finishing what is in flight; Ctrl-C again interrupts at once")),
-        console.progress(f"extracting {name}", entries, quiet=quiet) as advance,
+        console.progress(f"extracting {name}", entries, as_json=as_json) as advance,
     ):
         yield stop, lambda photograph: advance(1, photograph)
 

@@ -16,6 +16,7 @@ from .errors import (
 from .evaluation import ImageScores, Scores, evaluate
 from .network import Interpreter
 from .prediction import Prediction, Segmented, predict, segment
+from .presets import TRAINING_PRESETS, TrainingPreset
 from .pseudo_labels import PseudoLabels
 from .rules import Rules
 from .segmenting import SegmentedPhotograph, segment_into
@@ -24,6 +25,7 @@ from .task import Task
 from .training import Training
 
 __all__ = [
+    "TRAINING_PRESETS",
     "Card",
     "CheckpointError",
     "ConfigurationError",
@@ -46,6 +48,7 @@ __all__ = [
     "Training",
     "TrainingDataError",
     "TrainingDiverged",
+    "TrainingPreset",
     "TrainingSettings",
     "Validation",
     "all_images",

@@ -91,7 +91,7 @@ def adapt_command(
     for spec in specs:
         require_features(features, spec, images, (view,), card.backbone)
     specs = specs or readable_specs(features, card, images, console.note)
-    with console.progress("reading", len(specs) * len(images), quiet=as_json) as advance:
+    with console.progress("reading", len(specs) * len(images), as_json=as_json) as advance:
         expected = [
             expected_at(interpreter, features, spec, images, lambda image: advance(1, image.name)) for spec in specs
         ]

@@ -26,6 +26,7 @@ from interpreter.options import (
     SplitOption,
     StoreOption,
     ViewOption,
+    is_given,
     photographs_named,
     require_device,
 )
@@ -134,8 +135,7 @@ def _compared_size(text: str) -> Size:
 def _require_options_of(context: typer.Context, others: Sequence[str], protocol: str | None) -> None:
     """BadParameter names an option that would do nothing: of a single model, or of a protocol."""
     advice = "name it with --protocol" if protocol is None else "the protocol decides it"
-    sources = {name: context.get_parameter_source(name) for name in others}
-    given = [f"--{name}" for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    given = [f"--{name}" for name in others if is_given(context, name)]
     if given:
         whose = "a protocol" if protocol is None else "one model"
         raise typer.BadParameter(f"{', '.join(given)} belongs to {whose}; {advice}")
@@ -173,7 +173,7 @@ def _evaluate_model(
     if seen := {image.key.image_id for image in images} & {*card.training_ids, *card.validation_ids}:
         console.note(f"{len(seen)} of these images were used to train this interpreter")
     require_features(features, spec, images, views, card.backbone)
-    with console.progress("evaluating", len(images), quiet=as_json) as advance:
+    with console.progress("evaluating", len(images), as_json=as_json) as advance:
 
         def on_image(image: Labelled, found: Segmented) -> None:
             if masks is not None:

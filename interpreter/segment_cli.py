@@ -76,7 +76,7 @@ def segment_command(
     require_features(features, spec, images, views, card.backbone)
     domain = load_domain(folder_of(model), card.spec)
     out.mkdir(parents=True, exist_ok=True)
-    with console.progress("segmenting", len(images), quiet=as_json) as advance:
+    with console.progress("segmenting", len(images), as_json=as_json) as advance:
         found = []
         for one in segment_into(out, interpreter, features, spec, card.task, images, domain, mirrored=mirrored):
             found.append(one)

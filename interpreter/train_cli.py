@@ -15,7 +15,17 @@ from interpreter.data import all_images, labelled_in, notes_on_missing
 from interpreter.domain import DOMAIN_FILE, LEAST
 from interpreter.metrics import finite_or_none
 from interpreter.network import InterpreterConfig
-from interpreter.options import AsJson, Datasets, DeviceOption, ScanOption, StoreOption, require_device, views_named
+from interpreter.options import (
+    AsJson,
+    Datasets,
+    DeviceOption,
+    ScanOption,
+    StoreOption,
+    is_given,
+    require_device,
+    views_named,
+)
+from interpreter.presets import TRAINING_PRESETS, TrainingPresetName
 from interpreter.pseudo_labels import PseudoLabels
 from interpreter.splits import validation_in
 from interpreter.stored import store_spec
@@ -32,11 +42,24 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
+def _default_to(context: typer.Context, preset: TrainingPresetName) -> TrainingPresetName:
+    """What a preset says goes before the options' own defaults, and behind what is given."""
+    context.default_map = TRAINING_PRESETS[preset].model_dump(exclude_defaults=True)
+    return preset
+
+
+def _steps_of(context: typer.Context, steps: int | None) -> int | None:
+    """Those that are asked for; those of a preset are not, where epochs are."""
+    named = {name for name in ("epochs", "steps") if is_given(context, name)}
+    return None if named == {"epochs"} else steps
+
+
 @app.command(
     epilog="Example: interpreter train --store features.zarr --dataset stare:train --dataset hrf:train "
-    "--target vessel --out runs/vessels"
+    "--target vessel --preset fast --out runs/vessels"
 )
 def train(
+    context: typer.Context,
     store: StoreOption,
     dataset: Datasets,
     out: Annotated[Path, typer.Option(help="Folder of the run; an interrupted run goes on.", show_default=False)],
@@ -67,6 +90,16 @@ def train(
         str | None, typer.Option(help="Backbone the features come from; the store knows it, unless it was moved.")
     ] = None,
     device: DeviceOption = "cpu",
+    _preset: Annotated[
+        TrainingPresetName,
+        typer.Option(
+            "--preset",
+            help="What is taken for options that are not given: the paper's values, or fast, for CPUs and for cameras "
+            f"yet unseen: {TRAINING_PRESETS['fast'].as_options}.",
+            is_eager=True,
+            callback=_default_to,
+        ),
+    ] = "paper",
     epochs: Annotated[int, typer.Option(min=1)] = 100,
     steps: Annotated[
         int | None,
@@ -136,7 +169,7 @@ def train(
     settings = TrainingSettings.model_validate(
         {
             "epochs": epochs,
-            "steps": steps,
+            "steps": _steps_of(context, steps),
             "crop": crop,
             "foreground": foreground,
             "batch": batch,
@@ -204,12 +237,17 @@ def _train(training: Training, as_json: bool) -> None:
         f"{len(training.train_images)} training and {len(training.validation_images)} validation images, "
         f"{cost_of(training.network)}"
     )
+    if training.is_finished:
+        console.note(f"{training.folder} was trained to its end before")
     training.prepare()  # before Ctrl-C waits for a step
     left = (training.epochs - training.epoch) * training.steps_per_epoch - training.next_batch
     first = training.accelerator.is_main_process
     stop, alone = Stop(), training.accelerator.num_processes == 1
     say = partial(console.err.print, "finishing a step; Ctrl-C again interrupts at once")
-    with stop.on_interrupt(say, alone=alone), console.progress("training", left, quiet=as_json or not first) as advance:
+    with (
+        stop.on_interrupt(say, alone=alone),
+        console.progress("training", left, hidden=not first or training.is_finished, as_json=as_json) as advance,
+    ):
         dice = training.run(lambda epoch, _, loss: advance(1, f"epoch {epoch + 1}, loss {loss:.3f}"), stop)
     if not first:
         return

@@ -155,6 +155,12 @@ class Training:
         """Batches of an epoch."""
         return self.feed.steps_per_epoch
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last epoch is behind it, or validation stopped improving."""
+        patience = self.settings.patience
+        return self.epoch >= self.epochs or (patience is not None and self.selection.since_best >= patience)
+
     def run(self, report: Report | None = None, stop: Stop | None = None) -> float:
         """Train to the last epoch or until validation stops improving; returns the validation Dice of what was kept.
 
@@ -169,20 +175,9 @@ class Training:
         if self.device.type == "cpu":
             keep_freed_memory()
         self.prepare()
-        with Recorder(self.folder if self.accelerator.is_main_process else None) as recorder:
-            while self._unfinished():
-                try:
-                    self._run_epoch(recorder, report, stop)
-                except KeyboardInterrupt:
-                    # In the middle of a step, gradients are half added up, and of several processes each has its own:
-                    # then what was saved last stands.
-                    if not self._in_step and self.accelerator.num_processes == 1:
-                        self._save_state()
-                    raise
-                self.epoch, self.next_batch = self.epoch + 1, 0
-                if self.epoch % self.settings.evaluate_every == 0 or self.epoch == self.epochs:
-                    self._validate(recorder)
-                self._save_state()
+        if not self.is_finished:
+            with Recorder(self.folder if self.accelerator.is_main_process else None) as recorder:
+                self._run_epochs(recorder, report, stop)
         dice = [math.nan]
         if self.accelerator.is_main_process:
             self.selection.finish(str(self.device))
@@ -192,7 +187,7 @@ class Training:
 
     def prepare(self) -> None:
         """Read the masks of all images, and have a teacher label those that have none, once; ``run`` begins with it."""
-        if self._is_prepared or not self._unfinished():
+        if self._is_prepared or self.is_finished:
             return
         taught = {image.key.image_id for image in self._taught}
         for image in self.train_images:
@@ -202,6 +197,21 @@ class Training:
             for image, native in self._pseudo_labels.label(self._taught, self.device):
                 self.feed.learn_truth(image, native)
         self._is_prepared = True
+
+    def _run_epochs(self, recorder: Recorder, report: Report | None, stop: Stop | None) -> None:
+        while not self.is_finished:
+            try:
+                self._run_epoch(recorder, report, stop)
+            except KeyboardInterrupt:
+                # In the middle of a step, gradients are half added up, and of several processes each has its own:
+                # then what was saved last stands.
+                if not self._in_step and self.accelerator.num_processes == 1:
+                    self._save_state()
+                raise
+            self.epoch, self.next_batch = self.epoch + 1, 0
+            if self.epoch % self.settings.evaluate_every == 0 or self.epoch == self.epochs:
+                self._validate(recorder)
+            self._save_state()
 
     def _run_epoch(self, recorder: Recorder, report: Report | None, stop: Stop | None) -> None:
         started, waited, ready = time.perf_counter(), 0.0, time.perf_counter()
@@ -259,10 +269,6 @@ class Training:
             criterion = [self.selection.criterion(self.network, self.epoch, recorder, self.feed.truth_of)]
         if self.selection.update(float(broadcast_object_list(criterion)[0])) and self.accelerator.is_main_process:
             self.selection.keep(self.network, self.epoch)
-
-    def _unfinished(self) -> bool:
-        patience = self.settings.patience
-        return self.epoch < self.epochs and (patience is None or self.selection.since_best < patience)
 
     def _decided_elsewhere(self) -> dict[str, Any]:
         """What else decides a training: the masks, where targets are known, and how many processes share a batch."""

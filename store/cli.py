@@ -53,7 +53,7 @@ def list_entries(path: StorePath, spec: SpecOption = None, as_json: AsJson = Fal
     names = _image_names(store)
     rows: list[dict[str, Any]] = []
     work = [(one, key) for one in _specs(store, spec) for key in store.keys(one)]
-    with console.progress("looking", len(work), quiet=as_json) as advance:
+    with console.progress("looking", len(work), as_json=as_json) as advance:
         sizes = in_parallel(lambda entry: store.stored_bytes(*entry), work)
         for (one, key), size in zip(work, sizes, strict=True):
             advance()
@@ -81,7 +81,7 @@ def list_entries(path: StorePath, spec: SpecOption = None, as_json: AsJson = Fal
 def info(path: StorePath, as_json: AsJson = False) -> None:
     """Specs, data sets, images, bytes and the ratio to float32 arrays."""
     store = FeatureStore(path, read_only=True)
-    with console.progress("looking", None, quiet=as_json) as advance:
+    with console.progress("looking", None, as_json=as_json) as advance:
         specs = [_spec_info(store, spec, advance) for spec in store.specs()]
     datasets = [_dataset_info(collection) for collection in _collections(store)]
     if as_json:
@@ -162,7 +162,7 @@ def prune(
     chosen = pruning.to_prune(entries, max_bytes=limit, older_than=age)
     removed = chosen
     if not dry_run:
-        with console.progress("pruning", len(chosen), quiet=as_json) as advance:
+        with console.progress("pruning", len(chosen), as_json=as_json) as advance:
             removed = pruning.prune(store, chosen, lambda: advance(1))
     freed, total = sum(entry.bytes for entry in removed), sum(entry.bytes for entry in entries)
     if as_json:
@@ -205,7 +205,7 @@ def export(
         keys = [key for sample in samples for key in of_image.get(sample.image_id, [])]
     if not keys:
         raise MissingEntry(f"{path}: no complete entry to export")
-    with console.progress("exporting", len(keys), quiet=as_json) as advance:
+    with console.progress("exporting", len(keys), as_json=as_json) as advance:
         (export_npy if form == "npy" else export_zarr)(store, one, keys, out, lambda: advance(1))
     if as_json:
         console.print_json({"out": str(out), "format": form, "entries": len(keys), "spec": one.digest})
@@ -226,7 +226,7 @@ def copy(
     store = FeatureStore(source, read_only=True)
     specs = _specs(store, spec)
     count = sum(1 for one in specs for _ in store.keys(one))
-    with console.progress("copying", count, quiet=as_json) as advance:
+    with console.progress("copying", count, as_json=as_json) as advance:
         report = copy_store(store, FeatureStore(destination), specs, lambda: advance(1))
     if as_json:
         console.print_json(dataclasses.asdict(report))
@@ -253,11 +253,11 @@ def _measured(text: str, units: Mapping[str, int]) -> int:
     return int(float(match[1]) * units[match[2]])
 
 
-def _damage(store: FeatureStore, spec: str | None, quiet: bool) -> tuple[int, list[CheckedPart]]:
+def _damage(store: FeatureStore, spec: str | None, as_json: bool) -> tuple[int, list[CheckedPart]]:
     """How many things were read, and those that have problems."""
     specs = _specs(store, spec)
     count = count_parts(store, specs)
-    with console.progress("verifying", count, quiet=quiet) as advance:
+    with console.progress("verifying", count, as_json=as_json) as advance:
         damaged = []
         for one in check(store, specs):
             damaged += [one] if one.problems else []

@@ -176,11 +176,14 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def progress(description: str, total: int | None, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
+def progress(
+    description: str, total: int | None, *, as_json: bool = False, hidden: bool = False
+) -> Iterator[Callable[..., None]]:
     """A bar with count, rate and time left on stderr; yields ``advance(done, note="")``.
 
     Args:
-        quiet: for programs: none but at a terminal.
+        as_json: a program reads the results: a bar at a terminal only.
+        hidden: no bar.
     """
     bar = Progress(
         TextColumn("{task.description}"),
@@ -191,7 +194,7 @@ def progress(description: str, total: int | None, *, quiet: bool = False) -> Ite
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
         console=err,
-        disable=quiet and not err.is_terminal,
+        disable=hidden or (as_json and not err.is_terminal),
     )
     with bar:
         task = bar.add_task(description, total=total, note="")

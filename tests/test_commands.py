@@ -25,6 +25,9 @@ from extractor.architectures import tiny_unet
 from extractor.backbone import Backbone
 from extractor.backbone_folder import save_backbone
 from interpreter.checkpoint import load_interpreter
+from interpreter.config import InterpreterConfig
+from interpreter.presets import TRAINING_PRESETS
+from interpreter.settings import TrainingSettings
 from store import Collection, FeatureSpec, FeatureStore
 from store.extraction_command import ExtractionCommand
 from tests.conftest import Run
@@ -168,6 +171,32 @@ def test_photographs_on_disk_are_extracted_as_an_interpreter_reads_them(
     ):
         refused = run("interpreter", "segment", *read, "--out", tmp_path / "other", *words)
         assert (refused.returncode, told in refused.stderr) == (2, True)
+
+
+def test_a_preset_of_a_training_gives_way_to_options(run: Run, filled_store: FeatureStore, tmp_path: Path) -> None:
+    fast = TRAINING_PRESETS["fast"]
+    train = ["train", "--store", filled_store.location, "--dataset", "eyes", "--backbone", "x", "--preset", "fast"]
+    train += ["--crop", "32", "--out"]
+
+    def trained(*options: str) -> tuple[InterpreterConfig, TrainingSettings]:
+        folder = tmp_path / "-".join(options)
+        done = run("interpreter", *train, folder, *options)
+        assert done.returncode == 0, done.stderr
+        again = run("interpreter", *train, folder, *options)
+        assert (again.stdout, "was trained to its end before" in " ".join(again.stderr.split())) == (done.stdout, True)
+        card = load_interpreter(folder)[1]
+        return card.config, TrainingSettings.model_validate({k: v for k, v in card.training.items() if k != "rules"})
+
+    config, settings = trained("--steps", "2", "--no-standardise")
+    assert config == fast.network_config().model_copy(update={"standardise": False})
+    assert settings == fast.training_settings().model_copy(update={"steps": 2, "crop": 32})
+    _, settings = trained("--epochs", "1")  # not the preset's steps, which would go before it
+    assert (settings.steps, settings.epochs) == (None, 1)
+    wrong = run("interpreter", *train, tmp_path / "x", "--preset", "slow")
+    assert (wrong.returncode, "'slow' is not one of 'paper', 'fast'" in wrong.stderr) == (2, True)
+    called = f"interpreter train --store s --dataset d --out o {fast.as_options}"
+    told = run(*shlex.split(called.replace("--store s", "--store /no/such")))
+    assert (told.returncode, "no such store" in told.stderr) == (1, True)
 
 
 def test_the_masks_of_a_folder_need_no_name_to_be_compared(

@@ -64,8 +64,9 @@ PROMISED = {
     "interpreter": """
         Card CheckpointError ConfigurationError Domain DomainScore ExtractionFailed ImageScores Interpreter
         InterpreterConfig InterpreterError Labelled Prediction PseudoLabels Rules ScanUnavailable Scores Segmented
-        SegmentedPhotograph Task Training TrainingDataError TrainingDiverged TrainingSettings Validation all_images
-        evaluate labelled_in load_domain load_interpreter predict save_interpreter segment segment_into
+        SegmentedPhotograph TRAINING_PRESETS Task Training TrainingDataError TrainingDiverged TrainingPreset
+        TrainingSettings Validation all_images evaluate labelled_in load_domain load_interpreter predict
+        save_interpreter segment segment_into
     """,
     "service": """
         Answer BadRequest Busy Client DeadlinePassed DeviceLost DicomError Engine FeaturesInfo JobStatus Limits

@@ -8,10 +8,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from interpreter.config import HeadName, InterpreterConfig, LevelChoices
+from interpreter.config import HeadName, InterpreterConfig
 from interpreter.errors import ConfigurationError
+from interpreter.presets import TrainingPreset
 from interpreter.rules import STRICT, Rules
-from interpreter.settings import TrainingBudget, TrainingSettings
+from interpreter.settings import TrainingSettings
 from interpreter.task import Task
 from store.spec import PREPROCESSINGS, EncodingName, PreprocessingName, Trajectory, require_increasing
 from store.views import IDENTITY, is_fixed
@@ -54,7 +55,7 @@ ROWS = {
 }
 
 
-class Choices(TrainingBudget, LevelChoices):
+class Choices(TrainingPreset):
     """What the user of a protocol may choose, besides budget and levels; the same for every experiment of a table.
 
     Attributes:
@@ -111,14 +112,12 @@ class Choices(TrainingBudget, LevelChoices):
 
     def training(self, row: Row, seed: int, labels: int | None) -> TrainingSettings:
         """The settings of one training."""
-        budget = self.model_dump(include=set(TrainingBudget.model_fields))
-        return TrainingSettings(views=self.views_of(row), labels=labels, seed=seed, **budget)
+        return self.training_settings(views=self.views_of(row), labels=labels, seed=seed)
 
     def config(self, row: Row, task: Task) -> InterpreterConfig:
         """The network of one method."""
-        levels = self.model_dump(include=set(LevelChoices.model_fields))
-        levels["standardise"] &= not row.pixels
-        return InterpreterConfig(classes=len(task.classes), overlapping=task.overlapping, head=row.head, **levels)
+        levels = self.model_copy(update={"standardise": self.standardise and not row.pixels})
+        return levels.network_config(classes=len(task.classes), overlapping=task.overlapping, head=row.head)
 
 
 @dataclass(frozen=True)

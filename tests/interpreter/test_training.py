@@ -29,6 +29,7 @@ from interpreter.feed import Share
 from interpreter.losses import overlapping_loss, segmentation_loss
 from interpreter.network import InterpreterConfig
 from interpreter.prediction import predict
+from interpreter.presets import TrainingPreset
 from interpreter.segmenting import segment_into
 from interpreter.splits import few, split_off, split_off_few
 from interpreter.stored import require_features, store_spec
@@ -229,6 +230,24 @@ def test_patience_ends_a_run(filled_store: FeatureStore, spec: FeatureSpec, tmp_
     run = training(filled_store, spec, tmp_path / "run", settings)
     run.run()
     assert run.epoch < 5
+    assert training(filled_store, spec, tmp_path / "run", settings).is_finished
+
+
+def test_a_finished_training_is_not_trained_again(
+    filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path
+) -> None:
+    first = training(filled_store, spec, tmp_path / "run")
+    assert not first.is_finished
+    dice = first.run()
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    again = training(filled_store, spec, tmp_path / "run")
+    assert again.is_finished
+    assert again.run(lambda *_: pytest.fail("a step was made")) == dice
+    left = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert {path.name for path in left if left[path] != written.get(path)} == {"run.json"}
+    (tmp_path / "run" / "domain.safetensors").unlink()
+    training(filled_store, spec, tmp_path / "run").run()
+    assert (tmp_path / "run" / "domain.safetensors").is_file()  # what a training that was killed last had not written
 
 
 def test_a_training_goes_on_that_was_begun_before_a_setting_existed(
@@ -693,3 +712,4 @@ def test_the_defaults_of_the_command_are_those_of_the_settings() -> None:
             if name in said:
                 assert said[name] == field.default, name
     assert set(TrainingSettings.model_fields) - set(said) == {"validation_share"}
+    assert set(TrainingPreset.model_fields) <= set(said)
