@@ -71,6 +71,8 @@ class Preset:
             raise SpecError(
                 f"the recipe {self.name!r}: {error.errors()[0]['msg'].removeprefix('Value error, ')}"
             ) from error
+        except BackboneError as error:
+            raise SpecError(f"the recipe {self.name!r}: {error}") from error
 
     def _spec(self, backbone: Backbone) -> FeatureSpec:
         return FeatureSpec(

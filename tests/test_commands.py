@@ -324,7 +324,8 @@ def test_errors_are_one_line_and_an_exit_code(
 
 def test_recipes_that_cannot_be_meant_are_wrong_usage(run: Run, dataset_folder: Path, tmp_path: Path) -> None:
     call = ["run", "--dataset", f"folder:{dataset_folder}", "--store", tmp_path / "store"]
-    for option, value in (("--timesteps", "5,1"), ("--views", "nonsense")):
+    wrong = (("--timesteps", "5,1"), ("--views", "nonsense"), ("--resolution", "100"), ("--blocks", "99"))
+    for option, value in wrong:
         assert run("extractor", *call, option, value).returncode == 2
     assert not (tmp_path / "store").exists()
 
