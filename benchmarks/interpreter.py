@@ -27,12 +27,14 @@ from benchmarks.drawn import draw_photograph
 from benchmarks.measuring import DEVICE, seconds
 from benchmarks.report import table, write_section
 from extractor.presets import open_backbone, small
+from interpreter.config import InterpreterConfig
 from interpreter.counting import cost_of
 from interpreter.data import labelled_images
-from interpreter.network import Interpreter, InterpreterConfig
+from interpreter.network import Interpreter
 from interpreter.scan import selective_scan
+from interpreter.settings import TrainingSettings
 from interpreter.task import Task
-from interpreter.training import Training, TrainingSettings
+from interpreter.training import Training
 from store import Collection, Features, FeatureSpec, FeatureStore, Geometry, Key, Sample
 from store.codecs import codec_for
 

@@ -33,12 +33,13 @@ from extractor.extraction import Extractor
 from extractor.presets import encoding_of, open_backbone, small
 from extractor.runs import extract_dataset
 from interpreter.checkpoint import load_interpreter
+from interpreter.config import InterpreterConfig
 from interpreter.data import labelled_images
 from interpreter.evaluation import evaluate
 from interpreter.metrics import bootstrap_interval
-from interpreter.network import InterpreterConfig
+from interpreter.settings import TrainingSettings
 from interpreter.task import Task
-from interpreter.training import Training, TrainingSettings
+from interpreter.training import Training
 from store import Features, FeatureStore, FloatEncoding
 from store.codecs import codec_for
 from store.exporting import authors_levels

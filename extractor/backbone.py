@@ -203,7 +203,7 @@ class Backbone:
             x: float32 (b, 3, h, w); h and w multiples of the network's stride.
             t: the ORIGINAL timestep index, 0..T-1.
             blocks: blocks whose feature maps are returned.
-            features_only: stop behind the last of ``blocks``; x0 is then None.
+            features_only: stop after the last of ``blocks``; x0 is then None.
 
         Raises:
             NonFiniteActivation: a feature map or the output holds NaN or infinity.
@@ -215,7 +215,7 @@ class Backbone:
     def _forward(
         self, x: torch.Tensor, t: int | Sequence[int], blocks: Sequence[str], *, features_only: bool
     ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
-        """The network's output, None if it was left behind the last of the blocks, and the blocks' maps."""
+        """The network's output, None if it was left after the last of the blocks, and the blocks' maps."""
         self._require_blocks(blocks)
         wanted = tuple(name for name in self.block_names if name in blocks)
         compute = partial(self._run, wanted, features_only)
@@ -228,7 +228,7 @@ class Backbone:
         return made.pop(OUTPUT, None), made
 
     def _run(self, blocks: Sequence[str], features_only: bool, *inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The blocks' maps and, if it was not left behind the last of them, the network's output."""
+        """The blocks' maps and, if it was not left after the last of them, the network's output."""
         made: dict[str, torch.Tensor] = {}
 
         def keep(name: str) -> Callable[..., None]:

@@ -206,12 +206,12 @@ def _print_size(size: SizePlan, images: int, spec: FeatureSpec, as_json: bool) -
         return
     free = "unknown" if size.free is None else console.human_bytes(size.free)
     console.err.print(
-        f"{size.images} of {images} entries to do, "
+        f"{size.entries} of {images} entries to do, "
         f"about {console.human_bytes(sum(size.bytes_by_block.values()))} each, "
         f"{console.human_bytes(size.bytes_total)} in all, {free} free"
     )
     blocks = ", ".join(
-        f"{name} {console.human_bytes(count)} ({console.human_bytes(count * size.images)} in all)"
+        f"{name} {console.human_bytes(count)} ({console.human_bytes(count * size.entries)} in all)"
         for name, count in size.bytes_by_block.items()
     )
     console.err.print(f"by block: {blocks}", highlight=False)

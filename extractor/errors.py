@@ -5,7 +5,7 @@ ExtractorError
 │   ├── ImageTooLarge      more pixels than the limit
 │   └── NoFieldOfView      nothing that looks like a retina
 ├── DatasetError           a folder that is not the data set it was called
-├── ScheduleError          a noise schedule or grid that cannot be meant
+├── ScheduleError          an invalid noise schedule or grid
 ├── BackboneError          a backbone that cannot be loaded or used
 │   └── CheckpointError    a checkpoint that does not fit
 ├── ClusterError           a Dask cluster that cannot do the work
@@ -36,7 +36,7 @@ class DatasetError(ExtractorError, ValueError):
 
 
 class ScheduleError(ExtractorError, ValueError):
-    """The noise schedule or the grid of timesteps cannot be meant."""
+    """The noise schedule or the grid of timesteps is invalid."""
 
 
 class BackboneError(ExtractorError, ValueError):

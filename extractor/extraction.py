@@ -61,7 +61,7 @@ class Unstacked:
     residuals: dict[int, float]
 
     def gathered(self) -> Features:
-        """The same, timesteps one behind the other."""
+        """The same, timesteps one after the other."""
         maps = {name: stacked(steps) for name, steps in self.steps.items()}
         return Features(maps, self.input.fov, self.input.geometry, self.residuals)
 
@@ -142,7 +142,7 @@ class Extractor(ViewMaker):
             For each photograph its maps on the host, as the spec's encoding has them: they are
             encoded on the device, before they are copied. Photographs that half precision cannot hold
             are done once more in float32, and noted (``take_fallbacks``); a batch that a CUDA device has no
-            room for is done in halves, and so are those behind it.
+            room for is done in halves, and so are those after it.
 
         Raises:
             NonFiniteActivation: names block and timestep.
@@ -152,7 +152,7 @@ class Extractor(ViewMaker):
         return [one.gathered() for one in self.unstacked(prepared)]
 
     def unstacked(self, prepared: Sequence[Prepared]) -> list[Unstacked]:
-        """The same before timesteps are put one behind the other: who writes them does that beside the network."""
+        """The same before timesteps are put one after the other: who writes them does that beside the network."""
         room = self._room or max(1, len(prepared))
         parts = [prepared[start : start + room] for start in range(0, len(prepared), room)]
         return [features for part in parts for features in self._tried(part)]

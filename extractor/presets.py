@@ -64,7 +64,7 @@ class Preset:
     encoding: Encoding = field(default_factory=FloatEncoding)
 
     def spec(self, backbone: Backbone) -> FeatureSpec:
-        """The FeatureSpec of this recipe read from this backbone; SpecError if it cannot be meant."""
+        """The FeatureSpec of this recipe read from this backbone; SpecError if it is inconsistent."""
         try:
             return self._spec(backbone)
         except ValidationError as error:
@@ -138,7 +138,7 @@ def fast() -> Preset:
 
 
 def paper() -> Preset:
-    """DiffDGSS (MICCAI 2024): ADM at 512, T = 4000, the blocks behind the tenth.
+    """DiffDGSS (MICCAI 2024): ADM at 512, T = 4000, the blocks after the tenth.
 
     The backbone is yours to bring: import a guided-diffusion checkpoint into a folder and name it.
     """

@@ -200,7 +200,7 @@ class Pretraining:
                 self._draw(writer)
         if writer is not None:
             writer.close()
-        if self.accelerator.is_main_process:  # again: who was killed behind the last checkpoint may have left it torn
+        if self.accelerator.is_main_process:  # again: who was killed after the last checkpoint may have left it torn
             save_backbone(self.averaged(), self.folder / BACKBONE_FOLDER)
         self.accelerator.wait_for_everyone()
         return load_backbone(self.folder / BACKBONE_FOLDER)

@@ -79,7 +79,8 @@ def require_own_name(store: FeatureStore, name: str, dataset: str) -> None:
         if record.dataset == name and theirs != mine and Path(theirs.partition(":")[2]).exists():
             raise DatasetError(
                 f"{store.location} knows the photographs of {theirs} as {name!r}, which {mine} would be called, too; "
-                "give it a name of its own with --name (or this one, to take its place)"
+                "give it a name of its own with --name, or as NAME=ADAPTER:PATH after --data (or this one, to take its "
+                "place)"
             )
 
 

@@ -30,18 +30,18 @@ class SizePlan(NamedTuple):
     """About what a run will write: the maps before the lossless codec, which is more than they take, and no metadata.
 
     Attributes:
-        images: views of images still to do.
-        bytes_by_block: for one view of one image.
+        entries: still to do, one for each view of a photograph.
+        bytes_by_block: of an entry.
         free: bytes free where the store is; None if that cannot be known.
     """
 
-    images: int
+    entries: int
     bytes_by_block: dict[str, int]
     free: int | None
 
     @property
     def bytes_total(self) -> int:
-        return self.images * sum(self.bytes_by_block.values())
+        return self.entries * sum(self.bytes_by_block.values())
 
 
 def plan_size(
@@ -78,7 +78,7 @@ def require_room(plan: SizePlan) -> None:
     """StoreFull if the planned bytes cannot fit."""
     if plan.free is not None and plan.bytes_total > plan.free:
         raise StoreFull(
-            f"{plan.images} entries will take about {human_bytes(plan.bytes_total)} and {human_bytes(plan.free)} are "
+            f"{plan.entries} entries will take about {human_bytes(plan.bytes_total)} and {human_bytes(plan.free)} are "
             "free; free some space, take fewer images (--limit), or go on anyway with --ignore-space"
         )
 

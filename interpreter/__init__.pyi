@@ -7,16 +7,16 @@ from .domain import Domain, DomainScore, load_domain
 from .errors import (
     CheckpointError,
     ConfigurationError,
+    DataError,
     ExtractionFailed,
     InterpreterError,
     ScanUnavailable,
-    TrainingDataError,
     TrainingDiverged,
 )
 from .evaluation import ImageScores, Scores, evaluate
 from .network import Interpreter
 from .prediction import Prediction, Segmented, predict, segment
-from .presets import TRAINING_PRESETS, TrainingPreset
+from .presets import TRAINING_PRESETS, TrainingPlan
 from .pseudo_labels import PseudoLabels
 from .rules import Rules
 from .segmenting import SegmentedPhotograph, segment_into
@@ -29,6 +29,7 @@ __all__ = [
     "Card",
     "CheckpointError",
     "ConfigurationError",
+    "DataError",
     "Domain",
     "DomainScore",
     "ExtractionFailed",
@@ -46,9 +47,8 @@ __all__ = [
     "SegmentedPhotograph",
     "Task",
     "Training",
-    "TrainingDataError",
     "TrainingDiverged",
-    "TrainingPreset",
+    "TrainingPlan",
     "TrainingSettings",
     "Validation",
     "all_images",

@@ -11,9 +11,9 @@ import typer
 from rich.table import Table
 
 from interpreter.adapting import Expected, best_of, expected_at, gains, readable_specs, save_adapted
-from interpreter.checkpoint import folder_of, load_interpreter
+from interpreter.checkpoint import folder_of
 from interpreter.data import all_images
-from interpreter.domain import DOMAIN_FILE, LEAST, load_domain
+from interpreter.domain import DOMAIN_FILE, MIN_IMAGES, load_domain
 from interpreter.metrics import finite_or_none
 from interpreter.options import (
     AsJson,
@@ -24,8 +24,8 @@ from interpreter.options import (
     SplitOption,
     StoreOption,
     ViewOption,
+    open_model,
     photographs_named,
-    require_device,
 )
 from interpreter.stored import require_features
 from interpreter.task import Task
@@ -75,13 +75,11 @@ def adapt_command(
     as many as there are.
     """
     stored, on_disk = photographs_named(dataset, data, split)
-    interpreter, card = load_interpreter(model)
     if out is not None and out.resolve() == folder_of(model).resolve():
         raise typer.BadParameter("expected another folder in --out than that of --model, which it would replace")
     if out is not None:
         console.require_unused(out, overwrite=overwrite)
-    interpreter.use_scan(scan)
-    interpreter.to(require_device(device))
+    interpreter, card = open_model(model, scan, device)
     sides = sorted(set(resolution or ({interpreter.spec.resolution, *TRIED} if data else ())))
     specs = [card.spec.of_resolution(side) for side in sides]
     references = [*stored, *on_disk.extracted(store, model, card, specs, (view,), device)]
@@ -114,10 +112,12 @@ def adapt_command(
     if out is not None:
         console.out.print(f"{out}: reads so by itself; try it: service --model {out}", highlight=False)
         if not (out / DOMAIN_FILE).is_file():
-            console.note(f"it cannot tell unusual photographs: that takes features of {LEAST} photographs and more")
-        elif len(images) < LEAST:
             console.note(
-                f"it tells unusual photographs as {model} does: {LEAST} and more would be a domain of their own"
+                f"it cannot tell unusual photographs: that takes features of {MIN_IMAGES} photographs and more"
+            )
+        elif len(images) < MIN_IMAGES:
+            console.note(
+                f"it tells unusual photographs as {model} does: {MIN_IMAGES} and more would be a domain of their own"
             )
 
 
@@ -150,8 +150,8 @@ def _notes(specs: Sequence[FeatureSpec], best: int, learnt: int, photographs: in
         notes.append("one resolution is nothing to choose from; extract the photographs at others, such as 384 and 704")
     elif learnt not in sides:
         notes.append(f"{learnt}, which it learnt at, is not among them: the highest is taken, however little it gains")
-    elif photographs < LEAST:
-        notes.append(f"fewer than {LEAST} photographs decide nothing: it stays at {learnt}")
+    elif photographs < MIN_IMAGES:
+        notes.append(f"fewer than {MIN_IMAGES} photographs decide nothing: it stays at {learnt}")
     if best != learnt and best in (sides[0], sides[-1]):
-        notes.append(f"{best} is the {'least' if best == sides[0] else 'largest'} that was tried")
+        notes.append(f"{best} is the {'smallest' if best == sides[0] else 'largest'} that was tried")
     return notes

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from interpreter.checkpoint import CODEBOOK_FILE, Card, save_interpreter
 from interpreter.data import Labelled
-from interpreter.domain import DOMAIN_FILE, LEAST, Domain, descriptor, fit_domain, residual
-from interpreter.errors import TrainingDataError
+from interpreter.domain import DOMAIN_FILE, MIN_IMAGES, Domain, descriptor, fit_domain, residual
+from interpreter.errors import DataError
 from interpreter.expected import expected_dice, expected_sums
 from interpreter.metrics import mean_of_known
 from interpreter.network import Interpreter
@@ -30,7 +30,7 @@ from store.feature_store import FeatureStore
 from store.manifest import MANIFEST_FILE
 from store.spec import FeatureSpec
 
-DOUBT = 3.0
+MIN_STANDARD_ERRORS = 3.0
 """Standard errors by which photographs have to speak for another resolution than that which was learnt at."""
 
 
@@ -59,13 +59,13 @@ class Expected:
     def gain(self, over: Expected) -> tuple[float, float]:
         """By how much photographs are expected to be better than in another reading, and the standard error of that.
 
-        The means over photographs, each compared with itself. Fewer than ``LEAST`` say nothing: their error is
+        The means over photographs, each compared with itself. Fewer than ``MIN_IMAGES`` say nothing: their error is
         infinite.
         """
         pairs = zip(self.sums, over.sums, strict=True)
         gains = [mean_of_known(expected_dice(mine)) - mean_of_known(expected_dice(theirs)) for mine, theirs in pairs]
         known = np.array([gain for gain in gains if not math.isnan(gain)])
-        error = float(known.std(ddof=1)) / math.sqrt(len(known)) if len(known) >= LEAST else math.inf
+        error = float(known.std(ddof=1)) / math.sqrt(len(known)) if len(known) >= MIN_IMAGES else math.inf
         return mean_of_known(known), error
 
 
@@ -84,9 +84,12 @@ def expected_at(
     Args:
         spec: of the features: the interpreter's, at its resolution or another one.
         images: their keys say which view is read.
-        on_image: called behind each.
+        on_image: called after each.
+
+    Raises:
+        SpecMismatch: the spec differs from the interpreter's in more than resolution.
     """
-    interpreter.spec.of_resolution(spec.resolution).require(spec)
+    interpreter.require(spec)
     sums = []
     for image in images:
         features = store.entry(spec, image.key).features()
@@ -107,7 +110,7 @@ def readable_specs(
         say: told of each resolution that is left out, since it has some of the images.
 
     Raises:
-        TrainingDataError: there is none; says how to make some.
+        DataError: there is none; says how to make some.
     """
     specs = [one for one in store.specs() if _differs_in_resolution_alone(card.spec, one)]
     counted = [(one, sum(store.has(one, image.key) for image in images)) for one in specs]
@@ -116,7 +119,7 @@ def readable_specs(
     if not whole:
         partly = ", ".join(f"{count} at {one.resolution}" for one, count in found) or "none"
         how = ExtractionCommand(options_of_spec(card.spec, card.backbone))
-        raise TrainingDataError(
+        raise DataError(
             f"{store.location} has no resolution at which all {len(images)} photographs were extracted as this "
             f"interpreter reads them (of them there are: {partly}); run `{how}` with other --resolution, "
             "such as 384, 512, 704 and 1024"
@@ -147,20 +150,20 @@ def best_of(expected: Sequence[Expected], learnt_at: int) -> Expected:
     """The reading of the highest expected Dice; of equal ones the coarsest, which costs least.
 
     That at the resolution which the interpreter learnt at, where it is among them, gives way only to one that the
-    photographs speak for by ``DOUBT`` standard errors: a finer reading is expected to be a little better anyway.
+    photographs speak for by ``MIN_STANDARD_ERRORS``: a finer reading is expected to be a little better anyway.
 
     Raises:
-        TrainingDataError: nothing was found at any resolution.
+        DataError: nothing was found at any resolution.
     """
     known = [one for one in expected if not math.isnan(one.dice)]
     if not known:
-        raise TrainingDataError("none of the classes is in any of these photographs, as far as the interpreter sees")
+        raise DataError("none of the classes is in any of these photographs, as far as the interpreter sees")
     better = [gain is None or _is_beyond_doubt(*gain) for gain in gains(known, learnt_at)]
     return max(itertools.compress(known, better), key=lambda one: (one.dice, -one.spec.resolution))
 
 
 def _is_beyond_doubt(gain: float, error: float) -> bool:
-    return gain > 0 and gain >= DOUBT * error
+    return gain > 0 and gain >= MIN_STANDARD_ERRORS * error
 
 
 def save_adapted(
@@ -174,9 +177,9 @@ def save_adapted(
 ) -> Card:
     """Write a copy of an interpreter that reads photographs at the best of some resolutions, over what was there.
 
-    Its domain is that of these photographs, so that what the camera's others are measured by are its own: from
-    ``interpreter.domain.LEAST`` of them on. Of fewer, the interpreter's own is kept where features are read as before,
-    and there is none where not.
+    Its domain is that of these photographs, so that later ones of this camera are compared with them: from
+    ``interpreter.domain.MIN_IMAGES`` of them on. Of fewer, the interpreter's own is kept where features are read as
+    before, and there is none where not.
 
     Args:
         domain: the interpreter's own.
@@ -201,7 +204,7 @@ def save_adapted(
     for former in (DOMAIN_FILE, CODEBOOK_FILE, MANIFEST_FILE):
         (folder / former).unlink(missing_ok=True)
     save_interpreter(folder, interpreter, adapted)
-    if len(images) >= LEAST:
+    if len(images) >= MIN_IMAGES:
         codec = store.codec(best.spec)
         read = [store.entry(best.spec, image.key).features() for image in images]
         domain = fit_domain(best.spec, (descriptor(one, codec) for one in read), [residual(one) for one in read])

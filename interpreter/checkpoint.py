@@ -9,8 +9,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import load_file, save_file
 
-from interpreter.errors import CheckpointError
-from interpreter.network import Interpreter, InterpreterConfig
+from interpreter.config import InterpreterConfig
+from interpreter.errors import CheckpointError, ConfigurationError
+from interpreter.network import Interpreter
 from interpreter.task import Task
 from store.codebook import load_codebook
 from store.errors import StoreError
@@ -29,7 +30,7 @@ class Validation(BaseModel):
 
     Attributes:
         validation_dice: mean over images and classes, 0..1; None where there were no such images.
-        epoch: behind which they were kept.
+        epoch: after which they were kept.
         calibrated: the temperature was fitted to these images.
     """
 
@@ -111,7 +112,10 @@ def load_interpreter(name: str | Path) -> tuple[Interpreter, Card]:
             codebook = load_codebook(folder / CODEBOOK_FILE)
         except StoreError as error:
             raise CheckpointError(f"{name}: {error}") from error
-    interpreter = Interpreter(card.spec.of_resolution(card.learnt_at), card.config, codebook)
+    try:
+        interpreter = Interpreter(card.spec.of_resolution(card.learnt_at), card.config, codebook)
+    except (StoreError, ConfigurationError) as error:
+        raise CheckpointError(f"{folder / CARD_FILE}: {error}") from error
     try:
         weights = load_file(folder / WEIGHTS_FILE)
         if "head.weight" in weights:  # from before there were several heads
@@ -139,8 +143,8 @@ def read_card(name: str | Path) -> Card:
         return Card.model_validate_json(path.read_text())
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise CheckpointError(f"{path}: {where}: {first['msg']}") from error
+        where = "".join(f"{part}: " for part in first["loc"])
+        raise CheckpointError(f"{path}: {where}{first['msg']}") from error
 
 
 def folder_of(name: str | Path) -> Path:

@@ -35,11 +35,13 @@ def draw_corner(inside: NDArray[np.bool_], side: int, step: int, random: np.rand
     """The window about a pixel drawn from those that are set, moved into the square and onto multiples of ``step``.
 
     Args:
-        inside: (R, R), where windows are centred; none of them set is the middle.
+        inside: (R, R), where windows are centred; the middle if none is set.
     """
     candidates = np.flatnonzero(inside)
-    drawn = candidates[random.integers(len(candidates))] if len(candidates) else inside.size // 2
-    centre = np.unravel_index(drawn, inside.shape)
+    if len(candidates):
+        centre = np.unravel_index(candidates[random.integers(len(candidates))], inside.shape)
+    else:
+        centre = tuple(length // 2 for length in inside.shape)
     largest = len(inside) - side
     top, left = (min(max(int(c) - side // 2, 0), largest) // step * step for c in centre)
     return top, left

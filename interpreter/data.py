@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from interpreter.errors import TrainingDataError
+from interpreter.errors import DataError
 from interpreter.rules import Rules
 from interpreter.task import Task
 from store.collection import UNNAMED_TARGET, Sample
@@ -44,6 +44,10 @@ class Labelled:
         """
         return np.isin(task.targets, self.targets)
 
+    def masks_of(self, task: Task) -> tuple[str | None, ...]:
+        """The digest of its mask of each of a task's targets; None where it has none."""
+        return tuple(self.sample.masks.get(target) for target in task.targets)
+
     def seen_as(self, view: str) -> Labelled:
         """The same image with the features of one of its views."""
         return replace(self, key=Key(self.key.image_id, view))
@@ -56,14 +60,14 @@ def labelled_images(store: FeatureStore, dataset: str, split: str | None, task: 
         split: only this split; None takes all.
 
     Raises:
-        TrainingDataError: none is labelled so; names the targets there are.
+        DataError: none is labelled so; names the targets there are.
     """
     collection = store.collections.read(dataset)
     in_split = [s for s in collection.samples if split is None or s.split == split]
     found = [s for s in in_split if task.takes(s.masks)]
     if not found:
         splits = sorted({s.split for s in collection.samples if s.split})
-        raise TrainingDataError(
+        raise DataError(
             f"{dataset}: no image{f' of split {split}' if split else ''} is labelled with {', '.join(task.targets)}; "
             f"targets there: {', '.join(collection.targets) or 'none'}; splits: {', '.join(splits) or 'none'} (a "
             "folder's targets are the folders of masks/: masks/vessel/a.png is the target vessel of a.png)"
@@ -80,7 +84,7 @@ def labelled_in(store: FeatureStore, references: Iterable[str], task: Task) -> l
 
 def labelled_at(store: FeatureStore, places: Iterable[tuple[str, str | None]], task: Task) -> list[Labelled]:
     """The same of (data set, split)."""
-    return without_duplicates(image for place in places for image in labelled_images(store, *place, task))
+    return without_duplicates((image for place in places for image in labelled_images(store, *place, task)), task)
 
 
 def task_as_labelled(store: FeatureStore, references: Iterable[str], task: Task) -> Task:
@@ -130,24 +134,24 @@ def _some(names: Sequence[str], among: Sequence[Labelled]) -> str:
 
 
 def all_images(store: FeatureStore, reference: str) -> list[Labelled]:
-    """Images of NAME or NAME:SPLIT, labelled or not; TrainingDataError if there are none."""
+    """Images of NAME or NAME:SPLIT, labelled or not; DataError if there are none."""
     name, _, split = reference.partition(":")
     collection = store.collections.read(name)
     targets, samples = collection.targets, collection.samples
     found = [Labelled(name, targets, sample, Key(sample.image_id)) for sample in samples if split in ("", sample.split)]
     if not found:
         splits = sorted({sample.split for sample in samples if sample.split})
-        raise TrainingDataError(f"{name}: no image of split {split}; splits: {', '.join(splits) or 'none'}")
+        raise DataError(f"{name}: no image of split {split}; splits: {', '.join(splits) or 'none'}")
     return found
 
 
-def without_duplicates(images: Iterable[Labelled]) -> list[Labelled]:
-    """Each photograph once, whatever its names; TrainingDataError if its masks differ."""
+def without_duplicates(images: Iterable[Labelled], task: Task) -> list[Labelled]:
+    """Each photograph once, whatever its names; DataError if its masks of the task differ."""
     first: dict[str, Labelled] = {}
     for image in images:
         known = first.setdefault(image.key.image_id, image)
-        if known.sample.masks != image.sample.masks:
-            raise TrainingDataError(f"{known.name} and {image.name} are one photograph with different masks; keep one")
+        if known.masks_of(task) != image.masks_of(task):
+            raise DataError(f"{known.name} and {image.name} are one photograph with different masks; keep one")
     return list(first.values())
 
 

@@ -29,7 +29,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from interpreter.checkpoint import Card
-from interpreter.errors import CheckpointError, TrainingDataError
+from interpreter.errors import CheckpointError, DataError
 from store.codecs import Codec
 from store.feature_store import FeatureStore
 from store.features import Features, Key
@@ -41,7 +41,7 @@ from store.views import plain_view
 DOMAIN_FILE = "domain.safetensors"
 QUANTILE = 0.99
 MARGIN = 1.1
-LEAST = 5
+MIN_IMAGES = 5
 Range = tuple[float, float]
 _FLOOR = 1e-6
 _LEAST_SQUARE = 1e-18
@@ -164,11 +164,11 @@ def fit_domain(
         residuals: of the same images; residuals are not judged if one is not known, or none is given.
 
     Raises:
-        TrainingDataError: fewer than five images.
+        DataError: fewer than five images.
     """
-    described = np.stack(list(descriptors)).astype(np.float64)
-    if len(described) < LEAST:
-        raise TrainingDataError(f"expected at least {LEAST} images to fit a domain to, got {len(described)}")
+    if len(images := list(descriptors)) < MIN_IMAGES:
+        raise DataError(f"expected at least {MIN_IMAGES} images to fit a domain to, got {len(images)}")
+    described = np.stack(images).astype(np.float64)
     left_out = [_gaussian(spec, np.delete(described, i, 0)).distance(one) for i, one in enumerate(described)]
     whole = _gaussian(spec, described)
     threshold = MARGIN * float(np.quantile(left_out, QUANTILE))
@@ -179,11 +179,11 @@ def domain_of(card: Card, store: FeatureStore) -> Domain:
     """The domain of the images that an interpreter was trained and selected on.
 
     Raises:
-        TrainingDataError: their features are not in the store, or the card names fewer than five.
+        DataError: their features are not in the store, or the card names fewer than five.
     """
     ids, view = (*card.training_ids, *card.validation_ids), plain_view(card.training.get("views", ()))
     if missing := [one for one in ids if not store.has(card.spec, Key(one, view))]:
-        raise TrainingDataError(
+        raise DataError(
             f"{store.location} lacks features of {len(missing)} of the {len(ids)} images that the interpreter was "
             f"trained on, {missing[0][:12]} among them; extract them first"
         )

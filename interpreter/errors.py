@@ -1,11 +1,11 @@
 """Everything that can go wrong between features and masks.
 
 InterpreterError
-├── ConfigurationError     a network or training that cannot be meant
+├── ConfigurationError     settings that contradict each other or the features
 ├── CheckpointError        an interpreter that cannot be loaded
-├── TrainingDataError      labels or features that training needs are not there
-├── ExtractionFailed       `extractor run` could not make the features of a protocol
-├── TrainingDiverged       the loss is no number any more
+├── DataError              images, labels or features that are needed are not there
+├── ExtractionFailed       `extractor run` could not make the features that are needed
+├── TrainingDiverged       the loss became NaN or infinite
 └── ScanUnavailable        the scan that was forced cannot run here
 """
 
@@ -22,8 +22,8 @@ class CheckpointError(InterpreterError, ValueError):
     """The interpreter's files are missing, damaged or do not fit."""
 
 
-class TrainingDataError(InterpreterError, LookupError):
-    """Labels or features that are needed are not in the store."""
+class DataError(InterpreterError, LookupError):
+    """Images, labels or features that are needed are not in the store, or too few."""
 
 
 class ExtractionFailed(InterpreterError, RuntimeError):
@@ -31,7 +31,7 @@ class ExtractionFailed(InterpreterError, RuntimeError):
 
 
 class TrainingDiverged(InterpreterError, ArithmeticError):
-    """The loss is infinite or no number."""
+    """The loss became NaN or infinite."""
 
 
 class ScanUnavailable(InterpreterError, RuntimeError):

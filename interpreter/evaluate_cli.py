@@ -11,10 +11,9 @@ from pydantic import TypeAdapter, ValidationError
 from rich.markup import escape
 from rich.table import Table
 
-from interpreter.checkpoint import load_interpreter
 from interpreter.data import Labelled, labelled_in, notes_on_missing, task_as_labelled
-from interpreter.extracting import PhotographsOnDisk
 from interpreter.metrics import in_points
+from interpreter.on_disk import PhotographsOnDisk
 from interpreter.options import (
     AsJson,
     DataOption,
@@ -27,8 +26,8 @@ from interpreter.options import (
     StoreOption,
     ViewOption,
     is_given,
+    open_model,
     photographs_named,
-    require_device,
 )
 from interpreter.prediction import Segmented
 from interpreter.protocols.protocol import ROWS, Edition
@@ -115,8 +114,9 @@ def evaluate(
     named = photographs_named(dataset, data, split)
     rules = Rules(size=_compared_size(size), region=region)
     _evaluate_model(
-        store, named, model, view, masks, rules, scan, device, as_json, mirrored=mirrored, resolution=resolution
-    )
+        store=store, named=named, model=model, view=view, mirrored=mirrored, resolution=resolution, masks=masks,
+        rules=rules, scan=scan, device=device, as_json=as_json,
+    )  # fmt: skip
 
 
 _OF_A_MODEL = ("dataset", "split", "model", "view", "resolution", "masks", "size", "region", "scan")
@@ -142,25 +142,23 @@ def _require_options_of(context: typer.Context, others: Sequence[str], protocol:
 
 
 def _evaluate_model(
+    *,
     store: str,
     named: tuple[Sequence[str], PhotographsOnDisk],
     model: str,
     view: str,
+    mirrored: bool,
+    resolution: int | None,
     masks: Path | None,
     rules: Rules,
     scan: Method,
     device: str,
     as_json: bool,
-    *,
-    mirrored: bool,
-    resolution: int | None,
 ) -> None:
     from interpreter.evaluation import evaluate as evaluate_images
 
     views, (stored, on_disk) = views_read(view, mirrored=mirrored), named
-    interpreter, card = load_interpreter(model)
-    interpreter.use_scan(scan)
-    interpreter.to(require_device(device))
+    interpreter, card = open_model(model, scan, device)
     spec = card.spec.of_resolution(resolution)
     references = [*stored, *on_disk.extracted(store, model, card, [spec], views, device)]
     features = FeatureStore(store, read_only=True)

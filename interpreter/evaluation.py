@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from interpreter.curves import PooledPixels, Reliability
 from interpreter.data import Labelled, native_truth
+from interpreter.errors import DataError
 from interpreter.expected import expected_of
 from interpreter.metrics import Counts, bootstrap_interval, count, finite_or_none, hd95, mean_of_known
 from interpreter.network import Interpreter
@@ -187,10 +188,13 @@ def evaluate(
         Scores of the classes that some image's data set has masks of, images in the order given.
 
     Raises:
+        DataError: there are no images.
         SpecMismatch: the spec differs from the interpreter's in more than resolution.
         MissingEntry: features of an image, or of a flip that is read, are not in the store.
     """
-    interpreter.spec.of_resolution(spec.resolution).require(spec)
+    interpreter.require(spec)
+    if not images:
+        raise DataError("expected images to compare with their masks, got none")
     rules = rules or Rules()
     scored: list[int] = np.flatnonzero(np.any([image.known(task) for image in images], axis=0)).tolist()
     targets = tuple(task.targets[i] for i in scored)
@@ -258,7 +262,7 @@ def _score(
     expected: tuple[float, ...],
     classes: Sequence[int | None],
 ) -> ImageScores:
-    """Scores of some classes, 0 the first behind the background; None stands for one that is not known."""
+    """Scores of some classes, 0 the first after the background; None stands for one that is not known."""
     masks, truth, inside = compared.masks, compared.truth, compared.inside
     return ImageScores(
         name,

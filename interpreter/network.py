@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from interpreter.config import InterpreterConfig as InterpreterConfig
+from interpreter.config import InterpreterConfig
 from interpreter.errors import ConfigurationError
 from interpreter.heads import HEADS
 from interpreter.scan import Method
@@ -77,6 +77,10 @@ class Interpreter(nn.Module):
         reader = copy.copy(self)
         reader.spec = self.spec.at(tuple(timesteps))
         return reader
+
+    def require(self, spec: FeatureSpec) -> None:
+        """SpecMismatch unless features of a spec are what it reads, at its own resolution or another one."""
+        self.spec.of_resolution(spec.resolution).require(spec)
 
     def use_scan(self, method: Method) -> None:
         """Force a selective scan on all VSS blocks; ``auto`` goes by the device."""

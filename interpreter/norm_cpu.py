@@ -1,4 +1,4 @@
-"""A timestep-adaptive group norm and the SiLU behind it, on CPUs: two passes forward and two backward.
+"""A timestep-adaptive group norm and the SiLU after it, on CPUs: two passes forward and two backward.
 
     n = (x - mean) rstd    over the channels of a group and all pixels
     a = (1 + scale) n + shift

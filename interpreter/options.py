@@ -8,8 +8,10 @@ from typing import Annotated
 import torch
 import typer
 
+from interpreter.checkpoint import Card, load_interpreter
 from interpreter.errors import ConfigurationError
-from interpreter.extracting import PhotographsOnDisk
+from interpreter.network import Interpreter
+from interpreter.on_disk import PhotographsOnDisk
 from interpreter.scan import Method
 from store.errors import SpecError
 from store.views import is_upright, parse_views
@@ -93,6 +95,13 @@ def views_named(text: str) -> tuple[str, ...]:
         return parse_views(text)
     except SpecError as error:
         raise ConfigurationError(str(error)) from error
+
+
+def open_model(name: str, scan: Method, device: str) -> tuple[Interpreter, Card]:
+    """An interpreter by shipped name or folder, on its device and with the scan that is asked for, and its card."""
+    interpreter, card = load_interpreter(name)
+    interpreter.use_scan(scan)
+    return interpreter.to(require_device(device)), card
 
 
 def require_device(device: str) -> str:

@@ -10,8 +10,8 @@ from interpreter.settings import TrainingBudget, TrainingSettings
 TrainingPresetName = Literal["paper", "fast"]
 
 
-class TrainingPreset(TrainingBudget, LevelChoices):
-    """A budget and levels for it."""
+class TrainingPlan(TrainingBudget, LevelChoices):
+    """Budget and levels of a training."""
 
     def training_settings(self, **others: Any) -> TrainingSettings:
         """Settings of a training with this budget; ``others`` are further ones."""
@@ -21,17 +21,10 @@ class TrainingPreset(TrainingBudget, LevelChoices):
         """A network with such levels; ``others`` are its further choices."""
         return InterpreterConfig(**self.model_dump(include=set(LevelChoices.model_fields)), **others)
 
-    @property
-    def as_options(self) -> str:
-        """How ``interpreter train`` is told the same."""
-        chosen = self.model_dump(exclude_defaults=True)
-        named = ((f"--{name.replace('_', '-')}", value) for name, value in chosen.items())
-        return " ".join(name if value is True else f"{name} {value}" for name, value in named)
 
-
-TRAINING_PRESETS: dict[TrainingPresetName, TrainingPreset] = {
-    "paper": TrainingPreset(),
-    "fast": TrainingPreset(
+TRAINING_PRESETS: dict[TrainingPresetName, TrainingPlan] = {
+    "paper": TrainingPlan(),
+    "fast": TrainingPlan(
         steps=600,
         crop=128,
         learning_rate=3e-3,

@@ -21,7 +21,7 @@ from torch.nn import functional
 from interpreter.bilinear import at_pixels
 from interpreter.curves import PooledPixels
 from interpreter.data import Labelled, network_truth
-from interpreter.errors import TrainingDataError
+from interpreter.errors import DataError
 from interpreter.rules import STRICT
 from interpreter.splits import split_off
 from interpreter.stored import require_features
@@ -95,24 +95,24 @@ def probe(
         scored_on: score on these, of another camera for example, and fit to all of ``images``.
 
     Raises:
-        TrainingDataError: features are missing, one image alone, an image to fit and to score on, or the target is in
+        DataError: features are missing, one image alone, an image to fit and to score on, or the target is in
             none of the training images or none of the held-out ones.
     """
     settings = settings or ProbeSettings()
     require_features(store, spec, [*images, *scored_on])
     train, held_out = (images, scored_on) if scored_on else split_off(images, settings.held_out, settings.seed)
     if not held_out:
-        raise TrainingDataError(f"{len(images)} image(s) are too few for a probe; one has to be held out")
+        raise DataError(f"{len(images)} image(s) are too few for a probe; one has to be held out")
     if both := {one.key for one in train} & {one.key for one in held_out}:
         names = sorted(one.name for one in train if one.key in both)
-        raise TrainingDataError(f"{names[0]} is to be fitted and to be scored on; take it out of one of them")
+        raise DataError(f"{names[0]} is to be fitted and to be scored on; take it out of one of them")
     fitted = [_draw(store, spec, image, target, settings, balanced=True) for image in train]
     scored = [_draw(store, spec, image, target, settings, balanced=False) for image in held_out]
     y = np.concatenate([one.truth for one in fitted])
     truth = np.concatenate([one.truth for one in scored])
     if not y.any() or not truth.any():
         where = "training" if not y.any() else "held-out"
-        raise TrainingDataError(f"no pixel of {target} in the {where} images; name more images or another --seed")
+        raise DataError(f"no pixel of {target} in the {where} images; name more images or another --seed")
     return [
         ProbeResult(target, encoding, t, block.name, _precision(x[0], y, x[1], truth), float(truth.mean()))
         for encoding, codec in encodings.items()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from interpreter.checkpoint import CARD_FILE, CODEBOOK_FILE, WEIGHTS_FILE, folder_of, load_interpreter
 from interpreter.data import Labelled, without_duplicates
-from interpreter.errors import ConfigurationError, TrainingDataError
+from interpreter.errors import ConfigurationError, DataError
 from interpreter.prediction import segment
 from interpreter.scan import Method
 from interpreter.splits import group_of, unaugmented
@@ -65,21 +65,21 @@ class PseudoLabels:
         self._spec, self._backbone = card.spec, card.backbone
         self._view = plain_view(card.training.get("views", ()))
         self.task_of_teacher = card.task
-        self.images = unaugmented(without_duplicates(map(_unlabelled, images)), views)
+        self.images = unaugmented(without_duplicates(map(_unlabelled, images), task), views)
         self.teacher = _digest(folder_of(teacher))
 
     def excluding(self, labelled: Iterable[Labelled], validation: Iterable[Labelled]) -> list[Labelled]:
         """The photographs but those that are labelled, and those of a group (a patient) that is validated.
 
         Raises:
-            TrainingDataError: that leaves none, or features that the teacher reads are missing.
+            DataError: that leaves none, or features that the teacher reads are missing.
         """
         validated = list(validation)
         known = {image.key.image_id for image in (*labelled, *validated)}
         groups = {group_of(image) for image in validated}
         left = [image for image in self.images if image.key.image_id not in known and group_of(image) not in groups]
         if not left:
-            raise TrainingDataError("every unlabelled photograph is among the labelled ones; there is nothing to add")
+            raise DataError("every unlabelled photograph is among the labelled ones; there is nothing to add")
         require_features(self._store, self._spec, left, (self._view,), self._backbone)
         return left
 

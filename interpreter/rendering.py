@@ -51,7 +51,7 @@ def write_label_maps(
 
 
 def picture_of(folder: Path, name: str) -> Path:
-    """The PNG of an image below a folder, never above it: another one for each name, such as stare/im0001.png."""
+    """The PNG of an image below a folder, never above it, such as stare/im0001.png."""
     *places, last = [part for part in name.split("/") if part not in ("", ".", "..")]
     return folder.joinpath(*places, f"{last}.png")
 

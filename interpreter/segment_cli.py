@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from interpreter.checkpoint import folder_of, load_interpreter
+from interpreter.checkpoint import folder_of
 from interpreter.data import all_images
 from interpreter.domain import load_domain
 from interpreter.options import (
@@ -23,8 +23,8 @@ from interpreter.options import (
     SplitOption,
     StoreOption,
     ViewOption,
+    open_model,
     photographs_named,
-    require_device,
 )
 from interpreter.segmenting import segment_into
 from interpreter.stored import require_features, views_read
@@ -65,9 +65,7 @@ def segment_command(
     """
     views = views_read(view, mirrored=mirrored)
     stored, on_disk = photographs_named(dataset, data, split)
-    interpreter, card = load_interpreter(model)
-    interpreter.use_scan(scan)
-    interpreter.to(require_device(device))
+    interpreter, card = open_model(model, scan, device)
     spec = card.spec.of_resolution(resolution)
     references = [*stored, *on_disk.extracted(store, model, card, [spec], views, device)]
     features = FeatureStore(store, read_only=True)

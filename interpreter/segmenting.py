@@ -11,6 +11,7 @@ import numpy as np
 from interpreter.data import Labelled
 from interpreter.domain import Domain, DomainScore
 from interpreter.expected import expected_of
+from interpreter.metrics import finite_or_none
 from interpreter.network import Interpreter
 from interpreter.prediction import segment
 from interpreter.rendering import write_label_maps
@@ -81,20 +82,27 @@ def segment_into(
         spec: of the features that are read: the interpreter's, at its resolution or another one.
         domain: the interpreter's.
         mirrored: each image's three flips are read, too.
+
+    Raises:
+        SpecMismatch: the spec differs from the interpreter's in more than resolution.
+        MissingEntry, DamagedEntry: features of an image, or of a flip that is read, are not in the store, or no longer
+            what was written.
     """
+    interpreter.require(spec)
     for image in images:
         features = store.entry(spec, image.key).features()
         flips = mirrored_features(store, spec, image) if mirrored else None
         prediction, labels, masks = segment(interpreter, features, flips)
         found = [labels == c for c in range(1, len(task.classes))] if masks is None else list(masks)
         inside = features.geometry.restore(features.fov).astype(np.bool_)
+        expected = expected_of(prediction, features.fov)
         shares = [float(mask[inside].mean()) for mask in found]
         yield SegmentedPhotograph(
             image=image.name,
             file=write_label_maps(folder, image.name, labels, masks, task),
             mirrored=mirrored,
             shares=dict(zip(task.targets, shares, strict=True)),
-            expected_dice=dict(zip(task.targets, expected_of(prediction, features.fov), strict=True)),
+            expected_dice=dict(zip(task.targets, map(finite_or_none, expected), strict=True)),
             disagreement=float(prediction.disagreement[features.fov].mean()),
             domain=None if domain is None else domain.score(features, interpreter.codec),
         )

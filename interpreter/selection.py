@@ -1,4 +1,4 @@
-"""Which state of a training is kept, and what is fitted to it behind the last epoch."""
+"""Which state of a training is kept, and what is fitted to it after the last epoch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from interpreter.calibration import fit_temperature
 from interpreter.checkpoint import Card, Validation, load_interpreter, read_card, save_interpreter, write_card
 from interpreter.data import Labelled
-from interpreter.domain import DOMAIN_FILE, LEAST, domain_of
+from interpreter.domain import DOMAIN_FILE, MIN_IMAGES, domain_of
 from interpreter.evaluation import evaluate
 from interpreter.feed import Truth
 from interpreter.network import Interpreter
@@ -73,7 +73,7 @@ class Selection:
             temperature = fit_temperature(interpreter.to(device), self._store, card.task, self.images, self._rules)
             metrics = card.metrics.model_copy(update={"calibrated": True})
             write_card(self._folder, card.model_copy(update={"temperature": temperature, "metrics": metrics}))
-        enough = len(self._card.training_ids) + len(self._card.validation_ids) >= LEAST
+        enough = len(self._card.training_ids) + len(self._card.validation_ids) >= MIN_IMAGES
         if enough and not (self._folder / DOMAIN_FILE).is_file():
             domain_of(self._card, self._store).save(self._folder)
 

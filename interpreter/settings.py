@@ -10,12 +10,12 @@ from store.views import IDENTITY
 
 
 class TrainingBudget(BaseModel):
-    """How long is trained, and in which steps: what trainings that are compared have alike.
+    """Length and steps of a training: the same in all trainings of a comparison.
 
     Attributes:
         batch: images in a batch, over all processes.
         epochs: each shows every image once.
-        steps: end with the epoch in which so many batches are reached, instead of after ``epochs``.
+        steps: batches of the whole training, which ends with the epoch that reaches them; goes before ``epochs``.
         crop: train on random windows of so many pixels of the network's square; None takes it whole.
         foreground: share of these windows that are centred on a pixel of a class, drawn from the classes of the image.
         decay: of the learning rate, over the whole training.

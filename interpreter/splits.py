@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from interpreter.data import Labelled, labelled_in, without_duplicates
-from interpreter.errors import TrainingDataError
+from interpreter.errors import DataError
 from interpreter.settings import TrainingSettings
 from interpreter.task import Task
 from store.feature_store import FeatureStore
@@ -18,10 +18,10 @@ def few(images: Sequence[Labelled], count: int, seed: int) -> list[Labelled]:
     """So many of the images, drawn by seed; the first of 2 are those of 1, so that curves are nested.
 
     Raises:
-        TrainingDataError: there are fewer.
+        DataError: there are fewer.
     """
     if count > len(images):
-        raise TrainingDataError(f"{count} labelled images were asked for, {len(images)} are there")
+        raise DataError(f"{count} labelled images were asked for, {len(images)} are there")
     ordered = sorted(images, key=lambda image: image.key.image_id)
     return [ordered[i] for i in np.random.default_rng([seed, 2]).permutation(len(ordered))[:count]]
 
@@ -73,7 +73,7 @@ def validation_in(store: FeatureStore, references: Iterable[str], task: Task, vi
 
 
 def split_images(
-    images: list[Labelled], settings: TrainingSettings, validation: Sequence[Labelled] | None
+    images: list[Labelled], task: Task, settings: TrainingSettings, validation: Sequence[Labelled] | None
 ) -> tuple[list[Labelled], list[Labelled]]:
     """(training, validation) images of a training, read as the settings' plain view.
 
@@ -81,19 +81,19 @@ def split_images(
         validation: those to select on, as they are; some of ``images`` if None.
 
     Raises:
-        TrainingDataError: there are too few, or one is to be trained on and selected on.
+        DataError: there are too few, or one is to be trained on and selected on.
     """
-    images = unaugmented(without_duplicates(images), settings.views)
+    images = unaugmented(without_duplicates(images, task), settings.views)
     if settings.labels is not None:
         images = few(images, settings.labels, settings.seed)
     if validation is not None:
         ids, groups = {image.key.image_id for image in validation}, {group_of(image) for image in validation}
         if both := [image.name for image in images if image.key.image_id in ids or group_of(image) in groups]:
-            raise TrainingDataError(f"{', '.join(both[:5])}: to be trained on and validated on; leave each out of one")
+            raise DataError(f"{', '.join(both[:5])}: to be trained on and validated on; leave each out of one")
         return images, list(validation)
     if settings.labels is not None:
         return split_off_few(images, settings.validation_share, settings.seed)
     train, kept = split_off(images, settings.validation_share, settings.seed)
     if not kept:
-        raise TrainingDataError(f"{len(images)} image(s) are too few; one has to be kept for validation")
+        raise DataError(f"{len(images)} image(s) are too few; one has to be kept for validation")
     return train, kept

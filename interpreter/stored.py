@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from interpreter.data import Labelled
-from interpreter.errors import ConfigurationError, TrainingDataError
+from interpreter.errors import ConfigurationError, DataError
 from store.errors import MissingEntry
 from store.extraction_command import ExtractionCommand, options_of_spec
 from store.feature_store import FeatureStore
@@ -60,7 +60,7 @@ def require_features(
     views: Sequence[str] = (),
     backbone: str | None = None,
 ) -> None:
-    """TrainingDataError names every image one of whose views is not in the store under this spec.
+    """DataError names every image one of whose views is not in the store under this spec.
 
     Args:
         views: those that are needed; that of each image's key if none is given.
@@ -87,7 +87,7 @@ def require_features(
         first, view = missing[0]
         other = store.nearest_spec(spec, Key(first.key.image_id, view))
         differs = f"; those that are there differ in\n{spec.difference(other)}\n" if other is not None else "; "
-        raise TrainingDataError(
+        raise DataError(
             f"{store.location} lacks features of {shown} for spec {spec.digest[:12]}{differs}run `{commands}` first"
         )
 

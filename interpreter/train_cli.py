@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from interpreter.checkpoint import folder_of
-from interpreter.config import HeadName
+from interpreter.config import HeadName, InterpreterConfig
 from interpreter.data import all_images, labelled_in, notes_on_missing
-from interpreter.domain import DOMAIN_FILE, LEAST
+from interpreter.domain import DOMAIN_FILE, MIN_IMAGES
 from interpreter.metrics import finite_or_none
-from interpreter.network import InterpreterConfig
 from interpreter.options import (
     AsJson,
     Datasets,
@@ -25,8 +24,9 @@ from interpreter.options import (
     require_device,
     views_named,
 )
-from interpreter.presets import TRAINING_PRESETS, TrainingPresetName
+from interpreter.presets import TRAINING_PRESETS, TrainingPlan, TrainingPresetName
 from interpreter.pseudo_labels import PseudoLabels
+from interpreter.settings import TrainingSettings
 from interpreter.splits import validation_in
 from interpreter.stored import store_spec
 from interpreter.task import Task
@@ -43,9 +43,15 @@ app = typer.Typer()
 
 
 def _default_to(context: typer.Context, preset: TrainingPresetName) -> TrainingPresetName:
-    """What a preset says goes before the options' own defaults, and behind what is given."""
+    """Let a preset's values take the place of the options' own defaults."""
     context.default_map = TRAINING_PRESETS[preset].model_dump(exclude_defaults=True)
     return preset
+
+
+def _as_options(plan: TrainingPlan) -> str:
+    """What a plan's values that are not the defaults are on the command line."""
+    named = {f"--{name.replace('_', '-')}": value for name, value in plan.model_dump(exclude_defaults=True).items()}
+    return " ".join(name if value is True else f"{name} {value}" for name, value in named.items())
 
 
 def _steps_of(context: typer.Context, steps: int | None) -> int | None:
@@ -56,7 +62,7 @@ def _steps_of(context: typer.Context, steps: int | None) -> int | None:
 
 @app.command(
     epilog="Example: interpreter train --store features.zarr --dataset stare:train --dataset hrf:train "
-    "--target vessel --preset fast --out runs/vessels"
+    f"--target vessel --preset fast --out runs/vessels · --preset fast is {_as_options(TRAINING_PRESETS['fast'])}"
 )
 def train(
     context: typer.Context,
@@ -95,7 +101,7 @@ def train(
         typer.Option(
             "--preset",
             help="What is taken for options that are not given: the paper's values, or fast, for CPUs and for cameras "
-            f"yet unseen: {TRAINING_PRESETS['fast'].as_options}.",
+            "yet unseen (see below).",
             is_eager=True,
             callback=_default_to,
         ),
@@ -159,7 +165,7 @@ def train(
 
     Under `accelerate launch -m interpreter.cli train ...` several devices share each batch.
     """
-    from interpreter.training import Training, TrainingSettings  # imported late: takes a second
+    from interpreter.training import Training  # imported late: takes a second
 
     if (unlabelled is None) != (teacher is None):
         raise typer.BadParameter("expected --unlabelled and --teacher together")
@@ -252,7 +258,7 @@ def _train(training: Training, as_json: bool) -> None:
     if not first:
         return
     if not (training.folder / DOMAIN_FILE).is_file():
-        console.note(f"it cannot tell photographs that are unlike its own: that takes {LEAST} of them and more")
+        console.note(f"it cannot tell photographs that are unlike its own: that takes {MIN_IMAGES} of them and more")
     if as_json:
         report = {
             "interpreter": str(training.folder),

@@ -24,10 +24,11 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from interpreter.checkpoint import Card
+from interpreter.config import InterpreterConfig
 from interpreter.data import Labelled
 from interpreter.errors import ConfigurationError, TrainingDiverged
 from interpreter.feed import Feed, Share
-from interpreter.network import Interpreter, InterpreterConfig
+from interpreter.network import Interpreter
 from interpreter.objective import Objective
 from interpreter.pseudo_labels import PseudoLabels
 from interpreter.recorder import Recorder
@@ -35,7 +36,7 @@ from interpreter.rules import Rules
 from interpreter.run_folder import RunFolder
 from interpreter.scan import Method
 from interpreter.selection import Selection
-from interpreter.settings import TrainingSettings as TrainingSettings
+from interpreter.settings import TrainingSettings
 from interpreter.splits import split_images
 from interpreter.stored import require_features
 from interpreter.task import Task
@@ -44,6 +45,7 @@ from store.feature_store import FeatureStore
 from store.interrupts import Stop
 from store.memory import Holes, keep_freed_memory
 from store.spec import FeatureSpec
+from store.views import plain_view
 
 Report = Callable[[int, int, float], None]
 
@@ -70,7 +72,10 @@ class Training:
         data_wait_share: of the last epoch's time, what went by waiting for features.
 
     Raises:
-        TrainingDataError: features are missing, or there are too few images.
+        DataError: features are missing, or there are too few images.
+        ConfigurationError: task and network have other classes, windows do not fit the network, or the folder holds
+            another training.
+        CheckpointError: what the folder holds is damaged.
     """
 
     def __init__(
@@ -96,11 +101,12 @@ class Training:
             raise ConfigurationError("classes overlap in the task or in the network, not in both")
         self.store, self.spec, self.task, self.settings, self.folder = store, spec, task, settings, folder
         self.rules = rules or Rules()
-        labelled, validation_images = split_images(images, settings, validation)
+        labelled, validation_images = split_images(images, task, settings, validation)
         unlabelled = [] if pseudo_labels is None else pseudo_labels.excluding(labelled, validation_images)
         self.train_images = [*labelled, *unlabelled]
         self._taught, self._pseudo_labels = unlabelled, pseudo_labels
-        require_features(store, spec, self.train_images, settings.views)
+        read = dict.fromkeys((plain_view(settings.views), *settings.views))
+        require_features(store, spec, self.train_images, tuple(read))
         require_features(store, spec, validation_images)
         self.accelerator = Accelerator(cpu=device == "cpu")
         self.device = self.accelerator.device if device in ("cpu", "cuda") else torch.device(device)
@@ -157,7 +163,7 @@ class Training:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the last epoch is behind it, or validation stopped improving."""
+        """Whether all epochs are done, or validation stopped improving."""
         patience = self.settings.patience
         return self.epoch >= self.epochs or (patience is not None and self.selection.since_best >= patience)
 
@@ -171,6 +177,11 @@ class Training:
             report: called with epoch, batch and loss after each batch.
             stop: asked after each batch; the state is saved and KeyboardInterrupt raised. Several processes cannot
                 agree on a batch, and go on from the last epoch's end.
+
+        Raises:
+            TrainingDiverged: the loss became NaN or infinite.
+            MissingEntry, DamagedEntry: features or masks are gone, or no longer what was written.
+            KeyboardInterrupt: it was asked to stop.
         """
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -241,10 +252,13 @@ class Training:
         loaded = self.feed.load(batch, self.epoch)
         self._set_learning_rate(batch.position)
         self.network.train()
-        full = (batch.position + 1) % self.settings.accumulate == 0 or batch.position + 1 == self.steps_per_epoch
+        accumulate = self.settings.accumulate
+        first = batch.position // accumulate * accumulate
+        together = min(accumulate, self.steps_per_epoch - first)  # of the epoch's last step there may be fewer
+        full = batch.position + 1 == first + together
         with self.accelerator.no_sync(self._objective) if not full else nullcontext():
             loss = self._objective(*loaded) * self.feed.weight(batch.position)
-            self.accelerator.backward(loss / self.settings.accumulate)
+            self.accelerator.backward(loss / together)
         if full:
             self._stepper.step()
             self._stepper.zero_grad()
@@ -273,7 +287,7 @@ class Training:
     def _decided_elsewhere(self) -> dict[str, Any]:
         """What else decides a training: the masks, where targets are known, and how many processes share a batch."""
         images = [*self.train_images, *self.validation_images]
-        masks = json.dumps([[image.sample.masks.get(target) for target in self.task.targets] for image in images])
+        masks = json.dumps([image.masks_of(self.task) for image in images])
         return {
             "masks": hashlib.sha256(masks.encode()).hexdigest(),
             "known": {image.dataset: image.known(self.task).tolist() for image in images},

@@ -138,7 +138,7 @@ class Context:
             raise Unavailable("jobs cannot be read or kept now; ask again later", retry_after=30) from error
 
     def stop(self) -> None:
-        """Jobs stop behind the image they are at; what has begun is finished."""
+        """Jobs stop after the image they are at; what has begun is finished."""
         if self.runner is not None:
             self.runner.stop()
         for threads in (self._job_threads, self._job_makers):

@@ -104,7 +104,7 @@ def _read_header(data: bytes, name: str) -> tuple[Dataset, int]:
     except ImportError as error:
         raise DicomError(f"{name}: DICOM is not read here; it needs the extra `dicom`") from error
     if not is_dicom(data):
-        raise DicomError(f"{name}: not a DICOM file; expected 'DICM' behind a preamble of 128 bytes")
+        raise DicomError(f"{name}: not a DICOM file; expected 'DICM' after a preamble of 128 bytes")
     file = io.BytesIO(data[:HEADER_BYTES])
     read_preamble(file, force=False)
     # The transfer syntax first and by itself: a deflated file would be inflated whole by whoever reads on.
@@ -159,7 +159,7 @@ def _whole(header: Dataset, keyword: str, name: str, default: int | None = None)
 
 
 def _read_pixel_data(header: Dataset, rest: bytes, name: str) -> None:
-    """Add the pixel data, one element and nothing behind it, to the header."""
+    """Add the pixel data, one element and nothing after it, to the header."""
     from pydicom.dataelem import DataElement, RawDataElement
     from pydicom.filereader import read_dataset
 
@@ -174,9 +174,7 @@ def _read_pixel_data(header: Dataset, rest: bytes, name: str) -> None:
         _PIXEL_DATA
     )  # as it was read, with the length that was announced
     if not isinstance(raw, RawDataElement) or not raw.value:
-        raise DicomError(
-            f"{name}: no pixel data; expected them behind at most {HEADER_BYTES // 1_000_000} MB of header"
-        )
+        raise DicomError(f"{name}: no pixel data; expected them after at most {HEADER_BYTES // 1_000_000} MB of header")
     if syntax in _UNCOMPRESSED and raw.length != len(raw.value):
         raise DicomError(f"{name}: cut off: {raw.length} bytes of pixel data are announced, {len(raw.value)} follow")
     header.PixelData = found.PixelData

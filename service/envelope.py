@@ -33,7 +33,7 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class Envelope:
-    """Plain ASGI, so that a client that goes away is still seen behind it."""
+    """Plain ASGI, so that a client that goes away is still seen through it."""
 
     def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
         self._app, self._metrics = app, metrics

@@ -2,7 +2,7 @@
 
 ServiceError
 ├── WrongSettings          settings that cannot be read
-├── BadRequest             a request that cannot be meant
+├── BadRequest             a malformed request
 │   └── NoImage            a request without an image
 ├── BodyTooLarge           more bytes than the limit
 ├── BodyTooSlow            a body that does not arrive
@@ -42,7 +42,7 @@ class WrongSettings(ServiceError):
 
 
 class BadRequest(ServiceError):
-    """The request cannot be meant."""
+    """The request is malformed."""
 
 
 class NoImage(BadRequest):

@@ -72,7 +72,7 @@ class JobRunner:
         self._wake.set()
 
     def stop(self) -> None:
-        """Stop behind the photographs that are being segmented."""
+        """Stop after the photographs that are being segmented."""
         self._stopping.set()
         self._wake.set()
         self._thread.join()

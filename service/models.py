@@ -33,7 +33,7 @@ class Model:
     domain: Domain | None = None
 
     def __post_init__(self) -> None:
-        self.interpreter.spec.of_resolution(self.card.spec.resolution).require(self.extractor.spec)
+        self.interpreter.require(self.extractor.spec)
 
 
 class Models:

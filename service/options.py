@@ -90,7 +90,7 @@ def merged(options: Options, fields: Mapping[str, Any]) -> Options:
     """Query parameters and form fields as one; the fields go first.
 
     Raises:
-        BadRequest: a field that cannot be meant.
+        BadRequest: an invalid field.
     """
     if not fields:
         return options

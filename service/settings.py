@@ -195,7 +195,7 @@ def read_settings(**given: Any) -> Settings:
     """The settings of this process, with those of the command line.
 
     Raises:
-        WrongSettings: a value that cannot be meant, a file that cannot be read, or a variable that is not quite the
+        WrongSettings: an invalid value, a file that cannot be read, or a variable that is not quite the
             name of a setting: what ``DIFFDGSS_API_KEY`` was to protect would be open to everybody.
     """
     names = [name.lower() for name in (CONFIG, *(f"{PREFIX}{field}" for field in Settings.model_fields))]

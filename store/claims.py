@@ -52,7 +52,7 @@ class _Held:
 
 
 class Claims:
-    """The claims of one process; a context in which they are renewed, and behind which they are released.
+    """The claims of one process; a context in which they are renewed, and after which they are released.
 
     Without the context nothing is renewed, which is enough for work that takes less than a lease.
 

@@ -124,8 +124,8 @@ def note(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout."""
-    typer.echo(json.dumps(value, indent=2, default=str))
+    """One JSON document on stdout; ValueError for NaN, which JSON does not have."""
+    typer.echo(json.dumps(value, indent=2, default=str, allow_nan=False))
 
 
 def human_bytes(count: float) -> str:

@@ -1,7 +1,7 @@
 """Everything that can go wrong in the store.
 
 StoreError
-├── SpecError              a FeatureSpec that cannot be meant
+├── SpecError              an inconsistent FeatureSpec
 │   └── SpecMismatch       two specs that had to be the same are not
 ├── MissingEntry           features or labels that were never written
 ├── DamagedEntry           features that were written and are no longer what they were

@@ -85,7 +85,7 @@ def authors_levels(spec: FeatureSpec) -> dict[str, list[Block]]:
 
 
 def _like_adm(spec: FeatureSpec) -> bool:
-    """Whether the decoder may be that of ADM-512: it has blocks behind the tenth."""
+    """Whether the decoder may be that of ADM-512: it has blocks after the tenth."""
     return any(int(b.name.rpartition("_")[2]) > 10 for b in spec.blocks if b.name.rpartition("_")[2].isdigit())
 
 

@@ -281,7 +281,7 @@ class FeatureStore:
             patience: seconds that are waited, in all, for whoever is making some of them.
 
         Raises:
-            StoreBusy: somebody is still at one; it and those behind it are left.
+            StoreBusy: somebody is still at one; it and those after it are left.
         """
         views, claims = self.objects.names(f"{spec.digest}/{image_id}"), Claims(self.objects)
         deadline = time.monotonic() + patience

@@ -47,7 +47,7 @@ def _is_full(path: Path, error: Exception) -> bool:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A file to write, which takes the place of ``path`` behind the context; what goes wrong leaves the former one.
+    """A file to write, which takes the place of ``path`` after the context; what goes wrong leaves the former one.
 
     Several threads, processes and machines may write the same: each has a temporary file of its own. Whoever may read
     files that this process makes may read it: safetensors gives its files to nobody else.

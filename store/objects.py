@@ -80,7 +80,7 @@ class Objects:
         except StoreUnavailable:
             if self.size(key) > start:
                 raise
-            return np.empty(0, np.uint8)  # object storage refuses a range that starts behind the end
+            return np.empty(0, np.uint8)  # object storage refuses a range that starts after the end
         if buffer is None:
             raise MissingEntry(f"{self.location}: no object {key}")
         return np.frombuffer(buffer.to_bytes(), np.uint8)

@@ -184,9 +184,7 @@ class FeatureSpec(_Frozen):
         if missing := sorted(set(self.timesteps) - set(self.grid)):
             raise ValueError(f"timesteps {missing} are kept but not in the grid {self.grid}; add them to the grid")
         if self.grid[-1] != self.timesteps[-1]:
-            raise ValueError(
-                f"the grid {self.grid} goes on behind {self.timesteps[-1]}, the last timestep that is kept"
-            )
+            raise ValueError(f"the grid {self.grid} goes on after {self.timesteps[-1]}, the last timestep that is kept")
         if self.trajectory != "ddim" and (self.grid != self.timesteps or self.clip):
             raise ValueError(f"a grid of its own and clipping belong to the ddim trajectory, not to {self.trajectory}")
         if isinstance(self.encoding, TransformEncoding):

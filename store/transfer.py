@@ -1,7 +1,7 @@
 """Numbers on their way from a device to the host.
 
 On CUDA the copy of one tensor runs beside the computation of the next: into page-locked memory, on a stream
-of its own. What was begun may be read behind ``finish``.
+of its own. What was begun may be read after ``finish``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Copies:
         self._stream = torch.cuda.Stream(device)
 
     def __call__(self, tensor: torch.Tensor) -> NDArray[Any]:
-        """An array that holds the tensor's numbers behind ``finish``."""
+        """An array that holds the tensor's numbers after ``finish``."""
         source = tensor.contiguous()
         target = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
         self._stream.wait_stream(torch.cuda.current_stream(self._device))

@@ -67,7 +67,7 @@ def test_the_whole_way_by_commands(run: Run, dataset_folder: Path, wide_backbone
     extract = ["run", "--dataset", f"folder:{dataset_folder}", "--name", "eyes", *AT_64, wide_backbone]
     planned = run("extractor", *extract, "--store", store, "--dry-run", "--json")
     assert planned.returncode == 0, planned.stderr
-    assert json.loads(planned.stdout)["images"] == 6
+    assert json.loads(planned.stdout)["entries"] == 6
     done = run("extractor", *extract, "--store", store, "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -165,6 +165,14 @@ def test_photographs_on_disk_are_extracted_as_an_interpreter_reads_them(
     assert adapted.returncode == 0, adapted.stderr
     assert [one["resolution"] for one in json.loads(adapted.stdout)["read"]] == [32, 64]
     assert [command.options["resolution"] for command in called] == ["32", "64"]
+    monkeypatch.setattr(
+        ExtractionCommand,
+        "run",
+        lambda command: subprocess.CompletedProcess([], 0, json.dumps({"dataset": "eyes", "spec": "0", "failed": []})),
+    )
+    changed = run("interpreter", *segment)
+    told = f"{wide_backbone} is not the backbone any more that the interpreter learnt with"
+    assert (changed.returncode, told in " ".join(changed.stderr.split())) == (1, True)
     for words, told in (
         ([], "expected --dataset of the store, or --data on disk"),
         (["--dataset", "eyes", "--split", "test"], "--split is of --data"),
@@ -194,9 +202,8 @@ def test_a_preset_of_a_training_gives_way_to_options(run: Run, filled_store: Fea
     assert (settings.steps, settings.epochs) == (None, 1)
     wrong = run("interpreter", *train, tmp_path / "x", "--preset", "slow")
     assert (wrong.returncode, "'slow' is not one of 'paper', 'fast'" in wrong.stderr) == (2, True)
-    called = f"interpreter train --store s --dataset d --out o {fast.as_options}"
-    told = run(*shlex.split(called.replace("--store s", "--store /no/such")))
-    assert (told.returncode, "no such store" in told.stderr) == (1, True)
+    told = " ".join(run("interpreter", "train", "--help").stdout.split())
+    assert all(words in told for words in ("--steps 600", "--crop 128", "--width-multiplier 2", "--standardise"))
 
 
 def test_the_masks_of_a_folder_need_no_name_to_be_compared(

@@ -21,10 +21,12 @@ from extractor.extraction import Extractor
 from extractor.presets import open_backbone
 from extractor.runs import extract_dataset
 from interpreter.checkpoint import Card, load_interpreter, save_interpreter
+from interpreter.config import InterpreterConfig
 from interpreter.data import labelled_images
-from interpreter.network import Interpreter, InterpreterConfig
+from interpreter.network import Interpreter
+from interpreter.settings import TrainingSettings
 from interpreter.task import Task
-from interpreter.training import Training, TrainingSettings
+from interpreter.training import Training
 from service.engine import load_engine
 from store import FeatureSpec, FeatureStore
 from store.spec import Precision, Trajectory

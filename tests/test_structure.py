@@ -62,9 +62,9 @@ PROMISED = {
         load_dataset noise_schedule open_backbone paper read_checkpoint reconstruct save_backbone small
     """,
     "interpreter": """
-        Card CheckpointError ConfigurationError Domain DomainScore ExtractionFailed ImageScores Interpreter
+        Card CheckpointError ConfigurationError DataError Domain DomainScore ExtractionFailed ImageScores Interpreter
         InterpreterConfig InterpreterError Labelled Prediction PseudoLabels Rules ScanUnavailable Scores Segmented
-        SegmentedPhotograph TRAINING_PRESETS Task Training TrainingDataError TrainingDiverged TrainingPreset
+        SegmentedPhotograph TRAINING_PRESETS Task Training TrainingDiverged TrainingPlan
         TrainingSettings Validation all_images evaluate labelled_in load_domain load_interpreter predict
         save_interpreter segment segment_into
     """,

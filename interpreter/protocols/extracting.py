@@ -1,17 +1,13 @@
-"""Features for a protocol, made by the command ``extractor run``.
-
-The interpreter does not import the extractor: it calls its command, as the store's repair does. The
-command leaves alone what is there, so a protocol that was stopped goes on where it was.
-"""
+"""Features for a protocol: what ``extractor run`` is told to make, which leaves alone what is there."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from interpreter.errors import ConfigurationError
-from interpreter.extracting import failed, parse_data
+from interpreter.on_disk import extract as extract_now
+from interpreter.on_disk import parse_data
 from interpreter.protocols.protocol import Choices
 from store.extraction_command import ExtractionCommand
 from store.spec import Trajectory
@@ -58,11 +54,7 @@ def extract_by_command(store: str, choices: Choices) -> Extract:
     """``extractor run`` into a store, in a process of its own."""
 
     def extract(wanted: FeatureRequest) -> str:
-        command = command_of(wanted, store, choices)
-        done = command.run()
-        if done.returncode:
-            raise failed(command, done.returncode)
-        digest: str = json.loads(done.stdout)["spec"]
+        digest: str = extract_now(command_of(wanted, store, choices))["spec"]
         return digest
 
     return extract

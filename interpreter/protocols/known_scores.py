@@ -51,12 +51,17 @@ def inputs_of(
         **(_adapted(choices, adapted_on) if choices.adapt else {}),
     }
     normal: dict[str, Any] = json.loads(json.dumps(plain))
-    return normal
+    return normal | {"row": _undescribed(normal["row"])}
+
+
+def _undescribed(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A method without its description, which decides nothing."""
+    return {name: value for name, value in row.items() if name != "description"}
 
 
 def _decisive(image: Labelled, task: Task) -> list[Any]:
     """What of an image decides scores: the photograph, and the masks of the task."""
-    return [image.name, image.key.image_id, [image.sample.masks.get(target) for target in task.targets]]
+    return [image.name, image.key.image_id, image.masks_of(task)]
 
 
 def _adapted(choices: Choices, images: Sequence[Labelled]) -> dict[str, Any]:
@@ -90,6 +95,7 @@ def write_scores(folder: Path, inputs: Mapping[str, Any], summary: Mapping[str, 
 def _with_current_defaults(inputs: dict[str, Any]) -> dict[str, Any]:
     """Inputs as an earlier version wrote them, with the defaults of what may be chosen since."""
     return inputs | {
+        "row": _undescribed(inputs["row"]),
         "config": with_current_defaults(InterpreterConfig, inputs["config"]),
         "settings": with_current_defaults(TrainingSettings, inputs["settings"]),
     }

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from interpreter.config import HeadName, InterpreterConfig
 from interpreter.errors import ConfigurationError
-from interpreter.presets import TrainingPreset
+from interpreter.presets import TrainingPlan
 from interpreter.rules import STRICT, Rules
 from interpreter.settings import TrainingSettings
 from interpreter.task import Task
@@ -55,7 +55,7 @@ ROWS = {
 }
 
 
-class Choices(TrainingPreset):
+class Choices(TrainingPlan):
     """What the user of a protocol may choose, besides budget and levels; the same for every experiment of a table.
 
     Attributes:

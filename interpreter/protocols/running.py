@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from interpreter.adapting import best_of, expected_at
 from interpreter.checkpoint import load_interpreter
 from interpreter.counting import cost_of
 from interpreter.data import Labelled, network_truth
-from interpreter.errors import ConfigurationError, TrainingDataError
+from interpreter.errors import ConfigurationError, DataError
 from interpreter.evaluation import OnImage, evaluate
 from interpreter.metrics import finite_or_none
 from interpreter.network import Interpreter
@@ -85,7 +86,6 @@ class ProtocolRun:
         if self.choices.adapt:
             for experiment in experiments:
                 _require_adaptable(experiment)
-        self.out.mkdir(parents=True, exist_ok=True)
         results = []
         for number, experiment in enumerate(experiments, 1):
             self._say(f"{number} of {len(experiments)}: {experiment.path}")
@@ -147,6 +147,8 @@ class ProtocolRun:
         stop = Stop()
         with stop.on_interrupt(lambda: self._say("  finishing a step; Ctrl-C again interrupts at once")):
             training.run(lambda epoch, _, loss: self._say(f"  epoch {epoch + 1}, loss {loss:.3f}"), stop)
+        if stop.requested:  # when nothing but its end was left
+            raise KeyboardInterrupt
 
     def _reading(
         self, experiment: Experiment, interpreter: Interpreter, spec: FeatureSpec
@@ -160,7 +162,9 @@ class ProtocolRun:
             read = self.features.at_resolution(_other(resolution, spec), row, places, (view,))
             expected.append(expected_at(interpreter, self.store, read, images))
             self._say(f"  read at {read.resolution}: expected Dice {100 * expected[-1].dice:.1f}")
-        best = best_of(expected, spec.resolution).spec.resolution
+        # A network that finds nothing at any resolution is scored as it learnt.
+        nothing = all(math.isnan(one.dice) for one in expected)
+        best = spec.resolution if nothing else best_of(expected, spec.resolution).spec.resolution
         chosen = {
             "read_at": best,
             "expected_dice_at": {str(e.spec.resolution): finite_or_none(e.dice) for e in expected},
@@ -216,11 +220,11 @@ def _where_adapted(experiment: Experiment) -> list[tuple[str, str]]:
 
 
 def _require_apart(experiment: Experiment, sources: Sequence[Labelled], tests: Sequence[Labelled]) -> None:
-    """TrainingDataError if a photograph is trained and tested on, as where one data set is part of another."""
+    """DataError if a photograph is trained and tested on, as where one data set is part of another."""
     trained = {image.key.image_id: image.name for image in sources}
     both = [(trained[test.key.image_id], test.name) for test in tests if test.key.image_id in trained]
     if both:
-        raise TrainingDataError(
+        raise DataError(
             f"{experiment.path}: {len(both)} photographs would be trained and tested on; {both[0][0]} of the training "
             f"images is the same file as {both[0][1]} of the test images: leave one of them out"
         )

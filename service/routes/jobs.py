@@ -108,7 +108,7 @@ async def read(job_id: _ID, context: SharedContext, key: Admitted) -> JobStatus:
     operation_id="cancel_job",
 )
 async def cancel(job_id: _ID, context: SharedContext, key: Admitted) -> JobStatus:
-    """Stop a job behind the photograph it is at; what is done can still be fetched."""
+    """Stop a job after the photograph it is at; what is done can still be fetched."""
     record = await context.at_jobs(context.jobs.get, job_id, key)
     return _status(await context.at_jobs(context.jobs.cancel, record))
 

@@ -7,7 +7,7 @@ from typing import Any
 from service.schemas import Problem
 
 _TEXTS = {
-    400: ("The request cannot be meant", "expected a file in the field 'image'"),
+    400: ("Malformed request", "expected a file in the field 'image'"),
     401: ("No API key, or one that is not known", "this API key is not known"),
     403: ("The key may not do this", "only the keys named in admins may reload"),
     404: ("Not here", "no model 'discs' here; there are vessels"),
@@ -16,7 +16,7 @@ _TEXTS = {
     409: ("Not in this state", "the job is running"),
     413: ("Too many bytes or pixels", "eye.png: 40000 x 40000 pixels are more than 50000000"),
     415: ("Not an image, or a damaged one", "eye.png: damaged or truncated image"),
-    422: ("A photograph without a field of view, or options that cannot be meant", "eye.png: too dark"),
+    422: ("A photograph without a field of view, or invalid options", "eye.png: too dark"),
     429: ("This key's rate or concurrency is used up", "more than 60 requests a minute of this key"),
     500: ("Unexpected; the log has more", "internal error; the log of the service has more"),
     503: (

@@ -47,7 +47,7 @@ from tests.conftest import TINY, changed
 def test_a_second_run_does_nothing(backbone: Backbone, spec: FeatureSpec, dataset_folder: Path) -> None:
     store, extractor = FeatureStore("memory://"), Extractor(backbone, spec)
     dataset = load_dataset(f"folder:{dataset_folder}", "eyes")
-    assert plan_size(dataset, store, spec).images == 6
+    assert plan_size(dataset, store, spec).entries == 6
     seen: list[str] = []
     first = extract_dataset(dataset, store, extractor, advance=seen.append)
     assert (first.extracted, first.present, first.failed) == (6, 0, [])
@@ -56,7 +56,7 @@ def test_a_second_run_does_nothing(backbone: Backbone, spec: FeatureSpec, datase
     assert seen == [photograph.name for photograph in dataset.photographs]
     second = extract_dataset(dataset, store, extractor)
     assert (second.extracted, second.present, second.forwards, second.bytes_stored) == (0, 6, 0, 0)
-    assert plan_size(dataset, store, spec).images == 0
+    assert plan_size(dataset, store, spec).entries == 0
     third = extract_dataset(dataset, store, extractor, overwrite=True)
     assert third.extracted == 6
 
@@ -337,7 +337,7 @@ def test_views_are_entries_of_their_own(backbone: Backbone, spec: FeatureSpec, d
     store, extractor = FeatureStore("memory://"), Extractor(backbone, spec)
     dataset = load_dataset(f"folder:{dataset_folder}", "eyes")
     views = ("identity", "flip-v", "photometric-0")
-    assert plan_size(dataset, store, spec, views).images == 18
+    assert plan_size(dataset, store, spec, views).entries == 18
     assert extract_dataset(dataset, store, extractor, views=views).extracted == 18
     assert {key.view for key in store.keys(spec)} == set(views)
     assert len(store.collections.read("eyes").samples) == 6

@@ -16,12 +16,13 @@ from extractor.extraction import Extractor
 from extractor.runs import extract_dataset
 from interpreter.adapting import Expected, best_of, expected_at, readable_specs, save_adapted
 from interpreter.checkpoint import Card, load_interpreter, save_interpreter
+from interpreter.config import InterpreterConfig
 from interpreter.data import Labelled, all_images
 from interpreter.domain import load_domain
 from interpreter.domain_cli import fit
-from interpreter.errors import ConfigurationError, TrainingDataError
+from interpreter.errors import ConfigurationError, DataError
 from interpreter.expected import expected_of, expected_sums
-from interpreter.network import Interpreter, InterpreterConfig
+from interpreter.network import Interpreter
 from interpreter.prediction import predict, vote, vote_overlapping
 from interpreter.task import Task
 from service.engine import load_engine
@@ -95,7 +96,7 @@ def test_the_best_is_the_highest_and_of_equals_the_coarsest(spec: FeatureSpec) -
     absent = Expected(spec, np.array([[[0, 0.4], [0, 1], [0, 1]]]))  # a class that nobody has
     assert absent.by_class == pytest.approx((np.nan, 0.4), nan_ok=True)
     assert absent.dice == 0.4
-    with pytest.raises(TrainingDataError, match="none of the classes"):
+    with pytest.raises(DataError, match="none of the classes"):
         best_of([Expected(spec, np.zeros((2, 3, 1)))], 32)
 
 
@@ -121,7 +122,7 @@ def test_only_whole_sets_of_the_same_features_are_read(store: FeatureStore, mode
     for one in (spec, spec.of_resolution(64)):
         store.delete(one, images[0].key)
     told = r"there are: 5 at 32, 5 at 48, 5 at 64\); run `extractor run --backbone .* --resolution 32"
-    with pytest.raises(TrainingDataError, match=told):
+    with pytest.raises(DataError, match=told):
         readable_specs(store, card, images)
 
 

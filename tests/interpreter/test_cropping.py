@@ -9,14 +9,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from interpreter.config import HeadName
+from interpreter.config import HeadName, InterpreterConfig
 from interpreter.cropping import crop_maps, crop_plane, draw_class, draw_corner, require_window
 from interpreter.data import labelled_images
 from interpreter.errors import ConfigurationError
-from interpreter.network import Interpreter, InterpreterConfig
+from interpreter.network import Interpreter
+from interpreter.settings import TrainingSettings
 from interpreter.standardising import KnownMoments
 from interpreter.task import Task
-from interpreter.training import Training, TrainingSettings
+from interpreter.training import Training
 from store import Encoded, Features, FeatureSpec, FeatureStore, Key
 from store.batches import Batch
 from store.encoded import stacked

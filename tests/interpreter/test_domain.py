@@ -10,9 +10,9 @@ import pytest
 from sklearn.covariance import LedoitWolf
 
 from interpreter.checkpoint import MODELS, Card, load_interpreter
+from interpreter.config import InterpreterConfig
 from interpreter.domain import DomainScore, descriptor, domain_of, fit_domain, load_domain, residual
-from interpreter.errors import CheckpointError, TrainingDataError
-from interpreter.network import InterpreterConfig
+from interpreter.errors import CheckpointError, DataError
 from interpreter.task import Task
 from store import FeatureSpec, FeatureStore
 from tests.conftest import changed
@@ -125,7 +125,7 @@ def test_a_store_of_an_earlier_version_is_fitted_without_residuals(
 
 
 def test_a_handful_of_images_is_too_few(spec: FeatureSpec) -> None:
-    with pytest.raises(TrainingDataError, match="at least 5 images"):
+    with pytest.raises(DataError, match="at least 5 images"):
         fit_domain(spec, described(4))
 
 

@@ -12,13 +12,13 @@ from extractor.backbone import Backbone
 from extractor.datasets import load_dataset
 from extractor.extraction import Extractor
 from extractor.runs import extract_dataset
-from interpreter.config import HeadName
+from interpreter.config import HeadName, InterpreterConfig
 from interpreter.curves import PooledPixels, Reliability
 from interpreter.data import labelled_images
 from interpreter.evaluation import ImageScores, Scores, evaluate
 from interpreter.expected import expected_of
 from interpreter.metrics import Counts, bootstrap_interval
-from interpreter.network import Interpreter, InterpreterConfig
+from interpreter.network import Interpreter
 from interpreter.prediction import predict
 from interpreter.task import Task
 from store import FeatureSpec, FeatureStore, SpecError, SpecMismatch

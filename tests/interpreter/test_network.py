@@ -14,14 +14,14 @@ from safetensors.torch import load_file, save_file
 
 from extractor.preprocess import Framed
 from interpreter.checkpoint import CARD_FILE, WEIGHTS_FILE, Card, load_interpreter, save_interpreter
-from interpreter.config import HeadName
+from interpreter.config import HeadName, InterpreterConfig
 from interpreter.counting import cost_of, scan_flops
 from interpreter.cropping import crop_maps
 from interpreter.errors import ConfigurationError, ScanUnavailable
 from interpreter.heads.adaptive import AdaptiveHead
 from interpreter.heads.mlp import MlpEnsemble, _features
 from interpreter.heads.photometric import photometric_change
-from interpreter.network import Interpreter, InterpreterConfig
+from interpreter.network import Interpreter
 from interpreter.prediction import predict
 from interpreter.standardising import moments_of
 from interpreter.task import Task

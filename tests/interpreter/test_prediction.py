@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from interpreter.network import Interpreter, InterpreterConfig
+from interpreter.config import InterpreterConfig
+from interpreter.network import Interpreter
 from interpreter.prediction import (
     native_labels,
     native_masks,

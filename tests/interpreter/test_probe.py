@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
 from interpreter.data import Labelled, labelled_images
-from interpreter.errors import ConfigurationError, TrainingDataError
+from interpreter.errors import ConfigurationError, DataError
 from interpreter.heat_map import CELL, HEAD, MARGIN, Panel, draw_heat_map
 from interpreter.probe import ProbeResult, ProbeSettings, fit_logistic, probe
 from interpreter.probe_cli import codecs_named, panels_of
@@ -78,15 +78,15 @@ def test_probes_fitted_to_some_images_are_scored_on_others(filled_store: Feature
     assert one != other
     train, held_out = split_off(images, SETTINGS.held_out, SETTINGS.seed)
     assert scores(train, held_out) == scores(images, [])  # what a split would do by itself
-    with pytest.raises(TrainingDataError, match=r"eyes/\S+ is to be fitted and to be scored on"):
+    with pytest.raises(DataError, match=r"eyes/\S+ is to be fitted and to be scored on"):
         scores(images, images[:1])
 
 
 def test_what_cannot_be_probed_is_told(filled_store: FeatureStore, spec: FeatureSpec) -> None:
     images = labelled_images(filled_store, "eyes", None, TASK)
-    with pytest.raises(TrainingDataError, match="too few for a probe"):
+    with pytest.raises(DataError, match="too few for a probe"):
         probe(filled_store, spec, "mask", images[:1], {"float16": None})
-    with pytest.raises(TrainingDataError, match="no pixel of disc in the training images"):
+    with pytest.raises(DataError, match="no pixel of disc in the training images"):
         probe(filled_store, spec, "disc", images, {"float16": None})
     with pytest.raises(ConfigurationError, match="compact needs --codebook"):
         codecs_named("compact", spec)

@@ -28,8 +28,9 @@ from extractor.pixels import PixelExtractor
 from extractor.runs import extract_dataset
 from extractor.schedule import noise_schedule
 from extractor.unet import build_unet
+from interpreter.adapting import Expected, expected_at
 from interpreter.cli import app
-from interpreter.errors import CheckpointError, ConfigurationError, ExtractionFailed, TrainingDataError
+from interpreter.errors import CheckpointError, ConfigurationError, DataError, ExtractionFailed
 from interpreter.heads.photometric import ROUNDED
 from interpreter.protocol_cli import parse_choices, parse_rows, parse_seeds
 from interpreter.protocols import PROTOCOLS, protocol_named, running
@@ -118,7 +119,6 @@ def table(store: FeatureStore, extract: Extract, tmp_path: Path) -> Table:
         seeds: tuple[int, ...] = (0,), choices: Choices = CHOICES,
     ) -> tuple[list[Result], dict[str, Any]]:  # fmt: skip
         protocol, out = protocol_named(name, edition), tmp_path / f"{name}-{edition}"
-        out.mkdir(exist_ok=True)
         results = ProtocolRun(protocol, sources, store, out, choices, extract).run(targets, parse_rows(rows), seeds)
         page = write_report(protocol, choices, {s.name: s.reference for s in sources}, results, out).read_text()
         assert all(str(cell) in page for cells in tabulated(protocol, results).values() for cell in cells.values())
@@ -184,17 +184,31 @@ def test_what_cannot_be_adapted_is_told_before_anything_is_trained(table: Table,
         table("lodo-vessels", "strict", sources, ("hrf",), choices=CHOICES.model_copy(update={"adapt": (33,)}))
     with pytest.raises(ConfigurationError, match=r"`adapt` is for a tested data set of which nothing is learnt"):
         table("few-label", "strict", sources, choices=CHOICES.model_copy(update={"adapt": (64,)}))
+    assert not list(tmp_path.glob("*-strict"))
     listed = tmp_path / "hrf" / "hrf.csv"
     listed.write_text(listed.read_text().replace(",train,", ",other,"))
     with pytest.raises(DatasetError, match="no image of split 'train'"):
         table("lodo-vessels", "strict", sources, ("hrf",), choices=CHOICES.model_copy(update={"adapt": (64,)}))
-    assert not list((tmp_path / "lodo-vessels-strict").rglob("interpreter.safetensors"))
+    assert not list(tmp_path.glob("*-strict"))
+
+
+def test_a_network_that_finds_nothing_is_scored_as_it_learnt(
+    table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(*arguments: Any) -> Expected:
+        one = expected_at(*arguments)
+        return dataclasses.replace(one, sums=np.zeros_like(one.sums))
+
+    monkeypatch.setattr(running, "expected_at", nothing)
+    choices = CHOICES.model_copy(update={"adapt": (64,)})
+    (result,), _ = table("lodo-vessels", "strict", vessels(tmp_path, "stare", "hrf"), ("hrf",), choices=choices)
+    assert (result.summary["read_at"], result.summary["expected_dice_at"]) == (32, {"32": None, "64": None})
 
 
 def test_a_photograph_that_is_trained_and_tested_on_is_named(table: Table, tmp_path: Path) -> None:
     stare = draw_data(tmp_path / "stare", "stare", TARGETS["vessel"], 0)
     collected = draw_data(tmp_path / "collected", "collected", TARGETS["vessel"], 3)  # some of its files, and others
-    with pytest.raises(TrainingDataError, match=r"2 photographs would be trained and tested on; .*the same file as"):
+    with pytest.raises(DataError, match=r"2 photographs would be trained and tested on; .*the same file as"):
         table("lodo-vessels", "strict", [stare, collected], ("stare",))
 
 
@@ -204,6 +218,8 @@ def test_what_was_done_is_not_done_again_and_other_settings_are_refused(table: T
     scores = first[0].folder / "scores.json"
     noted = json.loads(scores.read_text())
     del noted["inputs"]["config"]["time_width"]  # as a version wrote it that had no such choice
+    scores.write_text(json.dumps(noted))
+    noted["inputs"]["row"]["description"] = "as a version wrote it that kept what decides nothing"
     scores.write_text(json.dumps(noted))
     stamp = scores.stat().st_mtime_ns
     again, _ = table("lodo-vessels", "strict", sources, ("hrf",))

@@ -13,14 +13,16 @@ import torch
 from numpy.typing import NDArray
 
 from interpreter.checkpoint import Card, load_interpreter, save_interpreter
+from interpreter.config import InterpreterConfig
 from interpreter.data import Labelled, labelled_images, native_truth
-from interpreter.errors import ConfigurationError, TrainingDataError
-from interpreter.network import Interpreter, InterpreterConfig
+from interpreter.errors import ConfigurationError, DataError
+from interpreter.network import Interpreter
 from interpreter.prediction import segment
 from interpreter.pseudo_labels import PseudoLabels
 from interpreter.rules import Rules
+from interpreter.settings import TrainingSettings
 from interpreter.task import Task
-from interpreter.training import Training, TrainingSettings
+from interpreter.training import Training
 from store import FeatureSpec, FeatureStore
 from store.interrupts import Stop
 
@@ -120,7 +122,7 @@ def test_what_has_labels_is_not_guessed(
         tmp_path / "drawn", "x", pseudo_labels=pseudo,
     )  # fmt: skip
     assert [bool(image.sample.masks) for image in drawn.train_images] == 2 * [True] + 4 * [False]
-    with pytest.raises(TrainingDataError, match="every unlabelled photograph is among the labelled ones"):
+    with pytest.raises(DataError, match="every unlabelled photograph is among the labelled ones"):
         pseudo.excluding(images, [])
 
 
@@ -163,7 +165,7 @@ def test_the_teacher_reads_the_rendering_it_learnt_from(
     network, card = load_interpreter(teacher)
     of_negatives = card.model_copy(update={"training": card.training | {"views": ["negative"]}})
     save_interpreter(teacher, network, of_negatives)
-    with pytest.raises(TrainingDataError, match=r"lacks features of eyes/eye\d.* \(negative\)"):
+    with pytest.raises(DataError, match=r"lacks features of eyes/eye\d.* \(negative\)"):
         PseudoLabels(filled_store, TASK, images[4:], teacher, SETTINGS.views).excluding([], [])
 
 

@@ -15,9 +15,10 @@ from extractor.backbone import Backbone
 from extractor.datasets import load_dataset
 from extractor.extraction import Extractor
 from extractor.runs import extract_dataset
+from interpreter.config import InterpreterConfig
 from interpreter.data import labelled_images, native_truth
 from interpreter.evaluation import evaluate
-from interpreter.network import Interpreter, InterpreterConfig
+from interpreter.network import Interpreter
 from interpreter.rules import BICUBIC, Rules, pillow_resized
 from interpreter.task import Task
 from store import FeatureSpec, FeatureStore

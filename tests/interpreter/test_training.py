@@ -21,21 +21,22 @@ from extractor.extraction import Extractor
 from extractor.runs import extract_dataset
 from interpreter.calibration import fit_temperature
 from interpreter.checkpoint import Validation, load_interpreter
+from interpreter.config import InterpreterConfig
 from interpreter.data import all_images, labelled_images, labelled_in, notes_on_missing, without_duplicates
 from interpreter.domain import load_domain
-from interpreter.errors import CheckpointError, ConfigurationError, TrainingDataError, TrainingDiverged
+from interpreter.errors import CheckpointError, ConfigurationError, DataError, TrainingDiverged
 from interpreter.evaluation import evaluate
 from interpreter.feed import Share
 from interpreter.losses import overlapping_loss, segmentation_loss
-from interpreter.network import InterpreterConfig
 from interpreter.prediction import predict
-from interpreter.presets import TrainingPreset
+from interpreter.presets import TrainingPlan
 from interpreter.segmenting import segment_into
+from interpreter.settings import TrainingSettings
 from interpreter.splits import few, split_off, split_off_few
 from interpreter.stored import require_features, store_spec
 from interpreter.task import Task
 from interpreter.train_cli import train
-from interpreter.training import Training, TrainingSettings
+from interpreter.training import Training
 from store import Collection, FeatureSpec, FeatureStore, Key, MissingEntry, Sample, SpecMismatch
 from store.interrupts import Stop
 from store.memory import Holes
@@ -116,7 +117,7 @@ def test_views_are_drawn_with_their_labels(
     dataset = load_dataset(f"folder:{dataset_folder}", "eyes")
     extract_dataset(dataset, store, Extractor(backbone, spec))
     settings = SETTINGS.model_copy(update={"views": views, "flips": False, "epochs": 1})
-    with pytest.raises(TrainingDataError, match=r"eye\d \(flip-h\).*--views flip-h,flip-v"):
+    with pytest.raises(DataError, match=r"eye\d \(flip-h\).*--views flip-h,flip-v"):
         training(store, spec, tmp_path / "run", settings)
     extract_dataset(dataset, store, Extractor(backbone, spec), views=views)
     run = training(store, spec, tmp_path / "run", settings)
@@ -292,14 +293,14 @@ def test_missing_features_are_named_with_the_command_that_makes_them(
     filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path
 ) -> None:
     filled_store.delete(spec, next(iter(filled_store.keys(spec))))
-    with pytest.raises(TrainingDataError, match=r"lacks features of eyes/eye\d .*`extractor run"):
+    with pytest.raises(DataError, match=r"lacks features of eyes/eye\d .*`extractor run"):
         training(filled_store, spec, tmp_path / "run")
 
 
 def test_missing_labels_are_told_with_those_there_are(filled_store: FeatureStore) -> None:
-    with pytest.raises(TrainingDataError, match="is labelled with cup; targets there: mask"):
+    with pytest.raises(DataError, match="is labelled with cup; targets there: mask"):
         labelled_images(filled_store, "eyes", None, Task(name="x", targets=("cup",)))
-    with pytest.raises(TrainingDataError, match="no image of split test"):
+    with pytest.raises(DataError, match="no image of split test"):
         labelled_images(filled_store, "eyes", "test", TASK)
 
 
@@ -325,16 +326,18 @@ def test_photographs_that_lack_a_target_are_told(filled_store: FeatureStore) -> 
 
 def test_one_photograph_under_two_names_is_one_image(filled_store: FeatureStore) -> None:
     images = labelled_images(filled_store, "eyes", None, TASK)
-    assert without_duplicates([*images, *images]) == images
+    assert without_duplicates([*images, *images], TASK) == images
     assert labelled_in(filled_store, ["eyes", "eyes"], TASK) == images
     other = dataclasses.replace(images[0], sample=images[0].sample.model_copy(update={"masks": {"mask": "x"}}))
-    with pytest.raises(TrainingDataError, match="one photograph with different masks"):
-        without_duplicates([*images, other])
+    with pytest.raises(DataError, match="one photograph with different masks"):
+        without_duplicates([*images, other], TASK)
+    cups = images[0].sample.model_copy(update={"masks": {**images[0].sample.masks, "cup": "x"}})
+    assert without_duplicates([*images, dataclasses.replace(images[0], sample=cups)], TASK) == images
 
 
 def test_one_image_is_too_few(filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path) -> None:
     images = labelled_images(filled_store, "eyes", None, TASK)[:1]
-    with pytest.raises(TrainingDataError, match="one has to be kept for validation"):
+    with pytest.raises(DataError, match="one has to be kept for validation"):
         Training(filled_store, spec, TASK, images, InterpreterConfig(), SETTINGS, tmp_path / "run", "x")
 
 
@@ -421,6 +424,7 @@ def test_later_targets_cover_earlier_ones() -> None:
     ("file", "text", "message"),
     [
         ("interpreter.json", "{}", "spec: Field required"),
+        ("interpreter.json", "{", r"interpreter\.json: Invalid JSON"),
         ("interpreter.safetensors", "rubbish", "cannot be loaded"),
     ],
 )
@@ -461,17 +465,23 @@ def test_a_run_stopped_between_two_accumulated_batches_goes_on_exactly(
 def test_accumulated_batches_are_one_larger_batch(
     filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path
 ) -> None:
-    settings = SETTINGS.model_copy(update={"epochs": 1, "flips": False, "views": ("identity",)})
-    runs = []
-    for batch, accumulate in ((1, 5), (1, 1)):
-        changed_settings = settings.model_copy(update={"batch": batch, "accumulate": accumulate})
-        run = training(filled_store, spec, tmp_path / f"{batch}-{accumulate}", changed_settings)
-        before = weights(run)
+    settings = SETTINGS.model_copy(update={"epochs": 1, "batch": 1, "learning_rate": 1e-12})
+
+    def gradients(accumulate: int) -> list[torch.Tensor]:
+        """Of each step."""
+        changed = settings.model_copy(update={"accumulate": accumulate})
+        run, seen = training(filled_store, spec, tmp_path / str(accumulate), changed), []
+        run.optimizer.register_step_pre_hook(
+            lambda *_: seen.append(torch.cat([p.grad.flatten() for p in run.network.parameters()]))
+        )
         run.run()
-        state = run.optimizer.state_dict()["state"]
-        runs.append((int(state[0]["step"]), float((weights(run) - before).abs().max())))
-    assert [steps for steps, _ in runs] == [1, 5]
-    assert 0 < runs[0][1] < runs[1][1]
+        return seen
+
+    alone = gradients(1)
+    assert len(alone) == 5
+    for accumulate, groups in ((5, [alone]), (3, [alone[:3], alone[3:]])):
+        for added, group in zip(gradients(accumulate), groups, strict=True):
+            torch.testing.assert_close(added, torch.stack(group).mean(0), rtol=1e-3, atol=1e-6)
 
 
 def test_half_precision_trains_and_the_scan_stays_in_float32(
@@ -498,7 +508,7 @@ def test_few_labels_are_drawn_by_seed_and_nested(filled_store: FeatureStore, spe
         assert len(train) + len(validation) == 6
         assert len({image in train for image in eyes}) == 1
     assert split_off_few(eyes, 0.5, 0)[1] == []
-    with pytest.raises(TrainingDataError, match="7 labelled images were asked for, 6 are there"):
+    with pytest.raises(DataError, match="7 labelled images were asked for, 6 are there"):
         few(images, 7, 0)
     run = training(filled_store, spec, tmp_path / "two", SETTINGS.model_copy(update={"labels": 2, "epochs": 1}))
     assert np.isnan(run.run())
@@ -627,12 +637,12 @@ def test_the_missing_features_of_a_recorded_run_come_with_its_command(
     filled_store.records.write(RunRecord(spec=spec.digest, dataset="eyes", options=options, device="cpu"))
     images = labelled_images(filled_store, "eyes", None, TASK)
     with pytest.raises(
-        TrainingDataError,
+        DataError,
         match=r"`extractor run --dataset folder:/x/photos --name eyes --preset small --store .* --views negative`",
     ):
         require_features(filled_store, spec, images, ("negative",))
     of_training = [dataclasses.replace(i, sample=i.sample.model_copy(update={"split": "train"})) for i in images]
-    with pytest.raises(TrainingDataError, match=r"--preset small --split train --store"):
+    with pytest.raises(DataError, match=r"--preset small --split train --store"):
         require_features(filled_store, spec, of_training, ("negative",))
 
 
@@ -644,10 +654,11 @@ def test_two_processes_share_each_batch(filled_store: FeatureStore, spec: Featur
         "import sys, torch\n"
         "from pathlib import Path\n"
         "from interpreter.data import labelled_images\n"
-        "from interpreter.network import InterpreterConfig\n"
+        "from interpreter.config import InterpreterConfig\n"
         "from interpreter.stored import store_spec\n"
         "from interpreter.task import Task\n"
-        "from interpreter.training import Training, TrainingSettings\n"
+        "from interpreter.settings import TrainingSettings\n"
+        "from interpreter.training import Training\n"
         "from store import FeatureStore\n"
         "torch.set_num_threads(1)\n"
         "store, out = FeatureStore(sys.argv[1], read_only=True), Path(sys.argv[2])\n"
@@ -695,8 +706,10 @@ def test_who_never_sees_a_photograph_as_it_is_is_validated_as_trained(
         filled_store.write(spec, Key(image.key.image_id, "red-free"), plain)
         filled_store.delete(spec, image.key)
     settings = SETTINGS.model_copy(update={"views": ("flip-h", "red-free")})
-    with pytest.raises(TrainingDataError, match="flip-h"):
+    with pytest.raises(DataError, match="flip-h"):
         training(filled_store, spec, tmp_path / "a", settings)
+    with pytest.raises(DataError, match=r"\(identity\)"):  # which is validated, whatever flips are drawn
+        training(filled_store, spec, tmp_path / "a", SETTINGS.model_copy(update={"views": ("flip-h",)}))
     settings = SETTINGS.model_copy(update={"views": ("red-free",), "epochs": 1})
     run = training(filled_store, spec, tmp_path / "b", settings)
     assert {image.key.view for image in (*run.train_images, *run.validation_images)} == {"red-free"}
@@ -712,4 +725,4 @@ def test_the_defaults_of_the_command_are_those_of_the_settings() -> None:
             if name in said:
                 assert said[name] == field.default, name
     assert set(TrainingSettings.model_fields) - set(said) == {"validation_share"}
-    assert set(TrainingPreset.model_fields) <= set(said)
+    assert set(TrainingPlan.model_fields) <= set(said)

@@ -15,7 +15,8 @@ from PIL import Image
 from extractor.backbone import Backbone
 from extractor.backbone_folder import save_backbone
 from interpreter.checkpoint import Card, save_interpreter
-from interpreter.network import Interpreter, InterpreterConfig
+from interpreter.config import InterpreterConfig
+from interpreter.network import Interpreter
 from interpreter.task import Task
 from service.app import create_app
 from service.engine import Engine, load_engine

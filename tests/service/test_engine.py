@@ -15,8 +15,8 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from extractor.errors import DeviceFull
-from interpreter.config import HeadName
-from interpreter.network import Interpreter, InterpreterConfig
+from interpreter.config import HeadName, InterpreterConfig
+from interpreter.network import Interpreter
 from service.answers import AnswerCache
 from service.engine import Engine
 from service.errors import Abandoned, Busy, DeadlinePassed, NotFound

@@ -33,7 +33,8 @@ def test_who_is_interrupted_lets_it_finish(
     monkeypatch.setattr(ExtractionCommand, "arguments", arguments)
 
     def interrupt_when_it_runs() -> None:
-        while not (tmp_path / "begun").exists():
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
             time.sleep(0.01)
         os.kill(os.getpid(), number)
 

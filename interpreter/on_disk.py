@@ -1,4 +1,4 @@
-"""Features of photographs on disk, made by the command ``extractor run`` as an interpreter reads them.
+"""Photographs on disk: the command ``extractor run`` makes features of them.
 
 The interpreter does not import the extractor: it calls its command, as the store's repair does. The command leaves
 alone what is there.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from interpreter.checkpoint import CODEBOOK_FILE, Card, folder_of
 from interpreter.errors import ConfigurationError, ExtractionFailed
@@ -28,9 +29,22 @@ def parse_data(text: str) -> tuple[str | None, str]:
     return (name, reference) if named else (None, text)
 
 
-def failed(command: ExtractionCommand, code: int) -> ExtractionFailed:
-    """What is to be said of an extraction that came to nothing."""
-    return ExtractionFailed(f"`{command}` failed with exit code {code}; what it said stands above")
+def extract(command: ExtractionCommand, *, partial: bool = False) -> dict[str, Any]:
+    """Run ``extractor run --json`` to its end and return its report.
+
+    Args:
+        partial: photographs may be left out, which a note says of each.
+
+    Raises:
+        ExtractionFailed: it ended with an error, or left photographs out.
+    """
+    done = command.run()
+    if done.returncode != console.Exit.OK and not (partial and done.returncode == console.Exit.PARTIAL):
+        raise ExtractionFailed(f"`{command}` failed with exit code {done.returncode}; what it said stands above")
+    report: dict[str, Any] = json.loads(done.stdout)
+    for _, reason in report["failed"]:
+        console.note(f"left out: {reason}")
+    return report
 
 
 @dataclass(frozen=True)
@@ -67,17 +81,23 @@ class PhotographsOnDisk:
 
         Raises:
             ConfigurationError: photographs are prepared in a way that the command has no name for.
-            ExtractionFailed: the command said why.
+            ExtractionFailed: the command said why, or the backbone is not the one that the interpreter learnt with.
         """
-        names = []
+        references = []
         for text in self.data:
             name, reference = parse_data(text)
-            chosen = {"name": name, "split": self.split, "store": store, "views": ",".join(views), "device": device}
-            options = {"dataset": reference} | {key: value for key, value in chosen.items() if value is not None}
-            for spec in specs:
-                found = _run(ExtractionCommand(_options_of(spec, model, card) | options | {"json": True}))
-            names.append(found if self.split is None else f"{found}:{self.split}")
-        return names
+            chosen: dict[str, str | None] = {
+                "dataset": reference,
+                "name": name,
+                "split": self.split,
+                "store": store,
+                "views": ",".join(views),
+                "device": device,
+            }
+            options = {key: value for key, value in chosen.items() if value is not None}
+            names = [_extracted({**_options_of(spec, model, card), **options}, spec) for spec in specs]
+            references += [one if self.split is None else f"{one}:{self.split}" for one in dict.fromkeys(names)]
+        return references
 
 
 def _options_of(spec: FeatureSpec, model: str, card: Card) -> dict[str, str | bool]:
@@ -92,13 +112,14 @@ def _options_of(spec: FeatureSpec, model: str, card: Card) -> dict[str, str | bo
     return options
 
 
-def _run(command: ExtractionCommand) -> str:
-    """Run it to its end; returns what the data set is called in the store."""
-    done = command.run()
-    if done.returncode not in (console.Exit.OK, console.Exit.PARTIAL):
-        raise failed(command, done.returncode)
-    report = json.loads(done.stdout)
-    for _, reason in report["failed"]:
-        console.note(f"left out: {reason}")
+def _extracted(options: dict[str, str | bool], spec: FeatureSpec) -> str:
+    """Extract what is not there; returns what the data set is called in the store."""
+    command = ExtractionCommand(options | {"json": True})
+    report = extract(command, partial=True)
+    if report["spec"] != spec.digest:
+        raise ExtractionFailed(
+            f"`{command}` made features of another spec ({report['spec'][:12]}, expected {spec.digest[:12]}): "
+            f"{options.get('backbone', 'the backbone')} is not the backbone any more that the interpreter learnt with"
+        )
     name: str = report["dataset"]
     return name
