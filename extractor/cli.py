@@ -64,6 +64,7 @@ console.add_version_option(app)
     "extractor run --dataset stare:/data/STARE --split train --store features.zarr --dry-run"
 )
 def run(
+    context: typer.Context,
     dataset: Annotated[str, typer.Option(help=f"ADAPTER:PATH; adapters: {', '.join(ADAPTERS)}.", show_default=False)],
     store: Annotated[str, typer.Option(help="Folder of the feature store.", show_default=False)],
     name: Annotated[str | None, typer.Option(help="What the data set is called in the store.")] = None,
@@ -132,10 +133,8 @@ def run(
         raise typer.BadParameter("--workers starts a cluster, --scheduler names one; give one of them")
     if codebook is not None and encoding != "compact":
         raise typer.BadParameter("--codebook is of the compact encoding; give --encoding compact with it")
-    if photographs and any(one is not None for one in (encoding, timesteps, grid, blocks, workers, scheduler)):
-        raise typer.BadParameter(
-            "--photographs runs no network: leave out --encoding, --timesteps, --grid, --blocks, --workers, --scheduler"
-        )
+    if photographs and (given := console.options_given(context, _OF_A_NETWORK)):
+        raise typer.BadParameter(f"--photographs runs no network: leave out {', '.join(given)}")
     recipe = recipe_of(preset, clip, trajectory, seed, (timesteps, grid, blocks), resolution)
     whole = load_dataset(dataset, name)
     for line in whole.notes_on_unread:
@@ -187,6 +186,13 @@ def run(
         raise KeyboardInterrupt
     if report.failed:
         raise typer.Exit(Exit.PARTIAL)
+
+
+_OF_A_NETWORK = (
+    "trajectory", "seed", "class_label", "timesteps", "grid", "blocks", "clip", "encoding", "codebook", "precision",
+    "batch", "workers", "scheduler", "compiled",
+)  # fmt: skip
+"""Options of ``run`` that say how a network is run, and what is kept of it."""
 
 
 @contextmanager

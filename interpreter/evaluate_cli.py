@@ -25,7 +25,6 @@ from interpreter.options import (
     SplitOption,
     StoreOption,
     ViewOption,
-    is_given,
     open_model,
     photographs_named,
 )
@@ -135,8 +134,7 @@ def _compared_size(text: str) -> Size:
 def _require_options_of(context: typer.Context, others: Sequence[str], protocol: str | None) -> None:
     """BadParameter names an option that would do nothing: of a single model, or of a protocol."""
     advice = "name it with --protocol" if protocol is None else "the protocol decides it"
-    given = [f"--{name}" for name in others if is_given(context, name)]
-    if given:
+    if given := console.options_given(context, others):
         whose = "a protocol" if protocol is None else "one model"
         raise typer.BadParameter(f"{', '.join(given)} belongs to {whose}; {advice}")
 

@@ -83,12 +83,6 @@ DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
-def is_given(context: typer.Context, name: str) -> bool:
-    """Whether the option of a parameter stands on the command line."""
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
-
-
 def views_named(text: str) -> tuple[str, ...]:
     """Views as a user lists them (``store.views.parse_views``); ConfigurationError says which there are."""
     try:

@@ -20,7 +20,6 @@ from interpreter.options import (
     DeviceOption,
     ScanOption,
     StoreOption,
-    is_given,
     require_device,
     views_named,
 )
@@ -56,8 +55,7 @@ def _as_options(plan: TrainingPlan) -> str:
 
 def _steps_of(context: typer.Context, steps: int | None) -> int | None:
     """Those that are asked for; those of a preset are not, where epochs are."""
-    named = {name for name in ("epochs", "steps") if is_given(context, name)}
-    return None if named == {"epochs"} else steps
+    return None if console.options_given(context, ("epochs", "steps")) == ["--epochs"] else steps
 
 
 @app.command(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
 from importlib import metadata
@@ -109,6 +109,20 @@ def _fail(message: object, code: int) -> NoReturn:
     plain = str(message).replace("[", r"\[")  # file names are no markup
     err.print(f"[bold red]error:[/] {plain}", highlight=False, soft_wrap=True)
     sys.exit(code)
+
+
+def options_given(context: typer.Context, names: Iterable[str]) -> list[str]:
+    """Which of a command's options stand on the command line.
+
+    Args:
+        names: of the parameters.
+
+    Returns:
+        The options as they are typed, such as --class-label.
+    """
+    typed = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+    sources = {name: context.get_parameter_source(name) for name in names}
+    return [typed[name] for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
 
 
 def require_unused(out: Path, *, overwrite: bool) -> None:

@@ -298,6 +298,12 @@ PROTOCOL = ["evaluate", "--store", "x", "--data", "stare:x", "--out", "y"]
         ("extractor", ["run", "--dataset", "folder:.", "--store", "x", "--blocks", "4,x"], 2, "whole numbers"),
         ("extractor", ["run", "--dataset", "a:b", "--store", "x", "--preprocessing", "grey"], 2, ": 'grey' is not"),
         ("extractor", ["run", "--dataset", "folder:.", "--store", "x", "--codebook", "c"], 2, "compact"),
+        (
+            "extractor",
+            ["run", "--dataset", "folder:.", "--store", "x", "--photographs", "--class-label", "1", "--compile"],
+            2,
+            "--photographs runs no network: leave out --class-label, --compile",
+        ),
         ("extractor", ["reconstruct", "/no/such.png", "--out", "x"], 1, "cannot be read"),
         ("extractor", ["import-checkpoint", "/no/such.pt", "x"], 1, "no such file"),
         ("extractor", ["pretrain", "--images", ".", "--out", "x", "--config", "/no/such"], 1, "No such file"),
