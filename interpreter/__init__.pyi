@@ -20,7 +20,7 @@ from .presets import TRAINING_PRESETS, TrainingPlan
 from .pseudo_labels import PseudoLabels
 from .rules import Rules
 from .segmenting import SegmentedPhotograph, segment_into
-from .settings import TrainingSettings
+from .settings import TrainingRecord, TrainingSettings
 from .task import Task
 from .training import Training
 
@@ -49,6 +49,7 @@ __all__ = [
     "Training",
     "TrainingDiverged",
     "TrainingPlan",
+    "TrainingRecord",
     "TrainingSettings",
     "Validation",
     "all_images",

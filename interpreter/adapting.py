@@ -21,9 +21,10 @@ from interpreter.data import Labelled
 from interpreter.domain import DOMAIN_FILE, MIN_IMAGES, Domain, descriptor, fit_domain, residual
 from interpreter.errors import DataError
 from interpreter.expected import expected_dice, expected_sums
-from interpreter.metrics import mean_of_known
+from interpreter.metrics import finite_or_none, mean_of_known
 from interpreter.network import Interpreter
 from interpreter.prediction import predict
+from interpreter.settings import AdaptedTo
 from store.errors import SpecError
 from store.extraction_command import ExtractionCommand, options_of_spec
 from store.feature_store import FeatureStore
@@ -190,15 +191,15 @@ def save_adapted(
     """
     learnt_at = interpreter.spec.resolution
     best = best_of(expected, learnt_at)
-    adapted_to = {
-        "photographs": len(images),
-        "expected_dice": {str(one.spec.resolution): round(one.dice, 4) for one in expected},
-    }
+    adapted_to = AdaptedTo(
+        photographs=len(images),
+        expected_dice={str(one.spec.resolution): finite_or_none(round(one.dice, 4)) for one in expected},
+    )
     adapted = card.model_copy(
         update={
             "spec": best.spec,
             "learnt_at": None if best.spec.resolution == learnt_at else learnt_at,
-            "training": card.training | {"adapted_to": adapted_to},
+            "training": card.training.model_copy(update={"adapted_to": adapted_to}),
         }
     )
     for former in (DOMAIN_FILE, CODEBOOK_FILE, MANIFEST_FILE):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -12,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from interpreter.config import InterpreterConfig
 from interpreter.errors import CheckpointError, ConfigurationError
 from interpreter.network import Interpreter
+from interpreter.settings import TrainingRecord
 from interpreter.task import Task
 from store.codebook import load_codebook
 from store.errors import StoreError
@@ -51,7 +51,7 @@ class Card(BaseModel):
         config: of the network.
         training_ids: image ids it was fitted to.
         validation_ids: image ids its weights were selected on.
-        training: settings of the training.
+        training: its settings, and what else decided it.
         metrics: on the validation images.
         licence: of the weights.
         temperature: logits are divided by it before they become probabilities; fitted on source validation.
@@ -67,7 +67,7 @@ class Card(BaseModel):
     config: InterpreterConfig
     training_ids: tuple[str, ...] = ()
     validation_ids: tuple[str, ...] = ()
-    training: dict[str, Any] = Field(default_factory=dict)
+    training: TrainingRecord = TrainingRecord()
     metrics: Validation = Validation()
     licence: str = "Apache-2.0"
     temperature: float = Field(default=1.0, gt=0)

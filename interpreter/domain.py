@@ -181,7 +181,7 @@ def domain_of(card: Card, store: FeatureStore) -> Domain:
     Raises:
         DataError: their features are not in the store, or the card names fewer than five.
     """
-    ids, view = (*card.training_ids, *card.validation_ids), plain_view(card.training.get("views", ()))
+    ids, view = (*card.training_ids, *card.validation_ids), plain_view(card.training.views)
     if missing := [one for one in ids if not store.has(card.spec, Key(one, view))]:
         raise DataError(
             f"{store.location} lacks features of {len(missing)} of the {len(ids)} images that the interpreter was "

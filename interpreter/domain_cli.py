@@ -26,7 +26,7 @@ def fit(
     A training does so by itself. It lies beside the interpreter, where `segment` and the service read it.
     """
     _, card = load_interpreter(model)
-    if "adapted_to" in card.training:
+    if card.training.adapted_to is not None:
         raise ConfigurationError(
             f"{model} was adapted to a camera, whose photographs it is measured by; `interpreter adapt` fits them anew"
         )

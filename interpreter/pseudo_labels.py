@@ -63,7 +63,7 @@ class PseudoLabels:
         _require_same_classes(str(teacher), card.task, task)
         self._network.use_scan(scan)
         self._spec, self._backbone = card.spec, card.backbone
-        self._view = plain_view(card.training.get("views", ()))
+        self._view = plain_view(card.training.views)
         self.task_of_teacher = card.task
         self.images = unaugmented(without_duplicates(map(_unlabelled, images), task), views)
         self.teacher = _digest(folder_of(teacher))

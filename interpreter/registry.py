@@ -86,10 +86,10 @@ def listed(folders: Iterable[Path] = ()) -> list[ListedInterpreter]:
 
 def _adapted(card: Card) -> str:
     """To what a copy that ``interpreter adapt`` wrote is adapted; its figures are of before."""
-    if (to := card.training.get("adapted_to")) is None:
+    if (to := card.training.adapted_to) is None:
         return ""
     return (
-        f"to {to['photographs']} photographs without labels: reads {card.spec.resolution} pixels, learnt at "
+        f"to {to.photographs} photographs without labels: reads {card.spec.resolution} pixels, learnt at "
         f"{card.learnt_at or card.spec.resolution}"
     )
 

@@ -10,7 +10,7 @@ import torch
 
 from interpreter.config import InterpreterConfig, with_current_defaults
 from interpreter.errors import CheckpointError, ConfigurationError
-from interpreter.settings import TrainingSettings
+from interpreter.settings import TrainingRecord
 from store.files import read_json, replace_json, replaced
 
 STATE_FILE = "state.pt"
@@ -43,7 +43,7 @@ class RunFolder:
             if "config" in theirs:
                 theirs["config"] = with_current_defaults(InterpreterConfig, theirs["config"])
             if "training" in theirs:
-                theirs["training"] = with_current_defaults(TrainingSettings, theirs["training"])
+                theirs["training"] = with_current_defaults(TrainingRecord, theirs["training"])
             if differing := [field for field in mine if mine[field] != theirs.get(field, mine[field])]:
                 listed = "; ".join(
                     line for field in differing for line in _differences(field, theirs[field], mine[field])

@@ -1,4 +1,4 @@
-"""The settings of a training; the paper's values are the defaults."""
+"""The settings of a training, whose defaults are the paper's values, and what is kept of them beside the weights."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from interpreter.rules import Rules
 from store.views import IDENTITY
 
 
@@ -54,3 +55,48 @@ class TrainingSettings(TrainingBudget):
     labels: int | None = Field(default=None, gt=0)
     validation_share: float = Field(default=0.15, gt=0, lt=1)
     seed: int = 0
+
+
+class PseudoLabelled(BaseModel):
+    """Photographs that were learnt from by what another interpreter made of them.
+
+    Attributes:
+        teacher: sha256 of the interpreter's files (``interpreter.pseudo_labels``).
+        images: image ids.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    teacher: str
+    images: tuple[str, ...]
+
+
+class AdaptedTo(BaseModel):
+    """Photographs without labels that said at which resolution an interpreter reads them.
+
+    Attributes:
+        photographs: how many.
+        expected_dice: {resolution: Dice that the interpreter expected of itself there}, 0..1; None where it
+            found nothing.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    photographs: int = Field(gt=0)
+    expected_dice: dict[str, float | None]
+
+
+class TrainingRecord(TrainingSettings):
+    """How an interpreter came about.
+
+    Attributes:
+        rules: how the truth was made, and which pixels counted.
+        pseudo_labels: photographs that it learnt from without labels.
+        adapted_to: the camera that a copy of it was adapted to, without training.
+    """
+
+    model_config = ConfigDict(extra="ignore")  # settings that other versions had
+
+    rules: Rules = Rules()
+    pseudo_labels: PseudoLabelled | None = None
+    adapted_to: AdaptedTo | None = None

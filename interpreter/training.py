@@ -36,7 +36,7 @@ from interpreter.rules import Rules
 from interpreter.run_folder import RunFolder
 from interpreter.scan import Method
 from interpreter.selection import Selection
-from interpreter.settings import TrainingSettings
+from interpreter.settings import PseudoLabelled, TrainingRecord, TrainingSettings
 from interpreter.splits import split_images
 from interpreter.stored import require_features
 from interpreter.task import Task
@@ -131,10 +131,10 @@ class Training:
         self._resume()
 
     def _card(self, config: InterpreterConfig, backbone: str, validation_images: Sequence[Labelled]) -> Card:
-        decided: dict[str, Any] = self.settings.model_dump(mode="json") | {"rules": self.rules.model_dump()}
+        pseudo_labels = None
         if self._pseudo_labels is not None:
-            taught = [image.key.image_id for image in self._taught]
-            decided["pseudo_labels"] = {"teacher": self._pseudo_labels.teacher, "images": taught}
+            taught = tuple(image.key.image_id for image in self._taught)
+            pseudo_labels = PseudoLabelled(teacher=self._pseudo_labels.teacher, images=taught)
         return Card(
             spec=self.spec,
             backbone=backbone,
@@ -142,7 +142,7 @@ class Training:
             config=config,
             training_ids=tuple(image.key.image_id for image in self.train_images),
             validation_ids=tuple(image.key.image_id for image in validation_images),
-            training=decided,
+            training=TrainingRecord(**dict(self.settings), rules=self.rules, pseudo_labels=pseudo_labels),
         )
 
     @property

@@ -27,7 +27,7 @@ from extractor.backbone_folder import save_backbone
 from interpreter.checkpoint import load_interpreter
 from interpreter.config import InterpreterConfig
 from interpreter.presets import TRAINING_PRESETS
-from interpreter.settings import TrainingSettings
+from interpreter.settings import TrainingRecord
 from store import Collection, FeatureSpec, FeatureStore
 from store.extraction_command import ExtractionCommand
 from tests.conftest import Run
@@ -186,18 +186,18 @@ def test_a_preset_of_a_training_gives_way_to_options(run: Run, filled_store: Fea
     train = ["train", "--store", filled_store.location, "--dataset", "eyes", "--backbone", "x", "--preset", "fast"]
     train += ["--crop", "32", "--out"]
 
-    def trained(*options: str) -> tuple[InterpreterConfig, TrainingSettings]:
+    def trained(*options: str) -> tuple[InterpreterConfig, TrainingRecord]:
         folder = tmp_path / "-".join(options)
         done = run("interpreter", *train, folder, *options)
         assert done.returncode == 0, done.stderr
         again = run("interpreter", *train, folder, *options)
         assert (again.stdout, "was trained to its end before" in " ".join(again.stderr.split())) == (done.stdout, True)
         card = load_interpreter(folder)[1]
-        return card.config, TrainingSettings.model_validate({k: v for k, v in card.training.items() if k != "rules"})
+        return card.config, card.training
 
     config, settings = trained("--steps", "2", "--no-standardise")
     assert config == fast.network_config().model_copy(update={"standardise": False})
-    assert settings == fast.training_settings().model_copy(update={"steps": 2, "crop": 32})
+    assert settings == TrainingRecord(**dict(fast.training_settings())).model_copy(update={"steps": 2, "crop": 32})
     _, settings = trained("--epochs", "1")  # not the preset's steps, which would go before it
     assert (settings.steps, settings.epochs) == (None, 1)
     wrong = run("interpreter", *train, tmp_path / "x", "--preset", "slow")

@@ -65,7 +65,7 @@ PROMISED = {
         Card CheckpointError ConfigurationError DataError Domain DomainScore ExtractionFailed ImageScores Interpreter
         InterpreterConfig InterpreterError Labelled Prediction PseudoLabels Rules ScanUnavailable Scores Segmented
         SegmentedPhotograph TRAINING_PRESETS Task Training TrainingDiverged TrainingPlan
-        TrainingSettings Validation all_images evaluate labelled_in load_domain load_interpreter predict
+        TrainingRecord TrainingSettings Validation all_images evaluate labelled_in load_domain load_interpreter predict
         save_interpreter segment segment_into
     """,
     "service": """

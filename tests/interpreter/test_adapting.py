@@ -24,6 +24,7 @@ from interpreter.errors import ConfigurationError, DataError
 from interpreter.expected import expected_of, expected_sums
 from interpreter.network import Interpreter
 from interpreter.prediction import predict, vote, vote_overlapping
+from interpreter.settings import AdaptedTo
 from interpreter.task import Task
 from service.engine import load_engine
 from store import FeatureSpec, FeatureStore
@@ -139,7 +140,7 @@ def test_a_copy_reads_the_best_resolution_as_the_original_would(
     card = adapted(store, model, images, tmp_path / "here", best=64)
     network, read = load_interpreter(tmp_path / "here")
     assert (read, read.spec, read.learnt_at) == (card, larger, 32)
-    assert read.training["adapted_to"] == {"photographs": 6, "expected_dice": {"32": 0.5, "64": 0.6}}
+    assert read.training.adapted_to == AdaptedTo(photographs=6, expected_dice={"32": 0.5, "64": 0.6})
     features = store.entry(larger, images[0].key).features()
     mine = predict(network, features.maps, features.fov).probabilities
     theirs = predict(load_interpreter(model)[0], features.maps, features.fov).probabilities

@@ -20,7 +20,7 @@ from interpreter.network import Interpreter
 from interpreter.prediction import segment
 from interpreter.pseudo_labels import PseudoLabels
 from interpreter.rules import Rules
-from interpreter.settings import TrainingSettings
+from interpreter.settings import PseudoLabelled, TrainingSettings
 from interpreter.task import Task
 from interpreter.training import Training
 from store import FeatureSpec, FeatureStore
@@ -90,10 +90,9 @@ def test_a_student_learns_from_what_the_teacher_makes_of_photographs(
     run.run()
     _, card = load_interpreter(tmp_path / "student")
     files = b"".join((teacher / f"interpreter.{kind}").read_bytes() for kind in ("json", "safetensors"))
-    assert card.training["pseudo_labels"] == {
-        "teacher": hashlib.sha256(files).hexdigest(),
-        "images": [image.key.image_id for image in unlabelled],
-    }
+    assert card.training.pseudo_labels == PseudoLabelled(
+        teacher=hashlib.sha256(files).hexdigest(), images=tuple(image.key.image_id for image in unlabelled)
+    )
     assert {image.key.image_id for image in unlabelled} <= set(card.training_ids)
 
 
@@ -163,7 +162,7 @@ def test_the_teacher_reads_the_rendering_it_learnt_from(
     for name, labels in labels_of(pseudo, pseudo.images).items():
         np.testing.assert_array_equal(labels, plain[name])
     network, card = load_interpreter(teacher)
-    of_negatives = card.model_copy(update={"training": card.training | {"views": ["negative"]}})
+    of_negatives = card.model_copy(update={"training": card.training.model_copy(update={"views": ("negative",)})})
     save_interpreter(teacher, network, of_negatives)
     with pytest.raises(DataError, match=r"lacks features of eyes/eye\d.* \(negative\)"):
         PseudoLabels(filled_store, TASK, images[4:], teacher, SETTINGS.views).excluding([], [])
