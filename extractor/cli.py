@@ -210,6 +210,9 @@ def _print_size(size: SizePlan, images: int, spec: FeatureSpec, as_json: bool) -
     if as_json:
         console.print_json(size._asdict() | {"bytes_total": size.bytes_total, "spec": spec.digest})
         return
+    if not size.entries:
+        console.err.print(f"0 of {images} entries to do")
+        return
     free = "unknown" if size.free is None else console.human_bytes(size.free)
     console.err.print(
         f"{size.entries} of {images} entries to do, "

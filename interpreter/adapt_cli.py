@@ -82,8 +82,8 @@ def adapt_command(
     interpreter, card = open_model(model, scan, device)
     sides = sorted(set(resolution or ({interpreter.spec.resolution, *TRIED} if data else ())))
     specs = [card.spec.of_resolution(side) for side in sides]
-    references = [*stored, *on_disk.extracted(store, model, card, specs, (view,), device)]
-    features = FeatureStore(store, read_only=True)
+    extracted = on_disk.extracted(store, model, card, specs, (view,), device)
+    features, references = FeatureStore(store, read_only=True), (*stored, *extracted.references)
     named = {image.key.image_id: image for reference in references for image in all_images(features, reference)}
     images = [image.seen_as(view) for image in named.values()]
     for spec in specs:
@@ -103,6 +103,7 @@ def adapt_command(
     if as_json:
         report = {"photographs": len(images), "learnt_at": learnt, "read": _plain(card.task, expected, learnt)}
         console.print_json(report | {"best": best, "out": out})
+        console.exit_after(extracted.left_out)
         return
     console.out.print(_table(card.task, expected, learnt))
     reading = (
@@ -119,6 +120,7 @@ def adapt_command(
             console.note(
                 f"it tells unusual photographs as {model} does: {MIN_IMAGES} and more would be a domain of their own"
             )
+    console.exit_after(extracted.left_out)
 
 
 def _plain(task: Task, expected: Sequence[Expected], learnt: int) -> list[dict[str, Any]]:

@@ -20,7 +20,8 @@ from store.errors import StoreError
 
 app = typer.Typer(
     help="Train a small network to read cached diffusion features, and measure it.",
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted (run again to go on).",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some photographs of --data were left out, 130 interrupted "
+    "(run again to go on).",
     no_args_is_help=True,
     rich_markup_mode="rich",
     add_completion=False,

@@ -52,6 +52,15 @@ class Labelled:
         """The same image with the features of one of its views."""
         return replace(self, key=Key(self.key.image_id, view))
 
+    def named_as(self, task: Task) -> Labelled:
+        """The same image, its masks of an unnamed target taken for a task's only one."""
+        if len(task.targets) > 1 or self.targets != (UNNAMED_TARGET,):
+            return self
+        (target,) = task.targets
+        masks = dict(zip(task.targets, self.sample.masks.values(), strict=False))  # it may have none
+        sample = self.sample.model_copy(update={"masks": masks, "indexed": (target,) * bool(self.sample.indexed)})
+        return replace(self, targets=(target,), sample=sample)
+
 
 def labelled_images(store: FeatureStore, dataset: str, split: str | None, task: Task) -> list[Labelled]:
     """The images of a collection that carry every target of the task; of overlapping targets, one at least.
@@ -87,19 +96,26 @@ def labelled_at(store: FeatureStore, places: Iterable[tuple[str, str | None]], t
     return without_duplicates((image for place in places for image in labelled_images(store, *place, task)), task)
 
 
-def task_as_labelled(store: FeatureStore, references: Iterable[str], task: Task) -> Task:
-    """The task by the name that data sets have for its target, where it has one and they did not name theirs.
+def labelled_for(store: FeatureStore, references: Iterable[str], task: Task) -> tuple[list[Labelled], list[str]]:
+    """``labelled_in`` for who compares what an interpreter of the task finds, and what is to be said of them.
 
-    The masks of a folder without folders for targets are ``mask``, whatever they show.
-
-    Args:
-        references: of the data sets, NAME or NAME:SPLIT.
+    The masks of a folder without folders for targets are ``mask``, whatever they show: here the task's target, where it
+    has one alone.
     """
-    named = [reference.partition(":")[0] for reference in references]
-    there = {target for name in named for target in store.collections.read(name).targets}
-    if len(task.targets) == 1 and there == {UNNAMED_TARGET}:
-        return task.model_copy(update={"targets": (UNNAMED_TARGET,)})
-    return task
+    images, notes = [], []
+    for reference in references:
+        there = _task_of_unnamed(store, reference, task)
+        if there != task:
+            notes.append(f"{UNNAMED_TARGET} of {reference} is taken for {task.targets[0]}")
+        notes += notes_on_missing(store, [reference], there)
+        images += [image.named_as(task) for image in labelled_in(store, [reference], there)]
+    return without_duplicates(images, task), notes
+
+
+def _task_of_unnamed(store: FeatureStore, reference: str, task: Task) -> Task:
+    """The task with the name that a data set has for its only target, where that says nothing; else as it is."""
+    unnamed = store.collections.read(reference.partition(":")[0]).targets == (UNNAMED_TARGET,)
+    return task.model_copy(update={"targets": (UNNAMED_TARGET,)}) if unnamed and len(task.targets) == 1 else task
 
 
 def notes_on_missing(store: FeatureStore, references: Iterable[str], task: Task) -> list[str]:
@@ -115,8 +131,8 @@ def notes_on_missing(store: FeatureStore, references: Iterable[str], task: Task)
         for target, known in zip(task.targets, images[0].known(task), strict=True):
             if task.overlapping and not known:
                 notes.append(
-                    f"{reference} has no mask of {target}: nothing is learnt or scored of it there (an empty mask of "
-                    "one photograph says that there is none)"
+                    f"{reference} has no mask of {target}, but of {', '.join(images[0].targets)}: nothing is learnt or "
+                    "scored of it there (an empty mask of one photograph says that there is none)"
                 )
                 continue
             considered, fate = (kept, "count as having none") if task.overlapping else (images, "are left out")

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from rich.markup import escape
 from rich.table import Table
 
-from interpreter.data import Labelled, labelled_in, notes_on_missing, task_as_labelled
+from interpreter.data import Labelled, labelled_for
 from interpreter.metrics import in_points
 from interpreter.on_disk import PhotographsOnDisk
 from interpreter.options import (
@@ -101,12 +101,10 @@ def evaluate(
     if protocol is not None:
         from interpreter.protocol_cli import run_protocol
 
-        chosen = run_protocol(
+        run_protocol(
             (protocol, edition), store, data or [], out, target or [], rows, [seeds, *context.args], settings, device,
-            mirrored=mirrored,
+            mirrored=mirrored, as_json=as_json,
         )  # fmt: skip
-        if as_json:
-            console.print_json(chosen)
         return
     if context.args:
         raise typer.BadParameter(f"{' '.join(context.args)} belongs to a protocol; name it with --protocol")
@@ -158,14 +156,13 @@ def _evaluate_model(
     views, (stored, on_disk) = views_read(view, mirrored=mirrored), named
     interpreter, card = open_model(model, scan, device)
     spec = card.spec.of_resolution(resolution)
-    references = [*stored, *on_disk.extracted(store, model, card, [spec], views, device)]
+    extracted = on_disk.extracted(store, model, card, [spec], views, device)
+    references = [*stored, *extracted.references]
     features = FeatureStore(store, read_only=True)
-    task = task_as_labelled(features, references, card.task)
-    if task != card.task:
-        console.note(f"{', '.join(task.targets)} is taken for {', '.join(card.task.targets)}")
-    images = [image.seen_as(view) for image in labelled_in(features, references, task)]
-    for line in notes_on_missing(features, references, task):
+    labelled, notes = labelled_for(features, references, card.task)
+    for line in notes:
         console.note(line)
+    images = [image.seen_as(view) for image in labelled]
     if seen := {image.key.image_id for image in images} & {*card.training_ids, *card.validation_ids}:
         console.note(f"{len(seen)} of these images were used to train this interpreter")
     require_features(features, spec, images, views, card.backbone)
@@ -173,16 +170,19 @@ def _evaluate_model(
 
         def on_image(image: Labelled, found: Segmented) -> None:
             if masks is not None:
-                write_label_maps(masks, image.name, found.labels, found.masks, task)
+                write_label_maps(masks, image.name, found.labels, found.masks, card.task)
             advance(1, image.name)
 
-        scores = evaluate_images(interpreter, features, spec, task, images, on_image, rules=rules, mirrored=mirrored)
+        scores = evaluate_images(
+            interpreter, features, spec, card.task, images, on_image, rules=rules, mirrored=mirrored
+        )
     if as_json:
         read = {"view": view, "mirrored": mirrored, "resolution": spec.resolution}
         console.print_json(read | scores.summary())
-        return
-    console.out.print(_table(scores, rules))
-    console.out.print(_table_of_images(scores))
+    else:
+        console.out.print(_table(scores, rules))
+        console.out.print(_table_of_images(scores))
+    console.exit_after(extracted.left_out)
 
 
 def _table(scores: Scores, rules: Rules) -> Table:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from interpreter.checkpoint import CODEBOOK_FILE, Card, folder_of
 from interpreter.errors import ConfigurationError, ExtractionFailed
@@ -25,7 +25,7 @@ def parse_data(text: str) -> tuple[str | None, str]:
     named = bool(equals) and ":" not in name  # else the sign belongs to the path
     adapter, _, path = (reference if named else text).partition(":")
     if not adapter or not path or (named and not name):
-        raise ConfigurationError(f"{text!r}: expected NAME=ADAPTER:PATH or ADAPTER:PATH")
+        raise ConfigurationError(f"{text!r}: expected NAME=ADAPTER:PATH or ADAPTER:PATH, such as folder:photos")
     return (name, reference) if named else (None, text)
 
 
@@ -33,18 +33,31 @@ def extract(command: ExtractionCommand, *, partial: bool = False) -> dict[str, A
     """Run ``extractor run --json`` to its end and return its report.
 
     Args:
-        partial: photographs may be left out, which a note says of each.
+        partial: photographs that cannot be read may be left out.
 
     Raises:
         ExtractionFailed: it ended with an error, or left photographs out.
     """
     done = command.run()
     if done.returncode != console.Exit.OK and not (partial and done.returncode == console.Exit.PARTIAL):
-        raise ExtractionFailed(f"`{command}` failed with exit code {done.returncode}; what it said stands above")
+        raise ExtractionFailed(
+            f"{command.options['dataset']} could not be extracted (exit code {done.returncode} of `{command}`); the "
+            "reason stands above"
+        )
     report: dict[str, Any] = json.loads(done.stdout)
-    for _, reason in report["failed"]:
-        console.note(f"left out: {reason}")
     return report
+
+
+class Extracted(NamedTuple):
+    """Photographs that the store has what an interpreter reads of.
+
+    Attributes:
+        references: the data sets, NAME or NAME:SPLIT.
+        left_out: why, of each photograph that could not be read.
+    """
+
+    references: list[str]
+    left_out: list[str]
 
 
 @dataclass(frozen=True)
@@ -67,10 +80,8 @@ class PhotographsOnDisk:
         specs: Sequence[FeatureSpec],
         views: Sequence[str] = (IDENTITY,),
         device: str = "cpu",
-    ) -> list[str]:
-        """The data sets in the store, NAME or NAME:SPLIT, once it has what an interpreter reads of them.
-
-        Photographs that cannot be read are left out, which a note says of each.
+    ) -> Extracted:
+        """Have ``extractor run`` make what the store lacks of what an interpreter reads; what is there stays.
 
         Args:
             store: where features go; made if it is not there.
@@ -80,12 +91,13 @@ class PhotographsOnDisk:
             views: of each photograph.
 
         Raises:
-            ConfigurationError: photographs are prepared in a way that the command has no name for.
+            ConfigurationError: two of them have one name, or photographs are prepared in a way that the command has no
+                name for.
             ExtractionFailed: the command said why, or the backbone is not the one that the interpreter learnt with.
         """
-        references = []
-        for text in self.data:
-            name, reference = parse_data(text)
+        references: list[str] = []
+        left_out: dict[str, str] = {}
+        for name, reference in self._named():
             chosen: dict[str, str | None] = {
                 "dataset": reference,
                 "name": name,
@@ -95,9 +107,22 @@ class PhotographsOnDisk:
                 "device": device,
             }
             options = {key: value for key, value in chosen.items() if value is not None}
-            names = [_extracted({**_options_of(spec, model, card), **options}, spec) for spec in specs]
-            references += [one if self.split is None else f"{one}:{self.split}" for one in dict.fromkeys(names)]
-        return references
+            for spec in specs:
+                report = _extract_for(model, {**_options_of(spec, model, card), **options}, spec)
+                left_out |= dict(report["failed"])
+            found = report["dataset"]
+            references.append(found if self.split is None else f"{found}:{self.split}")
+        for reason in left_out.values():
+            console.note(f"left out: {reason}")
+        return Extracted(references, list(left_out.values()))
+
+    def _named(self) -> list[tuple[str | None, str]]:
+        """Name and ADAPTER:PATH of each."""
+        parsed = list(dict.fromkeys(map(parse_data, self.data)))
+        names = [name for name, _ in parsed if name is not None]
+        if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            raise ConfigurationError(f"two data sets are to be called {twice[0]}; give each a name of its own")
+        return parsed
 
 
 def _options_of(spec: FeatureSpec, model: str, card: Card) -> dict[str, str | bool]:
@@ -112,14 +137,12 @@ def _options_of(spec: FeatureSpec, model: str, card: Card) -> dict[str, str | bo
     return options
 
 
-def _extracted(options: dict[str, str | bool], spec: FeatureSpec) -> str:
-    """Extract what is not there; returns what the data set is called in the store."""
-    command = ExtractionCommand(options | {"json": True})
-    report = extract(command, partial=True)
+def _extract_for(model: str, options: dict[str, str | bool], spec: FeatureSpec) -> dict[str, Any]:
+    """The report of ``extractor run``, which made features of this spec."""
+    report = extract(ExtractionCommand(options | {"json": True}), partial=True)
     if report["spec"] != spec.digest:
         raise ExtractionFailed(
-            f"`{command}` made features of another spec ({report['spec'][:12]}, expected {spec.digest[:12]}): "
-            f"{options.get('backbone', 'the backbone')} is not the backbone any more that the interpreter learnt with"
+            f"features of another spec were made ({report['spec'][:12]}, {model} reads {spec.digest[:12]}): "
+            f"{options.get('backbone', 'the backbone')} is not the backbone any more that it learnt with"
         )
-    name: str = report["dataset"]
-    return name
+    return report

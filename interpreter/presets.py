@@ -14,12 +14,12 @@ class TrainingPlan(TrainingBudget, LevelChoices):
     """Budget and levels of a training."""
 
     def training_settings(self, **others: Any) -> TrainingSettings:
-        """Settings of a training with this budget; ``others`` are further ones."""
-        return TrainingSettings(**self.model_dump(include=set(TrainingBudget.model_fields)), **others)
+        """Settings of a training with this budget; ``others`` are further ones, or go before it."""
+        return TrainingSettings(**self.model_dump(include=set(TrainingBudget.model_fields)) | others)
 
     def network_config(self, **others: Any) -> InterpreterConfig:
-        """A network with such levels; ``others`` are its further choices."""
-        return InterpreterConfig(**self.model_dump(include=set(LevelChoices.model_fields)), **others)
+        """A network with such levels; ``others`` are its further choices, or go before them."""
+        return InterpreterConfig(**self.model_dump(include=set(LevelChoices.model_fields)) | others)
 
 
 TRAINING_PRESETS: dict[TrainingPresetName, TrainingPlan] = {

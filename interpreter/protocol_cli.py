@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import typer
 from pydantic import ValidationError
@@ -13,6 +12,7 @@ from pydantic import ValidationError
 from interpreter.errors import ConfigurationError
 from interpreter.metrics import finite_or_none
 from interpreter.options import views_named
+from interpreter.presets import TRAINING_PRESETS
 from interpreter.protocols import protocol_named
 from interpreter.protocols.extracting import extract_by_command, parse_source
 from interpreter.protocols.protocol import ROWS, Choices, Edition, Row
@@ -34,9 +34,10 @@ def run_protocol(
     settings: str | None,
     device: str,
     *,
-    mirrored: bool = False,
-) -> dict[str, Any]:
-    """Run what the options describe, print the table, and return it with the report's place.
+    mirrored: bool,
+    as_json: bool,
+) -> None:
+    """Run what the options describe, write the report, and print the table.
 
     Args:
         named: name and edition.
@@ -60,22 +61,30 @@ def run_protocol(
     results = protocol_run.run(targets, methods, numbers)
     report = write_report(protocol, choices, {source.name: source.reference for source in sources}, results, out)
     table = tabulated(protocol, results)
+    if as_json:
+        values = {
+            row: {name: finite_or_none(cell.value) for name, cell in cells.items()} for row, cells in table.items()
+        }
+        console.print_json({"report": str(report), "table": values})
+        return
     for row, cells in table.items():
         for column, cell in cells.items():
-            console.err.print(f"{row:12} {column:12} {cell}", highlight=False)
-    console.err.print(f"report: {report}", highlight=False)
-    return {
-        "report": str(report),
-        "table": {
-            row: {column: finite_or_none(cell.value) for column, cell in cells.items()} for row, cells in table.items()
-        },
-    }
+            console.out.print(f"{row:12} {column:12} {cell}", highlight=False)
+    console.out.print(f"report: {report}", highlight=False, soft_wrap=True)
 
 
 def parse_choices(settings: str | None, device: str, *, mirrored: bool = False) -> Choices:
-    """Choices of a JSON object, which goes before options; ConfigurationError names what is wrong in it."""
+    """Choices of a JSON object, which goes before options; ConfigurationError names what is wrong in it.
+
+    Its key ``training`` names a preset of `interpreter train`, which other keys go before.
+    """
     try:
-        plain = {"device": device, "mirrored": mirrored} | json.loads(settings or "{}")
+        given = json.loads(settings or "{}")
+        preset = given.pop("training", None)
+        if preset not in (None, *TRAINING_PRESETS):
+            raise ConfigurationError(f"--settings: no training {preset!r}; there are {', '.join(TRAINING_PRESETS)}")
+        budget = TRAINING_PRESETS[preset].model_dump(exclude_defaults=True) if preset else {}
+        plain = {"device": device, "mirrored": mirrored} | budget | given
         if isinstance(plain.get("views"), str):
             plain["views"] = views_named(plain["views"])
         for name in ("timesteps", "blocks"):
@@ -88,7 +97,7 @@ def parse_choices(settings: str | None, device: str, *, mirrored: bool = False) 
             there = ", ".join(sorted(Choices.model_fields))
             raise ConfigurationError(f"--settings: no setting {first['loc'][0]!r}; there are {there}") from error
         raise ConfigurationError(f"--settings: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    except (json.JSONDecodeError, TypeError) as error:
+    except (json.JSONDecodeError, TypeError, AttributeError) as error:
         raise ConfigurationError(f"--settings: expected a JSON object, got {settings!r}") from error
 
 

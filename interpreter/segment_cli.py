@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from rich.table import Table
 from interpreter.checkpoint import folder_of
 from interpreter.data import all_images
 from interpreter.domain import load_domain
+from interpreter.metrics import in_points
 from interpreter.options import (
     AsJson,
     DataOption,
@@ -26,8 +28,9 @@ from interpreter.options import (
     open_model,
     photographs_named,
 )
-from interpreter.segmenting import segment_into
+from interpreter.segmenting import SegmentedPhotograph, segment_into
 from interpreter.stored import require_features, views_read
+from interpreter.task import Task
 from store import console
 from store.feature_store import FeatureStore
 from store.files import replaced
@@ -67,13 +70,13 @@ def segment_command(
     stored, on_disk = photographs_named(dataset, data, split)
     interpreter, card = open_model(model, scan, device)
     spec = card.spec.of_resolution(resolution)
-    references = [*stored, *on_disk.extracted(store, model, card, [spec], views, device)]
-    features = FeatureStore(store, read_only=True)
+    out.mkdir(parents=True, exist_ok=True)
+    extracted = on_disk.extracted(store, model, card, [spec], views, device)
+    features, references = FeatureStore(store, read_only=True), (*stored, *extracted.references)
     named = {image.name: image for reference in references for image in all_images(features, reference)}
     images = [image.seen_as(view) for image in named.values()]
     require_features(features, spec, images, views, card.backbone)
     domain = load_domain(folder_of(model), card.spec)
-    out.mkdir(parents=True, exist_ok=True)
     with console.progress("segmenting", len(images), as_json=as_json) as advance:
         found = []
         for one in segment_into(out, interpreter, features, spec, card.task, images, domain, mirrored=mirrored):
@@ -86,15 +89,18 @@ def segment_command(
         table.writerows(rows)
     if as_json:
         console.print_json(rows)
-        return
+    else:
+        _print_found(found, card.task, out)
+    console.exit_after(extracted.left_out)
+
+
+def _print_found(found: Sequence[SegmentedPhotograph], task: Task, out: Path) -> None:
     unusual = [one for one in found if one.unusual]
-    shown = Table("image", *(f"{name} %" for name in card.task.targets), "disagreement", "unusual")
+    columns = [column for name in task.targets for column in (f"{name} %", "expected Dice")]
+    shown = Table("image", *columns, "disagreement", "unusual")
     for one in found:
-        areas = [f"{100 * share:.2f}" for share in one.shares.values()]
-        shown.add_row(one.image, *areas, f"{one.disagreement:.3f}", one.unusual)
+        figures = [figure for name in task.targets for figure in (one.shares[name], one.expected_dice[name])]
+        shown.add_row(one.image, *map(in_points, figures), f"{one.disagreement:.3f}", one.unusual)
     console.out.print(shown)
-    console.out.print(
-        f"{out}: {len(found)} label maps and {TABLE}"
-        + (f"; do not rely on {len(unusual)} of them, unlike the photographs it knows" if unusual else ""),
-        soft_wrap=True,
-    )
+    warning = f"; {len(unusual)} are of photographs unlike those it knows: do not rely on them" if unusual else ""
+    console.out.print(f"{out}: {len(found)} label maps and {TABLE}{warning}", soft_wrap=True)

@@ -39,7 +39,8 @@ def _epilog() -> str:
             f"Settings, from the environment or, in small letters without DIFFDGSS_, from the TOML file that {CONFIG} "
             "names; lists in the environment are by commas or JSON, tables are JSON:",
             *(row.replace("[", r"\[") for row in rows),
-            "SIGHUP reads settings, keys and models anew. Exit codes: 0 stopped, 1 failed, 2 wrong usage.",
+            "SIGHUP reads settings, keys and models anew.",
+            "Exit codes: 0 stopped (143 by SIGTERM), 1 failed, 2 wrong usage.",
         ]
     )
 

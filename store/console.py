@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from enum import IntEnum
 from importlib import metadata
@@ -123,6 +123,12 @@ def options_given(context: typer.Context, names: Iterable[str]) -> list[str]:
     typed = {parameter.name: parameter.opts[0] for parameter in context.command.params}
     sources = {name: context.get_parameter_source(name) for name in names}
     return [typed[name] for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+
+
+def exit_after(left_out: Sized) -> None:
+    """End the command; with ``Exit.PARTIAL`` if something was left out."""
+    if left_out:
+        raise typer.Exit(Exit.PARTIAL)
 
 
 def require_unused(out: Path, *, overwrite: bool) -> None:

@@ -141,7 +141,7 @@ def test_photographs_on_disk_are_extracted_as_an_interpreter_reads_them(
     read = ["--store", tmp_path / "new.zarr", "--model", model]
     segment = ["segment", *read, "--data", f"folder:{photographs}", "--out", tmp_path / "masks", "--json"]
     segmented = run("interpreter", *segment)  # the command in a process of its own
-    assert segmented.returncode == 0, segmented.stderr
+    assert segmented.returncode == 3, segmented.stderr
     assert [row["image"].partition("/")[0] for row in json.loads(segmented.stdout)] == ["photographs"] * 6
     assert "left out" in segmented.stderr
     assert "broken.png" in segmented.stderr
@@ -158,7 +158,7 @@ def test_photographs_on_disk_are_extracted_as_an_interpreter_reads_them(
     assert scored.returncode == 0, scored.stderr
     assert (json.loads(scored.stdout)["images"], json.loads(scored.stdout)["mirrored"]) == (6, True)
     none = run("interpreter", "evaluate", *read, "--data", eyes, "--split", "nowhere")
-    assert (none.returncode, "failed with exit code 1" in none.stderr) == (1, True)
+    assert (none.returncode, "could not be extracted" in none.stderr) == (1, True)
     called.clear()
     sides = [word for side in (32, 64) for word in ("--resolution", side)]
     adapted = run("interpreter", "adapt", *read, "--data", eyes, *map(str, sides), "--json")
@@ -171,11 +171,12 @@ def test_photographs_on_disk_are_extracted_as_an_interpreter_reads_them(
         lambda command: subprocess.CompletedProcess([], 0, json.dumps({"dataset": "eyes", "spec": "0", "failed": []})),
     )
     changed = run("interpreter", *segment)
-    told = f"{wide_backbone} is not the backbone any more that the interpreter learnt with"
+    told = f"{wide_backbone} is not the backbone any more that it learnt with"
     assert (changed.returncode, told in " ".join(changed.stderr.split())) == (1, True)
     for words, told in (
         ([], "expected --dataset of the store, or --data on disk"),
         (["--dataset", "eyes", "--split", "test"], "--split is of --data"),
+        (["--data", "a=folder:x", "--data", "a=folder:y"], "two data sets are to be called a"),
     ):
         refused = run("interpreter", "segment", *read, "--out", tmp_path / "other", *words)
         assert (refused.returncode, told in refused.stderr) == (2, True)
@@ -218,9 +219,12 @@ def test_the_masks_of_a_folder_need_no_name_to_be_compared(
     scored = [
         run("interpreter", "evaluate", *read, name, "--model", tmp_path / "run", "--json") for name in ("named", "eyes")
     ]
-    assert "note: mask is taken for vessel" in scored[1].stderr
+    assert "note: mask of eyes is taken for vessel" in scored[1].stderr
     assert "taken for" not in scored[0].stderr
-    assert len({json.loads(one.stdout)["dice"] for one in scored}) == 1
+    assert len({json.loads(one.stdout)["by_class"]["vessel"]["dice"] for one in scored}) == 1
+    filled_store.collections.write(Collection(name="named", samples=tuple(named[:3])))
+    both = run("interpreter", "evaluate", *read, "named", "--dataset", "eyes", "--model", tmp_path / "run", "--json")
+    assert (both.returncode, json.loads(both.stdout)["images"]) == (0, 6)
     discs = [one.model_copy(update={"masks": {"disc": one.masks["mask"]}}) for one in eyes.samples]
     filled_store.collections.write(Collection(name="discs", samples=tuple(discs)))
     other = run("interpreter", "evaluate", *read, "discs", "--model", tmp_path / "run")

@@ -99,6 +99,7 @@ def test_the_python_examples_run(
     monkeypatch.chdir(tmp_path)
     Path("photo.jpg").write_bytes(retina.read_bytes())
     draw_photos()
+    assert TRAINING_PRESETS["fast"].training_settings(steps=8).steps == 8
     monkeypatch.setitem(TRAINING_PRESETS, "fast", TRAINING_PRESETS["fast"].model_copy(update={"steps": 1}))
     told = []
     for code in blocks("python"):

@@ -405,6 +405,8 @@ def test_names_and_options() -> None:
     assert parse_choices('{"views": "identity,photometric:2"}', "cpu").views == (
         "identity", "photometric-0", "photometric-1",
     )  # fmt: skip
+    fast = parse_choices('{"training": "fast", "steps": 5}', "cpu")
+    assert (fast.steps, fast.crop, fast.standardise, fast.preset) == (5, 128, True, "small")
     chosen = parse_choices('{"timesteps": "200, 500", "blocks": [2, 4]}', "cpu")
     assert (chosen.timesteps, chosen.blocks) == ((200, 500), (2, 4))
     assert [parse_choices(None, "cpu", mirrored=one).mirrored for one in (False, True)] == [False, True]
@@ -417,7 +419,8 @@ def test_names_and_options() -> None:
         (lambda: parse_rows("diffdgss,x"), "no method x"),
         (lambda: parse_seeds(["0", "--x"]), "is no seed"),
         (lambda: parse_choices('{"epochs": 0}', "cpu"), "epochs: Input should be"),
-        (lambda: parse_choices("[", "cpu"), "expected a JSON object"),
+        *((lambda text=text: parse_choices(text, "cpu"), "expected a JSON object") for text in ("[", "[]", "3")),
+        (lambda: parse_choices('{"training": "slow"}', "cpu"), "no training 'slow'; there are paper, fast"),
         (lambda: parse_choices('{"timesteps": "200;500"}', "cpu"), r"timesteps.0: Input should be a valid integer"),
     ):
         with pytest.raises(ConfigurationError, match=message):
@@ -462,7 +465,7 @@ def test_the_extractor_is_called_as_a_command(tmp_path: Path) -> None:
     assert "--backbone=untrained:small" in command_of(untrained, str(tmp_path / "s"), named).arguments
     with pytest.raises(ConfigurationError, match="untrained needs a backbone's architecture"):
         command_of(untrained, str(tmp_path / "s"), CHOICES)
-    with pytest.raises(ExtractionFailed, match=r"`extractor run --dataset folder:.* failed with exit code 1"):
+    with pytest.raises(ExtractionFailed, match=r"nothing could not be extracted \(exit code 1 of `extractor run"):
         extract_by_command(str(tmp_path / "s"), CHOICES)(wanted)
 
 
