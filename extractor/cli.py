@@ -37,7 +37,7 @@ from extractor.presets import encoding_of, open_backbone
 from extractor.repeating import Request, require_own_name
 from store import console
 from store.console import Exit
-from store.errors import SpecError, StoreError
+from store.errors import SpecError, SpecMismatch, StoreError
 from store.feature_store import FeatureStore
 from store.interrupts import Stop
 from store.pixels import spec_of_pixels
@@ -119,6 +119,10 @@ def run(
     compiled: Annotated[
         bool, typer.Option("--compile", help="torch.compile the network: minutes at the start, for long runs on GPUs.")
     ] = False,
+    expect_spec: Annotated[
+        str | None,
+        typer.Option(help="Digest of the spec that is wanted; if these options mean another, nothing is extracted."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Compute again what is there.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Print where the time went.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how much would be written, and stop.")] = False,
@@ -153,6 +157,11 @@ def run(
         spec = spec_of_pixels(recipe.resolution, prepared)
     else:
         spec = dataclasses.replace(recipe, encoding=how, preprocessing=prepared).spec(network)
+    if expect_spec not in (None, spec.digest):
+        raise SpecMismatch(
+            f"these options mean features of spec {spec.digest[:12]}, not {str(expect_spec)[:12]}: the backbone is "
+            "another one than then, or its class label, or the codebook"
+        )
     renderings = parse_views(views)
     entries = len(data.photographs) * len(renderings)
     with console.progress("looking for features", len(data.photographs), as_json=as_json) as advance:
@@ -206,16 +215,16 @@ def _interruptible(name: str, entries: int, as_json: bool) -> Iterator[tuple[Sto
         yield stop, lambda photograph: advance(1, photograph)
 
 
-def _print_size(size: SizePlan, images: int, spec: FeatureSpec, as_json: bool) -> None:
+def _print_size(size: SizePlan, asked: int, spec: FeatureSpec, as_json: bool) -> None:
     if as_json:
         console.print_json(size._asdict() | {"bytes_total": size.bytes_total, "spec": spec.digest})
         return
     if not size.entries:
-        console.err.print(f"0 of {images} entries to do")
+        console.err.print(f"0 of {asked} entries to do")
         return
     free = "unknown" if size.free is None else console.human_bytes(size.free)
     console.err.print(
-        f"{size.entries} of {images} entries to do, "
+        f"{size.entries} of {asked} entries to do, "
         f"about {console.human_bytes(sum(size.bytes_by_block.values()))} each, "
         f"{console.human_bytes(size.bytes_total)} in all, {free} free"
     )

@@ -53,7 +53,7 @@ def plan_size(
     overwrite: bool = False,
     advance: Callable[[], None] | None = None,
 ) -> SizePlan:
-    """Count the images that a run will extract and the bytes they will take.
+    """Count the entries that a run will make and the bytes they will take.
 
     Args:
         advance: called for each photograph that was looked at.

@@ -103,24 +103,26 @@ def adapt_command(
     if as_json:
         report = {"photographs": len(images), "learnt_at": learnt, "read": _plain(card.task, expected, learnt)}
         console.print_json(report | {"best": best, "out": out})
-        console.exit_after(extracted.left_out)
-        return
-    console.out.print(_table(card.task, expected, learnt))
-    reading = (
-        "as it does by itself" if best == card.spec.resolution else f"read these photographs with --resolution {best}"
-    )
-    console.out.print(f"best at {best}: {reading}", highlight=False)
+    else:
+        console.out.print(_table(card.task, expected, learnt))
+        as_before = best == card.spec.resolution
+        reading = "as it does by itself" if as_before else f"read these photographs with --resolution {best}"
+        console.out.print(f"best at {best}: {reading}", highlight=False)
     if out is not None:
-        console.out.print(f"{out}: reads so by itself; try it: service --model {out}", highlight=False)
-        if not (out / DOMAIN_FILE).is_file():
-            console.note(
-                f"it cannot tell unusual photographs: that takes features of {MIN_IMAGES} photographs and more"
-            )
-        elif len(images) < MIN_IMAGES:
-            console.note(
-                f"it tells unusual photographs as {model} does: {MIN_IMAGES} and more would be a domain of their own"
-            )
+        _print_copy(out, model, len(images), as_json)
     console.exit_after(extracted.left_out)
+
+
+def _print_copy(out: Path, model: str, photographs: int, as_json: bool) -> None:
+    """What can be done with the copy, and what it cannot."""
+    if not as_json:
+        console.out.print(f"{out}: reads so by itself; try it: service --model {out}", highlight=False)
+    if not (out / DOMAIN_FILE).is_file():
+        console.note(f"it cannot tell unusual photographs: that takes {MIN_IMAGES} photographs and more")
+    elif photographs < MIN_IMAGES:
+        console.note(
+            f"it tells unusual photographs as {model} does: {MIN_IMAGES} and more would be a domain of their own"
+        )
 
 
 def _plain(task: Task, expected: Sequence[Expected], learnt: int) -> list[dict[str, Any]]:

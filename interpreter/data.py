@@ -97,7 +97,7 @@ def labelled_at(store: FeatureStore, places: Iterable[tuple[str, str | None]], t
 
 
 def labelled_for(store: FeatureStore, references: Iterable[str], task: Task) -> tuple[list[Labelled], list[str]]:
-    """``labelled_in`` for who compares what an interpreter of the task finds, and what is to be said of them.
+    """``labelled_in`` for those who compare what an interpreter of the task finds, and what is to be said of them.
 
     The masks of a folder without folders for targets are ``mask``, whatever they show: here the task's target, where it
     has one alone.

@@ -58,23 +58,24 @@ def _upright(view: str) -> str:
 ViewOption = Annotated[
     str,
     typer.Option(
-        help="Rendering of each image that is read, such as red-free or negative; it was extracted.", callback=_upright
+        help="Rendering of each image that is read, such as red-free or negative; of --dataset it was extracted.",
+        callback=_upright,
     ),
 ]
 MirroredOption = Annotated[
     bool,
     typer.Option(
         "--mirrored",
-        help="Read each image's three flips as well (extracted with --views identity,flips) and average what each "
-        "voter says: a little better, for four times the work.",
+        help="Test-time augmentation: read each image's three flips as well (of --dataset extracted with --views "
+        "identity,flips) and average what each voter says: a little better, for four times the work.",
     ),
 ]
 ResolutionOption = Annotated[
     int | None,
     typer.Option(
         min=8,
-        help="Read features of photographs shown in a square of so many pixels (extracted with --resolution), which "
-        "matters where a camera shows more of the retina than those that were learnt from.",
+        help="Read features of photographs shown in a square of so many pixels (of --dataset extracted with "
+        "--resolution), which matters where a camera shows more of the retina than those that were learnt from.",
         show_default="the interpreter's",
     ),
 ]

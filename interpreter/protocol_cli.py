@@ -83,8 +83,8 @@ def parse_choices(settings: str | None, device: str, *, mirrored: bool = False) 
         preset = given.pop("training", None)
         if preset not in (None, *TRAINING_PRESETS):
             raise ConfigurationError(f"--settings: no training {preset!r}; there are {', '.join(TRAINING_PRESETS)}")
-        budget = TRAINING_PRESETS[preset].model_dump(exclude_defaults=True) if preset else {}
-        plain = {"device": device, "mirrored": mirrored} | budget | given
+        plan = TRAINING_PRESETS[preset].values_beside(given) if preset else {}
+        plain = {"device": device, "mirrored": mirrored} | plan | given
         if isinstance(plain.get("views"), str):
             plain["views"] = views_named(plain["views"])
         for name in ("timesteps", "blocks"):

@@ -1,4 +1,4 @@
-"""``interpreter segment``: label maps of photographs whose features are in a store, labelled or not."""
+"""``interpreter segment``: label maps of photographs, labelled or not, by their features."""
 
 from __future__ import annotations
 
@@ -70,13 +70,15 @@ def segment_command(
     stored, on_disk = photographs_named(dataset, data, split)
     interpreter, card = open_model(model, scan, device)
     spec = card.spec.of_resolution(resolution)
-    out.mkdir(parents=True, exist_ok=True)
+    if out.exists() and not out.is_dir():
+        raise typer.BadParameter(f"{out} is no folder")
     extracted = on_disk.extracted(store, model, card, [spec], views, device)
     features, references = FeatureStore(store, read_only=True), (*stored, *extracted.references)
     named = {image.name: image for reference in references for image in all_images(features, reference)}
     images = [image.seen_as(view) for image in named.values()]
     require_features(features, spec, images, views, card.backbone)
     domain = load_domain(folder_of(model), card.spec)
+    out.mkdir(parents=True, exist_ok=True)
     with console.progress("segmenting", len(images), as_json=as_json) as advance:
         found = []
         for one in segment_into(out, interpreter, features, spec, card.task, images, domain, mirrored=mirrored):

@@ -242,7 +242,7 @@ def _train(training: Training, as_json: bool) -> None:
         f"{cost_of(training.network)}"
     )
     if training.is_finished:
-        console.note(f"{training.folder} was trained to its end before")
+        console.note(f"{training.folder} is trained to its end already")
     training.prepare()  # before Ctrl-C waits for a step
     left = (training.epochs - training.epoch) * training.steps_per_epoch - training.next_batch
     first = training.accelerator.is_main_process

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -51,18 +50,24 @@ class ExtractionCommand:
     def run(self) -> subprocess.CompletedProcess[str]:
         """Run it to its end in a process of its own; what it prints is in ``stdout``, what it says goes to stderr.
 
-        Ctrl-C and SIGTERM are handed on: it finishes what is in flight, then KeyboardInterrupt is raised.
+        Ctrl-C, SIGTERM and SIGHUP are handed on: it finishes what is in flight, then KeyboardInterrupt is raised.
         """
-        stop = Stop()
-        # In a group of its own a terminal's Ctrl-C reaches it once, by this process.
-        with subprocess.Popen(self.arguments, stdout=subprocess.PIPE, text=True, process_group=0) as process:
+        stop, running = Stop(), list[subprocess.Popen[str]]()
 
-            def hand_on() -> None:
-                process.send_signal(signal.SIGINT)
+        def hand_on() -> None:
+            for process in running:
+                process.terminate()
 
+        with (
+            stop.on_interrupt(hand_on),
+            # In a group of its own a terminal's Ctrl-C reaches it once, by this process.
+            subprocess.Popen(self.arguments, stdout=subprocess.PIPE, text=True, process_group=0) as process,
+        ):
+            running.append(process)
+            if stop.requested:
+                hand_on()
             try:
-                with stop.on_interrupt(hand_on):
-                    printed, _ = process.communicate()
+                printed, _ = process.communicate()
             except KeyboardInterrupt:  # the second one
                 hand_on()
                 raise

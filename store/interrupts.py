@@ -1,18 +1,18 @@
-"""Ctrl-C, or a scheduler's SIGTERM, at a border of the work instead of in its middle."""
+"""Ctrl-C, a scheduler's SIGTERM or a closed terminal, at a border of the work instead of in its middle."""
 
 from __future__ import annotations
 
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stop:
-    """Asked between pieces of work; set by the first Ctrl-C or SIGTERM. A second one interrupts at once."""
+    """Asked between pieces of work; set by the first Ctrl-C, SIGTERM or SIGHUP. A second one interrupts at once."""
 
     def __init__(self) -> None:
         self._requested = threading.Event()
@@ -42,11 +42,14 @@ class Stop:
             if self.requested:
                 raise KeyboardInterrupt
             self.request()
-            say()
+            with suppress(OSError):  # the terminal is gone
+                say()
 
-        before = [signal.signal(number, on_signal) for number in _SIGNALS]
+        # What is ignored stays so, as under nohup.
+        heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        before = [signal.signal(number, on_signal) for number in heard]
         try:
             yield
         finally:
-            for number, former in zip(_SIGNALS, before, strict=True):
+            for number, former in zip(heard, before, strict=True):
                 signal.signal(number, former)

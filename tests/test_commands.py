@@ -165,18 +165,20 @@ def test_photographs_on_disk_are_extracted_as_an_interpreter_reads_them(
     assert adapted.returncode == 0, adapted.stderr
     assert [one["resolution"] for one in json.loads(adapted.stdout)["read"]] == [32, 64]
     assert [command.options["resolution"] for command in called] == ["32", "64"]
-    monkeypatch.setattr(
-        ExtractionCommand,
-        "run",
-        lambda command: subprocess.CompletedProcess([], 0, json.dumps({"dataset": "eyes", "spec": "0", "failed": []})),
-    )
-    changed = run("interpreter", *segment)
-    told = f"{wide_backbone} is not the backbone any more that it learnt with"
-    assert (changed.returncode, told in " ".join(changed.stderr.split())) == (1, True)
+    assert {command.options["expect-spec"] for command in called} == {
+        load_interpreter(model)[1].spec.of_resolution(side).digest for side in (32, 64)
+    }
+    other = run("extractor", *extract, "--store", tmp_path / "other.zarr", "--expect-spec", "0" * 64)
+    assert (other.returncode, "these options mean features of spec" in other.stderr) == (2, True)
+    assert not list((tmp_path / "other.zarr").rglob("block_*"))
+    mixed = ["segment", *read, "--out", tmp_path / "other", "--data", f"folder:{photographs}"]
+    refused = run("interpreter", *mixed, "--data", f"photographs=folder:{dataset_folder}")
+    assert (refused.returncode, "two data sets would be called photographs" in refused.stderr) == (2, True)
+    assert not (tmp_path / "other").exists()
     for words, told in (
         ([], "expected --dataset of the store, or --data on disk"),
         (["--dataset", "eyes", "--split", "test"], "--split is of --data"),
-        (["--data", "a=folder:x", "--data", "a=folder:y"], "two data sets are to be called a"),
+        (["--data", "a=folder:x", "--data", "a=folder:y"], "two data sets would be called a"),
     ):
         refused = run("interpreter", "segment", *read, "--out", tmp_path / "other", *words)
         assert (refused.returncode, told in refused.stderr) == (2, True)
@@ -192,7 +194,7 @@ def test_a_preset_of_a_training_gives_way_to_options(run: Run, filled_store: Fea
         done = run("interpreter", *train, folder, *options)
         assert done.returncode == 0, done.stderr
         again = run("interpreter", *train, folder, *options)
-        assert (again.stdout, "was trained to its end before" in " ".join(again.stderr.split())) == (done.stdout, True)
+        assert (again.stdout, "is trained to its end already" in " ".join(again.stderr.split())) == (done.stdout, True)
         card = load_interpreter(folder)[1]
         return card.config, card.training
 

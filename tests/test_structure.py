@@ -123,5 +123,5 @@ def test_a_run_record_holds_what_decides_what_is_made_and_no_other_option() -> N
     command = typer.main.get_command(app).commands["run"]  # type: ignore[attr-defined]
     options = {option.opts[0].removeprefix("--") for option in command.params}
     how = {"store", "device", "batch", "workers", "scheduler", "compile", "overwrite", "profile", "dry-run"}
-    assert options - REPEATABLE == how | {"ignore-space", "json"}
+    assert options - REPEATABLE == how | {"expect-spec", "ignore-space", "json"}
     assert options >= REPEATABLE

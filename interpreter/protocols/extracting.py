@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from interpreter.errors import ConfigurationError
-from interpreter.on_disk import extract as extract_now
-from interpreter.on_disk import parse_data
+from interpreter.extractor_command import parse_data, run_extraction
 from interpreter.protocols.protocol import Choices
 from store.extraction_command import ExtractionCommand
 from store.spec import Trajectory
@@ -54,7 +53,7 @@ def extract_by_command(store: str, choices: Choices) -> Extract:
     """``extractor run`` into a store, in a process of its own."""
 
     def extract(wanted: FeatureRequest) -> str:
-        digest: str = extract_now(command_of(wanted, store, choices))["spec"]
+        digest: str = run_extraction(command_of(wanted, store, choices))["spec"]
         return digest
 
     return extract

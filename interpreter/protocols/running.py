@@ -144,8 +144,8 @@ class ProtocolRun:
     def _train(self, training: Training) -> None:
         """To its end, or to Ctrl-C or SIGTERM, from which it goes on when the protocol is started again."""
         training.prepare()
-        stop = Stop()
-        with stop.on_interrupt(lambda: self._say("  finishing a step; Ctrl-C again interrupts at once")):
+        stop, alone = Stop(), training.accelerator.num_processes == 1
+        with stop.on_interrupt(lambda: self._say("  finishing a step; Ctrl-C again interrupts at once"), alone=alone):
             training.run(lambda epoch, _, loss: self._say(f"  epoch {epoch + 1}, loss {loss:.3f}"), stop)
         if stop.requested:  # when nothing but its end was left
             raise KeyboardInterrupt
@@ -162,7 +162,7 @@ class ProtocolRun:
             read = self.features.at_resolution(_other(resolution, spec), row, places, (view,))
             expected.append(expected_at(interpreter, self.store, read, images))
             self._say(f"  read at {read.resolution}: expected Dice {100 * expected[-1].dice:.1f}")
-        # A network that finds nothing at any resolution is scored as it learnt.
+        # A network that finds nothing at any resolution is scored at the one that it learnt at.
         nothing = all(math.isnan(one.dice) for one in expected)
         best = spec.resolution if nothing else best_of(expected, spec.resolution).spec.resolution
         chosen = {

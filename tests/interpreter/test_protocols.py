@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,9 @@ from extractor.unet import build_unet
 from interpreter.adapting import Expected, expected_at
 from interpreter.cli import app
 from interpreter.errors import CheckpointError, ConfigurationError, DataError, ExtractionFailed
+from interpreter.extractor_command import run_extraction
 from interpreter.heads.photometric import ROUNDED
+from interpreter.presets import TRAINING_PRESETS
 from interpreter.protocol_cli import parse_choices, parse_rows, parse_seeds
 from interpreter.protocols import PROTOCOLS, protocol_named, running
 from interpreter.protocols.extracting import (
@@ -48,6 +51,7 @@ from interpreter.protocols.running import ProtocolRun, Result
 from interpreter.protocols.table import tabulated
 from interpreter.rules import Rules
 from store import FeatureStore, SpecError
+from store.extraction_command import ExtractionCommand
 from store.features import Key
 from store.pixels import spec_of_pixels
 from store.spec import PREPROCESSINGS
@@ -407,6 +411,10 @@ def test_names_and_options() -> None:
     )  # fmt: skip
     fast = parse_choices('{"training": "fast", "steps": 5}', "cpu")
     assert (fast.steps, fast.crop, fast.standardise, fast.preset) == (5, 128, True, "small")
+    by_epochs = parse_choices('{"training": "fast", "epochs": 60}', "cpu")  # which steps would go before
+    assert (by_epochs.steps, by_epochs.epochs, by_epochs.crop) == (None, 60, 128)
+    assert TRAINING_PRESETS["fast"].training_settings(epochs=60).steps is None
+    assert [parse_choices(text, "cpu").decay for text in ('{"training": "paper"}', "{}")] == ["none", "cosine"]
     chosen = parse_choices('{"timesteps": "200, 500", "blocks": [2, 4]}', "cpu")
     assert (chosen.timesteps, chosen.blocks) == ((200, 500), (2, 4))
     assert [parse_choices(None, "cpu", mirrored=one).mirrored for one in (False, True)] == [False, True]
@@ -440,6 +448,16 @@ def test_options_that_would_do_nothing_are_refused(words: list[str], message: st
     told = CliRunner().invoke(app, ["evaluate", "--store", "x", *words])
     assert told.exit_code == 2
     assert message in " ".join(told.output.replace("│", " ").split())
+
+
+def test_photographs_left_out_end_a_protocol_with_their_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = {"dataset": "a", "spec": "x", "failed": [["eye", "eye.png: cannot be read"]]}
+    partial = subprocess.CompletedProcess([], 3, json.dumps(report))
+    monkeypatch.setattr(ExtractionCommand, "run", lambda _: partial)
+    command = ExtractionCommand({"dataset": "folder:a"})
+    assert run_extraction(command, partial=True) == report
+    with pytest.raises(ExtractionFailed, match=r"1 photographs of folder:a could not be used: eye\.png: cannot"):
+        run_extraction(command)
 
 
 def test_the_extractor_is_called_as_a_command(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from store.extraction_command import ExtractionCommand
+from store.interrupts import Stop
 
 EXTRACTION = """
 import pathlib, signal, sys, time
@@ -19,13 +20,13 @@ folder = pathlib.Path(sys.argv[1])
 def finish(number, frame):
     (folder / "finished").touch()
     sys.exit(130)
-signal.signal(signal.SIGINT, finish)
+signal.signal(signal.SIGTERM, finish)
 (folder / "begun").touch()
 time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_who_is_interrupted_lets_it_finish(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -50,3 +51,17 @@ def test_what_it_prints_and_how_it_ended(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(ExtractionCommand, "arguments", [sys.executable, "-c", "print('x'); raise SystemExit(3)"])
     done = ExtractionCommand({}).run()
     assert (done.returncode, done.stdout) == (3, "x\n")
+
+
+def test_what_is_ignored_stays_so() -> None:
+    """As under nohup."""
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stop = Stop()
+        with stop.on_interrupt(lambda: None):
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, former)

@@ -56,7 +56,7 @@ def test_whatever_changes_a_number_changes_the_digest(spec: FeatureSpec, change:
         ({"timesteps": ()}, "strictly increasing timesteps"),
         ({"timesteps": (1, 7)}, r"timesteps \[7\] are kept but not in the grid"),
         ({"grid": (1, 10, 100, 200)}, r"within 0\.\.199 of cosine-200"),
-        ({"timesteps": (1, 10)}, "goes on behind 10"),
+        ({"timesteps": (1, 10)}, "goes on after 10"),
         ({"trajectory": "anchored", "clip": True}, "belong to the ddim trajectory"),
         ({"trajectory": "anchored", "grid": (1, 5, 10, 100)}, "belong to the ddim trajectory"),
         ({"trajectory": "stochastic"}, "a seed for the stochastic trajectory"),

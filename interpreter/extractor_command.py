@@ -1,0 +1,42 @@
+"""The command ``extractor run``, called by those who need features: the interpreter does not import the extractor."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from interpreter.errors import ConfigurationError, ExtractionFailed
+from store import console
+from store.extraction_command import ExtractionCommand
+
+
+def parse_data(text: str) -> tuple[str | None, str]:
+    """``NAME=ADAPTER:PATH`` or ``ADAPTER:PATH``: the name, None if there is none, and ADAPTER:PATH."""
+    name, equals, reference = text.partition("=")
+    named = bool(equals) and ":" not in name  # else the sign belongs to the path
+    adapter, _, path = (reference if named else text).partition(":")
+    if not adapter or not path or (named and not name):
+        raise ConfigurationError(f"{text!r}: expected NAME=ADAPTER:PATH or ADAPTER:PATH, such as folder:photos")
+    return (name, reference) if named else (None, text)
+
+
+def run_extraction(command: ExtractionCommand, *, partial: bool = False) -> dict[str, Any]:
+    """Run ``extractor run --json`` to its end and return its report.
+
+    Args:
+        partial: photographs that cannot be read may be left out.
+
+    Raises:
+        ExtractionFailed: it ended with an error, or left photographs out.
+    """
+    done = command.run()
+    what = command.options["dataset"]
+    if done.returncode not in (console.Exit.OK, console.Exit.PARTIAL):
+        raise ExtractionFailed(
+            f"{what} could not be extracted (exit code {done.returncode} of `{command}`); the reason stands above"
+        )
+    report: dict[str, Any] = json.loads(done.stdout)
+    if report["failed"] and not partial:
+        reasons = "; ".join(reason for _, reason in report["failed"][:5])
+        raise ExtractionFailed(f"{len(report['failed'])} photographs of {what} could not be used: {reasons}")
+    return report
