@@ -16,6 +16,7 @@ from extractor.backbone_cli import app as backbone_commands
 from extractor.datasets import ADAPTERS, DataSet, load_dataset, selected
 from extractor.errors import ExtractorError, ScheduleError
 from extractor.options import (
+    FEATURES,
     AsJson,
     BackboneOption,
     BlocksOption,
@@ -81,10 +82,15 @@ def run(
     clip: ClipOption = False,
     encoding: Annotated[
         EncodingName | None,
-        typer.Option(help="How features are stored; compact is smallest.", show_default="the preset's"),
+        typer.Option(
+            help="How features are stored; compact is smallest.", show_default="the preset's", rich_help_panel=FEATURES
+        ),
     ] = None,
     codebook: Annotated[
-        Path | None, typer.Option(help="Of the compact encoding (fit-codebook); the backbone's own if not given.")
+        Path | None,
+        typer.Option(
+            help="Of the compact encoding (fit-codebook); the backbone's own if not given.", rich_help_panel=FEATURES
+        ),
     ] = None,
     precision: PrecisionOption = "float32",
     device: DeviceOption = "cpu",
@@ -93,35 +99,62 @@ def run(
         typer.Option(
             "--photographs",
             help="Store photographs as the backbone is shown them, and no features: networks on pixels read them.",
+            rich_help_panel="Photographs",
         ),
     ] = False,
     views: Annotated[
-        str, typer.Option(help="Renderings of each image, such as identity,flips,photometric:8,red-free,negative.")
+        str,
+        typer.Option(
+            help="Renderings of each image, such as identity,flips,photometric:8,red-free,negative.",
+            rich_help_panel="Photographs",
+        ),
     ] = "identity",
-    split: Annotated[str | None, typer.Option(help="Only this split.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
+    split: Annotated[str | None, typer.Option(help="Only this split.", rich_help_panel="Photographs")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first N images.", rich_help_panel="Photographs")
+    ] = None,
     images: Annotated[
-        str | None, typer.Option(help="Only images whose file names match, such as '*_left.jpg'.")
+        str | None,
+        typer.Option(help="Only images whose file names match, such as '*_left.jpg'.", rich_help_panel="Photographs"),
     ] = None,
     batch: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Images in one forward; memory grows with it.", show_default="2; of --workers 1; on CUDA 16"
+            min=1,
+            help="Images in one forward; memory grows with it.",
+            show_default="2; of --workers 1; on CUDA 16",
+            rich_help_panel="Machines",
         ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes of one thread each on this machine; on CUDA one for each GPU.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes of one thread each on this machine; on CUDA one for each GPU.",
+            rich_help_panel="Machines",
+        ),
     ] = None,
     scheduler: Annotated[
         str | None,
-        typer.Option(help="Address of a Dask scheduler, such as tcp://scheduler:8786; its workers do the work."),
+        typer.Option(
+            help="Address of a Dask scheduler, such as tcp://scheduler:8786; its workers do the work.",
+            rich_help_panel="Machines",
+        ),
     ] = None,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="torch.compile the network: minutes at the start, for long runs on GPUs.")
+        bool,
+        typer.Option(
+            "--compile",
+            help="torch.compile the network: minutes at the start, for long runs on GPUs.",
+            rich_help_panel="Machines",
+        ),
     ] = False,
     expect_spec: Annotated[
         str | None,
-        typer.Option(help="Digest of the spec that is wanted; if these options mean another, nothing is extracted."),
+        typer.Option(
+            help="Digest of the spec that is wanted; if these options mean another, nothing is extracted.",
+            rich_help_panel=FEATURES,
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Compute again what is there.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Print where the time went.")] = False,

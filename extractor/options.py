@@ -13,30 +13,52 @@ from store.spec import PREPROCESSINGS, Precision, Preprocessing, PreprocessingNa
 if TYPE_CHECKING:  # loading diffusers takes seconds
     from extractor.backbone import Backbone
 
-PresetOption = Annotated[str, typer.Option(help=f"Recipe: {', '.join(PRESETS)}.")]
+FEATURES = "Features"
+"""Panel of help for options that say what is extracted."""
+
+PresetOption = Annotated[str, typer.Option(help=f"Recipe: {', '.join(PRESETS)}.", rich_help_panel=FEATURES)]
 BackboneOption = Annotated[
     str | None,
-    typer.Option(help="Shipped name, folder or hub id; the preset's if not given. untrained:NAME has random weights."),
+    typer.Option(
+        help="Shipped name, folder or hub id; the preset's if not given. untrained:NAME has random weights.",
+        rich_help_panel=FEATURES,
+    ),
 ]
 PreprocessingOption = Annotated[
     PreprocessingName | None,
     typer.Option(
         help="How photographs are prepared.",
         show_default="what the backbone was trained on; fundus where it does not say",
+        rich_help_panel=FEATURES,
     ),
 ]
-TrajectoryOption = Annotated[Trajectory, typer.Option(help="How the noise grid is walked.")]
-SeedOption = Annotated[int, typer.Option(min=0, help="Of the noise; stochastic only.")]
-ClassLabelOption = Annotated[int | None, typer.Option(min=0, help="For class-conditional backbones.")]
-TimestepsOption = Annotated[str | None, typer.Option(help="Timesteps to keep, such as 1,10,100; the preset's.")]
-GridOption = Annotated[str | None, typer.Option(help="Timesteps to run the network at; the kept ones.")]
-BlocksOption = Annotated[str | None, typer.Option(help="Decoder blocks by index, such as 4,6,8; the preset's.")]
+TrajectoryOption = Annotated[Trajectory, typer.Option(help="How the noise grid is walked.", rich_help_panel=FEATURES)]
+SeedOption = Annotated[int, typer.Option(min=0, help="Of the noise; stochastic only.", rich_help_panel=FEATURES)]
+ClassLabelOption = Annotated[
+    int | None, typer.Option(min=0, help="For class-conditional backbones.", rich_help_panel=FEATURES)
+]
+TimestepsOption = Annotated[
+    str | None, typer.Option(help="Timesteps to keep, such as 1,10,100; the preset's.", rich_help_panel=FEATURES)
+]
+GridOption = Annotated[
+    str | None, typer.Option(help="Timesteps to run the network at; the kept ones.", rich_help_panel=FEATURES)
+]
+BlocksOption = Annotated[
+    str | None, typer.Option(help="Decoder blocks by index, such as 4,6,8; the preset's.", rich_help_panel=FEATURES)
+]
 ResolutionOption = Annotated[
     int | None,
-    typer.Option(min=8, help="Side in pixels at which photographs are read.", show_default="the preset's"),
+    typer.Option(
+        min=8,
+        help="Side in pixels at which photographs are read.",
+        show_default="the preset's",
+        rich_help_panel=FEATURES,
+    ),
 ]
-ClipOption = Annotated[bool, typer.Option("--clip", help="Clip x0_hat to [-1, 1] at every step.")]
-PrecisionOption = Annotated[Precision, typer.Option(help="Arithmetic of the network.")]
+ClipOption = Annotated[
+    bool, typer.Option("--clip", help="Clip x0_hat to [-1, 1] at every step.", rich_help_panel=FEATURES)
+]
+PrecisionOption = Annotated[Precision, typer.Option(help="Arithmetic of the network.", rich_help_panel=FEATURES)]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 

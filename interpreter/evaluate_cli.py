@@ -83,15 +83,30 @@ def evaluate(
     region: Annotated[Literal["fov", "image"], typer.Option(help="Pixels that count.")] = "fov",
     scan: ScanOption = "auto",
     protocol: Annotated[
-        str | None, typer.Option(help="Instead of a model, run a protocol: extraction, training and scoring.")
+        str | None,
+        typer.Option(
+            help="Instead of a model, run a protocol: extraction, training and scoring.", rich_help_panel="Protocols"
+        ),
     ] = None,
-    edition: Annotated[Edition, typer.Option(help="Of the protocol.")] = "strict",
-    out: Annotated[Path | None, typer.Option(help="Folder of the protocol; an interrupted one goes on.")] = None,
-    target: Annotated[list[str] | None, typer.Option(help="Only test on this data set; may be given again.")] = None,
-    rows: Annotated[str, typer.Option(help=f"Methods, by comma: {', '.join(ROWS)}.")] = "diffdgss",
-    seeds: Annotated[str, typer.Option(help="Such as 0 1 2.")] = "0",
+    edition: Annotated[Edition, typer.Option(help="Of the protocol.", rich_help_panel="Protocols")] = "strict",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the protocol; an interrupted one goes on.", rich_help_panel="Protocols"),
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="Only test on this data set; may be given again.", rich_help_panel="Protocols"),
+    ] = None,
+    rows: Annotated[
+        str, typer.Option(help=f"Methods, by comma: {', '.join(ROWS)}.", rich_help_panel="Protocols")
+    ] = "diffdgss",
+    seeds: Annotated[str, typer.Option(help="Such as 0 1 2.", rich_help_panel="Protocols")] = "0",
     settings: Annotated[
-        str | None, typer.Option(help='JSON of further choices, such as \'{"epochs": 30, "backbone": "small"}\'.')
+        str | None,
+        typer.Option(
+            help='JSON of further choices, such as \'{"epochs": 30, "backbone": "small"}\'.',
+            rich_help_panel="Protocols",
+        ),
     ] = None,
     device: DeviceOption = "cpu",
     as_json: AsJson = False,

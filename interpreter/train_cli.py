@@ -71,27 +71,45 @@ def train(
         list[str] | None,
         typer.Option(
             help="Select on these labelled images, NAME or NAME:SPLIT, instead of some of --dataset, and never test on "
-            "them; may be given again."
+            "them; may be given again.",
+            rich_help_panel="Images and labels",
         ),
     ] = None,
     unlabelled: Annotated[
         list[str] | None,
         typer.Option(
             help="Train on these photographs besides, NAME or NAME:SPLIT, by what --teacher makes of them; "
-            "may be given again."
+            "may be given again.",
+            rich_help_panel="Images and labels",
         ),
     ] = None,
     teacher: Annotated[
-        str | None, typer.Option(help="Shipped name or folder of the interpreter that labels --unlabelled.")
+        str | None,
+        typer.Option(
+            help="Shipped name or folder of the interpreter that labels --unlabelled.",
+            rich_help_panel="Images and labels",
+        ),
     ] = None,
     target: Annotated[
         list[str] | None,
-        typer.Option(help="Mask that becomes a class; later ones cover earlier ones.", show_default=UNNAMED_TARGET),
+        typer.Option(
+            help="Mask that becomes a class; later ones cover earlier ones.",
+            show_default=UNNAMED_TARGET,
+            rich_help_panel="Images and labels",
+        ),
     ] = None,
-    task: Annotated[str | None, typer.Option(help="Name of the task; the targets' names if not given.")] = None,
-    spec: Annotated[str | None, typer.Option(help="Spec to read, if the store holds several.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="Name of the task; the targets' names if not given.", rich_help_panel="Images and labels"),
+    ] = None,
+    spec: Annotated[
+        str | None, typer.Option(help="Spec to read, if the store holds several.", rich_help_panel="Features")
+    ] = None,
     backbone: Annotated[
-        str | None, typer.Option(help="Backbone the features come from; the store knows it, unless it was moved.")
+        str | None,
+        typer.Option(
+            help="Backbone the features come from; the store knows it, unless it was moved.", rich_help_panel="Features"
+        ),
     ] = None,
     device: DeviceOption = "cpu",
     _preset: Annotated[
@@ -102,59 +120,103 @@ def train(
             "yet unseen (see below).",
             is_eager=True,
             callback=_default_to,
+            rich_help_panel="Training",
         ),
     ] = "paper",
-    epochs: Annotated[int, typer.Option(min=1)] = 100,
+    epochs: Annotated[int, typer.Option(min=1, help="Each shows every image once.", rich_help_panel="Training")] = 100,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, help="End with the epoch in which so many batches are reached, not by --epochs."),
+        typer.Option(
+            min=1,
+            help="End with the epoch in which so many batches are reached, not by --epochs.",
+            rich_help_panel="Training",
+        ),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1)] = 4,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Images in a batch, over all processes.", rich_help_panel="Training")
+    ] = 4,
     crop: Annotated[
-        int | None, typer.Option(min=1, help="Train on random windows of so many pixels; whole images if not given.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Train on random windows of so many pixels; whole images if not given.",
+            rich_help_panel="Training",
+        ),
     ] = None,
     foreground: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the windows centred on a class that the image has.")
+        float,
+        typer.Option(
+            min=0, max=1, help="Share of the windows centred on a class that the image has.", rich_help_panel="Training"
+        ),
     ] = 0.0,
-    learning_rate: Annotated[float, typer.Option(min=1e-9)] = 2e-4,
-    decay: Annotated[Literal["none", "cosine"], typer.Option(help="Of the learning rate.")] = "none",
-    evaluate_every: Annotated[int, typer.Option(min=1, help="Epochs between validations.")] = 5,
-    patience: Annotated[int | None, typer.Option(min=1, help="Validations without gain before stopping.")] = None,
-    flips: Annotated[bool, typer.Option(help="Flip cached maps at random.")] = True,
+    learning_rate: Annotated[float, typer.Option(min=1e-9, help="Of Adam.", rich_help_panel="Training")] = 2e-4,
+    decay: Annotated[
+        Literal["none", "cosine"], typer.Option(help="Of the learning rate.", rich_help_panel="Training")
+    ] = "none",
+    evaluate_every: Annotated[
+        int, typer.Option(min=1, help="Epochs between validations.", rich_help_panel="Training")
+    ] = 5,
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="Validations without gain before stopping.", rich_help_panel="Training")
+    ] = None,
+    flips: Annotated[bool, typer.Option(help="Flip cached maps at random.", rich_help_panel="Training")] = True,
     views: Annotated[
         str,
         typer.Option(
             help="Extracted renderings to draw from, such as identity,photometric:8. Validation reads identity, or, "
-            "where that is not among them, the first that is no flip."
+            "where that is not among them, the first that is no flip.",
+            rich_help_panel="Features",
         ),
     ] = "identity",
-    vss: Annotated[Variant, typer.Option(help="Variant of the VSS block.")] = "v0",
-    vss_max_size: Annotated[int, typer.Option(min=0, help="No VSS block on levels larger than this.")] = 128,
+    vss: Annotated[Variant, typer.Option(help="Variant of the VSS block.", rich_help_panel="Network")] = "v0",
+    vss_max_size: Annotated[
+        int, typer.Option(min=0, help="No VSS block on levels larger than this.", rich_help_panel="Network")
+    ] = 128,
     width_multiplier: Annotated[
         int,
-        typer.Option(min=1, help="A level is so many times as wide as its maps together; 2 costs twice as much."),
+        typer.Option(
+            min=1,
+            help="A level is so many times as wide as its maps together; 2 costs twice as much.",
+            rich_help_panel="Network",
+        ),
     ] = 1,
-    max_width: Annotated[int, typer.Option(min=8, help="Width of a level at most.")] = 64,
+    max_width: Annotated[int, typer.Option(min=8, help="Width of a level at most.", rich_help_panel="Network")] = 64,
     standardise: Annotated[
-        bool, typer.Option(help="Bring each channel of a photograph to mean 0 and variance 1: for cameras yet unseen.")
+        bool,
+        typer.Option(
+            help="Bring each channel of a photograph to mean 0 and variance 1: for cameras yet unseen.",
+            rich_help_panel="Network",
+        ),
     ] = False,
     head: Annotated[
         HeadName,
-        typer.Option(help="Network that reads the features; joint reads all timesteps at once, mlp is DDPM-Seg's."),
+        typer.Option(
+            help="Network that reads the features; joint reads all timesteps at once, mlp is DDPM-Seg's.",
+            rich_help_panel="Network",
+        ),
     ] = "adaptive",
-    drop_path: Annotated[float, typer.Option(min=0, max=0.99, help="Share of VSS blocks skipped in training.")] = 0.0,
-    overlapping: Annotated[bool, typer.Option("--overlapping", help="Targets may overlap (lesions).")] = False,
+    drop_path: Annotated[
+        float, typer.Option(min=0, max=0.99, help="Share of VSS blocks skipped in training.", rich_help_panel="Network")
+    ] = 0.0,
+    overlapping: Annotated[
+        bool, typer.Option("--overlapping", help="Targets may overlap (lesions).", rich_help_panel="Images and labels")
+    ] = False,
     labels: Annotated[
         int | None,
         typer.Option(
             min=1,
             help="Train on so many images, drawn by seed, validation included unless named.",
+            rich_help_panel="Images and labels",
         ),
     ] = None,
-    precision: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the arithmetic.")] = "float32",
-    accumulate: Annotated[int, typer.Option(min=1, help="Batches added up before a step.")] = 1,
+    precision: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="Of the arithmetic.", rich_help_panel="Training")
+    ] = "float32",
+    accumulate: Annotated[
+        int, typer.Option(min=1, help="Batches added up before a step.", rich_help_panel="Training")
+    ] = 1,
     scan: ScanOption = "auto",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.", rich_help_panel="Training")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Train on labelled images of a store; validation images are split off from them by seed, or named.
