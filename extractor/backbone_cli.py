@@ -115,12 +115,12 @@ def pretrain(
             "Network, schedule, prediction and preparation are its own."
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1)] = 100_000,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the optimiser.")] = 100_000,
     batch: Annotated[int, typer.Option(min=1, help="Crops in a batch, on each device.")] = 4,
     accumulate: Annotated[int, typer.Option(min=1, help="Batches summed before a step.")] = 1,
     crop: Annotated[int, typer.Option(min=8, help="Side of the crops; the resolution for whole images.")] = 128,
     resolution: Annotated[int, typer.Option(min=8, help="Side of the prepared photographs.")] = 512,
-    learning_rate: Annotated[float, typer.Option(min=1e-9)] = 5e-4,
+    learning_rate: Annotated[float, typer.Option(min=1e-9, help="At its highest.")] = 5e-4,
     warmup: Annotated[int, typer.Option(min=0, help="Steps that the learning rate rises over.")] = 200,
     schedule: Annotated[
         str | None, typer.Option(help="Noise schedule, such as linear-1000.", show_default="cosine-4000")
@@ -136,12 +136,12 @@ def pretrain(
     preprocessing: Annotated[
         PreprocessingName | None, typer.Option(help="How photographs are prepared.", show_default="fundus")
     ] = None,
-    mixed_precision: Annotated[Literal["no", "fp16", "bf16"], typer.Option()] = "no",
-    checkpoint_every: Annotated[int, typer.Option(min=1)] = 500,
+    mixed_precision: Annotated[Literal["no", "fp16", "bf16"], typer.Option(help="Of the arithmetic.")] = "no",
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
     workers: Annotated[
         int, typer.Option(min=0, help="Processes that make crops, for each device; a GPU waits for one alone.")
     ] = 0,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
 ) -> None:
     """Pre-train a backbone on unlabelled photographs."""
     from extractor.photographs import PreparedPhotographs, find_images
@@ -207,8 +207,12 @@ def import_command(
     prediction: Annotated[Prediction, typer.Option(help="'sample' if it was trained with predict_xstart.")] = "epsilon",
     head_channels: Annotated[int | None, typer.Option(min=1, help="num_head_channels.")] = None,
     heads: Annotated[int | None, typer.Option(min=1, help="num_heads, where num_head_channels was -1.")] = None,
-    new_attention_order: Annotated[bool, typer.Option("--new-attention-order")] = False,
-    rescale_timesteps: Annotated[bool, typer.Option("--rescale-timesteps")] = False,
+    new_attention_order: Annotated[
+        bool, typer.Option("--new-attention-order", help="It was trained with use_new_attention_order.")
+    ] = False,
+    rescale_timesteps: Annotated[
+        bool, typer.Option("--rescale-timesteps", help="It was trained with rescale_timesteps.")
+    ] = False,
     class_label: Annotated[int | None, typer.Option(min=0, help="Class to run a class-conditional model with.")] = None,
     preprocessing: Annotated[
         PreprocessingName | None,
@@ -281,7 +285,7 @@ def reconstruct(
     backbone: Annotated[str, typer.Option(help="Shipped name, folder or hub id.")] = "small",
     preprocessing: PreprocessingOption = None,
     grid: Annotated[str, typer.Option(help="Timesteps to walk up and down again.")] = "1,10,100,500",
-    resolution: Annotated[int, typer.Option(min=8)] = 512,
+    resolution: Annotated[int, typer.Option(min=8, help="Side in pixels at which photographs are read.")] = 512,
     as_json: AsJson = False,
 ) -> None:
     """Invert a photograph, walk back down (Eq. 4) and say how much was lost: does this backbone know such images?"""
@@ -318,7 +322,7 @@ def assess_command(
     ] = None,
     grid: Annotated[str, typer.Option(help="Timesteps to walk up and down again.")] = "1,10,100,500",
     preprocessing: PreprocessingOption = None,
-    resolution: Annotated[int, typer.Option(min=8)] = 512,
+    resolution: Annotated[int, typer.Option(min=8, help="Side in pixels at which photographs are read.")] = 512,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
     device: DeviceOption = "cpu",
     as_json: AsJson = False,

@@ -65,7 +65,7 @@ def probe_command(
     held_out: Annotated[
         float, typer.Option(min=0.01, max=0.99, help="Share of images that probes are scored on, without --score-on.")
     ] = 0.4,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the images and pixels that are drawn.")] = 0,
     out: Annotated[Path | None, typer.Option(help="PNG of the tables as a heat map.")] = None,
     as_json: AsJson = False,
 ) -> None:

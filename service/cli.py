@@ -54,7 +54,7 @@ def serve(
     ] = None,
     store: Annotated[str | None, typer.Option(help="Folder of the feature store, or s3://bucket/prefix.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535)] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Where it listens; 8000 by default.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
     _version: Annotated[
         bool,

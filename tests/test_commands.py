@@ -282,10 +282,11 @@ def test_store_commands(run: Run, filled_store: FeatureStore, spec: FeatureSpec)
 
 
 @pytest.mark.parametrize("name", ["extractor", "interpreter", "store"])
-def test_no_help_is_swallowed_as_markup(name: str) -> None:
+def test_every_option_has_help_and_none_is_swallowed_as_markup(name: str) -> None:
     """Rich takes what stands in brackets for a style, and leaves it out."""
     app = importlib.import_module(f"{name}.cli").app
     commands = typer.main.get_command(app).commands.values()  # type: ignore[attr-defined]
+    assert [f"{one.name} {p.name}" for one in commands for p in one.params if not p.help] == []
     texts = [text for one in commands for text in (one.help, one.epilog, *(p.help for p in one.params))]
     assert len(texts) > 10
     assert [text for text in texts if text and re.search(r"\[[a-z]", text)] == []
