@@ -67,7 +67,7 @@ console.add_version_option(app)
 def run(
     context: typer.Context,
     dataset: Annotated[str, typer.Option(help=f"ADAPTER:PATH; adapters: {', '.join(ADAPTERS)}.", show_default=False)],
-    store: Annotated[str, typer.Option(help="Folder of the feature store.", show_default=False)],
+    store: Annotated[str, typer.Option(help="Folder of the feature store, or s3://bucket/prefix.", show_default=False)],
     name: Annotated[str | None, typer.Option(help="What the data set is called in the store.")] = None,
     preset: PresetOption = "small",
     preprocessing: PreprocessingOption = None,

@@ -104,7 +104,7 @@ def evaluate(
     settings: Annotated[
         str | None,
         typer.Option(
-            help='JSON of further choices, such as \'{"epochs": 30, "backbone": "small"}\'.',
+            help='JSON of further settings, such as \'{"epochs": 30, "backbone": "small"}\'.',
             rich_help_panel="Protocols",
         ),
     ] = None,

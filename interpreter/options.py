@@ -16,7 +16,9 @@ from interpreter.scan import Method
 from store.errors import SpecError
 from store.views import is_upright, parse_views
 
-StoreOption = Annotated[str, typer.Option(help="Folder of the feature store.", show_default=False)]
+StoreOption = Annotated[
+    str, typer.Option(help="Folder of the feature store, or s3://bucket/prefix.", show_default=False)
+]
 Datasets = Annotated[
     list[str],
     typer.Option(

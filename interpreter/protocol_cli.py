@@ -15,7 +15,7 @@ from interpreter.options import views_named
 from interpreter.presets import TRAINING_PRESETS
 from interpreter.protocols import protocol_named
 from interpreter.protocols.extracting import extract_by_command, parse_source
-from interpreter.protocols.protocol import ROWS, Choices, Edition, Row
+from interpreter.protocols.protocol import ROWS, Edition, ProtocolSettings, Row
 from interpreter.protocols.report import write_report
 from interpreter.protocols.running import ProtocolRun
 from interpreter.protocols.table import tabulated
@@ -41,25 +41,25 @@ def run_protocol(
 
     Args:
         named: name and edition.
-        settings: JSON of ``Choices``; views, timesteps and blocks may be lists as the command line has them.
+        settings: JSON of ``ProtocolSettings``; views, timesteps and blocks may be lists as the command line has them.
     """
     protocol = protocol_named(*named)
     if not data or out is None:
         raise typer.BadParameter("a protocol needs --data and --out")
     sources = [parse_source(text) for text in data]
-    choices = parse_choices(settings, device, mirrored=mirrored)
+    chosen = parse_settings(settings, device, mirrored=mirrored)
     methods, numbers = parse_rows(rows), parse_seeds(seeds)
     protocol_run = ProtocolRun(
         protocol,
         sources,
         FeatureStore(store),
         out,
-        choices,
-        extract_by_command(store, choices),
+        chosen,
+        extract_by_command(store, chosen),
         lambda message: console.err.print(message, highlight=False),
     )
     results = protocol_run.run(targets, methods, numbers)
-    report = write_report(protocol, choices, {source.name: source.reference for source in sources}, results, out)
+    report = write_report(protocol, chosen, {source.name: source.reference for source in sources}, results, out)
     table = tabulated(protocol, results)
     if as_json:
         values = {
@@ -73,13 +73,13 @@ def run_protocol(
     console.out.print(f"report: {report}", highlight=False, soft_wrap=True)
 
 
-def parse_choices(settings: str | None, device: str, *, mirrored: bool = False) -> Choices:
-    """Choices of a JSON object, which goes before options; ConfigurationError names what is wrong in it.
+def parse_settings(text: str | None, device: str, *, mirrored: bool = False) -> ProtocolSettings:
+    """Settings of a JSON object, which goes before options; ConfigurationError names what is wrong in it.
 
     Its key ``training`` names a preset of `interpreter train`, which other keys go before.
     """
     try:
-        given = json.loads(settings or "{}")
+        given = json.loads(text or "{}")
         preset = given.pop("training", None)
         if preset not in (None, *TRAINING_PRESETS):
             raise ConfigurationError(f"--settings: no training {preset!r}; there are {', '.join(TRAINING_PRESETS)}")
@@ -90,15 +90,15 @@ def parse_choices(settings: str | None, device: str, *, mirrored: bool = False) 
         for name in ("timesteps", "blocks"):
             if isinstance(plain.get(name), str):
                 plain[name] = plain[name].split(",")
-        return Choices.model_validate(plain)
+        return ProtocolSettings.model_validate(plain)
     except ValidationError as error:
         first = error.errors()[0]
         if first["type"] == "extra_forbidden":
-            there = ", ".join(sorted(Choices.model_fields))
+            there = ", ".join(sorted(ProtocolSettings.model_fields))
             raise ConfigurationError(f"--settings: no setting {first['loc'][0]!r}; there are {there}") from error
         raise ConfigurationError(f"--settings: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     except (json.JSONDecodeError, TypeError, AttributeError) as error:
-        raise ConfigurationError(f"--settings: expected a JSON object, got {settings!r}") from error
+        raise ConfigurationError(f"--settings: expected a JSON object, got {text!r}") from error
 
 
 def parse_rows(text: str) -> list[Row]:

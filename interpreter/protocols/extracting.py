@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from interpreter.errors import ConfigurationError
 from interpreter.extractor_command import parse_data, run_extraction
-from interpreter.protocols.protocol import Choices
+from interpreter.protocols.protocol import ProtocolSettings
 from store.extraction_command import ExtractionCommand
 from store.spec import Trajectory
 
@@ -49,42 +49,42 @@ Extract = Callable[[FeatureRequest], str]
 """Makes what is wanted, and returns the digest of its spec."""
 
 
-def extract_by_command(store: str, choices: Choices) -> Extract:
+def extract_by_command(store: str, settings: ProtocolSettings) -> Extract:
     """``extractor run`` into a store, in a process of its own."""
 
     def extract(wanted: FeatureRequest) -> str:
-        digest: str = run_extraction(command_of(wanted, store, choices))["spec"]
+        digest: str = run_extraction(command_of(wanted, store, settings))["spec"]
         return digest
 
     return extract
 
 
-def command_of(wanted: FeatureRequest, store: str, choices: Choices) -> ExtractionCommand:
+def command_of(wanted: FeatureRequest, store: str, settings: ProtocolSettings) -> ExtractionCommand:
     """The command that makes the features.
 
     Raises:
         ConfigurationError: weights are to be random and nobody said of which backbone.
     """
-    if wanted.untrained and choices.backbone is None:
+    if wanted.untrained and settings.backbone is None:
         raise ConfigurationError("the method untrained needs a backbone's architecture: name it in the settings")
     options: dict[str, object] = {
         "dataset": wanted.source.reference,
         "name": wanted.source.name,
         "split": wanted.split,
         "store": store,
-        "preset": choices.preset,
-        "backbone": f"untrained:{choices.backbone}" if wanted.untrained else choices.backbone,
-        "resolution": wanted.resolution or choices.resolution,
+        "preset": settings.preset,
+        "backbone": f"untrained:{settings.backbone}" if wanted.untrained else settings.backbone,
+        "resolution": wanted.resolution or settings.resolution,
         "preprocessing": wanted.preprocessing,
         "views": _joined(wanted.views),
     }
     if not wanted.photographs:
         options |= {
-            "timesteps": _joined(choices.timesteps),
-            "blocks": _joined(choices.blocks),
+            "timesteps": _joined(settings.timesteps),
+            "blocks": _joined(settings.blocks),
             "trajectory": wanted.trajectory,
-            "encoding": choices.encoding,
-            "device": choices.device,
+            "encoding": settings.encoding,
+            "device": settings.device,
         }
     given: dict[str, str | bool] = {name: str(value) for name, value in options.items() if value is not None}
     return ExtractionCommand(given | ({"photographs": True} if wanted.photographs else {}) | {"json": True})

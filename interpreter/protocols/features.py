@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from interpreter.data import Labelled, all_images, labelled_at
 from interpreter.errors import ConfigurationError
 from interpreter.protocols.extracting import DataSource, Extract, FeatureRequest
-from interpreter.protocols.protocol import Choices, Experiment, Protocol, Row
+from interpreter.protocols.protocol import Experiment, Protocol, ProtocolSettings, Row
 from interpreter.stored import views_read
 from store.feature_store import FeatureStore
 from store.spec import FeatureSpec
@@ -25,7 +25,7 @@ class ProtocolFeatures:
         protocol: which.
         sources: the data sets.
         store: receives the features.
-        choices: of the user.
+        settings: of the user.
         extract: makes features.
         say: told what is being done.
 
@@ -41,20 +41,20 @@ class ProtocolFeatures:
         protocol: Protocol,
         sources: Sequence[DataSource],
         store: FeatureStore,
-        choices: Choices,
+        settings: ProtocolSettings,
         extract: Extract,
         say: Say,
     ) -> None:
         self.sources = {source.name: source for source in sources}
         if len(self.sources) < len(sources):
             raise ConfigurationError(f"two data sets have one name among {', '.join(s.name for s in sources)}")
-        self._task, self._preprocessing = protocol.task, protocol.preprocessing_for(choices)
-        self._store, self._choices, self._extract, self._say = store, choices, extract, say
+        self._task, self._preprocessing = protocol.task, protocol.preprocessing_for(settings)
+        self._store, self._settings, self._extract, self._say = store, settings, extract, say
         self._digests: dict[FeatureRequest, str] = {}
 
     def test_views(self, experiment: Experiment) -> tuple[str, ...]:
         """The views of each test image that are read."""
-        return views_read(experiment.test_view, mirrored=self._choices.mirrored)
+        return views_read(experiment.test_view, mirrored=self._settings.mirrored)
 
     def images(self, places: Places, view: str = IDENTITY) -> list[Labelled]:
         """The labelled images of some data sets, each photograph once."""
@@ -67,14 +67,14 @@ class ProtocolFeatures:
     def of_experiment(self, experiment: Experiment) -> FeatureSpec:
         """The spec of what an experiment is trained and tested on, once all of it is there."""
         row, test_views = experiment.row, self.test_views(experiment)
-        drawn = self._choices.views_of(row)
+        drawn = self._settings.views_of(row)
         views = tuple(dict.fromkeys((plain_view(drawn), *drawn)))
         digests = {self.extracted(name, split, row, views) for name, split in experiment.sources}
         digests |= {self.extracted(name, split, row, test_views) for name, split in experiment.tests}
         return self._only_spec(digests)
 
     def at_resolution(self, resolution: int | None, row: Row, places: Places, views: tuple[str, ...]) -> FeatureSpec:
-        """The spec of some data sets at a resolution, the choices' if None, once these views of them are there."""
+        """The spec of some data sets at a resolution, the settings' if None, once these views of them are there."""
         return self._only_spec({self.extracted(name, split, row, views, resolution) for name, split in places})
 
     def extracted(self, name: str, split: str, row: Row, views: tuple[str, ...], resolution: int | None = None) -> str:

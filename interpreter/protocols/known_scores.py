@@ -11,7 +11,7 @@ from typing import Any
 from interpreter.config import InterpreterConfig, with_current_defaults
 from interpreter.data import Labelled
 from interpreter.errors import CheckpointError
-from interpreter.protocols.protocol import Choices, Experiment
+from interpreter.protocols.protocol import Experiment, ProtocolSettings
 from interpreter.settings import TrainingSettings
 from interpreter.task import Task
 from store.files import read_json, replace_json
@@ -25,7 +25,7 @@ FORMAT = 2
 def inputs_of(
     experiment: Experiment,
     spec: FeatureSpec,
-    choices: Choices,
+    settings: ProtocolSettings,
     task: Task,
     images: Sequence[Sequence[Labelled]],
     adapted_on: Sequence[Labelled],
@@ -41,14 +41,14 @@ def inputs_of(
         "training_rules": experiment.training_rules.model_dump(),
         "scoring_rules": experiment.scoring_rules.model_dump(),
         "spec": spec.digest,
-        "settings": choices.training(experiment.row, experiment.seed, experiment.labels).model_dump(),
-        "config": choices.config(experiment.row, task).model_dump(),
+        "settings": settings.training(experiment.row, experiment.seed, experiment.labels).model_dump(),
+        "config": settings.config(experiment.row, task).model_dump(),
         "task": task.model_dump(),
         "known": {image.dataset: image.known(task).tolist() for some in images for image in some},
         "images": [[_decisive(image, task) for image in some] for some in images],
         # Scores of before do not say that they are neither.
-        **({"mirrored": True} if choices.mirrored else {}),
-        **(_adapted(choices, adapted_on) if choices.adapt else {}),
+        **({"mirrored": True} if settings.mirrored else {}),
+        **(_adapted(settings, adapted_on) if settings.adapt else {}),
     }
     normal: dict[str, Any] = json.loads(json.dumps(plain))
     return normal | {"row": _undescribed(normal["row"])}
@@ -64,8 +64,8 @@ def _decisive(image: Labelled, task: Task) -> list[Any]:
     return [image.name, image.key.image_id, image.masks_of(task)]
 
 
-def _adapted(choices: Choices, images: Sequence[Labelled]) -> dict[str, Any]:
-    return {"adapt": sorted(choices.adapt), "adapted_on": [image.key.image_id for image in images]}
+def _adapted(settings: ProtocolSettings, images: Sequence[Labelled]) -> dict[str, Any]:
+    return {"adapt": sorted(settings.adapt), "adapted_on": [image.key.image_id for image in images]}
 
 
 def read_scores(folder: Path, inputs: Mapping[str, Any]) -> dict[str, Any] | None:

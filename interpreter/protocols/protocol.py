@@ -55,7 +55,7 @@ ROWS = {
 }
 
 
-class Choices(TrainingPlan):
+class ProtocolSettings(TrainingPlan):
     """What the user of a protocol may choose, besides budget and levels; the same for every experiment of a table.
 
     Attributes:
@@ -171,7 +171,7 @@ class Protocol:
         experiments: of what is asked; ConfigurationError if that cannot be.
         metric: of ``Scores.figures`` that the table shows.
         by_class: the columns are the task's classes, not the experiments' names.
-        preprocessing: of the photographs, unless the choices name another that crops them alike; that of the choices
+        preprocessing: of the photographs, unless the settings name another that crops them alike; that of the settings
             or of the backbone if None.
         quoted: {name of a row: {column: published number, 0..1}}, shown beside and never computed.
     """
@@ -187,13 +187,13 @@ class Protocol:
     preprocessing: PreprocessingName | None = None
     quoted: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    def preprocessing_for(self, choices: Choices) -> PreprocessingName | None:
-        """Of a table with these choices; None for the backbone's.
+    def preprocessing_for(self, settings: ProtocolSettings) -> PreprocessingName | None:
+        """Of a table with these settings; None for the backbone's.
 
         Raises:
             ConfigurationError: the choice crops photographs otherwise than this edition does.
         """
-        own, chosen = self.preprocessing, choices.preprocessing
+        own, chosen = self.preprocessing, settings.preprocessing
         if own is None or chosen is None:
             return chosen or own
         alike = [name for name, make in PREPROCESSINGS.items() if make().crop == PREPROCESSINGS[own]().crop]

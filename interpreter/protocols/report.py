@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from interpreter.metrics import in_points
-from interpreter.protocols.protocol import Choices, Protocol
+from interpreter.protocols.protocol import Protocol, ProtocolSettings
 from interpreter.protocols.running import PICTURES, Result
 from interpreter.protocols.table import Table, as_json, tabulated, write_csv
 from interpreter.rendering import picture_of
@@ -26,14 +26,14 @@ figure { display: inline-block; margin: .4rem } img { width: 15rem; display: blo
 
 
 def write_report(
-    protocol: Protocol, choices: Choices, data: dict[str, str], results: Sequence[Result], out: Path
+    protocol: Protocol, settings: ProtocolSettings, data: dict[str, str], results: Sequence[Result], out: Path
 ) -> Path:
     """Write report.html, report.json and scores.csv into a folder; returns the first.
 
     Args:
         data: {name: reference} of the data sets.
     """
-    plain = as_json(protocol, choices, data, results)
+    plain = as_json(protocol, settings, data, results)
     (out / "report.json").write_text(json.dumps(plain, indent=2) + "\n")
     write_csv(results, out / "scores.csv")
     path = out / "report.html"
@@ -46,7 +46,7 @@ def _page(protocol: Protocol, plain: dict[str, Any], results: Sequence[Result]) 
     yield f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
     yield f"<h1>{title}</h1><p>{escape(protocol.description)}</p>"
     yield from (f"<p class=note>{escape(note)}</p>" for note in protocol.notes)
-    if plain["choices"]["adapt"]:
+    if plain["settings"]["adapt"]:
         yield f"<p class=note>{ADAPTED}</p>"
     seeds = ", ".join(map(str, plain["seeds"]))
     over = f"seeds {seeds}, mean ± their standard deviation" if len(plain["seeds"]) > 1 else f"seed {seeds}"
@@ -62,7 +62,7 @@ def _page(protocol: Protocol, plain: dict[str, Any], results: Sequence[Result]) 
     yield "<h2>Every image</h2>"
     yield from _images(results)
     yield "<h2>Settings</h2><pre>"
-    yield escape(json.dumps({k: plain[k] for k in ("data", "choices", "versions", "mask_filter")}, indent=2))
+    yield escape(json.dumps({k: plain[k] for k in ("data", "settings", "versions", "mask_filter")}, indent=2))
     yield "</pre></html>"
 
 

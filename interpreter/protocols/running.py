@@ -21,7 +21,7 @@ from interpreter.prediction import Segmented
 from interpreter.protocols.extracting import DataSource, Extract
 from interpreter.protocols.features import ProtocolFeatures, Say
 from interpreter.protocols.known_scores import inputs_of, read_scores, write_scores
-from interpreter.protocols.protocol import Choices, Experiment, Protocol, Row, TableRequest
+from interpreter.protocols.protocol import Experiment, Protocol, ProtocolSettings, Row, TableRequest
 from interpreter.rendering import compared, encode_picture, picture_of
 from interpreter.training import Training
 from store.feature_store import FeatureStore
@@ -55,7 +55,7 @@ class ProtocolRun:
         sources: the data sets, by name.
         store: receives features.
         out: receives interpreters, scores and pictures.
-        choices: of the user.
+        settings: of the user.
         extract: makes features.
         say: told what is being done.
     """
@@ -66,12 +66,12 @@ class ProtocolRun:
         sources: Sequence[DataSource],
         store: FeatureStore,
         out: Path,
-        choices: Choices,
+        settings: ProtocolSettings,
         extract: Extract,
         say: Say = lambda _: None,
     ) -> None:
-        self.protocol, self.store, self.out, self.choices, self._say = protocol, store, out, choices, say
-        self.features = ProtocolFeatures(protocol, sources, store, choices, extract, say)
+        self.protocol, self.store, self.out, self.settings, self._say = protocol, store, out, settings, say
+        self.features = ProtocolFeatures(protocol, sources, store, settings, extract, say)
 
     def run(self, targets: Sequence[str], rows: Sequence[Row], seeds: Sequence[int]) -> list[Result]:
         """Every experiment of the table, in its order."""
@@ -80,10 +80,10 @@ class ProtocolRun:
             raise ConfigurationError(f"no data set {', '.join(unknown)} among {', '.join(names)}")
         request = TableRequest(names, tuple(targets), tuple(rows), tuple(seeds))
         experiments = [
-            dataclasses.replace(experiment, scoring_rules=self.choices.scoring(experiment.scoring_rules))
+            dataclasses.replace(experiment, scoring_rules=self.settings.scoring(experiment.scoring_rules))
             for experiment in self.protocol.experiments(request)
         ]
-        if self.choices.adapt:
+        if self.settings.adapt:
             for experiment in experiments:
                 _require_adaptable(experiment)
         results = []
@@ -96,8 +96,8 @@ class ProtocolRun:
         spec, folder = self.features.of_experiment(experiment), self.out / experiment.path
         sources = self.features.images(experiment.sources)
         tests = self.features.images(experiment.tests, experiment.test_view)
-        adapted_on = self._adapted_on(experiment, spec) if self.choices.adapt else []
-        inputs = inputs_of(experiment, spec, self.choices, self.protocol.task, (sources, tests), adapted_on)
+        adapted_on = self._adapted_on(experiment, spec) if self.settings.adapt else []
+        inputs = inputs_of(experiment, spec, self.settings, self.protocol.task, (sources, tests), adapted_on)
         summary = read_scores(folder, inputs)
         if summary is None:
             summary = self._train_and_score(experiment, spec, folder, sources, tests)
@@ -114,11 +114,11 @@ class ProtocolRun:
             spec,
             task,
             sources,
-            self.choices.config(experiment.row, task),
-            self.choices.training(experiment.row, experiment.seed, experiment.labels),
+            self.settings.config(experiment.row, task),
+            self.settings.training(experiment.row, experiment.seed, experiment.labels),
             folder,
-            self.store.backbone_of(spec) or self.choices.backbone or self.choices.preset,
-            self.choices.device,
+            self.store.backbone_of(spec) or self.settings.backbone or self.settings.preset,
+            self.settings.device,
             rules=experiment.training_rules,
             validation=tests if experiment.select_on_target else None,
         )
@@ -129,7 +129,9 @@ class ProtocolRun:
         if read != spec and rules.size == "network":  # whatever is read, the pixels are compared that were learnt in
             rules = rules.model_copy(update={"size": spec.resolution})
         draw = self._draw_into(folder / PICTURES, experiment, read)
-        scores = evaluate(interpreter, self.store, read, task, tests, draw, rules=rules, mirrored=self.choices.mirrored)
+        scores = evaluate(
+            interpreter, self.store, read, task, tests, draw, rules=rules, mirrored=self.settings.mirrored
+        )
         cost, larger = cost_of(interpreter), read.resolution**2 / spec.resolution**2
         about = {
             "training_images": len(training.train_images),
@@ -154,11 +156,11 @@ class ProtocolRun:
         self, experiment: Experiment, interpreter: Interpreter, spec: FeatureSpec
     ) -> tuple[FeatureSpec, dict[str, Any]]:
         """The features of the test images that a trained network is scored on, and how these were chosen."""
-        if not self.choices.adapt:
+        if not self.settings.adapt:
             return spec, {}
         row, view, places = experiment.row, experiment.test_view, _where_adapted(experiment)
         images, expected = [image.seen_as(view) for image in self.features.photographs(places)], []
-        for resolution in sorted({spec.resolution, *self.choices.adapt}):
+        for resolution in sorted({spec.resolution, *self.settings.adapt}):
             read = self.features.at_resolution(_other(resolution, spec), row, places, (view,))
             expected.append(expected_at(interpreter, self.store, read, images))
             self._say(f"  read at {read.resolution}: expected Dice {100 * expected[-1].dice:.1f}")
@@ -177,7 +179,7 @@ class ProtocolRun:
 
         What is wrong with the resolutions is told before a training.
         """
-        for resolution in self.choices.adapt:
+        for resolution in self.settings.adapt:
             spec.of_resolution(resolution)
         for name, split in (places := _where_adapted(experiment)):
             self.features.extracted(name, split, experiment.row, (experiment.test_view,))

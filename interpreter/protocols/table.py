@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from interpreter.metrics import bootstrap_interval, finite_or_none, in_points
-from interpreter.protocols.protocol import ROWS, Choices, Protocol
+from interpreter.protocols.protocol import ROWS, Protocol, ProtocolSettings
 from interpreter.protocols.running import Result
 from interpreter.rules import BICUBIC
 
@@ -67,7 +67,9 @@ def tabulated(protocol: Protocol, results: Sequence[Result]) -> Table:
     return table
 
 
-def as_json(protocol: Protocol, choices: Choices, data: dict[str, str], results: Sequence[Result]) -> dict[str, Any]:
+def as_json(
+    protocol: Protocol, settings: ProtocolSettings, data: dict[str, str], results: Sequence[Result]
+) -> dict[str, Any]:
     """Everything of a report, as plain values."""
     table = tabulated(protocol, results)
     return {
@@ -91,7 +93,7 @@ def as_json(protocol: Protocol, choices: Choices, data: dict[str, str], results:
         "rows": {row: ROWS[row].description for row in table},
         "seeds": sorted({result.experiment.seed for result in results}),
         "data": data,
-        "choices": choices.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json"),
         "versions": versions(),
         "mask_filter": COMPAT_FILTER if protocol.edition == "aadg-compat" else "nearest",
         "results": [

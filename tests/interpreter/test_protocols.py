@@ -35,7 +35,7 @@ from interpreter.errors import CheckpointError, ConfigurationError, DataError, E
 from interpreter.extractor_command import run_extraction
 from interpreter.heads.photometric import ROUNDED
 from interpreter.presets import TRAINING_PRESETS
-from interpreter.protocol_cli import parse_choices, parse_rows, parse_seeds
+from interpreter.protocol_cli import parse_rows, parse_seeds, parse_settings
 from interpreter.protocols import PROTOCOLS, protocol_named, running
 from interpreter.protocols.extracting import (
     DataSource,
@@ -45,7 +45,7 @@ from interpreter.protocols.extracting import (
     extract_by_command,
     parse_source,
 )
-from interpreter.protocols.protocol import ROWS, Choices, Edition
+from interpreter.protocols.protocol import ROWS, Edition, ProtocolSettings
 from interpreter.protocols.report import write_report
 from interpreter.protocols.running import ProtocolRun, Result
 from interpreter.protocols.table import tabulated
@@ -58,7 +58,7 @@ from store.spec import PREPROCESSINGS
 from store.views import NEGATIVE
 from tests.conftest import TINY, Run, draw_fundus
 
-CHOICES = Choices(
+SETTINGS = ProtocolSettings(
     epochs=2, batch=2, learning_rate=5e-3, evaluate_every=1, max_width=8, vss_max_size=0, standardise=True
 )
 TARGETS = {"vessel": ("vessel",), "lesions": ("MA", "HE", "EX", "SE")}
@@ -120,11 +120,11 @@ def table(store: FeatureStore, extract: Extract, tmp_path: Path) -> Table:
 
     def run(
         name: str, edition: Edition, sources: list[DataSource], targets: tuple[str, ...] = (), rows: str = "diffdgss",
-        seeds: tuple[int, ...] = (0,), choices: Choices = CHOICES,
+        seeds: tuple[int, ...] = (0,), settings: ProtocolSettings = SETTINGS,
     ) -> tuple[list[Result], dict[str, Any]]:  # fmt: skip
         protocol, out = protocol_named(name, edition), tmp_path / f"{name}-{edition}"
-        results = ProtocolRun(protocol, sources, store, out, choices, extract).run(targets, parse_rows(rows), seeds)
-        page = write_report(protocol, choices, {s.name: s.reference for s in sources}, results, out).read_text()
+        results = ProtocolRun(protocol, sources, store, out, settings, extract).run(targets, parse_rows(rows), seeds)
+        page = write_report(protocol, settings, {s.name: s.reference for s in sources}, results, out).read_text()
         assert all(str(cell) in page for cells in tabulated(protocol, results).values() for cell in cells.values())
         return results, json.loads((out / "report.json").read_text())
 
@@ -161,9 +161,9 @@ def test_a_camera_is_read_at_the_resolution_that_its_photographs_say(
     asked = "lodo-vessels", "strict", sources, ("hrf",), "diffdgss,unet"
     plain, _ = table(*asked)
     weights = [(one.folder / "interpreter.safetensors").read_bytes() for one in plain]
-    adapted, _ = table(*asked, choices=CHOICES.model_copy(update={"adapt": (64,)}))
+    adapted, _ = table(*asked, settings=SETTINGS.model_copy(update={"adapt": (64,)}))
     monkeypatch.setattr(running, "best_of", lambda expected, _learnt_at: expected[-1])
-    larger, report = table(*asked, choices=CHOICES.model_copy(update={"adapt": (64, 48)}))
+    larger, report = table(*asked, settings=SETTINGS.model_copy(update={"adapt": (64, 48)}))
     assert [(one.folder / "interpreter.safetensors").read_bytes() for one in larger] == weights
     for at_32, chosen, at_64 in zip(plain, adapted, larger, strict=True):
         expected = chosen.summary["expected_dice_at"]
@@ -185,14 +185,14 @@ def test_a_camera_is_read_at_the_resolution_that_its_photographs_say(
 def test_what_cannot_be_adapted_is_told_before_anything_is_trained(table: Table, tmp_path: Path) -> None:
     sources = vessels(tmp_path, "stare", "hrf")
     with pytest.raises(SpecError, match="a square of 33 pixels"):
-        table("lodo-vessels", "strict", sources, ("hrf",), choices=CHOICES.model_copy(update={"adapt": (33,)}))
+        table("lodo-vessels", "strict", sources, ("hrf",), settings=SETTINGS.model_copy(update={"adapt": (33,)}))
     with pytest.raises(ConfigurationError, match=r"`adapt` is for a tested data set of which nothing is learnt"):
-        table("few-label", "strict", sources, choices=CHOICES.model_copy(update={"adapt": (64,)}))
+        table("few-label", "strict", sources, settings=SETTINGS.model_copy(update={"adapt": (64,)}))
     assert not list(tmp_path.glob("*-strict"))
     listed = tmp_path / "hrf" / "hrf.csv"
     listed.write_text(listed.read_text().replace(",train,", ",other,"))
     with pytest.raises(DatasetError, match="no image of split 'train'"):
-        table("lodo-vessels", "strict", sources, ("hrf",), choices=CHOICES.model_copy(update={"adapt": (64,)}))
+        table("lodo-vessels", "strict", sources, ("hrf",), settings=SETTINGS.model_copy(update={"adapt": (64,)}))
     assert not list(tmp_path.glob("*-strict"))
 
 
@@ -204,8 +204,8 @@ def test_a_network_that_finds_nothing_is_scored_as_it_learnt(
         return dataclasses.replace(one, sums=np.zeros_like(one.sums))
 
     monkeypatch.setattr(running, "expected_at", nothing)
-    choices = CHOICES.model_copy(update={"adapt": (64,)})
-    (result,), _ = table("lodo-vessels", "strict", vessels(tmp_path, "stare", "hrf"), ("hrf",), choices=choices)
+    settings = SETTINGS.model_copy(update={"adapt": (64,)})
+    (result,), _ = table("lodo-vessels", "strict", vessels(tmp_path, "stare", "hrf"), ("hrf",), settings=settings)
     assert (result.summary["read_at"], result.summary["expected_dice_at"]) == (32, {"32": None, "64": None})
 
 
@@ -241,7 +241,7 @@ def test_what_was_done_is_not_done_again_and_other_settings_are_refused(table: T
             table("lodo-vessels", "strict", sources, ("hrf",))
         scores.write_text(kept)
     with pytest.raises(ConfigurationError, match="a training with other training"):
-        table("lodo-vessels", "strict", sources, ("hrf",), choices=CHOICES.model_copy(update={"batch": 3}))
+        table("lodo-vessels", "strict", sources, ("hrf",), settings=SETTINGS.model_copy(update={"batch": 3}))
     (path, *_) = of_split(load_dataset(sources[1].reference).photographs, "test")[0].masks.values()
     with Image.open(path) as image:
         Image.fromarray(255 - np.asarray(image.convert("L"))).save(path)
@@ -277,17 +277,17 @@ def test_every_row_can_be_run_by_name(table: Table, tmp_path: Path) -> None:
 
 
 def test_networks_on_pixels_draw_photometric_views_themselves() -> None:
-    choices = Choices(views=("identity", "red-free", "flip-h", "photometric-0"))
-    of = {row: choices.views_of(ROWS[row]) for row in ("diffdgss", "unet")}
-    assert of == {"diffdgss": choices.views, "unet": ("identity", "red-free")}
-    assert Choices(views=("photometric-0",)).views_of(ROWS["unet"]) == ("identity",)
+    settings = ProtocolSettings(views=("identity", "red-free", "flip-h", "photometric-0"))
+    of = {row: settings.views_of(ROWS[row]) for row in ("diffdgss", "unet")}
+    assert of == {"diffdgss": settings.views, "unet": ("identity", "red-free")}
+    assert ProtocolSettings(views=("photometric-0",)).views_of(ROWS["unet"]) == ("identity",)
 
 
 def test_photographs_without_colour_are_read_by_networks_on_features_and_on_pixels(
     table: Table, store: FeatureStore, tmp_path: Path
 ) -> None:
-    choices = CHOICES.model_copy(update={"views": ("red-free", "identity")})
-    table("lodo-vessels", "strict", vessels(tmp_path, "stare", "hrf"), ("hrf",), "diffdgss,unet", choices=choices)
+    settings = SETTINGS.model_copy(update={"views": ("red-free", "identity")})
+    table("lodo-vessels", "strict", vessels(tmp_path, "stare", "hrf"), ("hrf",), "diffdgss,unet", settings=settings)
     (pixels,) = [spec for spec in store.specs() if spec.blocks[0].name == "pixels"]
     (key, *_) = [key for key in store.keys(pixels) if key.view == "red-free"]
     grey = store.entry(pixels, key).read("pixels")[0]
@@ -296,8 +296,8 @@ def test_photographs_without_colour_are_read_by_networks_on_features_and_on_pixe
 
 
 def test_a_table_may_be_of_photographs_without_colour(table: Table, store: FeatureStore, tmp_path: Path) -> None:
-    choices, sources = CHOICES.model_copy(update={"preprocessing": "red-free"}), vessels(tmp_path, "stare", "hrf")
-    results, _ = table("lodo-vessels", "strict", sources, ("hrf",), "diffdgss,unet", choices=choices)
+    settings, sources = SETTINGS.model_copy(update={"preprocessing": "red-free"}), vessels(tmp_path, "stare", "hrf")
+    results, _ = table("lodo-vessels", "strict", sources, ("hrf",), "diffdgss,unet", settings=settings)
     cards = {r.experiment.row.name: json.loads((r.folder / "interpreter.json").read_text()) for r in results}
     assert {card["spec"]["preprocessing"]["name"] for card in cards.values()} == {"red-free"}
     (pixels,) = [spec for spec in store.specs() if spec.blocks[0].name == "pixels"]
@@ -305,9 +305,9 @@ def test_a_table_may_be_of_photographs_without_colour(table: Table, store: Featu
         photograph = store.entry(pixels, key).read("pixels")[0]
         assert np.ptp(photograph, axis=0).max() <= ROUNDED
     with pytest.raises(ConfigurationError, match=r"by squeeze; leave out .* alike: squeeze, squeeze-red-free"):
-        table("lodo-vessels", "aadg-compat", sources, ("hrf",), choices=choices)
-    squeezed = CHOICES.model_copy(update={"preprocessing": "squeeze-red-free"})
-    results, _ = table("lodo-vessels", "aadg-compat", sources, ("hrf",), choices=squeezed)
+        table("lodo-vessels", "aadg-compat", sources, ("hrf",), settings=settings)
+    squeezed = SETTINGS.model_copy(update={"preprocessing": "squeeze-red-free"})
+    results, _ = table("lodo-vessels", "aadg-compat", sources, ("hrf",), settings=squeezed)
     read = json.loads((results[0].folder / "interpreter.json").read_text())["spec"]["preprocessing"]
     assert (read["name"], read["crop"]) == ("red-free", "none")
 
@@ -326,8 +326,8 @@ def test_test_images_may_be_read_with_their_mirror_images(table: Table, store: F
     sources = vessels(tmp_path, "stare", "hrf")
     plain, _ = table("lodo-vessels", "strict", sources, ("hrf",), "diffdgss,unet")
     weights = [(result.folder / "interpreter.safetensors").read_bytes() for result in plain]
-    choices = CHOICES.model_copy(update={"mirrored": True})
-    mirrored, _ = table("lodo-vessels", "strict", sources, ("hrf",), "diffdgss,unet", choices=choices)
+    settings = SETTINGS.model_copy(update={"mirrored": True})
+    mirrored, _ = table("lodo-vessels", "strict", sources, ("hrf",), "diffdgss,unet", settings=settings)
     for before, after, kept in zip(plain, mirrored, weights, strict=True):
         assert before.summary["by_image"].keys() == after.summary["by_image"].keys()
         assert before.summary["auc_roc"] != after.summary["auc_roc"]
@@ -341,7 +341,7 @@ def test_test_images_may_be_read_with_their_mirror_images(table: Table, store: F
     angiograms = draw_data(tmp_path / "octa", "octa_500", ("vessel",), 50, negative=True)
     entries = sum(1 for spec in store.specs() for _ in store.keys(spec))
     with pytest.raises(ConfigurationError, match="there are none of negative"):
-        table("cross-modality", "strict", [*sources, angiograms], ("octa_500",), choices=choices)
+        table("cross-modality", "strict", [*sources, angiograms], ("octa_500",), settings=settings)
     assert sum(1 for spec in store.specs() for _ in store.keys(spec)) == entries  # refused before anything is made
 
 
@@ -357,12 +357,12 @@ def test_lesions_overlap_and_are_scored_at_native_size(table: Table, tmp_path: P
 def test_scores_of_a_square_of_a_chosen_size(table: Table, tmp_path: Path) -> None:
     sources = vessels(tmp_path, "stare", "hrf")
     own, _ = table("lodo-vessels", "strict", sources, ("hrf",))
-    resized, _ = table("lodo-vessels", "strict", sources, ("hrf",), choices=CHOICES.model_copy(update={"size": 24}))
+    resized, _ = table("lodo-vessels", "strict", sources, ("hrf",), settings=SETTINGS.model_copy(update={"size": 24}))
     assert resized[0].experiment.scoring_rules.size == 24
     assert resized[0].summary["epoch"] == own[0].summary["epoch"]
     assert resized[0].summary["auc_pr"] != own[0].summary["auc_pr"]
     with pytest.raises(ConfigurationError, match="compares pixels of native size; leave out the setting `size`"):
-        Choices(size=24).scoring(Rules(size="native"))
+        ProtocolSettings(size=24).scoring(Rules(size="native"))
 
 
 def test_few_labels(table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,14 +386,14 @@ def test_an_interrupted_training_of_a_protocol_goes_on_where_it_was(
         if sum("loss" in one for one in said) == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    choices = CHOICES.model_copy(update={"epochs": 2, "batch": 1})
+    settings = SETTINGS.model_copy(update={"epochs": 2, "batch": 1})
     asked = (["stare"], parse_rows("diffdgss"), [0])
     with pytest.raises(KeyboardInterrupt):
-        ProtocolRun(protocol, sources, store, tmp_path / "out", choices, extract, say).run(*asked)
+        ProtocolRun(protocol, sources, store, tmp_path / "out", settings, extract, say).run(*asked)
     assert "  finishing a step; Ctrl-C again interrupts at once" in said
     steps = sum("loss" in one for one in said)
-    (result,) = ProtocolRun(protocol, sources, store, tmp_path / "out", choices, extract, said.append).run(*asked)
-    (whole,) = ProtocolRun(protocol, sources, store, tmp_path / "whole", choices, extract).run(*asked)
+    (result,) = ProtocolRun(protocol, sources, store, tmp_path / "out", settings, extract, said.append).run(*asked)
+    (whole,) = ProtocolRun(protocol, sources, store, tmp_path / "whole", settings, extract).run(*asked)
     assert result.summary == whole.summary
     per_epoch = result.summary["training_images"]
     assert (steps, sum("loss" in one for one in said)) == (1, 2 * per_epoch)
@@ -405,19 +405,19 @@ def test_names_and_options() -> None:
     assert parse_source("a=hrf:/x/HRF") == DataSource("a", "hrf:/x/HRF")
     assert parse_source("hrf:/x=y/HRF") == DataSource("hrf", "hrf:/x=y/HRF")
     assert parse_seeds(["0", "1", "2"]) == parse_seeds(["0,1 2"]) == [0, 1, 2]
-    assert parse_choices('{"device": "cuda:1"}', "cpu").device == "cuda:1"
-    assert parse_choices('{"views": "identity,photometric:2"}', "cpu").views == (
+    assert parse_settings('{"device": "cuda:1"}', "cpu").device == "cuda:1"
+    assert parse_settings('{"views": "identity,photometric:2"}', "cpu").views == (
         "identity", "photometric-0", "photometric-1",
     )  # fmt: skip
-    fast = parse_choices('{"training": "fast", "steps": 5}', "cpu")
+    fast = parse_settings('{"training": "fast", "steps": 5}', "cpu")
     assert (fast.steps, fast.crop, fast.standardise, fast.preset) == (5, 128, True, "small")
-    by_epochs = parse_choices('{"training": "fast", "epochs": 60}', "cpu")  # which steps would go before
+    by_epochs = parse_settings('{"training": "fast", "epochs": 60}', "cpu")  # which steps would go before
     assert (by_epochs.steps, by_epochs.epochs, by_epochs.crop) == (None, 60, 128)
     assert TRAINING_PRESETS["fast"].training_settings(epochs=60).steps is None
-    assert [parse_choices(text, "cpu").decay for text in ('{"training": "paper"}', "{}")] == ["none", "cosine"]
-    chosen = parse_choices('{"timesteps": "200, 500", "blocks": [2, 4]}', "cpu")
+    assert [parse_settings(text, "cpu").decay for text in ('{"training": "paper"}', "{}")] == ["none", "cosine"]
+    chosen = parse_settings('{"timesteps": "200, 500", "blocks": [2, 4]}', "cpu")
     assert (chosen.timesteps, chosen.blocks) == ((200, 500), (2, 4))
-    assert [parse_choices(None, "cpu", mirrored=one).mirrored for one in (False, True)] == [False, True]
+    assert [parse_settings(None, "cpu", mirrored=one).mirrored for one in (False, True)] == [False, True]
     for call, message in (
         (lambda: protocol_named("lodo-vessels", "other"), "there are lodo-vessels"),  # type: ignore[arg-type]
         *(
@@ -426,10 +426,10 @@ def test_names_and_options() -> None:
         ),
         (lambda: parse_rows("diffdgss,x"), "no method x"),
         (lambda: parse_seeds(["0", "--x"]), "is no seed"),
-        (lambda: parse_choices('{"epochs": 0}', "cpu"), "epochs: Input should be"),
-        *((lambda text=text: parse_choices(text, "cpu"), "expected a JSON object") for text in ("[", "[]", "3")),
-        (lambda: parse_choices('{"training": "slow"}', "cpu"), "no training 'slow'; there are paper, fast"),
-        (lambda: parse_choices('{"timesteps": "200;500"}', "cpu"), r"timesteps.0: Input should be a valid integer"),
+        (lambda: parse_settings('{"epochs": 0}', "cpu"), "epochs: Input should be"),
+        *((lambda text=text: parse_settings(text, "cpu"), "expected a JSON object") for text in ("[", "[]", "3")),
+        (lambda: parse_settings('{"training": "slow"}', "cpu"), "no training 'slow'; there are paper, fast"),
+        (lambda: parse_settings('{"timesteps": "200;500"}', "cpu"), r"timesteps.0: Input should be a valid integer"),
     ):
         with pytest.raises(ConfigurationError, match=message):
             call()
@@ -468,23 +468,23 @@ def test_the_extractor_is_called_as_a_command(tmp_path: Path) -> None:
     wanted = FeatureRequest(
         DataSource("a", f"folder:{tmp_path}/nothing"), "train", "anchored", ("identity", NEGATIVE), "squeeze"
     )
-    call = command_of(wanted, str(tmp_path / "s"), CHOICES).arguments
+    call = command_of(wanted, str(tmp_path / "s"), SETTINGS).arguments
     context = typer.main.get_command(extractor_app).commands["run"].make_context("run", call[4:])  # type: ignore[attr-defined]
     assert context.params["views"] == "identity,negative"
     assert context.params["preprocessing"] == "squeeze"
     assert context.params["timesteps"] is context.params["blocks"] is None
-    read = Choices.model_validate({"timesteps": [200, 500], "blocks": [7]})
+    read = ProtocolSettings.model_validate({"timesteps": [200, 500], "blocks": [7]})
     assert {"--timesteps=200,500", "--blocks=7"} <= set(command_of(wanted, str(tmp_path / "s"), read).arguments)
     photographs = command_of(dataclasses.replace(wanted, photographs=True), str(tmp_path / "s"), read).arguments
     assert "--photographs" in photographs
     assert not [word for word in photographs if word.startswith(("--timesteps", "--trajectory", "--encoding"))]
     untrained = dataclasses.replace(wanted, untrained=True)
-    named = CHOICES.model_copy(update={"backbone": "small"})
+    named = SETTINGS.model_copy(update={"backbone": "small"})
     assert "--backbone=untrained:small" in command_of(untrained, str(tmp_path / "s"), named).arguments
     with pytest.raises(ConfigurationError, match="untrained needs a backbone's architecture"):
-        command_of(untrained, str(tmp_path / "s"), CHOICES)
+        command_of(untrained, str(tmp_path / "s"), SETTINGS)
     with pytest.raises(ExtractionFailed, match=r"nothing could not be extracted \(exit code 1 of `extractor run"):
-        extract_by_command(str(tmp_path / "s"), CHOICES)(wanted)
+        extract_by_command(str(tmp_path / "s"), SETTINGS)(wanted)
 
 
 @pytest.mark.slow

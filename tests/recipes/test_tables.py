@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from interpreter.protocol_cli import parse_choices
+from interpreter.protocol_cli import parse_settings
 from interpreter.protocols import protocol_named
 from interpreter.protocols.protocol import ROWS, TableRequest
 from recipes.tables import SMOKE, TABLES, app
@@ -22,10 +22,10 @@ def test_a_table_is_a_protocol_with_known_methods_and_settings(name: str) -> Non
     rows = tuple(ROWS[row] for row in recipe.rows)
     experiments = protocol.experiments(TableRequest(names, recipe.targets, rows, recipe.seeds))
     assert {experiment.row.name for experiment in experiments} == set(recipe.rows)
-    choices = parse_choices(json.dumps(recipe.settings), "cpu")
-    assert len({choices.training(row, 0, None).steps for row in rows}) == 1
-    assert protocol.preprocessing_for(choices) == (choices.preprocessing or protocol.preprocessing)
-    smoke = parse_choices(json.dumps(recipe.settings | SMOKE), "cpu")
+    settings = parse_settings(json.dumps(recipe.settings), "cpu")
+    assert len({settings.training(row, 0, None).steps for row in rows}) == 1
+    assert protocol.preprocessing_for(settings) == (settings.preprocessing or protocol.preprocessing)
+    smoke = parse_settings(json.dumps(recipe.settings | SMOKE), "cpu")
     assert smoke.crop is not None or not smoke.foreground  # windows about a class are windows
     quoted = {column for numbers in protocol.quoted.values() for column in numbers}
     assert quoted <= {"octa_500", *names}
