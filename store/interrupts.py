@@ -45,8 +45,10 @@ class Stop:
             with suppress(OSError):  # the terminal is gone
                 say()
 
-        # What is ignored stays so, as under nohup.
-        heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        # Under nohup a closed terminal means nothing. SIGINT is heard, though scripts let background jobs ignore it:
+        # whoever sends it to one means it.
+        nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        heard = [number for number in _SIGNALS if not (nohup and number == signal.SIGHUP)]
         before = [signal.signal(number, on_signal) for number in heard]
         try:
             yield
