@@ -37,7 +37,6 @@ from extractor.options import (
 from extractor.presets import encoding_of, open_backbone
 from extractor.repeating import Request, require_own_name
 from store import console
-from store.console import Exit
 from store.errors import SpecError, SpecMismatch, StoreError
 from store.feature_store import FeatureStore
 from store.interrupts import Stop
@@ -190,9 +189,9 @@ def run(
         spec = spec_of_pixels(recipe.resolution, prepared)
     else:
         spec = dataclasses.replace(recipe, encoding=how, preprocessing=prepared).spec(network)
-    if expect_spec not in (None, spec.digest):
+    if expect_spec is not None and expect_spec != spec.digest:
         raise SpecMismatch(
-            f"these options mean features of spec {spec.digest[:12]}, not {str(expect_spec)[:12]}: the backbone is "
+            f"these options mean features of spec {spec.digest[:12]}, not {expect_spec[:12]}: the backbone is "
             "another one than then, or its class label, or the codebook"
         )
     renderings = parse_views(views)
@@ -226,8 +225,7 @@ def run(
         _print_profile(report.seconds)
     if report.interrupted:
         raise KeyboardInterrupt
-    if report.failed:
-        raise typer.Exit(Exit.PARTIAL)
+    console.exit_after(report.failed)
 
 
 _OF_A_NETWORK = (

@@ -74,7 +74,7 @@ def adapt_command(
     The one that it learnt at stays the best unless the photographs speak for another by three standard errors: give it
     as many as there are.
     """
-    stored, on_disk = photographs_named(dataset, data, split)
+    photographs = photographs_named(dataset, data, split)
     if out is not None and out.resolve() == folder_of(model).resolve():
         raise typer.BadParameter("expected another folder in --out than that of --model, which it would replace")
     if out is not None:
@@ -82,9 +82,9 @@ def adapt_command(
     interpreter, card = open_model(model, scan, device)
     sides = sorted(set(resolution or ({interpreter.spec.resolution, *TRIED} if data else ())))
     specs = [card.spec.of_resolution(side) for side in sides]
-    extracted = on_disk.extracted(store, model, card, specs, (view,), device)
-    features, references = FeatureStore(store, read_only=True), (*stored, *extracted.references)
-    named = {image.key.image_id: image for reference in references for image in all_images(features, reference)}
+    extracted = photographs.extracted(store, model, card, specs, (view,), device)
+    features = FeatureStore(store, read_only=True)
+    named = {image.key.image_id: image for one in extracted.references for image in all_images(features, one)}
     images = [image.seen_as(view) for image in named.values()]
     for spec in specs:
         require_features(features, spec, images, (view,), card.backbone)

@@ -53,13 +53,10 @@ class Labelled:
         return replace(self, key=Key(self.key.image_id, view))
 
     def named_as(self, task: Task) -> Labelled:
-        """The same image, its masks of an unnamed target taken for a task's only one."""
-        if len(task.targets) > 1 or self.targets != (UNNAMED_TARGET,):
-            return self
-        (target,) = task.targets
-        masks = dict(zip(task.targets, self.sample.masks.values(), strict=False))  # it may have none
-        sample = self.sample.model_copy(update={"masks": masks, "indexed": (target,) * bool(self.sample.indexed)})
-        return replace(self, targets=(target,), sample=sample)
+        """The same image, its only mask taken for that of a task's only target."""
+        (target,), (mask,) = task.targets, self.sample.masks.values()
+        named = {"masks": {target: mask}, "indexed": (target,) * len(self.sample.indexed)}
+        return replace(self, targets=task.targets, sample=self.sample.model_copy(update=named))
 
 
 def labelled_images(store: FeatureStore, dataset: str, split: str | None, task: Task) -> list[Labelled]:
@@ -102,13 +99,16 @@ def labelled_for(store: FeatureStore, references: Iterable[str], task: Task) -> 
     The masks of a folder without folders for targets are ``mask``, whatever they show: here the task's target, where it
     has one alone.
     """
-    images, notes = [], []
+    images: list[Labelled] = []
+    notes: list[str] = []
     for reference in references:
         there = _task_of_unnamed(store, reference, task)
+        found = labelled_in(store, [reference], there)
         if there != task:
             notes.append(f"{UNNAMED_TARGET} of {reference} is taken for {task.targets[0]}")
+            found = [image.named_as(task) for image in found]
         notes += notes_on_missing(store, [reference], there)
-        images += [image.named_as(task) for image in labelled_in(store, [reference], there)]
+        images += found
     return without_duplicates(images, task), notes
 
 

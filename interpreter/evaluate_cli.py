@@ -13,7 +13,7 @@ from rich.table import Table
 
 from interpreter.data import Labelled, labelled_for
 from interpreter.metrics import in_points
-from interpreter.on_disk import PhotographsOnDisk
+from interpreter.on_disk import NamedPhotographs
 from interpreter.options import (
     AsJson,
     DataOption,
@@ -123,11 +123,11 @@ def evaluate(
         return
     if context.args:
         raise typer.BadParameter(f"{' '.join(context.args)} belongs to a protocol; name it with --protocol")
-    named = photographs_named(dataset, data, split)
+    photographs = photographs_named(dataset, data, split)
     rules = Rules(size=_compared_size(size), region=region)
     _evaluate_model(
-        store=store, named=named, model=model, view=view, mirrored=mirrored, resolution=resolution, masks=masks,
-        rules=rules, scan=scan, device=device, as_json=as_json,
+        store=store, photographs=photographs, model=model, view=view, mirrored=mirrored, resolution=resolution,
+        masks=masks, rules=rules, scan=scan, device=device, as_json=as_json,
     )  # fmt: skip
 
 
@@ -155,7 +155,7 @@ def _require_options_of(context: typer.Context, others: Sequence[str], protocol:
 def _evaluate_model(
     *,
     store: str,
-    named: tuple[Sequence[str], PhotographsOnDisk],
+    photographs: NamedPhotographs,
     model: str,
     view: str,
     mirrored: bool,
@@ -168,13 +168,12 @@ def _evaluate_model(
 ) -> None:
     from interpreter.evaluation import evaluate as evaluate_images
 
-    views, (stored, on_disk) = views_read(view, mirrored=mirrored), named
+    views = views_read(view, mirrored=mirrored)
     interpreter, card = open_model(model, scan, device)
     spec = card.spec.of_resolution(resolution)
-    extracted = on_disk.extracted(store, model, card, [spec], views, device)
-    references = [*stored, *extracted.references]
+    extracted = photographs.extracted(store, model, card, [spec], views, device)
     features = FeatureStore(store, read_only=True)
-    labelled, notes = labelled_for(features, references, card.task)
+    labelled, notes = labelled_for(features, extracted.references, card.task)
     for line in notes:
         console.note(line)
     images = [image.seen_as(view) for image in labelled]

@@ -1,4 +1,4 @@
-"""Photographs on disk, named on the command line: what an interpreter reads of them is made where it is not there."""
+"""Photographs named on the command line: what an interpreter reads of those on disk is made where it is not there."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from store.views import IDENTITY
 
 
 class Extracted(NamedTuple):
-    """Photographs of which the store has what an interpreter reads.
+    """Photographs that were named, once those on disk are extracted.
 
     Attributes:
         references: the data sets, NAME or NAME:SPLIT.
@@ -30,14 +30,16 @@ class Extracted(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PhotographsOnDisk:
-    """Photographs as a user names them, before any store knows of them.
+class NamedPhotographs:
+    """Photographs as a user names them.
 
     Attributes:
-        data: each NAME=ADAPTER:PATH or ADAPTER:PATH.
-        split: only this split of them.
+        stored: data sets in the store, each NAME or NAME:SPLIT.
+        data: photographs on disk, each NAME=ADAPTER:PATH or ADAPTER:PATH.
+        split: only this split of ``data``.
     """
 
+    stored: Sequence[str] = ()
     data: Sequence[str] = ()
     split: str | None = None
 
@@ -50,7 +52,7 @@ class PhotographsOnDisk:
         views: Sequence[str] = (IDENTITY,),
         device: str = "cpu",
     ) -> Extracted:
-        """Have ``extractor run`` make what the store lacks of what an interpreter reads; what is there stays.
+        """Have ``extractor run`` make what the store lacks of what an interpreter reads of ``data``.
 
         Args:
             store: where features go; made if it is not there.
@@ -64,7 +66,7 @@ class PhotographsOnDisk:
                 name for.
             ExtractionFailed: the command said why; the backbone may not be the one that the interpreter learnt with.
         """
-        references: list[str] = []
+        references = list(self.stored)
         left_out: dict[str, str] = {}
         named = list(dict.fromkeys(map(parse_data, self.data)))
         seen = Counter(name for name, _ in named if name is not None)

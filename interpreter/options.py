@@ -11,7 +11,7 @@ import typer
 from interpreter.checkpoint import Card, load_interpreter
 from interpreter.errors import ConfigurationError
 from interpreter.network import Interpreter
-from interpreter.on_disk import PhotographsOnDisk
+from interpreter.on_disk import NamedPhotographs
 from interpreter.scan import Method
 from store.errors import SpecError
 from store.views import is_upright, parse_views
@@ -40,15 +40,13 @@ DatasetsOrData = Annotated[
 SplitOption = Annotated[str | None, typer.Option(help="Only this split of --data.")]
 
 
-def photographs_named(
-    dataset: Sequence[str] | None, data: Sequence[str] | None, split: str | None
-) -> tuple[Sequence[str], PhotographsOnDisk]:
-    """Data sets in the store, and photographs on disk; BadParameter if there are neither."""
+def photographs_named(dataset: Sequence[str] | None, data: Sequence[str] | None, split: str | None) -> NamedPhotographs:
+    """What the three options name; BadParameter if that is nothing."""
     if not dataset and not data:
         raise typer.BadParameter("expected --dataset of the store, or --data on disk")
     if split is not None and not data:
         raise typer.BadParameter("--split is of --data; of a data set in the store name it as NAME:SPLIT")
-    return dataset or (), PhotographsOnDisk(data or (), split)
+    return NamedPhotographs(dataset or (), data or (), split)
 
 
 def _upright(view: str) -> str:

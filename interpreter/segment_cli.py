@@ -67,14 +67,14 @@ def segment_command(
     is from those it was trained on, or adapted to.
     """
     views = views_read(view, mirrored=mirrored)
-    stored, on_disk = photographs_named(dataset, data, split)
+    photographs = photographs_named(dataset, data, split)
     interpreter, card = open_model(model, scan, device)
     spec = card.spec.of_resolution(resolution)
     if out.exists() and not out.is_dir():
         raise typer.BadParameter(f"{out} is no folder")
-    extracted = on_disk.extracted(store, model, card, [spec], views, device)
-    features, references = FeatureStore(store, read_only=True), (*stored, *extracted.references)
-    named = {image.name: image for reference in references for image in all_images(features, reference)}
+    extracted = photographs.extracted(store, model, card, [spec], views, device)
+    features = FeatureStore(store, read_only=True)
+    named = {image.name: image for one in extracted.references for image in all_images(features, one)}
     images = [image.seen_as(view) for image in named.values()]
     require_features(features, spec, images, views, card.backbone)
     domain = load_domain(folder_of(model), card.spec)
