@@ -1,18 +1,15 @@
-"""Commands of ``extractor`` around backbones: make, import, try and calibrate them."""
+"""Commands of ``extractor`` about backbones: import, list, try and calibrate them."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel
 from rich.table import Table
 
-from extractor.architectures import small_unet
 from extractor.datasets import evenly_spread, load_dataset, of_split
 from extractor.diffusion import Diffusion, Prediction
 from extractor.options import (
@@ -34,11 +31,10 @@ from extractor.options import (
     preprocessing_for,
     recipe_of,
 )
-from extractor.presets import PRESETS, Preset, open_backbone, stored_backbone
+from extractor.presets import PRESETS, Preset, open_backbone
 from extractor.schedule import noise_schedule
 from store import console
 from store.codebook import DISTORTION, FINEST_DISTORTION
-from store.interrupts import Stop
 from store.spec import PREPROCESSINGS, PreprocessingName
 
 app = typer.Typer()
@@ -52,15 +48,15 @@ app = typer.Typer()
 def fit_codebook_command(
     dataset: Annotated[
         list[str],
-        typer.Option(help="Photographs to fit to, ADAPTER:PATH; may be given again.", show_default=False),
+        typer.Option(help="Photographs to fit to, ADAPTER:PATH. May be given again.", show_default=False),
     ],
-    out: Annotated[Path, typer.Option(help="The codebook's file.", show_default=False)],
-    photographs: Annotated[int, typer.Option(min=1, help="How many of each data set, evenly spread.")] = 16,
+    out: Annotated[Path, typer.Option(help="File to write the codebook to.", show_default=False)],
+    photographs: Annotated[int, typer.Option(min=1, help="Photographs of each data set, evenly spread.")] = 16,
     distortion: Annotated[
         float, typer.Option(min=0.0005, max=0.999, help="Share of the maps' variance that may be lost.")
     ] = DISTORTION,
     finest_distortion: Annotated[
-        float, typer.Option(min=0.0005, max=0.999, help="The same for blocks whose maps have full resolution.")
+        float, typer.Option(min=0.0005, max=0.999, help="The same for blocks at full resolution.")
     ] = FINEST_DISTORTION,
     preset: PresetOption = "small",
     preprocessing: PreprocessingOption = None,
@@ -77,7 +73,7 @@ def fit_codebook_command(
     device: DeviceOption = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Fit the codebook of the compact encoding to some photographs; they need no labels."""
+    """Fit the codebook of the compact encoding to a few photographs; they need no labels."""
     from extractor.calibration import fit_codebook
 
     recipe = recipe_of(preset, clip, trajectory, seed, (timesteps, grid, blocks), resolution)
@@ -101,97 +97,6 @@ def fit_codebook_command(
     console.out.print(f"{out}: codebook {code.digest[:12]}; components kept: {kept}", soft_wrap=True)
 
 
-@app.command(epilog="Example: extractor pretrain --images photos --images more --out runs/backbone --steps 20000")
-def pretrain(
-    images: Annotated[list[Path], typer.Option(help="Folder of photographs; may be given again.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Folder of the run; an interrupted run goes on.", show_default=False)],
-    config: Annotated[
-        Path | None, typer.Option(help="JSON configuration of a UNet2DModel; the small one if not given.")
-    ] = None,
-    initial: Annotated[
-        str | None,
-        typer.Option(
-            help="Backbone to go on from, say for photographs of your own cameras: shipped name, folder or hub id. "
-            "Network, schedule, prediction and preparation are its own."
-        ),
-    ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the optimiser.")] = 100_000,
-    batch: Annotated[int, typer.Option(min=1, help="Crops in a batch, on each device.")] = 4,
-    accumulate: Annotated[int, typer.Option(min=1, help="Batches summed before a step.")] = 1,
-    crop: Annotated[int, typer.Option(min=8, help="Side of the crops; the resolution for whole images.")] = 128,
-    resolution: Annotated[int, typer.Option(min=8, help="Side of the prepared photographs.")] = 512,
-    learning_rate: Annotated[float, typer.Option(min=1e-9, help="At its highest.")] = 5e-4,
-    warmup: Annotated[int, typer.Option(min=0, help="Steps that the learning rate rises over.")] = 200,
-    schedule: Annotated[
-        str | None, typer.Option(help="Noise schedule, such as linear-1000.", show_default="cosine-4000")
-    ] = None,
-    prediction: Annotated[
-        Prediction | None, typer.Option(help="What the network learns to predict.", show_default="v_prediction")
-    ] = None,
-    level_power: Annotated[float, typer.Option(min=1.0, help="t = T u^p; 1 is uniform.")] = 3.0,
-    photometric: Annotated[float, typer.Option(min=0.0, help="Strength of brightness and colour changes.")] = 1.0,
-    colourless: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Share of crops that are shown without colour.")
-    ] = 0.0,
-    preprocessing: Annotated[
-        PreprocessingName | None, typer.Option(help="How photographs are prepared.", show_default="fundus")
-    ] = None,
-    mixed_precision: Annotated[Literal["no", "fp16", "bf16"], typer.Option(help="Of the arithmetic.")] = "no",
-    checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
-    workers: Annotated[
-        int, typer.Option(min=0, help="Processes that make crops, for each device; a GPU waits for one alone.")
-    ] = 0,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.")] = 0,
-) -> None:
-    """Pre-train a backbone on unlabelled photographs."""
-    from extractor.photographs import PreparedPhotographs, find_images
-    from extractor.pretraining import PICTURES_FOLDER, Pretraining, PretrainingSettings
-
-    described: dict[str, Any] = {"config": config, "schedule": schedule, "prediction": prediction}
-    if preprocessing is not None:
-        described["preprocessing"] = PREPROCESSINGS[preprocessing]()
-    given = {name: value for name, value in described.items() if value is not None}
-    if initial is not None and given:
-        raise typer.BadParameter(
-            "--initial says what the network is and how photographs are prepared: leave out --config, --schedule, "
-            "--prediction and --preprocessing"
-        )
-    chosen: dict[str, Any] = {
-        "level_power": level_power,
-        "resolution": resolution,
-        "crop": crop,
-        "photometric": photometric,
-        "colourless": colourless,
-        "batch": batch,
-        "accumulate": accumulate,
-        "steps": steps,
-        "learning_rate": learning_rate,
-        "warmup": warmup,
-        "mixed_precision": mixed_precision,
-        "checkpoint_every": checkpoint_every,
-        "seed": seed,
-    }
-    start = None if initial is None else stored_backbone(initial)
-    if start is not None:
-        settings = PretrainingSettings.going_on_from(start, **chosen)
-    else:
-        given["unet"] = json.loads(given.pop("config").read_text()) if config else small_unet()
-        settings = PretrainingSettings.model_validate(chosen | given)
-    paths = find_images(images, without=out / PICTURES_FOLDER)
-    with console.progress("preparing photographs", len(paths)) as advance:
-        photographs = PreparedPhotographs(
-            paths, out / "prepared", resolution, settings.preprocessing, lambda _: advance()
-        )
-    for reason in photographs.rejected:
-        console.err.print(f"left out: {reason}", highlight=False, markup=False, soft_wrap=True)
-    training = Pretraining(settings, photographs, out, start, workers=workers)
-    stop, alone = Stop(), training.accelerator.num_processes == 1
-    say = partial(console.err.print, "writing a checkpoint; Ctrl-C again interrupts at once")
-    with stop.on_interrupt(say, alone=alone), console.progress("pre-training", steps - training.step) as advance:
-        training.run(lambda _, loss: advance(1, f"loss {loss:.3f}"), stop)
-    console.out.print(f"backbone: {out / 'backbone'}  (pictures and TensorBoard beside it)")
-
-
 _USUAL_HEAD_CHANNELS = 64
 
 
@@ -201,9 +106,13 @@ _USUAL_HEAD_CHANNELS = 64
     "--prediction sample --head-channels 64",
 )
 def import_command(
-    checkpoint: Annotated[Path, typer.Argument(help="guided-diffusion's .pt, or .safetensors.", show_default=False)],
-    out: Annotated[Path, typer.Argument(help="Folder for the backbone.", show_default=False)],
-    schedule: Annotated[str, typer.Option(help="Noise schedule, such as linear-1000.")] = "linear-1000",
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Checkpoint of guided-diffusion, .pt or .safetensors.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder to write the backbone to.", show_default=False)],
+    schedule: Annotated[
+        str, typer.Option(help="Noise schedule it was trained with, such as linear-1000.")
+    ] = "linear-1000",
     prediction: Annotated[Prediction, typer.Option(help="'sample' if it was trained with predict_xstart.")] = "epsilon",
     head_channels: Annotated[int | None, typer.Option(min=1, help="num_head_channels.")] = None,
     heads: Annotated[int | None, typer.Option(min=1, help="num_heads, where num_head_channels was -1.")] = None,
@@ -213,24 +122,26 @@ def import_command(
     rescale_timesteps: Annotated[
         bool, typer.Option("--rescale-timesteps", help="It was trained with rescale_timesteps.")
     ] = False,
-    class_label: Annotated[int | None, typer.Option(min=0, help="Class to run a class-conditional model with.")] = None,
+    class_label: Annotated[
+        int | None, typer.Option(min=0, help="Class that a class-conditional model is run with.")
+    ] = None,
     preprocessing: Annotated[
         PreprocessingName | None,
         typer.Option(
-            help="How the photographs were prepared that it was trained on.",
-            show_default="not written down",
+            help="How the photographs that it was trained on were prepared.",
+            show_default="not recorded",
         ),
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Store float16 weights.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in the folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what the folder holds.")] = False,
 ) -> None:
-    """Import a guided-diffusion checkpoint: widths, blocks and classes are read off the weights."""
+    """Import a checkpoint of guided-diffusion; widths, blocks and classes are read off the weights."""
     from extractor.backbone_folder import load_backbone, save_backbone
     from extractor.guided_diffusion import UnrecordedOptions, import_checkpoint, read_checkpoint
 
     prepared = None if preprocessing is None else PREPROCESSINGS[preprocessing]()
     if head_channels is not None and heads is not None:
-        raise typer.BadParameter("--heads is for networks whose num_head_channels was -1; give one of both")
+        raise typer.BadParameter("--heads is for networks whose num_head_channels was -1; give one of the two")
     console.require_unused(out, overwrite=overwrite)
     is_given = head_channels is not None or heads is not None
     if not is_given:
@@ -242,8 +153,8 @@ def import_command(
     save_backbone(backbone, out, half=half)
     if not is_given and any("Attn" in kind for kind in backbone.config["down_block_types"]):
         console.note(
-            f"a checkpoint does not say how attention is divided: heads of {_USUAL_HEAD_CHANNELS} channels are taken, "
-            "as released ADM networks have them; say otherwise with --head-channels or --heads"
+            f"a checkpoint does not record its attention heads: {_USUAL_HEAD_CHANNELS} channels a head are assumed, as "
+            "in the released ADM networks; give --head-channels or --heads for others"
         )
     backbone = load_backbone(out, class_label=class_label)  # its fingerprint is that of the weights as they were saved
     console.out.print(
@@ -254,7 +165,7 @@ def import_command(
 
 @app.command(epilog="Example: extractor presets --json")
 def presets(as_json: AsJson = False) -> None:
-    """Print the recipes."""
+    """Print the presets of extractor run."""
     values = {name: _preset_json(build()) for name, build in PRESETS.items()}
     if as_json:
         console.print_json(values)
@@ -268,11 +179,11 @@ def presets(as_json: AsJson = False) -> None:
 @app.command(epilog="Examples: extractor models --json · extractor models runs/backbone/backbone")
 def models(
     folders: Annotated[
-        list[Path] | None, typer.Argument(help="Folders of other backbones, listed too.", show_default=False)
+        list[Path] | None, typer.Argument(help="Folders of further backbones to list.", show_default=False)
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the shipped backbones, with their data and sha256; each is loaded, so that it is whole."""
+    """List the shipped backbones, with their data and sha256; each is loaded, which checks its files."""
     from extractor.registry import listed
 
     console.print_models(listed(folders or []), as_json=as_json)
@@ -281,14 +192,16 @@ def models(
 @app.command(epilog="Example: extractor reconstruct photo.jpg --out both.png")
 def reconstruct(
     image: Annotated[Path, typer.Argument(help="A photograph.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="PNG: what went in on the left, what came back on the right.")],
+    out: Annotated[
+        Path, typer.Option(help="PNG to write: the photograph on the left, its reconstruction on the right.")
+    ],
     backbone: Annotated[str, typer.Option(help="Shipped name, folder or hub id.")] = "small",
     preprocessing: PreprocessingOption = None,
-    grid: Annotated[str, typer.Option(help="Timesteps to walk up and down again.")] = "1,10,100,500",
+    grid: Annotated[str, typer.Option(help="Timesteps to walk up, and down again.")] = "1,10,100,500",
     resolution: Annotated[int, typer.Option(min=8, help="Side in pixels at which photographs are read.")] = 512,
     as_json: AsJson = False,
 ) -> None:
-    """Invert a photograph, walk back down (Eq. 4) and say how much was lost: does this backbone know such images?"""
+    """Invert a photograph, reconstruct it (Eq. 4) and print the loss: does the backbone know such images?"""
     from extractor.images import decode_image, read_bytes
     from extractor.inversion import round_trip
     from extractor.preprocess import preprocess, save_side_by_side
@@ -312,22 +225,23 @@ def reconstruct(
 )
 def assess_command(
     dataset: Annotated[
-        list[str], typer.Option(help="Photographs to ask about, ADAPTER:PATH; may be given again.", show_default=False)
+        list[str],
+        typer.Option(help="Photographs to assess it on, ADAPTER:PATH. May be given again.", show_default=False),
     ],
     backbone: Annotated[str, typer.Option(help="Shipped name, folder or hub id.")] = "small",
     photographs: Annotated[int, typer.Option(min=1, help="How many of each data set, evenly spread.")] = 8,
-    split: Annotated[str | None, typer.Option(help="Only of this split.")] = None,
+    split: Annotated[str | None, typer.Option(help="Read only this split.")] = None,
     timesteps: Annotated[
         str | None, typer.Option(help="Noise levels, such as 1,10,100.", show_default="six of the schedule")
     ] = None,
     grid: Annotated[str, typer.Option(help="Timesteps to walk up and down again.")] = "1,10,100,500",
     preprocessing: PreprocessingOption = None,
     resolution: Annotated[int, typer.Option(min=8, help="Side in pixels at which photographs are read.")] = 512,
-    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     device: DeviceOption = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Does a backbone know such photographs? What it makes of noise at each level, and of the way up and back."""
+    """Measure how well a backbone knows some photographs: its denoising at each level, and inversion and back."""
     from extractor.assessing import LEVELS, assess, noisy_psnr
 
     network = open_backbone(backbone, device=device)

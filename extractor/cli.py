@@ -6,17 +6,16 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 from rich.table import Table
 
+from extractor import run_options as option
 from extractor.backbone_cli import app as backbone_commands
-from extractor.datasets import ADAPTERS, DataSet, load_dataset, selected
+from extractor.datasets import DataSet, load_dataset, selected
 from extractor.errors import ExtractorError, ScheduleError
 from extractor.options import (
-    FEATURES,
     AsJson,
     BackboneOption,
     BlocksOption,
@@ -35,13 +34,14 @@ from extractor.options import (
     recipe_of,
 )
 from extractor.presets import encoding_of, open_backbone
+from extractor.pretrain_cli import app as pretraining_commands
 from extractor.repeating import Request, require_own_name
 from store import console
 from store.errors import SpecError, SpecMismatch, StoreError
 from store.feature_store import FeatureStore
 from store.interrupts import Stop
 from store.pixels import spec_of_pixels
-from store.spec import EncodingName, FeatureSpec
+from store.spec import FeatureSpec
 from store.views import parse_views
 
 if TYPE_CHECKING:
@@ -65,124 +65,63 @@ console.add_version_option(app)
 )
 def run(
     context: typer.Context,
-    dataset: Annotated[str, typer.Option(help=f"ADAPTER:PATH; adapters: {', '.join(ADAPTERS)}.", show_default=False)],
-    store: Annotated[str, typer.Option(help="Folder of the feature store, or s3://bucket/prefix.", show_default=False)],
-    name: Annotated[str | None, typer.Option(help="What the data set is called in the store.")] = None,
+    dataset: option.Dataset,
+    store: option.Store,
+    name: option.Name = None,
+    split: option.Split = None,
+    labelled: option.Labelled = False,
+    images: option.Images = None,
+    limit: option.Limit = None,
+    views: option.Views = "identity",
+    photographs: option.PhotographsOnly = False,
     preset: PresetOption = "small",
-    preprocessing: PreprocessingOption = None,
     backbone: BackboneOption = None,
-    trajectory: TrajectoryOption = "ddim",
-    seed: SeedOption = 0,
     class_label: ClassLabelOption = None,
+    preprocessing: PreprocessingOption = None,
+    resolution: ResolutionOption = None,
+    trajectory: TrajectoryOption = "ddim",
     timesteps: TimestepsOption = None,
     grid: GridOption = None,
     blocks: BlocksOption = None,
-    resolution: ResolutionOption = None,
     clip: ClipOption = False,
-    encoding: Annotated[
-        EncodingName | None,
-        typer.Option(
-            help="How features are stored; compact is smallest.", show_default="the preset's", rich_help_panel=FEATURES
-        ),
-    ] = None,
-    codebook: Annotated[
-        Path | None,
-        typer.Option(
-            help="Of the compact encoding (fit-codebook); the backbone's own if not given.", rich_help_panel=FEATURES
-        ),
-    ] = None,
+    seed: SeedOption = 0,
+    encoding: option.EncodingOption = None,
+    codebook: option.CodebookOption = None,
     precision: PrecisionOption = "float32",
+    expect_spec: option.ExpectSpec = None,
     device: DeviceOption = "cpu",
-    photographs: Annotated[
-        bool,
-        typer.Option(
-            "--photographs",
-            help="Store photographs as the backbone is shown them, and no features: networks on pixels read them.",
-            rich_help_panel="Photographs",
-        ),
-    ] = False,
-    views: Annotated[
-        str,
-        typer.Option(
-            help="Renderings of each image, such as identity,flips,photometric:8,red-free,negative.",
-            rich_help_panel="Photographs",
-        ),
-    ] = "identity",
-    split: Annotated[str | None, typer.Option(help="Only this split.", rich_help_panel="Photographs")] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Only the first N images.", rich_help_panel="Photographs")
-    ] = None,
-    images: Annotated[
-        str | None,
-        typer.Option(help="Only images whose file names match, such as '*_left.jpg'.", rich_help_panel="Photographs"),
-    ] = None,
-    batch: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Images in one forward; memory grows with it.",
-            show_default="2; of --workers 1; on CUDA 16",
-            rich_help_panel="Machines",
-        ),
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Processes of one thread each on this machine; on CUDA one for each GPU.",
-            rich_help_panel="Machines",
-        ),
-    ] = None,
-    scheduler: Annotated[
-        str | None,
-        typer.Option(
-            help="Address of a Dask scheduler, such as tcp://scheduler:8786; its workers do the work.",
-            rich_help_panel="Machines",
-        ),
-    ] = None,
-    compiled: Annotated[
-        bool,
-        typer.Option(
-            "--compile",
-            help="torch.compile the network: minutes at the start, for long runs on GPUs.",
-            rich_help_panel="Machines",
-        ),
-    ] = False,
-    expect_spec: Annotated[
-        str | None,
-        typer.Option(
-            help="Digest of the spec that is wanted; if these options mean another, nothing is extracted.",
-            rich_help_panel=FEATURES,
-        ),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Compute again what is there.")] = False,
-    profile: Annotated[bool, typer.Option("--profile", help="Print where the time went.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how much would be written, and stop.")] = False,
-    ignore_space: Annotated[bool, typer.Option("--ignore-space", help="Start even if it may not fit.")] = False,
+    batch: option.Batch = None,
+    workers: option.Workers = None,
+    scheduler: option.Scheduler = None,
+    compiled: option.Compiled = False,
+    overwrite: option.Overwrite = False,
+    profile: option.Profile = False,
+    dry_run: option.DryRun = False,
+    ignore_space: option.IgnoreSpace = False,
     as_json: AsJson = False,
 ) -> None:
-    """Extract a data set into a store; what is there already is left as it is."""
+    """Extract the features of a data set into a store; what the store holds already is left as it is."""
     from extractor.recorded import Execution, extract_recorded  # imported late: loading diffusers takes seconds
     from extractor.runs import plan_size, require_room
 
     if workers is not None and scheduler is not None:
         raise typer.BadParameter("--workers starts a cluster, --scheduler names one; give one of them")
     if codebook is not None and encoding != "compact":
-        raise typer.BadParameter("--codebook is of the compact encoding; give --encoding compact with it")
+        raise typer.BadParameter("--codebook belongs to the compact encoding; give --encoding compact with it")
     if photographs and (given := console.options_given(context, _OF_A_NETWORK)):
         raise typer.BadParameter(f"--photographs runs no network: leave out {', '.join(given)}")
     recipe = recipe_of(preset, clip, trajectory, seed, (timesteps, grid, blocks), resolution)
     whole = load_dataset(dataset, name)
     for line in whole.notes_on_unread:
         console.note(line)
-    data = selected(whole, split, limit, images)
+    data = selected(whole, split, limit, images, labelled=labelled)
     features = FeatureStore(store)
     if name is None:
         require_own_name(features, data.name, dataset)
     source = backbone or recipe.backbone
     how = encoding_of(encoding, source, codebook)[0] if encoding else recipe.encoding
     execution = Execution(device, batch, workers, scheduler, overwrite, compiled)
-    # Where others do the work, the backbone is only asked what it is, and this machine may have no GPU.
+    # A cluster's workers load the network themselves: here it only names the spec, on a machine that may have no GPU.
     network = open_backbone(source, precision, "cpu" if execution.spread else device, class_label)
     prepared = preprocessing_for(network, preprocessing)
     if photographs:
@@ -191,13 +130,16 @@ def run(
         spec = dataclasses.replace(recipe, encoding=how, preprocessing=prepared).spec(network)
     if expect_spec is not None and expect_spec != spec.digest:
         raise SpecMismatch(
-            f"these options mean features of spec {spec.digest[:12]}, not {expect_spec[:12]}: the backbone is "
-            "another one than then, or its class label, or the codebook"
+            f"these options lead to features of spec {spec.digest[:12]}, not of {expect_spec[:12]}: the backbone, its "
+            "class label or the codebook differs from the one expected"
         )
-    renderings = parse_views(views)
-    entries = len(data.photographs) * len(renderings)
+    request = Request(
+        dataset, spec, source, parse_views(views), name, split=split, limit=limit, images=images, labelled=labelled,
+        codebook=codebook, class_label=class_label,
+    )  # fmt: skip
+    entries = len(data.photographs) * len(request.views)
     with console.progress("looking for features", len(data.photographs), as_json=as_json) as advance:
-        size = plan_size(data, features, spec, renderings, overwrite=overwrite, advance=advance)
+        size = plan_size(data, features, spec, request.views, overwrite=overwrite, advance=advance)
     _print_size(size, entries, spec, as_json and dry_run)
     if not as_json:
         _print_masks(data)
@@ -205,21 +147,11 @@ def run(
         return
     if not ignore_space:
         require_room(size)
-    request = Request(
-        dataset, spec, source, renderings, name, split=split, limit=limit, images=images, codebook=codebook,
-        class_label=class_label,
-    )  # fmt: skip
     with _interruptible(data.name, entries, as_json) as (stop, done):
         report = extract_recorded(
-            request,
-            features,
-            network,
-            execution,
-            dataset=data,
-            advance=done,
-            stop=stop,
+            request, features, network, execution, dataset=data, advance=done, stop=stop,
             say=lambda message: console.err.print(message, highlight=False),
-        )
+        )  # fmt: skip
     _print_report(report, data.name, spec.digest, as_json)
     if profile:
         _print_profile(report.seconds)
@@ -232,12 +164,12 @@ _OF_A_NETWORK = (
     "trajectory", "seed", "class_label", "timesteps", "grid", "blocks", "clip", "encoding", "codebook", "precision",
     "batch", "workers", "scheduler", "compiled",
 )  # fmt: skip
-"""Options of ``run`` that say how a network is run, and what is kept of it."""
+"""Options of ``run`` that say how the network is run and what is kept of its features."""
 
 
 @contextmanager
 def _interruptible(name: str, entries: int, as_json: bool) -> Iterator[tuple[Stop, Callable[[str], None]]]:
-    """What Ctrl-C asks to stop, and what to call with the name of each view that is done, which moves a bar."""
+    """Yield what Ctrl-C asks to stop, and the callback that advances a progress bar by one view of a photograph."""
     stop = Stop()
     with (
         stop.on_interrupt(lambda: console.err.print("finishing what is in flight; Ctrl-C again interrupts at once")),
@@ -267,7 +199,7 @@ def _print_size(size: SizePlan, asked: int, spec: FeatureSpec, as_json: bool) ->
 
 
 def _print_masks(data: DataSet) -> None:
-    """How many photographs are labelled with what: a folder whose masks were not found is noticed now."""
+    """Print how many photographs have a mask of each target, so that masks which were not found are noticed early."""
     counts = Counter(target for photograph in data.photographs for target in photograph.masks)
     counted = ", ".join(f"{target} of {count}" for target, count in sorted(counts.items())) or "none"
     console.err.print(f"masks of {len(data.photographs)} photographs: {counted}", highlight=False)
@@ -282,18 +214,19 @@ def _print_report(report: RunReport, name: str, digest: str, as_json: bool) -> N
         f"{report.forwards} forwards, {console.human_bytes(report.bytes_stored)} written; spec {digest[:12]}"
     )
     if report.fallbacks:
-        console.err.print(f"done in float32, too large for half precision: {', '.join(report.fallbacks)}")
+        console.err.print(f"computed in float32, as values overflowed half precision: {', '.join(report.fallbacks)}")
     for _, reason in report.failed:
         console.err.print(f"left out: {reason}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_profile(seconds: dict[str, float]) -> None:
-    table = Table("stage", "seconds", title="sums over threads; stages run beside each other")
+    table = Table("stage", "seconds", title="summed over threads; stages run in parallel")
     for stage, spent in sorted(seconds.items(), key=lambda item: -item[1]):
         table.add_row(stage, f"{spent:.2f}")
     console.err.print(table)
 
 
+app.add_typer(pretraining_commands)
 app.add_typer(backbone_commands)
 
 

@@ -73,13 +73,19 @@ def _as_name(called: str) -> str:
     return re.sub(" +", "_", kept).lstrip(".").encode()[:LONGEST_NAME].decode(errors="ignore")
 
 
-def selected(data: DataSet, split: str | None, limit: int | None, images: str | None) -> DataSet:
-    """Some photographs of a data set: of a split, whose file names match a pattern, the first so many.
+def selected(
+    data: DataSet, split: str | None, limit: int | None, images: str | None, *, labelled: bool = False
+) -> DataSet:
+    """Some photographs of a data set: of one split, with a mask, with file names like a pattern, the first so many.
 
     Raises:
         DatasetError: there are none.
     """
     photographs = data.photographs if split is None else tuple(of_split(data.photographs, split))
+    if labelled:
+        photographs = tuple(p for p in photographs if p.masks)
+        if not photographs:
+            raise DatasetError(f"no image of {data.name}{f' in split {split}' if split else ''} has a mask")
     if images is not None:
         photographs = tuple(p for p in photographs if fnmatch(p.image.name, images))
         if not photographs:

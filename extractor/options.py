@@ -1,8 +1,9 @@
-"""Options that several commands of ``extractor`` share, and what they mean together."""
+"""Options that several commands of ``extractor`` share, and the recipe that they describe together."""
 
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,51 +15,45 @@ if TYPE_CHECKING:  # loading diffusers takes seconds
     from extractor.backbone import Backbone
 
 FEATURES = "Features"
-"""Panel of help for options that say what is extracted."""
+"""Help panel of the options that say what is extracted."""
 
-PresetOption = Annotated[str, typer.Option(help=f"Recipe: {', '.join(PRESETS)}.", rich_help_panel=FEATURES)]
+_features = partial(typer.Option, rich_help_panel=FEATURES)
+
+PresetOption = Annotated[str, _features(help=f"Recipe: {', '.join(PRESETS)}.")]
 BackboneOption = Annotated[
     str | None,
-    typer.Option(
-        help="Shipped name, folder or hub id; the preset's if not given. untrained:NAME has random weights.",
-        rich_help_panel=FEATURES,
-    ),
+    _features(help="Shipped name, folder or hub id; untrained:NAME has random weights.", show_default="the preset's"),
 ]
 PreprocessingOption = Annotated[
     PreprocessingName | None,
-    typer.Option(
-        help="How photographs are prepared.",
-        show_default="what the backbone was trained on; fundus where it does not say",
-        rich_help_panel=FEATURES,
+    _features(
+        help="How photographs are prepared.", show_default="as in the backbone's training; fundus if that is unknown"
     ),
 ]
-TrajectoryOption = Annotated[Trajectory, typer.Option(help="How the noise grid is walked.", rich_help_panel=FEATURES)]
-SeedOption = Annotated[int, typer.Option(min=0, help="Of the noise; stochastic only.", rich_help_panel=FEATURES)]
+TrajectoryOption = Annotated[Trajectory, _features(help="How features at several timesteps are reached.")]
+SeedOption = Annotated[int, _features(min=0, help="Seed of the noise, for stochastic.")]
 ClassLabelOption = Annotated[
-    int | None, typer.Option(min=0, help="For class-conditional backbones.", rich_help_panel=FEATURES)
+    int | None,
+    _features(min=0, help="Class that a class-conditional backbone is run with."),
 ]
 TimestepsOption = Annotated[
-    str | None, typer.Option(help="Timesteps to keep, such as 1,10,100; the preset's.", rich_help_panel=FEATURES)
+    str | None,
+    _features(help="Timesteps to keep, such as 1,10,100.", show_default="the preset's"),
 ]
 GridOption = Annotated[
-    str | None, typer.Option(help="Timesteps to run the network at; the kept ones.", rich_help_panel=FEATURES)
+    str | None,
+    _features(help="Timesteps to run the network at.", show_default="those kept"),
 ]
 BlocksOption = Annotated[
-    str | None, typer.Option(help="Decoder blocks by index, such as 4,6,8; the preset's.", rich_help_panel=FEATURES)
+    str | None,
+    _features(help="Decoder blocks by index, such as 4,6,8.", show_default="the preset's"),
 ]
 ResolutionOption = Annotated[
     int | None,
-    typer.Option(
-        min=8,
-        help="Side in pixels at which photographs are read.",
-        show_default="the preset's",
-        rich_help_panel=FEATURES,
-    ),
+    _features(min=8, help="Side in pixels at which photographs are read.", show_default="the preset's"),
 ]
-ClipOption = Annotated[
-    bool, typer.Option("--clip", help="Clip x0_hat to [-1, 1] at every step.", rich_help_panel=FEATURES)
-]
-PrecisionOption = Annotated[Precision, typer.Option(help="Arithmetic of the network.", rich_help_panel=FEATURES)]
+ClipOption = Annotated[bool, _features("--clip", help="Clip x0_hat to [-1, 1] at every step.")]
+PrecisionOption = Annotated[Precision, _features(help="Precision of the network's arithmetic.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
@@ -81,19 +76,19 @@ def recipe_of(
     reading: tuple[str | None, str | None, str | None],
     resolution: int | None,
 ) -> Preset:
-    """The recipe that options describe; ``reading`` is timesteps, grid and blocks as they were typed."""
+    """The recipe that the options describe; ``reading`` is timesteps, grid and blocks as typed."""
     recipe = dataclasses.replace(_preset_named(preset), clip=clip).along(trajectory, seed)
     timesteps, grid, blocks = (integers(part) for part in reading)
     return recipe.reading(timesteps, grid, blocks, resolution)
 
 
 def preprocessing_for(network: Backbone, name: PreprocessingName | None) -> Preprocessing:
-    """The preprocessing of that name; without one, what the network was trained on, as far as that is known."""
+    """The preprocessing called ``name``; if None, that of the network's training, as far as it is recorded."""
     return PREPROCESSINGS[name]() if name is not None else usual_preprocessing(network)
 
 
 def _preset_named(name: str) -> Preset:
-    """The preset of that name, or a usage error that lists them."""
+    """The preset called ``name``; BadParameter lists the presets there are."""
     if name not in PRESETS:
         raise typer.BadParameter(f"no preset {name!r}; there are {', '.join(PRESETS)}")
     return PRESETS[name]()

@@ -28,6 +28,7 @@ class Request:
         split: only this split.
         limit: only the first so many photographs.
         images: only photographs whose file names match this pattern.
+        labelled: only photographs that have a mask.
         codebook: file of the compact encoding's; the backbone's own if None.
         class_label: that a class-conditional backbone is run with.
     """
@@ -40,17 +41,19 @@ class Request:
     split: str | None = None
     limit: int | None = None
     images: str | None = None
+    labelled: bool = False
     codebook: Path | None = None
     class_label: int | None = None
 
     @property
     def part_of_a_set(self) -> bool:
         """Whether other photographs of the data set may be in the store."""
-        return any(choice is not None for choice in (self.split, self.limit, self.images))
+        return self.labelled or any(choice is not None for choice in (self.split, self.limit, self.images))
 
     def photographs(self) -> DataSet:
         """The photographs that it names; DatasetError if there are none."""
-        return selected(load_dataset(self.dataset, self.name), self.split, self.limit, self.images)
+        whole = load_dataset(self.dataset, self.name)
+        return selected(whole, self.split, self.limit, self.images, labelled=self.labelled)
 
     def options(self) -> dict[str, str | bool]:
         """The options of ``extractor run`` that make the same entries again; paths absolute."""
@@ -68,7 +71,8 @@ class Request:
         if preprocessing_name(self.spec.preprocessing) is None:  # then it is the backbone's own
             how["backbone"] = absolute_backbone(self.backbone)
             del how["preprocessing"]
-        return {name: str(value) for name, value in given.items() if value is not None} | how
+        flags = {"labelled": True} if self.labelled else {}
+        return {name: str(value) for name, value in given.items() if value is not None} | flags | how
 
 
 def require_own_name(store: FeatureStore, name: str, dataset: str) -> None:

@@ -1,4 +1,4 @@
-"""``interpreter adapt``: which resolution to read a new camera at, told without labels."""
+"""``interpreter adapt``: choose, without labels, the resolution at which to read a new camera."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from store.views import IDENTITY
 
 app = typer.Typer()
 TRIED = (384, 512, 704, 1024)
-"""Resolutions that photographs on disk are read at, besides the one that was learnt at, if the user names none."""
+"""Resolutions at which photographs on disk are read, besides that of the training, unless the user names some."""
 
 
 @app.command(
@@ -54,25 +54,25 @@ def adapt_command(
         list[int] | None,
         typer.Option(
             min=8,
-            help="Only these; may be given again.",
-            show_default=f"all that the photographs are there at; of --data {', '.join(map(str, TRIED))}",
+            help="Side in pixels to try. May be given again.",
+            show_default=f"those in the store; for --data {', '.join(map(str, TRIED))}",
         ),
     ] = None,
     view: ViewOption = IDENTITY,
     out: Annotated[
-        Path | None, typer.Option(help="Write a copy of the interpreter that reads so, for the service or others.")
+        Path | None, typer.Option(help="Folder for a copy of the interpreter that reads at the best resolution.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds.")] = False,
     scan: ScanOption = "auto",
     device: DeviceOption = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Tell the resolution at which an interpreter reads the photographs of a new camera best; they need no labels.
+    """Choose the resolution at which an interpreter reads the photographs of a new camera; they need no labels.
 
-    Cameras show more or less of the retina in the same square. At each resolution the interpreter says what Dice it
-    expects of itself. That is too high where a camera is strange to it, and right in which resolution is the best one.
-    The one that it learnt at stays the best unless the photographs speak for another by three standard errors: give it
-    as many as there are.
+    Cameras show more or less of the retina in the same square. At each resolution the interpreter computes the Dice it
+    expects of its own masks. That is too high on unfamiliar cameras, but it ranks the resolutions well. The resolution
+    of the training is kept unless another one is better by three standard errors, so give it as many photographs as
+    there are.
     """
     photographs = photographs_named(dataset, data, split)
     if out is not None and out.resolve() == folder_of(model).resolve():
@@ -114,14 +114,14 @@ def adapt_command(
 
 
 def _print_copy(out: Path, model: str, photographs: int, as_json: bool) -> None:
-    """What can be done with the copy, and what it cannot."""
+    """Say how to use the copy, and whether it can flag unusual photographs."""
     if not as_json:
-        console.out.print(f"{out}: reads so by itself; try it: service --model {out}", highlight=False)
+        console.out.print(f"{out}: reads at that resolution by itself; try it: service --model {out}", highlight=False)
     if not (out / DOMAIN_FILE).is_file():
-        console.note(f"it cannot tell unusual photographs: that takes {MIN_IMAGES} photographs and more")
+        console.note(f"it cannot flag unusual photographs: that takes at least {MIN_IMAGES} photographs")
     elif photographs < MIN_IMAGES:
         console.note(
-            f"it tells unusual photographs as {model} does: {MIN_IMAGES} and more would be a domain of their own"
+            f"it flags unusual photographs as {model} does; at least {MIN_IMAGES} would make a domain of their own"
         )
 
 
@@ -148,14 +148,19 @@ def _table(task: Task, expected: Sequence[Expected], learnt: int) -> Table:
 
 
 def _notes(specs: Sequence[FeatureSpec], best: int, learnt: int, photographs: int) -> list[str]:
-    """What a user should know of the choice."""
+    """Caveats of the choice, for the user."""
     sides, notes = [spec.resolution for spec in specs], []
     if len(sides) == 1:
-        notes.append("one resolution is nothing to choose from; extract the photographs at others, such as 384 and 704")
+        notes.append(
+            "there is only one resolution to choose from; extract the photographs at others, such as 384 and 704"
+        )
     elif learnt not in sides:
-        notes.append(f"{learnt}, which it learnt at, is not among them: the highest is taken, however little it gains")
+        notes.append(
+            f"{learnt}, the resolution of the training, is not among them: the best is taken, however little it gains"
+        )
     elif photographs < MIN_IMAGES:
-        notes.append(f"fewer than {MIN_IMAGES} photographs decide nothing: it stays at {learnt}")
+        notes.append(f"fewer than {MIN_IMAGES} photographs are too few to decide: it stays at {learnt}")
     if best != learnt and best in (sides[0], sides[-1]):
-        notes.append(f"{best} is the {'smallest' if best == sides[0] else 'largest'} that was tried")
+        which = "smallest" if best == sides[0] else "largest"
+        notes.append(f"{best} is the {which} resolution that was tried; one beyond it may be better")
     return notes

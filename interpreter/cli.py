@@ -32,11 +32,11 @@ console.add_version_option(app)
 @app.command(epilog="Examples: interpreter models --json · interpreter models runs/mine")
 def models(
     folders: Annotated[
-        list[Path] | None, typer.Argument(help="Folders of other interpreters, listed too.", show_default=False)
+        list[Path] | None, typer.Argument(help="Folders of further interpreters to list.", show_default=False)
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the shipped interpreters, with their data, figures and sha256; each is loaded, so that it is whole."""
+    """List the shipped interpreters, with their data, metrics and sha256; each is loaded, which checks its files."""
     from interpreter.registry import listed
 
     console.print_models(listed(folders or []), as_json=as_json)

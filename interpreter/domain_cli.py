@@ -1,4 +1,4 @@
-"""``interpreter fit-domain``: what photographs are told apart from the training images by, fitted again."""
+"""``interpreter fit-domain``: fit again what tells unusual photographs from the training images."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ app = typer.Typer()
 @app.command("fit-domain", epilog="Example: interpreter fit-domain runs/mine --store features.zarr")
 def fit(
     model: Annotated[str, typer.Argument(help="Shipped name or folder of an interpreter.")],
-    store: Annotated[str, typer.Option(help="The store with its training images' features.")],
+    store: Annotated[str, typer.Option(help="Store that holds the features of its training images.")],
 ) -> None:
-    """Write domain.safetensors: what photographs are measured by to tell whether they are like the training images.
+    """Write domain.safetensors, by which photographs are recognised as unlike the training images.
 
-    A training does so by itself. It lies beside the interpreter, where `segment` and the service read it.
+    A training writes it by itself, into the interpreter's folder, where `segment` and the service read it.
     """
     _, card = load_interpreter(model)
     if card.training.adapted_to is not None:
         raise ConfigurationError(
-            f"{model} was adapted to a camera, whose photographs it is measured by; `interpreter adapt` fits them anew"
+            f"{model} was adapted to a camera, whose photographs are its domain; run `interpreter adapt` again"
         )
     domain = domain_of(card, FeatureStore(store, read_only=True))
     folder = folder_of(model)
@@ -37,6 +37,10 @@ def fit(
         seal(folder, manifest)
     usual = domain.residual_range
     console.out.print(
-        f"{path}: distance up to {domain.threshold:.2f}, {len(domain.mean)} numbers of an image; residual "
-        + ("not judged, some features were stored without" if usual is None else f"{usual[0]:.2g} to {usual[1]:.2g}")
+        f"{path}: distance up to {domain.threshold:.2f}, {len(domain.mean)} statistics of an image; residual "
+        + (
+            "not judged, as some features were stored without it"
+            if usual is None
+            else f"{usual[0]:.2g} to {usual[1]:.2g}"
+        )
     )

@@ -1,4 +1,4 @@
-"""``interpreter evaluate``: scores of a model, or a whole protocol."""
+"""``interpreter evaluate``: score one interpreter, or run a whole protocol."""
 
 from __future__ import annotations
 
@@ -71,36 +71,41 @@ def evaluate(
     resolution: ResolutionOption = None,
     masks: Annotated[
         Path | None,
-        typer.Option(help="Write native label maps as PNG here, of overlapping classes one each besides."),
+        typer.Option(
+            help="Folder to write label maps to, PNG at native size; overlapping classes get one mask each as well."
+        ),
     ] = None,
     size: Annotated[
         str,
         typer.Option(
-            help="Pixels that are compared: the network's, native, or those of a square of so many, such as 512, at "
-            "which networks of several resolutions are told apart."
+            help="Size at which masks are compared: network, native, or the side in pixels of a square, such as 512, "
+            "to compare networks of several resolutions."
         ),
     ] = "network",
-    region: Annotated[Literal["fov", "image"], typer.Option(help="Pixels that count.")] = "fov",
+    region: Annotated[
+        Literal["fov", "image"], typer.Option(help="Pixels that count: those of the field of view, or all.")
+    ] = "fov",
     scan: ScanOption = "auto",
     protocol: Annotated[
         str | None,
         typer.Option(
-            help="Instead of a model, run a protocol: extraction, training and scoring.", rich_help_panel="Protocols"
+            help="Run this protocol in place of scoring one model: extraction, training and scoring.",
+            rich_help_panel="Protocols",
         ),
     ] = None,
-    edition: Annotated[Edition, typer.Option(help="Of the protocol.", rich_help_panel="Protocols")] = "strict",
+    edition: Annotated[Edition, typer.Option(help="Edition of the protocol.", rich_help_panel="Protocols")] = "strict",
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of the protocol; an interrupted one goes on.", rich_help_panel="Protocols"),
+        typer.Option(help="Folder of the protocol; an interrupted run resumes.", rich_help_panel="Protocols"),
     ] = None,
     target: Annotated[
         list[str] | None,
-        typer.Option(help="Only test on this data set; may be given again.", rich_help_panel="Protocols"),
+        typer.Option(help="Test on this data set only. May be given again.", rich_help_panel="Protocols"),
     ] = None,
     rows: Annotated[
-        str, typer.Option(help=f"Methods, by comma: {', '.join(ROWS)}.", rich_help_panel="Protocols")
+        str, typer.Option(help=f"Methods, separated by commas: {', '.join(ROWS)}.", rich_help_panel="Protocols")
     ] = "diffdgss",
-    seeds: Annotated[str, typer.Option(help="Such as 0 1 2.", rich_help_panel="Protocols")] = "0",
+    seeds: Annotated[str, typer.Option(help="Seeds, such as 0 1 2.", rich_help_panel="Protocols")] = "0",
     settings: Annotated[
         str | None,
         typer.Option(
@@ -117,8 +122,8 @@ def evaluate(
         from interpreter.protocol_cli import run_protocol
 
         run_protocol(
-            (protocol, edition), store, data or [], out, target or [], rows, [seeds, *context.args], settings, device,
-            mirrored=mirrored, as_json=as_json,
+            (protocol, edition), store=store, data=data or [], out=out, targets=target or [], rows=rows,
+            seeds=[seeds, *context.args], settings=settings, device=device, mirrored=mirrored, as_json=as_json,
         )  # fmt: skip
         return
     if context.args:
@@ -140,16 +145,15 @@ def _compared_size(text: str) -> Size:
         return TypeAdapter[Size](Size).validate_python(text)
     except ValidationError as error:
         raise typer.BadParameter(
-            f"--size: expected network, native or a number of pixels such as 512, not {text!r}"
+            f"--size: expected network, native or a number of pixels such as 512, got {text!r}"
         ) from error
 
 
 def _require_options_of(context: typer.Context, others: Sequence[str], protocol: str | None) -> None:
-    """BadParameter names an option that would do nothing: of a single model, or of a protocol."""
-    advice = "name it with --protocol" if protocol is None else "the protocol decides it"
+    """BadParameter names an option that would have no effect: of a protocol without one, or of a model with one."""
     if given := console.options_given(context, others):
-        whose = "a protocol" if protocol is None else "one model"
-        raise typer.BadParameter(f"{', '.join(given)} belongs to {whose}; {advice}")
+        whose = "a protocol; name it with --protocol" if protocol is None else "one model; the protocol decides it"
+        raise typer.BadParameter(f"{', '.join(given)} belongs to {whose}")
 
 
 def _evaluate_model(
@@ -171,7 +175,7 @@ def _evaluate_model(
     views = views_read(view, mirrored=mirrored)
     interpreter, card = open_model(model, scan, device)
     spec = card.spec.of_resolution(resolution)
-    extracted = photographs.extracted(store, model, card, [spec], views, device)
+    extracted = photographs.extracted(store, model, card, [spec], views, device, labelled=True)
     features = FeatureStore(store, read_only=True)
     labelled, notes = labelled_for(features, extracted.references, card.task)
     for line in notes:
@@ -200,7 +204,7 @@ def _evaluate_model(
 
 
 def _table(scores: Scores, rules: Rules) -> Table:
-    """A line for each figure in points of 100; a column for each class, and one for their mean if there are several."""
+    """A row for each metric in points of 100; a column for each class, and one for the mean of several."""
     columns = [(name, scores.class_figures(i), scores.class_interval(i)) for i, name in enumerate(scores.classes)]
     if len(columns) > 1:
         columns.append(("mean", scores.figures(), scores.interval()))

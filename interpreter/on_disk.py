@@ -51,6 +51,8 @@ class NamedPhotographs:
         specs: Sequence[FeatureSpec],
         views: Sequence[str] = (IDENTITY,),
         device: str = "cpu",
+        *,
+        labelled: bool = False,
     ) -> Extracted:
         """Have ``extractor run`` make what the store lacks of what an interpreter reads of ``data``.
 
@@ -60,6 +62,7 @@ class NamedPhotographs:
             card: and its card.
             specs: of the features: the card's, at its resolution or at others.
             views: of each photograph.
+            labelled: only photographs that have a mask.
 
         Raises:
             ConfigurationError: two of them have one name, or photographs are prepared in a way that the command has no
@@ -83,7 +86,8 @@ class NamedPhotographs:
             }
             options = {key: value for key, value in chosen.items() if value is not None}
             for spec in specs:
-                command = ExtractionCommand({**_options_of(spec, model, card), **options, "json": True})
+                flags = {"json": True} | ({"labelled": True} if labelled else {})
+                command = ExtractionCommand({**_options_of(spec, model, card), **options, **flags})
                 report = run_extraction(command, partial=True)
                 left_out |= dict(report["failed"])
             found = report["dataset"]

@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options that several commands of ``interpreter`` share."""
 
 from __future__ import annotations
 
@@ -22,43 +22,47 @@ StoreOption = Annotated[
 Datasets = Annotated[
     list[str],
     typer.Option(
-        "--dataset", help="Data set in the store, NAME or NAME:SPLIT; may be given again.", show_default=False
+        "--dataset", help="Data set in the store, NAME or NAME:SPLIT. May be given again.", show_default=False
     ),
 ]
 DataOption = Annotated[
     list[str] | None,
     typer.Option(
         "--data",
-        help="Photographs on disk, ADAPTER:PATH or NAME=ADAPTER:PATH; features of them that the store lacks are made "
-        "first (extractor run); may be given again.",
+        help="Photographs on disk, ADAPTER:PATH or NAME=ADAPTER:PATH; features that the store lacks are extracted "
+        "first (by extractor run). May be given again.",
     ),
 ]
 DatasetsOrData = Annotated[
     list[str] | None,
-    typer.Option("--dataset", help="Data set in the store, NAME or NAME:SPLIT; may be given again."),
+    typer.Option("--dataset", help="Data set in the store, NAME or NAME:SPLIT. May be given again."),
 ]
-SplitOption = Annotated[str | None, typer.Option(help="Only this split of --data.")]
+SplitOption = Annotated[str | None, typer.Option(help="Read only this split of --data.")]
 
 
 def photographs_named(dataset: Sequence[str] | None, data: Sequence[str] | None, split: str | None) -> NamedPhotographs:
-    """What the three options name; BadParameter if that is nothing."""
+    """The photographs that the three options name; BadParameter if they name none."""
     if not dataset and not data:
-        raise typer.BadParameter("expected --dataset of the store, or --data on disk")
+        raise typer.BadParameter("expected --dataset, a data set in the store, or --data, photographs on disk")
     if split is not None and not data:
-        raise typer.BadParameter("--split is of --data; of a data set in the store name it as NAME:SPLIT")
+        raise typer.BadParameter(
+            "--split belongs to --data; write --dataset NAME:SPLIT for a split of a data set in the store"
+        )
     return NamedPhotographs(dataset or (), data or (), split)
 
 
 def _upright(view: str) -> str:
     if not is_upright(view):
-        raise typer.BadParameter(f"expected one view that is no flip, such as identity or red-free, not {view!r}")
+        raise typer.BadParameter(
+            f"expected a single view other than a flip, such as identity or red-free, got {view!r}"
+        )
     return view
 
 
 ViewOption = Annotated[
     str,
     typer.Option(
-        help="Rendering of each image that is read, such as red-free or negative; of --dataset it was extracted.",
+        help="View of each image to read, such as red-free or negative; --dataset must have been extracted so.",
         callback=_upright,
     ),
 ]
@@ -66,26 +70,26 @@ MirroredOption = Annotated[
     bool,
     typer.Option(
         "--mirrored",
-        help="Test-time augmentation: read each image's three flips as well (of --dataset extracted with --views "
-        "identity,flips) and average what each voter says: a little better, for four times the work.",
+        help="Test-time augmentation: read the three flips of each image as well and average the predictions; a little "
+        "better, for four times the work. Images of --dataset must have been extracted with --views identity,flips.",
     ),
 ]
 ResolutionOption = Annotated[
     int | None,
     typer.Option(
         min=8,
-        help="Read features of photographs shown in a square of so many pixels (of --dataset extracted with "
-        "--resolution), which matters where a camera shows more of the retina than those that were learnt from.",
+        help="Side in pixels at which photographs are read, which matters where a camera shows more of the retina than "
+        "those of the training; images of --dataset must have been extracted with this --resolution.",
         show_default="the interpreter's",
     ),
 ]
-ScanOption = Annotated[Method, typer.Option(help="Selective scan; auto goes by the device.")]
+ScanOption = Annotated[Method, typer.Option(help="Implementation of the selective scan; auto chooses by device.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
 def views_named(text: str) -> tuple[str, ...]:
-    """Views as a user lists them (``store.views.parse_views``); ConfigurationError says which there are."""
+    """Parse views as a user lists them (``store.views.parse_views``); ConfigurationError lists the views there are."""
     try:
         return parse_views(text)
     except SpecError as error:
@@ -93,17 +97,17 @@ def views_named(text: str) -> tuple[str, ...]:
 
 
 def open_model(name: str, scan: Method, device: str) -> tuple[Interpreter, Card]:
-    """An interpreter by shipped name or folder, on its device and with the scan that is asked for, and its card."""
+    """Load an interpreter by shipped name or folder onto a device; return it with its card."""
     interpreter, card = load_interpreter(name)
     interpreter.use_scan(scan)
     return interpreter.to(require_device(device)), card
 
 
 def require_device(device: str) -> str:
-    """The device, if tensors can be put on it; ConfigurationError says why not."""
+    """Return ``device`` if tensors can be put on it; ConfigurationError says why not."""
     try:
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch's ways to say that there is no such device
+    except (RuntimeError, AssertionError) as error:  # torch raises either where there is no such device
         reason = str(error).splitlines()[0]
         raise ConfigurationError(f"the device {device!r} cannot be used: {reason}") from error
     return device

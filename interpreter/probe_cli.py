@@ -1,4 +1,4 @@
-"""``interpreter probe``: which timestep, block and encoding tells most of a target?"""
+"""``interpreter probe``: which timestep, block and encoding says most about a target?"""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PLAIN: dict[str, Encoding] = {
     "int8": AffineEncoding(),
 }
 _FINER = {"float16": ("float32",), "int8": ("float32", "float16"), "compact": ("float32", "float16", "int8")}
-"""What cannot be asked of features that are stored so."""
+"""Encodings that are finer than the stored one, which it has lost."""
 
 
 @app.command(
@@ -46,27 +46,36 @@ def probe_command(
     score_on: Annotated[
         list[str] | None,
         typer.Option(
-            help="Score on this data set, NAME or NAME:SPLIT, and fit to all of --dataset; may be given again."
+            help="Data set to score on, NAME or NAME:SPLIT; probes are then fitted to all of --dataset. May be given "
+            "again."
         ),
     ] = None,
     target: Annotated[
-        list[str] | None, typer.Option(help="Mask to find; may be given again.", show_default=UNNAMED_TARGET)
+        list[str] | None, typer.Option(help="Mask to predict. May be given again.", show_default=UNNAMED_TARGET)
     ] = None,
-    spec: Annotated[str | None, typer.Option(help="Spec to read, if the store holds several.")] = None,
+    spec: Annotated[
+        str | None, typer.Option(help="Digest of the features to read, where the store holds several specs.")
+    ] = None,
     encodings: Annotated[
         str | None,
-        typer.Option(help="Encodings to put the maps through first, such as float16,int8.", show_default="none"),
+        typer.Option(help="Encodings to compare, such as float16,int8.", show_default="the stored one"),
     ] = None,
-    codebook: Annotated[Path | None, typer.Option(help="Of the compact encoding (extractor fit-codebook).")] = None,
+    codebook: Annotated[
+        Path | None, typer.Option(help="Codebook of the compact encoding, from extractor fit-codebook.")
+    ] = None,
     images: Annotated[
-        int | None, typer.Option(min=2, help="Use so many images of --dataset, drawn by seed; all if absent.")
+        int | None,
+        typer.Option(min=2, help="Number of images of --dataset to use, drawn by --seed.", show_default="all"),
     ] = None,
-    pixels: Annotated[int, typer.Option(min=2, help="Of each image that probes are fitted to.")] = 2000,
+    pixels: Annotated[int, typer.Option(min=2, help="Pixels drawn from each image that probes are fitted to.")] = 2000,
     held_out: Annotated[
-        float, typer.Option(min=0.01, max=0.99, help="Share of images that probes are scored on, without --score-on.")
+        float,
+        typer.Option(
+            min=0.01, max=0.99, help="Share of the images that probes are scored on, where --score-on names none."
+        ),
     ] = 0.4,
-    seed: Annotated[int, typer.Option(min=0, help="Of the images and pixels that are drawn.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="PNG of the tables as a heat map.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the images and pixels that are drawn.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="PNG to draw the tables into, as a heat map.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Fit a linear probe for each timestep, block and encoding, and print its average precision on held-out images."""
@@ -91,7 +100,7 @@ def probe_command(
     best = max(probed, key=lambda one: one.average_precision)
     console.out.print(
         f"best: t = {best.timestep}, {best.block}, {best.encoding}; "
-        f"a guess has {100 * best.prevalence:.1f} of {best.target}" + (f"; {out}" if out is not None else "")
+        f"a random guess scores {100 * best.prevalence:.1f} for {best.target}" + (f"; {out}" if out is not None else "")
     )
 
 
@@ -113,8 +122,8 @@ def codecs_named(names: str | None, spec: FeatureSpec, codebook: Path | None = N
             codecs[name] = None
         elif name in _FINER.get(spec.encoding.kind, ()):
             raise ConfigurationError(
-                f"the store holds {spec.encoding.kind}, which {name} would not make finer again; extract with "
-                f"--encoding {name} to ask what it is worth"
+                f"the store holds {spec.encoding.kind}, which is coarser than {name}: extract with --encoding {name} "
+                "to compare them"
             )
         elif name == "compact":
             if codebook is None:

@@ -1,4 +1,4 @@
-"""``interpreter evaluate --protocol``: a protocol from its options to its report."""
+"""``interpreter evaluate --protocol``: from its options to the report."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from store.feature_store import FeatureStore
 
 def run_protocol(
     named: tuple[str, Edition],
+    *,
     store: str,
     data: Sequence[str],
     out: Path | None,
@@ -33,15 +34,14 @@ def run_protocol(
     seeds: Sequence[str],
     settings: str | None,
     device: str,
-    *,
     mirrored: bool,
     as_json: bool,
 ) -> None:
-    """Run what the options describe, write the report, and print the table.
+    """Run a protocol, write its report and print its table.
 
     Args:
-        named: name and edition.
-        settings: JSON of ``ProtocolSettings``; views, timesteps and blocks may be lists as the command line has them.
+        named: name and edition of the protocol.
+        settings: JSON of ``ProtocolSettings``; views, timesteps and blocks may be written as on the command line.
     """
     protocol = protocol_named(*named)
     if not data or out is None:
@@ -74,9 +74,9 @@ def run_protocol(
 
 
 def parse_settings(text: str | None, device: str, *, mirrored: bool = False) -> ProtocolSettings:
-    """Settings of a JSON object, which goes before options; ConfigurationError names what is wrong in it.
+    """Parse the settings of a protocol, a JSON object that overrides options; ConfigurationError says what is wrong.
 
-    Its key ``training`` names a preset of `interpreter train`, which other keys go before.
+    Its key ``training`` names a preset of `interpreter train`, which the other keys override.
     """
     try:
         given = json.loads(text or "{}")
@@ -102,16 +102,16 @@ def parse_settings(text: str | None, device: str, *, mirrored: bool = False) -> 
 
 
 def parse_rows(text: str) -> list[Row]:
-    """Rows by name, separated by commas; ConfigurationError lists those there are."""
+    """Parse names of rows, separated by commas; ConfigurationError lists the rows there are."""
     names = [name.strip() for name in text.split(",")]
     if unknown := [name for name in names if name not in ROWS]:
-        raise ConfigurationError(f"no method {', '.join(unknown)}; there are {', '.join(ROWS)}")
+        raise ConfigurationError(f"--rows: no method {', '.join(unknown)}; there are {', '.join(ROWS)}")
     return [ROWS[name] for name in names]
 
 
 def parse_seeds(words: Sequence[str]) -> list[int]:
-    """Seeds, separated by spaces or commas."""
+    """Parse seeds, separated by spaces or commas."""
     parts = " ".join(words).replace(",", " ").split()
     if wrong := [part for part in parts if not part.isdigit()]:
-        raise ConfigurationError(f"{wrong[0]!r} is no seed; expected numbers such as 0 1 2")
+        raise ConfigurationError(f"expected seeds such as 0 1 2, got {wrong[0]!r}")
     return [int(part) for part in dict.fromkeys(parts)]

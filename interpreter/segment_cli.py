@@ -1,4 +1,4 @@
-"""``interpreter segment``: label maps of photographs, labelled or not, by their features."""
+"""``interpreter segment``: label maps of photographs from their cached features; no labels are needed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ TABLE = "segmented.csv"
 )
 def segment_command(
     store: StoreOption,
-    out: Annotated[Path, typer.Option(help="Folder of the label maps.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder to write label maps to.", show_default=False)],
     dataset: DatasetsOrData = None,
     data: DataOption = None,
     split: SplitOption = None,
@@ -61,17 +61,17 @@ def segment_command(
 ) -> None:
     """Segment photographs on disk (--data), or those of a data set in the store; they need no labels.
 
-    Writes a PNG of native size for each, with class ids as values (overlapping classes have one each besides), and
-    a table, segmented.csv: the share of the field of view that each class takes, the Dice that is expected of its mask
-    (by its probabilities: too high on strange cameras), how much the timesteps disagree, and how far the photograph
-    is from those it was trained on, or adapted to.
+    Writes for each photograph a PNG at native size whose values are class ids (overlapping classes get one mask each as
+    well), and one table, segmented.csv: the share of the field of view that each class covers, the Dice expected of its
+    mask (computed from the probabilities; too high on unfamiliar cameras), how much the timesteps disagree, and how far
+    the photograph is from those that the interpreter was trained on or adapted to.
     """
     views = views_read(view, mirrored=mirrored)
     photographs = photographs_named(dataset, data, split)
     interpreter, card = open_model(model, scan, device)
     spec = card.spec.of_resolution(resolution)
     if out.exists() and not out.is_dir():
-        raise typer.BadParameter(f"{out} is no folder")
+        raise typer.BadParameter(f"--out: {out} is a file; expected a folder")
     extracted = photographs.extracted(store, model, card, [spec], views, device)
     features = FeatureStore(store, read_only=True)
     named = {image.name: image for one in extracted.references for image in all_images(features, one)}
@@ -104,5 +104,7 @@ def _print_found(found: Sequence[SegmentedPhotograph], task: Task, out: Path) ->
         figures = [figure for name in task.targets for figure in (one.shares[name], one.expected_dice[name])]
         shown.add_row(one.image, *map(in_points, figures), f"{one.disagreement:.3f}", one.unusual)
     console.out.print(shown)
-    warning = f"; {len(unusual)} are of photographs unlike those it knows: do not rely on them" if unusual else ""
+    warning = (
+        f"; {len(unusual)} photographs are unlike those of the training: do not rely on their maps" if unusual else ""
+    )
     console.out.print(f"{out}: {len(found)} label maps and {TABLE}{warning}", soft_wrap=True)

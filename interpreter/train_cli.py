@@ -3,37 +3,33 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
 import typer
 
+from interpreter import train_options as option
 from interpreter.checkpoint import folder_of
-from interpreter.config import HeadName, InterpreterConfig
+from interpreter.config import InterpreterConfig
 from interpreter.data import all_images, labelled_in, notes_on_missing
 from interpreter.domain import DOMAIN_FILE, MIN_IMAGES
+from interpreter.errors import ConfigurationError
 from interpreter.metrics import finite_or_none
-from interpreter.options import (
-    AsJson,
-    Datasets,
-    DeviceOption,
-    ScanOption,
-    StoreOption,
-    require_device,
-    views_named,
-)
-from interpreter.presets import TRAINING_PRESETS, TrainingPlan, TrainingPresetName
+from interpreter.options import AsJson, Datasets, DeviceOption, ScanOption, StoreOption, require_device, views_named
+from interpreter.presets import TRAINING_PRESETS, TrainingPlan
 from interpreter.pseudo_labels import PseudoLabels
+from interpreter.scan import Method
 from interpreter.settings import TrainingSettings
 from interpreter.splits import validation_in
 from interpreter.stored import store_spec
 from interpreter.task import Task
-from interpreter.vss import Variant
 from store import console
 from store.collection import UNNAMED_TARGET
 from store.feature_store import FeatureStore
 from store.interrupts import Stop
+from store.spec import FeatureSpec
 
 if TYPE_CHECKING:
     from interpreter.training import Training
@@ -41,21 +37,10 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-def _default_to(context: typer.Context, preset: TrainingPresetName) -> TrainingPresetName:
-    """Let a preset's values take the place of the options' own defaults."""
-    context.default_map = TRAINING_PRESETS[preset].model_dump(exclude_defaults=True)
-    return preset
-
-
 def _as_options(plan: TrainingPlan) -> str:
-    """What a plan's values that are not the defaults are on the command line."""
+    """The command-line options that say what a plan does, defaults left out."""
     named = {f"--{name.replace('_', '-')}": value for name, value in plan.model_dump(exclude_defaults=True).items()}
     return " ".join(name if value is True else f"{name} {value}" for name, value in named.items())
-
-
-def _steps_of(context: typer.Context, steps: int | None) -> int | None:
-    """Those that are asked for; those of a preset are not, where epochs are."""
-    return None if console.options_given(context, ("epochs", "steps")) == ["--epochs"] else steps
 
 
 @app.command(
@@ -66,162 +51,46 @@ def train(
     context: typer.Context,
     store: StoreOption,
     dataset: Datasets,
-    out: Annotated[Path, typer.Option(help="Folder of the run; an interrupted run goes on.", show_default=False)],
-    validation: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Select on these labelled images, NAME or NAME:SPLIT, instead of some of --dataset, and never test on "
-            "them; may be given again.",
-            rich_help_panel="Images and labels",
-        ),
-    ] = None,
-    unlabelled: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Train on these photographs besides, NAME or NAME:SPLIT, by what --teacher makes of them; "
-            "may be given again.",
-            rich_help_panel="Images and labels",
-        ),
-    ] = None,
-    teacher: Annotated[
-        str | None,
-        typer.Option(
-            help="Shipped name or folder of the interpreter that labels --unlabelled.",
-            rich_help_panel="Images and labels",
-        ),
-    ] = None,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Mask that becomes a class; later ones cover earlier ones.",
-            show_default=UNNAMED_TARGET,
-            rich_help_panel="Images and labels",
-        ),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(help="Name of the task; the targets' names if not given.", rich_help_panel="Images and labels"),
-    ] = None,
-    spec: Annotated[
-        str | None, typer.Option(help="Spec to read, if the store holds several.", rich_help_panel="Features")
-    ] = None,
-    backbone: Annotated[
-        str | None,
-        typer.Option(
-            help="Backbone the features come from; the store knows it, unless it was moved.", rich_help_panel="Features"
-        ),
-    ] = None,
+    out: option.Out,
+    validation: option.Validation = None,
+    unlabelled: option.Unlabelled = None,
+    teacher: option.Teacher = None,
+    target: option.Target = None,
+    task: option.TaskName = None,
+    overlapping: option.Overlapping = False,
+    labels: option.Labels = None,
+    spec: option.Spec = None,
+    backbone: option.Backbone = None,
+    views: option.Views = "identity",
+    _preset: option.Preset = "paper",
+    epochs: option.Epochs = 100,
+    steps: option.Steps = None,
+    batch: option.Batch = 4,
+    accumulate: option.Accumulate = 1,
+    crop: option.Crop = None,
+    foreground: option.Foreground = 0.0,
+    learning_rate: option.LearningRate = 2e-4,
+    decay: option.Decay = "none",
+    evaluate_every: option.EvaluateEvery = 5,
+    patience: option.Patience = None,
+    flips: option.Flips = True,
+    precision: option.Precision = "float32",
+    seed: option.Seed = 0,
+    head: option.Head = "adaptive",
+    standardise: option.Standardise = False,
+    width_multiplier: option.WidthMultiplier = 1,
+    max_width: option.MaxWidth = 64,
+    vss: option.Vss = "v0",
+    vss_max_size: option.VssMaxSize = 128,
+    drop_path: option.DropPath = 0.0,
     device: DeviceOption = "cpu",
-    _preset: Annotated[
-        TrainingPresetName,
-        typer.Option(
-            "--preset",
-            help="What is taken for options that are not given: the paper's values, or fast, for CPUs and for cameras "
-            "yet unseen (see below).",
-            is_eager=True,
-            callback=_default_to,
-            rich_help_panel="Training",
-        ),
-    ] = "paper",
-    epochs: Annotated[int, typer.Option(min=1, help="Each shows every image once.", rich_help_panel="Training")] = 100,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="End with the epoch in which so many batches are reached, not by --epochs.",
-            rich_help_panel="Training",
-        ),
-    ] = None,
-    batch: Annotated[
-        int, typer.Option(min=1, help="Images in a batch, over all processes.", rich_help_panel="Training")
-    ] = 4,
-    crop: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Train on random windows of so many pixels; whole images if not given.",
-            rich_help_panel="Training",
-        ),
-    ] = None,
-    foreground: Annotated[
-        float,
-        typer.Option(
-            min=0, max=1, help="Share of the windows centred on a class that the image has.", rich_help_panel="Training"
-        ),
-    ] = 0.0,
-    learning_rate: Annotated[float, typer.Option(min=1e-9, help="Of Adam.", rich_help_panel="Training")] = 2e-4,
-    decay: Annotated[
-        Literal["none", "cosine"], typer.Option(help="Of the learning rate.", rich_help_panel="Training")
-    ] = "none",
-    evaluate_every: Annotated[
-        int, typer.Option(min=1, help="Epochs between validations.", rich_help_panel="Training")
-    ] = 5,
-    patience: Annotated[
-        int | None, typer.Option(min=1, help="Validations without gain before stopping.", rich_help_panel="Training")
-    ] = None,
-    flips: Annotated[bool, typer.Option(help="Flip cached maps at random.", rich_help_panel="Training")] = True,
-    views: Annotated[
-        str,
-        typer.Option(
-            help="Extracted renderings to draw from, such as identity,photometric:8. Validation reads identity, or, "
-            "where that is not among them, the first that is no flip.",
-            rich_help_panel="Features",
-        ),
-    ] = "identity",
-    vss: Annotated[Variant, typer.Option(help="Variant of the VSS block.", rich_help_panel="Network")] = "v0",
-    vss_max_size: Annotated[
-        int, typer.Option(min=0, help="No VSS block on levels larger than this.", rich_help_panel="Network")
-    ] = 128,
-    width_multiplier: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="A level is so many times as wide as its maps together; 2 costs twice as much.",
-            rich_help_panel="Network",
-        ),
-    ] = 1,
-    max_width: Annotated[int, typer.Option(min=8, help="Width of a level at most.", rich_help_panel="Network")] = 64,
-    standardise: Annotated[
-        bool,
-        typer.Option(
-            help="Bring each channel of a photograph to mean 0 and variance 1: for cameras yet unseen.",
-            rich_help_panel="Network",
-        ),
-    ] = False,
-    head: Annotated[
-        HeadName,
-        typer.Option(
-            help="Network that reads the features; joint reads all timesteps at once, mlp is DDPM-Seg's.",
-            rich_help_panel="Network",
-        ),
-    ] = "adaptive",
-    drop_path: Annotated[
-        float, typer.Option(min=0, max=0.99, help="Share of VSS blocks skipped in training.", rich_help_panel="Network")
-    ] = 0.0,
-    overlapping: Annotated[
-        bool, typer.Option("--overlapping", help="Targets may overlap (lesions).", rich_help_panel="Images and labels")
-    ] = False,
-    labels: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Train on so many images, drawn by seed, validation included unless named.",
-            rich_help_panel="Images and labels",
-        ),
-    ] = None,
-    precision: Annotated[
-        Literal["float32", "bfloat16"], typer.Option(help="Of the arithmetic.", rich_help_panel="Training")
-    ] = "float32",
-    accumulate: Annotated[
-        int, typer.Option(min=1, help="Batches added up before a step.", rich_help_panel="Training")
-    ] = 1,
     scan: ScanOption = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Of everything that is drawn.", rich_help_panel="Training")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Train on labelled images of a store; validation images are split off from them by seed, or named.
 
-    Photographs without labels, of a new camera for one, are learnt from by what another interpreter makes of them.
+    With --unlabelled it learns from photographs without masks too, such as those of a new camera: another interpreter
+    (--teacher) labels them.
 
     Under `accelerate launch -m interpreter.cli train ...` several devices share each batch.
     """
@@ -229,74 +98,68 @@ def train(
 
     if (unlabelled is None) != (teacher is None):
         raise typer.BadParameter("expected --unlabelled and --teacher together")
-    features = FeatureStore(store, read_only=True)
+    if console.options_given(context, ("epochs", "steps")) == ["--epochs"]:
+        steps = None  # the preset's, which would take precedence over the epochs asked for
+    settings = TrainingSettings(
+        batch=batch, epochs=epochs, steps=steps, crop=crop, foreground=foreground, learning_rate=learning_rate,
+        decay=decay, evaluate_every=evaluate_every, patience=patience, accumulate=accumulate, precision=precision,
+        flips=flips, views=views_named(views), labels=labels, seed=seed,
+    )  # fmt: skip
     targets = tuple(target or [UNNAMED_TARGET])
     what = Task(name=task or "_".join(targets), targets=targets, overlapping=overlapping)
-    settings = TrainingSettings.model_validate(
-        {
-            "epochs": epochs,
-            "steps": _steps_of(context, steps),
-            "crop": crop,
-            "foreground": foreground,
-            "batch": batch,
-            "accumulate": accumulate,
-            "learning_rate": learning_rate,
-            "decay": decay,
-            "precision": precision,
-            "evaluate_every": evaluate_every,
-            "patience": patience,
-            "flips": flips,
-            "views": views_named(views),
-            "labels": labels,
-            "seed": seed,
-        }
-    )
     config = InterpreterConfig(
-        classes=len(what.classes),
-        overlapping=overlapping,
-        head=head,
-        vss=vss,
-        vss_max_size=vss_max_size,
-        drop_path=drop_path,
-        width_multiplier=width_multiplier,
-        max_width=max_width,
-        standardise=standardise,
-    )
+        classes=len(what.classes), overlapping=overlapping, head=head, drop_path=drop_path, vss=vss,
+        vss_max_size=vss_max_size, width_multiplier=width_multiplier, max_width=max_width, standardise=standardise,
+    )  # fmt: skip
+    features = FeatureStore(store, read_only=True)
     images = labelled_in(features, dataset, what)
     for line in notes_on_missing(features, [*dataset, *(validation or [])], what):
         console.note(line)
     read = store_spec(features, spec, images)
-    source = backbone or features.backbone_of(read)
-    if source is None:
-        raise typer.BadParameter(
-            f"the store does not know which backbone made {read.digest[:12]}; say so by --backbone"
-        )
     kept = None if validation is None else validation_in(features, validation, what, settings.views)
     require_device(device)
     pseudo_labels = None
     if teacher is not None:
-        if folder_of(teacher).resolve() == out.resolve():
-            raise typer.BadParameter("expected another folder in --out than that of --teacher, which it would replace")
-        unknown = [image for reference in unlabelled or [] for image in all_images(features, reference)]
-        pseudo_labels = PseudoLabels(features, what, unknown, teacher, settings.views, scan)
-        _print_teacher(teacher, pseudo_labels, what)
+        pseudo_labels = _pseudo_labels(features, what, unlabelled or [], teacher, settings.views, scan, out)
     training = Training(
-        features, read, what, images, config, settings, out, source, device,
+        features, read, what, images, config, settings, out, backbone or _recorded_backbone(features, read), device,
         validation=kept, pseudo_labels=pseudo_labels, scan=scan,
     )  # fmt: skip
     _train(training, as_json)
 
 
-def _print_teacher(teacher: str, pseudo_labels: PseudoLabels, task: Task) -> None:
+def _recorded_backbone(features: FeatureStore, spec: FeatureSpec) -> str:
+    """The backbone that the store recorded for a spec; ConfigurationError asks for it if there is none."""
+    recorded = features.backbone_of(spec)
+    if recorded is None:
+        raise ConfigurationError(f"the store does not know which backbone made {spec.digest[:12]}: give --backbone")
+    return recorded
+
+
+def _pseudo_labels(
+    features: FeatureStore,
+    task: Task,
+    unlabelled: Sequence[str],
+    teacher: str,
+    views: Sequence[str],
+    scan: Method,
+    out: Path,
+) -> PseudoLabels:
+    """The teacher's labels of all images of the data sets ``unlabelled``; says on stderr how many there are."""
+    if folder_of(teacher).resolve() == out.resolve():
+        raise ConfigurationError("--out names the folder of --teacher, which it would replace: choose another")
+    images = [image for reference in unlabelled for image in all_images(features, reference)]
+    pseudo_labels = PseudoLabels(features, task, images, teacher, views, scan)
     theirs = pseudo_labels.task_of_teacher
     renamed = f"; its {theirs.targets[0]} is taken for {task.targets[0]}" if theirs.targets != task.targets else ""
     console.err.print(
         f"{teacher} labels those of {len(pseudo_labels.images)} photographs that have no labels here{renamed}"
     )
+    return pseudo_labels
 
 
 def _train(training: Training, as_json: bool) -> None:
-    """Train to the end or to Ctrl-C, and say how good it became; of several processes the first one does."""
+    """Train to the end or until Ctrl-C and print the result; of several processes the first one prints."""
     from interpreter.counting import cost_of
 
     console.err.print(
@@ -304,7 +167,7 @@ def _train(training: Training, as_json: bool) -> None:
         f"{cost_of(training.network)}"
     )
     if training.is_finished:
-        console.note(f"{training.folder} is trained to its end already")
+        console.note(f"the training in {training.folder} has finished already")
     training.prepare()  # before Ctrl-C waits for a step
     left = (training.epochs - training.epoch) * training.steps_per_epoch - training.next_batch
     first = training.accelerator.is_main_process
@@ -318,7 +181,7 @@ def _train(training: Training, as_json: bool) -> None:
     if not first:
         return
     if not (training.folder / DOMAIN_FILE).is_file():
-        console.note(f"it cannot tell photographs that are unlike its own: that takes {MIN_IMAGES} of them and more")
+        console.note(f"it cannot flag unusual photographs: that takes at least {MIN_IMAGES} training images")
     if as_json:
         report = {
             "interpreter": str(training.folder),
@@ -327,7 +190,7 @@ def _train(training: Training, as_json: bool) -> None:
         }
         console.print_json(report)
     elif math.isnan(dice):
-        console.out.print(f"{training.folder}: trained to the last epoch, without validation images")
+        console.out.print(f"{training.folder}: trained to the last epoch without validation images")
     else:
         console.out.print(
             f"{training.folder}: validation Dice {100 * dice:.2f}; try it: service --model {training.folder}"

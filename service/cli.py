@@ -24,7 +24,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
 
 class Action(StrEnum):
-    """What the command does."""
+    """What the command is asked to do."""
 
     serve = "serve"
     check = "check"
@@ -35,11 +35,11 @@ def _epilog() -> str:
     return "\n\n".join(
         [
             "Example: service --model vessels --store features.zarr --port 8000, then open http://127.0.0.1:8000/ . "
-            "service check says what is wrong with the settings and models, and starts nothing.",
-            f"Settings, from the environment or, in small letters without DIFFDGSS_, from the TOML file that {CONFIG} "
-            "names; lists in the environment are by commas or JSON, tables are JSON:",
+            "`service check` tests settings, models, store and folders without starting anything.",
+            f"Settings are read from the environment, and from the TOML file that {CONFIG} names, in small letters "
+            "without DIFFDGSS_. In the environment, lists are separated by commas or JSON, and tables are JSON:",
             *(row.replace("[", r"\[") for row in rows),
-            "SIGHUP reads settings, keys and models anew.",
+            "SIGHUP reloads settings, keys and models.",
             "Exit codes: 0 stopped (143 by SIGTERM), 1 failed, 2 wrong usage.",
         ]
     )
@@ -47,14 +47,16 @@ def _epilog() -> str:
 
 @app.command(epilog=_epilog())
 def serve(
-    action: Annotated[Action, typer.Argument(help="Start it, or check settings and models.")] = Action.serve,
+    action: Annotated[
+        Action, typer.Argument(help="serve: start the service; check: test settings and models, and exit.")
+    ] = Action.serve,
     model: Annotated[str | None, typer.Option(help="Shipped name or folder of an interpreter.")] = None,
     backbone: Annotated[
-        str | None, typer.Option(help="Shipped name, folder or hub id; the model's if not given.")
+        str | None, typer.Option(help="Shipped name, folder or hub id.", show_default="the model's")
     ] = None,
     store: Annotated[str | None, typer.Option(help="Folder of the feature store, or s3://bucket/prefix.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Where it listens; 8000 by default.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on.", show_default="8000")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
     _version: Annotated[
         bool,
@@ -75,7 +77,7 @@ def serve(
 
 
 def _check(settings: Settings) -> None:
-    """Load what would be loaded; errors end the command with a line that says what is wrong."""
+    """Load the models and probe store, jobs and folders; errors end the command with one line."""
     from service.context import engine_from
 
     engine = engine_from(settings)
@@ -87,7 +89,7 @@ def _check(settings: Settings) -> None:
     keys = (
         f"API keys of {len(settings.api_keys)} names"
         if settings.api_keys
-        else "no API keys: everybody who reaches it may ask"
+        else "no API keys: anyone who can reach the service may use it"
     )
     console.out.print(f"store {settings.store_location}: {troubles or 'can be read and written'}", highlight=False)
     console.out.print(keys, highlight=False)
@@ -98,7 +100,7 @@ def _check(settings: Settings) -> None:
 
 
 def _jobs_are_kept(settings: Settings) -> bool:
-    """Say whether something can be written where jobs are kept."""
+    """Print whether the jobs' location can be written to, and return it."""
     from store.objects import open_objects
 
     state = "can be read and written"
@@ -111,7 +113,7 @@ def _jobs_are_kept(settings: Settings) -> bool:
 
 
 def _folders_are_read(settings: Settings) -> bool:
-    """Say of each folder of jobs how much is in it, or what is wrong with it."""
+    """Print how many photographs each folder of jobs holds, or why it cannot be read; return whether all can be."""
     from service.sources import Sources
 
     sources, fine = Sources(settings.folders, settings.store_timeout), True
@@ -133,10 +135,12 @@ def _serve(settings: Settings, chosen: dict[str, Any]) -> None:
     from service import logs
 
     for name in (settings.model, *settings.models):
-        load_interpreter(name)  # a wrong name is told now, not by the first request
+        load_interpreter(name)  # so that a wrong name fails now, not at the first request
     logs.configure(settings.log_level)
     if not settings.api_keys and not _is_loopback(settings.host):
-        get_logger(__name__).warning("no API keys: everybody who reaches this address may ask", host=settings.host)
+        get_logger(__name__).warning(
+            "no API keys: anyone who can reach this address may use the service", host=settings.host
+        )
     config = uvicorn.Config(
         _app(settings, chosen),
         host=settings.host,
@@ -147,13 +151,13 @@ def _serve(settings: Settings, chosen: dict[str, Any]) -> None:
         timeout_graceful_shutdown=int(settings.deadline) + 1,
     )
     try:
-        listening = config.bind_socket()  # before models are loaded: "ready" is said where somebody can ask
-    except SystemExit as ended:  # uvicorn has said why: the port is taken, say
+        listening = config.bind_socket()  # before models are loaded, so that readiness can be queried meanwhile
+    except SystemExit as ended:  # uvicorn has logged the reason, such as a port in use
         console.note(f"the service cannot listen at {settings.host}:{settings.port}; choose another --port or --host")
         raise typer.Exit(console.Exit.FAILED) from ended
     server = uvicorn.Server(config)
     try:
-        with suppress(KeyboardInterrupt):  # it has stopped for it, and says so once more
+        with suppress(KeyboardInterrupt):  # uvicorn has shut down for it already, and raises it again
             server.run(sockets=[listening])
         if not server.started:
             raise typer.Exit(console.Exit.FAILED)
@@ -163,7 +167,7 @@ def _serve(settings: Settings, chosen: dict[str, Any]) -> None:
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
+    """Return whether the address can be reached from this machine alone."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -171,10 +175,10 @@ def _is_loopback(host: str) -> bool:
 
 
 def _leave_what_hangs() -> None:
-    """End the process although a store or a folder has not answered: its threads would be waited for, for ever."""
+    """End the process even if a store or folder does not answer: Python would wait for its threads for ever."""
     from structlog import get_logger
 
-    until = time.monotonic() + 1  # those that wait for nothing end by themselves
+    until = time.monotonic() + 1  # threads that are not stuck end by themselves
     while hanging := [
         one.name for one in threading.enumerate() if one.name.startswith(("store_", "source-", "at jobs"))
     ]:

@@ -1,4 +1,4 @@
-"""The ``store`` command: what is in a feature store, is it whole, and how it is kept."""
+"""The ``store`` command: list, verify, prune, copy and export feature stores."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from store.repairing import (
 from store.spec import FeatureSpec
 
 app = typer.Typer(
-    help="Look into a feature store, check that it is whole, make room, copy and export.",
+    help="List, verify, prune, copy and export feature stores.",
     epilog="Exit codes: 0 all well, 1 failed, 2 wrong usage, 4 damaged or incomplete entries.",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -43,12 +43,14 @@ console.add_version_option(app)
 
 StorePath = Annotated[str, typer.Argument(help="Folder of the store, or s3://bucket/prefix.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-SpecOption = Annotated[str | None, typer.Option("--spec", help="Only this spec (the first digits of its digest do).")]
+SpecOption = Annotated[
+    str | None, typer.Option("--spec", help="Digest of the only spec to read; its first digits suffice.")
+]
 
 
 @app.command("ls", epilog="Example: store ls features.zarr --json")
 def list_entries(path: StorePath, spec: SpecOption = None, as_json: AsJson = False) -> None:
-    """List every entry: spec, image, view, bytes, complete or not."""
+    """List every entry: its spec, image, view and size, and whether it is complete."""
     store = FeatureStore(path, read_only=True)
     names = _image_names(store)
     rows: list[dict[str, Any]] = []
@@ -79,7 +81,7 @@ def list_entries(path: StorePath, spec: SpecOption = None, as_json: AsJson = Fal
 
 @app.command(epilog="Example: store info features.zarr")
 def info(path: StorePath, as_json: AsJson = False) -> None:
-    """Specs, data sets, images, bytes and the ratio to float32 arrays."""
+    """Summarise a store: specs, data sets, entries, bytes and the ratio to float32 arrays."""
     store = FeatureStore(path, read_only=True)
     with console.progress("looking", None, as_json=as_json) as advance:
         specs = [_spec_info(store, spec, advance) for spec in store.specs()]
@@ -87,7 +89,7 @@ def info(path: StorePath, as_json: AsJson = False) -> None:
     if as_json:
         console.print_json({"location": store.location, "specs": specs, "datasets": datasets})
         return
-    table = Table(Column("spec", no_wrap=True), "of what", "entries", "size", "float32 / stored")
+    table = Table(Column("spec", no_wrap=True), "features", "entries", "size", "float32 / stored")
     for row in specs:
         table.add_row(
             row["digest"][:12],
@@ -108,10 +110,12 @@ def info(path: StorePath, as_json: AsJson = False) -> None:
 def verify(
     path: StorePath,
     spec: SpecOption = None,
-    repair: Annotated[bool, typer.Option("--repair", help="Run again the runs that made what is damaged.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Extract damaged entries again, by repeating the runs that made them.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Read everything and name each damaged or incomplete entry; exit code 4 if there is one."""
+    """Read everything and list damaged and incomplete entries; exit code 4 if there are any."""
     store = FeatureStore(path, read_only=not repair)
     count, damaged = _damage(store, spec, as_json)
     report: dict[str, Any] = {"checked": count, "problems": _problems(store, damaged)}
@@ -143,17 +147,19 @@ def verify(
 @app.command(epilog="Example: store prune features.zarr --max-bytes 100GB --older-than 30d --dry-run")
 def prune(
     path: StorePath,
-    max_bytes: Annotated[str | None, typer.Option(help="What may stay in all, or of --spec, such as 100GB.")] = None,
+    max_bytes: Annotated[
+        str | None, typer.Option(help="Bytes that may stay, of the whole store or of --spec, such as 100GB.")
+    ] = None,
     older_than: Annotated[
-        str | None, typer.Option(help="What was not used for so long goes, such as 12h or 30d.")
+        str | None, typer.Option(help="Remove entries that were not used for this long, such as 12h or 30d.")
     ] = None,
     spec: SpecOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be removed, and stop.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove incomplete entries, and others as asked, the least recently used first.
+    """Remove incomplete entries, and others until the limits given are met, the least recently used first.
 
-    What was used in the last ten minutes stays.
+    Entries that were used in the last ten minutes stay.
     """
     limit = None if max_bytes is None else _measured(max_bytes, _SIZES)
     age = None if older_than is None else _measured(older_than, _AGES)
@@ -175,25 +181,30 @@ def prune(
     left = f"{len(entries) - len(removed)} entries of {console.human_bytes(total - freed)} left"
     console.out.print(f"{did} {len(removed)} entries of {console.human_bytes(freed)}; {left}", highlight=False)
     if limit is not None and total - freed > limit:
-        console.err.print(f"{path} still holds more than {max_bytes}: the rest was used in the last ten minutes")
+        console.err.print(
+            f"{path} still holds more than {max_bytes}: the remaining entries were used in the last ten minutes"
+        )
 
 
 @app.command(epilog="Example: store export features.zarr exported --format zarr --dataset stare")
 def export(
     path: StorePath,
-    out: Annotated[Path, typer.Argument(help="Folder that is made.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
     form: Annotated[
-        Literal["npy", "zarr"], typer.Option("--format", help="The authors' .npy files, or one group for xarray.")
+        Literal["npy", "zarr"],
+        typer.Option(
+            "--format", help="npy: files as the authors' code writes them; zarr: one group that xarray opens."
+        ),
     ] = "zarr",
     spec: SpecOption = None,
-    dataset: Annotated[str | None, typer.Option(help="Only images of this data set, in its order.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Export only the images of this data set, in its order.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write decoded float32 feature maps for other programs; an interrupted export can be repeated."""
+    """Write decoded float32 feature maps for other programs; an interrupted export can be run again."""
     from store.exporting import export_npy, export_zarr
 
     if "://" in str(out) or ":/" in str(out):
-        raise typer.BadParameter(f"{out}: an export goes into a folder; `store copy` copies to object storage")
+        raise typer.BadParameter(f"{out}: an export is written to a folder; `store copy` writes to object storage")
     store = FeatureStore(path, read_only=True)
     one = _only(_specs(store, spec), store)
     keys = [key for key in store.keys(one) if store.has(one, key)]
@@ -220,9 +231,9 @@ def copy(
     spec: SpecOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Copy entries, data sets, masks and run records; what is there already is left, so a copy can be resumed."""
+    """Copy entries, data sets, masks and run records; what the destination holds is left, so that a copy can resume."""
     if destination == "memory://":
-        raise typer.BadParameter("memory:// ends with this command; name a folder or s3://bucket/prefix")
+        raise typer.BadParameter("a copy in memory:// would end with this command; name a folder or s3://bucket/prefix")
     store = FeatureStore(source, read_only=True)
     specs = _specs(store, spec)
     count = sum(1 for one in specs for _ in store.keys(one))
@@ -254,7 +265,7 @@ def _measured(text: str, units: Mapping[str, int]) -> int:
 
 
 def _damage(store: FeatureStore, spec: str | None, as_json: bool) -> tuple[int, list[CheckedPart]]:
-    """How many things were read, and those that have problems."""
+    """Check entries, masks and data sets: how many there are, and those with problems."""
     specs = _specs(store, spec)
     count = count_parts(store, specs)
     with console.progress("verifying", count, as_json=as_json) as advance:
@@ -286,7 +297,7 @@ def _specs(store: FeatureStore, digest: str | None) -> list[FeatureSpec]:
 
 
 def _collections(store: FeatureStore) -> Iterator[Collection]:
-    """The data sets that can be read; of others it is said what is wrong with them."""
+    """Yield the data sets that can be read; print a note about each of the others."""
     for name in store.collections.names():
         try:
             yield store.collections.read(name)
@@ -321,7 +332,7 @@ def _spec_info(store: FeatureStore, spec: FeatureSpec, advance: Callable[[], Non
 
 
 def _of_what(info: dict[str, Any]) -> str:
-    """What tells a spec from others, in a line."""
+    """Describe in one line what tells a spec from others."""
     timesteps, blocks = " ".join(map(str, info["timesteps"])), " ".join(info["blocks"])
     made_by = f"{info['backbone'] or 'an unknown backbone'}, {info['trajectory']}"
     seen_as = f"{info['preprocessing']} at {info['resolution']} px"

@@ -14,7 +14,8 @@ from store.spec import FeatureSpec, preprocessing_name
 
 REPEATABLE = frozenset(
     {
-        "dataset", "name", "split", "limit", "images", "views", "preset", "backbone", "class-label", "preprocessing",
+        "dataset", "name", "split", "limit", "images", "labelled", "views", "preset", "backbone", "class-label",
+        "preprocessing",
         "resolution", "photographs", "trajectory", "seed", "timesteps", "grid", "blocks", "clip", "encoding",
         "codebook", "precision",
     }

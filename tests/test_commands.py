@@ -97,7 +97,7 @@ def test_the_whole_way_by_commands(run: Run, dataset_folder: Path, wide_backbone
     assert without_colour["by_image"].keys() == summary["by_image"].keys()
     assert without_colour["dice"] != summary["dice"]
     assert (without_colour["view"], summary["view"]) == ("red-free", "identity")
-    assert "expected one view that is no flip" in run("interpreter", *asked, "flip-h").stderr
+    assert "a single view other than a flip" in run("interpreter", *asked, "flip-h").stderr
     assert "flip-h" in run("interpreter", *asked[:-1], "--mirrored").stderr
     assert run("extractor", *extract, "--store", store, "--views", "flips").returncode == 0
     mirrored = json.loads(run("interpreter", *asked[:-1], "--mirrored", "--masks", tmp_path / "mirrored").stdout)
@@ -131,7 +131,9 @@ def test_photographs_on_disk_are_extracted_as_an_interpreter_reads_them(
     run: Run, monkeypatch: pytest.MonkeyPatch, dataset_folder: Path, wide_backbone: Path, tmp_path: Path
 ) -> None:
     store, model = tmp_path / "features.zarr", tmp_path / "model"
-    eyes = f"eyes=folder:{dataset_folder}"
+    shutil.copytree(dataset_folder, partly_labelled := tmp_path / "partly")
+    Image.new("RGB", (96, 96), (200, 90, 40)).save(partly_labelled / "images" / "without_mask.png")
+    eyes = f"eyes=folder:{partly_labelled}"
     extract = ["run", "--dataset", f"folder:{dataset_folder}", "--name", "eyes", *AT_64, wide_backbone]
     assert run("extractor", *extract, "--store", store).returncode == 0
     train = ["train", "--store", store, "--dataset", "eyes", "--task", "vessels", "--out", model, "--epochs", "1"]
@@ -157,6 +159,7 @@ def test_photographs_on_disk_are_extracted_as_an_interpreter_reads_them(
     scored = run("interpreter", "evaluate", *read, "--data", eyes, "--mirrored", "--json")
     assert scored.returncode == 0, scored.stderr
     assert (json.loads(scored.stdout)["images"], json.loads(scored.stdout)["mirrored"]) == (6, True)
+    assert "eyes/without_mask" not in run("store", "ls", tmp_path / "new.zarr", "--json").stdout
     none = run("interpreter", "evaluate", *read, "--data", eyes, "--split", "nowhere")
     assert (none.returncode, "could not be extracted" in none.stderr) == (1, True)
     called.clear()
@@ -169,15 +172,15 @@ def test_photographs_on_disk_are_extracted_as_an_interpreter_reads_them(
         load_interpreter(model)[1].spec.of_resolution(side).digest for side in (32, 64)
     }
     other = run("extractor", *extract, "--store", tmp_path / "other.zarr", "--expect-spec", "0" * 64)
-    assert (other.returncode, "these options mean features of spec" in other.stderr) == (2, True)
+    assert (other.returncode, "these options lead to features of spec" in other.stderr) == (2, True)
     assert not list((tmp_path / "other.zarr").rglob("block_*"))
     mixed = ["segment", *read, "--out", tmp_path / "other", "--data", f"folder:{photographs}"]
     refused = run("interpreter", *mixed, "--data", f"photographs=folder:{dataset_folder}")
     assert (refused.returncode, "two data sets would be called photographs" in refused.stderr) == (2, True)
     assert not (tmp_path / "other").exists()
     for words, told in (
-        ([], "expected --dataset of the store, or --data on disk"),
-        (["--dataset", "eyes", "--split", "test"], "--split is of --data"),
+        ([], "expected --dataset, a data set in the store"),
+        (["--dataset", "eyes", "--split", "test"], "--split belongs to --data"),
         (["--data", "a=folder:x", "--data", "a=folder:y"], "two data sets would be called a"),
     ):
         refused = run("interpreter", "segment", *read, "--out", tmp_path / "other", *words)
@@ -194,7 +197,7 @@ def test_a_preset_of_a_training_gives_way_to_options(run: Run, filled_store: Fea
         done = run("interpreter", *train, folder, *options)
         assert done.returncode == 0, done.stderr
         again = run("interpreter", *train, folder, *options)
-        assert (again.stdout, "is trained to its end already" in " ".join(again.stderr.split())) == (done.stdout, True)
+        assert (again.stdout, "has finished already" in " ".join(again.stderr.split())) == (done.stdout, True)
         card = load_interpreter(folder)[1]
         return card.config, card.training
 
@@ -318,7 +321,7 @@ PROTOCOL = ["evaluate", "--store", "x", "--data", "stare:x", "--out", "y"]
             "extractor",
             ["pretrain", "--images", ".", "--out", "x", "--initial", "small", "--prediction", "epsilon"],
             2,
-            "--initial says what the network is",
+            "--initial decides the network",
         ),
         ("extractor", ["reconstruct", "x.png", "--out", "y", "--grid", "a"], 1, "cannot be read"),
         ("interpreter", ["train", "--store", "/no/such", "--dataset", "a", "--out", "x"], 1, "no such store"),
@@ -393,7 +396,7 @@ def test_pretrain_and_import_by_command(run: Run, dataset_folder: Path, shared: 
     assert imported.returncode == 0, imported.stderr
     assert json.loads((tmp_path / "imported" / "preprocessing.json").read_text())["clahe"] is None
     assert "blocks block_0 .. block_8, linear-1000, predicts epsilon" in " ".join(imported.stdout.split())
-    assert "heads of 64 channels are taken" in " ".join(imported.stderr.split())
+    assert "64 channels a head are assumed" in " ".join(imported.stderr.split())
     again = run("extractor", *importing)
     assert (again.returncode, "imported holds files already" in again.stderr) == (2, True)
     replaced = run("extractor", *importing, "--overwrite", "--head-channels", "64")
@@ -475,7 +478,8 @@ def test_a_repair_repeats_the_run_and_no_more(
     photographs, store = tmp_path / "photographs", tmp_path / "features.zarr"
     shutil.copytree(dataset_folder, photographs)
     extract = ["run", "--dataset", f"folder:{photographs}", "--name", "eyes", *AT_64, wide_backbone]
-    assert run("extractor", *extract, "--store", store, "--limit", "1").returncode == 0
+    assert run("extractor", *extract, "--store", store, "--limit", "1", "--labelled").returncode == 0
+    assert [record.options["labelled"] for record in FeatureStore(store).records.all()] == [True]
     marker = next(store.glob("*/*/identity/zarr.json"))
     marker.unlink()
     assert run("store", "verify", store, "--repair").returncode == 0

@@ -149,7 +149,7 @@ def test_a_copy_reads_the_best_resolution_as_the_original_would(
     assert domain is not None
     assert not domain.score(features, store.codec(larger)).abstain
     assert adapted(store, tmp_path / "here", images, tmp_path / "back", best=32).learnt_at is None
-    with pytest.raises(ConfigurationError, match="was adapted to a camera, whose photographs it is measured by"):
+    with pytest.raises(ConfigurationError, match="was adapted to a camera, whose photographs are its domain"):
         fit(str(tmp_path / "here"), str(store.location))
     (tmp_path / "here" / "manifest.json").write_text("{}")
     few = adapted(store, model, images[:4], tmp_path / "here", best=32)  # over it: nothing of the former one stays
@@ -193,7 +193,7 @@ def test_the_command(run: Run, store: FeatureStore, model: Path, tmp_path: Path)
     written = run("interpreter", *call, "--resolution", "48", "--resolution", "64", "--out", tmp_path / "here")
     assert written.returncode == 0, written.stderr
     assert "best at" in written.stdout
-    assert "32, which it learnt at, is not among them" in " ".join(written.stderr.split())
+    assert "32, the resolution of the training, is not among them" in " ".join(written.stderr.split())
     side = load_interpreter(tmp_path / "here")[1].spec.resolution
     assert f"reads {side} pixels, learnt at 32" in " ".join(
         run("interpreter", "models", tmp_path / "here").stdout.split()
@@ -203,7 +203,7 @@ def test_the_command(run: Run, store: FeatureStore, model: Path, tmp_path: Path)
     assert run("interpreter", *call, "--out", tmp_path / "here", "--overwrite").returncode == 0
     scored = json.loads(run("interpreter", "evaluate", *call[1:-1], tmp_path / "here", "--size", "32", "--json").stdout)
     assert scored["resolution"] == load_interpreter(tmp_path / "here")[1].spec.resolution
-    assert "one resolution is nothing to choose from" in run("interpreter", *call, "--resolution", "32").stderr
+    assert "only one resolution to choose from" in run("interpreter", *call, "--resolution", "32").stderr
     refused = run("interpreter", *call, "--resolution", "96")
     assert (refused.returncode, "--resolution 96" in refused.stderr) == (1, True)
     features = FeatureStore(store.location)

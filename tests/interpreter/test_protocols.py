@@ -425,7 +425,7 @@ def test_names_and_options() -> None:
             for text in ("nowhere", "=a:b", "a=b", "a:", "a=:b")
         ),
         (lambda: parse_rows("diffdgss,x"), "no method x"),
-        (lambda: parse_seeds(["0", "--x"]), "is no seed"),
+        (lambda: parse_seeds(["0", "--x"]), "expected seeds such as"),
         (lambda: parse_settings('{"epochs": 0}', "cpu"), "epochs: Input should be"),
         *((lambda text=text: parse_settings(text, "cpu"), "expected a JSON object") for text in ("[", "[]", "3")),
         (lambda: parse_settings('{"training": "slow"}', "cpu"), "no training 'slow'; there are paper, fast"),
@@ -440,7 +440,7 @@ def test_names_and_options() -> None:
     [
         (["--dataset", "eyes", "--edition", "aadg-compat"], "--edition belongs to a protocol"),
         (["--dataset", "eyes", "--rows", "unet", "--settings", "{}"], "--rows, --settings belongs to a protocol"),
-        (["--dataset", "eyes", "--size", "0"], "expected network, native or a number of pixels such as 512, not '0'"),
+        (["--dataset", "eyes", "--size", "0"], "expected network, native or a number of pixels such as 512, got '0'"),
         (["--protocol", "few-label", "--size", "native"], "--size belongs to one model; the protocol decides it"),
     ],
 )

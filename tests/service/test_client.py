@@ -89,7 +89,7 @@ def test_it_says_who_may_ask_and_that_its_port_is_taken(model_folder: Path, tmp_
         call += ["--host", "0.0.0.0", "--port", str(taken.getsockname()[1])]
         ended = subprocess.run(call, env=os.environ | given, capture_output=True, text=True, timeout=240, check=False)
     assert ended.returncode == console.Exit.FAILED, ended.stderr
-    assert "no API keys: everybody who reaches this address may ask" in ended.stderr
+    assert "no API keys: anyone who can reach this address may use the service" in ended.stderr
     assert "address already in use" in ended.stderr.lower()
     assert "choose another --port or --host" in ended.stderr
     assert '"event": "ready"' not in ended.stderr  # nothing was loaded for it
