@@ -32,7 +32,10 @@ def kernel(
 
 
 def inlined(*, fastmath: bool = False) -> Callable[[F], F]:
-    """Compile a function into each kernel that calls it. Change it only with their files: Numba's cache checks no other."""
+    """Compile a function into each kernel that calls it.
+
+    When it changes, touch the files of those kernels, too: Numba's cache looks for changes in no others.
+    """
     compiled: Callable[[F], F] = numba.njit(inline="always", fastmath=fastmath)
     return compiled
 

@@ -83,7 +83,7 @@ def parse_views(text: str) -> tuple[str, ...]:
                 f"no view {part!r}; expected {', '.join((IDENTITY, *_FIXED, 'flips', *FLIPS))}, photometric:N"
             )
     if len(set(views)) != len(views):
-        raise SpecError(f"expected every view once, got {text!r}")
+        raise SpecError(f"expected every view once, found one twice in {text!r}")
     return tuple(views)
 
 
