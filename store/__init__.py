@@ -1,4 +1,4 @@
-"""Deterministic diffusion features, kept: specs, geometry, Zarr layout, batches through Dask."""
+"""Storage of deterministic diffusion features: specs, geometry, Zarr layout, and batches read through Dask."""
 
 from store.batches import Batch, Plan, lazy_maps, plan_epoch, stream
 from store.codebook import Codebook, Moments, load_codebook

@@ -1,9 +1,9 @@
-"""The arithmetic of the int8 encoding: each channel's range, and numbers rounded to steps of it.
+"""The arithmetic of the int8 encoding: the range of each channel, and numbers rounded to steps within it.
 
 n  images     p  pixels     c  channels
 
-On CPUs, where channels are side by side in memory, torch takes eight passes and one more to put the channels one
-behind the other, as they are stored. Two passes do the same here, to the bit.
+On CPUs, for maps whose channels are adjacent in memory (channels last), torch takes eight passes, and one more to
+put the channels first, as they are stored. The kernels here give bit-identical results in two passes.
 """
 
 from __future__ import annotations
@@ -18,15 +18,18 @@ from numpy.typing import NDArray
 from store.kernels import Floats, kernel
 from store.threads import torch_threads
 
-TASKS = 16  # of an image
-TOGETHER, DEEP = 16, 4  # pixels looked at side by side, and one behind the other before anything is put down
-TURNED = 64  # pixels whose channels are put one behind the other at once: they stay in the first-level cache
+TASKS = 16  # parallel tasks for each image
+TOGETHER, DEEP = 16, 4  # pixels compared in parallel, and pixels compared in a row before results are written
+TURNED = 64  # pixels transposed to channels first at a time, few enough for the first-level cache
 LOW, HIGH = np.float32(-128), np.float32(127)
-NEAREST = np.float32(1.5 * 2**23)  # adding it leaves no bits behind the point: rounds to even, as torch does
+NEAREST = np.float32(1.5 * 2**23)  # adding it leaves no fraction bits: rounds half to even, as torch does
 
 
 def channel_ranges(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Smallest and largest number of each channel of float32 maps (..., c, h, w); not finite where one is not."""
+    """Smallest and largest number of each channel, float32 (..., c) each, of float32 maps (..., c, h, w).
+
+    At least one of the two is not finite if the channel holds NaN or infinity.
+    """
     if not _is_side_by_side(maps):
         return maps.amin(dim=(-2, -1)), maps.amax(dim=(-2, -1))
     x = _pixels(maps)
@@ -37,7 +40,7 @@ def channel_ranges(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def rounded(maps: torch.Tensor, offset: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-    """(maps - offset) / step as int8, of float32 maps (..., c, h, w) and the others (..., c)."""
+    """(maps - offset) / step, rounded and clamped to int8; maps float32 (..., c, h, w), the others (..., c)."""
     if not _is_side_by_side(maps):
         steps = (maps - offset[..., None, None]) / step[..., None, None]
         return steps.round_().clamp_(-128, 127).to(torch.int8)
@@ -53,7 +56,7 @@ def _is_side_by_side(maps: torch.Tensor) -> bool:
 
 
 def _pixels(maps: torch.Tensor) -> Floats:
-    """(n, c, h, w) -> (n, p, c), the same memory."""
+    """View maps (n, c, h, w) as (n, p, c), in the same memory."""
     x: Floats = maps.detach().permute(0, 2, 3, 1).flatten(1, 2).numpy()
     return x
 
@@ -67,7 +70,7 @@ def _ranges(x: Floats, found: NDArray[Any]) -> None:
         stop = max((part + 1) * pixels // TASKS, start + 1)
         beside = TOGETHER * channels
         smallest, largest = np.full(beside, np.inf, np.float32), np.full(beside, -np.inf, np.float32)
-        nothing = np.zeros(beside, np.float32)  # NaN from the first number on that is not finite
+        nothing = np.zeros(beside, np.float32)  # becomes NaN at the first number that is not finite
         rest = stop - (stop - start) % (TOGETHER * DEEP)
         for first in range(start, rest, TOGETHER * DEEP):
             at = x[i, first : first + TOGETHER * DEEP].reshape(-1)

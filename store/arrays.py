@@ -1,9 +1,9 @@
-"""Arrays as they are stored: plain sharded Zarr v3, one object each, packed and read here, described by zarr.
+"""Stored arrays: plain sharded Zarr v3 arrays, packed and read here, with metadata written by zarr.
 
-An array is one shard; its chunks are cut along the first axis alone, so that one timestep can be
-read and checked by itself. zarr-python reads these arrays too; this reader exists because reading is
-what training waits for: it decodes every chunk straight into the caller's memory, which takes half the time
-(docs/decisions/0007-own-reader.md), and it takes a chunk that is gone for damage where zarr fills in zeros.
+The data of an array are one shard, hence one object. Its chunks are cut along the first axis only, so that
+one timestep can be read and checked by itself. zarr-python can read these arrays too; this reader exists because
+training waits for reads: it decodes every chunk directly into the caller's memory, which takes half the time
+(docs/decisions/0007-own-reader.md), and it reports a missing chunk as damage where zarr would fill in zeros.
 
     shard = chunk 0, chunk 1, ..., index, CRC-32C of the index
     index = (offset, length) of every chunk, uint64
@@ -31,26 +31,26 @@ from store.errors import DamagedEntry, MissingEntry
 from store.objects import Objects
 
 Compressor = Literal["lz4", "lz4-bits", "zstd-bits"]
-"""Lossless codecs: LZ4 of the bytes as they are, LZ4 or Zstandard behind a shuffle of their bits."""
+"""Lossless codecs: LZ4 of the bytes as they are, or LZ4 or Zstandard after a bit shuffle."""
 
 _CODECS: dict[str, dict[str, Any]] = {
     "lz4": {"cname": "lz4", "clevel": 5, "shuffle": "noshuffle"},
     "lz4-bits": {"cname": "lz4", "clevel": 5, "shuffle": "bitshuffle"},
     "zstd-bits": {"cname": "zstd", "clevel": 3, "shuffle": "bitshuffle", "blocksize": 1 << 20},
 }
-_ADVICE = "`store verify --repair` makes the entry anew"
+_ADVICE = "`store verify --repair` makes the entry again"
 
 
 @dataclass(frozen=True)
 class ArrayToWrite:
-    """An array, the names of its axes, and how it is cut and packed.
+    """An array to be stored, with the names of its axes, its chunking and its compression.
 
     Attributes:
-        values: any numbers.
+        values: numbers of any type.
         axes: a name for each axis.
-        by_row: a chunk for each index of the first axis; else one chunk.
+        by_row: whether each index of the first axis is a chunk; otherwise the whole array is one chunk.
         compressor: lossless codec.
-        attributes: kept beside the array.
+        attributes: stored with the array's metadata.
     """
 
     values: NDArray[np.generic]
@@ -61,10 +61,10 @@ class ArrayToWrite:
 
 
 def packed(array: ArrayToWrite) -> dict[str, list[bytes]]:
-    """The objects of an array, {path below it: bytes in parts}: its metadata, as zarr has them, and its shard.
+    """Pack an array into its objects, {path below it: bytes in parts}: zarr's own metadata and the shard.
 
-    The shard is the one that zarr would write, byte for byte, made without its copies and its event loop, which
-    all writers of a process would wait for.
+    The shard is the one that zarr would write, byte for byte, but made without zarr's copies and without its event
+    loop, for which all writers of a process would have to wait.
     """
     values = np.require(array.values, array.values.dtype.newbyteorder("<"), requirements=("C",))
     described = _description(values.shape, values.dtype.str, array.axes, array.by_row, array.compressor)
@@ -76,7 +76,7 @@ def packed(array: ArrayToWrite) -> dict[str, list[bytes]]:
 def _description(
     shape: tuple[int, ...], dtype: str, axes: tuple[str, ...], by_row: bool, compressor: str
 ) -> Mapping[str, Any]:
-    """zarr's own metadata of such an array: those of a spec's entries differ in their attributes alone."""
+    """The metadata that zarr writes for such an array; cached, since a spec's entries differ only in attributes."""
     kept: dict[str, Buffer] = {}
     zarr.create_array(
         MemoryStore(kept),
@@ -117,13 +117,13 @@ class StoredArray:
     """An array of a complete entry, opened for reading.
 
     Args:
-        objects: where it is.
-        path: of the array.
+        objects: the objects of its store.
+        path: path of the array.
         metadata: contents of its zarr.json.
-        stored_bytes: size of its shard when it was written.
+        stored_bytes: size of its shard in bytes when it was written.
 
     Raises:
-        DamagedEntry: the metadata are not those of an array that was written here.
+        DamagedEntry: the metadata do not describe an array that this package wrote.
     """
 
     def __init__(self, objects: Objects, path: str, metadata: bytes, stored_bytes: int) -> None:
@@ -142,13 +142,15 @@ class StoredArray:
         self._stored_bytes = stored_bytes
 
     def read(self, rows: Sequence[int] | None = None, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Read and check some indices of the first axis, in the order given; all of them if None.
+        """Read and check the chunks of some rows, in the given order.
 
         Args:
-            out: C-contiguous, receives the values.
+            rows: indices of the first axis for an array that was written ``by_row``; every other array is one row.
+                All rows if None.
+            out: C-contiguous array that receives the values.
 
         Raises:
-            DamagedEntry: bytes are gone or differ from those that were written.
+            DamagedEntry: bytes are missing or differ from those that were written.
         """
         wanted = list(range(self._rows)) if rows is None else list(rows)
         height = self.shape[0] // self._rows
@@ -161,7 +163,7 @@ class StoredArray:
         return values
 
     def _chunks(self, rows: list[int]) -> list[NDArray[np.uint8]]:
-        """The chunks' bytes, CRC included."""
+        """The bytes of the chunks of some rows, CRC included."""
         index_bytes = 16 * self._rows + 4
         if len(rows) == self._rows:
             shard = self._objects.get_range(self._key, 0, self._stored_bytes)
@@ -171,7 +173,7 @@ class StoredArray:
         return [self._objects.get_range(self._key, int(start), int(length)) for start, length in index[rows]]
 
     def _index(self, data: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """(offset, length) of every chunk, (rows, 2)."""
+        """(offset, length) of every chunk, int64 (rows, 2)."""
         if len(data) != 16 * self._rows + 4:
             raise self._damaged("it was cut short")
         return self._checked(data).view("<u8").reshape(self._rows, 2).astype(np.int64)
@@ -184,7 +186,7 @@ class StoredArray:
             raise self._damaged(str(error)) from error
 
     def _checked(self, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The bytes before their CRC-32C."""
+        """The bytes before the CRC-32C that ends ``data``, which is checked."""
         body = data[:-4]
         if len(data) < 4 or google_crc32c.value(body) != int(data[-4:].view("<u4")[0]):
             raise self._damaged("the checksum differs")

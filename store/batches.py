@@ -3,9 +3,9 @@
 b  images in a batch        t  timesteps of each         c, h, w  channels and size of a block's map
 k  stored planes: channels, or components of the compact encoding
 
-Nothing is read until a batch is computed. Reading runs on Dask's threaded scheduler (the codecs
-release the GIL) or on a Dask client whose workers are threads of this process, in the background,
-``prefetch`` batches ahead and no further.
+``stream`` reads batches in the background, at most ``prefetch`` ahead, on Dask's threaded scheduler
+(the codecs release the GIL) or on a Dask client whose workers are threads of this process.
+``lazy_maps`` reads no maps until its arrays are computed.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Batch(NamedTuple):
 
     Attributes:
         position: position in the epoch, from 0.
-        keys: b images.
+        keys: the b images, each in one view.
         timesteps: (b, t), the timesteps of each image's maps.
-        maps: {block: Encoded (b, t, k, h, w)}; the spec's codec makes feature maps of them.
+        maps: {block: Encoded (b, t, k, h, w)}, which the spec's codec decodes to feature maps.
     """
 
     position: int
@@ -47,7 +47,7 @@ class Batch(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a batch will hold: keys (b) and timesteps (b, t)."""
+    """The contents of a batch that is still to be read: keys (b) and timesteps (b, t)."""
 
     keys: tuple[Key, ...]
     timesteps: NDArray[np.int64]
@@ -62,11 +62,11 @@ def plan_epoch(
     epoch: int = 0,
     one_timestep: bool = False,
 ) -> list[Plan]:
-    """The batches of one epoch; a function of its arguments alone, so that it can be resumed.
+    """Plan the batches of one epoch. The plan depends on the arguments alone, so that an epoch can be resumed.
 
     Args:
-        keys: the images.
-        batch: images in a batch; the last one may be smaller.
+        keys: the images, each in one view.
+        batch: batch size; the last batch may be smaller.
         seed: shuffles the images, differently in every epoch; None keeps their order.
         one_timestep: draw one timestep for each image instead of taking all.
     """
@@ -94,18 +94,18 @@ def stream(
     prefetch: int = 2,
     client: Client | None = None,
 ) -> Iterator[Batch]:
-    """Read the planned batches in order, ``prefetch`` of them ahead.
+    """Read the planned batches in order, up to ``prefetch`` of them ahead.
 
     Args:
-        blocks: names; all of the spec's if None.
-        start: first batch; an epoch that was left after batch n goes on with ``start=n + 1``.
+        blocks: names of blocks; all of the spec's if None.
+        start: index of the first batch; an epoch that was left after batch n is resumed with ``start=n + 1``.
         prefetch: batches in flight; memory holds at most ``prefetch + 1``.
         client: a Dask client whose workers are threads of this process
             (``Client(processes=False)``); the threaded scheduler if None.
 
     Raises:
-        DamagedEntry, MissingEntry: from the batch that is damaged or gone.
-        SpecError: the client's workers are processes of their own, which would send every map through a socket.
+        DamagedEntry, MissingEntry: an entry of a batch is damaged or missing; raised in place of that batch.
+        SpecError: the client's workers are separate processes, which would send every map through a socket.
     """
     if client is not None:
         _require_threads(client)
@@ -133,11 +133,11 @@ def stream(
 def _read(
     store: FeatureStore, spec: FeatureSpec, plan: Plan, names: Sequence[str], client: Client | None
 ) -> dict[str, Encoded]:
-    """{block: Encoded (b, t, k, h, w)}; one task for each block of each image."""
+    """{block: Encoded (b, t, k, h, w)}, read with one task for each block of each image."""
     entries = [store.entry(spec, key) for key in plan.keys]
     if client is not None:
         return _read_with(client, entries, plan, names)
-    # Every task writes into its own slice, so that nothing is copied once it has been decoded.
+    # Every task decodes into its own slice of the batch, so that nothing is copied afterwards.
     shape = plan.timesteps.shape
     element = STORED_TYPES[spec.encoding.kind]
     targets = {name: np.empty((*shape, *spec.stored_shape(name)[1:]), element) for name in names}
@@ -173,7 +173,7 @@ def _require_threads(client: Client) -> None:
     addresses = list(client.nthreads())
     if foreign := [address for address in addresses if not address.startswith("inproc://")]:
         raise SpecError(
-            f"the workers {', '.join(foreign[:3])} are processes of their own; reading wants threads: "
+            f"the workers {', '.join(foreign[:3])} are separate processes; reading needs threads of this one: "
             "Client(processes=False)"
         )
 
@@ -181,10 +181,10 @@ def _require_threads(client: Client) -> None:
 def lazy_maps(
     store: FeatureStore, spec: FeatureSpec, plan: Plan, blocks: Sequence[str] | None = None
 ) -> dict[str, da.Array]:
-    """{block: dask array, float32 (b, t, c, h, w)}: feature maps, decoded.
+    """Decoded feature maps as {block: dask array, float32 (b, t, c, h, w)}.
 
-    Nothing but the entries' metadata is read here; computing an array, or a part of it, reads the
-    planned timesteps and no others, one chunk for each image and timestep.
+    Only the entries' metadata are read here. Computing an array, or a part of it, reads no other
+    timesteps than the planned ones; each image and timestep is one chunk.
     """
     entries = [store.entry(spec, key) for key in plan.keys]
     names = [block.name for block in spec.blocks] if blocks is None else list(blocks)
@@ -197,7 +197,7 @@ def _rows(entries: Sequence[FeatureEntry], plan: Plan) -> list[tuple[FeatureEntr
 
 
 def _lazy(spec: FeatureSpec, entry: FeatureEntry, key: Key, timesteps: list[int], name: str) -> da.Array:
-    """(t, c, h, w) of one image."""
+    """The feature maps of one image as a dask array (t, c, h, w)."""
     block = spec.block(name)
     shape = (block.channels, block.height, block.width)
     label = f"{name}-{key.view}-{key.image_id}-{spec.digest}"

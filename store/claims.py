@@ -1,12 +1,12 @@
-"""Claims: which process is making which entry, so that no two make the same one.
+"""Claims: leases that say which process is making which entry, so that no two make the same one.
 
-A claim is an object that only one process can create. It names its owner and is renewed while the
-owner lives. The claim of a process that died is given up: at once where the process ran on this
-machine, else when it has not been renewed for ``lease`` seconds. Whoever takes over creates the
-successor that is named after the dead claim's token; of several, one succeeds.
+A claim is an object that only one process can create. It names its owner, which renews it while it
+lives. A claim is dead at once if its owner ran on this machine and is gone, and in any case when it
+has not been renewed for ``lease`` seconds. A process that takes over a dead claim creates its
+successor, which is named after the dead claim's token; of several processes, one succeeds.
 
     <store>/claims/<name>            the first claim
-    <store>/claims/<name>@<token>    its successor, where the first one's owner died
+    <store>/claims/<name>@<token>    the successor of the dead claim with that token
 """
 
 from __future__ import annotations
@@ -30,19 +30,20 @@ from store.objects import Objects
 
 CLAIMS = "claims"
 LEASE = 120.0
-"""Seconds. Machines that share a store should agree on the time better than this."""
+"""Seconds without renewal after which a claim is dead. Clocks of machines that share a store must differ by less."""
 
 MOST_VANISHED = 100
-"""Times that a claim which could not be made was gone when it was looked at."""
+"""Attempts to take a claim that each found it taken and then gone, before ``Claims.take`` gives up."""
 
 
 @dataclass
 class _Held:
-    """A claim of this process; whoever talks to the store about it holds its lock, and nobody waits for other claims.
+    """A claim of this process. Its own lock is held while it is read or written, so that no claim waits for another.
 
     Attributes:
-        chain: keys, the first claim's first and ours last.
-        released: nothing is written of it any more.
+        chain: keys from the first claim to ours.
+        token: identifies our claim.
+        released: True once it must not be written any more.
     """
 
     chain: list[str]
@@ -52,19 +53,19 @@ class _Held:
 
 
 class Claims:
-    """The claims of one process; a context in which they are renewed, and after which they are released.
+    """The claims of one process; as a context manager, it renews them inside the context and releases them at its end.
 
-    Without the context nothing is renewed, which is enough for work that takes less than a lease.
+    Outside a context nothing is renewed, which is enough for work that takes less than a lease.
 
     Args:
-        objects: where they are kept.
-        lease: seconds without renewal after which a claim of another machine is dead.
+        objects: the store's objects, where the claims are kept.
+        lease: seconds without renewal after which a claim is dead.
     """
 
     def __init__(self, objects: Objects, lease: float = LEASE) -> None:
         self._objects, self._lease = objects, lease
         self._held: dict[str, _Held] = {}
-        self._unreadable: dict[str, float] = {}  # token of a claim that cannot be read: when it was first seen
+        self._unreadable: dict[str, float] = {}  # {token of an unreadable claim: time it was first seen}
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._renewal = threading.Thread(target=self._renew_until_stopped, name="claims", daemon=True)
@@ -79,11 +80,11 @@ class Claims:
         self._stop.set()
         self._renewal.join()
         for name in list(self._held):
-            with suppress(StoreError, OSError):  # the lease will end them
+            with suppress(StoreError, OSError):  # they end with their lease
                 self.release(name)
 
     def take(self, name: str) -> bool:
-        """Whether the claim is ours now; False while somebody, this process included, holds it."""
+        """Try to take a claim and return whether it is ours now: not while anybody, this process included, holds it."""
         with self._lock:
             if name in self._held:
                 return False
@@ -108,10 +109,10 @@ class Claims:
         return True
 
     def _made(self, chain: list[str], dead: list[str], token: str) -> bool:
-        """Whether the end of a chain could be created, and follows those that were seen dead before it.
+        """Create the end of a chain; return whether that succeeded and the claims before it are still the dead ones.
 
-        Somebody else may have taken over and given the whole chain up in between: the name is free then, or somebody's,
-        and a successor of what is gone guards nothing. ``chain`` and ``dead`` begin anew.
+        Somebody else may have taken over and released the whole chain in between. Then the name is free, or taken, and
+        a successor of claims that are gone would guard nothing: ``chain`` and ``dead`` start over at the first claim.
         """
         while self._objects.create(chain[-1], _claim(token)):
             if all(self._is(key, theirs) for key, theirs in zip(chain, dead, strict=False)):
@@ -121,29 +122,29 @@ class Claims:
         return False
 
     def release(self, name: str) -> None:
-        """Give a claim up, whether its work was done or not."""
+        """Release a claim, whether its work was done or not."""
         with self._lock:
             held = self._held.pop(name)
-        with held.lock:  # a renewal that is under way would bring the claim back
+        with held.lock:  # a renewal in progress would write the claim again
             held.released = True
             if not self._still_ours(name, held):
-                return  # this process slept longer than its lease; whoever took over frees the whole chain
-            for key in held.chain:  # the first one first: from then on the name is free
+                return  # this process slept longer than its lease; whoever took over releases the whole chain
+            for key in held.chain:  # in this order, since the name is free once the first one is gone
                 self._objects.remove(key)
 
     def is_ours(self, name: str) -> bool:
-        """Whether a claim that was taken has not been taken over since."""
+        """Return whether this process took a claim, still holds it, and nobody has taken it over."""
         with self._lock:
             held = self._held.get(name)
         return held is not None and self._still_ours(name, held)
 
     def _still_ours(self, name: str, held: _Held) -> bool:
-        """Whether nobody has taken a claim over: the end of its chain is ours, and nobody follows."""
+        """Return whether nobody has taken over a claim: the end of its chain is ours and has no successor."""
         ours = self._is(held.chain[-1], held.token)
         return ours and not self._objects.exists(f"{CLAIMS}/{name}@{held.token}")
 
     def is_held(self, name: str) -> bool:
-        """Whether a living process, this one included, holds the claim."""
+        """Return whether a living process, this one included, holds the claim."""
         key = f"{CLAIMS}/{name}"
         while (holder := self._holder(key)) is not None:
             if self._lives(holder):
@@ -153,15 +154,15 @@ class Claims:
 
     @contextmanager
     def waiting(self, name: str, seconds: float = LEASE) -> Iterator[None]:
-        """Hold a claim, as soon as whoever holds it is done.
+        """Hold a claim in this context, after waiting until its holder releases it or dies.
 
         Raises:
-            StoreBusy: not within so many seconds.
+            StoreBusy: it did not become free within ``seconds``.
         """
         deadline = time.monotonic() + seconds
         while not self.take(name):
             if time.monotonic() > deadline:
-                raise StoreBusy(f"{self._objects.location}: another process has been at {name} for {seconds:.0f} s")
+                raise StoreBusy(f"{self._objects.location}: another process has held {name} for {seconds:.0f} s")
             time.sleep(0.05)
         try:
             yield
@@ -169,7 +170,7 @@ class Claims:
             self.release(name)
 
     def _holder(self, key: str) -> dict[str, Any] | None:
-        """What a claim says; None if it is gone. One that cannot be read gets a name by its bytes."""
+        """The contents of a claim; None if it is gone. An unreadable one gets a token from its key and bytes."""
         try:
             data = self._objects.get(key)
         except MissingEntry:
@@ -209,7 +210,7 @@ def _claim(token: str) -> bytes:
 
 
 def _machine() -> str:
-    """This machine since it was started, or the container on it within which process numbers are unique."""
+    """Name of this machine since its last boot, or of the container on it in which process numbers are unique."""
     parts = [socket.gethostname()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -222,7 +223,7 @@ def _runs(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # it is there and belongs to somebody else
+    except OSError:  # it exists and belongs to another user
         return True
     return not _is_zombie(process)
 

@@ -1,8 +1,8 @@
-"""Encodings at work: feature maps to stored numbers and back, on whatever device the maps are.
+"""Codecs, which turn feature maps into stored numbers and back, on whichever device the maps are.
 
 c  channels of a block      k  stored planes: channels, or components      h, w  size of its map
 
-Leading axes are any number of images and timesteps, shown as "...".
+The leading axes, shown as "...", are any number of images and timesteps.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from store.transfer import ToHost, at_once
 
 
 class Codec(Protocol):
-    """One encoding of one spec."""
+    """Encodes and decodes the feature maps of one spec."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the stored arrays."""
+        """Element type of the stored arrays."""
 
     def encode(self, block: str, maps: torch.Tensor, to_host: ToHost = at_once) -> Encoded:
-        """Encode float maps (..., c, h, w) where they are and bring the result to the host.
+        """Encode float maps (..., c, h, w) on their device and copy the result to the host.
 
         Args:
-            to_host: brings it there; arrays are filled when it says so.
+            to_host: copies a tensor to the host; the arrays hold its numbers once its copies are finished.
 
         Raises:
-            NonFiniteFeatures: NaN or infinity, or numbers that the encoding cannot hold.
+            NonFiniteFeatures: the maps hold NaN, infinity, or numbers that the encoding cannot represent.
         """
 
     def decode(self, block: str, encoded: Encoded, device: torch.device | str = "cpu") -> torch.Tensor:
-        """Bring stored numbers to a device and make float32 maps (..., c, h, w) of them there."""
+        """Copy stored numbers to a device and decode them there to float32 maps (..., c, h, w)."""
 
 
 class FloatCodec:
-    """float32 and float16."""
+    """float32 and float16: numbers rounded to the element type."""
 
     def __init__(self, encoding: FloatEncoding) -> None:
         self._element: torch.dtype = getattr(torch, encoding.kind)
@@ -63,7 +63,7 @@ class FloatCodec:
 
 
 class AffineCodec:
-    """int8: value = scale * stored + offset, so that -128 and 127 are a channel's smallest and largest number."""
+    """int8: value = scale * stored + offset, so that -128 and 127 stand for a channel's smallest and largest number."""
 
     dtype = np.dtype(np.int8)
 
@@ -71,7 +71,7 @@ class AffineCodec:
         maps = maps.float()
         smallest, largest = channel_ranges(maps)
         _finite(block, torch.stack([smallest, largest]))
-        scale = (largest - smallest) / 255  # 0 where a channel is constant: then its offset says all
+        scale = (largest - smallest) / 255  # 0 for a constant channel, whose value is then the offset
         offset = smallest + 128 * scale
         stored = rounded(maps, offset, torch.where(scale > 0, scale, torch.ones_like(scale)))
         return Encoded(to_host(stored), to_host(scale), to_host(offset))
@@ -84,10 +84,10 @@ class AffineCodec:
 
 
 class TransformCodec:
-    """compact: components rounded to steps; 0, -1, 1, -2, ... are stored as 0, 1, 2, 3, ...
+    """compact: quantised components; steps 0, -1, 1, -2, ... are stored as 0, 1, 2, 3, ... (zigzag).
 
-    So small numbers have empty high bits, which the store's bit shuffle gathers and its entropy
-    coder removes: the stored array stays plain, one byte for each number.
+    Small numbers thus have empty high bits, which the store's bit shuffle gathers and its entropy
+    coder removes, while the stored array stays plain, one byte for each number.
     """
 
     dtype = np.dtype(np.uint8)
@@ -116,7 +116,7 @@ def codec_for(spec: FeatureSpec, codebook: Codebook | None = None) -> Codec:
     """The codec of a spec's encoding.
 
     Raises:
-        SpecError: a compact spec without its codebook.
+        SpecError: the spec is compact, and ``codebook`` is not its codebook.
     """
     match spec.encoding:
         case FloatEncoding() as encoding:
@@ -126,13 +126,13 @@ def codec_for(spec: FeatureSpec, codebook: Codebook | None = None) -> Codec:
         case TransformEncoding(codebook=digest):
             if codebook is None or codebook.digest != digest:
                 found = "none" if codebook is None else codebook.digest[:12]
-                raise SpecError(f"the spec was coded with the codebook {digest[:12]}, given was {found}")
+                raise SpecError(f"the spec is encoded with the codebook {digest[:12]}, got {found}")
             codebook.require_blocks(spec.blocks)
             return TransformCodec(codebook)
 
 
 def _along(matrix: torch.Tensor, maps: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-    """matrix (m, c) applied to the channels of maps (..., c, h, w), plus offset (m): (..., m, h, w)."""
+    """Apply matrix (m, c) to the channels of maps (..., c, h, w) and add offset (m): (..., m, h, w)."""
     *leading, c, h, w = maps.shape
     flat = maps.reshape(-1, c, h * w)
     mapped = torch.baddbmm(offset[None, :, None], matrix.expand(len(flat), -1, -1), flat)
@@ -150,7 +150,7 @@ def _finite(block: str, maps: torch.Tensor) -> torch.Tensor:
 
 
 def is_finite(numbers: torch.Tensor) -> bool:
-    """A sum is the fastest pass over a map, and not finite where a number is not; overflow alone makes it lie."""
+    """Return whether all numbers are finite. A sum is the fastest test; since it may overflow, a failure is checked."""
     return bool(torch.isfinite(numbers.sum(dtype=torch.float32))) or bool(torch.isfinite(numbers).all())
 
 

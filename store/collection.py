@@ -1,7 +1,7 @@
-"""A collection: which images make up a named data set, their splits, groups and masks.
+"""Collections: the images of a named data set, with their splits, groups and masks.
 
-The extractor writes it beside the features, so that a trainer needs the store and nothing else.
-Masks are stored once, at native size, under the sha256 of their pixels.
+The extractor writes them next to the features, so that a trainer needs nothing but the store.
+Each mask is stored once, at native size, under the sha256 of its shape and pixels.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ COLLECTIONS = "datasets"
 LABELS = "labels"
 
 UNNAMED_TARGET = "mask"
-"""What the masks of a folder show, where nothing says it."""
+"""Target of the masks of a folder that does not name their target."""
 
 LONGEST_NAME = 150
-"""Bytes."""
+"""Bytes of the longest name that a collection may have."""
 
 
 def is_name(name: str) -> bool:
-    """Whether a collection may be called so: letters, digits, ``_``, ``-`` and ``.``, which is not the first.
+    """Return whether a collection may have this name: letters, digits, ``_``, ``-`` and ``.``, not starting with ``.``.
 
-    At most ``LONGEST_NAME`` bytes of them: files are called by it, with something added.
+    It may have at most ``LONGEST_NAME`` bytes, since files are named after it, with something added.
     """
     plain = bool(name) and not name.startswith(".") and all(c.isalnum() or c in "_-." for c in name)
     return plain and len(name.encode()) <= LONGEST_NAME
@@ -45,12 +45,12 @@ class Sample(BaseModel):
 
     Attributes:
         image_id: sha256 of the image file.
-        name: readable and unique in the collection.
+        name: a readable name, unique in the collection.
         split: ``train``, ``val``, ``test`` or whatever the data set says.
-        group: images of one group (a patient, say) never part in a random split.
+        group: images of one group (a patient, say) stay together in a random split.
         masks: {target: digest of its mask}, such as {"vessel": "ab12..."}.
-        indexed: targets whose mask files have one bit or a palette; image libraries resize those by nearest
-            neighbour whatever filter they take for others.
+        indexed: targets whose mask files have one bit per pixel or a palette; image libraries resize those by
+            nearest neighbour, whatever filter is asked for.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -80,7 +80,7 @@ class Collection(BaseModel):
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """Names of everything that is labelled on at least one sample."""
+        """Names of all targets that are labelled on at least one sample, sorted."""
         return tuple(sorted({target for sample in self.samples for target in sample.masks}))
 
 
@@ -97,7 +97,7 @@ class Collections:
         )
 
     def read(self, name: str) -> Collection:
-        """The collection of that name; MissingEntry lists those there are."""
+        """The collection of that name; MissingEntry, which lists the known names, if there is none."""
         try:
             attributes = read_group(self.objects, f"{COLLECTIONS}/{name}")
         except MissingEntry as error:
@@ -117,17 +117,18 @@ class Collections:
         return [name for name in names if self.objects.exists(f"{COLLECTIONS}/{name}/zarr.json")]
 
     def update(self, collection: Collection, *, keep: bool) -> None:
-        """Write a collection, one process at a time.
+        """Write a collection under its claim, so that only one process at a time does.
 
         Args:
-            keep: samples that are known under other names stay, before the new ones.
+            keep: keep the stored samples that have other names, before the new ones.
 
         Raises:
-            ValueError: a new one may not be called so.
+            ValueError: a new collection may not have this name.
+            StoreBusy: another process has been writing the collection for too long.
         """
         if not is_name(collection.name) and collection.name not in self.names():
             raise ValueError(
-                f"expected letters, digits, '_', '-' and '.', and no '.' at first, found {collection.name!r}"
+                f"expected letters, digits, '_', '-' and '.', not starting with '.', found {collection.name!r}"
             )
         with Claims(self.objects) as claims, claims.waiting(f"{COLLECTIONS}/{collection.name}"):
             samples = {sample.name: sample for sample in collection.samples}
@@ -146,7 +147,7 @@ class Collections:
         return digest
 
     def masks(self) -> list[str]:
-        """Digests of all masks, finished or not, sorted; other files are none of ours."""
+        """Digests of all masks, complete or not, sorted; other files are ignored."""
         return [name for name in self.objects.names(LABELS) if re.fullmatch("[0-9a-f]{64}", name)]
 
     def mask(self, digest: str) -> NDArray[np.bool_]:

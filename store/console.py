@@ -1,4 +1,4 @@
-"""How the four commands talk: progress on stderr, results on stdout, errors in one line."""
+"""Console output of the four commands: progress on stderr, results on stdout, errors in one line."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from store.cores import keep_to_quota
 from store.files import is_disk_full
 
 WIDE = 160
-"""Columns of a table that goes to a file or another program, which rich would cut to 80."""
+"""Columns of a table that is written to a file or another program, for which rich would assume 80."""
 
 out = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE)
 err = Console(stderr=True)
@@ -50,7 +50,7 @@ class Exit(IntEnum):
 
 
 def add_version_option(app: typer.Typer) -> None:
-    """Give a command of several commands the option ``--version``."""
+    """Add the option ``--version`` to a command that has subcommands."""
 
     @app.callback()
     def options(
@@ -61,7 +61,7 @@ def add_version_option(app: typer.Typer) -> None:
 
 
 def print_version(asked: bool) -> None:
-    """What ``--version`` does."""
+    """Callback of ``--version``: print the version and exit, if the option was given."""
     if asked:
         typer.echo(f"diffdgss {metadata.version('diffdgss')}")
         raise typer.Exit
@@ -71,7 +71,8 @@ def run(app: typer.Typer, *expected: type[Exception], usage: tuple[type[Exceptio
     """Run a command and exit; expected errors become one line on stderr.
 
     Args:
-        usage: of the expected errors those that only other options can mend.
+        expected: errors of the command's work; exit code 1.
+        usage: errors that only other options can resolve; exit code 2. They take precedence over ``expected``.
     """
     keep_to_quota()
     try:
@@ -90,32 +91,32 @@ def run(app: typer.Typer, *expected: type[Exception], usage: tuple[type[Exceptio
         _fail(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}", Exit.USAGE)
     except (OSError, json.JSONDecodeError) as error:
         full = is_disk_full(error) and getattr(error, "filename", None) is None
-        _fail(f"{error}; make room and run the same command again to go on" if full else error, Exit.FAILED)
+        _fail(f"{error}; free some space and run the same command again to continue" if full else error, Exit.FAILED)
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
         code = getattr(error, "exit_code", Exit.USAGE)  # one of click's usage errors
-        if message := error.format_message():  # empty where help was asked for and printed
-            text = message.replace("Value error, ", "").rstrip(".")  # of pydantic, which typer lets check choices
+        if message := error.format_message():  # empty if help was asked for and has been printed
+            text = message.replace("Value error, ", "").rstrip(".")  # pydantic's prefix, from checks of options
             _fail(f"{text}; see --help", code)
         sys.exit(code)
-    if code == Exit.INTERRUPTED:  # typer makes this code of an interrupt
-        err.print("interrupted; run the same command again to go on")
+    if code == Exit.INTERRUPTED:  # typer turns an interrupt into this code
+        err.print("interrupted; run the same command again to continue")
     sys.exit(code if isinstance(code, int) else Exit.OK)
 
 
 def _fail(message: object, code: int) -> NoReturn:
-    """One line on stderr, and the end of the process."""
-    plain = str(message).replace("[", r"\[")  # file names are no markup
+    """Print an error as one line on stderr and exit with ``code``."""
+    plain = str(message).replace("[", r"\[")  # brackets in file names are not markup
     err.print(f"[bold red]error:[/] {plain}", highlight=False, soft_wrap=True)
     sys.exit(code)
 
 
 def options_given(context: typer.Context, names: Iterable[str]) -> list[str]:
-    """Which of a command's options stand on the command line.
+    """The options of a command that were given on the command line.
 
     Args:
-        names: of the parameters.
+        names: names of the parameters to look at.
 
     Returns:
         The options as they are typed, such as --class-label.
@@ -126,25 +127,25 @@ def options_given(context: typer.Context, names: Iterable[str]) -> list[str]:
 
 
 def exit_after(left_out: Sized) -> None:
-    """End the command; with ``Exit.PARTIAL`` if something was left out."""
+    """Exit with ``Exit.PARTIAL`` if something was left out."""
     if left_out:
         raise typer.Exit(Exit.PARTIAL)
 
 
 def require_unused(out: Path, *, overwrite: bool) -> None:
-    """BadParameter if a folder that is to be made holds files, and they are not to be replaced."""
+    """Raise BadParameter if an output folder already holds files and ``overwrite`` is False."""
     if not overwrite and out.is_dir() and any(out.iterdir()):
         raise typer.BadParameter(f"{out} holds files already; choose another folder, or replace them with --overwrite")
 
 
 def note(text: str) -> None:
-    """What a user may want to know, on stderr; the work goes on."""
+    """Print a note for the user on stderr; the work continues."""
     plain = text.replace("[", r"\[")
     err.print(f"[yellow]note:[/] {plain}", highlight=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout; ValueError for NaN, which JSON does not have."""
+    """Print one JSON document on stdout; ValueError for NaN and infinity, which JSON does not have."""
     typer.echo(json.dumps(value, indent=2, default=str, allow_nan=False))
 
 
@@ -158,7 +159,7 @@ def human_bytes(count: float) -> str:
 
 
 class Described(Protocol):
-    """What can be listed: by its name, in full for programs, in short for the eye."""
+    """A model that can be listed: its name, all of it as JSON for programs, and the main facts for people."""
 
     @property
     def name(self) -> str: ...
@@ -169,7 +170,7 @@ class Described(Protocol):
 
 
 def print_models(found: Sequence[Described], *, as_json: bool) -> None:
-    """One JSON document, or one model below the other."""
+    """Print models as one JSON document, or one below the other."""
     if as_json:
         print_json({one.name: one.to_json() for one in found})
         return
@@ -178,7 +179,7 @@ def print_models(found: Sequence[Described], *, as_json: bool) -> None:
 
 
 def _print_described(name: str, facts: Mapping[str, str | Sequence[str]]) -> None:
-    """A name, and below it a line for each fact that there is; those of several values have a line for each."""
+    """Print a name and below it the facts that are not empty, with a line for each of their values."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
@@ -199,11 +200,12 @@ class _Rate(ProgressColumn):
 def progress(
     description: str, total: int | None, *, as_json: bool = False, hidden: bool = False
 ) -> Iterator[Callable[..., None]]:
-    """A bar with count, rate and time left on stderr; yields ``advance(done, note="")``.
+    """A progress bar with count, rate and time left on stderr; yields ``advance(done, note="")``.
 
     Args:
-        as_json: a program reads the results: a bar at a terminal only.
-        hidden: no bar.
+        total: number of steps; None if it is not known.
+        as_json: whether a program reads the results; the bar is then shown at a terminal only.
+        hidden: show no bar.
     """
     bar = Progress(
         TextColumn("{task.description}"),

@@ -1,4 +1,4 @@
-"""Copying a store, or a part of it, to another place; what is there already is left as it is."""
+"""Copying a store, or a part of it, to another location, where existing entries are left as they are."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from store.spec import FeatureSpec
 
 @dataclass
 class CopyReport:
-    """What was copied.
+    """The outcome of a copy.
 
     Attributes:
-        copied: entries that are new at the destination.
-        present: entries that were there already.
-        bytes: copied.
-        problems: one line for each entry, codebook or data set that is incomplete or damaged; it was left out.
+        copied: number of entries that are new at the destination.
+        present: number of entries that were there already.
+        bytes: number of bytes copied.
+        problems: one line for each entry, codebook, data set or mask that was left out: it is incomplete, damaged, or
+            being made by another process.
     """
 
     copied: int = 0
@@ -34,7 +35,7 @@ class CopyReport:
     problems: list[str] = field(default_factory=list)
 
     def add(self, part: CopyReport) -> None:
-        """What was done of another entry."""
+        """Add the outcome of another part of the copy."""
         self.copied += part.copied
         self.present += part.present
         self.bytes += part.bytes
@@ -47,12 +48,12 @@ def copy_store(
     specs: Iterable[FeatureSpec],
     advance: Callable[[], None] | None = None,
 ) -> CopyReport:
-    """Copy the entries of some specs, every data set, mask and run record.
+    """Copy the entries of some specs, and all data sets, masks and run records.
 
-    Every object is compared with its checksum on the way. Stopped and started again, the copy goes on.
+    Every object is compared with its checksum on the way. A copy that was stopped continues when it is run again.
 
     Raises:
-        StoreFull, StoreUnavailable: the destination cannot take more now.
+        StoreFull, StoreUnavailable: the destination is full or unavailable.
     """
     report = CopyReport()
     with Claims(destination.objects) as claims:
@@ -84,8 +85,8 @@ def copy_store(
 
 
 def _copy_claimed(source: FeatureStore, destination: FeatureStore, path: str, claims: Claims) -> CopyReport:
-    """Copy an entry as its only writer: not beside an extraction, and not under the hands of `prune`."""
-    if _is_whole(destination.objects, path):  # a copy that goes on claims nothing of what it has copied
+    """Copy an entry under its claim, so that no extraction and no `prune` touches it at the same time."""
+    if _is_whole(destination.objects, path):  # a resumed copy takes no claims of what it has copied
         return CopyReport(present=1)
     if not claims.take(path):
         problem = f"{path}: another process is making it at the destination; copy again when it is done"
@@ -99,7 +100,7 @@ def _copy_claimed(source: FeatureStore, destination: FeatureStore, path: str, cl
 
 
 def _copy_collection(source: FeatureStore, destination: FeatureStore, name: str) -> None:
-    """Samples that the destination knows stay as they are; the others join them."""
+    """Add the samples that the destination lacks to its data set; those that it has stay as they are."""
     known: set[str] = set()
     if name in destination.collections.names():
         known = {sample.name for sample in destination.collections.read(name).samples}
@@ -117,7 +118,7 @@ def _is_whole(objects: Objects, path: str) -> bool:
 
 
 def _copy_entry(source: Objects, destination: Objects, path: str) -> CopyReport:
-    """All objects, then the marker."""
+    """Copy all objects of an entry, then its marker."""
     if _is_whole(destination, path):
         return CopyReport(present=1)
     marker, report = f"{path}/zarr.json", CopyReport()

@@ -1,4 +1,4 @@
-"""Feature maps as they are stored, in memory."""
+"""Feature maps in memory, in their stored form."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Encoded:
-    """Stored numbers of one block, on the host. A ``Codec`` makes feature maps of them.
+    """Stored numbers of one block, on the host. A ``Codec`` decodes them to feature maps.
 
     k  stored planes: channels, or components of the compact encoding      h, w  size of the block's map
 
     Attributes:
         values: (..., k, h, w) float32, float16, int8 or uint8; "..." are images and timesteps.
-        scale: float32 (..., k), for int8.
-        offset: float32 (..., k), for int8.
+        scale: float32 (..., k), for int8 only.
+        offset: float32 (..., k), for int8 only.
     """
 
     values: NDArray[Any]
@@ -27,7 +27,7 @@ class Encoded:
     offset: NDArray[np.float32] | None = None
 
     def __getitem__(self, index: Any) -> Encoded:
-        """The same of every array; an index into the leading axes."""
+        """Index the leading axes of all arrays alike."""
         return Encoded(
             self.values[index],
             None if self.scale is None else self.scale[index],
@@ -40,7 +40,7 @@ class Encoded:
 
 
 def stacked(parts: Sequence[Encoded]) -> Encoded:
-    """Parts of equal shape, one after the other along a new leading axis; C-contiguous, however theirs are."""
+    """Parts of equal shape, stacked along a new leading axis; C-contiguous, whatever the layout of the parts."""
     scales = [part.scale for part in parts if part.scale is not None]
     offsets = [part.offset for part in parts if part.offset is not None]
     return Encoded(

@@ -1,7 +1,7 @@
 """An entry: a Zarr group whose arrays are written first and whose own metadata is written last.
 
-The group's attributes are the completion marker. They name every object of the entry with its
-size and sha256; a group without them does not exist. Each array is one storage object.
+The group's attributes hold the completion marker, which lists every object of the entry with its
+size and sha256; a group without it does not count as an entry. The data of each array are one object.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from store.errors import DamagedEntry, FormatError, MissingEntry
 from store.objects import Objects
 
 FORMAT_VERSION = 2
-"""2 seals the attributes; 1 did not, and is still read."""
+"""Format 2 seals the attributes; format 1 did not, and can still be read."""
 MARKER = "diffdgss"
 
 
 def write_entry(objects: Objects, path: str, arrays: Mapping[str, ArrayToWrite], attributes: Mapping[str, Any]) -> int:
-    """Write all arrays, then the marker. Writing the same entry again replaces it object by object.
+    """Write all arrays, then the marker. Writing an entry again replaces it object by object.
 
     Returns:
         Bytes written.
 
     Raises:
-        StoreFull: no room; what was written has no marker and does not count.
+        StoreFull: there is no room; what was written has no marker and does not count.
     """
     objects_of = {name: packed(array) for name, array in arrays.items()}
     marker_key = f"{path}/zarr.json"
-    # While objects are replaced, the entry does not exist. Nothing is removed where nothing is: a removal that object
-    # storage carries out late, after its client gave it up, would take the new marker.
+    # Without its marker the entry does not exist while its objects are replaced. The marker is only removed if there is
+    # one: a removal that object storage carries out late, after its client has given up, would take the new marker.
     if objects.exists(marker_key):
         objects.remove(marker_key)
     checksums: dict[str, dict[str, int | str]] = {}
@@ -49,20 +49,20 @@ def write_entry(objects: Objects, path: str, arrays: Mapping[str, ArrayToWrite],
 
 
 def write_group(objects: Objects, path: str, attributes: Mapping[str, Any]) -> int:
-    """Write a group's metadata in one object; returns its size in bytes."""
+    """Write a group's metadata as one object and return its size in bytes."""
     data = json.dumps({"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}, indent=1).encode()
     objects.put(f"{path}/zarr.json" if path else "zarr.json", data)
     return len(data)
 
 
 def read_group(objects: Objects, path: str) -> dict[str, Any]:
-    """A group's attributes; MissingEntry if it does not exist, DamagedEntry if they cannot be read."""
+    """The attributes of a group; MissingEntry if it does not exist, DamagedEntry if they cannot be read."""
     key = f"{path}/zarr.json" if path else "zarr.json"
     raw = objects.get(key)
     try:
         attributes: dict[str, Any] = json.loads(raw)["attributes"]
         if not isinstance(attributes, dict):
-            raise TypeError("its attributes are none")
+            raise TypeError("its attributes are not an object")
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedEntry(f"{objects.location}: {key} is damaged ({error})") from error
     return attributes
@@ -72,9 +72,9 @@ class Entry:
     """A complete entry, opened for reading.
 
     Raises:
-        MissingEntry: nothing complete at ``path``.
-        DamagedEntry: the marker is not the one that was written.
-        FormatError: written by a newer version.
+        MissingEntry: there is no complete entry at ``path``.
+        DamagedEntry: the marker differs from the one that was written.
+        FormatError: the entry was written by a newer version.
     """
 
     def __init__(self, objects: Objects, path: str) -> None:
@@ -94,14 +94,14 @@ class Entry:
 
     @property
     def bytes(self) -> int:
-        """Stored bytes of all arrays."""
+        """Stored size of all arrays in bytes."""
         return sum(int(entry["bytes"]) for entry in self.checksums.values())
 
     def array(self, name: str) -> StoredArray:
-        """One array; nothing but metadata is read yet.
+        """Open one array, reading only its metadata.
 
         Raises:
-            DamagedEntry: its metadata are gone or damaged.
+            DamagedEntry: its metadata are missing or damaged.
         """
         key = f"{name}/zarr.json"
         path = f"{self.path}/{name}"
@@ -116,7 +116,7 @@ class Entry:
         return StoredArray(self._objects, path, metadata, shard)
 
     def verify(self) -> list[str]:
-        """Read every object and compare; one line for each that is damaged or gone."""
+        """Read every object and compare it with its checksum; returns one line for each that is damaged or missing."""
         problems = []
         for key, expected in self.checksums.items():
             try:
@@ -132,7 +132,7 @@ class Entry:
 
 
 def verify_entry(objects: Objects, path: str) -> list[str]:
-    """Read everything of an entry; one line for each problem."""
+    """Read an entry completely and check it; returns one line for each problem."""
     try:
         return Entry(objects, path).verify()
     except MissingEntry:
@@ -142,10 +142,11 @@ def verify_entry(objects: Objects, path: str) -> list[str]:
 
 
 def require_format(marker: Any, where: str) -> None:
-    """Whether this version reads what a marker marks.
+    """Raise unless this version can read the format that a marker names.
 
     Raises:
-        FormatError: it is of a newer format. DamagedEntry: it names none.
+        FormatError: the format is newer than this version.
+        DamagedEntry: the marker names no format.
     """
     version = marker.get("format") if isinstance(marker, dict) else None
     if not isinstance(version, int):
@@ -155,7 +156,7 @@ def require_format(marker: Any, where: str) -> None:
 
 
 def _are_checksums(found: Any) -> bool:
-    """Whether this is what a marker says of its objects: their sizes and sha256."""
+    """Return whether a value has the form of a marker's checksums: {key: {"bytes": int, "sha256": str}}."""
     return isinstance(found, dict) and all(
         isinstance(one, dict) and isinstance(one.get("bytes"), int) and isinstance(one.get("sha256"), str)
         for one in found.values()
@@ -170,5 +171,5 @@ def _sha256(parts: Iterable[bytes]) -> str:
 
 
 def _seal(attributes: Mapping[str, Any], marker: Mapping[str, Any]) -> str:
-    """sha256 over all that a marker says."""
+    """sha256 of an entry's attributes and of its marker without the seal."""
     return hashlib.sha256(json.dumps([dict(attributes), dict(marker)], sort_keys=True).encode()).hexdigest()

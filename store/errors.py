@@ -1,21 +1,21 @@
-"""Everything that can go wrong in the store.
+"""The errors that the store raises.
 
 StoreError
 ├── SpecError              an inconsistent FeatureSpec
 │   └── SpecMismatch       two specs that had to be the same are not
 ├── MissingEntry           features or labels that were never written
-├── DamagedEntry           features that were written and are no longer what they were
-├── DamagedModel           a model's file that is not the one its manifest names
-├── FormatError            a store of a format that this version does not read
+├── DamagedEntry           stored data that differ from what was written
+├── DamagedModel           a file of a model that is not the one its manifest names
+├── FormatError            a store in a format that this version cannot read
 ├── NonFiniteFeatures      NaN or infinity where a number was expected
-├── StoreBusy              another process is at what was asked for
-├── StoreFull              no room left for what is to be written
-└── StoreUnavailable       the storage refuses or does not answer
+├── StoreBusy              another process holds what was asked for
+├── StoreFull              no room for what is to be written
+└── StoreUnavailable       object storage refuses access or does not answer
 """
 
 
 class StoreError(Exception):
-    """Base of all errors of the store; the message says what to do."""
+    """Base class of all errors of the store; the message says what to do."""
 
 
 class SpecError(StoreError, ValueError):
@@ -31,11 +31,11 @@ class MissingEntry(StoreError, LookupError):
 
 
 class DamagedEntry(StoreError):
-    """Stored bytes differ from those that were written; names image and block."""
+    """Stored bytes differ from those that were written; the message says where, such as the image and block."""
 
 
 class DamagedModel(StoreError):
-    """A file of a model differs from the one that its manifest names."""
+    """A file of a model differs from the one that the model's manifest names."""
 
 
 class FormatError(StoreError):
@@ -43,11 +43,11 @@ class FormatError(StoreError):
 
 
 class NonFiniteFeatures(StoreError, ArithmeticError):
-    """A feature map holds NaN or infinity; names the block."""
+    """A feature map holds NaN or infinity; the message names the block."""
 
 
 class StoreBusy(StoreError):
-    """Another process has been at something for longer than was waited."""
+    """Another process held what was asked for longer than the caller was willing to wait."""
 
 
 class StoreFull(StoreError, OSError):
@@ -55,4 +55,4 @@ class StoreFull(StoreError, OSError):
 
 
 class StoreUnavailable(StoreError, OSError):
-    """Object storage that refuses, fails or does not answer in time."""
+    """Object storage refuses access, fails, or does not answer in time."""

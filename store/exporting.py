@@ -1,4 +1,4 @@
-"""Features for other programs: the authors' .npy files, one plain Zarr group, an xarray Dataset.
+"""Export of features to other programs: the authors' .npy files, a plain Zarr group, an xarray Dataset.
 
 i  images (each view is one)      t  timesteps      c, h, w  channels and size of a block's map
 """
@@ -41,11 +41,11 @@ AUTHORS_LEVELS = {
 def export_npy(
     store: FeatureStore, spec: FeatureSpec, keys: Sequence[Key], folder: Path, advance: Advance | None = None
 ) -> None:
-    """X_{t}_{level}_{row}.npy, float32 (c, h, w), as the authors' code writes and reads them.
+    """Write X_{t}_{level}_{row}.npy, float32 (c, h, w), as the authors' code writes and reads them.
 
-    A level is the concatenation of the blocks that the authors group where their maps have one size;
-    every other block is a level of its own and lends it its name. ``index.json`` says which image
-    and view each row is.
+    A level is the concatenation of the blocks that the authors group, provided that their maps have
+    one size; every other block is a level of its own, named after the block. ``index.json`` says which
+    image and view each row is.
 
     Raises:
         FormatError: the folder holds something else.
@@ -69,7 +69,7 @@ def export_npy(
 
 
 def authors_levels(spec: FeatureSpec) -> dict[str, list[Block]]:
-    """The spec's blocks by the authors' levels."""
+    """The spec's blocks by level: the authors' levels where they apply, else one for each block."""
     levels: dict[str, list[Block]] = {}
     for block in spec.blocks:
         number = block.name.rpartition("_")[2]
@@ -85,17 +85,17 @@ def authors_levels(spec: FeatureSpec) -> dict[str, list[Block]]:
 
 
 def _like_adm(spec: FeatureSpec) -> bool:
-    """Whether the decoder may be that of ADM-512: it has blocks after the tenth."""
+    """Return whether the decoder may be that of ADM-512: some block has a number above 10."""
     return any(int(b.name.rpartition("_")[2]) > 10 for b in spec.blocks if b.name.rpartition("_")[2].isdigit())
 
 
 def export_zarr(
     store: FeatureStore, spec: FeatureSpec, keys: Sequence[Key], folder: Path, advance: Advance | None = None
 ) -> None:
-    """One Zarr v3 group: an array float32 (image, t, c, h, w) for each block, decoded.
+    """Write one Zarr v3 group with a decoded array, float32 (image, t, c, h, w), for each block.
 
-    ``xarray.open_zarr(folder)`` reads it; so does any other reader of Zarr v3. Images are named in the
-    group's attributes, timesteps are the coordinate ``t``.
+    ``xarray.open_zarr(folder)`` and any other reader of Zarr v3 can read it. The group's attributes name
+    the image and view of each index; the timesteps are the coordinate ``t``.
 
     Raises:
         FormatError: the folder holds something else.
@@ -127,7 +127,7 @@ def to_xarray(
 
     Raises:
         FormatError: xarray is not installed.
-        MissingEntry: an image is not there.
+        MissingEntry: an image is not stored, or the spec has no complete entry.
     """
     try:
         import xarray
@@ -150,7 +150,7 @@ def to_xarray(
 
 
 def dimensions(block: Block) -> tuple[str, str, str]:
-    """Names of a map's axes; blocks of one size share theirs."""
+    """Names of the axes (c, y, x) of a block's maps; blocks of the same size share those of y and x."""
     return f"c_{block.name}", f"y_{block.height}", f"x_{block.width}"
 
 
@@ -168,7 +168,7 @@ def _names(spec: FeatureSpec, keys: Sequence[Key]) -> dict[str, Any]:
 
 
 def _require_same(path: Path, index: dict[str, Any], read: Callable[[Path], Any]) -> None:
-    """An export that was begun may be gone on with; any other folder must be empty."""
+    """Raise FormatError unless the folder is new, empty, or holds an unfinished export of the same features."""
     if path.is_file():
         if read(path) != index:
             raise FormatError(f"{path.parent}: holds an export of other features; choose another folder")

@@ -1,4 +1,4 @@
-"""The command ``extractor run``, for those who cannot import the extractor: they run it, or tell a user of it."""
+"""The command ``extractor run``, for code that cannot import the extractor: to run it, or to show it to a user."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ REPEATABLE = frozenset(
         "codebook", "precision",
     }
 )  # fmt: skip
-"""Options that decide what is made, by name: run records hold these and no others. The rest decide how and by whom it
-is made, which is for whoever runs it; a record that came with a store from elsewhere must not name machines."""
+"""Options that determine what is made, by name; run records hold these and no others. The rest say how and on which
+machines it is made, which is up to whoever runs it: a record in a store from elsewhere must not name machines."""
 
 
 @dataclass(frozen=True)
 class ExtractionCommand:
-    """One ``extractor run``.
+    """One call of ``extractor run``.
 
     Attributes:
-        options: by name on the command line, such as {"dataset": "stare:/data/STARE", "clip": True}; True where an
-            option has no value. ``...`` as a value stands for what the user has to say.
+        options: values by their names on the command line, such as {"dataset": "stare:/data/STARE", "clip": True};
+            True for an option without a value. The value ``...`` stands for what the user has to fill in.
     """
 
     options: Mapping[str, str | bool]
 
     def __str__(self) -> str:
-        """As a shell takes it."""
+        """The command line, quoted for a shell."""
         words = ["extractor", "run"]
         for name, value in self.options.items():
             words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
@@ -44,14 +44,14 @@ class ExtractionCommand:
 
     @property
     def arguments(self) -> list[str]:
-        """What a process is started with."""
+        """The arguments of a new process, its program first."""
         options = [f"--{name}" if value is True else f"--{name}={value}" for name, value in self.options.items()]
         return [sys.executable, "-m", "extractor.cli", "run", *options]
 
     def run(self) -> subprocess.CompletedProcess[str]:
-        """Run it to its end in a process of its own; what it prints is in ``stdout``, what it says goes to stderr.
+        """Run the command to its end in a new process, whose stdout is returned and whose stderr is inherited.
 
-        Ctrl-C, SIGTERM and SIGHUP are handed on: it finishes what is in flight, then KeyboardInterrupt is raised.
+        Ctrl-C, SIGTERM and SIGHUP are passed on: it finishes what is in flight, then KeyboardInterrupt is raised here.
         """
         stop, running = Stop(), list[subprocess.Popen[str]]()
 
@@ -61,7 +61,7 @@ class ExtractionCommand:
 
         with (
             stop.on_interrupt(hand_on),
-            # In a group of its own a terminal's Ctrl-C reaches it once, by this process.
+            # In a process group of its own, it gets a terminal's Ctrl-C only once, through this process.
             subprocess.Popen(self.arguments, stdout=subprocess.PIPE, text=True, process_group=0) as process,
         ):
             running.append(process)
@@ -69,7 +69,7 @@ class ExtractionCommand:
                 hand_on()
             try:
                 printed, _ = process.communicate()
-            except KeyboardInterrupt:  # the second one
+            except KeyboardInterrupt:  # at the second signal
                 hand_on()
                 raise
         if stop.requested:
@@ -78,10 +78,10 @@ class ExtractionCommand:
 
 
 def options_of_spec(spec: FeatureSpec, backbone: str | None) -> dict[str, str | bool]:
-    """What ``extractor run`` is told to make features of this spec.
+    """The options of ``extractor run`` that make features of this spec.
 
     Args:
-        backbone: name or place; ``...`` is said where it is None.
+        backbone: name or location of the backbone; the option is ``...`` if it is None.
     """
     if holds_pixels(spec):
         return _options_of_pixels(spec)

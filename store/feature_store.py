@@ -1,15 +1,15 @@
-"""The feature store: feature maps under the spec that made them and the image they belong to.
+"""The feature store: feature maps, filed under the spec that made them and the image they belong to.
 
     <store>/zarr.json                          group; attributes hold the format
     <store>/<spec digest>/                     group; attributes hold the spec
-    <store>/<spec digest>/codebook/            of the compact encoding
+    <store>/<spec digest>/codebook/            codebook of the compact encoding
     <store>/<spec digest>/<image_id>/<view>/   entry: one array (t, k, h, w) for each block, and fov
     <store>/datasets/<name>/                   collections
     <store>/labels/<digest>/                   masks
-    <store>/used/, claims/, runs/              when entries were used, who makes them, how they were made
+    <store>/used/, claims/, runs/              entries' times of last use, writers' claims, run records
 
 t timesteps kept    c channels of a block    k stored planes: c, or components    h, w size of its map
-R network's square
+R side of the network's square
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ from store.spec import FeatureSpec, TransformEncoding
 from store.uses import USES, Uses
 from store.views import is_view
 
-if TYPE_CHECKING:  # loading torch takes seconds; looking into a store does without
+if TYPE_CHECKING:  # importing torch takes seconds, and inspecting a store does not need it
     from store.codecs import Codec
 
 CODEBOOK = "codebook"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PARTS = ("zarr.json", COLLECTIONS, LABELS, RUNS, CLAIMS, USES, HEALTH)
-"""What is in a store, besides folders of features."""
+"""Names directly below a store, besides the folders of features."""
 _LEFT_BY_OTHERS = re.compile(r"[.@$].*|.*\.partial|lost\+found|System Volume Information|Thumbs\.db|desktop\.ini", re.I)
-"""What file systems, shares, file managers, and processes that were killed, leave in any folder."""
+"""Names that file systems, network shares, file managers and killed processes leave in any folder."""
 
 
 class FeatureStore:
@@ -61,14 +61,16 @@ class FeatureStore:
 
     Args:
         location: a folder, ``s3://bucket/prefix``, ``memory://`` or a Zarr store.
-        read_only: refuse to create or change anything; only when entries are used is noted, where that can be.
+        read_only: refuse to create or change anything, except the times of last use, which are still recorded where
+            the storage permits it.
 
     Raises:
-        FormatError: written by a newer version, or no place for a store.
+        FormatError: the store was written by a newer version, or the folder holds other things.
+        MissingEntry: ``read_only``, and there is no store.
 
     Attributes:
-        collections: the data sets and masks that are kept beside the features.
-        records: of the runs that made them.
+        collections: the data sets and masks that are stored next to the features.
+        records: records of the runs that made the features.
         uses: when each entry was last used.
     """
 
@@ -80,21 +82,21 @@ class FeatureStore:
         self._codecs: dict[str, Codec] = {}
         try:
             require_format(read_group(self.objects, "").get(MARKER, {"format": 1}), self.location)
-        except MissingEntry:  # a new store, or one of the first format
+        except MissingEntry:  # a new store, or one of the first format, which had no root marker
             self._require_own_place(read_only=read_only)
 
     def _require_own_place(self, *, read_only: bool) -> None:
-        """MissingEntry or FormatError of a folder that is no store, and that may be none."""
-        if "://" in self.location and not read_only:  # whoever names a bucket finds out when it is written to
+        """Raise MissingEntry if there is no store to read, FormatError if a new store may not be created here."""
+        if "://" in self.location and not read_only:  # the first write reports a bucket that does not exist
             return
         names = self.objects.names("")
-        if any(_DIGEST.fullmatch(name) for name in names):  # of the first format, which had no marker
+        if any(_DIGEST.fullmatch(name) for name in names):  # a store of the first format, which had no root marker
             return
         if read_only:
             raise MissingEntry(f"{self.location}: no store here")
         if strangers := [name for name in names if name not in _PARTS and not _LEFT_BY_OTHERS.fullmatch(name)]:
             raise FormatError(
-                f"{self.location}: holds other things, such as {strangers[0]}; give a store its own folder"
+                f"{self.location}: holds other things, such as {strangers[0]}; give the store a folder of its own"
             )
 
     @property
@@ -102,21 +104,21 @@ class FeatureStore:
         return self.objects.location
 
     def register(self, spec: FeatureSpec, backbone: str | None = None, codebook: Codebook | None = None) -> None:
-        """Write the spec beside its features; entries may follow.
+        """Write the spec next to its features, so that entries can be written under it.
 
         Args:
-            backbone: name or place of the backbone, for those who have to find it again.
-            codebook: of the compact encoding.
+            backbone: name or location of the backbone, for those who have to find it again.
+            codebook: the codebook of a compact encoding.
 
         Raises:
-            SpecError: the encoding is compact and the codebook is not its own.
+            SpecError: the codebook of a compact encoding has to be written, and ``codebook`` is not that codebook.
         """
         known = self.is_registered(spec)
         if isinstance(spec.encoding, TransformEncoding) and (
             not known or verify_entry(self.objects, f"{spec.digest}/{CODEBOOK}")
         ):
             if codebook is None or codebook.digest != spec.encoding.codebook:
-                raise SpecError(f"the spec was coded with the codebook {spec.encoding.codebook[:12]}; register it too")
+                raise SpecError(f"the spec is encoded with the codebook {spec.encoding.codebook[:12]}; register it too")
             arrays = {name: ArrayToWrite(a, tuple("ck"[: a.ndim])) for name, a in codebook.arrays().items()}
             write_entry(self.objects, f"{spec.digest}/{CODEBOOK}", arrays, {})
         if known and (backbone is None or self.backbone_of(spec) is not None):
@@ -126,7 +128,7 @@ class FeatureStore:
         write_group(self.objects, spec.digest, {"spec": spec.model_dump(mode="json"), "backbone": backbone})
 
     def is_registered(self, spec: FeatureSpec) -> bool:
-        """Whether the spec is written beside its features, as it is."""
+        """Return whether the store holds this spec, readable and unchanged."""
         try:
             return self._read_spec(spec.digest) == spec
         except (MissingEntry, DamagedEntry):
@@ -143,13 +145,13 @@ class FeatureStore:
         return codebook_of(arrays, [block.name for block in spec.blocks], f"{self.location}: {path}")
 
     def clear(self, spec: FeatureSpec, key: Key) -> None:
-        """Remove what a writer that was killed has left of an incomplete entry; only under its claim."""
+        """Remove what a killed writer has left of an incomplete entry. The caller must hold the entry's claim."""
         path = entry_path(spec, key)
         if not self.has(spec, key) and self.objects.names(path):
             self.objects.delete(path)
 
     def codec(self, spec: FeatureSpec) -> Codec:
-        """What makes feature maps of the numbers stored under a spec."""
+        """The codec that decodes the numbers stored under a spec to feature maps."""
         if spec.digest not in self._codecs:
             from store.codecs import codec_for
 
@@ -157,12 +159,12 @@ class FeatureStore:
         return self._codecs[spec.digest]
 
     def backbone_of(self, spec: FeatureSpec) -> str | None:
-        """Name or place of the backbone that a registered spec was read from, if it was told."""
+        """Name or location of the backbone that a spec was registered with; None if none was given."""
         backbone: str | None = read_group(self.objects, spec.digest).get("backbone")
         return backbone
 
     def specs(self) -> list[FeatureSpec]:
-        """Every spec that has been registered and can be read, by digest; ``lost`` has the others."""
+        """All registered specs that can be read, sorted by digest; ``lost`` lists the others that have entries."""
         found = []
         for digest in self._digests():
             with suppress(DamagedEntry):
@@ -170,10 +172,10 @@ class FeatureStore:
         return found
 
     def spec(self, digest: str) -> FeatureSpec:
-        """The spec with this digest, or whose digest begins so.
+        """The spec whose digest is ``digest`` or begins with it.
 
         Raises:
-            MissingEntry: no such spec, or several.
+            MissingEntry: no spec matches, or several do.
         """
         found = [full for full in self._digests() if full.startswith(digest)]
         if len(found) != 1:
@@ -193,7 +195,7 @@ class FeatureStore:
         return spec
 
     def lost(self) -> list[str]:
-        """Digests below which there are entries, and whose spec is gone or damaged."""
+        """Digests under which entries are stored although their spec is missing or damaged."""
         found = []
         for digest in (name for name in self.objects.names("") if _DIGEST.fullmatch(name)):
             try:
@@ -208,15 +210,16 @@ class FeatureStore:
         return [name for name in names if self.objects.exists(f"{name}/zarr.json")]
 
     def has(self, spec: FeatureSpec, key: Key) -> bool:
-        """Whether a complete entry is there. Does not count as a use."""
+        """Return whether a complete entry is stored. Does not count as a use."""
         return self.stored_bytes(spec, key) is not None
 
     def entry(self, spec: FeatureSpec, key: Key) -> FeatureEntry:
-        """A stored entry.
+        """A stored entry, opened for reading, which counts as a use.
 
         Raises:
-            MissingEntry: never completed.
-            SpecMismatch: this view of the image is there under other specs; what the nearest differs in is told.
+            MissingEntry: it was never written, or never completed.
+            SpecMismatch: this view of the image is stored under other specs only; the message says in what the nearest
+                of them differs.
         """
         self.uses.stamp(entry_path(spec, key))
         try:
@@ -225,7 +228,7 @@ class FeatureStore:
             if (other := self.nearest_spec(spec, key)) is not None:
                 raise SpecMismatch(
                     f"{self.location}: image {key.image_id[:12]}, view {key.view}, has no features of spec "
-                    f"{spec.digest[:12]}, but of {other.digest[:12]}; they differ in\n{spec.difference(other)}"
+                    f"{spec.digest[:12]}, only of {other.digest[:12]}; they differ in\n{spec.difference(other)}"
                 ) from error
             raise MissingEntry(
                 f"{self.location}: no features of image {key.image_id[:12]}, view {key.view}, spec {spec.digest[:12]}; "
@@ -233,12 +236,12 @@ class FeatureStore:
             ) from error
 
     def nearest_spec(self, spec: FeatureSpec, key: Key) -> FeatureSpec | None:
-        """Of the other specs that have this entry the one that differs in fewest fields; None if none has."""
+        """The spec that differs in the fewest fields, among the others that have this entry; None if none has it."""
         others = [other for other in self.specs() if other.digest != spec.digest and self.has(other, key)]
         return min(others, key=lambda other: len(spec.difference(other).splitlines()), default=None)
 
     def _open(self, path: str) -> Entry:
-        """An entry; looked for once more if ``prune`` has a hand on it, which puts back what is being read."""
+        """Open an entry; if it is missing but claimed, retry once: ``prune`` restores the marker of an entry in use."""
         try:
             return Entry(self.objects, path)
         except MissingEntry:
@@ -248,17 +251,17 @@ class FeatureStore:
             return Entry(self.objects, path)
 
     def write(self, spec: FeatureSpec, key: Key, features: Features) -> int:
-        """Store one entry; the marker is written last. A compact spec must be registered before.
+        """Store one entry; its marker is written last. A compact spec must be registered first.
 
         Args:
-            features: exactly the spec's blocks, encoded as the spec says.
+            features: exactly the blocks of the spec, in its encoding.
 
         Returns:
             Bytes written.
 
         Raises:
             SpecError: blocks, shapes or types differ from the spec.
-            StoreFull: no room left.
+            StoreFull: there is no room left.
         """
         arrays = arrays_of(features, spec)
         if not self.objects.exists(f"{spec.digest}/zarr.json"):
@@ -268,20 +271,20 @@ class FeatureStore:
         return write_entry(self.objects, path, arrays, attributes_of(features, spec))
 
     def delete(self, spec: FeatureSpec, key: Key) -> None:
-        """Remove one entry: the marker first, so that it never exists half."""
+        """Remove one entry. Its marker goes first, so that no reader takes the rest for a complete entry."""
         path = entry_path(spec, key)
         self.objects.remove(f"{path}/zarr.json")
         self.objects.delete(path)
         self.uses.forget(path)
 
     def delete_image(self, spec: FeatureSpec, image_id: str, patience: float = 5.0) -> int:
-        """Remove all views of an image, complete or not; how many there were.
+        """Remove all views of an image, complete or not, and return how many there were.
 
         Args:
-            patience: seconds that are waited, in all, for whoever is making some of them.
+            patience: seconds to wait, in all, for processes that are making some of them.
 
         Raises:
-            StoreBusy: somebody is still at one; it and those after it are left.
+            StoreBusy: a process still holds the claim of a view; that view and those after it stay.
         """
         views, claims = self.objects.names(f"{spec.digest}/{image_id}"), Claims(self.objects)
         deadline = time.monotonic() + patience
@@ -292,27 +295,27 @@ class FeatureStore:
         return len(views)
 
     def keys(self, spec: FeatureSpec) -> Iterator[Key]:
-        """Keys of all entries below a spec, complete or not, by image and view."""
+        """Keys of all entries of a spec, complete or not, sorted by image and view."""
         for image_id in self.objects.names(spec.digest):
             if _DIGEST.fullmatch(image_id):
                 for view in self.objects.names(f"{spec.digest}/{image_id}"):
-                    if is_view(view):  # file managers and shares leave files of their own
+                    if is_view(view):  # file managers and network shares leave files of their own
                         yield Key(image_id, view)
 
     def stored_bytes(self, spec: FeatureSpec, key: Key) -> int | None:
-        """Stored bytes of an entry; None if it is incomplete. Does not count as a use."""
+        """Stored size of an entry in bytes; None if it is missing, incomplete or damaged. Does not count as a use."""
         try:
             return Entry(self.objects, entry_path(spec, key)).bytes
         except (MissingEntry, DamagedEntry):
             return None
 
     def verify(self, spec: FeatureSpec, key: Key) -> list[str]:
-        """Read everything of one entry; one line for each problem."""
+        """Read one entry completely and check it; returns one line for each problem."""
         return verify_entry(self.objects, entry_path(spec, key))
 
 
 def _writable(objects: Objects) -> Objects:
-    """The same place for notes of use; a Zarr store that cannot be reopened is taken as it is."""
+    """The same location, writable, to record uses in; a Zarr store that cannot be reopened is returned as it is."""
     try:
         return Objects(objects.zarr_store.with_read_only(False), objects.location)
     except NotImplementedError:

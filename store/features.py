@@ -1,7 +1,7 @@
-"""What an entry of the store holds, in memory and on disk.
+"""The contents of an entry of the store, in memory and on disk.
 
 t timesteps kept    c channels of a block    k stored planes: c, or components    h, w size of its map
-R network's square
+R side of the network's square
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from store.spec import FeatureSpec, TransformEncoding
 from store.uses import Uses
 from store.views import IDENTITY
 
-if TYPE_CHECKING:  # loading torch takes seconds; looking into a store does without
+if TYPE_CHECKING:  # importing torch takes seconds, and inspecting a store does not need it
     from store.codecs import Codec
 
 RESIDUALS = "residuals"
@@ -33,11 +33,11 @@ COMPRESSORS: dict[str, Compressor] = {
     "int8": "lz4",
     "compact": "zstd-bits",
 }
-"""Chosen from the table in docs/benchmarks.md."""
+"""Compressor of each encoding, chosen from the table in docs/benchmarks.md."""
 
 
 class Key(NamedTuple):
-    """One rendering of one image."""
+    """One view of one image, which identifies an entry among those of a spec."""
 
     image_id: str
     view: str = IDENTITY
@@ -45,14 +45,14 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Features:
-    """What one entry holds, in memory.
+    """The contents of one entry, in memory.
 
     Attributes:
-        maps: {block: Encoded (t, k, h, w)} in the spec's order of timesteps.
-        fov: bool (R, R).
-        geometry: undoes crop and resize.
+        maps: {block: Encoded (t, k, h, w)}, timesteps in the spec's order.
+        fov: bool (R, R), True inside the field of view.
+        geometry: the crop and resize, which it also undoes.
         residuals: {grid timestep: mean squared difference, inside the field of view, between the photograph in
-            [-1, 1] and the network's estimate of it there}; empty where none was made or kept.
+            [-1, 1] and the network's estimate of it at that timestep}; empty where none was computed or kept.
     """
 
     maps: Mapping[str, Encoded]
@@ -61,10 +61,10 @@ class Features:
     residuals: Mapping[int, float] = field(default_factory=dict)
 
     def at(self, spec: FeatureSpec, timesteps: Sequence[int]) -> Features:
-        """The same at some of the timesteps of their spec; themselves if these are all of them.
+        """The features at some of the timesteps of their spec; unchanged if these are all of them.
 
         Raises:
-            SpecError: the spec does not keep one.
+            SpecError: the spec does not keep one of them.
         """
         if tuple(timesteps) == spec.timesteps:
             return self
@@ -73,13 +73,13 @@ class Features:
 
 
 class FeatureEntry:
-    """A stored entry; maps are read when asked for.
+    """A stored entry, whose maps are read on request.
 
     Args:
-        entry: the entry.
-        spec: what it holds.
-        codec: makes maps of what is stored.
-        uses: stamped whenever something is read.
+        entry: the entry, opened.
+        spec: the spec of its contents.
+        codec: decodes what is stored to feature maps.
+        uses: the uses of its store, stamped whenever maps are read.
     """
 
     def __init__(self, entry: Entry, spec: FeatureSpec, codec: Codec, uses: Uses) -> None:
@@ -89,7 +89,7 @@ class FeatureEntry:
 
     @property
     def bytes(self) -> int:
-        """Stored bytes."""
+        """Stored size in bytes."""
         return self._entry.bytes
 
     @property
@@ -99,17 +99,17 @@ class FeatureEntry:
 
     @property
     def residuals(self) -> dict[int, float]:
-        """As in ``Features``; empty for entries of versions that did not keep them."""
+        """Residuals, as in ``Features``; empty for entries of versions that did not keep them."""
         return {int(t): float(value) for t, value in self._entry.attributes.get(RESIDUALS, {}).items()}
 
     def encoded(self, block: str, timesteps: Sequence[int] | None = None, out: NDArray[Any] | None = None) -> Encoded:
         """One block as it is stored, (t, k, h, w), at the given timesteps (all of the spec's if None).
 
         Args:
-            out: receives the values.
+            out: C-contiguous array that receives the values.
 
         Raises:
-            DamagedEntry: names image and block.
+            DamagedEntry: stored bytes are damaged; the message names image and block.
             SpecError: the spec has no such block or timestep.
         """
         self.spec.block(block)
@@ -123,32 +123,32 @@ class FeatureEntry:
         """Feature maps of one block, float32 (t, c, h, w), at the given timesteps (all of the spec's if None).
 
         Raises:
-            DamagedEntry: names image and block.
+            DamagedEntry: stored bytes are damaged; the message names image and block.
             SpecError: the spec has no such block or timestep.
         """
         maps: NDArray[np.float32] = self.codec.decode(block, self.encoded(block, timesteps)).numpy()
         return maps
 
     def features(self) -> Features:
-        """Everything, read and checked."""
+        """The whole entry, read and checked."""
         maps = {block.name: self.encoded(block.name) for block in self.spec.blocks}
         return Features(maps, self.fov, self.geometry, self.residuals)
 
 
 def timestep_indices(spec: FeatureSpec, timesteps: Sequence[int]) -> list[int]:
-    """Positions of timesteps in the spec; SpecError names those it does not keep."""
+    """Positions of timesteps in those of the spec; SpecError names any that it does not keep."""
     if missing := [t for t in timesteps if t not in spec.timesteps]:
         raise SpecError(f"timesteps {missing} are not kept by this spec; it keeps {spec.timesteps}")
     return [spec.timesteps.index(t) for t in timesteps]
 
 
 def entry_path(spec: FeatureSpec, key: Key) -> str:
-    """Where an entry is, below the store."""
+    """Path of an entry below the store."""
     return f"{spec.digest}/{key.image_id}/{key.view}"
 
 
 def arrays_of(features: Features, spec: FeatureSpec) -> dict[str, ArrayToWrite]:
-    """The arrays that an entry is written as; SpecError if they are not those of the spec."""
+    """The arrays to write for an entry; SpecError if they do not match the spec."""
     if set(features.maps) != {block.name for block in spec.blocks}:
         raise SpecError(f"expected blocks {[b.name for b in spec.blocks]}, got {sorted(features.maps)}")
     arrays = {}
@@ -165,7 +165,7 @@ def arrays_of(features: Features, spec: FeatureSpec) -> dict[str, ArrayToWrite]:
 
 
 def attributes_of(features: Features, spec: FeatureSpec) -> dict[str, Any]:
-    """What is kept beside an entry's arrays."""
+    """The attributes to write next to an entry's arrays."""
     attributes: dict[str, Any] = {"geometry": features.geometry.model_dump(), "timesteps": list(spec.timesteps)}
     if features.residuals:
         attributes[RESIDUALS] = {str(t): value for t, value in features.residuals.items()}

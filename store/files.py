@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole."""
+"""Atomic replacement of files, and one error for full disks."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Any
 from store.errors import StoreFull
 
 _NO_ROOM = 65536
-"""Free bytes of a disk that is full: the last blocks of one are not always given."""
+"""Free bytes below which a disk counts as full, since its last blocks cannot always be allocated."""
 
 
 @contextmanager
 def raising_store_full(path: Path) -> Iterator[None]:
-    """While in this context, StoreFull names ``path`` where its disk is full, however a library puts that.
+    """In this context, raise StoreFull, which names ``path``, if its disk is full, whatever a library raises then.
 
-    torch has a RuntimeError of a position for it, safetensors an error of its own.
+    torch raises a RuntimeError about a position in the file, safetensors an error of its own.
     """
     try:
         yield
@@ -29,12 +29,12 @@ def raising_store_full(path: Path) -> Iterator[None]:
         if isinstance(error, StoreFull) or not _is_full(path, error):
             raise
         raise StoreFull(
-            f"{path}: there is no room left on its disk; make some and run the same command again to go on"
+            f"{path}: there is no room left on its disk; free some space and run the same command again to continue"
         ) from error
 
 
 def is_disk_full(error: Exception) -> bool:
-    """Whether an operating system says that a disk or a quota is used up."""
+    """Return whether an error of the operating system says that a disk or a quota is used up."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -47,13 +47,13 @@ def _is_full(path: Path, error: Exception) -> bool:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A file to write, which takes the place of ``path`` after the context; what goes wrong leaves the former one.
+    """A temporary file to write, which replaces ``path`` after the context; if an error is raised, ``path`` stays.
 
-    Several threads, processes and machines may write the same: each has a temporary file of its own. Whoever may read
-    files that this process makes may read it: safetensors gives its files to nobody else.
+    Several threads, processes and machines may write the same path, since each has a temporary file of its own. The
+    file gets the permissions of any file that this process makes; safetensors would let only its owner read it.
 
     Raises:
-        StoreFull: there is no room for it.
+        StoreFull: there is no room for the file.
     """
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -68,13 +68,13 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 def replace_json(path: Path, content: Any) -> None:
-    """Write JSON; a process that is killed meanwhile, or finds no room, leaves the former file."""
+    """Write JSON in place of a file, which stays as it was if the process is killed meanwhile or finds no room."""
     with replaced(path) as partial:
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path, otherwise: type[Exception]) -> Any:
-    """What ``replace_json`` wrote; ``otherwise`` is raised of a file that is no JSON, and names it."""
+    """Read what ``replace_json`` wrote; if the file is not JSON, raise ``otherwise``, which names it."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -1,12 +1,12 @@
-"""Where a photograph's pixels go on their way to the network, and how they come back.
+"""The mapping of a photograph's pixels to the network's square, and back.
 
 H, W  native size of the photograph
 R     side of the square that the network sees
 box   the part of the photograph that becomes that square: (top, left, height, width) in native
-      pixels; it may reach beyond the photograph, what lies outside is black
+      pixels; it may reach beyond the photograph, where it is black
 
 Pixel centres are at half-integers on both sides (the convention of OpenCV and of
-``torch.nn.functional.interpolate(align_corners=False)``), so no map is shifted by resizing.
+``torch.nn.functional.interpolate(align_corners=False)``), so resizing shifts no map.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Interpolation(IntEnum):
-    """How values between pixels are found."""
+    """How values between pixels are interpolated."""
 
     NEAREST = cv2.INTER_NEAREST_EXACT
     LINEAR = cv2.INTER_LINEAR
@@ -31,7 +31,7 @@ class Interpolation(IntEnum):
 class Geometry(BaseModel):
     """The crop and resize between a native image (H, W) and the network's square (R, R).
 
-    ``restore(apply(image))`` lands every value on the pixel it came from; pixels outside the box
+    ``restore(apply(image))`` returns every value to the pixel it came from; pixels outside the box
     are filled.
     """
 
@@ -58,7 +58,7 @@ class Geometry(BaseModel):
 
     @classmethod
     def whole(cls, height: int, width: int, resolution: int) -> Geometry:
-        """The whole photograph squeezed to the square, whatever its shape."""
+        """The whole photograph resized to the square, whatever its aspect ratio."""
         return cls(height=height, width=width, top=0, left=0, box_height=height, box_width=width, resolution=resolution)
 
     @classmethod
@@ -87,11 +87,11 @@ class Geometry(BaseModel):
 
     @property
     def scale(self) -> tuple[float, float]:
-        """Native pixels for one pixel of the network, (vertical, horizontal)."""
+        """Native pixels per pixel of the network's square, (vertical, horizontal)."""
         return self.box_height / self.resolution, self.box_width / self.resolution
 
     def crop(self, native: NDArray[np.generic], fill: float = 0) -> NDArray[np.generic]:
-        """(H, W[, k]) -> (box_height, box_width[, k]), same dtype; ``fill`` outside the photograph."""
+        """Crop to the box: (H, W[, k]) -> (box_height, box_width[, k]), same dtype; ``fill`` outside the photograph."""
         self._expect(native, (self.height, self.width), "native")
         box = np.full((self.box_height, self.box_width, *native.shape[2:]), fill, dtype=native.dtype)
         inside, source = self._overlap()
@@ -101,13 +101,13 @@ class Geometry(BaseModel):
     def apply(
         self, native: NDArray[np.generic], interpolation: Interpolation = Interpolation.AREA, fill: float = 0
     ) -> NDArray[np.generic]:
-        """(H, W[, k]) -> (R, R[, k]), same dtype."""
+        """Crop and resize: (H, W[, k]) -> (R, R[, k]), same dtype; ``fill`` outside the photograph."""
         return _resize(self.crop(native, fill), self.resolution, self.resolution, interpolation)
 
     def restore(
         self, square: NDArray[np.generic], interpolation: Interpolation = Interpolation.NEAREST, fill: float = 0
     ) -> NDArray[np.generic]:
-        """(R, R[, k]) -> (H, W[, k]), same dtype; ``fill`` outside the crop box."""
+        """Undo ``apply``: (R, R[, k]) -> (H, W[, k]), same dtype; ``fill`` outside the crop box."""
         self._expect(square, (self.resolution, self.resolution), "network")
         box = _resize(square, self.box_height, self.box_width, interpolation)
         native = np.full((self.height, self.width, *square.shape[2:]), fill, dtype=square.dtype)
@@ -136,8 +136,8 @@ def _resize(array: NDArray[np.generic], height: int, width: int, interpolation: 
     if as_stored == np.bool_:
         array = array.astype(np.uint8)
     if interpolation == Interpolation.AREA and (height > array.shape[0] or width > array.shape[1]):
-        interpolation = Interpolation.LINEAR  # INTER_AREA means nearest when it enlarges
+        interpolation = Interpolation.LINEAR  # INTER_AREA falls back to nearest neighbour when enlarging
     resized = cv2.resize(np.ascontiguousarray(array), (width, height), interpolation=int(interpolation))
     if array.ndim == 3 and resized.ndim == 2:
-        resized = resized[..., None]  # OpenCV drops a channel axis of one
+        resized = resized[..., None]  # OpenCV drops a channel axis of length one
     return resized.astype(as_stored) if as_stored == np.bool_ else resized

@@ -1,4 +1,4 @@
-"""Ctrl-C, a scheduler's SIGTERM or a closed terminal, at a border of the work instead of in its middle."""
+"""Stopping on Ctrl-C, a scheduler's SIGTERM or a closed terminal, but only between two pieces of work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stop:
-    """Asked between pieces of work; set by the first Ctrl-C, SIGTERM or SIGHUP. A second one interrupts at once."""
+    """A request to stop, checked between pieces of work. The first signal sets it, a second one interrupts at once."""
 
     def __init__(self) -> None:
         self._requested = threading.Event()
@@ -22,17 +22,19 @@ class Stop:
         return self._requested.is_set()
 
     def request(self) -> None:
-        """Let what is in flight be finished, and nothing new be begun."""
+        """Request a stop: work in flight is to be finished, and nothing new to be started."""
         self._requested.set()
 
     @contextmanager
     def on_interrupt(self, say: Callable[[], None], *, alone: bool = True) -> Iterator[None]:
-        """While in this context, these signals ask instead of interrupting; only the main thread can listen.
+        """In this context, SIGINT, SIGTERM and SIGHUP request a stop instead of interrupting.
+
+        Only the main thread can handle signals; in any other thread this does nothing.
 
         Args:
-            say: called when the first one comes.
-            alone: False where several processes work together, which could not agree on where to stop: then signals
-                interrupt.
+            say: called at the first signal.
+            alone: False where several processes work together, which could not agree on where to stop; signals then
+                interrupt as usual.
         """
         if not alone or threading.current_thread() is not threading.main_thread():
             yield
@@ -45,8 +47,8 @@ class Stop:
             with suppress(OSError):  # the terminal is gone
                 say()
 
-        # Under nohup a closed terminal means nothing. SIGINT is heard, though scripts let background jobs ignore it:
-        # whoever sends it to one means it.
+        # Under nohup, a closed terminal must not stop the work. SIGINT is handled even though shell scripts make
+        # background jobs ignore it: whoever sends it to such a job means it.
         nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         heard = [number for number in _SIGNALS if not (nohup and number == signal.SIGHUP)]
         before = [signal.signal(number, on_signal) for number in heard]

@@ -1,4 +1,4 @@
-"""Numba's decorators with types: what is compiled keeps the signature that it is written with."""
+"""Numba's decorators with types: to type checkers, a compiled function keeps the signature it is written with."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Doubles = NDArray[np.float64]
 def kernel(
     *, parallel: bool = False, fastmath: bool = False, error_model: Literal["python", "numpy"] = "python"
 ) -> Callable[[F], F]:
-    """Compile a function when it is first called, for all later processes, too; it runs without the GIL.
+    """Compile a function at its first call and cache it on disk for later processes; it runs without the GIL.
 
     Args:
-        parallel: ``prange`` is spread over threads.
-        fastmath: sums may be taken in another order, and nothing is looked for that is no number.
-        error_model: ``numpy`` divides by zero as IEEE 754 does, where Python raises.
+        parallel: distribute ``prange`` over threads.
+        fastmath: allow sums to be reordered, and assume that no number is NaN or infinite.
+        error_model: ``numpy`` divides by zero as IEEE 754 does, ``python`` raises.
     """
     compiled: Callable[[F], F] = numba.njit(
         parallel=parallel, fastmath=fastmath, error_model=error_model, cache=True, nogil=True
@@ -32,12 +32,15 @@ def kernel(
 
 
 def inlined(*, fastmath: bool = False) -> Callable[[F], F]:
-    """Compile a function into each kernel that calls it. A change of it must touch these: Numba's cache sees none."""
+    """Compile a function into each kernel that calls it.
+
+    When it changes, touch the files of those kernels, too: Numba's cache looks for changes in no others.
+    """
     compiled: Callable[[F], F] = numba.njit(inline="always", fastmath=fastmath)
     return compiled
 
 
 def intrinsic(generate: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of kernels whose instructions are written down by hand: without the context that Numba hands over."""
+    """Make a function for kernels of a generator of LLVM code; kernels call it without Numba's typing context."""
     compiled: Callable[..., Any] = extending.intrinsic(generate)
     return compiled

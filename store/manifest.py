@@ -1,7 +1,7 @@
-"""What stands beside a model's weights: its training data, its figures, and the sha256 of every file.
+"""The manifest stored next to a model's weights: its training data, metrics, and the sha256 of every file.
 
-A model is a folder. ``manifest.json`` in it is written last, by ``seal``; whoever loads a file of the folder asks
-``require_intact`` first. A folder without a manifest is one of the user's own and is loaded as it is.
+A model is a folder. ``seal`` writes ``manifest.json`` into it, after all other files; whoever loads a file of the
+folder calls ``require_intact`` first. A folder without a manifest is one of the user's own and is loaded as it is.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class TrainingData(BaseModel):
-    """Photographs that a model has learnt from.
+    """Photographs on which a model was trained.
 
     Attributes:
-        name: of the data set, with its part.
-        photographs: how many.
-        terms: under which they were found.
+        name: name of the data set and its part.
+        photographs: number of photographs.
+        terms: licence or terms under which they were published.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,12 +42,12 @@ class TrainingData(BaseModel):
 
 
 class Figure(BaseModel):
-    """One number that was measured on photographs the model has not seen.
+    """One metric, measured on photographs that the model has not seen.
 
     Attributes:
         where: data set, part and number of photographs.
-        metric: such as ``Dice of vessel``.
-        value: between 0 and 1; as text in points of 100.
+        metric: name of the metric, such as ``Dice of vessel``.
+        value: between 0 and 1; shown as text in points of 100.
         interval: 95 % bootstrap interval over photographs.
     """
 
@@ -61,7 +61,7 @@ class Figure(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _in_points_of_earlier_versions(cls, figure: Any) -> Any:
-        """Manifests were sealed with points of 100 before; what is above 1 is such a one."""
+        """Convert a figure of earlier manifests, which were in points of 100: any with a number above 1."""
         if not isinstance(figure, dict):
             return figure
         numbers = [figure.get("value"), *(figure.get("interval") or ())]
@@ -77,7 +77,7 @@ class Figure(BaseModel):
 
 
 class SealedFile(BaseModel):
-    """One file as it was when the folder was sealed."""
+    """Checksum and size of a file when its folder was sealed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -86,15 +86,15 @@ class SealedFile(BaseModel):
 
 
 class Manifest(BaseModel):
-    """Where a model comes from and what belongs to it.
+    """Where a model comes from and which files belong to it.
 
     Attributes:
-        summary: one line: what it is for.
-        data: what it has learnt from.
-        figures: how well it does.
-        licence: of the weights.
-        fingerprint: of a backbone, which features' specs name; None of an interpreter.
-        files: {name: file}, all JSON and safetensors files of the folder but this one.
+        summary: one line that says what the model is for.
+        data: the photographs on which it was trained.
+        figures: its metrics.
+        licence: licence of the weights.
+        fingerprint: fingerprint of a backbone, which the specs of its features name; None for an interpreter.
+        files: {name: file} for all JSON and safetensors files of the folder except the manifest.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -108,11 +108,11 @@ class Manifest(BaseModel):
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
+        """Size of all files in bytes."""
         return sum(file.size for file in self.files.values())
 
     def sha256_of(self, name: str) -> str | None:
-        """Of a sealed file; None of any other."""
+        """The sha256 of a sealed file; None for any other file."""
         return self.files[name].sha256 if name in self.files else None
 
 
@@ -134,7 +134,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def seal(folder: Path, manifest: Manifest) -> Manifest:
-    """Write a manifest with the sha256 of the folder's files as they are now; returns it."""
+    """Write a manifest with the sha256 of the folder's files as they are now, and return it."""
     found = sorted(p for p in folder.iterdir() if p.suffix in _SEALED and p.name != MANIFEST_FILE)
     files = {p.name: SealedFile(sha256=_sha256(p), size=p.stat().st_size) for p in found}
     sealed = manifest.model_copy(update={"files": files})
@@ -144,12 +144,12 @@ def seal(folder: Path, manifest: Manifest) -> Manifest:
 
 
 def require_intact(folder: Path, *names: str, otherwise: type[Exception] = DamagedModel) -> None:
-    """Compare files that are about to be loaded with the folder's manifest; nothing is asked where there is none.
+    """Compare files that are about to be loaded with the folder's manifest; without a manifest nothing is checked.
 
     Args:
-        names: of files; those that are absent and were never sealed are left to whoever needs them.
-        otherwise: raised, and says so, if a file is gone, differs from the one that was sealed, or was never sealed,
-            and if the manifest cannot be read.
+        names: names of the files. One that is absent and was never sealed is no error here; its reader may raise one.
+        otherwise: exception to raise if a sealed file is missing, if a file differs from the sealed one or was never
+            sealed, or if the manifest cannot be read.
     """
     try:
         problem = _damage(folder, names)
@@ -160,7 +160,12 @@ def require_intact(folder: Path, *names: str, otherwise: type[Exception] = Damag
 
 
 def read_intact(folder: Path, otherwise: type[Exception] = DamagedModel) -> Manifest | None:
-    """The manifest, once all files that it names were compared; ``otherwise`` as of ``require_intact``."""
+    """The manifest of a folder, after comparing all files that it names; None if the folder has none.
+
+    Raises:
+        DamagedModel: the manifest cannot be read.
+        otherwise: a file is missing or differs, as in ``require_intact``.
+    """
     manifest = read_manifest(folder)
     if manifest is not None:
         require_intact(folder, *manifest.files, otherwise=otherwise)
@@ -168,7 +173,7 @@ def read_intact(folder: Path, otherwise: type[Exception] = DamagedModel) -> Mani
 
 
 def _damage(folder: Path, names: Iterable[str]) -> str | None:
-    """The first file that is not what it was; None if all are."""
+    """A message about the first of these files that is not as it was sealed; None if all are."""
     manifest = read_manifest(folder)
     if manifest is None:
         return None

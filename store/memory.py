@@ -1,10 +1,10 @@
-"""Memory of long work on CPUs, kept by the process instead of handed back and fetched again.
+"""Keeping the memory of long CPU work in the process instead of returning it to the system and fetching it again.
 
-A network at 512 pixels makes and drops hundreds of tensors of tens of megabytes. glibc takes each from the
-system and returns it, and the system clears every page anew: a third of a training step on two cores.
+A network at 512 pixels allocates and frees hundreds of tensors of tens of megabytes. glibc takes each from the
+system and returns it, and the system clears every page again: a third of a training step on two cores.
 
-What is kept may come to lie in pieces. Tensors are aligned, and glibc 2.36 finds no room for them in many a hole
-that would do: training on maps of 15 MB grew by 25 MB a step, to 9 GB, of which 0.4 GB were in use.
+Memory that is kept may become fragmented. Tensors are aligned, and glibc 2.36 does not place them in many a hole
+that would fit: training on maps of 15 MB grew by 25 MB a step, to 9 GB, of which 0.4 GB were in use.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import ctypes
 import os
 from pathlib import Path
 
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # values in glibc's malloc.h
 SLACK = 1 << 30
-"""Bytes of holes that are nobody's trouble."""
+"""Bytes of holes that are tolerated in any case."""
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep what it frees for what it asks for next; whether the C library was told.
+    """Let this process keep freed memory for its next allocations; return whether the C library accepted that.
 
-    The process grows to the largest step, and beyond it where memory comes to lie in pieces: ``Holes``.
+    The process grows to the size of its largest step, and beyond it if memory becomes fragmented: see ``Holes``.
     """
     libc = _glibc()
     options = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_ARENA_MAX, 1))
@@ -29,12 +29,12 @@ def keep_freed_memory() -> bool:
 
 
 class Holes:
-    """What was freed and does not fit what is asked for: handed back once it is as much as a step needs.
+    """Returns fragmented free memory to the system once it is as much as a step needs.
 
-    For work whose steps are alike, as training's are. Without glibc, or without /proc, nothing is done.
+    For work whose steps are alike, such as training. Without glibc, or without /proc, nothing is done.
 
     Args:
-        slack: bytes that are kept in any case.
+        slack: bytes of free memory that are kept in any case.
     """
 
     def __init__(self, slack: int = SLACK) -> None:
@@ -43,11 +43,11 @@ class Holes:
         self._libc = _glibc()
 
     def after_step(self) -> bool:
-        """To be called where little is in use; whether holes were handed back."""
+        """Call after a step, when little memory is in use; returns whether holes were returned to the system."""
         if self._libc is None:
             return False
         resident = resident_bytes()
-        if self._needed is None:  # the first step, or the first one without holes: all of this is what a step needs
+        if self._needed is None:  # the first step, or the first after a trim: no holes yet, all of it is needed
             self._needed = resident
         if resident <= self._needed + max(self._needed, self._slack):
             return False
@@ -57,7 +57,7 @@ class Holes:
 
 
 def resident_bytes() -> int:
-    """Bytes of memory that this process takes now; 0 where the system does not tell."""
+    """Resident memory of this process in bytes; 0 if the system does not tell."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except (OSError, ValueError):

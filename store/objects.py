@@ -1,7 +1,7 @@
 """Whole objects of a Zarr store, read and written synchronously.
 
-The one place that touches zarr's asynchronous store interface. Every ``put`` is atomic: local
-files are renamed into place, object storage replaces objects as a whole.
+The only module that uses zarr's asynchronous store interface. Every ``put`` is atomic: local
+files are renamed into place, and object storage replaces objects as a whole.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from store.files import is_disk_full
 
 T = TypeVar("T")
 HEALTH = "health"
-"""Below it something is written to find out whether it can be."""
+"""Prefix of the small objects that are written to find out whether the store is writable."""
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -38,10 +38,10 @@ class Objects:
 
     Args:
         zarr_store: local folder, memory, object storage or any other Zarr store.
-        location: for messages.
+        location: the location, as messages show it.
 
-    Every method raises StoreUnavailable where object storage refuses or does not answer, after
-    the retries that its client makes by itself.
+    Every method raises StoreUnavailable if object storage refuses access or does not answer, after
+    its client's own retries.
     """
 
     def __init__(self, zarr_store: Store, location: str) -> None:
@@ -51,7 +51,7 @@ class Objects:
 
     def get(self, key: str) -> bytes:
         """All bytes of one object; MissingEntry if there is none."""
-        if self._folder is not None:  # without the detour over the event loop, which costs two copies
+        if self._folder is not None:  # not through zarr's event loop, which would cost two copies
             try:
                 return (self._folder / key).read_bytes()
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
@@ -62,9 +62,9 @@ class Objects:
         return buffer.to_bytes()
 
     def get_range(self, key: str, start: int, length: int) -> NDArray[np.uint8]:
-        """Some bytes of one object, fewer where it ends before; MissingEntry if there is none."""
+        """``length`` bytes of one object from ``start``, fewer if it ends before; MissingEntry if there is none."""
         if self._folder is not None:
-            data = np.empty(length, np.uint8)  # an array: what large ``bytes`` cost in page faults is seen in training
+            data = np.empty(length, np.uint8)  # page faults of large ``bytes`` objects slow training down
             try:
                 with (self._folder / key).open("rb", buffering=0) as file:
                     file.seek(start)
@@ -86,7 +86,7 @@ class Objects:
         return np.frombuffer(buffer.to_bytes(), np.uint8)
 
     def put(self, key: str, *parts: bytes) -> None:
-        """Write or replace one object, whose bytes may come in parts; StoreFull if there is no room."""
+        """Write or replace one object, given in one or more parts; StoreFull if there is no room."""
         with self._room_for(key):
             if self._folder is not None and not self.zarr_store.read_only:
                 _replace(self._folder / key, parts)
@@ -94,13 +94,13 @@ class Objects:
             self._wait(self.zarr_store.set(key, default_buffer_prototype().buffer.from_bytes(b"".join(parts))))
 
     def create(self, key: str, data: bytes) -> bool:
-        """Write one object unless there is one already; of several at once, one succeeds.
+        """Write one object unless it exists already; of several concurrent calls, one succeeds.
 
         Args:
-            data: must differ from what others write, so that a lost answer can be told from a lost race.
+            data: must differ from what others write, so that a lost response can be told from a lost race.
 
         Returns:
-            Whether the object is now this one.
+            Whether the stored object is now this one.
         """
         with self._room_for(key):
             try:
@@ -111,17 +111,17 @@ class Objects:
                 self._create_without_links(key, data)
         try:
             return self.get(key) == data
-        except MissingEntry:  # whoever held it has just removed it
+        except MissingEntry:  # its owner has just removed it
             return False
 
     def _create_without_links(self, key: str, data: bytes) -> None:
-        """On file systems without hard links a reader may see the object before it is filled."""
+        """For file systems without hard links, where a reader may see the object before it is filled."""
         assert self._folder is not None
         with contextlib.suppress(FileExistsError), (self._folder / key).open("xb") as file:
             file.write(data)
 
     def require_writable(self) -> None:
-        """Write something small and remove it; raises what ``put`` does."""
+        """Write a small object and remove it again; raises what ``put`` raises."""
         name = f"{HEALTH}/{uuid.uuid4().hex}"
         self.put(name, b"alive")
         self.remove(name)
@@ -146,16 +146,16 @@ class Objects:
         return sorted(self._wait(_collected(lambda: self.zarr_store.list_prefix(f"{prefix}/" if prefix else ""))))
 
     def remove(self, key: str) -> None:
-        """Remove one object, if it is there."""
+        """Remove one object, if it exists."""
         self._wait(self.zarr_store.delete(key))
 
     def delete(self, prefix: str) -> None:
         """Remove everything below a prefix."""
-        with contextlib.suppress(FileNotFoundError):  # another process removes the same
+        with contextlib.suppress(FileNotFoundError):  # another process is removing the same objects
             self._wait(self.zarr_store.delete_dir(prefix))
 
     def free_bytes(self) -> int | None:
-        """Bytes free where the objects are; None where that cannot be known."""
+        """Free bytes on the disk of a local store; None for other storage, where that cannot be known."""
         if self._folder is None:
             return None
         folder = self._folder.absolute()
@@ -169,7 +169,7 @@ class Objects:
         except _client_errors() as error:
             reason = str(error).strip().splitlines()[0]
             raise StoreUnavailable(
-                f"{self.location}: the object storage refuses or does not answer ({reason}); check endpoint and "
+                f"{self.location}: the object storage refuses access or does not answer ({reason}); check endpoint and "
                 "credentials (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...) and run the same command again"
             ) from error
 
@@ -183,13 +183,13 @@ class Objects:
             if is_disk_full(error):
                 raise StoreFull(
                     f"{self.location}: no room left while writing {key}; free some space and run the same command "
-                    "again, it goes on where it stopped"
+                    "again; it continues where it stopped"
                 ) from error
             raise
 
 
 def _replace(path: Path, parts: Iterable[bytes]) -> None:
-    """Write a file and rename it into place, under a name meanwhile that zarr would give it, too."""
+    """Write a file under a temporary name, of the form that zarr uses too, and rename it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")
     try:
@@ -203,7 +203,7 @@ def _replace(path: Path, parts: Iterable[bytes]) -> None:
 
 
 def _write_all(file: RawIOBase, data: bytes) -> None:
-    """One call writes at most 2 GiB, and less where room ends; the next one then says so."""
+    """Write all of ``data``: one call writes at most 2 GiB, and less if the disk fills up; the next one then raises."""
     left = memoryview(data)
     while left:
         left = left[file.write(left) :]
@@ -214,7 +214,7 @@ async def _collected(start: Callable[[], AsyncIterator[T]]) -> list[T]:
 
 
 def _client_errors() -> tuple[type[Exception], ...]:
-    """The errors of the object storage client, if one has been loaded; a missing object is none of them."""
+    """The exceptions of the object storage client, if it has been imported; not that of a missing object."""
     module = sys.modules.get("obstore.exceptions")
     if module is None:
         return ()
@@ -222,11 +222,11 @@ def _client_errors() -> tuple[type[Exception], ...]:
 
 
 def open_objects(location: str | Path | Store, *, read_only: bool = False) -> Objects:
-    """Objects of a local folder, of ``memory://``, of ``s3://bucket/prefix`` or of a Zarr store made elsewhere.
+    """Open a local folder, ``memory://``, ``s3://bucket/prefix`` or an existing Zarr store.
 
     Raises:
-        MissingEntry: read-only, and the folder does not exist.
-        FormatError: a URL of a kind that is not supported.
+        MissingEntry: ``read_only``, and the folder does not exist.
+        FormatError: the URL is of an unsupported kind, the path is a file, or obstore is not installed.
     """
     if isinstance(location, Store):
         return Objects(location, str(location))
@@ -247,7 +247,7 @@ def open_objects(location: str | Path | Store, *, read_only: bool = False) -> Ob
 
 
 def _s3(url: str, read_only: bool) -> Store:
-    """S3 or what speaks like it; endpoint, region and credentials by the usual environment variables."""
+    """S3 or a compatible service; endpoint, region and credentials come from the usual environment variables."""
     try:
         from obstore.store import S3Store
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Many small reads at once: what walks a store waits for a disk or a network most of the time."""
+"""Many small reads at once, since walking a store mostly means waiting for a disk or a network."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ AT_ONCE = 8
 
 
 def in_parallel(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Results in the order of the items, a few of which are looked at ahead.
+    """The results of ``work`` in the order of the items, computed a few items ahead.
 
-    Behind an error, or when nobody wants more, nothing else is begun.
+    After an error, or when the caller stops iterating, no further item is started.
     """
     waiting: deque[Future[R]] = deque()
     with ThreadPoolExecutor(AT_ONCE) as pool:

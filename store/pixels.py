@@ -1,8 +1,8 @@
-"""Photographs as entries of their own: what networks on pixels, the plain controls, read instead of features.
+"""Photographs as entries of their own, which networks on pixels, the plain controls, read instead of features.
 
-The map ``pixels`` is the photograph as a backbone is shown it, RGB in [-1, 1]: cropped, equalised and without colour
-where its features' photographs are. So networks on pixels are given nothing less, and are trained, stored and scored
-by the same code as those on features.
+The map ``pixels`` is the photograph as a backbone sees it, RGB in [-1, 1]: cropped, equalised or without colour if the
+photographs of the features are. Networks on pixels thus get the same input, and are trained, stored and scored by the
+same code as networks on features.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import hashlib
 from store.spec import Block, FeatureSpec, FloatEncoding, Preprocessing
 
 PIXELS = "pixels"
-"""The map, and what is said to have made it."""
+"""Name of the map, and of the backbone with which such specs are registered."""
 
 
 def spec_of_pixels(resolution: int, preprocessing: Preprocessing) -> FeatureSpec:
-    """The spec of photographs that are prepared so; no network made them.
+    """The spec of photographs with this preprocessing, which no network made.
 
-    Its ``backbone`` changes whenever what is stored does: those of the first edition were not equalised.
+    The text that is hashed to ``backbone`` must change whenever the stored values do: those of the first version were
+    not equalised.
     """
     return FeatureSpec(
         backbone=hashlib.sha256(b"photographs as prepared").hexdigest(),
@@ -34,5 +35,5 @@ def spec_of_pixels(resolution: int, preprocessing: Preprocessing) -> FeatureSpec
 
 
 def holds_pixels(spec: FeatureSpec) -> bool:
-    """Whether what is read are photographs."""
+    """Return whether the entries of a spec hold photographs instead of features."""
     return any(block.name == PIXELS for block in spec.blocks)

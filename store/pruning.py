@@ -1,8 +1,8 @@
-"""Making room: the entries that were used least recently go first, and none that is being read or made.
+"""Making room: the least recently used entries are removed first, and none that is being read or made.
 
-Readers stamp an entry before they open it (``store.uses``). An entry is taken away under a claim, so that
-nobody makes it meanwhile: its marker goes, its stamp is looked at once more, its bytes go. A reader that
-came before the second look is seen there, and the marker is put back; one that comes later finds no entry.
+Readers stamp an entry before they open it (``store.uses``). An entry is removed under its claim, so that
+nobody makes it meanwhile: its marker is removed, its stamp is read again, and its data are removed. A reader
+that came before that second look is noticed, and the marker is put back; one that comes later finds no entry.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from store.uses import GRACE
 
 
 class StoredEntry(NamedTuple):
-    """An entry with its size and when it was last used (seconds since 1970)."""
+    """An entry with its size in bytes and the time of its last use (seconds since 1970)."""
 
     spec: FeatureSpec
     key: Key
@@ -32,7 +32,7 @@ class StoredEntry(NamedTuple):
 
 
 def stored_entries(store: FeatureStore, specs: Iterable[FeatureSpec]) -> list[StoredEntry]:
-    """All entries of some specs, the least recently used first."""
+    """All entries of some specs: incomplete ones first, then the least recently used first."""
     entries = [(spec, key) for spec in specs for key in store.keys(spec)]
     found = in_parallel(lambda entry: _stored(store, *entry), entries)
     return sorted(found, key=lambda entry: (entry.complete, entry.used, entry.key))
@@ -51,14 +51,15 @@ def to_prune(
     older_than: float | None = None,
     now: float | None = None,
 ) -> list[StoredEntry]:
-    """Which entries have to go, the least recently used first.
+    """The entries to remove, in the order given.
 
-    Incomplete entries go in any case; whatever was used within ``GRACE`` seconds stays in any case.
+    Entries that were used within ``GRACE`` seconds always stay; of the others, incomplete ones are always removed.
 
     Args:
-        entries: all of them, the least recently used first.
-        max_bytes: what may stay, in all.
-        older_than: seconds; whatever was not used for longer goes.
+        entries: all entries, in the order of ``stored_entries``.
+        max_bytes: total size that may stay.
+        older_than: seconds; entries whose last use is longer ago are removed.
+        now: seconds since 1970; the current time if None.
     """
     now = time.time() if now is None else now
     total = sum(entry.bytes for entry in entries)
@@ -77,7 +78,7 @@ def to_prune(
 def prune(
     store: FeatureStore, entries: Iterable[StoredEntry], advance: Callable[[], None] | None = None
 ) -> list[StoredEntry]:
-    """Remove entries, but those that somebody reads or makes since they were listed; returns what was removed."""
+    """Remove entries, except those read or made since they were listed, and return the removed ones."""
     removed = []
     with Claims(store.objects) as claims:
         for entry in entries:
@@ -107,6 +108,6 @@ def _remove(store: FeatureStore, path: str, entry: StoredEntry) -> bool:
 def _bytes_below(store: FeatureStore, path: str) -> int:
     total = 0
     for key in store.objects.keys(path):
-        with suppress(MissingEntry):  # a file that its writer has renamed since
+        with suppress(MissingEntry):  # a temporary file that its writer has since renamed
             total += store.objects.size(key)
     return total

@@ -1,4 +1,4 @@
-"""How entries were made: one record for each run that writes features.
+"""Run records, which say how entries were made: one for each run that writes features.
 
 <store>/runs/<started>-<number>/zarr.json
 """
@@ -32,16 +32,16 @@ class RunRecord(BaseModel):
     """One run of ``extractor run``.
 
     Attributes:
-        spec: digest of what was extracted.
+        spec: digest of the spec that was extracted.
         dataset: name of the data set in the store.
         options: the command's options, such as {"dataset": "stare:/data/STARE", "views": "identity"}; the
             same command makes the same entries again.
-        device: the network ran on it.
-        versions: of this package and of those that decide the numbers.
-        started: UTC, ISO 8601.
-        finished: the same; None while it runs, and for ever if it was killed.
-        counts: what it did.
-        seconds: where the time went.
+        device: device on which the network ran.
+        versions: versions of this package and of those that determine the numbers.
+        started: start of the run, UTC, ISO 8601.
+        finished: end of the run, likewise; None while it runs, and for good if it was killed.
+        counts: what the run did, such as {"extracted": 20, "failed": 1}.
+        seconds: {stage: seconds spent in it}.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -58,7 +58,7 @@ class RunRecord(BaseModel):
     seconds: dict[str, float] = Field(default_factory=dict)
 
     def done(self, counts: dict[str, int], seconds: dict[str, float]) -> RunRecord:
-        """This record at the end of its run."""
+        """A copy of this record, completed at the end of its run."""
         return self.model_copy(update={"finished": _now(), "counts": counts, "seconds": seconds})
 
 
@@ -73,11 +73,11 @@ class Records:
         write_group(self._objects, f"{RUNS}/{record.name}", {"run": record.model_dump(mode="json")})
 
     def all(self) -> list[RunRecord]:
-        """Every record that can be read, the oldest first."""
+        """All records that can be read, oldest first."""
         return [record for _, record in self.checked() if isinstance(record, RunRecord)]
 
     def checked(self) -> Iterator[tuple[str, RunRecord | DamagedEntry]]:
-        """The name of every record, with what it says or what is wrong with it."""
+        """The name of every record, with the record itself or the error that describes its damage."""
         for name in self._objects.names(RUNS):
             if self._objects.exists(f"{RUNS}/{name}/zarr.json"):
                 try:

@@ -1,7 +1,7 @@
-"""Damage found, and put right: the runs that made what is damaged are run again.
+"""Finding damage and repairing it by running again the runs that made the damaged parts.
 
-Nothing is thrown away for that. What is damaged loses its marker while they run, and gets it back if
-they do not make it anew.
+Nothing is deleted for that. A damaged part loses its marker while they run, and gets it back if they do
+not make the part again.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from store.spec import FeatureSpec, TransformEncoding
 
 
 class CheckedPart(NamedTuple):
-    """One thing that was read from end to end.
+    """One part of a store that was read completely.
 
     Attributes:
-        path: below the store.
-        problems: one line each; empty if all is well.
-        spec: whose it is; None for data sets and masks, which belong to every spec.
-        key: of an entry.
+        path: its path below the store.
+        problems: one line each; empty if there are none.
+        spec: the spec it belongs to; None for data sets, masks and run records, which belong to no single spec.
+        key: the key of an entry; None for any other part.
     """
 
     path: str
@@ -39,16 +39,16 @@ class CheckedPart(NamedTuple):
 
 
 def count_parts(store: FeatureStore, specs: Sequence[FeatureSpec]) -> int:
-    """How many things ``check`` will read."""
+    """Number of parts that ``check`` will read, apart from missing masks and damaged run records."""
     coded = sum(isinstance(spec.encoding, TransformEncoding) for spec in specs)
     entries = sum(1 for spec in specs for _ in store.keys(spec))
     return coded + entries + len(store.collections.masks()) + len(store.collections.names())
 
 
 def check(store: FeatureStore, specs: Sequence[FeatureSpec]) -> Iterator[CheckedPart]:
-    """Read the codebooks and entries of some specs, and all data sets and masks.
+    """Read the codebooks and entries of some specs, and all data sets, run records and masks.
 
-    An entry that somebody is making at this moment is no problem.
+    Run records are yielded only if damaged. An entry that is being made at this moment has no problems.
     """
     claims = Claims(store.objects)
     for spec in specs:
@@ -79,13 +79,13 @@ def _checked(store: FeatureStore, claims: Claims, path: str, spec: FeatureSpec, 
 
 
 def lost_specs(store: FeatureStore) -> list[str]:
-    """Folders of features whose spec is gone or damaged: nothing below them can be used."""
+    """One line for each folder of features that cannot be used, as its spec is missing or damaged."""
     return [f"{digest}: its spec is gone; `extractor run` with the same options writes it" for digest in store.lost()]
 
 
 @contextmanager
 def set_aside(store: FeatureStore, damaged: Iterable[CheckedPart]) -> Iterator[None]:
-    """While in this context, what is damaged does not exist; what was not made anew is put back as it was."""
+    """Remove the markers of damaged parts in this context; then put back those of parts that were not made again."""
     markers = {}
     for one in damaged:
         key = f"{one.path}/zarr.json"
@@ -103,7 +103,7 @@ def set_aside(store: FeatureStore, damaged: Iterable[CheckedPart]) -> Iterator[N
 def runs_that_made(
     store: FeatureStore, damaged: Sequence[CheckedPart]
 ) -> tuple[list[RunRecord], list[CheckedPart], list[CheckedPart]]:
-    """The runs that have to be run again, each once; what they may make; what no recorded run made."""
+    """The runs to run again, each once; the damaged parts that they may make; those that no recorded run made."""
     records = store.records.all()
     chosen: dict[tuple[tuple[str, str | bool], ...], RunRecord] = {}
     made: list[CheckedPart] = []
@@ -117,7 +117,7 @@ def runs_that_made(
 
 
 def command_of(record: RunRecord, location: str) -> ExtractionCommand:
-    """The command that repeats a run; StoreError if the record is no such thing."""
+    """The command that repeats a run; StoreError if the record holds an option that runs do not record."""
     for name in record.options:
         if name not in REPEATABLE:
             raise StoreError(f"the run record {record.name} holds the option {name!r}; it was not written here")
@@ -125,13 +125,17 @@ def command_of(record: RunRecord, location: str) -> ExtractionCommand:
 
 
 def run_again(commands: Iterable[ExtractionCommand]) -> list[str]:
-    """Repeat runs, in processes of their own; one line for each that failed."""
+    """Run commands, each in a new process; returns one line for each that failed."""
     failed = ((command, command.run().returncode) for command in commands)
     return [f"`{command}` failed with exit code {code}" for command, code in failed if code]
 
 
 def _may_have_made(store: FeatureStore, record: RunRecord, damaged: CheckedPart) -> bool:
-    """A run made the entries of its data set under its spec; one that was killed did not write the set."""
+    """Return whether a run may have made a damaged part.
+
+    A run makes the entries and masks of its data set under its spec. If that data set cannot be read, as after a run
+    that was killed before it wrote the set, any entry of the spec and any mask may be its own.
+    """
     if damaged.spec is not None and damaged.spec.digest != record.spec:
         return False
     if damaged.path == f"{COLLECTIONS}/{record.dataset}":

@@ -1,4 +1,4 @@
-"""FeatureSpec: everything that decides the value of a stored number.
+"""FeatureSpec: everything that determines the value of a stored number.
 
 T  steps of the noise schedule
 t  timesteps that are kept
@@ -51,8 +51,8 @@ class Clahe(_Frozen):
 class Preprocessing(_Frozen):
     """How a photograph becomes x0; ``version`` changes whenever the arithmetic does.
 
-    ``fundus`` goes by the fields below, and so does ``red-free``, which takes the green channel for all three;
-    ``squeeze`` (see there) has them fixed.
+    The fields below apply to ``fundus`` and to ``red-free``, which puts the green channel in place of all three.
+    ``squeeze`` fixes their values; see the function of that name.
     """
 
     name: Literal["fundus", "red-free", "squeeze"] = "fundus"
@@ -70,27 +70,27 @@ class Preprocessing(_Frozen):
             False,
             None,
         ):
-            raise ValueError("squeeze takes the whole photograph, by lanczos, unmasked, without CLAHE")
+            raise ValueError("squeeze takes the whole photograph, resized by lanczos, unmasked and without CLAHE")
         return self
 
 
 def squeeze() -> Preprocessing:
-    """The whole photograph squeezed to the square by Pillow's LANCZOS and nothing else, as AADG prepares its images."""
+    """The whole photograph resized to the square by Pillow's LANCZOS and nothing else, as AADG prepares its images."""
     return Preprocessing(name="squeeze", crop="none", interpolation="lanczos", mask_outside=False, clahe=None)
 
 
 def unequalised() -> Preprocessing:
-    """Like ``fundus``, without CLAHE: for backbones that were pre-trained so."""
+    """Like ``fundus``, without CLAHE: for backbones that were pre-trained on such images."""
     return Preprocessing(clahe=None)
 
 
 def red_free() -> Preprocessing:
-    """Like ``fundus``, without colour: what cameras differ in most, and what an angiogram never had."""
+    """Like ``fundus``, without colour, in which cameras differ most and which an angiogram never had."""
     return Preprocessing(name="red-free")
 
 
 def squeeze_red_free() -> Preprocessing:
-    """Like ``red-free``, of the whole photograph squeezed to the square: for protocols that squeeze."""
+    """Like ``red-free``, of the whole photograph resized to the square: for protocols that do so."""
     return Preprocessing(name="red-free", crop="none")
 
 
@@ -104,29 +104,29 @@ PREPROCESSINGS: dict[PreprocessingName, Callable[[], Preprocessing]] = {
 
 
 def preprocessing_name(preprocessing: Preprocessing) -> str | None:
-    """What the commands call it; None if they have no name for it."""
+    """The name by which the commands know a preprocessing; None if it has none."""
     return next((name for name, make in PREPROCESSINGS.items() if make() == preprocessing), None)
 
 
 class FloatEncoding(_Frozen):
-    """Every number as it is, rounded to the element type."""
+    """Every number as it is, only rounded to the element type."""
 
     kind: Literal["float32", "float16"] = "float16"
 
 
 class AffineEncoding(_Frozen):
-    """8 bits for each number, with a scale and an offset for each image, timestep and channel."""
+    """8 bits per number, with a scale and an offset for each image, timestep and channel."""
 
     kind: Literal["int8"] = "int8"
 
 
 class TransformEncoding(_Frozen):
-    """Principal components of each block, rounded to steps that share the distortion out evenly.
+    """Principal components of each block, quantised so that the distortion is spread evenly over them.
 
     Attributes:
         codebook: digest of the ``Codebook`` that holds bases, steps and bits.
-        bits: for each block of the spec, bits of each kept component; the components that got
-            none are left out.
+        bits: for each block of the spec, the bits of each kept component; components without bits
+            are not stored.
     """
 
     kind: Literal["compact"] = "compact"
@@ -138,26 +138,26 @@ Encoding = Annotated[FloatEncoding | AffineEncoding | TransformEncoding, Field(d
 
 
 def require_increasing(name: str, values: Sequence[int]) -> None:
-    """ValueError unless there are values, strictly increasing."""
+    """Raise ValueError unless ``values`` are strictly increasing and not empty."""
     if not values or list(values) != sorted(set(values)):
         raise ValueError(f"expected strictly increasing {name}, got {values}")
 
 
 class FeatureSpec(_Frozen):
-    """What was computed. Two stores with the same digest hold the same numbers.
+    """What was computed. Entries stored under the same digest hold the same numbers, in whichever store.
 
     Attributes:
         backbone: sha256 of the backbone's weights and configuration.
         schedule: name and length of the noise schedule, such as ``cosine-4000``.
         trajectory: ``ddim`` (Eq. 6 over the grid), ``anchored`` (clean x0 at every timestep) or
             ``stochastic`` (q(x_t | x0) with seeded noise).
-        grid: every timestep the network is run at; strictly increasing.
+        grid: every timestep at which the network is run; strictly increasing.
         timesteps: the timesteps whose features are kept; a subset of ``grid``.
         blocks: decoder blocks in the order of the decoder.
         resolution: R.
-        clip: x0_hat is clipped to [-1, 1] at every step.
-        precision: number format of the network's arithmetic; state and schedule are float32 and 64.
-        seed: of the noise; ``stochastic`` only.
+        clip: whether x0_hat is clipped to [-1, 1] at every step.
+        precision: number format of the network's arithmetic; the state is float32, the schedule float64.
+        seed: seed of the noise; ``stochastic`` only.
     """
 
     backbone: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -186,7 +186,7 @@ class FeatureSpec(_Frozen):
         if self.grid[-1] != self.timesteps[-1]:
             raise ValueError(f"the grid {self.grid} goes on after {self.timesteps[-1]}, the last timestep that is kept")
         if self.trajectory != "ddim" and (self.grid != self.timesteps or self.clip):
-            raise ValueError(f"a grid of its own and clipping belong to the ddim trajectory, not to {self.trajectory}")
+            raise ValueError(f"a separate grid and clipping belong to the ddim trajectory, not to {self.trajectory}")
         if isinstance(self.encoding, TransformEncoding):
             if len(self.encoding.bits) != len(self.blocks):
                 raise ValueError(f"expected bits for {len(self.blocks)} blocks, got {len(self.encoding.bits)}")
@@ -202,7 +202,7 @@ class FeatureSpec(_Frozen):
 
     @property
     def canonical_json(self) -> str:
-        """The one spelling that is hashed: sorted keys, no spaces."""
+        """The canonical JSON, of which the digest is taken: sorted keys, no spaces."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
 
     @cached_property
@@ -212,7 +212,7 @@ class FeatureSpec(_Frozen):
 
     @property
     def summary(self) -> str:
-        """The first digits of the digest, and what tells it from others."""
+        """A short text for people: the first digits of the digest and the fields in which specs usually differ."""
         steps = ", ".join(map(str, self.timesteps))
         photographs = f"{self.resolution} px, {preprocessing_name(self.preprocessing) or 'another preprocessing'}"
         return f"{self.digest[:12]} ({self.trajectory}, t = {steps}, {photographs}, {self.encoding.kind})"
@@ -225,7 +225,7 @@ class FeatureSpec(_Frozen):
         raise SpecError(f"no block {name!r} in this spec; it has {', '.join(b.name for b in self.blocks)}")
 
     def stored_shape(self, block: str) -> tuple[int, int, int, int]:
-        """Shape (t, k, h, w) of a block's stored array; k is c, or the components that are kept."""
+        """Shape (t, k, h, w) of a block's stored array; k is the number of channels, or of kept components."""
         one = self.block(block)
         planes = one.channels
         if isinstance(self.encoding, TransformEncoding):
@@ -251,27 +251,27 @@ class FeatureSpec(_Frozen):
         return sum(self.block_bytes().values())
 
     def float32_bytes(self) -> int:
-        """Bytes of one image's features as float32 arrays: what every encoding is compared with."""
+        """Bytes of one image's features as float32 arrays, with which every encoding is compared."""
         return 4 * len(self.timesteps) * sum(block.values for block in self.blocks)
 
     def at(self, timesteps: Sequence[int]) -> FeatureSpec:
-        """What remains of these features at some of their timesteps, in increasing order."""
+        """The spec of these features at some of their timesteps, in increasing order; a ddim grid ends at the last."""
         steps = tuple(timesteps)
         grid = tuple(t for t in self.grid if t <= steps[-1]) if self.trajectory == "ddim" else steps
         return self.model_copy(update={"timesteps": steps, "grid": grid})
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:  # noqa: ARG002  # as pydantic has it
-        """A copy, validated, with a digest of its own; pydantic's would keep that of the original."""
+        """A validated copy with a digest of its own; pydantic's copy would keep the cached digest of the original."""
         return self.model_validate(self.model_dump() | dict(update or {}))
 
     def of_resolution(self, resolution: int | None) -> FeatureSpec:
-        """The same of photographs that are shown in a square of another side, every map in proportion.
+        """The same spec for photographs in a square of another side, with every map in proportion.
 
         Args:
-            resolution: None for its own.
+            resolution: side of the square; None keeps that of this spec.
 
         Raises:
-            SpecError: maps would not come out at whole pixels.
+            SpecError: the sides of some map would not be whole numbers of pixels.
         """
         if resolution is None or resolution == self.resolution:
             return self
@@ -297,7 +297,7 @@ class FeatureSpec(_Frozen):
     def difference(self, other: FeatureSpec) -> str:
         """One line for each field that differs; empty if none does.
 
-        Maps that differ since photographs are shown in another square are not named besides it.
+        Blocks whose maps differ only in proportion to the resolution are not listed in addition to it.
         """
         mine, theirs = self.model_dump(mode="json"), other.model_dump(mode="json")
         fields = [field for field in mine if mine[field] != theirs[field]]
@@ -306,16 +306,16 @@ class FeatureSpec(_Frozen):
         return "\n".join(f"  {f}: {_shown(mine[f])} expected, {_shown(theirs[f])} found" for f in fields)
 
     def require(self, other: FeatureSpec) -> None:
-        """Raise SpecMismatch, with the difference spelled out, unless ``other`` is this spec."""
+        """Raise SpecMismatch, which spells out the differences, unless ``other`` is this spec."""
         if other.digest != self.digest:
             raise SpecMismatch(
-                f"features of spec {self.digest[:12]} were expected, found {other.digest[:12]}; they differ in\n"
+                f"expected features of spec {self.digest[:12]}, found {other.digest[:12]}; they differ in\n"
                 f"{self.difference(other)}"
             )
 
 
 def _in_proportion(spec: FeatureSpec, other: FeatureSpec) -> bool:
-    """Whether two specs read the same maps, at resolutions of their own."""
+    """Return whether the maps of two specs differ at most in proportion to their resolutions."""
     try:
         return spec.of_resolution(other.resolution).blocks == other.blocks
     except SpecError:
@@ -323,9 +323,9 @@ def _in_proportion(spec: FeatureSpec, other: FeatureSpec) -> bool:
 
 
 def _shown(value: object) -> str:
-    """A field of a spec; of an encoding that is coded by a codebook, not how many bits each component has."""
+    """A field of a spec as text; an encoding with a codebook is shown without the bits of each component."""
     if isinstance(value, dict) and "codebook" in value:
-        return f"{value['kind']} by the codebook {value['codebook'][:12]}"
+        return f"{value['kind']} with the codebook {value['codebook'][:12]}"
     return repr(value)
 
 

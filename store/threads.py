@@ -1,4 +1,4 @@
-"""One number of threads for torch and Numba."""
+"""The same number of threads for torch and Numba."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _at_once = threading.RLock()
 
 @contextmanager
 def torch_threads() -> Iterator[None]:
-    """Numba's kernels use as many threads as torch does within this context; torch's number stays as it is.
+    """In this context, Numba's kernels use as many threads as torch does; torch's number stays as it is.
 
-    Who comes meanwhile waits: not every threading layer of Numba may be entered by two threads.
+    Other threads wait to enter it, since two threads must not enter some of Numba's threading layers at once.
     """
     with _at_once:
         threads = torch.get_num_threads()
@@ -24,5 +24,5 @@ def torch_threads() -> Iterator[None]:
         try:
             yield
         finally:
-            if torch.get_num_threads() != threads:  # both may share one OpenMP, and Numba tells it its own number
+            if torch.get_num_threads() != threads:  # both may share one OpenMP runtime, in which Numba sets its number
                 torch.set_num_threads(threads)

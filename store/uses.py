@@ -1,7 +1,7 @@
-"""When each entry was last used, so that the least recently used can go first and none that is being read.
+"""When each entry was last used, so that the least recently used are removed first and none that is being read.
 
-Readers stamp an entry before they open it, at most once in ``GRACE / 2`` seconds. Whoever removes an
-entry leaves those alone that were stamped within ``GRACE``, takes the marker away, looks at the stamp
+Readers stamp an entry before they open it, at most once in ``GRACE / 2`` seconds. Whoever removes
+entries spares those stamped within ``GRACE``. For any other it removes the marker, reads the stamp
 again, and puts the marker back if a reader came in between.
 """
 
@@ -14,34 +14,34 @@ from store.objects import Objects
 
 USES = "used"
 AGAIN = 10.0
-"""Seconds until a stamp is tried again that a store could not take."""
+"""Seconds until a stamp that the store could not take is tried again."""
 GRACE = 600.0
-"""Seconds for which an entry counts as being read after it was opened."""
+"""Seconds after a stamp for which an entry counts as being read."""
 
 
 class Uses:
-    """Stamps of the entries of one store."""
+    """The stamps of one store, which record when each entry was last used."""
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
         self._stamped: dict[str, float] = {}
 
     def stamp(self, path: str) -> None:
-        """Say that an entry is being used; a stamp that cannot be written is left out until it is due anew."""
+        """Record that an entry is being used. If the stamp cannot be written, it is skipped and tried again later."""
         now = time.time()
         if now - self._stamped.get(path, 0.0) < GRACE / 2:
             return
         try:
             self._objects.put(_key(path), repr(now).encode())
-        except (StoreFull, StoreUnavailable):  # for now
+        except (StoreFull, StoreUnavailable):  # temporary: try again soon
             self._stamped[path] = now - GRACE / 2 + AGAIN
-        except (OSError, ValueError):  # for good, such as a read-only Zarr store
+        except (OSError, ValueError):  # permanent, such as a read-only Zarr store
             self._stamped[path] = now
         else:
             self._stamped[path] = now
 
     def last(self, path: str) -> float:
-        """Seconds since 1970. What was never stamped counts as used now, and is stamped."""
+        """Time of last use, seconds since 1970. An entry without a stamp counts as used now, and is stamped."""
         try:
             return float(self._objects.get(_key(path)))
         except (MissingEntry, ValueError):

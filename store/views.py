@@ -1,11 +1,11 @@
-"""Views: renderings of a photograph that are extracted and stored beside the photograph itself.
+"""Views: renderings of a photograph whose features are stored next to those of the photograph itself.
 
-What augmentation is to a network, views are to a cache. A view is part of an entry's key:
+Views are to a feature cache what augmentation is to a network. A view is part of an entry's key:
 
     identity        the photograph
     flip-h, flip-v, flip-hv   exact flips of the network's square, along width, height, both
-    negative        light and dark exchanged: an angiogram shows vessels bright, a photograph dark
-    red-free        the green channel in all three: what cameras and scanners without colour show
+    negative        light and dark exchanged: vessels are bright in an angiogram, dark in a photograph
+    red-free        the green channel in all three, as cameras and scanners without colour show it
     photometric-K   the photograph as another camera might have rendered it, K a seed
 """
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from store.errors import SpecError
 
 Rendering = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
-"""uint8 (h, w, 3) to the same."""
+"""A function from an image, uint8 (h, w, 3), to its rendering, likewise."""
 
 IDENTITY = "identity"
 NEGATIVE = "negative"
@@ -32,13 +32,14 @@ _PHOTOMETRIC = "photometric-"
 
 
 class PhotometricSpread(NamedTuple):
-    """How much cameras differ: standard deviations of logarithms, and how often an image is blurred.
+    """How much cameras differ: standard deviations of logarithms of random factors, and how often images are blurred.
 
     Attributes:
-        gamma: of the exponent of brightness.
-        gain: of a factor of all channels; ``colour`` of one of each channel besides.
-        contrast: of the distance from the mean.
-        blurred: probability, 0..1.
+        gamma: spread of the exponent of brightness.
+        gain: spread of a factor on all channels.
+        colour: spread of a further factor on each channel.
+        contrast: spread of the factor on the distance from the mean.
+        blurred: probability of a blur, 0..1.
     """
 
     gamma: float = 0.25
@@ -49,7 +50,7 @@ class PhotometricSpread(NamedTuple):
 
 
 PHOTOMETRIC = PhotometricSpread()
-"""Of photometric views, and of what networks on pixels draw for themselves."""
+"""The spread of photometric views, and of the changes that networks on pixels draw while they train."""
 
 
 def without_colour(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -63,10 +64,10 @@ _FIXED: dict[str, Rendering] = {NEGATIVE: lambda image: 255 - image, RED_FREE: w
 def parse_views(text: str) -> tuple[str, ...]:
     """Names of views from a list such as ``identity,flips,photometric:8``.
 
-    ``flips`` stands for all three, ``photometric:N`` for seeds 0 to N - 1; single views may be named.
+    ``flips`` stands for all three flips, ``photometric:N`` for seeds 0 to N - 1; single views may be named.
 
     Raises:
-        SpecError: something in the list is no view, or stands there twice.
+        SpecError: an item of the list is not a view, or a view is listed twice.
     """
     views: list[str] = []
     for part in (part.strip() for part in text.split(",")):
@@ -82,40 +83,40 @@ def parse_views(text: str) -> tuple[str, ...]:
                 f"no view {part!r}; expected {', '.join((IDENTITY, *_FIXED, 'flips', *FLIPS))}, photometric:N"
             )
     if len(set(views)) != len(views):
-        raise SpecError(f"a view stands twice in {text!r}")
+        raise SpecError(f"expected every view once, found one twice in {text!r}")
     return tuple(views)
 
 
 def is_view(name: str) -> bool:
-    """Whether this is the name of a view."""
+    """Return whether this is the name of a view."""
     return name == IDENTITY or name in _FIXED or name in FLIPS or photometric_seed(name) is not None
 
 
 def is_upright(name: str) -> bool:
-    """Whether this is a view, and what it shows lies where the photograph has it."""
+    """Return whether this is a view that leaves everything where the photograph has it."""
     return is_view(name) and not flipped_axes(name)
 
 
 def is_fixed(view: str) -> bool:
-    """Whether a view draws nothing and moves nothing: the photograph as it is, or in a fixed rendering."""
+    """Return whether a view is the photograph itself or a fixed rendering of it, without flips or random changes."""
     return view == IDENTITY or view in _FIXED
 
 
 def fixed_rendering(view: str) -> Rendering | None:
-    """What a view does to the numbers of every photograph alike; None for any other view."""
+    """The rendering of a view that changes the values of all photographs alike; None for any other view."""
     return _FIXED.get(view)
 
 
 def plain_view(views: Sequence[str]) -> str:
-    """How photographs are read where nothing is drawn: as they are, or as the first view that leaves them in place.
+    """The view in which photographs are read where none is drawn: ``identity``, or else the first upright one.
 
-    So an interpreter that was trained on red-free views alone is validated on such.
+    An interpreter that was trained on red-free views only is thus validated on them.
     """
     return IDENTITY if IDENTITY in views else next((view for view in views if is_upright(view)), IDENTITY)
 
 
 def flipped_axes(view: str) -> tuple[int, ...]:
-    """Axes (from the end) along which a view shows the photograph reversed; none for most views."""
+    """Axes, counted from the end, along which a view shows the photograph reversed; none for most views."""
     return FLIPS.get(view, ())
 
 

@@ -589,7 +589,7 @@ def test_an_interrupt_finishes_what_is_in_flight(dataset_folder: Path, wide_back
     _, told = running.communicate(timeout=240)
     assert running.returncode == 130
     assert "finishing what is in flight" in told
-    assert "run the same command again to go on" in told
+    assert "run the same command again to continue" in told
     store = FeatureStore(tmp_path / "s")
     spec = store.specs()[0]
     keys = list(store.keys(spec))

@@ -48,7 +48,7 @@ class ReadOnlyStore(FeatureStore):
 
 
 def away() -> FeatureStore:
-    raise StoreUnavailable("the object storage refuses or does not answer")
+    raise StoreUnavailable("the object storage refuses access or does not answer")
 
 
 def ready_of(engine: Engine) -> dict[str, object]:

@@ -101,7 +101,7 @@ def test_workers_in_other_processes_are_refused(filled_store: FeatureStore, spec
         def nthreads(self) -> dict[str, int]:
             return {"tcp://10.0.0.1:4040": 1}
 
-    with pytest.raises(SpecError, match=r"tcp://10.0.0.1:4040 are processes of their own.*processes=False"):
+    with pytest.raises(SpecError, match=r"tcp://10.0.0.1:4040 are separate processes.*processes=False"):
         next(stream(filled_store, spec, plan_epoch(spec, keys, 2), client=Foreign()))  # type: ignore[arg-type]
 
 

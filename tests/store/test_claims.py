@@ -141,7 +141,7 @@ def test_a_dead_claim_that_somebody_took_over_and_gave_up_meanwhile_is_not_follo
 def test_a_claim_can_be_waited_for(store: FeatureStore) -> None:
     mine, theirs = Claims(store.objects), Claims(store.objects)
     assert mine.take("a")
-    with pytest.raises(StoreError, match="another process has been at a"), theirs.waiting("a", seconds=0.1):
+    with pytest.raises(StoreError, match="another process has held a"), theirs.waiting("a", seconds=0.1):
         pass
     mine.release("a")
     with theirs.waiting("a"):

@@ -174,9 +174,9 @@ def test_a_codebook_survives_a_file(spec: FeatureSpec, tmp_path: Path) -> None:
 def test_the_codebook_must_be_the_specs_own(spec: FeatureSpec) -> None:
     compact, codebook = coded(spec, "compact")
     other = fitted(spec, 0.1)
-    with pytest.raises(SpecError, match=f"codebook {codebook.digest[:12]}, given was {other.digest[:12]}"):  # type: ignore[union-attr]
+    with pytest.raises(SpecError, match=f"codebook {codebook.digest[:12]}, got {other.digest[:12]}"):  # type: ignore[union-attr]
         codec_for(compact, other)
-    with pytest.raises(SpecError, match="given was none"):
+    with pytest.raises(SpecError, match="got none"):
         codec_for(compact)
     with pytest.raises(SpecError, match="codes blocks"):
         other.require_blocks(spec.blocks[:1])

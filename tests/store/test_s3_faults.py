@@ -72,7 +72,7 @@ def test_storage_that_does_not_answer_is_told_and_nothing_is_lost(
         lambda: list(impatient.keys(spec)),
         lambda: impatient.has(spec, KEY),
     ):
-        with pytest.raises(StoreUnavailable, match=r"refuses or does not answer .* run the same command again"):
+        with pytest.raises(StoreUnavailable, match=r"refuses access or does not answer .* run the same command again"):
             work()
     server.faults()
     assert list(store.keys(spec)) == [KEY]

@@ -138,4 +138,4 @@ def test_some_timesteps_of_a_spec_are_a_spec(spec: FeatureSpec) -> None:
 def test_differences_are_told_in_a_line_that_can_be_read(spec: FeatureSpec) -> None:
     assert spec.difference(spec.of_resolution(64)) == "  resolution: 32 expected, 64 found"
     coded = spec.encoded_as(TransformEncoding(codebook="ab" * 32, bits=((8, 3), (4,))))
-    assert "compact by the codebook abababababab found" in spec.difference(coded)
+    assert "compact with the codebook abababababab found" in spec.difference(coded)

@@ -342,7 +342,7 @@ def test_what_is_being_made_is_not_deleted(store: FeatureStore, spec: FeatureSpe
     spec, key = fill(store, spec), KEYS[0]
     with Claims(store.objects) as claims:
         assert claims.take(entry_path(spec, key))
-        with pytest.raises(StoreBusy, match="another process has been at"):
+        with pytest.raises(StoreBusy, match="another process has held"):
             store.delete_image(spec, key.image_id, patience=0.1)
         assert store.verify(spec, key) == []
     assert store.delete_image(spec, key.image_id) == 1
