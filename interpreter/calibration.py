@@ -27,7 +27,7 @@ COLDEST, HOTTEST = 0.05, 20.0
 def fit_temperature(
     interpreter: Interpreter, store: FeatureStore, task: Task, images: Sequence[Labelled], rules: Rules | None = None
 ) -> float:
-    """Fit the temperature that maximises the likelihood of the mean probability over voters, on SOURCE validation images.
+    """Fit the temperature that maximises the likelihood of the mean over voters, on SOURCE validation images.
 
     Args:
         images: labelled images with features in the store; none of them from the domain that is tested.

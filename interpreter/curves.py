@@ -29,7 +29,7 @@ class PooledPixels:
     _areas: _Areas | None = None
 
     def add(self, probabilities: NDArray[np.float32], truth: NDArray[np.bool_], inside: NDArray[np.bool_]) -> None:
-        """Add an image: the probabilities of a class, its true pixels, and the pixels that count; arrays of one shape."""
+        """Add an image: a class's probabilities, its true pixels, and the pixels that count; arrays of one shape."""
         self._scores.append(np.asarray(probabilities[inside], dtype=np.float32))
         self._truths.append(truth[inside])
         self._areas = None
@@ -39,11 +39,11 @@ class PooledPixels:
         return self._exact_areas().roc
 
     def average_precision(self) -> float:
-        """Exact AUC-PR as average precision, the sum over thresholds of precision times gain in recall; nan without class."""
+        """Exact AUC-PR as average precision: the sum over thresholds of precision times the gain in recall."""
         return self._exact_areas().precision_recall
 
     def idrid_auc_pr(self) -> float:
-        """AUC-PR as in IDRiD's challenge: 33 thresholds 0, 8, ..., 256 on 8-bit probability maps, by the trapezoidal rule.
+        """AUC-PR as in IDRiD's challenge: 33 thresholds 0, 8, ..., 256 on 8-bit probability maps, trapezoidal rule.
 
         A pixel is found if its value reaches the threshold. At 256 none is, which counts as recall 0 at precision 1.
         nan without a pixel of the class.
@@ -74,7 +74,7 @@ class PooledPixels:
         return self._areas
 
     def _counts_by_threshold(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """True and false positives with every distinct probability as threshold, from the highest down; both begin at 0."""
+        """True and false positives at every distinct probability as threshold, from the highest down; preceded by 0."""
         scores, truth = np.concatenate(self._scores), np.concatenate(self._truths)
         order = np.argsort(-scores, kind="stable")
         scores, truth = scores[order], truth[order]
@@ -98,7 +98,7 @@ class Reliability:
     found: NDArray[np.float64] = field(default_factory=lambda: np.zeros(BINS))
 
     def add(self, probabilities: NDArray[np.float32], truth: NDArray[np.bool_], inside: NDArray[np.bool_]) -> None:
-        """Add an image: the probabilities of a class, its true pixels, and the pixels that count; arrays of one shape."""
+        """Add an image: a class's probabilities, its true pixels, and the pixels that count; arrays of one shape."""
         p, y = probabilities[inside].astype(np.float64), truth[inside]
         bins = np.minimum((p * BINS).astype(np.intp), BINS - 1)
         self.pixels += np.bincount(bins, minlength=BINS)

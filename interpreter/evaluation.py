@@ -154,7 +154,7 @@ class Scores:
 
 
 class Compared(NamedTuple):
-    """The arrays compared for one image, (n - 1, ...) without background, and ``inside`` (...), the pixels that count."""
+    """The arrays compared for one image, (n - 1, ...); ``inside`` (...) selects the pixels that count."""
 
     masks: NDArray[np.bool_]
     probabilities: NDArray[np.float32]

@@ -1,7 +1,8 @@
 """The Dice that an interpreter expects of its own masks, from its own probabilities; no labels are needed.
 
 For each class E = 2 sum_m p / (sum p + |m|), with sums over the field of view: what Dice would be if the probabilities
-were true (Li et al., "Estimating Model Performance under Domain Shifts with Class-Specific Confidence Scores", MICCAI 2022).
+were true (Li et al., "Estimating Model Performance under Domain Shifts with Class-Specific Confidence Scores", MICCAI
+2022).
 
 p  probability of a class     m  its mask     R  network's square
 """

@@ -46,9 +46,7 @@ class Interpreter(nn.Module):
         self.spec, self.config, self.codebook = spec, config, codebook
         self.codec = codec_for(spec, codebook)
         if config.standardise and holds_pixels(spec):
-            raise ConfigurationError(
-                "only features are standardised; photographs stay in [-1, 1], in which they are augmented"
-            )
+            raise ConfigurationError("only features are standardised; photographs are read as they are, in [-1, 1]")
         self.temperature = 1.0
         self.head = HEADS[config.head](spec, config)
 

@@ -41,7 +41,7 @@ def _sigmoid(a: Any) -> Any:
 
 @kernel(parallel=True, fastmath=True, error_model="numpy")
 def _moments(x: Floats) -> tuple[Doubles, Doubles, Doubles]:
-    """For each task of an image (b, TASKS, c): the pivot subtracted from x, and the sums of x - pivot and its square."""
+    """For each task of an image (b, TASKS, c): its pivot, and the sums over its pixels of x - pivot and the square."""
     batch, pixels, channels = x.shape
     first = np.zeros((batch, TASKS, channels), dtype=np.float64)
     sums = np.zeros((batch, TASKS, channels), dtype=np.float64)

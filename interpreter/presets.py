@@ -21,7 +21,7 @@ class TrainingPlan(TrainingBudget, LevelChoices):
         return TrainingSettings(**self.values_beside(others, TrainingBudget) | others)
 
     def network_config(self, **others: Any) -> InterpreterConfig:
-        """Configuration of a network with these levels; ``others`` are further choices, or override those of the levels."""
+        """Configuration of a network with these levels; ``others`` are further choices, or override these."""
         return InterpreterConfig(**self.values_beside(others, LevelChoices) | others)
 
     def values_beside(self, given: Mapping[str, Any], kind: type[BaseModel] | None = None) -> dict[str, Any]:
