@@ -80,9 +80,7 @@ class PseudoLabels:
         groups = {group_of(image) for image in validated}
         left = [image for image in self.images if image.key.image_id not in known and group_of(image) not in groups]
         if not left:
-            raise DataError(
-                "no unlabelled photograph is left: all are among the labelled ones, or in groups that are validated on"
-            )
+            raise DataError("no unlabelled photograph is left: all are labelled, or in a group that is validated on")
         require_features(self._store, self._spec, left, (self._view,), self._backbone)
         return left
 

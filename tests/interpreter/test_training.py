@@ -508,7 +508,7 @@ def test_few_labels_are_drawn_by_seed_and_nested(filled_store: FeatureStore, spe
         assert len(train) + len(validation) == 6
         assert len({image in train for image in eyes}) == 1
     assert split_off_few(eyes, 0.5, 0)[1] == []
-    with pytest.raises(DataError, match="7 labelled images were asked for, 6 are there"):
+    with pytest.raises(DataError, match="expected at least 7 labelled images to draw from, found 6"):
         few(images, 7, 0)
     run = training(filled_store, spec, tmp_path / "two", SETTINGS.model_copy(update={"labels": 2, "epochs": 1}))
     assert np.isnan(run.run())
