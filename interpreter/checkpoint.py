@@ -45,7 +45,7 @@ class Card(BaseModel):
     """What an interpreter is and where it comes from.
 
     Attributes:
-        spec: spec of the features it reads; no others will do.
+        spec: spec of the features it reads.
         backbone: name or location of the backbone those features come from.
         task: classes and colours.
         config: configuration of the network.

@@ -15,7 +15,7 @@ class LevelChoices(BaseModel):
     """How the levels of an interpreter are built; networks that are compared share these choices.
 
     Attributes:
-        width_multiplier: width of a level, as a multiple of the channels of all its maps together.
+        width_multiplier: width of a level, as a multiple of the total channels of its maps.
         max_width: largest width of a level.
         vss: variant of the VSS block.
         vss_max_size: levels larger than this have no VSS block (its cost grows with the area).
@@ -37,8 +37,8 @@ class InterpreterConfig(LevelChoices):
 
     Attributes:
         classes: n, background included.
-        overlapping: whether classes may overlap; each but the background then has a sigmoid, instead of a softmax over
-            all.
+        overlapping: whether classes may overlap; each but the background then has a sigmoid of its own, instead of
+            one softmax over all classes.
         head: which network reads the features (``interpreter.heads``).
         drop_path: probability that a VSS block is skipped for an image in training.
         time_width: width of the timestep embedding.

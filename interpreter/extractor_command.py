@@ -27,7 +27,7 @@ def run_extraction(command: ExtractionCommand, *, partial: bool = False) -> dict
         partial: accept that photographs which cannot be read are left out.
 
     Raises:
-        ExtractionFailed: it ended with an error, or left out photographs and not ``partial``.
+        ExtractionFailed: it ended with an error, or left out photographs although ``partial`` is False.
     """
     done = command.run()
     what = command.options["dataset"]
