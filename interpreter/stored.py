@@ -38,7 +38,7 @@ def views_read(view: str, *, mirrored: bool) -> tuple[str, ...]:
     if not mirrored:
         return (view,)
     if view != IDENTITY:
-        raise ConfigurationError(f"mirror images are flips of the photograph itself; there are none of {view}")
+        raise ConfigurationError(f"mirror images are flips of the photograph as it is; there are none of {view}")
     return MIRRORED
 
 
