@@ -1,4 +1,4 @@
-"""From cached features and a few masks to a network that segments. Names are loaded when they are first used."""
+"""Training, evaluating and applying segmentation networks on cached features. Names are imported on first use."""
 
 import lazy_loader
 

@@ -1,8 +1,8 @@
-"""How to read the photographs of a camera that nobody has labelled.
+"""Choosing the resolution at which an interpreter reads a camera whose photographs nobody has labelled.
 
-Cameras show more or less of the retina in the same square, and an interpreter reads some sizes of vessels better than
-others. Which resolution it reads a camera best at, it tells itself: by the Dice that it expects of its masks
-(``interpreter.expected``).
+Cameras show more or less of the retina in the same square, and an interpreter segments some sizes of vessels better
+than others. At which resolution it reads a camera best is estimated without labels, by the Dice that it expects of its
+own masks (``interpreter.expected``).
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from store.manifest import MANIFEST_FILE
 from store.spec import FeatureSpec
 
 MIN_STANDARD_ERRORS = 3.0
-"""Standard errors by which photographs have to speak for another resolution than that which was learnt at."""
+"""Standard errors that the gain at another resolution must reach for it to replace the one that was learnt at."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What an interpreter expects of itself at one resolution.
+    """The Dice that an interpreter expects of itself on some photographs, read at one resolution.
 
     Attributes:
-        spec: of the features that were read.
-        sums: of each photograph (``expected_sums``), float64 (images, 3, n - 1).
+        spec: spec of the features that were read.
+        sums: ``expected_sums`` of each photograph, float64 (images, 3, n - 1).
     """
 
     spec: FeatureSpec
@@ -49,19 +49,19 @@ class Expected:
 
     @property
     def by_class(self) -> tuple[float, ...]:
-        """Dice of each class but the background, 0..1, of all photographs together; nan where none has a pixel."""
+        """Expected Dice of each class but the background, 0..1, pooled over photographs (``expected_dice``)."""
         return expected_dice(self.sums.sum(axis=0))
 
     @property
     def dice(self) -> float:
-        """Mean over the classes that have one; nan if none has."""
+        """Mean over the classes whose expected Dice is not nan; nan if there is none."""
         return mean_of_known(self.by_class)
 
     def gain(self, over: Expected) -> tuple[float, float]:
-        """By how much photographs are expected to be better than in another reading, and the standard error of that.
+        """The gain in expected Dice over another reading of the same photographs, and its standard error.
 
-        The means over photographs, each compared with itself. Fewer than ``MIN_IMAGES`` say nothing: their error is
-        infinite.
+        The gain is the mean of paired differences, one for each photograph. With fewer than ``MIN_IMAGES`` photographs
+        it says nothing, and its standard error is infinite.
         """
         pairs = zip(self.sums, over.sums, strict=True)
         gains = [mean_of_known(expected_dice(mine)) - mean_of_known(expected_dice(theirs)) for mine, theirs in pairs]
@@ -77,15 +77,15 @@ def expected_at(
     images: Sequence[Labelled],
     on_image: Callable[[Labelled], None] | None = None,
 ) -> Expected:
-    """The Dice that an interpreter expects on photographs, all together; no labels are read.
+    """The Dice that an interpreter expects on photographs; no labels are read.
 
-    On other cameras than those that its temperature was fitted to it is too high, and tells which of several readings
-    of the same photographs is the best one.
+    On cameras other than those its temperature was fitted to, it is too high, but still tells which of several
+    readings of the same photographs is best.
 
     Args:
-        spec: of the features: the interpreter's, at its resolution or another one.
-        images: their keys say which view is read.
-        on_image: called after each.
+        spec: spec of the features to read: the interpreter's, at its own resolution or another one.
+        images: the photographs; their keys say which view is read.
+        on_image: called after each photograph.
 
     Raises:
         SpecMismatch: the spec differs from the interpreter's in more than resolution.
@@ -103,15 +103,15 @@ def expected_at(
 def readable_specs(
     store: FeatureStore, card: Card, images: Sequence[Labelled], say: Callable[[str], None] = lambda _: None
 ) -> list[FeatureSpec]:
-    """The specs in a store that an interpreter reads and that have all of some images, coarsest first.
+    """The specs in a store that an interpreter can read and that have features of all ``images``, coarsest first.
 
-    They differ from its own in resolution alone.
+    They differ from the interpreter's own spec in resolution alone.
 
     Args:
-        say: told of each resolution that is left out, since it has some of the images.
+        say: called with a message for each resolution that is left out because it has only some of the images.
 
     Raises:
-        DataError: there is none; says how to make some.
+        DataError: there is no such spec; the message gives the command that makes one.
     """
     specs = [one for one in store.specs() if _differs_in_resolution_alone(card.spec, one)]
     counted = [(one, sum(store.has(one, image.key) for image in images)) for one in specs]
@@ -122,12 +122,12 @@ def readable_specs(
         how = ExtractionCommand(options_of_spec(card.spec, card.backbone))
         raise DataError(
             f"{store.location} has no resolution at which all {len(images)} photographs were extracted as this "
-            f"interpreter reads them (of them there are: {partly}); run `{how}` with other --resolution, "
+            f"interpreter reads them (found: {partly}); run `{how}` with further values of --resolution, "
             "such as 384, 512, 704 and 1024"
         )
     for one, count in found:
         if count < len(images):
-            say(f"{one.resolution} is left out: {count} of {len(images)} photographs were extracted so")
+            say(f"resolution {one.resolution} is left out: {count} of {len(images)} photographs were extracted at it")
     return whole
 
 
@@ -139,26 +139,26 @@ def _differs_in_resolution_alone(spec: FeatureSpec, other: FeatureSpec) -> bool:
 
 
 def gains(expected: Sequence[Expected], learnt_at: int) -> list[tuple[float, float] | None]:
-    """``Expected.gain`` of each over that at the resolution which the interpreter learnt at.
+    """``Expected.gain`` of each reading over the one at the resolution that the interpreter learnt at.
 
-    None for that one itself, and for all where it is not among them.
+    None for that reading itself, and for all readings if it is not among them.
     """
     learnt = next((one for one in expected if one.spec.resolution == learnt_at), None)
     return [None if learnt is None or one is learnt else one.gain(learnt) for one in expected]
 
 
 def best_of(expected: Sequence[Expected], learnt_at: int) -> Expected:
-    """The reading of the highest expected Dice; of equal ones the coarsest, which costs least.
+    """The reading with the highest expected Dice; of equal ones the coarsest, which is the cheapest.
 
-    That at the resolution which the interpreter learnt at, where it is among them, gives way only to one that the
-    photographs speak for by ``MIN_STANDARD_ERRORS``: a finer reading is expected to be a little better anyway.
+    If the resolution that the interpreter learnt at is among the readings, another one replaces it only if its gain is
+    at least ``MIN_STANDARD_ERRORS`` standard errors: a finer reading is expected to be a little better anyway.
 
     Raises:
-        DataError: nothing was found at any resolution.
+        DataError: no class was found at any resolution.
     """
     known = [one for one in expected if not math.isnan(one.dice)]
     if not known:
-        raise DataError("none of the classes is in any of these photographs, as far as the interpreter sees")
+        raise DataError("the interpreter finds none of its classes in any of these photographs, at any resolution")
     better = [gain is None or _is_beyond_doubt(*gain) for gain in gains(known, learnt_at)]
     return max(itertools.compress(known, better), key=lambda one: (one.dice, -one.spec.resolution))
 
@@ -176,15 +176,15 @@ def save_adapted(
     expected: Sequence[Expected],
     domain: Domain | None,
 ) -> Card:
-    """Write a copy of an interpreter that reads photographs at the best of some resolutions, over what was there.
+    """Write a copy of an interpreter that reads photographs at the best of some resolutions, replacing any former copy.
 
-    Its domain is that of these photographs, so that later ones of this camera are compared with them: from
-    ``interpreter.domain.MIN_IMAGES`` of them on. Of fewer, the interpreter's own is kept where features are read as
-    before, and there is none where not.
+    With at least ``interpreter.domain.MIN_IMAGES`` photographs, the copy's domain is fitted to them, so that later
+    photographs of this camera are compared with them. With fewer, the copy keeps the interpreter's own domain if its
+    resolution is unchanged, and has none otherwise.
 
     Args:
-        domain: the interpreter's own.
-        images: the photographs that the expectations are of.
+        images: the photographs that ``expected`` was computed on.
+        domain: the interpreter's own domain.
 
     Returns:
         The copy's card.

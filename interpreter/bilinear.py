@@ -1,4 +1,4 @@
-"""Maps at single pixels of the network's square, as if they had been upsampled to it.
+"""Values of maps at single pixels of the network's square, as if the maps had been upsampled to it.
 
 b  images    c  channels    p  pixels    R  the square's side
 """
@@ -17,9 +17,9 @@ class _Neighbour(NamedTuple):
 
 
 def at_pixels(maps: torch.Tensor, pixels: torch.Tensor, side: int) -> torch.Tensor:
-    """Maps (b, c, h, w) at pixels, bilinear: (b, p, c).
+    """Values of maps (b, c, h, w) at pixels by bilinear interpolation: (b, p, c).
 
-    Maps that lie channels-last in memory are read where they are; others are copied so first.
+    Maps in channels-last memory format are read in place; others are first copied to it.
 
     Args:
         pixels: int64 (b, p) or (1, p), flat indices into (R, R).
@@ -30,7 +30,7 @@ def at_pixels(maps: torch.Tensor, pixels: torch.Tensor, side: int) -> torch.Tens
     top, below = _neighbours(pixels // side, h, side)
     left, right = _neighbours(pixels % side, w, side)
     corners = [(y, x) for y in (top, below) for x in (left, right)]
-    start = h * w * torch.arange(b, device=maps.device)[:, None]  # of each image's rows
+    start = h * w * torch.arange(b, device=maps.device)[:, None]  # index of each image's first row
     rows = torch.stack([start + y.place * w + x.place for y, x in corners], dim=-1)  # (b, p, 4)
     shares = torch.stack([y.share * x.share for y, x in corners], dim=-1).to(maps.dtype).expand(rows.shape)
     found = functional.embedding_bag(
@@ -40,7 +40,7 @@ def at_pixels(maps: torch.Tensor, pixels: torch.Tensor, side: int) -> torch.Tens
 
 
 def _neighbours(at: torch.Tensor, size: int, side: int) -> tuple[_Neighbour, _Neighbour]:
-    """The two of ``size`` places between which a place of ``side`` lies, and their shares of its value."""
+    """The two of ``size`` places between which each pixel out of ``side`` lies, and their interpolation weights."""
     where = ((at.double() + 0.5) * (size / side) - 0.5).clamp(0, size - 1)
     first = where.floor()
     share, place = where - first, first.long()

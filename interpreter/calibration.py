@@ -1,6 +1,6 @@
-"""Temperature scaling (Guo et al. 2017): one number that makes probabilities mean what they say.
+"""Temperature scaling (Guo et al. 2017): one number that calibrates the probabilities.
 
-It changes neither a voter's choice nor the vote but where the vote is tied.
+It does not change any voter's choice, and changes the vote only where it is tied.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from interpreter.rules import Rules
 from interpreter.task import Task
 from store.feature_store import FeatureStore
 
-PIXELS = 20_000  # drawn of each image
+PIXELS = 20_000  # drawn from each image
 COLDEST, HOTTEST = 0.05, 20.0
 
 
@@ -27,13 +27,13 @@ COLDEST, HOTTEST = 0.05, 20.0
 def fit_temperature(
     interpreter: Interpreter, store: FeatureStore, task: Task, images: Sequence[Labelled], rules: Rules | None = None
 ) -> float:
-    """The temperature at which the mean probability over voters is likeliest, on images of the SOURCE validation.
+    """Fit the temperature that maximises the likelihood of the mean over voters, on SOURCE validation images.
 
     Args:
-        images: labelled, with features in the store; none of them of the domain that is tested.
+        images: labelled images with features in the store; none of them from the domain that is tested.
 
     Returns:
-        What logits are to be divided by, between 0.05 and 20.
+        The number to divide logits by, between 0.05 and 20.
     """
     rules = rules or Rules()
     interpreter.eval()
@@ -61,12 +61,12 @@ def fit_temperature(
 
 
 def _negative_log_likelihood(logits: torch.Tensor, truth: torch.Tensor, known: torch.Tensor, task: Task) -> float:
-    """Mean negative log-likelihood of the truth under the mean probability over voters.
+    """Mean negative log-likelihood of the ground truth under the mean probability over voters.
 
     Args:
         logits: (t, n, pixels).
-        truth: (pixels).
-        known: bool (n, pixels), where it is known whether an overlapping class is there; not read of others.
+        truth: uint8 (pixels), as made by ``Task.labels``.
+        known: bool (n, pixels), where it is known whether a class is present; used only if classes overlap.
     """
     if task.overlapping:
         shifts = torch.arange(logits.shape[1], dtype=torch.uint8)[:, None]

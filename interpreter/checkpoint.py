@@ -26,12 +26,12 @@ MODELS = Path(__file__).parent / "models"
 
 
 class Validation(BaseModel):
-    """How the weights that were kept did on the images that they were selected on.
+    """Scores of the weights that were kept, on the validation images that they were selected on.
 
     Attributes:
-        validation_dice: mean over images and classes, 0..1; None where there were no such images.
-        epoch: after which they were kept.
-        calibrated: the temperature was fitted to these images.
+        validation_dice: mean over images and classes, 0..1; None without validation images.
+        epoch: number of epochs after which the weights were kept.
+        calibrated: whether the temperature was fitted to these images.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,18 +45,18 @@ class Card(BaseModel):
     """What an interpreter is and where it comes from.
 
     Attributes:
-        spec: the features it reads, and no others.
-        backbone: name or place of the backbone those features come from.
+        spec: spec of the features it reads.
+        backbone: name or location of the backbone those features come from.
         task: classes and colours.
-        config: of the network.
-        training_ids: image ids it was fitted to.
+        config: configuration of the network.
+        training_ids: image ids it was trained on.
         validation_ids: image ids its weights were selected on.
-        training: its settings, and what else decided it.
-        metrics: on the validation images.
-        licence: of the weights.
+        training: settings of its training, and what else decided it.
+        metrics: scores on the validation images.
+        licence: licence of the weights.
         temperature: logits are divided by it before they become probabilities; fitted on source validation.
-        learnt_at: side of the square that it learnt from, where ``spec`` is of another one
-            (``interpreter.adapting``); the network's levels are those of this side.
+        learnt_at: side of the square it was trained at, if ``spec`` has another one (``interpreter.adapting``);
+            the network's levels are built for this side.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -75,7 +75,7 @@ class Card(BaseModel):
 
 
 def save_interpreter(folder: Path, interpreter: Interpreter, card: Card) -> None:
-    """Write weights (float16), codebook and card; the card last, and each file as a whole."""
+    """Write weights (float16), codebook and card; the card last, and each file atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {k: _half(v.detach().cpu()) for k, v in interpreter.state_dict().items()}
     with replaced(folder / WEIGHTS_FILE) as partial:
@@ -87,7 +87,7 @@ def save_interpreter(folder: Path, interpreter: Interpreter, card: Card) -> None
 
 
 def write_card(folder: Path, card: Card) -> None:
-    """Replace the card of an interpreter whose weights stay."""
+    """Replace the card of an interpreter, and leave its weights as they are."""
     with replaced(folder / CARD_FILE) as partial:
         partial.write_text(card.model_dump_json(indent=2) + "\n")
 
@@ -97,12 +97,12 @@ def _half(values: torch.Tensor) -> torch.Tensor:
 
 
 def load_interpreter(name: str | Path) -> tuple[Interpreter, Card]:
-    """A shipped interpreter by name, or one from a folder; in evaluation mode, on the CPU.
+    """Load a shipped interpreter by name, or one from a folder; in evaluation mode, on the CPU.
 
-    Nothing but JSON and safetensors is read, and where the folder has a manifest its files must be those it names.
+    Only JSON and safetensors files are read. If the folder has a manifest, the files must match their sha256 in it.
 
     Raises:
-        CheckpointError: not found, damaged, or weights and card do not fit.
+        CheckpointError: it is not found or damaged, or its weights and card do not fit together.
     """
     folder, card = folder_of(name), read_card(name)
     require_intact(folder, WEIGHTS_FILE, otherwise=CheckpointError)
@@ -118,7 +118,7 @@ def load_interpreter(name: str | Path) -> tuple[Interpreter, Card]:
         raise CheckpointError(f"{folder / CARD_FILE}: {error}") from error
     try:
         weights = load_file(folder / WEIGHTS_FILE)
-        if "head.weight" in weights:  # from before there were several heads
+        if "head.weight" in weights:  # saved when there was only one head
             weights = {f"head.{name}": value for name, value in weights.items()}
         interpreter.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
     except Exception as error:  # safetensors and torch raise different types for damaged and foreign files
@@ -131,7 +131,7 @@ def read_card(name: str | Path) -> Card:
     """The card of a shipped interpreter by name, or of one in a folder.
 
     Raises:
-        CheckpointError: not found, not the one that was sealed, or it cannot be read.
+        CheckpointError: it is not found, cannot be read, or is not the one whose sha256 the manifest has.
     """
     path = folder_of(name) / CARD_FILE
     if not path.is_file():
@@ -148,10 +148,10 @@ def read_card(name: str | Path) -> Card:
 
 
 def folder_of(name: str | Path) -> Path:
-    """The folder of a shipped interpreter, which goes before a folder of that name; any other name as it is."""
+    """The folder of an interpreter; the name of a shipped one takes precedence over a folder called the same."""
     return MODELS / name if str(name) in shipped() else Path(name)
 
 
 def shipped() -> list[str]:
-    """Names of the interpreters in this package."""
+    """Names of the interpreters that this package ships, sorted."""
     return sorted(path.parent.name for path in MODELS.glob(f"*/{CARD_FILE}"))

@@ -1,4 +1,4 @@
-"""The free choices of an interpreter; widths and levels follow from the FeatureSpec."""
+"""The free choices in building an interpreter; its widths and levels follow from the FeatureSpec."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ HeadName = Literal["adaptive", "joint", "mlp", "unet", "pyramid"]
 
 
 class LevelChoices(BaseModel):
-    """How the levels of an interpreter are built: what networks that are compared have alike.
+    """How the levels of an interpreter are built; networks that are compared share these choices.
 
     Attributes:
-        width_multiplier: a level is so many times as wide as its maps together,
-        max_width: up to this.
+        width_multiplier: width of a level, as a multiple of the total channels of its maps.
+        max_width: largest width of a level.
         vss: variant of the VSS block.
         vss_max_size: levels larger than this have no VSS block (its cost grows with the area).
-        standardise: bring each channel of a photograph's maps to mean 0 and variance 1 before they are read, so that
-            what a camera does to a channel as a whole is not seen (instance normalisation, Ulyanov et al. 2016).
+        standardise: bring each channel of a photograph's maps to mean 0 and variance 1 before they are read, which
+            removes what a camera does to a channel as a whole (instance normalisation, Ulyanov et al. 2016).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,14 +33,15 @@ class LevelChoices(BaseModel):
 
 
 class InterpreterConfig(LevelChoices):
-    """What may be chosen of a network.
+    """The configuration of a network.
 
     Attributes:
         classes: n, background included.
-        overlapping: classes may overlap: one sigmoid for each but the background, instead of a softmax.
+        overlapping: whether classes may overlap; each but the background then has a sigmoid of its own, instead of
+            one softmax over all classes.
         head: which network reads the features (``interpreter.heads``).
-        drop_path: in training.
-        time_width: of the embedding of the timestep.
+        drop_path: probability that a VSS block is skipped for an image in training.
+        time_width: width of the timestep embedding.
     """
 
     classes: int = Field(default=2, ge=2)
@@ -51,10 +52,10 @@ class InterpreterConfig(LevelChoices):
 
     @property
     def outputs(self) -> int:
-        """Scores for each pixel: one for each class; overlapping classes need none for the background."""
+        """Number of scores for each pixel: one for each class, without the background if classes overlap."""
         return self.classes - self.overlapping
 
 
 def with_current_defaults(kind: type[BaseModel], chosen: dict[str, Any]) -> dict[str, Any]:
-    """Choices as JSON that an earlier version wrote, with the defaults of what may be chosen since."""
+    """Choices that an earlier version wrote as JSON, completed by the defaults of the fields added since."""
     return kind().model_dump(mode="json") | chosen

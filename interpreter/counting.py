@@ -1,4 +1,4 @@
-"""How large an interpreter is, and what one photograph costs it."""
+"""The size of an interpreter, and the operations it takes to segment one photograph."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from interpreter.vss import SS2D
 
 
 class Cost(NamedTuple):
-    """Weights, and floating-point operations for one photograph, all voters together."""
+    """Number of weights, and floating-point operations for one photograph, all voters together."""
 
     parameters: int
     flops: int
@@ -24,9 +24,9 @@ class Cost(NamedTuple):
 
 
 def cost_of(interpreter: Interpreter) -> Cost:
-    """What an interpreter costs; convolutions and products as torch counts them, scans by ``scan_flops``.
+    """Count what an interpreter costs: convolutions and matrix products as torch counts them, scans by ``scan_flops``.
 
-    Nothing is computed: the network runs on tensors that have a shape and no values.
+    Nothing is computed: the network runs on meta tensors, which have a shape but no values.
     """
     spec, head = interpreter.spec, copy.deepcopy(interpreter.head).to("meta").eval()
     maps = {
@@ -50,9 +50,9 @@ def cost_of(interpreter: Interpreter) -> Cost:
 
 
 def scan_flops(b: int, d: int, length: int, n: int) -> int:
-    """Operations of a selective scan of (b, d, l) with n states, as Mamba and VMamba count them.
+    """Floating-point operations of a selective scan of (b, d, l) with n states, as Mamba and VMamba count them.
 
-    For each state the exponent and its product, the drive (two), the recurrence (two) and the output
-    (two), with the exponential counted as two: 9; for each position D u: 2.
+    Each state takes 9: one for the product delta A, two for its exponential, and two each for the drive, the
+    recurrence and the output. Each position of each channel takes 2 more, for D u.
     """
     return 9 * b * d * length * n + 2 * b * d * length

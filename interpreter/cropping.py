@@ -1,4 +1,4 @@
-"""Random windows of training images: the same place of every map and of the truth.
+"""Random windows of training images, cut from the same place of every map and of the ground truth.
 
 b  images    k  stored planes    h, w  size of a map    R  network's square
 """
@@ -15,14 +15,16 @@ from interpreter.errors import ConfigurationError
 from store.encoded import Encoded
 
 Corner = tuple[int, int]
-"""Top and left of a window, in pixels of the network's square."""
+"""Top and left edge of a window, in pixels of the network's square."""
 
 
 def require_window(side: int, step: int, resolution: int) -> None:
-    """ConfigurationError unless windows of that side lie on whole pixels of every map.
+    """Raise ConfigurationError unless windows of that side fit the square and hold whole values of every map.
 
     Args:
-        step: pixels of the square that the network reads together, ``Head.step``.
+        side: side of a window, in pixels of the network's square.
+        step: pixels of the square, along a side, that the network cannot read apart (``Head.step``).
+        resolution: side of the square, R.
     """
     if side > resolution or side % step:
         raise ConfigurationError(
@@ -32,10 +34,10 @@ def require_window(side: int, step: int, resolution: int) -> None:
 
 
 def draw_corner(inside: NDArray[np.bool_], side: int, step: int, random: np.random.Generator) -> Corner:
-    """The window about a pixel drawn from those that are set, moved into the square and onto multiples of ``step``.
+    """Draw a window centred on a random pixel of ``inside``, then moved into the square and onto multiples of ``step``.
 
     Args:
-        inside: (R, R), where windows are centred; the middle if none is set.
+        inside: (R, R), the pixels that a window may be centred on; if none is set, it is centred on the square.
     """
     candidates = np.flatnonzero(inside)
     if len(candidates):
@@ -48,25 +50,25 @@ def draw_corner(inside: NDArray[np.bool_], side: int, step: int, random: np.rand
 
 
 def draw_class(members: NDArray[np.bool_], inside: NDArray[np.bool_], random: np.random.Generator) -> NDArray[np.bool_]:
-    """The pixels (R, R) of one class, drawn from those that are there; of no class there, all that count.
+    """Draw one of the classes present and return its pixels, (R, R); without any class, all pixels that count.
 
-    As nnU-Net does (Isensee et al. 2021): windows drawn evenly hardly ever show a class of few pixels.
+    As in nnU-Net (Isensee et al. 2021): windows drawn uniformly hardly ever show a class of few pixels.
 
     Args:
         members: (n, R, R), the pixels of each class but the background.
-        inside: (R, R), what counts.
+        inside: (R, R), the pixels that count; others of a class are left out.
     """
     counting = [one for one in members & inside if one.any()]
     return counting[random.integers(len(counting))] if counting else inside
 
 
 def crop_maps(maps: Mapping[str, Encoded], corners: Sequence[Corner], side: int, resolution: int) -> dict[str, Encoded]:
-    """The windows of maps {block: Encoded (b, ..., k, h, w)}, one corner for each image."""
+    """Cut windows out of maps {block: Encoded (b, ..., k, h, w)}, at one corner for each image."""
     return {name: _crop(stored, corners, side, resolution) for name, stored in maps.items()}
 
 
 def crop_plane(plane: NDArray[Any], corner: Corner, side: int) -> NDArray[Any]:
-    """The window of (R, R)."""
+    """Cut the window out of a plane (R, R)."""
     top, left = corner
     return plane[top : top + side, left : left + side]
 

@@ -1,4 +1,4 @@
-"""Metrics of probabilities, of the pixels of all images together."""
+"""Metrics of probabilities, pooled over the pixels of all images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BINS = 15
 
 
 class _Areas(NamedTuple):
-    """Under the two curves; nan where a curve has no meaning."""
+    """Areas under the ROC and precision-recall curves; nan where a curve is undefined."""
 
     roc: float
     precision_recall: float
@@ -22,31 +22,31 @@ class _Areas(NamedTuple):
 
 @dataclass
 class PooledPixels:
-    """Probabilities and truth of every pixel that counts, image after image."""
+    """Probabilities and ground truth of every pixel that counts, collected image by image."""
 
     _scores: list[NDArray[np.float32]] = field(default_factory=list)
     _truths: list[NDArray[np.bool_]] = field(default_factory=list)
     _areas: _Areas | None = None
 
     def add(self, probabilities: NDArray[np.float32], truth: NDArray[np.bool_], inside: NDArray[np.bool_]) -> None:
-        """Probabilities of a class, its pixels, and what counts: arrays of one shape."""
+        """Add an image: a class's probabilities, its true pixels, and the pixels that count; arrays of one shape."""
         self._scores.append(np.asarray(probabilities[inside], dtype=np.float32))
         self._truths.append(truth[inside])
         self._areas = None
 
     def auc_roc(self) -> float:
-        """Area under sensitivity over 1 - specificity, exact; nan without both kinds of pixels."""
+        """Exact area under the ROC curve (sensitivity over 1 - specificity); nan without both kinds of pixels."""
         return self._exact_areas().roc
 
     def average_precision(self) -> float:
-        """AUC-PR as average precision: the sum over thresholds of precision times the gain in recall; exact."""
+        """Exact AUC-PR as average precision: the sum over thresholds of precision times the gain in recall."""
         return self._exact_areas().precision_recall
 
     def idrid_auc_pr(self) -> float:
-        """AUC-PR as IDRiD's challenge has it: 33 thresholds 0, 8, ..., 256 on probability maps of 8 bits, trapezoids.
+        """AUC-PR as in IDRiD's challenge: 33 thresholds 0, 8, ..., 256 on 8-bit probability maps, trapezoidal rule.
 
-        A pixel is found where its value reaches the threshold; at 256 nothing is, which counts as
-        recall 0 at precision 1.
+        A pixel is found if its value reaches the threshold. At 256 none is, which counts as recall 0 at precision 1.
+        nan without a pixel of the class.
         """
         true_by_value, all_by_value = np.zeros(257), np.zeros(257)
         for scores, truth in zip(self._scores, self._truths, strict=True):
@@ -61,7 +61,7 @@ class PooledPixels:
         return float(-np.trapezoid(precision, recall))
 
     def _exact_areas(self) -> _Areas:
-        """Both areas of one sort of all pixels, which of photographs at native size takes a while."""
+        """Both areas, from a single sort of all pixels, which takes a while for photographs at native size."""
         if self._areas is None:
             true, false = self._counts_by_threshold()
             roc = precision_recall = math.nan
@@ -74,7 +74,7 @@ class PooledPixels:
         return self._areas
 
     def _counts_by_threshold(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """True and false positives at every distinct probability from the highest down, 0 first."""
+        """True and false positives at every distinct probability as threshold, from the highest down; preceded by 0."""
         scores, truth = np.concatenate(self._scores), np.concatenate(self._truths)
         order = np.argsort(-scores, kind="stable")
         scores, truth = scores[order], truth[order]
@@ -85,14 +85,20 @@ class PooledPixels:
 
 @dataclass
 class Reliability:
-    """How often a class is there where its probability says so, in bins of equal width."""
+    """How often a class is present, against how often its probabilities say so, in bins of equal width.
+
+    Attributes:
+        pixels: number of pixels in each bin.
+        expected: sum of their probabilities.
+        found: number of those that belong to the class.
+    """
 
     pixels: NDArray[np.float64] = field(default_factory=lambda: np.zeros(BINS))
     expected: NDArray[np.float64] = field(default_factory=lambda: np.zeros(BINS))
     found: NDArray[np.float64] = field(default_factory=lambda: np.zeros(BINS))
 
     def add(self, probabilities: NDArray[np.float32], truth: NDArray[np.bool_], inside: NDArray[np.bool_]) -> None:
-        """Probabilities of a class, its pixels, and what counts: arrays of one shape."""
+        """Add an image: a class's probabilities, its true pixels, and the pixels that count; arrays of one shape."""
         p, y = probabilities[inside].astype(np.float64), truth[inside]
         bins = np.minimum((p * BINS).astype(np.intp), BINS - 1)
         self.pixels += np.bincount(bins, minlength=BINS)
@@ -101,5 +107,5 @@ class Reliability:
 
     @property
     def error(self) -> float:
-        """Expected calibration error: mean over pixels of |probability - frequency| of their bin."""
+        """Expected calibration error: mean over pixels of |mean probability - frequency| of their bin."""
         return float(np.abs(self.expected - self.found).sum() / max(self.pixels.sum(), 1))

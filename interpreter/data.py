@@ -21,10 +21,10 @@ class Labelled:
     """One image with its labels.
 
     Attributes:
-        dataset: the collection it comes from.
-        targets: that some image of the collection has a mask of.
-        sample: its record there.
-        key: its entry in the store.
+        dataset: name of the collection that the image comes from.
+        targets: every target that at least one image of the collection has a mask of.
+        sample: the image's record in the collection.
+        key: the image's entry in the store.
     """
 
     dataset: str
@@ -37,15 +37,15 @@ class Labelled:
         return f"{self.dataset}/{self.sample.name}"
 
     def known(self, task: Task) -> NDArray[np.bool_]:
-        """Bool (n - 1): of which of a task's targets it is known where they are in this image.
+        """Return for which of a task's targets it is known where they are in this image, bool (n - 1).
 
-        Those that its data set has masks of: without one of its own the image has none of it. Where the others are
-        nobody has said: of these nothing is learnt, and nothing scored.
+        A target is known if any image of the data set has a mask of it; an image without that mask then has none of
+        the target. All other targets are unknown: this image is neither used to learn them nor scored on them.
         """
         return np.isin(task.targets, self.targets)
 
     def masks_of(self, task: Task) -> tuple[str | None, ...]:
-        """The digest of its mask of each of a task's targets; None where it has none."""
+        """The digest of the image's mask of each of a task's targets; None for a target without a mask."""
         return tuple(self.sample.masks.get(target) for target in task.targets)
 
     def seen_as(self, view: str) -> Labelled:
@@ -53,20 +53,20 @@ class Labelled:
         return replace(self, key=Key(self.key.image_id, view))
 
     def named_as(self, task: Task) -> Labelled:
-        """The same image, its only mask taken for that of a task's only target."""
+        """The same image, with its only mask assigned to the task's only target, whatever its name was."""
         (target,), (mask,) = task.targets, self.sample.masks.values()
         named = {"masks": {target: mask}, "indexed": (target,) * len(self.sample.indexed)}
         return replace(self, targets=task.targets, sample=self.sample.model_copy(update=named))
 
 
 def labelled_images(store: FeatureStore, dataset: str, split: str | None, task: Task) -> list[Labelled]:
-    """The images of a collection that carry every target of the task; of overlapping targets, one at least.
+    """The images of a collection that have a mask of every target of a task, or of at least one if targets overlap.
 
     Args:
-        split: only this split; None takes all.
+        split: take only this split; None takes all.
 
     Raises:
-        DataError: none is labelled so; names the targets there are.
+        DataError: there is no such image; the message lists the targets and splits of the collection.
     """
     collection = store.collections.read(dataset)
     in_split = [s for s in collection.samples if split is None or s.split == split]
@@ -83,21 +83,21 @@ def labelled_images(store: FeatureStore, dataset: str, split: str | None, task: 
 
 
 def labelled_in(store: FeatureStore, references: Iterable[str], task: Task) -> list[Labelled]:
-    """The labelled images of some data sets, NAME or NAME:SPLIT, each photograph once (``without_duplicates``)."""
+    """The labelled images of data sets given as NAME or NAME:SPLIT, each photograph once (``without_duplicates``)."""
     parts = [reference.partition(":") for reference in references]
     return labelled_at(store, [(name, split or None) for name, _, split in parts], task)
 
 
 def labelled_at(store: FeatureStore, places: Iterable[tuple[str, str | None]], task: Task) -> list[Labelled]:
-    """The same of (data set, split)."""
+    """Like ``labelled_in``, with each data set given as (name, split); split None takes all."""
     return without_duplicates((image for place in places for image in labelled_images(store, *place, task)), task)
 
 
 def labelled_for(store: FeatureStore, references: Iterable[str], task: Task) -> tuple[list[Labelled], list[str]]:
-    """``labelled_in`` for those who compare what an interpreter of the task finds, and what is to be said of them.
+    """Like ``labelled_in``, for scoring an interpreter of the task; also returns notes for the user.
 
-    The masks of a folder without folders for targets are ``mask``, whatever they show: here the task's target, where it
-    has one alone.
+    A folder of masks that is not divided into targets gets the target name ``mask``, whatever the masks show. If the
+    task has a single target, such masks are taken for it.
     """
     images: list[Labelled] = []
     notes: list[str] = []
@@ -113,16 +113,17 @@ def labelled_for(store: FeatureStore, references: Iterable[str], task: Task) -> 
 
 
 def _task_of_unnamed(store: FeatureStore, reference: str, task: Task) -> Task:
-    """The task with the name that a data set has for its only target, where that says nothing; else as it is."""
+    """The task with its only target renamed ``mask`` if the data set's masks are unnamed; otherwise the task itself."""
     unnamed = store.collections.read(reference.partition(":")[0]).targets == (UNNAMED_TARGET,)
     return task.model_copy(update={"targets": (UNNAMED_TARGET,)}) if unnamed and len(task.targets) == 1 else task
 
 
 def notes_on_missing(store: FeatureStore, references: Iterable[str], task: Task) -> list[str]:
-    """What is to be said of photographs of some data sets, NAME or NAME:SPLIT, that lack a target: a line for each.
+    """Notes for the user, one line each, on photographs of some data sets (NAME or NAME:SPLIT) that lack masks.
 
-    ``labelled_in`` leaves them out; of overlapping targets only those that lack all, and the others are taken as
-    having none of what they lack, unless their whole data set lacks it (``Labelled.known``).
+    ``labelled_in`` leaves out photographs that lack the mask of a target. If targets overlap, it leaves out only those
+    without any mask; in the others, a target without a mask counts as absent, unless no image of the data set has a
+    mask of it (``Labelled.known``).
     """
     notes = []
     for reference in references:
@@ -131,8 +132,8 @@ def notes_on_missing(store: FeatureStore, references: Iterable[str], task: Task)
         for target, known in zip(task.targets, images[0].known(task), strict=True):
             if task.overlapping and not known:
                 notes.append(
-                    f"{reference} has no mask of {target}, but of {', '.join(images[0].targets)}: nothing is learnt or "
-                    "scored of it there (an empty mask of one photograph says that there is none)"
+                    f"{reference} has no mask of {target}, only of {', '.join(images[0].targets)}: it is neither "
+                    "learnt nor scored there (if none of the photographs shows it, give one of them an empty mask)"
                 )
                 continue
             considered, fate = (kept, "count as having none") if task.overlapping else (images, "are left out")
@@ -150,7 +151,7 @@ def _some(names: Sequence[str], among: Sequence[Labelled]) -> str:
 
 
 def all_images(store: FeatureStore, reference: str) -> list[Labelled]:
-    """Images of NAME or NAME:SPLIT, labelled or not; DataError if there are none."""
+    """All images of a data set, NAME or NAME:SPLIT, labelled or not; raises DataError if there are none."""
     name, _, split = reference.partition(":")
     collection = store.collections.read(name)
     targets, samples = collection.targets, collection.samples
@@ -162,7 +163,7 @@ def all_images(store: FeatureStore, reference: str) -> list[Labelled]:
 
 
 def without_duplicates(images: Iterable[Labelled], task: Task) -> list[Labelled]:
-    """Each photograph once, whatever its names; DataError if its masks of the task differ."""
+    """Each photograph once, even if it has several names; DataError if its masks of the task's targets differ."""
     first: dict[str, Labelled] = {}
     for image in images:
         known = first.setdefault(image.key.image_id, image)
@@ -172,7 +173,7 @@ def without_duplicates(images: Iterable[Labelled], task: Task) -> list[Labelled]
 
 
 def native_truth(store: FeatureStore, image: Labelled, task: Task) -> NDArray[np.uint8]:
-    """What ``Task.labels`` makes of an image's masks, uint8 (H, W)."""
+    """The ground truth of an image at native size, uint8 (H, W), encoded as by ``Task.labels``."""
     masks = image.sample.masks
     return task.labels({target: store.collections.mask(masks[target]) for target in task.targets if target in masks})
 
@@ -180,5 +181,5 @@ def native_truth(store: FeatureStore, image: Labelled, task: Task) -> NDArray[np
 def network_truth(
     store: FeatureStore, entry: FeatureEntry, image: Labelled, task: Task, rules: Rules
 ) -> NDArray[np.uint8]:
-    """The same at the network's size, uint8 (R, R), as the rules have it."""
+    """The ground truth of an image at the network's size, uint8 (R, R), resized as the rules say."""
     return rules.square_truth(entry.geometry, native_truth(store, image, task), task, image.sample)

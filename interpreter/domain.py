@@ -1,18 +1,18 @@
-"""How far a photograph is from those that an interpreter was fitted to: by its features, and by its inversion.
+"""How far a photograph is from those that an interpreter was trained on, judged by its features and its inversion.
 
-A photograph's descriptor is, for every block, timestep and channel, the mean and the logarithm of the
-standard deviation of its feature map: where and how strongly the backbone responds, not to what. The
-descriptors of the training images are taken as draws from a Gaussian whose covariance is shrunk towards
-its mean variance (Ledoit and Wolf 2004, in the dual form for few images of many numbers), and the
-distance is Mahalanobis's, divided by the root of the descriptor's length.
+A photograph's descriptor holds, for every block, timestep and channel, the mean and the logarithm of the
+standard deviation of its feature map: how strongly the backbone responds, but not to what. The descriptors
+of the training images are modelled as draws from a Gaussian whose covariance is shrunk towards its mean
+variance (Ledoit and Wolf 2004; in the dual form, since there are few images and many numbers). The distance
+is the Mahalanobis distance divided by the square root of the descriptor's length.
 
-    t  timesteps    c  channels of a block    n  images    d = 2 sum_blocks(t c) numbers of a descriptor
+    t  timesteps    c  channels of a block    n  images    d = 2 sum_blocks(t c), length of a descriptor
 
-The threshold is fitted without the image it judges: each training image is measured against the others.
+The threshold is fitted by leave-one-out: each training image is measured against all others.
 
-The second figure is the inversion's residual: how badly the backbone guesses the clean photograph from itself on
-the way up the noise grid. Nothing is fitted to tell it but the range of the usual; what is easier to guess than a
-fundus is as suspicious as what is harder (docs/decisions/0012-trust.md).
+The second figure is the inversion's residual: how badly the backbone estimates the clean photograph at each step
+up the noise grid. Only its usual range is fitted; a photograph that is easier to estimate than a fundus is as
+suspicious as one that is harder (docs/decisions/0012-trust.md).
 """
 
 from __future__ import annotations
@@ -49,13 +49,14 @@ _LEAST_SQUARE = 1e-18
 
 @dataclass(frozen=True)
 class DomainScore:
-    """One photograph against the training images.
+    """How far one photograph is from the training images.
 
     Attributes:
-        distance: root mean square of whitened numbers; about 1 for photographs like the training images.
-        threshold: fitted on training images; larger distances are shifts.
-        residual: of the inversion, in units of the network's range [-1, 1]; None where it was not kept.
-        residual_range: the usual, fitted on training images; None where residuals are not judged.
+        distance: root mean square of the whitened descriptor; about 1 for photographs like the training images.
+        threshold: largest usual distance, fitted to the training images; a larger one is a domain shift.
+        residual: residual of the inversion, in units of the network's range [-1, 1]; None if it was not stored.
+        residual_range: lowest and highest usual residual, fitted to the training images; None if residuals are not
+            judged.
     """
 
     distance: float
@@ -65,7 +66,7 @@ class DomainScore:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Names of the figures that are unusual: ``distance``, ``residual``."""
+        """Names of the figures that are unusual, out of ``distance`` and ``residual``; empty if neither is."""
         found = ["distance"] if self.distance > self.threshold else []
         if self.residual is not None and self.residual_range is not None:
             lowest, highest = self.residual_range
@@ -74,7 +75,7 @@ class DomainScore:
 
     @property
     def abstain(self) -> bool:
-        """Whether the answer should not be relied on."""
+        """Whether the segmentation should not be relied on."""
         return bool(self.reasons)
 
 
@@ -83,14 +84,15 @@ class Domain:
     """Statistics of the descriptors of an interpreter's training images.
 
     Attributes:
-        spec: digest of the features.
-        mean: float64 (d,).
-        scale: float64 (d,), by which every number is divided before anything else.
+        spec: digest of the features' spec.
+        mean: float64 (d,), mean of the descriptors.
+        scale: float64 (d,), by which centred descriptors are divided first.
         directions: float64 (m, d), orthonormal directions in which the training images differ.
-        variances: float64 (m,), shrunk variances along them.
+        variances: float64 (m,), shrunk variances along ``directions``.
         rest: shrunk variance in every other direction.
-        threshold: of the distance.
-        residual_range: of the inversion's residual; None where that of the training images is not known.
+        threshold: largest usual distance.
+        residual_range: lowest and highest usual residual of the inversion; None if the training images' residuals are
+            not known.
     """
 
     spec: str
@@ -103,19 +105,19 @@ class Domain:
     residual_range: Range | None = None
 
     def score(self, features: Features, codec: Codec) -> DomainScore:
-        """Distance and residual of a photograph, with its features as they are stored."""
+        """Score a photograph by its distance and residual, from its features as they are stored."""
         distance = self.distance(descriptor(features, codec))
         return DomainScore(distance, self.threshold, residual(features), self.residual_range)
 
     def distance(self, described: NDArray[np.float64]) -> float:
-        """The distance of a descriptor, float64 (d,)."""
+        """The distance of a descriptor, float64 (d,), from the training images."""
         away = (described - self.mean) / self.scale
         along = self.directions @ away
         outside = max(0.0, float(away @ away - along @ along))
         return float(np.sqrt(((along**2 / self.variances).sum() + outside / self.rest) / len(away)))
 
     def save(self, folder: Path) -> Path:
-        """Write ``domain.safetensors`` beside the interpreter; returns its path."""
+        """Write ``domain.safetensors`` into an interpreter's folder and return its path."""
         path = folder / DOMAIN_FILE
         arrays = {name: np.ascontiguousarray(getattr(self, name), np.float32) for name in _ARRAYS}
         metadata = {"spec": self.spec, "numbers": json.dumps([self.rest, self.threshold])}
@@ -130,7 +132,7 @@ _ARRAYS = ("mean", "scale", "directions", "variances")
 
 
 def descriptor(features: Features, codec: Codec) -> NDArray[np.float64]:
-    """Means and log standard deviations of every block, timestep and channel inside the map: float64 (d,)."""
+    """Mean and log standard deviation of the feature map of every block, timestep and channel: float64 (d,)."""
     parts: list[NDArray[np.float64]] = []
     for name in sorted(features.maps):
         variances, means = torch.var_mean(codec.decode(name, features.maps[name]), dim=(-2, -1))
@@ -139,10 +141,10 @@ def descriptor(features: Features, codec: Codec) -> NDArray[np.float64]:
 
 
 def residual(features: Features) -> float | None:
-    """The inversion's residual, in units of the network's range [-1, 1]; None where it was not kept.
+    """The inversion's residual, in units of the network's range [-1, 1]; None if it was not stored.
 
-    At every step of the grid but the last the network estimates the photograph; the root mean square of what it
-    misses by, inside the field of view, is averaged over the steps as a geometric mean, since it is a hundred
+    At every step of the grid but the last, the network estimates the clean photograph. The root mean square error of
+    these estimates inside the field of view is averaged over the steps by the geometric mean, since it is a hundred
     times larger at the last of them than at the first.
     """
     if not features.residuals:
@@ -154,14 +156,14 @@ def residual(features: Features) -> float | None:
 def fit_domain(
     spec: FeatureSpec, descriptors: Iterable[NDArray[np.float64]], residuals: Sequence[float | None] = ()
 ) -> Domain:
-    """Statistics of training images' descriptors, and a threshold from leaving each image out.
+    """Fit the statistics of training images' descriptors, and a threshold by leaving out each image in turn.
 
-    The threshold is the 0.99 quantile of the left-out images' distances, with a margin of a tenth: of a few
-    dozen images that quantile is nearly their maximum. The residuals' range reaches from their 0.01 quantile to the
-    0.99 quantile, with the same margin on either side.
+    The threshold is the 0.99 quantile of the left-out images' distances, plus a margin of a tenth, since for a few
+    dozen images that quantile is nearly their maximum. The usual range of residuals extends from their 0.01 to their
+    0.99 quantile, with the same margin at either end.
 
     Args:
-        residuals: of the same images; residuals are not judged if one is not known, or none is given.
+        residuals: residuals of the same images; if one is None, or none are given, residuals are not judged.
 
     Raises:
         DataError: fewer than five images.
@@ -197,10 +199,10 @@ def domain_of(card: Card, store: FeatureStore) -> Domain:
 
 
 def load_domain(folder: Path, spec: FeatureSpec) -> Domain | None:
-    """The statistics beside an interpreter; None if it has none.
+    """The domain stored in an interpreter's folder; None if there is none.
 
     Raises:
-        CheckpointError: damaged, or of other features.
+        CheckpointError: it is damaged, or was fitted to features of another spec.
     """
     path = folder / DOMAIN_FILE
     require_intact(folder, DOMAIN_FILE, otherwise=CheckpointError)
@@ -216,12 +218,12 @@ def load_domain(folder: Path, spec: FeatureSpec) -> Domain | None:
     except Exception as error:  # safetensors raises different types for damaged files
         raise CheckpointError(f"{path}: cannot be read ({error}); fit the domain again") from error
     if digest != spec.digest:
-        raise CheckpointError(f"{path}: made of features {digest[:12]}, the interpreter reads {spec.digest[:12]}")
+        raise CheckpointError(f"{path}: fitted to features {digest[:12]}, the interpreter reads {spec.digest[:12]}")
     return Domain(digest, **arrays, rest=float(rest), threshold=float(threshold), residual_range=residual_range)
 
 
 def _usual(residuals: Sequence[float | None]) -> Range | None:
-    """The range that training images leave room for; None where one of them is not known."""
+    """The usual range of residuals, margin included; None if there are none, or one is not known."""
     known = [one for one in residuals if one is not None]
     if not known or len(known) < len(residuals):
         return None
@@ -230,14 +232,14 @@ def _usual(residuals: Sequence[float | None]) -> Range | None:
 
 
 def _gaussian(spec: FeatureSpec, described: NDArray[np.float64]) -> Domain:
-    """Mean and shrunk covariance; what n images cannot tell of d numbers is the mean variance."""
+    """Mean and shrunk covariance of n descriptors; variance outside their span is the shrunk mean. No threshold yet."""
     n, d = described.shape
     mean, scale = described.mean(axis=0), described.std(axis=0) + _FLOOR
     away = (described - mean) / scale
     _, singular, directions = np.linalg.svd(away, full_matrices=False)
     kept = singular > singular.max() * 1e-9
     variances = singular[kept] ** 2 / n
-    total = float(variances.sum()) / d  # the mean variance, 1 where no number is constant
+    total = float(variances.sum()) / d  # the mean variance; 1 if no entry of the descriptor is constant
     shrinkage = _shrinkage(away, variances, total)
     return Domain(
         spec.digest, mean, scale, directions[kept], (1 - shrinkage) * variances + shrinkage * total,
@@ -246,9 +248,10 @@ def _gaussian(spec: FeatureSpec, described: NDArray[np.float64]) -> Domain:
 
 
 def _shrinkage(away: NDArray[np.float64], variances: NDArray[np.float64], total: float) -> float:
-    """Ledoit and Wolf's weight of the mean variance (2004, lemma 3.3 and section 3.2), 0..1.
+    """The weight of the mean variance (Ledoit and Wolf 2004, lemma 3.3 and section 3.2), clipped to 0.01..1.
 
-    d^2 = |S - m I|^2, b^2 = 1/n^2 sum_k |x_k x_k' - S|^2, both over d; the weight is b^2 / d^2.
+    In the paper's letters the weight is b^2 / d^2 with d^2 = |S - m I|^2 and b^2 = 1/n^2 sum_k |x_k x_k' - S|^2, both
+    divided by the descriptor's length (here ``spread`` and ``noise``).
     """
     n, d = away.shape
     squared = float((variances**2).sum()) / d

@@ -3,10 +3,10 @@
 InterpreterError
 ├── ConfigurationError     settings that contradict each other or the features
 ├── CheckpointError        an interpreter that cannot be loaded
-├── DataError              images, labels or features that are needed are not there
-├── ExtractionFailed       `extractor run` could not make the features that are needed
+├── DataError              images, labels or features that are needed are missing
+├── ExtractionFailed       `extractor run` did not make all features that are needed
 ├── TrainingDiverged       the loss became NaN or infinite
-└── ScanUnavailable        the scan that was forced cannot run here
+└── ScanUnavailable        the selective scan that was asked for cannot run here
 """
 
 
@@ -19,7 +19,7 @@ class ConfigurationError(InterpreterError, ValueError):
 
 
 class CheckpointError(InterpreterError, ValueError):
-    """The interpreter's files are missing, damaged or do not fit."""
+    """The interpreter's files are missing or damaged, or do not fit together."""
 
 
 class DataError(InterpreterError, LookupError):
@@ -27,7 +27,7 @@ class DataError(InterpreterError, LookupError):
 
 
 class ExtractionFailed(InterpreterError, RuntimeError):
-    """The extractor's command ended with an error."""
+    """``extractor run`` ended with an error, or left out photographs that are needed."""
 
 
 class TrainingDiverged(InterpreterError, ArithmeticError):

@@ -30,15 +30,14 @@ OnImage = Callable[[Labelled, Segmented], None]
 
 @dataclass(frozen=True)
 class ImageScores:
-    """Scores of one image; class 1 first.
+    """Scores of one image; tuples have one item for each scored class, class 1 first.
 
     Attributes:
-        voted: for each scored class; None of one of which it is not known where it is in this image.
-        hd95: likewise; nan for None, and where one of the masks is empty.
+        voted: confusion matrix of the voted mask; None if it is not known where the class is in this image.
+        hd95: in pixels; nan where ``voted`` is None, and where only one of the two masks is empty.
         by_voter: {voter: Dice averaged over the classes that are known}, at the network's size.
-        expected: for each class the Dice that the interpreter expects of its mask, without labels
-            (``interpreter.expected``), at the network's size inside the field of view; nan where it finds nothing, and
-            of a class that is not known.
+        expected: the Dice that the interpreter expects of its mask, without labels (``interpreter.expected``), at the
+            network's size inside the field of view; nan where it finds nothing, and where ``voted`` is None.
     """
 
     name: str
@@ -49,12 +48,12 @@ class ImageScores:
 
     @property
     def dice(self) -> float:
-        """Mean over the classes that are known."""
+        """Mean Dice over the classes that are known."""
         return float(np.mean([counts.dice for counts in self.voted if counts is not None]))
 
     @property
     def expected_dice(self) -> float:
-        """Mean over the classes that were found; nan if none was."""
+        """Mean expected Dice over the classes that were found; nan if none was."""
         return mean_of_known(self.expected)
 
 
@@ -63,9 +62,9 @@ class Scores:
     """Scores of a set of images.
 
     Attributes:
-        classes: names of those that are scored, without the background.
-        images: in the order they were scored.
-        pixels, reliability: of each class, all images together.
+        classes: names of the scored classes, without the background.
+        images: scores of each image, in the order in which they were scored.
+        pixels, reliability: one for each class, pooled over all images.
     """
 
     classes: tuple[str, ...]
@@ -75,14 +74,15 @@ class Scores:
 
     @property
     def mean_dice(self) -> float:
-        """Mean over images of the voted Dice, each the mean of the classes that are known of it, 0..1."""
+        """Mean over images of ``ImageScores.dice``, 0..1."""
         return float(np.mean([image.dice for image in self.images]))
 
     def criterion(self, *, overlapping: bool) -> float:
-        """What tells the better of two interpreters on the same images, 0..1.
+        """The figure by which interpreters are compared on the same images, 0..1; the higher the better.
 
-        The mean Dice; of overlapping classes, which many an image lacks, the mean over classes of the average
-        precision over all pixels: Dice would give images without a class to whoever finds nothing anywhere.
+        It is the mean Dice. If classes overlap, it is the mean over classes of the average precision over all pixels
+        (mean Dice again if no class has a pixel): many images then lack a class, and for those Dice would reward an
+        interpreter that never finds anything.
         """
         precision = mean_of_known(pixels.average_precision() for pixels in self.pixels) if overlapping else math.nan
         return self.mean_dice if math.isnan(precision) else precision
@@ -96,24 +96,24 @@ class Scores:
         return sum(self._counts(index), Counts(0, 0, 0, 0))
 
     def images_of(self, index: int) -> int:
-        """Of how many images it is known where a class is."""
+        """The number of images in which it is known where a class is."""
         return len(self._counts(index))
 
     def _counts(self, index: int) -> list[Counts]:
-        """Of a class, of each image of which it is known where it is."""
+        """A class's confusion matrix in each image in which it is known where the class is."""
         return [counts for image in self.images if (counts := image.voted[index]) is not None]
 
     def interval(self) -> tuple[float, float]:
-        """95 % bootstrap interval over images of the mean over the classes of their Dice."""
+        """95 % bootstrap confidence interval, over images, of the mean over classes of their mean Dice."""
         of_each = [[math.nan if one is None else one.dice for one in image.voted] for image in self.images]
         return bootstrap_interval(np.array(of_each))
 
     def class_interval(self, index: int) -> tuple[float, float]:
-        """The same of one class's Dice."""
+        """95 % bootstrap confidence interval, over images, of one class's mean Dice."""
         return bootstrap_interval(np.array([counts.dice for counts in self._counts(index)]))
 
     def class_figures(self, index: int) -> dict[str, float]:
-        """All metrics of one class, between 0 and 1; HD95 in pixels; nan where a metric has no meaning."""
+        """All metrics of one class, between 0 and 1; HD95 in pixels; nan where a metric is undefined."""
         pooled, pixels = self.pooled(index), self.pixels[index]
         distances = np.array([image.hd95[index] for image in self.images])
         return {
@@ -131,12 +131,12 @@ class Scores:
         }
 
     def figures(self) -> dict[str, float]:
-        """The same, averaged over the classes."""
+        """The metrics of ``class_figures``, each averaged over the classes for which it is defined."""
         by_class = [self.class_figures(i) for i in range(len(self.classes))]
         return {name: mean_of_known(figures[name] for figures in by_class) for name in by_class[0]}
 
     def summary(self) -> dict[str, object]:
-        """Everything as plain numbers between 0 and 1; HD95 in pixels; None where a metric has no meaning."""
+        """All scores as plain values for JSON, between 0 and 1; HD95 in pixels; None where a metric is undefined."""
         return {
             "images": len(self.images),
             **_plain(self.figures()),
@@ -154,7 +154,7 @@ class Scores:
 
 
 class Compared(NamedTuple):
-    """What is compared of one image, bool (n - 1, ...) and float32 (n - 1, ...); ``inside`` (...) counts."""
+    """The arrays compared for one image, (n - 1, ...); ``inside`` (...) selects the pixels that count."""
 
     masks: NDArray[np.bool_]
     probabilities: NDArray[np.float32]
@@ -173,23 +173,24 @@ def evaluate(
     rules: Rules | None = None,
     mirrored: bool = False,
 ) -> Scores:
-    """Segment every image and compare with its masks.
+    """Segment every image and compare the result with its masks.
 
-    Of images whose data set has no mask of a class that class is not scored (``Labelled.known``).
+    A class is not scored in images whose data set has no mask of it (``Labelled.known``).
 
     Args:
-        spec: of the features that are read: the interpreter's, at its resolution or another one.
-        on_image: called with each image and what was found in it.
-        rules: how the truth is made and where it counts; by default at the network's size inside the
-            field of view.
-        mirrored: each image's three flips are read, too, and averaged.
+        spec: spec of the features to read: the interpreter's, at its own resolution or another one.
+        on_image: called with each image and its segmentation.
+        rules: how the ground truth is made and which pixels count; by default those inside the field of view, at the
+            network's size.
+        mirrored: also read each image's three flips, and average the probabilities.
 
     Returns:
-        Scores of the classes that some image's data set has masks of, images in the order given.
+        Scores of the classes that at least one image's data set has masks of; images in the order given.
 
     Raises:
         DataError: there are no images.
         SpecMismatch: the spec differs from the interpreter's in more than resolution.
+        ConfigurationError: ``mirrored``, and an image is read in another view than the photograph itself.
         MissingEntry: features of an image, or of a flip that is read, are not in the store.
     """
     interpreter.require(spec)
@@ -237,7 +238,7 @@ def _carried(
     task: Task,
     rules: Rules,
 ) -> Compared:
-    """What is compared in other pixels than the network's; ``truth`` uint8 (H, W)."""
+    """The arrays to compare at another size than the network's; ``truth`` is uint8 (H, W)."""
     fov, geometry = features.fov, features.geometry
     if isinstance(size, int):
         truth = rules.square_truth(geometry.of_resolution(size), truth, task, image.sample)
@@ -251,7 +252,7 @@ def _carried(
 
 
 def _mean_dice(masks: NDArray[np.bool_], truth: NDArray[np.bool_], inside: NDArray[np.bool_]) -> float:
-    """Over some classes, masks and truth bool (k, R, R)."""
+    """Mean Dice over k classes; masks and truth bool (k, R, R)."""
     return float(np.mean([count(mask, true, inside).dice for mask, true in zip(masks, truth, strict=True)]))
 
 
@@ -262,7 +263,7 @@ def _score(
     expected: tuple[float, ...],
     classes: Sequence[int | None],
 ) -> ImageScores:
-    """Scores of some classes, 0 the first after the background; None stands for one that is not known."""
+    """Score one image; ``classes`` are indices from 0, the first after the background; None if a class is not known."""
     masks, truth, inside = compared.masks, compared.truth, compared.inside
     return ImageScores(
         name,

@@ -1,6 +1,6 @@
-"""The exponential function inside of Numba's kernels, in operations that vectorise.
+"""The exponential function for use inside Numba kernels, in operations that vectorise.
 
-Numba's cache does not see that this file changed: a change here must touch the kernels that call it.
+Numba's cache does not notice changes to this file: a change here must also touch the kernels that call it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The command ``extractor run``, called by those who need features: the interpreter does not import the extractor."""
+"""Running ``extractor run`` where features are needed, since the interpreter does not import the extractor."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from store.extraction_command import ExtractionCommand
 
 
 def parse_data(text: str) -> tuple[str | None, str]:
-    """``NAME=ADAPTER:PATH`` or ``ADAPTER:PATH``: the name, None if there is none, and ADAPTER:PATH."""
+    """Split ``NAME=ADAPTER:PATH`` or ``ADAPTER:PATH`` into the name, None if there is none, and ADAPTER:PATH."""
     name, equals, reference = text.partition("=")
-    named = bool(equals) and ":" not in name  # else the sign belongs to the path
+    named = bool(equals) and ":" not in name  # otherwise the equals sign belongs to the path
     adapter, _, path = (reference if named else text).partition(":")
     if not adapter or not path or (named and not name):
         raise ConfigurationError(f"{text!r}: expected NAME=ADAPTER:PATH or ADAPTER:PATH, such as folder:photos")
@@ -24,16 +24,16 @@ def run_extraction(command: ExtractionCommand, *, partial: bool = False) -> dict
     """Run ``extractor run --json`` to its end and return its report.
 
     Args:
-        partial: photographs that cannot be read may be left out.
+        partial: accept that photographs which cannot be read are left out.
 
     Raises:
-        ExtractionFailed: it ended with an error, or left photographs out.
+        ExtractionFailed: it ended with an error, or left out photographs although ``partial`` is False.
     """
     done = command.run()
     what = command.options["dataset"]
     if done.returncode not in (console.Exit.OK, console.Exit.PARTIAL):
         raise ExtractionFailed(
-            f"{what} could not be extracted (exit code {done.returncode} of `{command}`); the reason stands above"
+            f"{what} could not be extracted (exit code {done.returncode} of `{command}`); see its messages above"
         )
     report: dict[str, Any] = json.loads(done.stdout)
     if report["failed"] and not partial:

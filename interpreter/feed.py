@@ -1,7 +1,7 @@
-"""What a training is fed: features of some images and their truth, batch after batch.
+"""The input of a training: features of its images and their ground truth, batch by batch.
 
 Everything that is drawn (order, views, timesteps, windows, flips) is a function of seed, epoch and position, so a
-training that was stopped is fed as it would have been.
+training that is resumed gets the batches it would have got without the interruption.
 
 b  images in a batch    t  one timestep, drawn for each image    R  network's square
 """
@@ -29,32 +29,32 @@ from store.features import Key
 from store.views import flipped_axes
 
 Truth = tuple[NDArray[np.uint8], NDArray[np.bool_]]
-"""Labels and what counts, each (R, R)."""
+"""Labels and the pixels that count, each (R, R)."""
 
 
 class Share(NamedTuple):
-    """Of each batch, what one of several processes learns from."""
+    """The part of each batch that one of several processes learns from."""
 
     process: int
     processes: int
 
     def rows(self, images: int) -> list[int]:
-        """Which of a batch's images are this process's."""
+        """Indices of the images of a batch that belong to this process."""
         return list(range(self.process, images, self.processes))
 
     def weight(self, images: int) -> float:
-        """Of this process's mean loss, so that all images of a batch weigh alike however many each process has."""
+        """Weight of this process's mean loss, so that all images of a batch count alike however they are shared out."""
         return len(self.rows(images)) * self.processes / images
 
 
 class LoadedBatch(NamedTuple):
-    """What the network is shown of a batch, and what it should say.
+    """A batch as the network reads it, and its ground truth.
 
     Attributes:
-        maps: {block: (b, c, h, w)}; (b, t, c, h, w) of heads that read all timesteps.
-        t: (b,) or (b, t).
-        truth: uint8 (b, R, R); smaller where windows are drawn.
-        inside: bool, likewise; what counts.
+        maps: {block: (b, c, h, w)}; (b, t, c, h, w) for heads that read all timesteps.
+        t: timesteps, (b,) or (b, t).
+        truth: uint8 (b, R, R) as made by ``Task.labels``; smaller if windows are drawn.
+        inside: bool, of the same shape; the pixels that count.
         known: bool (b, n - 1), whether it is known where each class but the background is in an image.
     """
 
@@ -66,19 +66,19 @@ class LoadedBatch(NamedTuple):
 
 
 class Feed:
-    """The images of a training, as its network is shown them.
+    """Feeds a training its images, batch by batch.
 
     Args:
-        network: that is trained; decodes its own maps.
+        network: the network that is trained; decodes its own maps.
         store: holds features and masks.
         task: what is segmented.
-        images: in an order of their own; each is drawn once in an epoch.
-        settings: of the training.
-        rules: how the truth is made, and which pixels count.
-        share: of each batch.
+        images: the training images; each is drawn once in an epoch, and what is drawn depends on their order.
+        settings: settings of the training.
+        rules: how the ground truth is made, and which pixels count.
+        share: the part of each batch that this process learns from.
 
     Raises:
-        ConfigurationError: windows that the network cannot read, or none where some are to be about a class.
+        ConfigurationError: the network cannot read windows of this size, or ``foreground`` is set without ``crop``.
     """
 
     def __init__(
@@ -100,21 +100,21 @@ class Feed:
         if settings.crop is not None:
             require_window(settings.crop, network.head.step, self._spec.resolution)
         elif settings.foreground:
-            raise ConfigurationError("foreground is a share of the windows: say with crop how large these are")
+            raise ConfigurationError("foreground is a share of the windows: set crop, the side of a window, too")
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of an epoch."""
+        """Number of batches in an epoch."""
         return -(-len(self._images) // self._settings.batch)
 
     def learn_truth(self, image: Labelled, native: NDArray[np.uint8] | None = None) -> None:
-        """Read what is to be learnt of an image, before it is fed: its masks, or ``native`` (H, W) instead of them."""
+        """Load an image's ground truth before it is fed: its masks, or ``native``, uint8 (H, W), in their place."""
         image_id, of_masks = image.key.image_id, image.known(self._task)
         self._truths[image_id] = self.truth_of(image, native)
         self._known[image_id] = of_masks if native is None else np.ones_like(of_masks)
 
     def truth_of(self, image: Labelled, native: NDArray[np.uint8] | None = None) -> Truth:
-        """Truth (R, R), of an image's masks or of what is given instead, uint8 (H, W), and what counts (R, R)."""
+        """Ground truth and counted pixels of an image; made from its masks, or from ``native``, uint8 (H, W)."""
         entry = self._store.entry(self._spec, image.key)
         if native is None:
             native = native_truth(self._store, image, self._task)
@@ -122,7 +122,7 @@ class Feed:
         return truth, self._rules.counted(entry.fov)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """This process's share of the batches of an epoch, from one of them on."""
+        """This process's share of the batches of an epoch, from batch ``start`` on."""
         settings = self._settings
         drawn = np.random.default_rng([settings.seed, epoch, 1]).choice(settings.views, size=len(self._images))
         keys = [Key(i.key.image_id, str(view)) for i, view in zip(self._images, drawn, strict=True)]
@@ -131,17 +131,17 @@ class Feed:
         return stream(self._store, self._spec, [self._share_of(plan) for plan in plans], start=start)
 
     def _share_of(self, plan: Plan) -> Plan:
-        """This process's images of a batch; one at least, so that all processes take the same steps."""
+        """This process's images of a batch; if none, one of weight 0, so that all processes take the same steps."""
         rows = self.share.rows(len(plan.keys)) or [0]
         return Plan(tuple(plan.keys[row] for row in rows), plan.timesteps[rows])
 
     def weight(self, position: int) -> float:
-        """Of this process's mean loss of a batch."""
+        """Weight of this process's mean loss of a batch (``Share.weight``)."""
         images = min(self._settings.batch, len(self._images) - position * self._settings.batch)
         return self.share.weight(images)
 
     def load(self, batch: Batch, epoch: int) -> LoadedBatch:
-        """A batch as the network is shown it: cropped, flipped and augmented by its position's seed."""
+        """Decode, crop and flip a batch, seeded by its epoch and position, and augment it with torch's generator."""
         steps: slice | int = slice(None) if self._network.head.all_timesteps else 0
         batch = batch._replace(maps={name: m[:, steps] for name, m in batch.maps.items()})
         moments = self._known_moments.of(batch) if self._network.config.standardise else None
@@ -160,7 +160,7 @@ class Feed:
         return LoadedBatch(self._network.head.augment(maps), t, truth, inside, known)
 
     def truths(self, batch: Batch) -> list[Truth]:
-        """Truth and what counts of every image of a batch, flipped as its view is."""
+        """Ground truth and counted pixels of every image of a batch, flipped as its view is."""
         flipped = []
         for key in batch.keys:
             labels, inside = self._truths[key.image_id]
@@ -169,7 +169,7 @@ class Feed:
         return flipped
 
     def _windows(self, batch: Batch, epoch: int) -> tuple[Batch, list[Truth]]:
-        """A window of each image and of its truth, where the settings ask for windows."""
+        """Cut one window out of each image's maps and ground truth, if the settings ask for windows."""
         truths, side = self.truths(batch), self._settings.crop
         if side is None:
             return batch, truths
@@ -186,7 +186,7 @@ class Feed:
     def _centres(
         self, labels: NDArray[np.uint8], inside: NDArray[np.bool_], random: np.random.Generator
     ) -> NDArray[np.bool_]:
-        """Where the window of an image may be centred."""
+        """The pixels that the window of an image may be centred on, bool (R, R)."""
         share = self._settings.foreground
         if share and random.random() < share:
             return draw_class(self._task.members(labels), inside, random)

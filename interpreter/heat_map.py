@@ -1,4 +1,4 @@
-"""Tables of numbers between 0 and 1 as a picture."""
+"""Draws tables of numbers between 0 and 1 as a heat map."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from PIL import Image, ImageDraw, ImageFont
 CELL = (92, 40)
 HEAD = 72
 MARGIN = 16
-# Five colours of viridis (matplotlib, CC0): as light as they are high, for those who see no colours too.
+# Five colours of viridis (matplotlib, CC0): lightness grows with the value, which needs no colour vision.
 _SCALE = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], dtype=np.float64)
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One table.
+    """One table of a heat map.
 
     Attributes:
-        title: stands above it.
+        title: drawn above the table.
+        rows, columns: their names, in the order in which they are drawn.
         values: {(row, column): value between 0 and 1}.
     """
 
@@ -32,7 +33,7 @@ class Panel:
 
 
 def draw_heat_map(panels: Sequence[Panel]) -> NDArray[np.uint8]:
-    """The tables beside each other, one scale for all, from the smallest value to the largest.
+    """Draw tables side by side, with one colour scale for all, from the smallest value to the largest.
 
     Returns:
         uint8 (H, W, 3), RGB.
@@ -65,7 +66,7 @@ def _draw(pen: ImageDraw.ImageDraw, panel: Panel, left: int, smallest: float, sp
 
 
 def _colour(share: float) -> tuple[int, int, int]:
-    """0 is dark, 1 is light."""
+    """The RGB colour of a share 0..1 of the scale; 0 is dark, 1 is light."""
     at = np.linspace(0, 1, len(_SCALE))
     red, green, blue = (round(float(np.interp(share, at, _SCALE[:, c]))) for c in range(3))
     return red, green, blue

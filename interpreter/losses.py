@@ -1,4 +1,4 @@
-"""Losses of logits against the truth, of the pixels that count.
+"""Losses of logits against the ground truth, over the pixels that count.
 
 b  images    n  scores    ...  pixels in any shape
 """
@@ -15,7 +15,7 @@ from interpreter.task import Task
 
 
 def loss_of(task: Task, known: torch.Tensor) -> Loss:
-    """What a task is trained with; ``known`` as of ``overlapping_loss``."""
+    """The loss that a task is trained with; for ``known`` see ``overlapping_loss``."""
     return partial(overlapping_loss, known=known) if task.overlapping else segmentation_loss
 
 
@@ -25,7 +25,7 @@ def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, inside: torch.
     Args:
         logits: (b, n, ...).
         labels: class ids (b, ...).
-        inside: bool (b, ...), what counts.
+        inside: bool (b, ...), the pixels that count.
     """
     from monai.losses import DiceCELoss  # imported late: takes seconds
 
@@ -44,8 +44,8 @@ def overlapping_loss(
     Args:
         logits: (b, n, ...).
         bits: uint8 (b, ...), bit i for class i (``Task.labels``).
-        inside: bool (b, ...), what counts.
-        known: bool (b, n), whether it is known where a class is in an image; of others nothing is learnt.
+        inside: bool (b, ...), the pixels that count.
+        known: bool (b, n), whether it is known where a class is in an image; classes that are not known are left out.
     """
     from monai.losses import DiceLoss  # imported late: takes seconds
 

@@ -1,4 +1,4 @@
-"""How good a segmentation is. Masks are bool arrays of one shape; ``inside`` limits what counts."""
+"""Metrics of segmentations. Masks are bool arrays of one shape; ``inside`` selects the pixels that count."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Counts:
-    """Pixels of a confusion matrix; counts of several images add up to pooled metrics."""
+    """A confusion matrix, in pixels; the counts of several images can be added for pooled metrics."""
 
     true_positive: int
     false_positive: int
@@ -42,7 +42,7 @@ class Counts:
 
     @property
     def sensitivity(self) -> float:
-        """TP / (TP + FN); 1 where nothing was to be found."""
+        """TP / (TP + FN); 1 where there is nothing to find."""
         return _ratio(self.true_positive, self.true_positive + self.false_negative)
 
     @property
@@ -63,9 +63,9 @@ def count(predicted: Mask, truth: Mask, inside: Mask | None = None) -> Counts:
 
 
 def hd95(predicted: Mask, truth: Mask) -> float:
-    """95th percentile of the distances between the outlines of two masks, in pixels; the larger direction.
+    """95th percentile of the distances between the outlines of two masks, in pixels; the larger of both directions.
 
-    0 where both are empty, nan where one is.
+    0 if both masks are empty, nan if only one is.
     """
     if not predicted.any() or not truth.any():
         return 0.0 if predicted.any() == truth.any() else math.nan
@@ -78,9 +78,10 @@ def hd95(predicted: Mask, truth: Mask) -> float:
 def bootstrap_interval(
     values: NDArray[np.floating], seed: int = 0, draws: int = 10_000, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile bootstrap confidence interval of the mean over images, (images) or (images, classes).
+    """Percentile bootstrap confidence interval of the mean over images; ``values`` (images) or (images, classes).
 
-    Of several classes the mean over those of their means; nan where a class is not known of an image.
+    Images are resampled. With several classes, the interval is that of the mean over classes of their means; a value
+    is nan if it is not known where the class is in the image.
     """
     of_class = values.reshape(len(values), -1)
     drawn = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
@@ -96,16 +97,16 @@ def _ratio(part: int, whole: int) -> float:
 
 
 def mean_of_known(values: Iterable[float]) -> float:
-    """Mean of what is a number; nan if nothing is."""
+    """Mean of the values that are not nan; nan if there are none."""
     numbers = [value for value in values if not math.isnan(value)]
     return float(np.mean(numbers)) if numbers else math.nan
 
 
 def in_points(share: float | None) -> str:
-    """A share in points of 100, for the eye; nothing where there is none."""
+    """A share as text in points of 100, such as 78.21; empty if it is None or nan."""
     return "" if share is None or math.isnan(share) else f"{100 * share:.2f}"
 
 
 def finite_or_none(value: float) -> float | None:
-    """A number as JSON has it, which knows neither nan nor infinity."""
+    """A number for JSON, which knows neither nan nor infinity: None in their place."""
     return value if math.isfinite(value) else None

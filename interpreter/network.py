@@ -30,12 +30,12 @@ class Interpreter(nn.Module):
     """The network for one FeatureSpec.
 
     Args:
-        spec: what its features are; decides levels and widths.
-        config: its free choices, the head among them.
-        codebook: of features in the compact encoding.
+        spec: spec of the features it reads; decides levels and widths.
+        config: its configuration, which names the head.
+        codebook: needed to decode features in the compact encoding.
 
     Raises:
-        ConfigurationError: head and features do not fit each other, or photographs are to be standardised.
+        ConfigurationError: head and features do not fit together, or photographs are to be standardised.
 
     Attributes:
         temperature: logits are divided by it before they become probabilities; fitted on source validation.
@@ -46,7 +46,7 @@ class Interpreter(nn.Module):
         self.spec, self.config, self.codebook = spec, config, codebook
         self.codec = codec_for(spec, codebook)
         if config.standardise and holds_pixels(spec):
-            raise ConfigurationError("only features are standardised; photographs are changed at random, in [-1, 1]")
+            raise ConfigurationError("only features are standardised; photographs are read as they are, in [-1, 1]")
         self.temperature = 1.0
         self.head = HEADS[config.head](spec, config)
 
@@ -61,11 +61,11 @@ class Interpreter(nn.Module):
 
     @property
     def voters(self) -> tuple[str, ...]:
-        """Names of those that vote: the timesteps, the models of an ensemble, or one that reads all timesteps."""
+        """Names of the voters: the timesteps, the models of an ensemble, or one that reads all timesteps."""
         return self.head.voters(self.spec.timesteps)
 
     def at(self, timesteps: Sequence[int]) -> Interpreter:
-        """The same interpreter, weights shared, that reads some of its timesteps; itself if they are all of them.
+        """The same interpreter, sharing its weights, reading only some timesteps; itself if they are all of its own.
 
         Raises:
             ConfigurationError: its head reads all timesteps at once. SpecError: it does not read one of them.
@@ -79,20 +79,20 @@ class Interpreter(nn.Module):
         return reader
 
     def require(self, spec: FeatureSpec) -> None:
-        """SpecMismatch unless features of a spec are what it reads, at its own resolution or another one."""
+        """Raise SpecMismatch unless ``spec`` is that of its features, at its own resolution or another one."""
         self.spec.of_resolution(spec.resolution).require(spec)
 
     def use_scan(self, method: Method) -> None:
-        """Force a selective scan on all VSS blocks; ``auto`` goes by the device."""
+        """Have all VSS blocks use one implementation of the selective scan; ``auto`` chooses by the device."""
         for module in self.modules():
             if isinstance(module, SS2D):
                 module.method = method
 
     def moments(self, maps: Mapping[str, Encoded], fov: NDArray[np.bool_]) -> dict[str, Moments] | None:
-        """What each block is standardised by; None where maps are read as they are.
+        """The moments that each block is standardised by; None if maps are read as they are.
 
         Args:
-            maps: {block: Encoded (b, ..., k, h, w)}, whole.
+            maps: whole maps {block: Encoded (b, ..., k, h, w)}.
             fov: bool (b, R, R).
         """
         if not self.config.standardise:
@@ -100,11 +100,11 @@ class Interpreter(nn.Module):
         return {name: moments_of(name, stored, self.codec, fov, self.device) for name, stored in maps.items()}
 
     def decoded(self, maps: Mapping[str, Encoded], moments: Mapping[str, Moments] | None) -> dict[str, torch.Tensor]:
-        """Feature maps as the head reads them, on this network's device.
+        """Decode maps for the head, on this network's device, and standardise them.
 
         Args:
             maps: {block: Encoded (b, ..., k, h, w)}, whole or windows.
-            moments: of the whole maps.
+            moments: moments of the whole maps; None leaves maps as they are decoded.
         """
         features = {name: self.codec.decode(name, m, self.device) for name, m in maps.items()}
         if moments is None:
@@ -130,7 +130,7 @@ class Interpreter(nn.Module):
 
         Args:
             maps: {block: float (b, c, h, w)} of one timestep for each image.
-            t: (b,), timestep of each image.
+            t: (b,), the timestep of each image.
 
         Returns:
             Logits, float32 (b, n, R, R).

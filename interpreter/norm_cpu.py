@@ -1,19 +1,19 @@
-"""A timestep-adaptive group norm and the SiLU after it, on CPUs: two passes forward and two backward.
+"""A timestep-adaptive group norm and the SiLU after it, fused for CPUs: two passes forward and two backward.
 
     n = (x - mean) rstd    over the channels of a group and all pixels
     a = (1 + scale) n + shift
     y = a sigmoid(a)
 
-b  batch    p  pixels    c  channels, side by side in memory    g  groups
+b  batch    p  pixels    c  channels, contiguous in memory    g  groups
 
-Forward takes the moments, then writes y. Backward makes a again, with d = gy sigmoid(a) (1 + a (1 - sigmoid(a))):
+Forward computes the moments, then writes y. Backward recomputes a, with d = gy sigmoid(a) (1 + a (1 - sigmoid(a))):
 
     gshift = sum_p d      gscale = sum_p d n
     gx     = rstd ((1 + scale) d - mean over the group of (1 + scale) d - n mean over the group of (1 + scale) d n)
 
-torch takes five passes forward and more than ten backward. Pixels are dealt to a fixed number of tasks whose
-sums are added in order, so results do not depend on the number of threads; sums run in float32 for ROWS pixels
-at most and in float64 beyond.
+torch takes five passes forward and more than ten backward. Pixels are divided among a fixed number of tasks
+whose sums are added in order, so results do not depend on the number of threads. Sums are accumulated in float32
+over at most ROWS pixels, and in float64 beyond.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from interpreter.exponential import LOG2_E, exp2
 from store.kernels import Doubles, Floats, inlined, kernel
 from store.threads import torch_threads
 
-TASKS = 8  # of an image; fixed, not the number of threads: the order of sums must not depend on it
+TASKS = 8  # per image; fixed, since the order of sums must not depend on the number of threads
 ROWS = 256
 
 
@@ -41,7 +41,7 @@ def _sigmoid(a: Any) -> Any:
 
 @kernel(parallel=True, fastmath=True, error_model="numpy")
 def _moments(x: Floats) -> tuple[Doubles, Doubles, Doubles]:
-    """Of each image's tasks (b, TASKS, c): what was taken off first, and the sums of the rest and of its squares."""
+    """For each task of an image (b, TASKS, c): its pivot, and the sums over its pixels of x - pivot and the square."""
     batch, pixels, channels = x.shape
     first = np.zeros((batch, TASKS, channels), dtype=np.float64)
     sums = np.zeros((batch, TASKS, channels), dtype=np.float64)
@@ -71,7 +71,7 @@ def _moments(x: Floats) -> tuple[Doubles, Doubles, Doubles]:
 
 @kernel(parallel=True, fastmath=True, error_model="numpy")
 def _activate(x: Floats, factor: Floats, addend: Floats) -> Floats:
-    """y of a = factor x + addend, factor and addend (b, c)."""
+    """y (b, p, c) for a = factor x + addend, with factor and addend (b, c)."""
     batch, pixels, channels = x.shape
     y = np.empty_like(x)
     for task in prange(batch * TASKS):
@@ -87,7 +87,7 @@ def _activate(x: Floats, factor: Floats, addend: Floats) -> Floats:
 def _through_silu(
     gy: Floats, x: Floats, factor: Floats, addend: Floats, mean: Floats, rstd: Floats
 ) -> tuple[Floats, Doubles, Doubles]:
-    """d (b, p, c), and the tasks' sums over pixels of d and of d n, each (b, TASKS, c)."""
+    """d (b, p, c), and each task's sums over its pixels of d and of d n, each (b, TASKS, c)."""
     batch, pixels, channels = x.shape
     d = np.empty_like(x)
     sums = np.zeros((batch, TASKS, channels), dtype=np.float64)
@@ -115,7 +115,7 @@ def _through_silu(
 
 @kernel(parallel=True, fastmath=True, error_model="numpy")
 def _combine(d: Floats, x: Floats, of_d: Floats, of_x: Floats, addend: Floats) -> None:
-    """d becomes of_d d + of_x x + addend, all of them (b, c)."""
+    """Replace d by of_d d + of_x x + addend in place; the coefficients are (b, c)."""
     batch, pixels, channels = x.shape
     for task in prange(batch * TASKS):
         i, part = task // TASKS, task % TASKS
@@ -159,7 +159,7 @@ class _NormedSilu(torch.autograd.Function):
 
 
 def normed_silu(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, groups: int, eps: float) -> torch.Tensor:
-    """y (b, c, h, w) of x, float32 on a CPU; scale and shift (b, c)."""
+    """The group norm and SiLU above: y (b, c, h, w) of x, float32 on a CPU; scale and shift (b, c)."""
     y: torch.Tensor = _NormedSilu.apply(x.contiguous(memory_format=torch.channels_last), scale, shift, groups, eps)
     return y
 
@@ -179,7 +179,7 @@ def _map(pixels: Floats, like: torch.Tensor) -> torch.Tensor:
 def _statistics(
     moments: tuple[Doubles, Doubles, Doubles], pixels: int, groups: int, eps: float
 ) -> tuple[Floats, Floats]:
-    """Mean and 1 / deviation of each channel's group, (b, c) each."""
+    """Mean and reciprocal standard deviation (rstd) of each channel's group, (b, c) each."""
     first, sums, squares = moments
     edges = np.arange(TASKS + 1) * pixels // TASKS
     counts = np.diff(edges)[None, :, None]
@@ -193,13 +193,13 @@ def _statistics(
 
 
 def _of_groups(values: Doubles, groups: int) -> Doubles:
-    """Sums (b, c) over the channels of each one's group."""
+    """Sums of values (b, c) over the channels of a group, repeated for each of them: (b, c)."""
     b, c = values.shape
     sums: Doubles = values.reshape(b, groups, -1).sum(axis=2).repeat(c // groups, axis=1)
     return sums
 
 
 def _affine(mean: Floats, rstd: Floats, scale: torch.Tensor, shift: torch.Tensor) -> tuple[Floats, Floats]:
-    """Factor and addend (b, c) that make a of x."""
+    """Factor and addend, (b, c) each, such that a = factor x + addend."""
     factor = rstd * (1 + scale.detach().numpy())
     return factor, shift.detach().numpy() - mean * factor

@@ -1,4 +1,4 @@
-"""What a training minimises, as one module: the loss of a batch. Several processes wrap it as a whole."""
+"""What a training minimises, as one module: the loss of a batch. With several processes it is wrapped as a whole."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Objective(nn.Module):
     """The loss of an interpreter on a batch.
 
     Args:
-        interpreter: what is trained.
-        task: decides the loss.
-        precision: of the head's arithmetic.
+        interpreter: the network that is trained.
+        task: decides which loss is used.
+        precision: ``float32`` or ``bfloat16``, for the head's arithmetic; losses are always float32.
     """
 
     def __init__(self, interpreter: Interpreter, task: Task, precision: str) -> None:
@@ -29,7 +29,7 @@ class Objective(nn.Module):
     def forward(
         self, maps: Maps, t: torch.Tensor, truth: torch.Tensor, inside: torch.Tensor, known: torch.Tensor
     ) -> torch.Tensor:
-        """Loss; arguments as of ``Head.loss``, and ``known`` as of ``overlapping_loss``."""
+        """The loss of a batch; for the arguments see ``Head.loss``, and for ``known`` ``overlapping_loss``."""
         loss_of_logits = loss_of(self._task, known)
 
         def in_float32(logits: torch.Tensor, truth: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:

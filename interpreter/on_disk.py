@@ -1,4 +1,4 @@
-"""Photographs named on the command line: what an interpreter reads of those on disk is made where it is not there."""
+"""Photographs named on the command line; features that an interpreter reads are extracted where they are missing."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from store.views import IDENTITY
 
 
 class Extracted(NamedTuple):
-    """Photographs that were named, once those on disk are extracted.
+    """Photographs that a user named, after those on disk have been extracted.
 
     Attributes:
-        references: the data sets, NAME or NAME:SPLIT.
-        left_out: why, of each photograph that could not be read.
+        references: the data sets, each NAME or NAME:SPLIT.
+        left_out: for each photograph that could not be read, the reason.
     """
 
     references: list[str]
@@ -36,7 +36,7 @@ class NamedPhotographs:
     Attributes:
         stored: data sets in the store, each NAME or NAME:SPLIT.
         data: photographs on disk, each NAME=ADAPTER:PATH or ADAPTER:PATH.
-        split: only this split of ``data``.
+        split: take only this split of ``data``.
     """
 
     stored: Sequence[str] = ()
@@ -54,20 +54,22 @@ class NamedPhotographs:
         *,
         labelled: bool = False,
     ) -> Extracted:
-        """Have ``extractor run`` make what the store lacks of what an interpreter reads of ``data``.
+        """Have ``extractor run`` extract from ``data`` the features that an interpreter reads and the store lacks.
 
         Args:
-            store: where features go; made if it is not there.
-            model: name or folder of the interpreter,
-            card: and its card.
-            specs: of the features: the card's, at its resolution or at others.
-            views: of each photograph.
-            labelled: only photographs that have a mask.
+            store: location of the store that features go to; created if missing.
+            model: name or folder of the interpreter.
+            card: the interpreter's card.
+            specs: specs of the features: the card's, at its own resolution or at others.
+            views: views to extract of each photograph.
+            device: where the backbone runs.
+            labelled: extract only photographs that have a mask.
 
         Raises:
-            ConfigurationError: two of them have one name, or photographs are prepared in a way that the command has no
-                name for.
-            ExtractionFailed: the command said why; the backbone may not be the one that the interpreter learnt with.
+            ConfigurationError: two data sets have one name, or photographs are prepared in a way that the command has
+                no name for.
+            ExtractionFailed: the command failed and said why, for example because the backbone is not the one that the
+                interpreter learnt with.
         """
         references = list(self.stored)
         left_out: dict[str, str] = {}
@@ -100,7 +102,7 @@ class NamedPhotographs:
 
 def _options_of(spec: FeatureSpec, model: str, card: Card) -> dict[str, str | bool]:
     options = options_of_spec(spec, card.backbone)
-    if options["preprocessing"] == "...":  # then it is the backbone's own
+    if options["preprocessing"] == "...":  # no name: features then take the backbone's own
         if holds_pixels(spec):
             raise ConfigurationError(
                 f"{model} reads photographs prepared in a way that `extractor run` has no name for: extract them from "

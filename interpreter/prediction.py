@@ -1,4 +1,4 @@
-"""One prediction of each voter, and the vote among them. Evaluation and service end here alike.
+"""The prediction of each voter, and the vote among them. Evaluation and the service share this code.
 
 t  voters: timesteps, models of an ensemble, or one that reads all timesteps    n  classes, background included
 R  network's square    H, W  native size
@@ -23,20 +23,20 @@ from store.views import flipped_axes
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the voters agree on.
+    """The outcome of a vote at the network's size.
 
     Attributes:
-        labels: uint8 (R, R), the class with most votes; ties go to the larger mean probability. Of
-            overlapping classes the last one that is there.
-        probabilities: float32 (n, R, R), mean over voters; of overlapping classes each between 0 and 1,
-            the background's what the likeliest leaves.
+        labels: uint8 (R, R), the class with most votes; ties go to the larger mean probability. If classes
+            overlap, the last one that is present.
+        probabilities: float32 (n, R, R), mean over voters. If classes overlap, each is between 0 and 1 on its
+            own, and the background's is 1 minus the largest of the others.
         votes: uint8 (n, R, R), how many voters chose each class.
-        disagreement: float32 (R, R), entropy of the votes in nats, 0 where all agree; of overlapping
-            classes the largest of theirs.
+        disagreement: float32 (R, R), entropy of the votes in nats, 0 where all agree; if classes overlap, the
+            largest entropy of any class.
         labels_by_voter: uint8 (t, R, R), each voter's own labels.
         masks: bool (n - 1, R, R), the pixels of each class but the background.
-        masks_by_voter: bool (t, n - 1, R, R), the same of each voter.
-        overlapping: classes may overlap.
+        masks_by_voter: bool (t, n - 1, R, R), each voter's own masks.
+        overlapping: whether classes may overlap.
     """
 
     labels: NDArray[np.uint8]
@@ -50,7 +50,7 @@ class Prediction:
 
 
 def vote(probabilities: NDArray[np.float32]) -> Prediction:
-    """Majority over voters, of classes that exclude each other.
+    """Majority vote among classes that exclude each other; ties go to the larger mean probability.
 
     Args:
         probabilities: float32 (t, n, R, R), summing to one over n.
@@ -67,10 +67,10 @@ def vote(probabilities: NDArray[np.float32]) -> Prediction:
 
 
 def vote_overlapping(probabilities: NDArray[np.float32]) -> Prediction:
-    """Majority over voters for each class on its own; ties go by the mean probability.
+    """Majority vote on each class by itself; ties are decided by whether the mean probability exceeds 0.5.
 
     Args:
-        probabilities: float32 (t, n - 1, R, R), of each class but the background.
+        probabilities: float32 (t, n - 1, R, R), for each class but the background.
     """
     steps = len(probabilities)
     by_voter = probabilities > 0.5
@@ -92,11 +92,11 @@ def vote_overlapping(probabilities: NDArray[np.float32]) -> Prediction:
 
 
 def disagreement(votes: NDArray[np.uint8], steps: int, *, overlapping: bool = False) -> NDArray[np.float32]:
-    """Entropy of the votes in nats, float32 (R, R); of overlapping classes the largest of theirs.
+    """Entropy of the votes in nats, float32 (R, R); if classes overlap, the largest entropy of any class.
 
     Args:
-        votes: uint8 (n, R, R).
-        steps: how many voted.
+        votes: uint8 (n, R, R), how many voters chose each class.
+        steps: number of voters.
     """
     shares = (votes / np.float32(steps)).astype(np.float32)
     if overlapping:
@@ -110,11 +110,13 @@ def predict(
     fov: NDArray[np.bool_],
     mirrored: Mapping[str, Features] | None = None,
 ) -> Prediction:
-    """Read stored maps {block: Encoded (t, k, h, w)} at the timesteps of the spec and vote; fov bool (R, R).
+    """Segment one photograph with each voter, and vote.
 
     Args:
-        mirrored: features of the same photograph by views that show it reversed (``store.views.FLIPS``). Each voter
-            then has the mean of its probabilities, turned back.
+        maps: stored maps {block: Encoded (t, k, h, w)} at the timesteps of the interpreter's spec.
+        fov: bool (R, R), the field of view.
+        mirrored: features of the same photograph in flipped views (``store.views.FLIPS``), by view. Each voter's
+            probabilities are then averaged over all views, after flipping them back.
     """
     mirrored = mirrored or {}
     probabilities = _probabilities(interpreter, maps, fov)
@@ -129,7 +131,7 @@ def predict(
 def _probabilities(
     interpreter: Interpreter, maps: Mapping[str, Encoded], fov: NDArray[np.bool_]
 ) -> NDArray[np.float32]:
-    """What each voter says, float32 (t, n, R, R); of overlapping classes (t, n - 1, R, R)."""
+    """Probabilities of each voter, float32 (t, n, R, R); (t, n - 1, R, R), without background, if classes overlap."""
     interpreter.eval()
     logits = torch.cat([one.float() for one in interpreter.votes(maps, fov)]) / interpreter.temperature
     squashed = torch.sigmoid(logits) if interpreter.config.overlapping else torch.softmax(logits, dim=1)
@@ -138,11 +140,11 @@ def _probabilities(
 
 
 class Segmented(NamedTuple):
-    """The vote at the network's size, and what it is at native size.
+    """A vote at the network's size, and its result at native size.
 
     Attributes:
-        labels: uint8 (H, W); of overlapping classes the last one that is there.
-        masks: bool (n - 1, H, W), where classes may overlap; None where the labels tell all.
+        labels: uint8 (H, W); if classes overlap, the last one that is present.
+        masks: bool (n - 1, H, W) if classes may overlap; None otherwise, since the labels then say everything.
     """
 
     prediction: Prediction
@@ -151,13 +153,13 @@ class Segmented(NamedTuple):
 
 
 def segment(interpreter: Interpreter, features: Features, mirrored: Mapping[str, Features] | None = None) -> Segmented:
-    """What an interpreter makes of a photograph's features, and of those of its mirror images (``predict``)."""
+    """Segment a photograph from its features, and from those of its mirror images if given (``predict``)."""
     prediction = predict(interpreter, features.maps, features.fov, mirrored)
     return at_native_size(prediction, features.fov, features.geometry)
 
 
 def at_native_size(prediction: Prediction, fov: NDArray[np.bool_], geometry: Geometry) -> Segmented:
-    """A vote carried to native size; fov bool (R, R). No network is needed."""
+    """Bring a vote to native size; ``fov`` is bool (R, R). No network is needed."""
     if prediction.overlapping:
         masks = native_masks(prediction, fov, geometry)
         return Segmented(prediction, topmost(masks), masks)
@@ -167,8 +169,8 @@ def at_native_size(prediction: Prediction, fov: NDArray[np.bool_], geometry: Geo
 def native_labels(prediction: Prediction, fov: NDArray[np.bool_], geometry: Geometry) -> NDArray[np.uint8]:
     """Labels uint8 (H, W) of classes that exclude each other, background outside the field of view.
 
-    Votes plus mean probability order the classes as the vote does; carried to native size as
-    numbers, they give smooth outlines where resized labels would give steps.
+    Votes plus mean probability rank the classes exactly as the vote does. Resized to native size before the largest
+    is taken, they give smooth outlines, where resized labels would give steps.
     """
     planes = _restored(prediction.votes + prediction.probabilities, geometry)
     best = next(planes)
@@ -186,14 +188,14 @@ def native_masks(prediction: Prediction, fov: NDArray[np.bool_], geometry: Geome
         labels = native_labels(prediction, fov, geometry)
         return np.stack([labels == c for c in range(1, len(prediction.votes))])
     half = np.float32(len(prediction.labels_by_voter) / 2)
-    # Above zero exactly where the vote has the class: half of the votes and a mean above one half, or more.
+    # Positive exactly where the vote finds the class: more than half of the votes, or half and a mean above 0.5.
     scores = prediction.votes[1:] - half + np.float32(0.99) * (prediction.probabilities[1:] - np.float32(0.5))
     inside = geometry.restore(fov).astype(np.bool_)
     return np.stack([(plane > 0) & inside for plane in _restored(scores, geometry)])
 
 
 def native_probabilities(prediction: Prediction, fov: NDArray[np.bool_], geometry: Geometry) -> NDArray[np.float32]:
-    """Mean probabilities float32 (n, H, W); 0 outside the field of view, where no answer is given."""
+    """Mean probabilities, float32 (n, H, W); 0 outside the field of view, where nothing is predicted."""
     outside = ~geometry.restore(fov).astype(np.bool_)
     native = np.empty((len(prediction.probabilities), geometry.height, geometry.width), dtype=np.float32)
     for i, plane in enumerate(_restored(prediction.probabilities, geometry)):
@@ -203,7 +205,7 @@ def native_probabilities(prediction: Prediction, fov: NDArray[np.bool_], geometr
 
 
 def _restored(planes: NDArray[np.float32], geometry: Geometry) -> Iterator[NDArray[np.float32]]:
-    """Each of (k, R, R) at native size, float32 (H, W); one after the other, since photographs may be large."""
+    """Yield each plane of (k, R, R) at native size, float32 (H, W); one at a time, since photographs may be large."""
     for plane in planes:
         yield geometry.restore(np.ascontiguousarray(plane, dtype=np.float32), Interpolation.AREA).astype(np.float32)
 
@@ -215,7 +217,7 @@ def _entropy(shares: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def topmost(masks: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Class ids uint8 (...) of masks bool (n - 1, ...), later ones above earlier ones; 0 where there is none."""
+    """Class ids, uint8 (...), of masks bool (n - 1, ...): the last class present in each pixel, 0 where none is."""
     labels = np.zeros(masks.shape[1:], dtype=np.uint8)
     for i, mask in enumerate(masks, 1):
         labels[mask] = i

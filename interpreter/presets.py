@@ -1,4 +1,4 @@
-"""What goes together in a training: how long, in which steps, and how the network's levels are built."""
+"""Training presets: the length and steps of a training, and how the network's levels are built."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ TrainingPresetName = Literal["paper", "fast"]
 
 
 class TrainingPlan(TrainingBudget, LevelChoices):
-    """Budget and levels of a training."""
+    """The budget of a training and the levels of its network, chosen together."""
 
     def training_settings(self, **others: Any) -> TrainingSettings:
-        """Settings of a training with this budget; ``others`` are further ones, or go before it."""
+        """Settings of a training with this budget; ``others`` are further settings, or override those of the budget."""
         return TrainingSettings(**self.values_beside(others, TrainingBudget) | others)
 
     def network_config(self, **others: Any) -> InterpreterConfig:
-        """A network with such levels; ``others`` are its further choices, or go before them."""
+        """Configuration of a network with these levels; ``others`` are further choices, or override these."""
         return InterpreterConfig(**self.values_beside(others, LevelChoices) | others)
 
     def values_beside(self, given: Mapping[str, Any], kind: type[BaseModel] | None = None) -> dict[str, Any]:
-        """What the plan says where something else is given; of ``epochs`` that are given, its ``steps`` are none.
+        """The plan's values for everything that is not in ``given``; ``steps`` becomes None if ``epochs`` is given.
 
         Args:
-            kind: the fields that are asked for; all if None.
+            given: values by name, which take precedence over the plan's.
+            kind: return only the fields of this model; all if None.
         """
         values = self.model_dump(include=None if kind is None else set(kind.model_fields))
         if "epochs" in given and "steps" in values:
-            values["steps"] = None  # which would go before them
+            values["steps"] = None  # otherwise they would override the epochs
         return {name: value for name, value in values.items() if name not in given}
 
 
@@ -48,5 +49,5 @@ TRAINING_PRESETS: dict[TrainingPresetName, TrainingPlan] = {
         width_multiplier=2,
     ),
 }
-"""``paper``: DiffDGSS (MICCAI 2024). ``fast``: for CPUs and for cameras that were not seen: many steps on small
-windows, standardised channels, wider levels (docs/experiments.md); reads the extraction preset of that name."""
+"""``paper``: DiffDGSS (MICCAI 2024). ``fast``: for CPUs and for unseen cameras, with many steps on small windows,
+standardised channels and wider levels (docs/experiments.md); reads features of the extraction preset ``fast``."""

@@ -1,8 +1,8 @@
-"""Linear probes: how much each timestep, block and encoding says of a target by itself.
+"""Linear probes: how much each timestep, block and encoding by itself tells about a target.
 
-A probe is a logistic regression from the channels of one feature map to one target, pixel by pixel, as is usual for
-asking what a representation holds (Alain and Bengio 2016; of diffusion features, Baranchuk et al. 2022). Maps are read
-at pixels of the network's square by bilinear interpolation, as if they had been upsampled.
+A probe is a logistic regression from the channels of one feature map to one target, pixel by pixel; probes are a usual
+way to ask what a representation holds (Alain and Bengio 2016; for diffusion features, Baranchuk et al. 2022). Maps are
+read at pixels of the network's square by bilinear interpolation, as if they had been upsampled.
 
     n  pixels    c  channels of a block    t  timesteps    h, w  size of a map    R  network's square
 """
@@ -38,9 +38,10 @@ class ProbeSettings(BaseModel):
     """How probes are fitted and scored.
 
     Attributes:
-        pixels: of each training image, half of them of the target where it has so many.
-        scored_pixels: of each held-out image, drawn evenly, so that the target is as rare as it is.
+        pixels: number drawn from each training image, half of them from the target if it has so many.
+        scored_pixels: number drawn uniformly from each held-out image, so that the target stays as rare as it is.
         held_out: share of the images, in whole groups, that probes are scored on if no others are named.
+        seed: decides which images are held out and which pixels are drawn.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,7 +57,7 @@ class ProbeResult:
     """The score of one probe.
 
     Attributes:
-        average_precision: over the pixels of the held-out images, 0..1; a guess has ``prevalence``.
+        average_precision: over the pixels drawn from the held-out images, 0..1; guessing scores ``prevalence``.
         prevalence: share of these pixels that belong to the target.
     """
 
@@ -89,14 +90,14 @@ def probe(
     """Fit and score a probe for every encoding, timestep and block.
 
     Args:
-        target: of the data sets; an image without a mask of it has none of it.
-        images: labelled images; some are held out by seed, if ``scored_on`` names none.
-        encodings: {name: codec that the maps are put through first}; None reads them as they are stored.
-        scored_on: score on these, of another camera for example, and fit to all of ``images``.
+        target: name of a target of the data sets; an image without a mask of it is taken to have none of it.
+        images: labelled images; some are held out by seed if ``scored_on`` is empty.
+        encodings: {name: codec that maps are encoded and decoded with first}; None reads maps as they are stored.
+        scored_on: score on these images, such as those of another camera, and fit to all of ``images``.
 
     Raises:
-        DataError: features are missing, one image alone, an image to fit and to score on, or the target is in
-            none of the training images or none of the held-out ones.
+        DataError: features are missing, no image can be held out, an image is both in ``images`` and in ``scored_on``,
+            or the target has no pixel in the training images or none in the held-out ones.
     """
     settings = settings or ProbeSettings()
     require_features(store, spec, [*images, *scored_on])
@@ -105,7 +106,7 @@ def probe(
         raise DataError(f"{len(images)} image(s) are too few for a probe; one has to be held out")
     if both := {one.key for one in train} & {one.key for one in held_out}:
         names = sorted(one.name for one in train if one.key in both)
-        raise DataError(f"{names[0]} is to be fitted and to be scored on; take it out of one of them")
+        raise DataError(f"{names[0]} is both fitted to and scored on; take it out of one of them")
     fitted = [_draw(store, spec, image, target, settings, balanced=True) for image in train]
     scored = [_draw(store, spec, image, target, settings, balanced=False) for image in held_out]
     y = np.concatenate([one.truth for one in fitted])
@@ -154,7 +155,7 @@ def fit_logistic(
 
 
 def _precision(x: torch.Tensor, y: NDArray[np.bool_], unseen: torch.Tensor, truth: NDArray[np.bool_]) -> float:
-    """Average precision on unseen pixels of the probe fitted to x (n, c) and y (n)."""
+    """Fit a probe to x (n, c) and y (n), and return its average precision on ``unseen`` pixels with their ``truth``."""
     mean, deviation = x.double().mean(dim=0), x.double().std(dim=0).clamp_min(1e-6)
     w, b = fit_logistic((x.double() - mean) / deviation, torch.from_numpy(y))
     scores = ((unseen.double() - mean) / deviation) @ w + b
@@ -166,7 +167,7 @@ def _precision(x: torch.Tensor, y: NDArray[np.bool_], unseen: torch.Tensor, trut
 def _draw(
     store: FeatureStore, spec: FeatureSpec, image: Labelled, target: str, settings: ProbeSettings, *, balanced: bool
 ) -> _Drawn:
-    """Pixels of an image inside its field of view, by a seed that its id is a part of."""
+    """Draw pixels of an image inside its field of view; the seed includes the image's id."""
     entry, task = store.entry(spec, image.key), Task(name=target, targets=(target,), overlapping=True)
     labelled = target in image.sample.masks
     truth = (
@@ -192,7 +193,7 @@ def _draw(
 
 
 def _read(through: Codec | None, block: str, drawn: Sequence[_Drawn]) -> torch.Tensor:
-    """One block of all images at their pixels, at every timestep: (t, n of all images, c)."""
+    """Read one block at the drawn pixels of all images, at every timestep: (t, n of all images, c)."""
     parts = []
     for one in drawn:
         maps = one.entry.codec.decode(block, one.entry.encoded(block))

@@ -1,8 +1,8 @@
-"""Pseudo-labels: what an interpreter, the teacher, makes of unlabelled photographs, learnt as if it were the truth.
+"""Pseudo-labels: a teacher's segmentations of unlabelled photographs, which a student learns as ground truth.
 
 D.-H. Lee, Pseudo-Label: the simple and efficient semi-supervised learning method for deep neural networks, ICML
-workshops 2013; with a student that is shown other renderings than its teacher was (Q. Xie et al., Self-training with
-Noisy Student, CVPR 2020), where these are among the views.
+workshops 2013. If the student's views include other renderings of a photograph than the one its teacher reads, this is
+self-training with a noisy student (Q. Xie et al., Self-training with Noisy Student, CVPR 2020).
 """
 
 from __future__ import annotations
@@ -30,23 +30,24 @@ from store.views import plain_view
 
 
 class PseudoLabels:
-    """Unlabelled photographs, and what a teacher makes of them.
+    """Unlabelled photographs, and the teacher that labels them.
 
     Args:
-        store: holds the features of the photographs that the teacher reads; they may be others than the student's.
-        task: of the student.
-        images: the photographs; masks that they have are not looked at.
-        teacher: shipped name or folder of an interpreter.
-        views: of the student's training, which validates the plain one; the teacher reads its own plain one.
-        scan: force a selective scan.
+        store: holds the features that the teacher reads; they may be of another spec than the student's.
+        task: the student's task.
+        images: the photographs; if they have masks, these are ignored.
+        teacher: name of a shipped interpreter, or an interpreter's folder.
+        views: views of the student's training, which decide the view of ``images``; the teacher reads the plain view
+            of its own training.
+        scan: implementation of the selective scan; ``auto`` chooses one by the device.
 
     Attributes:
-        images: the photographs, each once.
-        task_of_teacher: what the teacher segments.
+        images: the photographs, each once, in the plain view of the student's training.
+        task_of_teacher: the teacher's task.
         teacher: sha256 of the teacher's files, 64 hexadecimal digits.
 
     Raises:
-        ConfigurationError: the teacher segments something else. CheckpointError: it cannot be loaded.
+        ConfigurationError: the teacher segments other classes. CheckpointError: it cannot be loaded.
     """
 
     def __init__(
@@ -69,27 +70,27 @@ class PseudoLabels:
         self.teacher = _digest(folder_of(teacher))
 
     def excluding(self, labelled: Iterable[Labelled], validation: Iterable[Labelled]) -> list[Labelled]:
-        """The photographs but those that are labelled, and those of a group (a patient) that is validated.
+        """The photographs without the labelled ones and all that share a group (a patient) with a validation image.
 
         Raises:
-            DataError: that leaves none, or features that the teacher reads are missing.
+            DataError: none is left, or features that the teacher reads are missing.
         """
         validated = list(validation)
         known = {image.key.image_id for image in (*labelled, *validated)}
         groups = {group_of(image) for image in validated}
         left = [image for image in self.images if image.key.image_id not in known and group_of(image) not in groups]
         if not left:
-            raise DataError("every unlabelled photograph is among the labelled ones; there is nothing to add")
+            raise DataError("no unlabelled photograph is left: all are labelled, or in a group that is validated on")
         require_features(self._store, self._spec, left, (self._view,), self._backbone)
         return left
 
     def label(
         self, images: Iterable[Labelled], device: str | torch.device = "cpu"
     ) -> Iterator[tuple[Labelled, NDArray[np.uint8]]]:
-        """Each image and what the teacher makes of it, uint8 (H, W), as ``Task.labels`` makes it of masks.
+        """Yield each image with the teacher's segmentation, uint8 (H, W), encoded as by ``Task.labels``.
 
         Args:
-            device: where the teacher computes; it is left on the CPU.
+            device: where the teacher runs; it is moved back to the CPU at the end.
         """
         self._network.to(device)
         for image in images:
@@ -103,7 +104,7 @@ class PseudoLabels:
 
 
 def _digest(folder: Path) -> str:
-    """sha256 of all that decides what an interpreter says: card, weights and codebook."""
+    """sha256 over the files that decide an interpreter's output: card, weights and codebook."""
     files = [folder / name for name in (CARD_FILE, WEIGHTS_FILE, CODEBOOK_FILE)]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.is_file())).hexdigest()
 
@@ -114,7 +115,7 @@ def _unlabelled(image: Labelled) -> Labelled:
 
 
 def _require_same_classes(teacher: str, theirs: Task, ours: Task) -> None:
-    """ConfigurationError unless a teacher's classes are the task's; a single one may be called otherwise."""
+    """Raise ConfigurationError unless a teacher has the task's classes; a single class may have another name."""
     alone = len(theirs.targets) == len(ours.targets) == 1
     if theirs.overlapping != ours.overlapping or (theirs.targets != ours.targets and not alone):
         raise ConfigurationError(f"the teacher {teacher} segments {_named(theirs)}, the task is {_named(ours)}")

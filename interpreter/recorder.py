@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a training: loss, metrics, pictures."""
+"""Logging of a training to TensorBoard: loss, metrics, pictures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PICTURES = 4
 
 
 class Recorder:
-    """Writes below ``tensorboard/`` of a folder; without a folder (other processes) it writes nothing."""
+    """Logs to ``tensorboard/`` in a folder; without a folder (in processes other than the first) it logs nothing."""
 
     def __init__(self, folder: Path | None) -> None:
         self._writer: Any = None
@@ -48,7 +48,7 @@ class Recorder:
         self._scalar("learning_rate", learning_rate, epoch)
 
     def scores(self, scores: Scores, epoch: int) -> None:
-        """Everything that ``Scores.figures`` has, as validation/..."""
+        """Log every figure of ``Scores.figures`` as ``validation/NAME``."""
         for name, value in scores.figures().items():
             self._scalar(f"validation/{name}", value, epoch)
 
@@ -58,7 +58,7 @@ class Recorder:
         task: Task,
         truth_of: Callable[[Labelled], tuple[NDArray[np.uint8], NDArray[np.bool_]]],
     ) -> OnImage:
-        """Called with predictions, it draws the first few beside their truth."""
+        """Return a callback that logs pictures of the first few predictions against their ground truth."""
         left = iter(range(PICTURES))
 
         def draw(image: Labelled, found: Segmented) -> None:

@@ -1,4 +1,4 @@
-"""Which interpreters there are: those of this package, and others by folder."""
+"""The available interpreters: those that this package ships, and others by folder."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from store.pixels import holds_pixels
 
 @dataclass(frozen=True)
 class ListedInterpreter:
-    """One interpreter that was found whole.
+    """One interpreter that was loaded and found intact.
 
     Attributes:
-        name: shipped name, or folder; it is loaded by it.
-        folder: where it is.
-        card: what it is.
-        manifest: its data and figures; None of a folder that nobody sealed.
-        weights: how many.
-        size: bytes of the weights' file.
+        name: shipped name or folder, by which it can be loaded.
+        folder: the folder of its files.
+        card: its card.
+        manifest: its training data and figures; None for a folder that was never sealed.
+        weights: number of weights.
+        size: size of the weights' file in bytes.
     """
 
     name: str
@@ -36,7 +36,7 @@ class ListedInterpreter:
     size: int
 
     def facts(self) -> dict[str, str | list[str]]:
-        """What a user chooses by, for the eye."""
+        """The facts that a user chooses by, as text for display: {heading: text or lines}."""
         manifest = self.manifest or Manifest(summary="")
         return {
             "for": manifest.summary,
@@ -52,14 +52,14 @@ class ListedInterpreter:
 
     @property
     def extracting(self) -> str | None:
-        """The command that makes what it reads; None where that is photographs."""
+        """The ``extractor run`` command that makes the features it reads; None if it reads photographs."""
         if holds_pixels(self.card.spec):
             return None
         how = options_of_spec(self.card.spec, self.card.backbone)
         return str(ExtractionCommand({"dataset": "...", "store": "...", **how}))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values: the card, and what the manifest adds (None without one)."""
+        """The card as plain values, with what the manifest adds (None or empty without one)."""
         manifest = self.manifest or Manifest(summary="")
         return {
             "name": self.name,
@@ -76,16 +76,16 @@ class ListedInterpreter:
 
 
 def listed(folders: Iterable[Path] = ()) -> list[ListedInterpreter]:
-    """Every shipped interpreter, then those of these folders, each loaded once so that it is known to be whole.
+    """Every shipped interpreter, then those in ``folders``; each is loaded once, to check that it is intact.
 
     Raises:
-        CheckpointError: one cannot be loaded, or is not what its manifest says.
+        CheckpointError: one cannot be loaded, or does not match its manifest.
     """
     return [_listed(name) for name in (*shipped(), *(str(folder.resolve()) for folder in folders))]
 
 
 def _adapted(card: Card) -> str:
-    """To what a copy that ``interpreter adapt`` wrote is adapted; its figures are of before."""
+    """What a copy written by ``interpreter adapt`` was adapted to; empty for others. Its figures predate that."""
     if (to := card.training.adapted_to) is None:
         return ""
     return (

@@ -1,4 +1,4 @@
-"""Label maps as pictures. H, W native size."""
+"""Drawing label maps as pictures. H, W: native size."""
 
 from __future__ import annotations
 
@@ -31,13 +31,15 @@ def encode_labels(labels: NDArray[np.uint8], colours: Sequence[str]) -> bytes:
 def write_label_maps(
     folder: Path, name: str, labels: NDArray[np.uint8], masks: NDArray[np.bool_] | None, task: Task
 ) -> Path:
-    """Write what was found in an image as PNG of native size, and return the file of its labels.
+    """Write the segmentation of an image as PNG of native size, and return the path of the label map.
 
     Args:
-        folder: made if it is not there.
-        name: of the image; where it has slashes there are subfolders.
+        folder: created if missing.
+        name: name of the image; slashes in it make subfolders.
         labels: uint8 (H, W), class ids.
-        masks: bool (n - 1, H, W) where classes overlap: a file for each besides, in a folder of the image's name.
+        masks: bool (n - 1, H, W) if classes overlap: each is also written to a file of its own, in a folder with the
+            image's name.
+        task: names and colours of the classes.
     """
     file = picture_of(folder, name)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +53,7 @@ def write_label_maps(
 
 
 def picture_of(folder: Path, name: str) -> Path:
-    """The PNG of an image below a folder, never above it, such as stare/im0001.png."""
+    """The path of an image's PNG below a folder, such as stare/im0001.png; never outside the folder."""
     *places, last = [part for part in name.split("/") if part not in ("", ".", "..")]
     return folder.joinpath(*places, f"{last}.png")
 
@@ -69,7 +71,7 @@ def overlay(
 
 
 def encode_picture(picture: NDArray[np.uint8]) -> bytes:
-    """uint8 (H, W, 3) as PNG."""
+    """Encode a picture, uint8 (H, W, 3), as PNG."""
     return _png(Image.fromarray(picture))
 
 
@@ -82,11 +84,11 @@ def _png(image: Image.Image) -> bytes:
 def compared(
     predicted: NDArray[np.bool_], truth: NDArray[np.bool_], inside: NDArray[np.bool_] | None = None
 ) -> NDArray[np.uint8]:
-    """Found in white, missed in blue, wrongly found in orange; what does not count in grey.
+    """Draw a segmentation against its ground truth: found white, missed blue, wrongly found orange, not counted grey.
 
     Args:
-        predicted, truth: bool (n - 1, H, W), the classes but the background; they are shown as one.
-        inside: bool (H, W), what counts.
+        predicted, truth: bool (n - 1, H, W), each class but the background; all are drawn in the same colours.
+        inside: bool (H, W), the pixels that count.
 
     Returns:
         uint8 (H, W, 3).

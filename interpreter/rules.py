@@ -1,4 +1,4 @@
-"""How the truth is made and where it counts: what editions of a protocol differ in."""
+"""How the ground truth is made and which pixels count: the choices in which editions of a protocol differ."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from store.collection import Sample
 from store.geometry import Geometry, Interpolation
 
 BICUBIC = Image.Resampling.BICUBIC
-"""What ``Image.resize`` takes for greyscale masks where no filter is named (Pillow 7 and later)."""
+"""The filter that ``Image.resize`` uses for greyscale masks if none is named (Pillow 7 and later)."""
 
 
 Size = Literal["network", "native"] | PositiveInt
@@ -24,13 +24,13 @@ class Rules(BaseModel):
     """Choices that change scores without changing a prediction.
 
     Attributes:
-        masks: native masks come to the network's size by ``nearest`` neighbour, or by ``pillow``'s resize
-            without a filter named, then != 0. Of greyscale masks every pixel that the bicubic kernel
-            touches becomes foreground, 1.6 times as many for thin vessels; masks of one bit or with a
-            palette, CHASE_DB1's for one, are resized by nearest neighbour.
-        region: pixels inside the field of view count (``fov``), or all (``image``); in training too.
-        size: the pixels that are compared are the ``network``'s, the photograph's own (``native``), or those of the
-            network's crop in a square of so many, where networks of several resolutions are compared.
+        masks: how native masks are brought to the network's size: by ``nearest`` neighbour, or by ``pillow``'s
+            resize without naming a filter, then != 0. In greyscale masks, Pillow's bicubic kernel makes every
+            pixel that it touches foreground, 1.6 times as many for thin vessels; masks of one bit or with a
+            palette, such as CHASE_DB1's, it resizes by nearest neighbour.
+        region: which pixels count, in training too: those inside the field of view (``fov``), or all (``image``).
+        size: where masks are compared: in the pixels of the ``network``'s square, in the photograph's own (``native``),
+            or in the network's crop resized to a square of this side, for comparing networks of several resolutions.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,7 +42,7 @@ class Rules(BaseModel):
     def square_truth(
         self, geometry: Geometry, truth: NDArray[np.uint8], task: Task, sample: Sample
     ) -> NDArray[np.uint8]:
-        """What ``Task.labels`` made of a sample's masks at native size, uint8 (H, W) -> (R, R)."""
+        """Bring a sample's ground truth, as made by ``Task.labels``, to the network's size: uint8 (H, W) -> (R, R)."""
         if self.masks == "nearest":
             return geometry.apply(truth, Interpolation.NEAREST).astype(np.uint8)
         return task.labels(
@@ -55,7 +55,7 @@ class Rules(BaseModel):
         )
 
     def counted(self, fov: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """The pixels that count, of a field of view of any size."""
+        """The pixels that count, given the field of view, at any size."""
         return fov if self.region == "fov" else np.ones_like(fov)
 
 
@@ -63,7 +63,7 @@ STRICT = Rules()
 
 
 def pillow_resized(mask: NDArray[np.bool_], side: int, *, indexed: bool = False) -> NDArray[np.bool_]:
-    """bool (H, W) -> (side, side): bicubic on 0 and 255, nearest neighbour if indexed, then != 0."""
+    """Resize a mask as Pillow does by default, bool (H, W) -> (side, side): bicubic, or nearest if indexed, != 0."""
     grey = Image.fromarray(mask.astype(np.uint8) * 255)
     resized = grey.resize((side, side), Image.Resampling.NEAREST if indexed else BICUBIC)
     return np.asarray(np.asarray(resized) != 0, dtype=np.bool_)

@@ -1,4 +1,4 @@
-"""The folder of a training: whose it is, and the state from which it goes on."""
+"""The folder of a training: which training it belongs to, and the state to resume from."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ RUN_FILE = "run.json"
 
 
 class RunFolder:
-    """One training's files.
+    """The files of one training.
 
     Args:
-        path: made if it is not there.
+        path: created if missing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -29,13 +29,14 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=True)
 
     def require_same_run(self, mine: dict[str, Any]) -> None:
-        """A folder belongs to one spec, task, network, training and set of images.
+        """Check that the folder belongs to this training, and record it there.
 
-        What the version that began it did not note cannot be compared.
+        A folder belongs to one spec, task, network, training and set of images. Fields that were not recorded by the
+        version which began the training are not compared.
 
         Raises:
-            ConfigurationError: names what differs.
-            CheckpointError: its record is damaged.
+            ConfigurationError: the folder holds another training; the message names what differs.
+            CheckpointError: the folder's record is damaged.
         """
         path = self.path / RUN_FILE
         if path.is_file():
@@ -55,18 +56,18 @@ class RunFolder:
         replace_json(path, mine)
 
     def save_state(self, state: dict[str, Any]) -> None:
-        """Replace the state; a process that is killed meanwhile leaves the former one."""
+        """Replace the saved state atomically; a process that is killed meanwhile leaves the former one."""
         with replaced(self.path / STATE_FILE) as partial:
             torch.save(state, partial)
 
     def load_state(self, device: torch.device) -> dict[str, Any] | None:
-        """What was saved last; None if nothing was. CheckpointError if it cannot be read."""
+        """Return the state saved last, None if there is none; raises CheckpointError if it cannot be read."""
         path = self.path / STATE_FILE
         if not path.is_file():
             return None
         try:
             state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-        except (RuntimeError, EOFError, UnpicklingError) as error:  # torch's ways to say that a file is damaged
+        except (RuntimeError, EOFError, UnpicklingError) as error:  # what torch raises for damaged files
             reason = next(iter(str(error).splitlines()), "it is empty")
             raise CheckpointError(
                 f"{path}: damaged ({reason}); restore it, or choose another folder to start anew"
@@ -75,7 +76,7 @@ class RunFolder:
 
 
 def _differences(name: str, former: Any, now: Any) -> list[str]:
-    """What differs between two JSON values, each part by its path; of long lists their lengths."""
+    """Describe where two JSON values differ, a line for each part, by its path; for long lists give their lengths."""
     if isinstance(former, dict) and isinstance(now, dict):
         keys = [key for key in {**former, **now} if former.get(key) != now.get(key)]
         return [line for key in keys for line in _differences(f"{name}.{key}", former.get(key), now.get(key))]

@@ -1,4 +1,4 @@
-"""Label maps of photographs whose features are in a store, labelled or not, and what each says about itself."""
+"""Segmenting photographs whose features are in a store, labelled or not, with measures that need no labels."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ Cell = str | float | bool | None
 
 @dataclass(frozen=True)
 class SegmentedPhotograph:
-    """What was found in one photograph.
+    """The segmentation of one photograph.
 
     Attributes:
-        image: its name.
-        file: the label map.
-        mirrored: its flips were read, too.
+        image: name of the photograph.
+        file: path of the label map.
+        mirrored: whether its flips were read, too.
         shares: {class: share of the field of view that it takes}, 0..1, without the background.
-        expected_dice: {class: Dice that its mask would have if the probabilities were true}, 0..1; None where it was
-            not found.
+        expected_dice: {class: Dice that its mask would have if the probabilities were true}, 0..1; None if it was not
+            found.
         disagreement: mean entropy of the votes inside the field of view, in nats.
-        domain: how far it is from the photographs that the interpreter knows; None where it cannot tell.
+        domain: how far the photograph is from those that the interpreter was trained on; None without a domain.
     """
 
     image: str
@@ -48,11 +48,11 @@ class SegmentedPhotograph:
 
     @property
     def unusual(self) -> str:
-        """By what it is unlike the photographs that the interpreter knows; empty if it is not, or nobody can tell."""
+        """``DomainScore.reasons``, joined by spaces; empty if nothing is unusual, or if there is no domain."""
         return "" if self.domain is None else " ".join(self.domain.reasons)
 
     def row(self, folder: Path) -> dict[str, Cell]:
-        """A row of a table: plain values, the file's path below a folder."""
+        """A row of a table: plain values, with the file's path relative to ``folder``."""
         return {
             "image": self.image,
             "file": self.file.relative_to(folder).as_posix(),
@@ -76,15 +76,16 @@ def segment_into(
     *,
     mirrored: bool = False,
 ) -> Iterator[SegmentedPhotograph]:
-    """Write the label map of each image into a folder, and tell what was found in it.
+    """Write the label map of each image into a folder, and yield what was found in it.
 
     Args:
-        spec: of the features that are read: the interpreter's, at its resolution or another one.
-        domain: the interpreter's.
-        mirrored: each image's three flips are read, too.
+        spec: spec of the features to read: the interpreter's, at its own resolution or another one.
+        domain: the interpreter's domain; without it, nothing is said about how unusual a photograph is.
+        mirrored: also read each image's three flips.
 
     Raises:
         SpecMismatch: the spec differs from the interpreter's in more than resolution.
+        ConfigurationError: ``mirrored``, and an image is read in another view than the photograph itself.
         MissingEntry, DamagedEntry: features of an image, or of a flip that is read, are not in the store, or no longer
             what was written.
     """

@@ -1,4 +1,4 @@
-"""Which state of a training is kept, and what is fitted to it after the last epoch."""
+"""Selecting the state of a training that is kept, and fitting its temperature and domain after the last epoch."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from store.feature_store import FeatureStore
 
 
 class Selection:
-    """Keeps the best interpreter of a run in its folder; without validation images the latest.
+    """Keeps the best interpreter of a run in its folder, or the latest if there are no validation images.
 
-    Used by the first process alone, but for ``update``.
+    Only the first process calls its methods, except for ``update``, which all processes call.
 
     Args:
-        folder: of the run.
-        card: of the interpreter that is trained.
+        folder: folder of the run.
+        card: card of the interpreter that is trained.
         store: holds features and masks of the images.
-        images: labelled ones that are not trained on.
-        rules: how the truth is made, and which pixels count.
+        images: the validation images: labelled and not trained on.
+        rules: how the ground truth is made, and which pixels count.
 
     Attributes:
         best: criterion of the interpreter that is kept (``Scores.criterion``).
-        since_best: times since then that another one was not better.
+        since_best: number of validations since then, none of which was better.
     """
 
     def __init__(self, folder: Path, card: Card, store: FeatureStore, images: Sequence[Labelled], rules: Rules) -> None:
@@ -43,7 +43,7 @@ class Selection:
     def criterion(
         self, network: Interpreter, epoch: int, recorder: Recorder, truth_of: Callable[[Labelled], Truth]
     ) -> float:
-        """How good the network is on the images; 0 where there are none."""
+        """Score the network on the validation images and return ``Scores.criterion``; 0 if there are none."""
         if not self.images:
             return 0.0
         task = self._card.task
@@ -54,7 +54,7 @@ class Selection:
         return scores.criterion(overlapping=task.overlapping)
 
     def update(self, criterion: float) -> bool:
-        """Whether a network with this criterion is to be kept; every process counts along."""
+        """Return whether a network with this criterion is to be kept; every process calls this, to count alike."""
         if criterion <= self.best and self.images:
             self.since_best += 1
             return False
@@ -62,12 +62,12 @@ class Selection:
         return True
 
     def keep(self, network: Interpreter, epoch: int) -> None:
-        """Write the network whose criterion was asked for last."""
+        """Write the network whose criterion was computed last."""
         metrics = Validation(validation_dice=self._dice, epoch=epoch)
         save_interpreter(self._folder, network, self._card.model_copy(update={"metrics": metrics}))
 
     def finish(self, device: str) -> None:
-        """Fit the temperature of what was kept, and what tells photographs from these images, once each."""
+        """Fit temperature and domain of the interpreter that was kept, once each, if there are enough images."""
         interpreter, card = load_interpreter(self._folder)
         if self.images and not card.metrics.calibrated:
             temperature = fit_temperature(interpreter.to(device), self._store, card.task, self.images, self._rules)
@@ -78,6 +78,6 @@ class Selection:
             domain_of(self._card, self._store).save(self._folder)
 
     def kept_dice(self) -> float:
-        """Validation Dice of what was kept; nan where there are no images."""
+        """Validation Dice of the interpreter that was kept; nan without validation images."""
         dice = read_card(self._folder).metrics.validation_dice
         return math.nan if dice is None else dice

@@ -1,4 +1,4 @@
-"""The settings of a training, whose defaults are the paper's values, and what is kept of them beside the weights."""
+"""The settings of a training, whose defaults are the paper's values, and the record kept with the weights."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from store.views import IDENTITY
 
 
 class TrainingBudget(BaseModel):
-    """Length and steps of a training: the same in all trainings of a comparison.
+    """The length and steps of a training, which all trainings of a comparison share.
 
     Attributes:
-        batch: images in a batch, over all processes.
-        epochs: each shows every image once.
-        steps: batches of the whole training, which ends with the epoch that reaches them; goes before ``epochs``.
-        crop: train on random windows of so many pixels of the network's square; None takes it whole.
+        batch: batch size, over all processes.
+        epochs: number of epochs; each shows every image once.
+        steps: batches in the whole training, rounded up to whole epochs; takes precedence over ``epochs``.
+        crop: side of the random windows to train on, in pixels of the network's square; None trains on all of it.
         foreground: share of these windows that are centred on a pixel of a class, drawn from the classes of the image.
-        decay: of the learning rate, over the whole training.
+        learning_rate: initial learning rate.
+        decay: schedule of the learning rate over the whole training.
         evaluate_every: epochs between validations.
-        patience: validations without gain before stopping; None goes to the end.
+        patience: validations without improvement before training stops; None trains to the end.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,14 +39,16 @@ class TrainingBudget(BaseModel):
 
 
 class TrainingSettings(TrainingBudget):
-    """One training.
+    """All settings of a training.
 
     Attributes:
-        accumulate: batches whose gradients are added up before a step.
-        precision: of the arithmetic; the selective scan and the losses are float32 always.
-        flips: flip cached maps at random.
-        views: renderings of each image, drawn from.
-        labels: train on so many of the images, drawn by seed; those kept for validation count.
+        accumulate: batches whose gradients are accumulated before the weights change.
+        precision: precision of the arithmetic; the selective scan and the losses are always float32.
+        flips: flip maps and ground truth at random.
+        views: views that are drawn from, one for each image and epoch.
+        labels: use only this many of the images, drawn by seed, for training and the validation split off from them.
+        validation_share: share of the images split off for validation, if no validation images are given.
+        seed: decides everything that is drawn.
     """
 
     accumulate: int = Field(default=1, gt=0)
@@ -58,11 +61,11 @@ class TrainingSettings(TrainingBudget):
 
 
 class PseudoLabelled(BaseModel):
-    """Photographs that were learnt from by what another interpreter made of them.
+    """Unlabelled photographs that were learnt from by another interpreter's segmentations.
 
     Attributes:
-        teacher: sha256 of the interpreter's files (``interpreter.pseudo_labels``).
-        images: image ids.
+        teacher: sha256 of that interpreter's files (``interpreter.pseudo_labels``).
+        images: ids of the photographs.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,11 +75,11 @@ class PseudoLabelled(BaseModel):
 
 
 class AdaptedTo(BaseModel):
-    """Photographs without labels that said at which resolution an interpreter reads them.
+    """The unlabelled photographs by which an interpreter's resolution was chosen (``interpreter.adapting``).
 
     Attributes:
-        photographs: how many.
-        expected_dice: {resolution: Dice that the interpreter expected of itself there}, 0..1; None where it
+        photographs: number of photographs.
+        expected_dice: {resolution: Dice that the interpreter expected of itself there}, 0..1; None if it
             found nothing.
     """
 
@@ -87,15 +90,15 @@ class AdaptedTo(BaseModel):
 
 
 class TrainingRecord(TrainingSettings):
-    """How an interpreter came about.
+    """The record of how an interpreter was trained.
 
     Attributes:
-        rules: how the truth was made, and which pixels counted.
-        pseudo_labels: photographs that it learnt from without labels.
-        adapted_to: the camera that a copy of it was adapted to, without training.
+        rules: how the ground truth was made, and which pixels counted.
+        pseudo_labels: unlabelled photographs that it learnt from; None if there were none.
+        adapted_to: photographs of the camera that this copy was adapted to, without training; None if it was not.
     """
 
-    model_config = ConfigDict(extra="ignore")  # settings that other versions had
+    model_config = ConfigDict(extra="ignore")  # other versions have other settings
 
     rules: Rules = Rules()
     pseudo_labels: PseudoLabelled | None = None

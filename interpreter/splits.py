@@ -1,4 +1,4 @@
-"""Which images are trained on and which are validated; everything is drawn by seed."""
+"""Splitting images into those to train on and those to validate on; everything is drawn by seed."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from store.views import plain_view
 
 
 def few(images: Sequence[Labelled], count: int, seed: int) -> list[Labelled]:
-    """So many of the images, drawn by seed; the first of 2 are those of 1, so that curves are nested.
+    """Draw ``count`` images by seed; a smaller count draws a subset of a larger one, so learning curves are nested.
 
     Raises:
-        DataError: there are fewer.
+        DataError: there are fewer images.
     """
     if count > len(images):
-        raise DataError(f"{count} labelled images were asked for, {len(images)} are there")
+        raise DataError(f"expected at least {count} labelled images to draw from, found {len(images)}")
     ordered = sorted(images, key=lambda image: image.key.image_id)
     return [ordered[i] for i in np.random.default_rng([seed, 2]).permutation(len(ordered))[:count]]
 
 
 def group_of(image: Labelled) -> tuple[str, str]:
-    """Images of one group, of a patient say, never part."""
+    """The group of an image; images of one group, such as a patient, are never split up."""
     return image.dataset, image.sample.group or image.sample.name
 
 
 def split_off_few(images: Sequence[Labelled], share: float, seed: int) -> tuple[list[Labelled], list[Labelled]]:
-    """(training, validation) of a few images, whole groups: none is kept where the share is less than half of one."""
+    """(training, validation) of a few images, in whole groups; none is validated if ``share`` is below half of one."""
     order = [images[i] for i in np.random.default_rng([seed, len(images)]).permutation(len(images))]
     kept = {group_of(image) for image in order[: round(share * len(images))]}
     validation = [image for image in order if group_of(image) in kept]
@@ -41,9 +41,10 @@ def split_off_few(images: Sequence[Labelled], share: float, seed: int) -> tuple[
 
 
 def split_off(images: Sequence[Labelled], share: float, seed: int) -> tuple[list[Labelled], list[Labelled]]:
-    """(training, validation): whole groups, drawn by seed, from every data set alike.
+    """(training, validation) in whole groups, drawn by seed from each data set.
 
-    At least one image of each data set goes to validation, and at least one stays.
+    At least one group of each data set goes to validation and at least one to training; a data set that is a single
+    group goes to training.
     """
     train: list[Labelled] = []
     validation: list[Labelled] = []
@@ -62,26 +63,26 @@ def split_off(images: Sequence[Labelled], share: float, seed: int) -> tuple[list
 
 
 def unaugmented(images: Iterable[Labelled], views: Sequence[str]) -> list[Labelled]:
-    """Images as a training of these views validates them."""
+    """The images in the plain view of a training of ``views``, in which it validates."""
     view = plain_view(views)
     return [image.seen_as(view) for image in images]
 
 
 def validation_in(store: FeatureStore, references: Iterable[str], task: Task, views: Sequence[str]) -> list[Labelled]:
-    """The labelled images of some data sets, NAME or NAME:SPLIT, as a training of these views validates them."""
+    """The labelled images of data sets, NAME or NAME:SPLIT, in the view in which a training of ``views`` validates."""
     return unaugmented(labelled_in(store, references, task), views)
 
 
 def split_images(
     images: list[Labelled], task: Task, settings: TrainingSettings, validation: Sequence[Labelled] | None
 ) -> tuple[list[Labelled], list[Labelled]]:
-    """(training, validation) images of a training, read as the settings' plain view.
+    """(training, validation) images of a training, in the plain view of its settings.
 
     Args:
-        validation: those to select on, as they are; some of ``images`` if None.
+        validation: images to validate on, taken as they are; None splits off some of ``images``.
 
     Raises:
-        DataError: there are too few, or one is to be trained on and selected on.
+        DataError: there are too few images, or an image or its group is both to be trained on and validated on.
     """
     images = unaugmented(without_duplicates(images, task), settings.views)
     if settings.labels is not None:

@@ -1,6 +1,6 @@
-"""Channels brought to mean 0 and variance 1, photograph by photograph (instance normalisation, Ulyanov et al. 2016).
+"""Bringing channels to mean 0 and variance 1 in each photograph (instance normalisation, Ulyanov et al. 2016).
 
-b  images    c  channels    h, w  size of a map    g, g  places of it that are looked at    R  network's square
+b  images    c  channels    h, w  size of a map    g, g  places of it that are sampled    R  network's square
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from store.encoded import Encoded
 from store.features import Key
 
 GRID = 128
-"""Places along a side, at most."""
+"""Largest number of places that are sampled along each side of a map."""
 SMALLEST_DEVIATION = 10**-2.5
-"""A channel that varies less says nothing, and is not blown up."""
+"""Smallest standard deviation to divide by: a channel that varies less says nothing and is not amplified."""
 
 
 class Moments(NamedTuple):
-    """Of each channel, both (b, ..., c, 1, 1)."""
+    """Mean and standard deviation of each channel, both (b, ..., c, 1, 1)."""
 
     mean: torch.Tensor
     deviation: torch.Tensor
 
     def standardised(self, features: torch.Tensor) -> torch.Tensor:
-        """Maps (b, ..., c, h, w), or windows of them."""
+        """Standardise maps (b, ..., c, h, w), or windows of them."""
         return (features - self.mean.to(features.device)).div_(self.deviation.to(features.device))
 
 
 def moments_of(
     block: str, stored: Encoded, codec: Codec, fov: NDArray[np.bool_], device: torch.device | str = "cpu"
 ) -> Moments:
-    """Moments of whole maps inside the field of view: how much black surrounds it depends on the camera.
+    """Moments of whole maps, inside the field of view only: how much black surrounds it depends on the camera.
 
     Args:
-        stored: of a block, values (b, ..., k, h, w).
-        fov: bool (b, R, R); where none of the places that are looked at is in it, all of them count.
+        stored: whole maps of a block, values (b, ..., k, h, w).
+        fov: bool (b, R, R); if it contains none of an image's sampled places, all of them count.
     """
     side = stored.values.shape[-1]
     step, pixels = -(-side // GRID), fov.shape[-1] // side
@@ -58,11 +58,11 @@ def moments_of(
 
 
 class KnownMoments:
-    """Moments of training images, found once for each view and timestep: to find them takes a fifth of a step.
+    """Moments of training images, computed once for each view and timestep and cached: they take a fifth of a step.
 
     Args:
-        find: the moments of a batch's maps inside fields of view, ``Interpreter.moments``.
-        fov_of: bool (R, R) of an entry.
+        find: computes the moments of a batch's maps inside their fields of view, such as ``Interpreter.moments``.
+        fov_of: returns the field of view of an entry, bool (R, R).
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class KnownMoments:
         fov_of: Callable[[Key], NDArray[np.bool_]],
     ) -> None:
         self._find, self._fov_of = find, fov_of
-        self._known: dict[tuple[Key, tuple[int, ...]], dict[str, Moments]] = {}  # on the host
+        self._known: dict[tuple[Key, tuple[int, ...]], dict[str, Moments]] = {}  # in CPU memory
 
     def of(self, batch: Batch) -> dict[str, Moments]:
-        """Those of whole maps {block: Encoded (b, ..., k, h, w)}, on the host."""
+        """The moments of a batch of whole maps {block: Encoded (b, ..., k, h, w)}, in CPU memory."""
         of_each = [self._of_one(batch, row) for row in range(len(batch.keys))]
         return {
             name: Moments(*(torch.cat(parts) for parts in zip(*(one[name] for one in of_each), strict=True)))

@@ -1,4 +1,4 @@
-"""What a store has to have of images before they are read, and what is read of them."""
+"""Choosing the spec and views of images to read from a store, and checking that their features are there."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from store.views import FLIPS, IDENTITY, MIRRORED
 
 
 def store_spec(store: FeatureStore, digest: str | None, images: Sequence[Labelled] = ()) -> FeatureSpec:
-    """The spec that begins with ``digest``; without one, the store's only one, or its only one of these images."""
+    """The spec whose digest begins with ``digest``; if None, the store's only spec, or its only one of ``images``."""
     if digest is not None:
         return store.spec(digest)
     specs = store.specs()
-    if len(specs) > 1 and images:  # a service may have left features of its own model's there
+    if len(specs) > 1 and images:  # a service may have stored features for its own model
         specs = [spec for spec in specs if any(store.has(spec, image.key) for image in images)] or specs
     if len(specs) == 1:
         return specs[0]
@@ -30,10 +30,10 @@ def store_spec(store: FeatureStore, digest: str | None, images: Sequence[Labelle
 
 
 def views_read(view: str, *, mirrored: bool) -> tuple[str, ...]:
-    """The views of an image that are read, where this one of it is.
+    """The views to read of an image whose key has this view: it alone, or with the three mirror images.
 
     Raises:
-        ConfigurationError: its mirror images are asked for, and it is not the photograph as it is.
+        ConfigurationError: mirror images are asked for, and the view is not the photograph itself.
     """
     if not mirrored:
         return (view,)
@@ -43,10 +43,10 @@ def views_read(view: str, *, mirrored: bool) -> tuple[str, ...]:
 
 
 def mirrored_features(store: FeatureStore, spec: FeatureSpec, image: Labelled) -> dict[str, Features]:
-    """Features of an image's three mirror images, by view: what ``interpreter.prediction.predict`` reads besides.
+    """Features of an image's three mirror images by view, as ``interpreter.prediction.predict`` takes them.
 
     Raises:
-        ConfigurationError: another view of the image is read.
+        ConfigurationError: the image's key has another view than the photograph itself.
         MissingEntry, DamagedEntry: one of them is not in the store, or no longer what was written.
     """
     views_read(image.key.view, mirrored=True)
@@ -60,11 +60,13 @@ def require_features(
     views: Sequence[str] = (),
     backbone: str | None = None,
 ) -> None:
-    """DataError names every image one of whose views is not in the store under this spec.
+    """Raise DataError if a view of an image is not in the store under this spec.
+
+    The message names the images that lack features, five at most, and the commands that extract them.
 
     Args:
-        views: those that are needed; that of each image's key if none is given.
-        backbone: of the spec, for the command that is told; the one that the store knows if not given.
+        views: the views that are needed; if none are given, the view of each image's key.
+        backbone: name or location of the spec's backbone, for these commands; if None, the one that the store names.
     """
     missing = [
         (image, view)
@@ -100,11 +102,11 @@ def _extracting(
     views: Sequence[str],
     backbone: str | None,
 ) -> ExtractionCommand:
-    """The command that makes these views: the recorded run of that data set and spec, or as much of it as is known.
+    """The command that extracts these views: from the recorded run of the data set and spec, or else from the spec.
 
     Args:
-        splits: those of the images that lack them.
-        backbone: of the spec; the one that the store knows if None.
+        splits: splits of the images that lack these views.
+        backbone: name or location of the spec's backbone; if None, the one that the store names.
     """
     for record in store.records.all():
         if record.spec == spec.digest and record.dataset == dataset:

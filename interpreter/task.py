@@ -1,4 +1,4 @@
-"""What is segmented: which targets of a data set become which class."""
+"""What is segmented: which target of a data set becomes which class."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ PALETTE = ("#1fe0ff", "#7cff6b", "#ff7bf2", "#ffffff", "#4d7cff", "#00b894", "#c
 
 
 class Task(BaseModel):
-    """Classes that exclude each other, or that may overlap.
+    """A segmentation task, whose classes exclude each other or may overlap.
 
     Attributes:
-        name: such as ``vessels``.
+        name: name of the task, such as ``vessels``.
         targets: target i of the data set becomes class i + 1; later ones cover earlier ones (a cup
-            lies inside its disc). Class 0 is what none of them covers.
-        colours: of classes 1 to n - 1, for overlays.
-        overlapping: a pixel may belong to several classes (lesions). An image then needs one of the
-            targets only: one without a mask is absent, if others of its data set have masks of it, and else unknown
-            (``interpreter.data.Labelled.known``).
+            lies inside its disc). Class 0 is whatever none of them covers.
+        colours: colours of classes 1 to n - 1, for overlays; repeated if they are too few.
+        overlapping: whether a pixel may belong to several classes (lesions). An image then needs a mask of only one
+            target: a target without a mask is absent if other images of its data set have masks of it, and unknown
+            otherwise (``interpreter.data.Labelled.known``).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,14 +45,14 @@ class Task(BaseModel):
         return ("background", *self.targets)
 
     def takes(self, targets: Container[str]) -> bool:
-        """Whether an image with masks of these targets is labelled: with every one, of overlapping ones with any."""
+        """Return whether an image with these targets is labelled: with all of the task's, or any if they overlap."""
         return (any if self.overlapping else all)(target in targets for target in self.targets)
 
     def labels(self, masks: Mapping[str, NDArray[np.bool_]]) -> NDArray[np.uint8]:
-        """Masks bool (H, W) of the targets -> one uint8 (H, W) that holds them all.
+        """Combine masks bool (H, W) of the targets into one uint8 (H, W).
 
-        Class ids; or, of overlapping classes, bit i for target i. Both survive flips and resizing by
-        nearest neighbour.
+        Its pixels are class ids or, if classes overlap, have bit i set for target i. Both survive flips and
+        nearest-neighbour resizing.
         """
         labels = np.zeros(next(iter(masks.values())).shape, dtype=np.uint8)
         for i, target in enumerate(self.targets):
@@ -61,7 +61,7 @@ class Task(BaseModel):
         return labels
 
     def members(self, labels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        """The pixels of each target, bool (n - 1, H, W), of what ``labels`` made."""
+        """The pixels of each target, bool (n - 1, H, W), in an array made by ``labels``."""
         if self.overlapping:
             return np.stack([(labels >> i & 1).astype(np.bool_) for i in range(len(self.targets))])
         return np.stack([labels == i + 1 for i in range(len(self.targets))])

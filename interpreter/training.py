@@ -3,8 +3,8 @@
 b  images in a batch    t  one timestep, drawn for each image    n  classes    R  network's square
 
 Everything that is drawn (order, views, timesteps, flips, dropped paths) is a function of seed, epoch
-and position, so a run that was stopped goes on exactly as it would have. Under ``accelerate launch``
-several processes share each batch.
+and position, so a run that is resumed continues exactly as it would have without the interruption. Under
+``accelerate launch`` several processes share each batch.
 """
 
 from __future__ import annotations
@@ -51,31 +51,31 @@ Report = Callable[[int, int, float], None]
 
 
 class Training:
-    """One run in one folder: ``run`` starts it or goes on where it stopped.
+    """One training run in one folder; ``run`` starts it, or resumes it where it stopped.
 
     Args:
         store: holds features and masks of all images.
         spec: the features to read.
         task: what is segmented.
         images: labelled images of the SOURCE data sets; some are split off for validation.
-        config: of the network.
-        settings: of the training.
+        config: configuration of the network.
+        settings: settings of the training.
         folder: receives the best interpreter, the state to resume from, and tensorboard/.
-        backbone: name or place of the backbone, for the card.
+        backbone: name or location of the backbone, recorded in the card.
         device: where the network is trained.
-        rules: how the truth is made, and which pixels count.
+        rules: how the ground truth is made, and which pixels count.
         validation: select on these images instead of some of ``images``.
-        pseudo_labels: unlabelled photographs to train on besides, and what a teacher makes of them.
-        scan: force a selective scan.
+        pseudo_labels: unlabelled photographs to train on as well, with the teacher that labels them.
+        scan: implementation of the selective scan; ``auto`` chooses one by the device.
 
     Attributes:
-        data_wait_share: of the last epoch's time, what went by waiting for features.
+        data_wait_share: share of the last epoch's time that was spent waiting for features, 0..1.
 
     Raises:
         DataError: features are missing, or there are too few images.
-        ConfigurationError: task and network have other classes, windows do not fit the network, or the folder holds
-            another training.
-        CheckpointError: what the folder holds is damaged.
+        ConfigurationError: task and network differ in their classes, the network cannot read windows of this size, or
+            the folder holds another training.
+        CheckpointError: a file in the folder is damaged.
     """
 
     def __init__(
@@ -147,18 +147,18 @@ class Training:
 
     @property
     def validation_images(self) -> Sequence[Labelled]:
-        """What is selected on."""
+        """The images that the interpreter is selected on."""
         return self.selection.images
 
     @property
     def epochs(self) -> int:
-        """Epochs of the whole training."""
+        """Number of epochs in the whole training."""
         steps = self.settings.steps
         return self.settings.epochs if steps is None else -(-steps // self.steps_per_epoch)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of an epoch."""
+        """Number of batches in an epoch."""
         return self.feed.steps_per_epoch
 
     @property
@@ -168,20 +168,21 @@ class Training:
         return self.epoch >= self.epochs or (patience is not None and self.selection.since_best >= patience)
 
     def run(self, report: Report | None = None, stop: Stop | None = None) -> float:
-        """Train to the last epoch or until validation stops improving; returns the validation Dice of what was kept.
+        """Train to the last epoch or until validation stops improving; return the validation Dice of what was kept.
 
-        That is the best by ``Scores.criterion``. Without validation images the last epoch is kept, and its Dice is
-        not known (nan).
+        The interpreter with the best ``Scores.criterion`` is kept. Without validation images it is the one of the last
+        epoch, whose Dice is not known (nan).
 
         Args:
             report: called with epoch, batch and loss after each batch.
-            stop: asked after each batch; the state is saved and KeyboardInterrupt raised. Several processes cannot
-                agree on a batch, and go on from the last epoch's end.
+            stop: checked after each batch; if it is requested, the state is saved and KeyboardInterrupt raised. Several
+                processes could not agree on a batch to stop at: they ignore it, and resume from the end of the last
+                epoch that they completed.
 
         Raises:
             TrainingDiverged: the loss became NaN or infinite.
             MissingEntry, DamagedEntry: features or masks are gone, or no longer what was written.
-            KeyboardInterrupt: it was asked to stop.
+            KeyboardInterrupt: a stop was requested.
         """
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -197,7 +198,7 @@ class Training:
         return float(broadcast_object_list(dice)[0])
 
     def prepare(self) -> None:
-        """Read the masks of all images, and have a teacher label those that have none, once; ``run`` begins with it."""
+        """Load the masks of all images, and have the teacher label those without, once; ``run`` calls this first."""
         if self._is_prepared or self.is_finished:
             return
         taught = {image.key.image_id for image in self._taught}
@@ -214,8 +215,8 @@ class Training:
             try:
                 self._run_epoch(recorder, report, stop)
             except KeyboardInterrupt:
-                # In the middle of a step, gradients are half added up, and of several processes each has its own:
-                # then what was saved last stands.
+                # In the middle of a step gradients are only partly accumulated, and each of several processes has
+                # gradients of its own: the state that was saved last then stays valid.
                 if not self._in_step and self.accelerator.num_processes == 1:
                     self._save_state()
                 raise
@@ -241,7 +242,7 @@ class Training:
         recorder.epoch(self.epoch, self.data_wait_share, self.optimizer.param_groups[0]["lr"])
 
     def _step(self, batch: Batch) -> float:
-        """Learn from a batch; the weights change when ``accumulate`` batches have been seen."""
+        """Learn from one batch; the weights change once ``accumulate`` batches have been seen."""
         self._in_step = True
         loss = self._learn(batch)
         self.next_batch, self._in_step = batch.position + 1, False
@@ -254,7 +255,7 @@ class Training:
         self.network.train()
         accumulate = self.settings.accumulate
         first = batch.position // accumulate * accumulate
-        together = min(accumulate, self.steps_per_epoch - first)  # of the epoch's last step there may be fewer
+        together = min(accumulate, self.steps_per_epoch - first)  # the last step of an epoch may have fewer
         full = batch.position + 1 == first + together
         with self.accelerator.no_sync(self._objective) if not full else nullcontext():
             loss = self._objective(*loaded) * self.feed.weight(batch.position)
@@ -277,7 +278,7 @@ class Training:
             group["lr"] = self.settings.learning_rate * factor
 
     def _validate(self, recorder: Recorder) -> None:
-        """Score on the validation images, in the first process; keep the interpreter if it is the best."""
+        """Score the network on the validation images, in the first process alone; keep it if it is the best."""
         criterion = [0.0]
         if self.accelerator.is_main_process:
             criterion = [self.selection.criterion(self.network, self.epoch, recorder, self.feed.truth_of)]
@@ -285,7 +286,7 @@ class Training:
             self.selection.keep(self.network, self.epoch)
 
     def _decided_elsewhere(self) -> dict[str, Any]:
-        """What else decides a training: the masks, where targets are known, and how many processes share a batch."""
+        """What decides a training besides its card: the masks, which targets are known, and the number of processes."""
         images = [*self.train_images, *self.validation_images]
         masks = json.dumps([image.masks_of(self.task) for image in images])
         return {

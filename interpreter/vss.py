@@ -5,7 +5,7 @@ n  state size   r  rank of delta   k  four directions: rows, columns, and both b
 
     VSS(x) = x + out_proj( LN(SS2D(SiLU(dwconv(x_in)))) * SiLU(z) ),   (x_in, z) = in_proj(LN(x))
 
-``v0`` is the first VMamba (state 16, gate z); ``v05`` the later, faster one (state 1, no gate).
+``v0`` is the first VMamba (state size 16, gate z); ``v05`` the later, faster version (state size 1, no gate).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Variant = Literal["v0", "v05"]
 
 @dataclass(frozen=True)
 class VssShape:
-    """What distinguishes the variants."""
+    """What distinguishes the variants: the state size n, and whether there is a gate z."""
 
     state: int
     gate: bool
@@ -39,7 +39,7 @@ class SS2D(nn.Module):
     """Selective scan over a map along four directions; (b, d, h, w) in and out.
 
     Attributes:
-        method: which scan; ``auto`` goes by the device.
+        method: implementation of the selective scan; ``auto`` chooses by the device.
     """
 
     def __init__(self, d: int, n: int) -> None:
@@ -72,7 +72,7 @@ class SS2D(nn.Module):
 
 
 def _unfold(x: torch.Tensor) -> torch.Tensor:
-    """A map (b, d, h, w) along the four directions: (b, k, d, l)."""
+    """Lay out a map (b, d, h, w) along the four directions: (b, k, d, l)."""
     b, d, h, w = x.shape
     u = x.new_empty(b, 4, d, h * w)
     u[:, 0].view(b, d, h, w).copy_(x)
@@ -82,14 +82,14 @@ def _unfold(x: torch.Tensor) -> torch.Tensor:
 
 
 def _fold(y: torch.Tensor, h: int, w: int) -> torch.Tensor:
-    """The sum of what the directions say of each pixel, (b, k, d, l) -> (b, d, h, w): the transpose of ``_unfold``."""
+    """Sum the four directions at each pixel, (b, k, d, l) -> (b, d, h, w): the transpose of ``_unfold``."""
     forth = y[:, 2:].flip(-1).add_(y[:, :2])
     rows, columns = forth[:, 0], forth[:, 1]
     return rows.reshape(*rows.shape[:2], h, w) + columns.reshape(*columns.shape[:2], w, h).transpose(2, 3)
 
 
 class _Unfold(torch.autograd.Function):
-    """``_unfold``, whose gradient is ``_fold``: autograd's own way copies the map five times."""
+    """``_unfold`` with ``_fold`` as its gradient: autograd's own would copy the map five times."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:

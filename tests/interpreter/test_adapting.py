@@ -97,7 +97,7 @@ def test_the_best_is_the_highest_and_of_equals_the_coarsest(spec: FeatureSpec) -
     absent = Expected(spec, np.array([[[0, 0.4], [0, 1], [0, 1]]]))  # a class that nobody has
     assert absent.by_class == pytest.approx((np.nan, 0.4), nan_ok=True)
     assert absent.dice == 0.4
-    with pytest.raises(DataError, match="none of the classes"):
+    with pytest.raises(DataError, match="finds none of its classes"):
         best_of([Expected(spec, np.zeros((2, 3, 1)))], 32)
 
 
@@ -122,7 +122,7 @@ def test_only_whole_sets_of_the_same_features_are_read(store: FeatureStore, mode
     assert readable_specs(store, card, images) == [spec, spec.of_resolution(64)]
     for one in (spec, spec.of_resolution(64)):
         store.delete(one, images[0].key)
-    told = r"there are: 5 at 32, 5 at 48, 5 at 64\); run `extractor run --backbone .* --resolution 32"
+    told = r"\(found: 5 at 32, 5 at 48, 5 at 64\); run `extractor run --backbone .* --resolution 32"
     with pytest.raises(DataError, match=told):
         readable_specs(store, card, images)
 

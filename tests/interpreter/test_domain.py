@@ -54,7 +54,7 @@ def test_it_is_kept_beside_the_interpreter(spec: FeatureSpec, tmp_path: Path) ->
     new = described(1, shift=1.0, seed=3)[0]
     assert back.distance(new) == pytest.approx(domain.distance(new), rel=1e-4)
     assert back.threshold == domain.threshold
-    with pytest.raises(CheckpointError, match="made of features"):
+    with pytest.raises(CheckpointError, match="fitted to features"):
         load_domain(tmp_path, changed(spec, clip=True))
     (tmp_path / "domain.safetensors").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match="cannot be read"):

@@ -78,7 +78,7 @@ def test_probes_fitted_to_some_images_are_scored_on_others(filled_store: Feature
     assert one != other
     train, held_out = split_off(images, SETTINGS.held_out, SETTINGS.seed)
     assert scores(train, held_out) == scores(images, [])  # what a split would do by itself
-    with pytest.raises(DataError, match=r"eyes/\S+ is to be fitted and to be scored on"):
+    with pytest.raises(DataError, match=r"eyes/\S+ is both fitted to and scored on"):
         scores(images, images[:1])
 
 
@@ -134,4 +134,4 @@ def test_the_command_prints_a_table_and_writes_a_picture(run: Run, filled_store:
     assert run("interpreter", *call[:-4], "--target", "disc").returncode == 1
     on_itself = run("interpreter", *call, "--score-on", "eyes")
     assert on_itself.returncode == 1
-    assert "is to be fitted and to be scored on" in on_itself.stderr
+    assert "is both fitted to and scored on" in on_itself.stderr

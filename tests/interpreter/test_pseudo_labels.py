@@ -121,7 +121,7 @@ def test_what_has_labels_is_not_guessed(
         tmp_path / "drawn", "x", pseudo_labels=pseudo,
     )  # fmt: skip
     assert [bool(image.sample.masks) for image in drawn.train_images] == 2 * [True] + 4 * [False]
-    with pytest.raises(DataError, match="every unlabelled photograph is among the labelled ones"):
+    with pytest.raises(DataError, match="no unlabelled photograph is left"):
         pseudo.excluding(images, [])
 
 

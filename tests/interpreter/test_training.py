@@ -508,7 +508,7 @@ def test_few_labels_are_drawn_by_seed_and_nested(filled_store: FeatureStore, spe
         assert len(train) + len(validation) == 6
         assert len({image in train for image in eyes}) == 1
     assert split_off_few(eyes, 0.5, 0)[1] == []
-    with pytest.raises(DataError, match="7 labelled images were asked for, 6 are there"):
+    with pytest.raises(DataError, match="expected at least 7 labelled images to draw from, found 6"):
         few(images, 7, 0)
     run = training(filled_store, spec, tmp_path / "two", SETTINGS.model_copy(update={"labels": 2, "epochs": 1}))
     assert np.isnan(run.run())
@@ -589,8 +589,8 @@ def test_of_a_data_set_without_a_class_nothing_is_learnt_and_scored_of_it(
         filled_store.collections.write(Collection(name=name, samples=tuple(some)))
     task = Task(name="disc_cup", targets=("OD", "cup"), overlapping=True)
     assert notes_on_missing(filled_store, ["both", "discs"], task) == [
-        "discs has no mask of cup, but of OD: nothing is learnt or scored of it there (an empty mask of one photograph "
-        "says that there is none)"
+        "discs has no mask of cup, only of OD: it is neither learnt nor scored there (if none of the photographs "
+        "shows it, give one of them an empty mask)"
     ]
     images = labelled_in(filled_store, ["both", "discs"], task)
     config = InterpreterConfig(classes=3, overlapping=True, vss_max_size=0)
