@@ -61,7 +61,8 @@ def load_dataset(reference: str, name: str | None = None) -> DataSet:
     called = {"folder": path.resolve().name, "manifest": path.resolve().stem}.get(adapter, adapter)
     if name is not None and not is_name(name):
         raise DatasetError(
-            f"the name {name!r} holds more than letters, digits, '_', '-' and '.', or begins with a '.'; choose another"
+            f"expected a name of at most {LONGEST_NAME} bytes of letters, digits, '_', '-' and '.', not starting with "
+            f"'.', got {name!r}"
         )
     unread = notes_on_unread(path, photographs) if adapter == "folder" else ()
     return DataSet(name or _as_name(called) or adapter, photographs, tuple(unread))

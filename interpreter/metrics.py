@@ -53,8 +53,9 @@ class Counts:
 
 def count(predicted: Mask, truth: Mask, inside: Mask | None = None) -> Counts:
     """The confusion matrix of two masks."""
-    if predicted.shape != truth.shape or (inside is not None and inside.shape != truth.shape):
-        raise ValueError(f"expected masks of one shape, got {predicted.shape} and {truth.shape}")
+    shapes = [mask.shape for mask in (predicted, truth, inside) if mask is not None]
+    if len(set(shapes)) > 1:
+        raise ValueError(f"expected masks of one shape, got {' and '.join(map(str, shapes))}")
     if inside is not None:
         predicted, truth = predicted[inside], truth[inside]
     both = int(np.count_nonzero(predicted & truth))

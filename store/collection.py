@@ -128,7 +128,8 @@ class Collections:
         """
         if not is_name(collection.name) and collection.name not in self.names():
             raise ValueError(
-                f"expected letters, digits, '_', '-' and '.', not starting with '.', found {collection.name!r}"
+                f"expected at most {LONGEST_NAME} bytes of letters, digits, '_', '-' and '.', not starting with '.', "
+                f"found {collection.name!r}"
             )
         with Claims(self.objects) as claims, claims.waiting(f"{COLLECTIONS}/{collection.name}"):
             samples = {sample.name: sample for sample in collection.samples}

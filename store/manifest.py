@@ -163,9 +163,9 @@ def read_intact(folder: Path, otherwise: type[Exception] = DamagedModel) -> Mani
     """The manifest of a folder, after comparing all files that it names; None if the folder has none.
 
     Raises:
-        DamagedModel: the manifest cannot be read.
-        otherwise: a file is missing or differs, as in ``require_intact``.
+        otherwise: as by ``require_intact``.
     """
+    require_intact(folder, otherwise=otherwise)  # that the manifest can be read
     manifest = read_manifest(folder)
     if manifest is not None:
         require_intact(folder, *manifest.files, otherwise=otherwise)

@@ -222,7 +222,7 @@ def test_a_folder_gives_a_name_that_the_store_takes(tmp_path: Path, folder: str,
     data = load_dataset(f"folder:{tmp_path / folder}")
     assert data.name == name
     assert is_name(data.name)
-    with pytest.raises(DatasetError, match="choose another"):
+    with pytest.raises(DatasetError, match="expected a name of at most"):
         load_dataset(f"folder:{tmp_path / folder}", "..")
 
 

@@ -47,6 +47,8 @@ def test_known_values() -> None:
 def test_masks_of_other_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="one shape"):
         count(np.zeros(3, dtype=bool), np.zeros(4, dtype=bool))
+    with pytest.raises(ValueError, match=r"got \(3,\) and \(3,\) and \(4,\)"):
+        count(np.zeros(3, dtype=bool), np.zeros(3, dtype=bool), np.zeros(4, dtype=bool))
 
 
 def test_the_bootstrap_of_several_classes_is_that_of_their_mean() -> None:

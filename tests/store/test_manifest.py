@@ -13,7 +13,16 @@ from safetensors.torch import save_file
 
 from store.errors import DamagedModel
 from store.files import replaced
-from store.manifest import MANIFEST_FILE, Figure, Manifest, TrainingData, read_manifest, require_intact, seal
+from store.manifest import (
+    MANIFEST_FILE,
+    Figure,
+    Manifest,
+    TrainingData,
+    read_intact,
+    read_manifest,
+    require_intact,
+    seal,
+)
 
 MANIFEST = Manifest(
     summary="vessels",
@@ -68,6 +77,8 @@ def test_a_manifest_that_cannot_be_read_is_an_error(model: Path, text: str) -> N
     (model / MANIFEST_FILE).write_text(text)
     with pytest.raises(DamagedModel, match=r"manifest\.json"):
         require_intact(model, "weights.safetensors")
+    with pytest.raises(KeyError, match=r"manifest\.json"):
+        read_intact(model, otherwise=KeyError)
 
 
 def test_data_and_figures_are_told_in_a_line() -> None:
