@@ -45,7 +45,7 @@ def test_a_damaged_collection_is_told() -> None:
 @pytest.mark.parametrize("name", ["", "..", ".hidden", "a/b", "a b", "a:b"])
 def test_what_is_no_name_is_refused(name: str) -> None:
     assert not is_name(name)
-    with pytest.raises(ValueError, match="expected letters"):
+    with pytest.raises(ValueError, match="bytes of letters"):
         FeatureStore("memory://").collections.update(
             Collection(name=name, samples=(Sample(image_id="a", name="a"),)), keep=False
         )
