@@ -32,7 +32,7 @@ _TO_X0: dict[Prediction, Callable[[torch.Tensor, torch.Tensor, float], torch.Ten
 
 @dataclass(frozen=True)
 class Diffusion:
-    """How the network was trained.
+    """The noise schedule and the prediction type that a network was trained with.
 
     Attributes:
         schedule: the noise schedule.

@@ -73,7 +73,7 @@ class PretrainingSettings(BaseModel):
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Seeds of all random draws; a run that starts from a backbone is shown other crops and noise than it was trained on."""
+        """Seeds of all random draws; a run from a backbone sees other crops and noise than that backbone has seen."""
         return (self.seed,) if self.initial is None else (self.seed, int(self.initial[:8], 16))
 
     @classmethod

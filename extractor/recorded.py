@@ -23,7 +23,7 @@ from store.records import RunRecord
 
 @dataclass(frozen=True)
 class Execution:
-    """How a run is executed; this does not change what is made, except for the last bits of numbers.
+    """Options of how a run is executed, which change nothing that is made except for the last bits of numbers.
 
     Attributes:
         device: cpu, cuda or cuda:N.

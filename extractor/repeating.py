@@ -17,7 +17,7 @@ from store.views import IDENTITY
 
 @dataclass(frozen=True)
 class Request:
-    """What a run is asked for: everything that determines its result.
+    """The parameters of an extraction: everything that determines its result.
 
     Attributes:
         dataset: ADAPTER:PATH.

@@ -55,7 +55,7 @@ _NO_CHANNELS: Floats = np.empty((0, 0), dtype=np.float32)
 
 
 class Residual(NamedTuple):
-    """What is added to a convolution's result.
+    """A residual that is added to a convolution's result.
 
     Attributes:
         x: float32 (n, h, w, k); with a projection (n, h, w, c), or the first of the c channels.

@@ -148,7 +148,7 @@ _POWER_OF_TWO = _power_of_two()
 
 
 def _void(write: Write, *kinds: Any) -> tuple[Signature, Callable[..., Any]]:
-    """What Numba expects of an intrinsic that returns nothing: its signature, and the function that writes its code."""
+    """The signature and the code generator of an intrinsic that returns nothing, as Numba expects them."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         data = [
