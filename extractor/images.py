@@ -32,7 +32,7 @@ _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 """A marker of a JPEG that begins a segment with a length; restarts and escaped bytes within a scan do not match."""
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _DIMMEST = 1 << 14
-"""Lowest brightest value of a 16-bit photograph: below a quarter of the range, its values have fewer bits."""
+"""Least maximum of a 16-bit photograph: if it is below a quarter of the range, the values have fewer bits."""
 _ONE_EACH = "save one mask for each target, with two values"
 
 
@@ -116,10 +116,10 @@ def decode_mask(data: bytes, name: str = "mask") -> NDArray[np.bool_]:
 
 
 def _is_photograph(colours: NDArray[np.generic]) -> bool:
-    """Return whether a channel of (H, W, c) has many values, over a quarter of them in the middle half of its range.
+    """Return whether a channel of (H, W, c) has many values, and many pixels in the middle half of its range.
 
-    That is so for all but two of 1376 photographs. Masks have only their rims there: at most a fifth of the pixels, in
-    masks that were shrunk to a fifth.
+    The bound is a quarter of the pixels: all but two of 1376 photographs have as many there. Masks have only their rims
+    there, which are at most a fifth of the pixels in masks that were shrunk to a fifth.
     """
     for channel in np.moveaxis(colours, -1, 0):
         low, high = int(channel.min()), int(channel.max())

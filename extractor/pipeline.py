@@ -89,7 +89,7 @@ def usual_batch(device: str, entry_bytes: int, *, spread: bool = False) -> int:
 
 
 class _Decoded(NamedTuple):
-    """The outcome of decoding a view: it is ready for the network, already in the store, or claimed by another."""
+    """The outcome of decoding a view: it is ready for the network, already in the store, or being made elsewhere."""
 
     key: Key
     prepared: Prepared | None = None
