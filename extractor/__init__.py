@@ -1,4 +1,4 @@
-"""Photographs in, cached diffusion features out. Names are loaded when they are first used: torch takes seconds."""
+"""Photographs in, cached diffusion features out. Names are imported when first used: importing torch takes seconds."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Adapters: each reads one folder layout, the original one of its data set, and returns photographs; it opens none."""
+"""Adapters: each finds the photographs of one data set in its original folder layout, without opening them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Photograph:
     """One image of a data set.
 
     Attributes:
-        name: unique in the data set.
-        image: the file.
+        name: unique within the data set.
+        image: path of the image file.
         masks: {target: file}, such as {"vessel": ...}; targets that are not labelled are absent. A
             field-of-view mask that came with the data set is the target ``fov``.
-        split: as the data set says, or as is usual for it.
-        group: a patient, say; images of one group never part in a random split.
+        split: as the data set defines it, or as is customary for it.
+        group: for example a patient; a random split never separates the images of one group.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Photograph:
     group: str | None = None
 
     def read_mask(self, target: str, size: tuple[int, int]) -> NDArray[np.bool_]:
-        """The mask of a target, bool (H, W); DatasetError if its size is not the image's."""
+        """Read the mask of a target: bool (H, W); DatasetError if that is not ``size``, the (H, W) of the image."""
         path = self.masks[target]
         mask = decode_mask(read_bytes(path), str(path))
         if mask.shape != size:
@@ -51,7 +51,7 @@ Adapter = Callable[[Path], Iterator[Photograph]]
 
 
 def drive(root: Path) -> Iterator[Photograph]:
-    """DRIVE: training/{images,1st_manual,mask} and test/{images,mask}, where some copies have 1st_manual too."""
+    """DRIVE: training/{images,1st_manual,mask} and test/{images,mask}; some copies have test/1st_manual, too."""
     for split, folder in (("train", "training"), ("test", "test")):
         for image in _images(root / folder / "images"):
             number = image.stem.split("_")[0]
@@ -69,7 +69,7 @@ def drive(root: Path) -> Iterator[Photograph]:
 def stare(root: Path) -> Iterator[Photograph]:
     """STARE's vessel subset: stare-images, labels-ah (A. Hoover) and, if there, labels-vk.
 
-    No split is official; the first ten images are ``train`` and the others ``test``, as is usual.
+    There is no official split; the first ten images are ``train`` and the others ``test``, as is customary.
     """
     for i, image in enumerate(_images(root / "stare-images")):
         yield Photograph(
@@ -87,7 +87,7 @@ def stare(root: Path) -> Iterator[Photograph]:
 def chase_db1(root: Path) -> Iterator[Photograph]:
     """CHASE_DB1: Image_01L.jpg with Image_01L_1stHO.png, flat or in images/ and masks_1st/.
 
-    No split is official; the first 20 images (01L to 10R) are ``train``, the other 8 ``test``.
+    There is no official split; the first 20 images (01L to 10R) are ``train``, the other 8 ``test``.
     """
     folder = _first_of(root, "images", "Images", ".")
     first = _first_of(root, "masks_1st", "images", ".")
@@ -110,7 +110,7 @@ def chase_db1(root: Path) -> Iterator[Photograph]:
 def hrf(root: Path) -> Iterator[Photograph]:
     """HRF: images/01_dr.JPG, manual1/01_dr.tif, mask/01_dr_mask.tif.
 
-    No split is official; images 01 to 05 of each class are ``train``, the others ``test``.
+    There is no official split; images 01 to 05 of each class are ``train``, the others ``test``.
     """
     for image in _images(root / "images"):
         yield Photograph(
@@ -151,8 +151,8 @@ def idrid(root: Path) -> Iterator[Photograph]:
 def octa_500(root: Path) -> Iterator[Photograph]:
     """OCTA-500, one field size: a folder of ILM-OPL projection maps and one of large-vessel labels.
 
-    ``root`` is OCTA_3mm or OCTA_6mm. The split is the usual one: of 6 mm 10001-10180 train,
-    10181-10200 val, 10201-10300 test; of 3 mm 10301-10440, 10441-10450 and 10451-10500.
+    ``root`` is OCTA_3mm or OCTA_6mm. The split is the customary one. For 6 mm: 10001-10180 train,
+    10181-10200 val, 10201-10300 test; for 3 mm: 10301-10440, 10441-10450 and 10451-10500.
     """
     images = _first_of(root, "Projection Maps/OCTA(ILM_OPL)", "OCTA(ILM_OPL)", "images")
     labels = _first_of(root, "GT_LargeVessel", "Label/GT_LargeVessel", "labels")
@@ -216,16 +216,16 @@ _OTHER_IMAGES = frozenset({".webp", ".heic", ".heif", ".avif", ".jp2", ".jxl", "
 
 
 def notes_on_unread(root: Path, photographs: Sequence[Photograph]) -> list[str]:
-    """What ``folder`` reads nothing of although somebody may have meant it: a sentence for each kind."""
+    """Sentences, one for each kind, about files that ``folder`` does not read although the user may expect it to."""
     images, masks = _first_of(root, "images", "."), root / "masks"
     used = {path for one in photographs for path in (one.image, *one.masks.values())}
     there = [path for path in images.iterdir() if path not in (images / "images", images / "masks")]
     kinds = {
-        "of other kinds are not read; save them as PNG": [p for p in there if p.suffix.lower() in _OTHER_IMAGES],
-        "are folders of images not read; name each as a data set, or list them in a manifest": [
+        "have formats that are not read; save them as PNG": [p for p in there if p.suffix.lower() in _OTHER_IMAGES],
+        "are unread folders of images; name each as a data set, or list them in a manifest": [
             p for p in there if p.is_dir() and any(map(is_image_name, p.iterdir()))
         ],
-        "are masks of no image": [p for p in masks.rglob("*") if is_image_name(p) and p not in used],
+        "are masks without an image": [p for p in masks.rglob("*") if is_image_name(p) and p not in used],
     }
     return [
         f"{len(paths)} in {root} {what} ({', '.join(sorted(p.name for p in paths)[:3])}{', ...' * (len(paths) > 3)})"
@@ -240,7 +240,7 @@ _MANIFEST_COLUMNS = {"image", "name", "split", "group", "dataset"}
 def manifest(path: Path) -> Iterator[Photograph]:
     """A CSV file: column ``image``; optional ``name``, ``split``, ``group``, ``dataset`` (a prefix of names).
 
-    Every other column is a target and holds the files of its masks; empty cells are unlabelled.
+    Every other column is a target and lists the files of its masks; an empty cell means that the image is unlabelled.
     Paths are relative to the CSV file.
     """
     try:
@@ -268,7 +268,7 @@ def manifest(path: Path) -> Iterator[Photograph]:
         cells = {column: (row.get(column) or "").strip() for column in ("name", "split", "group", "dataset")}
         name = cells["name"] or (f"{cells['dataset']}_" if cells["dataset"] else "") + image.stem
         if any(part in ("", ".", "..") for part in name.split("/")):
-            raise DatasetError(f"{path}: line {line}: no image can be called {name!r}; answers are files of its name")
+            raise DatasetError(f"{path}: line {line}: no image can be called {name!r}; results are files of that name")
         yield Photograph(
             name=name, image=image, masks=files, split=cells["split"] or None, group=cells["group"] or None
         )
@@ -290,18 +290,18 @@ def _number(image: Path, digits: str) -> int:
 
 
 def _of(image: Path, masks: Path) -> Path | None:
-    """An image's mask: of its name, or of its name with the ending, as a.jpg.png is one of a.jpg."""
+    """The mask of an image: of the image's stem, or of its whole name, such as a.jpg.png for a.jpg."""
     return _maybe(masks, image.stem) or _maybe(masks, image.name)
 
 
 def _maybe(folder: Path, stem: str) -> Path | None:
-    """The image file of that stem, whatever its ending; None if there is none."""
+    """The image file with that stem, whatever its suffix; None if there is none."""
     return _by_stem(folder, folder.stat().st_mtime_ns).get(stem) if folder.is_dir() else None
 
 
 @lru_cache(maxsize=64)
 def _by_stem(folder: Path, _changed: int) -> dict[str, Path]:
-    """The image files of a folder, listed once for all that are looked for in it; of several endings the first."""
+    """{stem: image file} of a folder, cached until it changes; of several files with one stem the first by name."""
     there = sorted(filter(is_image_name, folder.iterdir()), reverse=True)
     return {path.stem: path for path in there}
 

@@ -8,14 +8,14 @@ from typing import Any
 def small_unet() -> dict[str, Any]:
     """3.4 M weights, 16 to 128 channels from 512 to 32 pixels, no attention.
 
-    Without attention the network sees a crop and a whole photograph alike, so it can be trained on
-    crops; its narrow first level keeps a forward at 512 near one second on two CPU cores.
+    Without attention the network treats a crop and a whole photograph alike, so it can be trained on
+    crops; its narrow first level keeps a forward at 512 pixels near one second on two CPU cores.
     """
     return plain_unet((16, 32, 64, 96, 128), norm_groups=8)
 
 
 def base_unet() -> dict[str, Any]:
-    """The same twice as wide, 13.7 M weights: for who trains on a GPU."""
+    """Twice as wide as ``small_unet``, 13.7 M weights: for training on a GPU."""
     return plain_unet((32, 64, 128, 192, 256), norm_groups=8)
 
 
@@ -25,7 +25,7 @@ def tiny_unet() -> dict[str, Any]:
 
 
 def plain_unet(widths: tuple[int, ...], norm_groups: int, blocks_per_level: int = 1) -> dict[str, Any]:
-    """Convolutions only, scale-shift norm; ``widths`` from the finest level to the coarsest."""
+    """A U-Net of convolutions only, with scale-shift norm; ``widths`` from the finest level to the coarsest."""
     return {
         "in_channels": 3,
         "out_channels": 3,

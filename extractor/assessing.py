@@ -1,11 +1,11 @@
-"""How well a backbone knows some photographs: what it makes of noise at each level, and of the way up and back.
+"""Assessment of a backbone on some photographs: how well it denoises them at several levels, and reconstructs them.
 
 All numbers are PSNR in dB of values in [-1, 1], inside the field of view, so that backbones of every prediction
 type can be compared:
 
-    noisy       x_t / sqrt(a_t): what the network has to go by
-    denoised    x0_hat, its estimate of the photograph
-    walked      the photograph, walked up the grid (Eq. 6) and back (Eq. 4)
+    noisy       x_t / sqrt(a_t), what the network is given: the baseline
+    denoised    x0_hat, the network's estimate of the photograph
+    walked      the photograph after inversion up the grid (Eq. 6) and reconstruction back down (Eq. 4)
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ LEVELS = (1, 10, 100, 500, 1000, 2000)
 
 @dataclass(frozen=True)
 class Assessment:
-    """PSNR of some photographs, mean over them.
+    """Mean PSNR over some photographs.
 
     Attributes:
-        denoised: {timestep: dB}.
-        walked: dB.
+        photographs: number of photographs.
+        denoised: {timestep: dB} of x0_hat.
+        walked: dB of the reconstruction after inversion.
     """
 
     photographs: int
@@ -43,7 +44,7 @@ class Assessment:
 
 
 def noisy_psnr(schedule: NoiseSchedule, t: int) -> float:
-    """PSNR of what a network has to go by at a timestep, in dB; the same for every photograph."""
+    """Expected PSNR in dB of a network's noisy input at a timestep; the same for every photograph."""
     a = float(schedule.alphas_cumprod[t])
     return psnr((1 - a) / a)
 
@@ -59,18 +60,19 @@ def assess(
     seed: int = 0,
     advance: Callable[[str], None] | None = None,
 ) -> Assessment:
-    """Ask a backbone about some photographs.
+    """Measure how well a backbone denoises and reconstructs some photographs.
 
     Args:
-        resolution: R.
-        levels: timesteps that noise is added at.
-        grid: timesteps of the walk up and back.
-        seed: of the noise; each photograph has noise of its own, whatever else is asked about.
+        resolution: side R of the network's square.
+        how: how the photographs are preprocessed.
+        levels: timesteps whose noise is added.
+        grid: timesteps of the inversion and of the way back.
+        seed: seed of the noise; a photograph's noise depends on its bytes and the seed, not on the other photographs.
         advance: called with the name of each photograph that is done.
 
     Raises:
         ImageError: a photograph cannot be used.
-        ScheduleError: levels or grid are no timesteps of the backbone's schedule.
+        ScheduleError: ``levels`` or ``grid`` are not strictly increasing timesteps of the backbone's schedule.
     """
     backbone.schedule.require(levels)
     denoised: dict[int, list[float]] = {t: [] for t in levels}

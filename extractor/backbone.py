@@ -1,6 +1,6 @@
 """A pre-trained diffusion U-Net as one call: noisy image and timestep in, clean image and features out.
 
-b  batch        t  timestep index 0..T-1 of the schedule the network was trained with
+b  batch size   t  timestep index 0..T-1 of the schedule the network was trained with
 x  noisy image, float32 (b, 3, R, R)
 x0_hat  the network's estimate of the clean image, same shape
 """
@@ -28,8 +28,8 @@ from store.spec import Block, Precision, Preprocessing
 
 OUTPUT = "output"
 
-# What of the configuration changes the output, and is not a shape of the weights already. A newer
-# diffusers may know more keys; the fingerprints of today's backbones must not change with it.
+# The keys of the configuration that change the output and are not evident from the weights' shapes. They are listed
+# because a newer diffusers may add keys, which must not change the fingerprints of existing backbones.
 _FINGERPRINTED = (
     "act_fn", "add_attention", "attention_head_dim", "attention_heads", "attn_norm_num_groups", "base_width",
     "block_out_channels", "center_input_sample", "class_embed_type", "down_block_types", "downsample_padding",
@@ -40,7 +40,7 @@ _FINGERPRINTED = (
 
 
 class Estimate(NamedTuple):
-    """What one forward gives: x0_hat (b, 3, R, R) float32, None if the forward was cut short, and
+    """The result of one forward: x0_hat (b, 3, R, R) float32, None if the forward was cut short, and
     the feature maps {block: (b, c, h, w)}."""
 
     x0: torch.Tensor | None
@@ -48,21 +48,20 @@ class Estimate(NamedTuple):
 
 
 class _LastBlockReached(Exception):
-    """Leaves a forward whose remaining blocks nobody asked for."""
+    """Raised to end a forward early, after the last block that was asked for."""
 
 
 class Backbone:
-    """A diffusion U-Net, frozen, on one device.
+    """A diffusion U-Net, frozen, on one device. ``extractor.backbone_folder`` reads and writes it.
 
     Args:
         unet: the network.
         diffusion: how it was trained.
         config: the configuration that ``build_unet`` makes the network from.
         precision: number format of the network's arithmetic; states stay float32.
-        memory_format: on CPUs, where channels-last is the faster one; a CUDA device is given contiguous maps (``to``).
-        preprocessing: of the photographs it was trained on; None where nobody wrote it down.
-
-    ``extractor.backbone_folder`` reads and writes it.
+        memory_format: memory format on CPUs, where channels-last is faster; on CUDA devices maps are contiguous
+            (``to``).
+        preprocessing: preprocessing of the photographs it was trained on; None if it is not recorded.
     """
 
     def __init__(
@@ -76,8 +75,9 @@ class Backbone:
     ) -> None:
         if unet.config.in_channels != 3 or unet.config.out_channels not in (3, 6):
             raise BackboneError(
-                f"this network reads {unet.config.in_channels} channels and gives {unet.config.out_channels}; "
-                "expected one of colour photographs, with 3 in and 3 (or 6, with a learned variance) out"
+                f"this network has {unet.config.in_channels} input and {unet.config.out_channels} output channels; "
+                "expected a network for colour photographs, with 3 input and 3 output channels (6 if it learned the "
+                "variance)"
             )
         self.unet = unet.eval().requires_grad_(False).to(memory_format=memory_format)
         self.memory_format = self._format_on_cpus = memory_format
@@ -110,7 +110,7 @@ class Backbone:
 
     @property
     def block_names(self) -> tuple[str, ...]:
-        """block_0 (deepest) to block_n, guided-diffusion's ``output_blocks``."""
+        """Names of the decoder blocks, block_0 (deepest) to block_n: guided-diffusion's ``output_blocks``."""
         return tuple(self._modules)
 
     @property
@@ -119,8 +119,8 @@ class Backbone:
         return sum(p.numel() for p in self.unet.parameters())
 
     def to(self, device: torch.device | str) -> Backbone:
-        """The same backbone on another device (the weights move; what was recorded on the former one is dropped)."""
-        on_cuda = torch.device(device).type == "cuda"  # where norms of channels-last maps are copied first
+        """Move the weights to another device and return this backbone; recorded CUDA graphs are dropped."""
+        on_cuda = torch.device(device).type == "cuda"  # there, norms would first copy channels-last maps
         memory_format = torch.contiguous_format if on_cuda else self._format_on_cpus
         self.unet.to(device, memory_format=memory_format)
         self.memory_format = memory_format
@@ -128,7 +128,7 @@ class Backbone:
         return self
 
     def untrained(self) -> Backbone:
-        """The same architecture with weights drawn from seed 1: the control that says what pre-training is worth."""
+        """The same architecture with random weights from seed 1: the control that shows what pre-training is worth."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
             unet = build_unet(self.config)
@@ -136,7 +136,7 @@ class Backbone:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of configuration and float32 weights; the same on every device."""
+        """sha256 of configuration, training (``Diffusion``) and float32 weights; the same on every device."""
         config = {key: self.config.get(key) for key in _FINGERPRINTED}
         sha = hashlib.sha256(json.dumps([config, self.diffusion.to_json()], sort_keys=True).encode())
         for name, tensor in sorted(self.unet.state_dict().items()):
@@ -146,16 +146,20 @@ class Backbone:
 
     @property
     def stride(self) -> int:
-        """Sides of images must be multiples of this."""
+        """Number that the sides of an image must be multiples of, in pixels."""
         return stride(self.config)
 
     def require_resolution(self, resolution: int) -> None:
-        """BackboneError unless images of this side fit."""
+        """Raise BackboneError unless the resolution is a multiple of the network's stride."""
         if resolution % self.stride:
             raise BackboneError(f"resolution {resolution} is not a multiple of the network's stride {self.stride}")
 
     def blocks(self, names: Sequence[str | int], resolution: int) -> tuple[Block, ...]:
-        """Names (or guided-diffusion's indices) and shapes of blocks at resolution R.
+        """Look up decoder blocks, with the shapes of their feature maps at resolution R, from the deepest on.
+
+        Args:
+            names: the blocks' names or guided-diffusion's indices.
+            resolution: R.
 
         Raises:
             BackboneError: no such block, or R is not a multiple of the network's stride.
@@ -163,8 +167,8 @@ class Backbone:
         wanted = [f"block_{name}" if isinstance(name, int) else name for name in names]
         self._require_blocks(wanted)
         self.require_resolution(resolution)
-        # Shapes scale with R, so a small image is enough to learn them; of the smallest, a single pixel would be left,
-        # which a norm of each channel by itself refuses.
+        # Shapes scale with R, so a small image is enough to learn them. It is not the smallest: that would leave a
+        # single pixel in the deepest maps, which torch refuses to normalise with one channel per group.
         side = 2 * self.stride
         probe = torch.zeros(1, 3, side, side, device=self.device)
         shapes = self.estimate(probe, 0, wanted, features_only=True).features
@@ -187,7 +191,7 @@ class Backbone:
 
     @torch.inference_mode()
     def features(self, x: torch.Tensor, timesteps: Sequence[int], blocks: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Feature maps {block: (b, c, h, w)} of x (b, 3, h, w), each image at its own timestep.
+        """Compute the feature maps {block: (b, c, h, w)} of x (b, 3, h, w), each image at its own timestep.
 
         Raises:
             NonFiniteActivation: a feature map holds NaN or infinity.
@@ -197,11 +201,11 @@ class Backbone:
 
     @torch.inference_mode()
     def estimate(self, x: torch.Tensor, t: int, blocks: Sequence[str] = (), *, features_only: bool = False) -> Estimate:
-        """One forward.
+        """Run the network once and convert its output to x0_hat, whatever it was trained to predict.
 
         Args:
             x: float32 (b, 3, h, w); h and w multiples of the network's stride.
-            t: the ORIGINAL timestep index, 0..T-1.
+            t: the timestep index of the original schedule, 0..T-1, before any rescaling.
             blocks: blocks whose feature maps are returned.
             features_only: stop after the last of ``blocks``; x0 is then None.
 
@@ -215,7 +219,7 @@ class Backbone:
     def _forward(
         self, x: torch.Tensor, t: int | Sequence[int], blocks: Sequence[str], *, features_only: bool
     ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
-        """The network's output, None if it was left after the last of the blocks, and the blocks' maps."""
+        """Return the network's output, None if the forward ended after the last of the blocks, and the blocks' maps."""
         self._require_blocks(blocks)
         wanted = tuple(name for name in self.block_names if name in blocks)
         compute = partial(self._run, wanted, features_only)
@@ -228,7 +232,7 @@ class Backbone:
         return made.pop(OUTPUT, None), made
 
     def _run(self, blocks: Sequence[str], features_only: bool, *inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The blocks' maps and, if it was not left after the last of them, the network's output."""
+        """Return the blocks' maps and, unless the forward ended after the last of them, the network's ``OUTPUT``."""
         made: dict[str, torch.Tensor] = {}
 
         def keep(name: str) -> Callable[..., None]:
@@ -250,16 +254,16 @@ class Backbone:
         return made
 
     def to_x0(self, x: torch.Tensor, output: torch.Tensor, t: int) -> torch.Tensor:
-        """x0_hat from the network's output at x_t, float32."""
+        """Convert the network's output at x_t to x0_hat, float32; a learned variance is dropped."""
         return self.diffusion.to_x0(x, output[:, :3].float(), t)
 
     @torch.inference_mode()
     def raw_output(self, x: torch.Tensor, t: int | Sequence[int]) -> torch.Tensor:
-        """The network's own output at x_t, (b, 3 or 6, h, w); ``t`` of all images, or of each."""
+        """Return the network's unconverted output at x_t, (b, 3 or 6, h, w); ``t`` for all images, or for each."""
         return self._network(*self._inputs(x, t))
 
     def _inputs(self, x: torch.Tensor, t: int | Sequence[int]) -> tuple[torch.Tensor, ...]:
-        """What the network is given: images, the time of each as in its training, and their class if it has any."""
+        """The network's inputs: images, their timesteps as rescaled in its training, and labels if it has classes."""
         steps = [t] * len(x) if isinstance(t, int) else t
         factor = 1000 / self.schedule.steps if self.diffusion.rescale_timesteps else 1
         timesteps = torch.tensor([step * factor for step in steps], device=x.device, dtype=torch.float32)
@@ -274,7 +278,7 @@ class Backbone:
 
     @contextmanager
     def in_float32(self) -> Iterator[None]:
-        """Within this context the network runs in float32, whatever its precision."""
+        """Run the network in float32 within this context, whatever its precision."""
         precision, self.precision = self.precision, "float32"
         try:
             yield
@@ -287,9 +291,9 @@ class Backbone:
         return torch.autocast(self.device.type, dtype=getattr(torch, self.precision))
 
     def with_fast_kernels(self) -> Backbone:
-        """The same backbone, computing faster where it is (``extractor.cpu``, ``extractor.cuda``).
+        """Use the fast kernels for the current device (``extractor.cpu``, ``extractor.cuda``); returns this backbone.
 
-        Features change by 1e-5 of their largest numbers.
+        Features change by up to 1e-5 of their largest value.
         """
         if self.device.type == "cuda":
             from extractor.cuda.network import use_fast_kernels
@@ -300,14 +304,14 @@ class Backbone:
         return self
 
     def compiled(self) -> Backbone:
-        """The same backbone with its blocks compiled by torch when they are first run, which takes minutes."""
+        """Have torch compile each block when it is first run, which takes minutes; returns this backbone."""
         compile_blocks(self.unet)
         self._is_compiled, self._recordings = True, None
         return self
 
 
 def _require_finite(made: Mapping[str, torch.Tensor], t: int | Sequence[int]) -> None:
-    """All maps are asked about at once: a GPU waits for every question."""
+    """Raise NonFiniteActivation for NaN or infinity. All maps are tested at once: reading from a GPU waits for it."""
     sums = torch.stack([values.sum(dtype=torch.float32) for values in made.values()])
     if bool(sums.isfinite().all()):
         return

@@ -1,8 +1,8 @@
 """Backbones as files: folders in diffusers' layout, and hub ids.
 
-config.json, diffusion_pytorch_model.safetensors   as diffusers' ``UNet2DModel`` has them
-scheduler_config.json                              how it was trained
-preprocessing.json                                 how its photographs were prepared, where that is known
+config.json, diffusion_pytorch_model.safetensors   configuration and weights, as diffusers' ``UNet2DModel`` has them
+scheduler_config.json                              how the network was trained
+preprocessing.json                                 how its training photographs were prepared, if that is known
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ PREPROCESSING_FILE = "preprocessing.json"
 
 
 def save_backbone(backbone: Backbone, folder: Path, *, half: bool = True) -> None:
-    """Write diffusers' three files, and the preprocessing where it is known.
+    """Write diffusers' three files, and the preprocessing if it is known.
 
-    Each file is replaced as a whole: who is killed meanwhile leaves the former or the new one.
+    Each file is replaced atomically: a process that is killed meanwhile leaves either the former or the new file.
 
     Args:
-        half: weights as float16.
+        half: store the weights as float16, else as float32.
     """
     folder.mkdir(parents=True, exist_ok=True)
     dtype = torch.float16 if half else torch.float32
@@ -52,18 +52,18 @@ def save_backbone(backbone: Backbone, folder: Path, *, half: bool = True) -> Non
 
 
 def load_backbone(source: str | Path, precision: Precision = "float32", class_label: int | None = None) -> Backbone:
-    """A backbone from a folder in diffusers' layout or from a hub id.
+    """Load a backbone from a folder in diffusers' layout or from a hub id.
 
     Args:
-        source: a folder with config.json, scheduler_config.json and safetensors weights, or a hub
-            id such as ``google/ddpm-celebahq-256`` (downloaded once by huggingface_hub); with preprocessing.json where
-            ``save_backbone`` wrote it.
+        source: a folder with config.json, scheduler_config.json, safetensors weights and, if ``save_backbone`` wrote
+            it, preprocessing.json; or a hub id such as ``google/ddpm-celebahq-256`` (downloaded once by
+            huggingface_hub).
         precision: number format of the network's arithmetic.
-        class_label: for class-conditional networks.
+        class_label: the class that a class-conditional network is run with.
 
     Raises:
-        BackboneError: files are missing, are not those of the folder's manifest, or weights and configuration do
-            not fit.
+        BackboneError: files are missing or differ from the folder's manifest, or the weights do not fit the
+            configuration.
     """
     folder = Path(source)
     if not folder.is_dir():
@@ -89,7 +89,7 @@ def load_backbone(source: str | Path, precision: Precision = "float32", class_la
 
 
 def _preprocessing_in(folder: Path) -> Preprocessing | None:
-    """What ``save_backbone`` wrote down of it; None where it was not known."""
+    """The preprocessing that ``save_backbone`` recorded; None if there is none."""
     path = folder / PREPROCESSING_FILE
     if not path.is_file():
         return None
@@ -105,7 +105,7 @@ _FORMER_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn
 
 
 def _current_name(name: str) -> str:
-    """Names of attention layers as diffusers wrote them before its version 0.15."""
+    """Rename a weight of an attention layer from its name before diffusers 0.15 to today's."""
     head, _, kind = name.rpartition(".")
     stem, _, layer = head.rpartition(".")
     is_attention = ".attentions." in stem and layer in _FORMER_ATTENTION
@@ -134,5 +134,5 @@ def _download(hub_id: str) -> Path:
                 allow_patterns=[f"*{name}" for name in (CONFIG_FILE, DIFFUSION_FILE, WEIGHTS_FILE, PREPROCESSING_FILE)],
             )
         )
-    except Exception as error:  # the hub client raises many types, all of which mean: not to be had
-        raise BackboneError(f"{hub_id}: no such folder, and the hub did not give it ({error})") from error
+    except Exception as error:  # the hub client raises many types, all of which mean that it is unavailable
+        raise BackboneError(f"{hub_id}: no such folder, and it cannot be downloaded from the hub ({error})") from error

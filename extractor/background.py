@@ -1,4 +1,4 @@
-"""Threads that work beside the network's, and take nothing from it."""
+"""Background threads that leave the processor to the thread that runs the network."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from contextlib import suppress
 import cv2
 
 BEHIND = 5
-"""Niceness of threads that decode and write."""
+"""Niceness that is added to threads that decode and write."""
 
 
 def lower_priority() -> None:
-    """The calling thread is scheduled behind those that it works for, on Linux, where each thread has a priority."""
+    """Lower the priority of the calling thread; on Linux only, where each thread has a priority of its own."""
     if sys.platform == "linux":
         me = threading.get_native_id()
         with suppress(OSError):
@@ -22,7 +22,7 @@ def lower_priority() -> None:
 
 
 class _OneThreadOfOpenCV:
-    """While anybody is within, OpenCV takes no threads of its own beside those that call it."""
+    """A re-entrant context, for any number of threads, in which OpenCV starts no threads of its own."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

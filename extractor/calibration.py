@@ -24,12 +24,12 @@ def fit_codebook(
     finest_distortion: float = FINEST_DISTORTION,
     advance: Callable[[str], None] | None = None,
 ) -> Codebook:
-    """Gather mean and covariance of every block's channels over some photographs and all timesteps.
+    """Fit a codebook to mean and covariance of every block's channels, over some photographs and all timesteps.
 
     Args:
-        backbone: whose maps are coded.
-        recipe: which of them.
-        photographs: to fit to; no labels are looked at.
+        backbone: the backbone whose maps are encoded.
+        recipe: selects the timesteps and blocks.
+        photographs: photographs to fit to; their labels are not used.
         distortion: share of each block's variance that may be lost.
         finest_distortion: the same for blocks whose maps have full resolution.
         advance: called with the name of each photograph that is done.

@@ -1,9 +1,9 @@
 """A batch run on many workers of a Dask cluster, on one machine or on many.
 
-Each worker opens backbone and store once. A task is a few views of one photograph: the worker decodes,
-inverts and writes them itself, as ``extractor run`` on one machine does, and answers with names, counts
-and the checksums of what it wrote. No image and no feature map travels. A task whose worker dies is
-given to another one, which takes over the dead one's claims.
+Each worker opens the backbone and the store once. A task is a few views of photographs: the worker decodes,
+inverts and writes them itself, as ``extractor run`` on one machine does, and returns names, counts and the
+checksums of what it wrote. No image and no feature map is sent over the network. A task whose worker dies is
+given to another worker, which takes over the claims of the dead one.
 """
 
 from __future__ import annotations
@@ -42,23 +42,23 @@ from store.spec import FeatureSpec
 from store.views import IDENTITY
 
 AHEAD = 2
-"""Tasks for each worker that are handed out at once: enough that none waits, few enough to stop soon."""
+"""Tasks submitted per worker at any time: enough that no worker waits, few enough that a run stops soon."""
 RETRIES = 3
 PATIENCE = 10
-"""Seconds that a scheduler is waited for."""
+"""Seconds to wait for the scheduler to answer."""
 
 
 @dataclass(frozen=True)
 class ExtractionJob:
-    """All that a worker needs to know; small, and the same for every task.
+    """Everything that a worker needs to know about a run; small, and the same for every task.
 
     Attributes:
         spec: what is extracted; the worker's own backbone must have its fingerprint.
-        store: where features are written; every worker has to reach it.
-        backbone: shipped name, folder or hub id, found by every worker.
-        device: ``cuda`` gives each worker the GPU of its number; those without a number the first one they see
-            (CUDA_VISIBLE_DEVICES).
-        batch: views in one forward.
+        store: where features are written; every worker must be able to reach it.
+        backbone: shipped name, folder or hub id; every worker must be able to find it.
+        device: ``cuda`` gives each worker the GPU of its number, and a worker without a number the first GPU that it
+            sees (CUDA_VISIBLE_DEVICES).
+        batch: batch size, in views.
     """
 
     spec: FeatureSpec
@@ -73,18 +73,18 @@ class ExtractionJob:
 
     @property
     def task_size(self) -> int:
-        """Views in one task: on a GPU a batch can be written beside the network that has the next."""
+        """Views in one task: on a GPU two batches, so that one is written while the network runs on the next."""
         return self.batch if self.device == "cpu" else 2 * self.batch
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What one task did.
+    """The result of one task.
 
     Attributes:
-        report: as of a run on one machine.
-        samples: records of its photographs, by name.
-        checksums: {entry: {object: sha256}} of what is in the store now.
+        report: counts, failures and times, as in the report of a run on one machine.
+        samples: {name: sample} of the task's photographs.
+        checksums: {entry: {object: sha256}} of the entries that it wrote, as they are in the store now.
     """
 
     report: RunReport
@@ -93,11 +93,11 @@ class TaskResult:
 
 
 class Extraction(WorkerPlugin):
-    """Backbone and store of a worker, opened before its first task.
+    """The backbone and the store of a worker, opened before its first task.
 
     Args:
-        job: of the run.
-        name: of the run alone, so that two runs on one cluster keep apart.
+        job: the run's job.
+        name: unique to the run, so that two runs on one cluster do not mix.
     """
 
     def __init__(self, job: ExtractionJob, name: str) -> None:
@@ -107,14 +107,14 @@ class Extraction(WorkerPlugin):
     def setup(self, worker: Worker) -> None:
         try:
             self._open(worker)
-        except Exception as error:  # of a worker that joins in mid-run Dask would not tell anybody: its tasks do
+        except Exception as error:  # Dask hides it if the worker joined during the run, so its tasks raise it again
             self.failure = error
             raise
 
     def _open(self, worker: Worker) -> None:
         torch.set_num_threads(max(1, worker.state.nthreads))
-        with suppress(ValueError):  # not this process's main thread: then Ctrl-C does not come here either
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever handed out the tasks decides when they end
+        with suppress(ValueError):  # not the main thread of its process, so Ctrl-C does not reach it either
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that submits the tasks decides when they end
         job = self.job
         if job.device == "cpu":
             keep_freed_memory()
@@ -122,9 +122,9 @@ class Extraction(WorkerPlugin):
         if job.compiled:
             network.compiled()
         codebook = codebook_for(job.spec, job.backbone, job.codebook)
-        self.extractor = Extractor(network, job.spec, codebook)  # refuses another backbone
+        self.extractor = Extractor(network, job.spec, codebook)  # raises BackboneError for another backbone
         self.store = FeatureStore(job.store)
-        self.one_at_a_time = threading.Lock()  # a worker of several threads has one network
+        self.one_at_a_time = threading.Lock()  # the threads of a worker share one network
 
     def run(self, work: Sequence[Work]) -> TaskResult:
         """Extract some views into the store."""
@@ -138,14 +138,14 @@ class Extraction(WorkerPlugin):
     def _checksums(self, pipeline: Pipeline) -> dict[str, dict[str, str]]:
         paths = [entry_path(self.job.spec, key) for key in pipeline.made]
         found = {path: _checksums(self.store, path) for path in paths}
-        return {path: written for path, written in found.items() if written}  # the rest is just being made anew
+        return {path: written for path, written in found.items() if written}  # others are being rewritten right now
 
 
 def _device(device: str, worker: Worker) -> str:
-    """``cuda`` becomes the GPU with the worker's number, counted round where there are fewer.
+    """The device of a worker: for ``cuda`` the GPU with the worker's number, modulo the number of GPUs.
 
-    The number is the name, as ``LocalCluster`` gives it, or ends it, as ``dask worker --name x --nworkers 4`` does.
-    Workers without a name have the first GPU that they see.
+    The number is the worker's name, as ``LocalCluster`` gives it, or the end of the name, as with ``dask worker --name
+    x --nworkers 4``. A worker without a number uses the first GPU that it sees.
     """
     number = re.fullmatch(r"(?:.*-)?(\d+)", str(worker.name))
     if device != "cuda" or number is None:
@@ -154,22 +154,22 @@ def _device(device: str, worker: Worker) -> str:
 
 
 def extract_task(run: str, work: Sequence[Work]) -> TaskResult:
-    """A task of a run, on its worker."""
+    """Run one task on the worker that calls this; ``run`` is the name of the run's ``Extraction`` plugin."""
     plugin: Extraction = get_worker().plugins[run]
     return plugin.run(work)
 
 
 @contextmanager
 def connected(scheduler: str | None, workers: int | None, *, gpu: bool = False) -> Iterator[Client]:
-    """A client of a cluster that is there, or of one of so many processes on this machine.
+    """Yield a client of a running cluster, or of a cluster of processes that is started on this machine.
 
     Args:
-        scheduler: its address, such as ``tcp://scheduler:8786``.
-        workers: processes of one thread each, where there is no scheduler.
-        gpu: each local worker offers one GPU and has its share of the cores.
+        scheduler: address of a running scheduler, such as ``tcp://scheduler:8786``.
+        workers: number of local processes if there is no scheduler; each has one thread.
+        gpu: each local worker offers one GPU, and has its share of this process's threads instead of one.
 
     Raises:
-        ClusterError: no scheduler answers there.
+        ClusterError: no scheduler answers at the address.
     """
     if scheduler is not None:
         try:
@@ -184,7 +184,7 @@ def connected(scheduler: str | None, workers: int | None, *, gpu: bool = False) 
     offers = {"GPU": 1} if gpu else None
     threads = max(1, torch.get_num_threads() // (workers or 1)) if gpu else 1
     with (
-        LocalCluster(  # no limit of memory: a pipeline bounds its own, and a worker that is paused helps nobody
+        LocalCluster(  # no memory limit: a pipeline bounds its own memory, and Dask would pause a worker at the limit
             n_workers=workers,
             threads_per_worker=threads,
             memory_limit=0,
@@ -206,17 +206,19 @@ def extract_on_cluster(
     advance: Callable[[str], None] | None = None,
     stop: Stop | None = None,
 ) -> RunReport:
-    """Extract every photograph of a data set on the workers of a cluster; what is there already is left.
+    """Extract every photograph of a data set on the workers of a cluster.
+
+    Entries that the store already has are kept, unless the job says ``overwrite``.
 
     Args:
         views: renderings of each photograph.
-        part_of_a_set: other images that the store knows under the same name stay in the set.
-        advance: called with the name of each view that is done.
-        stop: asked between tasks; what is in flight is finished.
+        part_of_a_set: keep the other images that the store has under the data set's name.
+        advance: called with the photograph's name for each view that is done.
+        stop: checked between tasks; tasks that are under way are finished.
 
     Raises:
-        ClusterError: no workers, a task whose workers died again and again, or a store that is another one there.
-        StoreFull: no room left; run again to go on.
+        ClusterError: there are no workers, a task's workers died repeatedly, or a worker's store is not this one.
+        StoreFull: no room left; run again to continue.
         DatasetError: no image could be used.
     """
     stop, store = stop or Stop(), FeatureStore(job.store)
@@ -242,7 +244,7 @@ def extract_on_cluster(
 
 
 def _require_workers(client: Client, job: ExtractionJob) -> None:
-    """ClusterError unless there are workers that tasks can go to."""
+    """Raise ClusterError unless the cluster has workers that can take the job's tasks."""
     if not client.nthreads():
         raise ClusterError("the Dask cluster has no workers; start some: dask worker ADDRESS --nthreads 1")
     if job.device != "cpu" and not any(offered.get("GPU") for offered in _resources(client)):
@@ -253,9 +255,9 @@ def _require_workers(client: Client, job: ExtractionJob) -> None:
 
 
 def _resources(client: Client) -> list[dict[str, float]]:
-    """What each worker offers. ``Client.scheduler_info`` tells of five of them, in some versions."""
+    """The resources that each worker offers. In some versions ``Client.scheduler_info`` lists only five workers."""
 
-    def offered(dask_scheduler: Scheduler) -> list[dict[str, float]]:  # nested: the scheduler may lack this package
+    def offered(dask_scheduler: Scheduler) -> list[dict[str, float]]:  # nested, as the scheduler may lack this package
         return [dict(worker.resources) for worker in dask_scheduler.workers.values()]
 
     found: list[dict[str, float]] = client.run_on_scheduler(offered)
@@ -264,13 +266,13 @@ def _resources(client: Client) -> list[dict[str, float]]:
 
 @contextmanager
 def _registered(client: Client, job: ExtractionJob) -> Iterator[str]:
-    """While in this context every worker, later ones too, has the job open; yields the name it has there."""
+    """Have every worker, including those that join later, open the job in this context; yields the plugin's name."""
     run = f"diffdgss-{uuid.uuid4().hex}"
     try:
-        client.register_plugin(Extraction(job, run), run)  # where one worker cannot open it, others have it open
+        client.register_plugin(Extraction(job, run), run)  # may fail on one worker after others have opened it
         yield run
     finally:
-        # Of a scheduler that is gone, or that was started anew, so is the plugin.
+        # A scheduler that is gone, or was restarted, has lost the plugin as well.
         with suppress(OSError, TimeoutError, CancelledError, ValueError, KeyError):
             client.unregister_worker_plugin(run)
 
@@ -278,7 +280,7 @@ def _registered(client: Client, job: ExtractionJob) -> Iterator[str]:
 def _results(
     client: Client, run: str, tasks: Sequence[list[Work]], job: ExtractionJob, stop: Stop
 ) -> Iterator[tuple[list[Work], TaskResult]]:
-    """Each task with what it did, in the order in which they end; a few for each worker are under way."""
+    """Yield each task with its result, in order of completion; at most ``AHEAD`` per worker are submitted at a time."""
     needs = None if job.device == "cpu" else {"GPU": 1}
     left, under_way = iter(tasks), dict[Future, list[Work]]()
     while True:
@@ -304,14 +306,14 @@ def _results(
 
 
 def _require_same_store(store: FeatureStore, result: TaskResult) -> None:
-    """ClusterError if a worker's entries are not to be seen from here, or are other ones."""
+    """Raise ClusterError if a worker's entries are missing from the store as seen from here, or differ."""
     claims = Claims(store.objects)
     for path, written in result.checksums.items():
         here = _checksums(store, path)
-        while here != written and claims.is_held(path):  # another task makes the same anew (--overwrite, equal files)
+        while here != written and claims.is_held(path):  # another task is rewriting it (--overwrite, equal files)
             time.sleep(0.1)
             here = _checksums(store, path)
-        if here != written:  # it may have been finished between the two looks
+        if here != written:  # it may have been finished after the checksums and before the claim were read
             here = _checksums(store, path)
         if here != written:
             raise ClusterError(
@@ -321,7 +323,7 @@ def _require_same_store(store: FeatureStore, result: TaskResult) -> None:
 
 
 def _checksums(store: FeatureStore, path: str) -> dict[str, str]:
-    """{object: sha256} of an entry as it is seen from here; empty where it is not."""
+    """{object: sha256} of an entry as seen from here; empty if it is missing or damaged."""
     try:
         return {name: str(entry["sha256"]) for name, entry in Entry(store.objects, path).checksums.items()}
     except (MissingEntry, DamagedEntry):

@@ -1,6 +1,6 @@
-"""Data sets by name: where their images and masks lie, and what they are called.
+"""Data sets by name: where their images and masks are, and what they are called.
 
-``load_dataset("drive:/data/DRIVE")`` names adapter (``extractor.adapters``) and place.
+``load_dataset("drive:/data/DRIVE")`` names an adapter (``extractor.adapters``) and a path.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class DataSet:
     """Photographs under one name.
 
     Attributes:
-        notes_on_unread: sentences about files of a ``folder`` that are not read and may have been meant.
+        notes_on_unread: sentences about files in a ``folder`` that are not read although the user may expect it.
     """
 
     name: str
@@ -35,7 +35,7 @@ class DataSet:
 
 
 def load_dataset(reference: str, name: str | None = None) -> DataSet:
-    """The data set behind ``ADAPTER:PATH``, such as ``stare:/data/STARE`` or ``folder:my/images``.
+    """Load the data set behind ``ADAPTER:PATH``, such as ``stare:/data/STARE`` or ``folder:my/images``.
 
     Args:
         name: what it is called in the store; by default the adapter's name, or for ``folder`` and
@@ -47,7 +47,7 @@ def load_dataset(reference: str, name: str | None = None) -> DataSet:
     adapter, colon, place = reference.partition(":")
     if not colon or adapter not in ADAPTERS:
         raise DatasetError(f"{reference!r}: expected ADAPTER:PATH, with one of {', '.join(ADAPTERS)}")
-    path = Path(place).expanduser().absolute()  # workers of a cluster may be started elsewhere
+    path = Path(place).expanduser().absolute()  # workers of a cluster may run in another folder
     if not path.exists():
         raise DatasetError(f"{path}: no such file or folder")
     if (adapter == "manifest") != path.is_file():
@@ -69,7 +69,7 @@ def load_dataset(reference: str, name: str | None = None) -> DataSet:
 
 
 def _as_name(called: str) -> str:
-    """The name of a folder or file as one of a collection; empty where nothing is left of it."""
+    """Turn the name of a folder or file into a valid name of a collection; empty if nothing is left of it."""
     kept = "".join(c if is_name(f"_{c}") else " " for c in called)
     return re.sub(" +", "_", kept).lstrip(".").encode()[:LONGEST_NAME].decode(errors="ignore")
 
@@ -77,7 +77,7 @@ def _as_name(called: str) -> str:
 def selected(
     data: DataSet, split: str | None, limit: int | None, images: str | None, *, labelled: bool = False
 ) -> DataSet:
-    """Some photographs of a data set: of one split, with a mask, with file names like a pattern, the first so many.
+    """Select photographs: of a split, with a mask, whose file names match a pattern, the first ``limit`` of them.
 
     Raises:
         DatasetError: there are none.
@@ -95,7 +95,7 @@ def selected(
 
 
 def of_split(photographs: Iterable[Photograph], split: str) -> list[Photograph]:
-    """The photographs of one split; DatasetError lists the splits there are."""
+    """The photographs of one split; if there are none, DatasetError lists the splits that exist."""
     everything = list(photographs)
     found = [photograph for photograph in everything if photograph.split == split]
     if not found:
@@ -106,6 +106,6 @@ def of_split(photographs: Iterable[Photograph], split: str) -> list[Photograph]:
 
 
 def evenly_spread(photographs: Sequence[Photograph], count: int) -> list[Photograph]:
-    """At most ``count`` of them, first and last included."""
+    """Choose at most ``count`` photographs at equal intervals, from the first to the last."""
     chosen = np.linspace(0, len(photographs) - 1, min(count, len(photographs))).round().astype(int)
     return [photographs[i] for i in chosen]

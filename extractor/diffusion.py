@@ -1,8 +1,8 @@
-"""What a diffusion network was trained with: its noise schedule and what it predicts.
+"""How a diffusion network was trained: its noise schedule, and what it predicts.
 
 x  noisy image x_t, float32 (b, 3, R, R)    a  alphas_cumprod[t]    T  steps of the schedule
 
-What the network was trained to predict (noise, image, velocity) ends here; no sampler knows it.
+Every output (noise, image or velocity) is converted to x0_hat here, so that no sampler depends on the prediction type.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _TO_X0: dict[Prediction, Callable[[torch.Tensor, torch.Tensor, float], torch.Ten
 
 @dataclass(frozen=True)
 class Diffusion:
-    """How the network was trained.
+    """The noise schedule and the prediction type that a network was trained with.
 
     Attributes:
         schedule: the noise schedule.
@@ -47,7 +47,7 @@ class Diffusion:
     class_label: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """diffusers' scheduler configuration, with two keys of ours."""
+        """The configuration of diffusers' scheduler, with two keys of our own (rescale_timesteps, class_label)."""
         kind, steps = self.schedule.name.split("-")
         beta_schedule = next(theirs for theirs, ours in _BETA_SCHEDULES.items() if ours == kind)
         return {
@@ -61,7 +61,7 @@ class Diffusion:
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> Diffusion:
-        """From diffusers' scheduler configuration; BackboneError for a schedule we do not have."""
+        """Read the configuration of diffusers' scheduler; BackboneError for what is not supported."""
         steps, kind = int(config.get("num_train_timesteps", 1000)), config.get("beta_schedule", "linear")
         if kind not in _BETA_SCHEDULES:
             known = ", ".join(_BETA_SCHEDULES)
@@ -84,5 +84,5 @@ class Diffusion:
         )
 
     def to_x0(self, x: torch.Tensor, output: torch.Tensor, t: int) -> torch.Tensor:
-        """x0_hat from the network's output (b, 3, R, R) at x_t."""
+        """Convert the network's output (b, 3, R, R) at x_t to x0_hat."""
         return _TO_X0[self.prediction](x, output, float(self.schedule.alphas_cumprod[t]))

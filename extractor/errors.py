@@ -4,7 +4,7 @@ ExtractorError
 ├── ImageError             bytes that are no photograph, or one that cannot be used
 │   ├── ImageTooLarge      more pixels than the limit
 │   └── NoFieldOfView      nothing that looks like a retina
-├── DatasetError           a folder that is not the data set it was called
+├── DatasetError           a folder that does not hold the data set that was named
 ├── ScheduleError          an invalid noise schedule or grid
 ├── BackboneError          a backbone that cannot be loaded or used
 │   └── CheckpointError    a checkpoint that does not fit
@@ -20,7 +20,7 @@ class ExtractorError(Exception):
 
 
 class ImageError(ExtractorError, ValueError):
-    """These bytes are no image that can be used."""
+    """The bytes are not an image that can be used."""
 
 
 class ImageTooLarge(ImageError):
@@ -44,7 +44,7 @@ class BackboneError(ExtractorError, ValueError):
 
 
 class CheckpointError(BackboneError):
-    """The checkpoint does not fit the architecture; lists what does not."""
+    """The checkpoint does not fit the architecture; the message lists what does not."""
 
 
 class ClusterError(ExtractorError, RuntimeError):
@@ -56,7 +56,7 @@ class DeviceFull(ExtractorError, MemoryError):
 
 
 class NonFiniteActivation(ExtractorError, ArithmeticError):
-    """The network produced NaN or infinity; names block and timestep."""
+    """The network produced NaN or infinity; the message names block and timestep."""
 
 
 class PretrainingError(ExtractorError, ValueError):

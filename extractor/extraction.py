@@ -1,8 +1,8 @@
 """From the bytes of a photograph to its features: decode, preprocess, invert, collect.
 
-The one path that batch runs, training data and the service share.
+Batch runs, training data and the service all take this one path.
 
-t  timesteps kept      c, h, w  channels and size of a block's map      R  network's square
+t  timesteps kept      c, h, w  channels and size of a block's map      R  side of the network's square
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Prepared:
     input: NetworkInput
 
     def flipped(self, view: str) -> Prepared:
-        """The photograph, upright here, as a view shows it; reversed by those of ``store.views.FLIPS``."""
+        """This upright view as the view ``view`` shows it: flipped for those of ``store.views.FLIPS``."""
         axes, shown = flipped_axes(view), self.input
         fov = np.ascontiguousarray(np.flip(shown.fov, axes))
         return Prepared(Key(self.key.image_id, view), NetworkInput(shown.x0.flip(axes), fov, shown.geometry))
@@ -48,12 +48,12 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Unstacked:
-    """Features of a photograph, each timestep where its copy from the device has put it.
+    """Features of one photograph, with every timestep still in the array that it was copied to from the device.
 
     Attributes:
         steps: {block: encoded maps (k, h, w) at each timestep}.
         input: what the network was shown.
-        residuals: of the walk, by timestep.
+        residuals: {timestep: residual of x0_hat there}.
     """
 
     steps: dict[str, list[Encoded]]
@@ -61,13 +61,13 @@ class Unstacked:
     residuals: dict[int, float]
 
     def gathered(self) -> Features:
-        """The same, timesteps one after the other."""
+        """The features with the timesteps of each block stacked into one array."""
         maps = {name: stacked(steps) for name, steps in self.steps.items()}
         return Features(maps, self.input.fov, self.input.geometry, self.residuals)
 
 
 class ViewMaker:
-    """Makes views of photographs, as a spec has them shown to a network.
+    """Renders views of photographs for a network, as a spec prescribes.
 
     Args:
         spec: says how photographs are cropped, resized and prepared.
@@ -77,7 +77,7 @@ class ViewMaker:
         self.spec = spec
 
     def prepare(self, data: bytes, name: str = "image", max_pixels: int = MAX_PIXELS, view: str = IDENTITY) -> Prepared:
-        """Decode, preprocess and render a view; raises ImageError for what is no photograph."""
+        """Decode a photograph, preprocess it and render a view; raises ImageError for what is no photograph."""
         return self.render(decode_image(data, name, max_pixels), Key(image_id(data), view), name)
 
     def render(self, pixels: NDArray[np.uint8], key: Key, name: str = "image") -> Prepared:
@@ -85,11 +85,11 @@ class ViewMaker:
         return self.view_of(self.frame(pixels, name), key)
 
     def frame(self, pixels: NDArray[np.uint8], name: str = "image") -> Framed:
-        """The first part of ``render``, the same of all views; raises ImageError for what is no photograph."""
+        """The first part of ``render``, shared by all views; raises ImageError for what is no photograph."""
         return frame(pixels, self.spec.resolution, self.spec.preprocessing, name)
 
     def view_of(self, framed: Framed, key: Key) -> Prepared:
-        """The second part: the view that ``key`` names."""
+        """The second part of ``render``: the view that ``key`` names."""
         return Prepared(key, framed.shown(self.spec.preprocessing, _rendering(key))).flipped(key.view)
 
 
@@ -99,12 +99,12 @@ class Extractor(ViewMaker):
     Args:
         backbone: the network; fingerprint, schedule and precision must be the spec's.
         spec: what is read.
-        codebook: of the compact encoding.
+        codebook: the codebook of the compact encoding; None for other encodings.
 
     Attributes:
         codec: encodes the maps.
-        forwards: network forwards so far, counted by image and grid step.
-        stages: where the time went.
+        forwards: network forwards so far, one for each image and grid step.
+        stages: time spent in each stage.
     """
 
     def __init__(self, backbone: Backbone, spec: FeatureSpec, codebook: Codebook | None = None) -> None:
@@ -117,7 +117,7 @@ class Extractor(ViewMaker):
             ("precision", spec.precision, backbone.precision),
         ):
             if theirs != ours:
-                raise BackboneError(f"the spec is of {name} {theirs}, the backbone was opened with {ours}")
+                raise BackboneError(f"the spec has {name} {theirs}, but the backbone was opened with {ours}")
         super().__init__(spec)
         self.backbone = backbone
         self.codebook = codebook
@@ -125,40 +125,40 @@ class Extractor(ViewMaker):
         self.forwards = 0
         self.stages = Stages()
         self._fallbacks: list[str] = []
-        self._room: int | None = None  # photographs in a forward that the device was seen to hold
-        # Timesteps that share a forward where they may; on a CPU each has its own, for the sake of memory.
+        self._room: int | None = None  # largest batch for the device, once a batch has exceeded its memory
+        # Timesteps in one forward, for trajectories that allow several; on a CPU one, to save memory.
         self._together = 1 if backbone.device.type == "cpu" else len(spec.timesteps)
         self._copies = Copies(backbone.device) if backbone.device.type == "cuda" else None
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """The device that the network runs on."""
         return self.backbone.device
 
     def features(self, prepared: Sequence[Prepared]) -> list[Features]:
         """Features of several photographs in one batch.
 
         Returns:
-            For each photograph its maps on the host, as the spec's encoding has them: they are
-            encoded on the device, before they are copied. Photographs that half precision cannot hold
-            are done once more in float32, and noted (``take_fallbacks``); a batch that a CUDA device has no
-            room for is done in halves, and so are those after it.
+            The maps of each photograph on the host, in the spec's encoding: they are encoded on the device, before
+            they are copied. Photographs whose activations overflow in half precision are computed again in float32,
+            and noted (``take_fallbacks``). A batch that exceeds the memory of a CUDA device is split in halves, and
+            so are later ones.
 
         Raises:
-            NonFiniteActivation: names block and timestep.
-            NonFiniteFeatures: numbers that the encoding cannot hold.
-            DeviceFull: no room for a single photograph.
+            NonFiniteActivation: NaN or infinity in a map; the message names block and timestep.
+            NonFiniteFeatures: the encoding cannot represent some of the numbers.
+            DeviceFull: the device has no room for a single photograph.
         """
         return [one.gathered() for one in self.unstacked(prepared)]
 
     def unstacked(self, prepared: Sequence[Prepared]) -> list[Unstacked]:
-        """The same before timesteps are put one after the other: who writes them does that beside the network."""
+        """``features`` before the timesteps are stacked, which the threads that write do while the network runs."""
         room = self._room or max(1, len(prepared))
         parts = [prepared[start : start + room] for start in range(0, len(prepared), room)]
         return [features for part in parts for features in self._tried(part)]
 
     def _tried(self, prepared: Sequence[Prepared]) -> list[Unstacked]:
-        """A batch that may have no room, or that half precision may not hold."""
+        """Extract a batch, splitting it where memory or half precision do not suffice; float32 is the last resort."""
         try:
             return self._unstacked(prepared)
         except NonFiniteActivation:
@@ -172,7 +172,7 @@ class Extractor(ViewMaker):
                     "at a smaller --resolution, with --precision float16, or with --device cpu"
                 ) from error
             full = True
-        # Not within the clauses above: the error holds the batch until they are left.
+        # Outside the clauses above: the exception keeps the batch's tensors alive until its clause ends.
         if len(prepared) > 1:
             half = len(prepared) // 2
             if full:
@@ -187,7 +187,7 @@ class Extractor(ViewMaker):
         return features
 
     def take_fallbacks(self) -> list[str]:
-        """Views that were done in float32 since this was last asked."""
+        """Return, and forget, the views that fell back to float32 since the last call."""
         taken, self._fallbacks = self._fallbacks, []
         return taken
 
@@ -198,7 +198,7 @@ class Extractor(ViewMaker):
         steps: dict[str, list[Encoded]] = {block.name: [] for block in self.spec.blocks}
         started, encoding = time.perf_counter(), 0.0
         for step in self.walk(x0, prepared):
-            if step.x0_hat is not None:  # stays on the device: asking for it now would wait for the network
+            if step.x0_hat is not None:  # stays on the device: reading it now would wait for the network
                 residuals[step.t] = residual(step.x0_hat, x0, inside)
             step_done = time.perf_counter()
             for name, maps in step.features.items():
@@ -220,13 +220,13 @@ class Extractor(ViewMaker):
         ]
 
     def _on_device(self, values: torch.Tensor) -> torch.Tensor:
-        """The same where the network is; to a CUDA device from page-locked memory, without waiting."""
+        """Move values to the network's device; to a CUDA device from page-locked memory, without waiting."""
         if self._copies is None:
             return values.to(self.backbone.device)
         return values.pin_memory().to(self.backbone.device, non_blocking=True)
 
     def walk(self, x0: torch.Tensor, prepared: Sequence[Prepared]) -> Iterator[Step]:
-        """The spec's trajectory of x0, float32 (b, 3, R, R); steps at kept timesteps have the maps."""
+        """Walk the spec's trajectory from x0, float32 (b, 3, R, R); the steps at kept timesteps have feature maps."""
         spec, blocks = self.spec, [block.name for block in self.spec.blocks]
         match spec.trajectory:
             case "ddim":
@@ -241,7 +241,7 @@ class Extractor(ViewMaker):
 
 
 def _rendering(key: Key) -> Rendering | None:
-    """What a view does to the pixels; a photometric change is a function of image and seed."""
+    """The rendering that a view applies to pixels, None if it applies none; a photometric one depends on the image."""
     seed = photometric_seed(key.view)
     if seed is None:
         return fixed_rendering(key.view)

@@ -2,8 +2,8 @@
 
 A camera lights a disc and leaves the rest black. The disc is found as the largest region above a
 threshold between the frame and Otsu's (Otsu 1979), filled to its convex hull: the disc has no
-dents. Images that are no lit disc before a dark frame, such as OCT angiograms, are all field of
-view: their corners are bright, or the region is more holes than disc.
+dents. Images that do not show a lit disc in a dark frame, such as OCT angiograms, are field of view
+throughout: their corners are bright, or the region has too many holes for a disc.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from extractor.errors import NoFieldOfView
 
 WORKING_SIDE = 512
 DARK_FRAME = 48  # a corner brighter than this (of 255) is not a camera's black frame
-TOWARDS_OTSU = 0.25  # the threshold's place between the frame's level (0) and Otsu's (1)
-MIN_SOLIDITY = 0.85  # lit share of a disc; 0.93 to 1 in photographs, at most 0.67 in OCT angiograms
+TOWARDS_OTSU = 0.25  # position of the threshold between the frame's level (0) and Otsu's (1)
+MIN_SOLIDITY = 0.85  # least lit share of a disc; it is 0.93 to 1 in photographs, at most 0.67 in OCT angiograms
 MIN_AREA = 0.05  # smaller lit regions are reflections, not retinas
 
 
@@ -65,7 +65,7 @@ def find_field_of_view(image: NDArray[np.uint8], name: str = "image") -> NDArray
 
 
 def _brightness(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Red, in which retinas are bright and film frames are not; in red-free images the brightest channel."""
+    """The red channel, in which retinas are bright and film frames are not; in red-free images the brightest one."""
     red, brightest = image[..., 0], np.maximum(np.maximum(image[..., 0], image[..., 1]), image[..., 2])
     return red if np.percentile(red, 95) > 0.5 * np.percentile(brightest, 95) else brightest
 

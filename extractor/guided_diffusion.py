@@ -1,8 +1,8 @@
-"""Checkpoints of OpenAI's guided-diffusion, imported into diffusers' U-Net.
+"""Import of OpenAI's guided-diffusion checkpoints into diffusers' U-Net.
 
 guided-diffusion saves weights without the arguments that built the network. Widths, residual
-blocks, attention, up- and downsampling, norms, classes and learned variance are read off the
-weights; what leaves no trace in them is asked for in ``UnrecordedOptions``.
+blocks, attention, up- and downsampling, norms, classes and learned variance are derived from the
+weights; what leaves no trace in them has to be given as ``UnrecordedOptions``.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ Weights = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class UnrecordedOptions:
-    """What the weights do not tell.
+    """Options of the original network that cannot be derived from its weights.
 
     Attributes:
-        head_channels: width of an attention head (ADM: 64); or
-        heads: number of heads at every attention.
-        new_attention_order: ``use_new_attention_order``.
+        head_channels: width of an attention head (ADM: 64); unused if ``heads`` is given.
+        heads: number of heads of every attention layer, where that is fixed instead of the width.
+        new_attention_order: guided-diffusion's ``use_new_attention_order``.
     """
 
     head_channels: int | None = 64
@@ -42,12 +42,12 @@ class UnrecordedOptions:
 
 
 def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a ``.pt`` (weights-only, no code is run) or ``.safetensors`` file."""
+    """Read the tensors of a ``.pt`` (weights only, so no code is run) or ``.safetensors`` file."""
     try:
         loaded = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error
-    except Exception as error:  # unpickling refuses in many types, and torch advises to load it unsafely
+    except Exception as error:  # unpickling raises many types, and torch's message advises to load it unsafely
         raise CheckpointError(
             f"{path}: not a file of weights alone, as guided-diffusion's model_*.pt and ema_*.pt or .safetensors are; "
             "other pickles could run code and are not loaded"
@@ -58,7 +58,7 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
 
 
 def import_checkpoint(weights: Weights, unrecorded: UnrecordedOptions, diffusion: Diffusion) -> Backbone:
-    """Build the U-Net the weights belong to and fill it.
+    """Build the U-Net that the weights belong to, and fill it with them.
 
     Raises:
         CheckpointError: lists every tensor that is missing, left over or of another shape.
@@ -71,19 +71,19 @@ def import_checkpoint(weights: Weights, unrecorded: UnrecordedOptions, diffusion
     try:
         config = derive_config(weights, unrecorded)
     except KeyError as error:
-        raise CheckpointError(f"{error.args[0]} is missing; is this a U-Net with learned resampling, whole?") from error
+        raise CheckpointError(f"{error.args[0]} is missing; is it a complete U-Net with learned resampling?") from error
     unet = build_unet(config)
     _fill(unet, weights, unrecorded)
     return Backbone(unet, diffusion, config)
 
 
 def derive_config(weights: Weights, unrecorded: UnrecordedOptions) -> dict[str, Any]:
-    """diffusers' configuration from names and shapes of the weights."""
+    """Derive diffusers' configuration from the names and shapes of the weights."""
     levels = list(_encoder_levels(weights))
     base_width = weights["time_embed.0.weight"].shape[1]
     resnets = {len(level.widths) for level in levels}
     if len(resnets) != 1:
-        raise CheckpointError(f"expected as many residual blocks at every level, found {sorted(resnets)}")
+        raise CheckpointError(f"expected the same number of residual blocks at every level, found {sorted(resnets)}")
     conv_resample = any(level.downsampler == "conv" for level in levels)
     plain_down = "DownBlock2D" if conv_resample else "ResnetDownsampleBlock2D"
     plain_up = "UpBlock2D" if conv_resample else "ResnetUpsampleBlock2D"
@@ -118,7 +118,7 @@ class _Level:
 
 
 def _encoder_levels(weights: Weights) -> Iterator[_Level]:
-    """Walk input_blocks: residual blocks until a downsampler closes the level."""
+    """Walk through input_blocks; a level is a run of residual blocks that ends with a downsampler."""
     count = 1 + max(int(m[1]) for name in weights if (m := re.match(r"input_blocks\.(\d+)\.", name)))
     widths: list[int] = []
     attention = False
@@ -136,10 +136,10 @@ def _encoder_levels(weights: Weights) -> Iterator[_Level]:
 
 
 def _is_downsampling_resnet(weights: Weights, i: int, count: int) -> bool:
-    """Whether input block i is a ResBlock(down=True).
+    """Return whether input block i is a ResBlock(down=True).
 
-    It has the same tensors as any other; but the decoder upsamples where the encoder downsamples,
-    and its upsampler stands as a further ResBlock behind the block's own and its attention.
+    It has the same tensors as any other ResBlock. But the decoder upsamples where the encoder downsamples, and its
+    upsampler is a further ResBlock after the block's own and its attention.
     """
     mirrored = count - 1 - i  # output_blocks[mirrored] takes the skip of input_blocks[i]
     closing = [mirrored, "1.in_layers.2.weight"], [mirrored, "2.in_layers.2.weight"]
@@ -149,19 +149,19 @@ def _is_downsampling_resnet(weights: Weights, i: int, count: int) -> bool:
 def _head_width(widths: list[int], attentive: list[bool], unrecorded: UnrecordedOptions) -> int:
     if unrecorded.heads is None:
         if unrecorded.head_channels is None:
-            raise CheckpointError("say the width of an attention head (head_channels) or their number (heads)")
+            raise CheckpointError("give the width of an attention head (head_channels) or the number of heads (heads)")
         head = unrecorded.head_channels
     else:
         head = widths[-1] // unrecorded.heads
     for width in {w for w, a in zip(widths, attentive, strict=True) if a} | {widths[-1]}:
         divisor = unrecorded.heads or head
         if width % divisor:
-            raise CheckpointError(f"attention of width {width} cannot be divided by {divisor}; other head settings?")
+            raise CheckpointError(f"attention of width {width} cannot be divided by {divisor}; check the head options")
     return head
 
 
 def _fill(unet: UNet2DModel, weights: Weights, unrecorded: UnrecordedOptions) -> None:
-    """Copy every tensor to its place and insist that none is left on either side."""
+    """Copy every tensor to its place; raise CheckpointError if any is missing or left over."""
     theirs = dict(weights)
     ours = unet.state_dict()
     filled: dict[str, torch.Tensor] = {}
@@ -184,7 +184,7 @@ def _fill(unet: UNet2DModel, weights: Weights, unrecorded: UnrecordedOptions) ->
 def _converted(
     target: str, tensor: torch.Tensor, ours: Weights, unrecorded: UnrecordedOptions
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """One tensor of theirs as one of ours; qkv as three."""
+    """Convert one of guided-diffusion's tensors to ours, as (our name, tensor); qkv gives three."""
     if ".qkv." not in target:
         yield target, tensor[..., 0] if tensor.ndim == 3 else tensor
         return

@@ -1,4 +1,4 @@
-"""Bytes to pixels.
+"""Decoding of image files to pixels.
 
 Every image is returned as uint8 (H, W, 3), RGB, upright: EXIF orientation is applied, grey is
 repeated, alpha is laid over black, CMYK is converted, 16 bits become 8 by keeping the high byte.
@@ -25,28 +25,29 @@ FORMATS = ("PNG", "JPEG", "TIFF", "PPM", "GIF", "BMP")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".gif", ".bmp"})
 MAX_PIXELS = 120_000_000
 MAX_SCANS = 100
-"""Of a progressive JPEG, which has about ten: each is decoded over the whole image, whatever few bytes it takes."""
+"""Most scans accepted in a JPEG. A progressive one has about ten; each is decoded over the whole image, however few
+bytes it has."""
 _TIFF = (b"II*\x00", b"MM\x00*")
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
-"""Of a JPEG's segments, each of which says its length; restarts and escaped bytes of a scan are none."""
+"""A marker of a JPEG that begins a segment with a length; restarts and escaped bytes within a scan do not match."""
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _DIMMEST = 1 << 14
-"""Of 16-bit photographs' brightest values: below a quarter of the range other numbers of bits are meant."""
+"""Least maximum of a 16-bit photograph: if it is below a quarter of the range, the values have fewer bits."""
 _ONE_EACH = "save one mask for each target, with two values"
 
 
 def is_image_name(path: PurePath, suffixes: Collection[str] = SUFFIXES) -> bool:
-    """Whether a file is called as an image is; not the companions ``._a.png`` that macOS leaves on shares."""
+    """Return whether a name is that of an image; hidden files, such as the ``._a.png`` of macOS, are none."""
     return path.suffix.lower() in suffixes and not path.name.startswith(".")
 
 
 def image_id(data: bytes) -> str:
-    """sha256 of the file's bytes: the name of a photograph in the store."""
+    """The sha256 of a file's bytes, which identifies the photograph in the store."""
     return hashlib.sha256(data).hexdigest()
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a file; ImageError names the file that cannot be read."""
+    """Read a file; ImageError if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -58,7 +59,7 @@ def decode_image(data: bytes, name: str = "image", max_pixels: int = MAX_PIXELS)
 
     Args:
         data: contents of a PNG, JPEG, TIFF, PPM, GIF or BMP file.
-        name: for messages.
+        name: what error messages call the image.
         max_pixels: larger images are refused before their pixels are decoded.
 
     Returns:
@@ -71,7 +72,7 @@ def decode_image(data: bytes, name: str = "image", max_pixels: int = MAX_PIXELS)
     image = _open(data, name, max_pixels)
     deep = image.mode.startswith("I") or image.mode == "F"
     pixels = _deep_to_8_bit(np.asarray(image), name) if deep else np.asarray(_to_rgb(image))
-    if not deep and _has_16_bits(data):  # of colours Pillow has kept the high byte
+    if not deep and _has_16_bits(data):  # Pillow has already reduced 16-bit colours to their high byte
         _require_lit(int(pixels.max(initial=0)) << 8, name)
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[..., None], 3, axis=2)
@@ -81,14 +82,13 @@ def decode_image(data: bytes, name: str = "image", max_pixels: int = MAX_PIXELS)
 def decode_mask(data: bytes, name: str = "mask") -> NDArray[np.bool_]:
     """Decode a binary mask to bool (H, W).
 
-    Masks are found with any two values, in any colour, as one bit and as palettes: of two values the
-    larger is True (of colours, the one whose brightest channel is the larger). Of more, as JPEG and soft
-    masks have them at the rims of what they show, those above the middle of 0..255 (of 16-bit masks: of
-    their own range) are.
+    Data sets have masks of any two values, in any colour, with one bit or with a palette. Of two values the larger is
+    True (of two colours, the one whose brightest channel is larger). If there are more, as at the rims of JPEG and soft
+    masks, values above the middle of 0..255 are True (in 16-bit masks, values above half of the largest).
 
     Raises:
-        ImageError: a photograph; several classes in one file, as areas of more than two values or colours or as class
-            ids; or colours of which none is brighter than the others.
+        ImageError: the file is a photograph; it has several classes, as areas of more than two values or colours or as
+            class ids; or its colours are all equally bright.
     """
     image = _open(data, name, MAX_PIXELS)
     colours = np.asarray(image)[..., None] if image.mode.startswith("I") else np.asarray(_to_rgb(image))
@@ -99,7 +99,7 @@ def decode_mask(data: bytes, name: str = "mask") -> NDArray[np.bool_]:
         raise ImageError(f"{name}: expected a binary mask, found areas of {areas} values or colours; {_ONE_EACH}")
     if not binary and _is_photograph(colours):
         raise ImageError(
-            f"{name}: expected a binary mask, found a photograph (are both mixed up?) or probabilities (threshold them)"
+            f"{name}: expected a binary mask, found a photograph (swapped files?) or probabilities (threshold them)"
         )
     if len(levels) == 1 and (colours != colours[0, 0]).any():
         raise ImageError(
@@ -116,10 +116,10 @@ def decode_mask(data: bytes, name: str = "mask") -> NDArray[np.bool_]:
 
 
 def _is_photograph(colours: NDArray[np.generic]) -> bool:
-    """Whether a channel of (H, W, c) has many values, and more of them between dark and bright than the rims of masks.
+    """Return whether a channel of (H, W, c) has many values, and many pixels in the middle half of its range.
 
-    Of 1376 photographs all but two have a quarter of a channel's pixels in the middle half of its range; of masks
-    that were shrunk to a fifth a fifth lies there at most.
+    The bound is a quarter of the pixels: all but two of 1376 photographs have as many there. Masks have only their rims
+    there, which are at most a fifth of the pixels in masks that were shrunk to a fifth.
     """
     for channel in np.moveaxis(colours, -1, 0):
         low, high = int(channel.min()), int(channel.max())
@@ -131,11 +131,11 @@ def _is_photograph(colours: NDArray[np.generic]) -> bool:
 
 
 def _areas(colours: NDArray[np.generic]) -> int:
-    """How many values or colours (H, W, c) fill areas, told apart by a fifth of the range in one channel at least.
+    """Count the values or colours of (H, W, c) that fill areas and differ by a fifth of the range in some channel.
 
-    A pixel belongs to an area whose 3 x 3 neighbours are as it is: the rims of soft masks and the traces of JPEG
-    do not, and less than a ten-thousandth of the image is no area. Where every value that there is fills an area, as
-    class ids do, all of them count, however near.
+    A pixel is part of an area if its 3 x 3 neighbours equal it, which excludes the rims of soft masks and the artefacts
+    of JPEG; an area covers more than a ten-thousandth of the image. If every value in the image fills an area, as class
+    ids do, all of them count, however close they are.
     """
     if (colours == colours[..., :1]).all():
         colours = colours[..., :1]
@@ -158,7 +158,7 @@ def _areas(colours: NDArray[np.generic]) -> int:
 
 
 def _as_one(colours: NDArray[np.generic]) -> NDArray[np.integer]:
-    """A number for each pixel of (H, W, c), (H, W): the value, or red, green and blue in a byte each."""
+    """One number (H, W) for each pixel of (H, W, c): its value, or red, green and blue in a byte each."""
     if colours.shape[2] == 1:
         return np.asarray(colours[..., 0])
     codes: NDArray[Any] = colours[..., 2].astype(np.uint32)
@@ -168,23 +168,23 @@ def _as_one(colours: NDArray[np.generic]) -> NDArray[np.integer]:
 
 
 def is_indexed(path: Path) -> bool:
-    """Whether an image file that could be decoded has one bit for each pixel or a palette; only its header is read."""
+    """Return whether a decodable image file has one bit for each pixel or a palette; only its header is read."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # as in ``_open``: the size has been judged there
+            warnings.simplefilter("ignore")  # Pillow's size warning: ``_open`` has checked the size
             with Image.open(path, formats=FORMATS) as image:
                 return image.mode in ("1", "P")
-    except UnidentifiedImageError:  # a deep TIFF that only OpenCV knows
+    except UnidentifiedImageError:  # a 16-bit TIFF that only OpenCV can read
         return False
 
 
 def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
-    """Pillow's image of ``data``, decoded and upright; every failure is told as an ImageError."""
+    """Open ``data`` with Pillow: decoded and upright; every failure is raised as an ImageError."""
     if not data:
         raise ImageError(f"{name}: the file is empty")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own size warning; the limit below decides
+            warnings.simplefilter("ignore")  # Pillow's own size warning: the limit below replaces it
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             if image.width * image.height > max_pixels:
                 raise ImageTooLarge(f"{name}: {image.width} x {image.height} pixels are more than {max_pixels}")
@@ -208,17 +208,17 @@ def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
 
 
 def require_few_scans(jpeg: bytes, name: str) -> None:
-    """ImageError of a JPEG of more than ``MAX_SCANS`` scans, whose few bytes would take minutes to decode."""
+    """Raise ImageError for a JPEG with more than ``MAX_SCANS`` scans, whose few bytes could take minutes to decode."""
     place, scans = 2, 0
     while (marker := _MARKER.search(jpeg, place)) and (kind := jpeg[marker.end() - 1]) != _END_OF_IMAGE:
         place = marker.end() + int.from_bytes(jpeg[marker.end() : marker.end() + 2], "big")
         scans += kind == _START_OF_SCAN
         if scans > MAX_SCANS:
-            raise ImageError(f"{name}: a JPEG of more than {MAX_SCANS} scans; save it anew with an image editor")
+            raise ImageError(f"{name}: a JPEG of more than {MAX_SCANS} scans; save it again with an image editor")
 
 
 def _require_small_tiles(directory: TiffImagePlugin.ImageFileDirectory_v2, name: str, max_pixels: int) -> None:
-    """ImageTooLarge of tiles that are larger than an image may be: room is made for whole ones."""
+    """Raise ImageTooLarge for tiles larger than an image may be: a decoder allocates whole tiles."""
     tile = int(directory.get(TiffImagePlugin.TILEWIDTH, 0)) * int(directory.get(TiffImagePlugin.TILELENGTH, 0))
     if tile > max_pixels:
         raise ImageTooLarge(f"{name}: tiles of {tile} pixels, more than {max_pixels}")
@@ -232,7 +232,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _deep_to_8_bit(pixels: NDArray[np.generic], name: str) -> NDArray[np.uint8]:
-    """16 bits a channel to 8: the high byte, so that nothing depends on the contents."""
+    """Reduce 16 bits per channel to 8 by keeping the high byte, which does not depend on the image's contents."""
     if pixels.dtype == np.float32:
         raise ImageError(f"{name}: floating-point pixels have no defined range; save the image as 8 or 16 bit")
     if pixels.dtype != np.uint16 and pixels.size and (pixels.min() < 0 or pixels.max() > 65535):
@@ -242,16 +242,16 @@ def _deep_to_8_bit(pixels: NDArray[np.generic], name: str) -> NDArray[np.uint8]:
 
 
 def _require_lit(brightest: int, name: str) -> None:
-    """ImageError of 16-bit values that are no more than a file of fewer bits has; all black is said elsewhere."""
+    """Raise ImageError if 16-bit values use the range of fewer bits only; black images are reported elsewhere."""
     if 0 < brightest < _DIMMEST:
         raise ImageError(
-            f"{name}: 16 bits a channel, and no value above {brightest}: of 10, 12 or 14 bits the photograph is "
-            "nearly black; save it with its values brought to 0..65535"
+            f"{name}: 16 bits a channel, but no value above {brightest}: a photograph with values of 10, 12 or 14 bits "
+            "would be nearly black; save it with its values scaled to 0..65535"
         )
 
 
 def _has_16_bits(data: bytes) -> bool:
-    """Whether a PNG or TIFF, which could be decoded, says that its channels have 16 bits."""
+    """Return whether the header of a decodable PNG or TIFF says that its channels have 16 bits."""
     if data.startswith(b"\x89PNG"):
         return data[24] == 16
     if data[:4] in _TIFF:
@@ -260,7 +260,7 @@ def _has_16_bits(data: bytes) -> bool:
 
 
 def _decode_deep_tiff(data: bytes, name: str, max_pixels: int) -> NDArray[np.uint8] | None:
-    """16-bit RGB TIFF, which Pillow does not identify; None if OpenCV does not either."""
+    """Decode a 16-bit RGB TIFF, which Pillow does not identify, with OpenCV; None if ``data`` is no such file."""
     if data[:4] not in _TIFF:
         return None
     try:
@@ -272,7 +272,7 @@ def _decode_deep_tiff(data: bytes, name: str, max_pixels: int) -> NDArray[np.uin
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except ImageTooLarge:
         raise
-    except Exception as error:  # damaged directories and OpenCV's own refusals
+    except Exception as error:  # damaged directories, and files that OpenCV rejects
         raise ImageError(f"{name}: damaged or truncated image ({type(error).__name__})") from error
     if pixels is None or pixels.dtype != np.uint16:
         return None
@@ -284,7 +284,7 @@ def _decode_deep_tiff(data: bytes, name: str, max_pixels: int) -> NDArray[np.uin
 
 
 def _first_directory(data: bytes) -> TiffImagePlugin.ImageFileDirectory_v2:
-    """The first directory of a TIFF."""
+    """Read the tags of the first image in a TIFF."""
     file = io.BytesIO(data)
     directory = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
     file.seek(directory.next)

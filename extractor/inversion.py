@@ -1,4 +1,4 @@
-"""Three ways up the noise grid, and the way back down.
+"""Three trajectories up the noise grid, and the way back down.
 
 x0     clean image, float32 (b, 3, R, R) in [-1, 1]
 x_t    state at timestep t, float32, same shape
@@ -30,7 +30,7 @@ from extractor.schedule import NoiseSchedule
 
 
 class Step(NamedTuple):
-    """State x_t, features {block: (b, c, h, w)} at t, and x0_hat where it was computed."""
+    """One step of a trajectory: the state x_t, features {block: (b, c, h, w)} at t, and x0_hat if it was computed."""
 
     t: int
     x: torch.Tensor
@@ -52,8 +52,8 @@ def invert(
 
     Args:
         keep: the timesteps whose features are taken; all of the grid if None.
-        clip: x0_hat is clipped to [-1, 1].
-        final_estimate: compute x0_hat at the last timestep too, where only features are needed.
+        clip: clip x0_hat to [-1, 1].
+        final_estimate: compute x0_hat at the last timestep, too, where by default only features are computed.
     """
     backbone.schedule.require(grid)
     x = x0
@@ -73,10 +73,10 @@ def invert(
 def anchor(
     backbone: Backbone, x0: torch.Tensor, timesteps: Sequence[int], blocks: Sequence[str], *, together: int = 1
 ) -> Iterator[Step]:
-    """The clean image at every timestep.
+    """Features of the clean image at every timestep, without any noise.
 
     Args:
-        together: timesteps in one forward.
+        together: number of timesteps in one forward.
     """
     return _apart(backbone, dict.fromkeys(timesteps, x0), blocks, together)
 
@@ -90,10 +90,10 @@ def diffuse(
     *,
     together: int = 1,
 ) -> Iterator[Step]:
-    """q(x_t | x0) with the given noise, float32 (b, 3, R, R), the same at every timestep (DDPM-Seg).
+    """Features of samples of q(x_t | x0), with the same noise, float32 (b, 3, R, R), at every timestep (DDPM-Seg).
 
     Args:
-        together: timesteps in one forward.
+        together: number of timesteps in one forward.
     """
     backbone.schedule.require(timesteps)
     states = {t: backbone.schedule.noised(x0, noise, t) for t in timesteps}
@@ -103,7 +103,7 @@ def diffuse(
 def _apart(
     backbone: Backbone, states: Mapping[int, torch.Tensor], blocks: Sequence[str], together: int
 ) -> Iterator[Step]:
-    """Features of states that do not follow from each other, so that several timesteps share a forward."""
+    """Features of states that do not depend on each other, so that several timesteps can share a forward."""
     timesteps = list(states)
     backbone.schedule.require(timesteps)
     for start in range(0, len(timesteps), together):
@@ -116,11 +116,11 @@ def _apart(
 
 
 def residual(x0_hat: torch.Tensor, x0: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-    """How far an estimate is from the image: mean squared difference, float32 (b,), of values in [-1, 1].
+    """Mean squared difference between an estimate and the image, float32 (b,), of values in [-1, 1].
 
     Args:
         x0_hat, x0: float32 (b, 3, R, R).
-        inside: bool (b, R, R), where it is asked about; 0 for an image that is nowhere inside.
+        inside: bool (b, R, R), the pixels that are compared; the result is 0 for an image without any.
     """
     squared = (x0_hat - x0).square().mean(dim=1) * inside
     return squared.sum(dim=(-2, -1)) / inside.sum(dim=(-2, -1)).clamp(min=1)
@@ -143,14 +143,14 @@ def reconstruct(backbone: Backbone, x: torch.Tensor, grid: Sequence[int], *, cli
 
 
 def round_trip(backbone: Backbone, x0: torch.Tensor, grid: Sequence[int]) -> tuple[torch.Tensor, float]:
-    """Invert up to grid[-1] and walk back down: the reconstruction and its PSNR in dB (range [-1, 1])."""
+    """Invert up to grid[-1] and walk back down; returns the reconstruction and its PSNR in dB (range [-1, 1])."""
     *_, last = invert(backbone, x0, grid, ())
     back = reconstruct(backbone, last.x, grid).clamp(-1, 1)
     return back, psnr(float((back - x0).square().mean()))
 
 
 def psnr(error: float) -> float:
-    """In dB, of a mean squared error of values in [-1, 1]; infinite where there is none."""
+    """PSNR in dB of a mean squared error of values in [-1, 1]; infinite if the error is 0."""
     return 10 * math.log10(4 / error) if error else math.inf
 
 

@@ -15,9 +15,9 @@ from store.geometry import Geometry
 
 
 class OpenedPhotograph:
-    """One photograph; each part is made when it is first asked for, by one thread, and kept.
+    """One photograph of a run. Each part is computed when first asked for, by one thread, and kept.
 
-    Pixels at native size are not among them. What cannot be read is tried again when it is asked for again.
+    Pixels at native size are not kept. A part that failed is tried again when it is asked for again.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class OpenedPhotograph:
             return self._image_id
 
     def _read(self) -> bytes:
-        """The file; kept until it is decoded."""
+        """The bytes of the file, kept until they are decoded."""
         if self._data is None:
             self._data = read_bytes(self._photograph.image)
             self._image_id = image_id(self._data)
@@ -49,7 +49,7 @@ class OpenedPhotograph:
 
     @property
     def framed(self) -> Framed:
-        """Cropped and resized; raises ImageError for what is no photograph."""
+        """The photograph cropped and resized; raises ImageError for what is no photograph."""
         with self._lock:
             if self._framed is None:
                 name = str(self._photograph.image)
@@ -58,13 +58,14 @@ class OpenedPhotograph:
             return self._framed
 
     def sample(self, geometry: Geometry) -> Sample:
-        """The photograph as a sample of a collection; its masks are in the store then.
+        """The photograph as a sample of a collection; its masks are written to the store.
 
         Args:
-            geometry: of one of its views, for its native size.
+            geometry: the geometry of any of its views, which has its native size.
 
         Raises:
-            ImageError: a mask cannot be read. DatasetError: it is of another size than the photograph.
+            ImageError: a mask cannot be read.
+            DatasetError: a mask is of another size than the photograph.
         """
         with self._lock:
             if self._sample is None:
@@ -72,7 +73,7 @@ class OpenedPhotograph:
 
                 def stored(target: str) -> str:
                     mask = photograph.read_mask(target, size)
-                    with self._writing_masks:  # two photographs may have equal ones, which are one object
+                    with self._writing_masks:  # equal masks of two photographs are one object
                         return self._store.collections.write_mask(mask)
 
                 self._sample = Sample(
@@ -87,7 +88,7 @@ class OpenedPhotograph:
 
 
 class OpenedPhotographs:
-    """The last so many photographs that were asked for; safe to call from several threads."""
+    """A cache of the ``most`` photographs that were used last; safe to use from several threads."""
 
     def __init__(self, store: FeatureStore, extractor: ViewMaker, most: int) -> None:
         self._store, self._extractor, self._most = store, extractor, most
@@ -95,7 +96,7 @@ class OpenedPhotographs:
         self._lock, self._writing_masks = threading.Lock(), threading.Lock()
 
     def of(self, photograph: Photograph) -> OpenedPhotograph:
-        """A photograph of the data set that the run is about."""
+        """Return a photograph of the run's data set, opened; photographs are told apart by name."""
         with self._lock:
             opened = self._opened.pop(photograph.name, None)
             if opened is None:

@@ -1,7 +1,7 @@
 """Unlabelled photographs, prepared once and read in crops.
 
-Decoding and CLAHE of a photograph take longer than a training step on a crop of it, so every
-photograph is preprocessed once into an uncompressed ``.npy`` file that crops are read from
+Decoding a photograph and its CLAHE take longer than a training step on a crop of it, so every
+photograph is preprocessed once into an uncompressed ``.npy`` file, from which crops are read
 through a memory map.
 """
 
@@ -27,10 +27,10 @@ from store.views import without_colour
 
 
 def find_images(folders: Sequence[Path], without: Path | None = None) -> list[Path]:
-    """Every image file below the folders, sorted; PretrainingError names a folder without any.
+    """Every image file below the folders, sorted within each; PretrainingError names a folder without any.
 
     Args:
-        without: what lies below this folder is left out: pictures that a run has drawn.
+        without: leave out the files below this folder, such as pictures that a run has drawn.
     """
     found: list[Path] = []
     apart = None if without is None else without.resolve()
@@ -48,9 +48,9 @@ class PreparedPhotographs:
 
     Args:
         paths: image files; those that cannot be used are left out and listed in ``rejected``.
-        folder: where prepared files are kept, by image id; existing ones are used again.
+        folder: where prepared files are kept, by image id, resolution and preprocessing; existing ones are used again.
         resolution: R.
-        how: preprocessing.
+        how: how the photographs are preprocessed.
         report: called with the number of photographs done.
     """
 
@@ -89,16 +89,16 @@ class PreparedPhotographs:
 
     @property
     def digest(self) -> str:
-        """sha256 over what was prepared, in its order: equal for equal photographs, prepared alike."""
+        """sha256 of the prepared files' names, in order: equal for equal photographs that were prepared alike."""
         return hashlib.sha256("\n".join(file.name for file in self._files).encode()).hexdigest()
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        """uint8 (R, R, 3), memory-mapped."""
+        """One photograph, uint8 (R, R, 3), memory-mapped."""
         mapped: NDArray[np.uint8] = np.load(self._files[index], mmap_mode="r")
         return mapped
 
     def network_input(self, index: int) -> torch.Tensor:
-        """float32 (1, 3, R, R) in [-1, 1]."""
+        """One photograph as input of the network: float32 (1, 3, R, R) in [-1, 1]."""
         return to_network_range(np.asarray(self[index]))
 
 
@@ -119,7 +119,7 @@ class CropDataset(Dataset[torch.Tensor]):
     Args:
         size: side of a crop.
         photometric: strength of photometric changes.
-        seeds: of everything that is drawn.
+        seeds: seeds of all random draws.
         colourless: share of crops that are shown without colour.
     """
 
@@ -135,7 +135,7 @@ class CropDataset(Dataset[torch.Tensor]):
         self._colourless = colourless
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        """float32 (3, s, s) in [-1, 1]."""
+        """The crop of this index: float32 (3, s, s) in [-1, 1]."""
         random = np.random.default_rng([*self._seeds, index])
         photograph = self._photographs[int(random.integers(len(self._photographs)))]
         crop = np.asarray(self._mostly_lit(photograph, random))
@@ -149,7 +149,7 @@ class CropDataset(Dataset[torch.Tensor]):
         return to_network_range(crop)[0]
 
     def _mostly_lit(self, photograph: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:
-        """A crop at a random place, of which at least half is not black (after ten tries: any)."""
+        """A crop at a random place of which at least half is not black; after ten tries, any crop."""
         room = self._photographs.resolution - self._size + 1
         for _ in range(10):
             top, left = random.integers(room, size=2)

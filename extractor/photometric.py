@@ -1,7 +1,7 @@
-"""Photometric changes: what another camera would have made of the same retina.
+"""Photometric changes: how another camera might have rendered the same retina.
 
-All changes are drawn from a generator, so a seed names a rendering. Black stays black: what lies
-outside the field of view is not lit by a change of brightness.
+All changes are drawn from a generator, so a seed determines a rendering. Black stays black: a change of
+brightness does not light what lies outside the field of view.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from store.views import PHOTOMETRIC
 
 
 def camera_rendering(image: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:
-    """The photograph as another camera might have made it: uneven light, another colour balance, JPEG.
+    """Render a photograph as another camera might have: uneven light, another colour balance, JPEG.
 
     Args:
         image: uint8 (h, w, 3), RGB.
-        random: draws the rendering.
+        random: the generator that the rendering is drawn from.
+
+    Returns:
+        uint8 (h, w, 3).
     """
     lit = np.clip(image * _illumination(image.shape[:2], random)[..., None], 0, 255).astype(np.uint8)
     changed = photometric_change(lit, random)
@@ -30,7 +33,7 @@ def camera_rendering(image: NDArray[np.uint8], random: np.random.Generator) -> N
 
 
 def _illumination(size: tuple[int, int], random: np.random.Generator) -> NDArray[np.float32]:
-    """A smooth field around 1, brighter on one side and darker towards the rim: (h, w)."""
+    """A smooth field of factors around 1, (h, w): brighter on one side, and darker towards the rim."""
     y, x = np.mgrid[-1 : 1 : size[0] * 1j, -1 : 1 : size[1] * 1j]
     slope_y, slope_x = random.normal(0, 0.12, size=2)
     vignette = random.uniform(0, 0.3)
@@ -40,11 +43,11 @@ def _illumination(size: tuple[int, int], random: np.random.Generator) -> NDArray
 def photometric_change(
     image: NDArray[np.uint8], random: np.random.Generator, strength: float = 1.0
 ) -> NDArray[np.uint8]:
-    """Gamma, gain for each colour, contrast and, now and then, blur.
+    """Change gamma, the gain of each colour and the contrast and, now and then, blur.
 
     Args:
         image: uint8 (h, w, 3), RGB.
-        random: draws the change.
+        random: the generator that the change is drawn from.
         strength: 0 leaves the image as it is, 1 spans the differences between fundus cameras.
 
     Returns:

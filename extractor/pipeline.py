@@ -1,7 +1,7 @@
-"""One process's way through a list of photographs: decode ahead, run the network, write behind.
+"""The pipeline of one process: photographs are decoded ahead of the network, and features written behind it.
 
-Memory is bounded: a batch and as many photographs as there are decoders wait for the network beside the batch that is
-in it, and at most a batch (or as many as there are writers) waits to be written; whoever is ahead waits.
+Back pressure bounds the memory. Besides the batch in the network, at most a batch and one view per decoder are
+decoded ahead, and at most a batch (or one view per writer, if that is more) waits to be written.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ MOST_THREADS = 8
 LARGEST_BATCH = 16
 BATCH_BYTES = 4 << 30
 AnyExtractor = Extractor | PixelExtractor
-"""Makes entries of features, or of the photographs themselves."""
+"""Makes the entries of a store: features, or the photographs themselves."""
 BROKEN_AFTER = 3
-"""Photographs of which a network makes no finite numbers, before any of which it does, are the network's trouble."""
+"""If the first so many photographs all give non-finite numbers, the network is broken and not the photographs."""
 
 
 class Threads(NamedTuple):
-    """Threads beside the one that feeds the network.
+    """Numbers of threads besides the one that feeds the network.
 
     Attributes:
-        decoders: that decode and prepare photographs.
-        writers: that gather, compress and write them.
+        decoders: threads that decode and prepare photographs.
+        writers: threads that stack, compress and write features.
     """
 
     decoders: int
@@ -51,11 +51,11 @@ class Threads(NamedTuple):
 
 
 def usual_threads(device: str, cores: int) -> Threads:
-    """Two of each beside a network that needs the cores itself; beside a GPU, which is done sooner than they are, more.
+    """The default: two of each if the network needs the cores itself, and up to ``MOST_THREADS`` to keep a GPU busy.
 
     Args:
-        device: of the network: cpu, cuda or cuda:N.
-        cores: that this process may use.
+        device: device of the network: cpu, cuda or cuda:N.
+        cores: number of cores that this process may use.
     """
     if device == "cpu":
         return Threads(decoders=2, writers=2)
@@ -71,15 +71,17 @@ class Work(NamedTuple):
 
 
 def usual_batch(device: str, entry_bytes: int, *, spread: bool = False) -> int:
-    """Views in one forward where nobody said how many.
+    """The default batch size, in views.
 
-    On CPUs two, which are a tenth faster than one and take a quarter of a gigabyte more with the small backbone at 512
-    pixels (docs/decisions/0009); of workers with one thread each (``spread``) one. On GPUs sixteen, or as many as 4 GiB
-    of the machine's memory hold; the device may have room for fewer (``Extractor.features``).
+    On CPUs it is two, which is a tenth faster than one and takes a quarter of a gigabyte more with the small backbone
+    at 512 pixels (docs/decisions/0009), or one for cluster workers, which have one thread each (``spread``). On GPUs it
+    is sixteen, or as many as 4 GiB of the machine's memory hold; the device may have room for fewer
+    (``Extractor.features``).
 
     Args:
         device: cpu, cuda or cuda:N.
-        entry_bytes: of the features of one view, as the spec encodes them.
+        entry_bytes: bytes of the features of one view, in the spec's encoding.
+        spread: the work is done by the workers of a cluster.
     """
     if device != "cpu":
         return max(1, min(LARGEST_BATCH, BATCH_BYTES // entry_bytes))
@@ -87,7 +89,7 @@ def usual_batch(device: str, entry_bytes: int, *, spread: bool = False) -> int:
 
 
 class _Decoded(NamedTuple):
-    """A view that was looked at: ready for the network, there already, or being made elsewhere."""
+    """The outcome of decoding a view: it is ready for the network, already in the store, or being made elsewhere."""
 
     key: Key
     prepared: Prepared | None = None
@@ -100,16 +102,16 @@ class Pipeline:
 
     Args:
         store: receives the features.
-        extractor: makes them.
-        batch: views in one forward.
-        overwrite: compute again what is there.
-        advance: called with the name of each view that is done.
-        stop: asked between views.
-        say: called with what a user should know meanwhile.
+        extractor: makes the features.
+        batch: batch size, in views.
+        overwrite: compute entries again that the store already has.
+        advance: called with the photograph's name for each view that is done.
+        stop: checked between views.
+        say: called with notes for the user during the run.
 
     Attributes:
-        report: what was done so far.
-        samples: a record of each photograph, by name.
+        report: counts, failures and times so far.
+        samples: {name: sample} of the photographs that could be used.
         made: keys of the entries that were written.
     """
 
@@ -141,10 +143,10 @@ class Pipeline:
         self._claims: Claims
 
     def run(self, work: Sequence[Work]) -> None:
-        """Do all of it; wait for what other processes make, and take over what they leave undone.
+        """Do all the work; wait for entries that other processes are making, and take over those they leave undone.
 
         Raises:
-            StoreFull: no room left; run again to go on.
+            StoreFull: no room left; run again to continue.
         """
         forwards, before = self._extractor.forwards, dict(self._stages.seconds)
         with (
@@ -165,18 +167,18 @@ class Pipeline:
             left = self._once(left)
             if left and not self._stop.requested:
                 waits += 1
-                if self._say is not None and waits == 2:  # what only this process was making is there by now
+                if self._say is not None and waits == 2:  # this process's own entries are in the store by now
                     self._say(f"waiting for another process that makes {len(left)} of the entries")
                 wait = 0.1 if len(left) < before else min(2 * wait, 2.0)
                 time.sleep(wait)
         self.report.interrupted = bool(left)
 
     def _once(self, work: Sequence[Work]) -> list[Work]:
-        """Go through the work; returns what other processes are doing, or what was not begun."""
+        """Go through the work once; returns what is claimed by others, was lost to them, or was not begun."""
         left: list[Work] = []
         together: list[tuple[Work, _Decoded]] = []
         for one, decoding in self._decoded_ahead(work):
-            if decoding is None or self._stop.requested:  # the claim of what was only decoded ends with the run
+            if decoding is None or self._stop.requested:  # claims of decoded views end with the run
                 left.append(one)
                 continue
             try:
@@ -213,10 +215,10 @@ class Pipeline:
             if isinstance(error, NonFiniteActivation) and len(together) == 1 and self._is_the_backbones(together[0][1]):
                 raise
             reason = str(error)
-        if reason is not None:  # not within the clause above: the error holds the batch until it is left
+        if reason is not None:  # outside the clause above: the exception keeps the batch's tensors alive until it ends
             self._extract_apart(together, reason)
             return
-        for one, decoded in together:  # a photograph is handed over, so that its memory ends with the writing
+        for one, decoded in together:  # the features are handed over, so that writing them frees their memory
             self._writing.append((one, self._writer.submit(self._write, decoded.key, [extracted.popleft()])))
             self._record(one, decoded)
         self.report.fallbacks += self._extractor.take_fallbacks()
@@ -224,14 +226,14 @@ class Pipeline:
             self._await_write()
 
     def _is_the_backbones(self, decoded: _Decoded) -> bool:
-        """Whether the network had no finite numbers for any of its first photographs: that is not their fault."""
+        """Return whether the network is broken: none of its first ``BROKEN_AFTER`` photographs gave finite numbers."""
         if self.samples:
             return False
         self._not_held.add(decoded.key.image_id)
         return len(self._not_held) == BROKEN_AFTER
 
     def _extract_apart(self, together: Sequence[tuple[Work, _Decoded]], reason: str) -> None:
-        """Each view of a batch that network or encoding cannot hold; one that they cannot hold alone is left out."""
+        """Extract the views of a batch with non-finite numbers one by one; leave out a view that has them by itself."""
         if len(together) > 1:
             for pair in together:
                 self._extract([pair])
@@ -262,21 +264,21 @@ class Pipeline:
             self.samples.setdefault(one.photograph.name, decoded.sample)
 
     def _write(self, key: Key, handed_over: list[Unstacked]) -> int | None:
-        """Bytes written; None where this process slept longer than its lease: whoever took over makes the entry."""
+        """Return the bytes written; None if the claim's lease has expired and another process makes the entry."""
         with self._stages("gather"):
             features = handed_over.pop().gathered()
         with self._stages("write"):
             claim = entry_path(self._extractor.spec, key)
             written = None
             if self._claims.is_ours(claim):
-                self._store.clear(self._extractor.spec, key)  # only now: who is stopped before takes nothing away
+                self._store.clear(self._extractor.spec, key)  # not earlier, so that an interrupted run removes nothing
                 written = self._store.write(self._extractor.spec, key, features)
                 self.made.add(key)
             self._claims.release(claim)
         return written
 
     def _decoded_ahead(self, work: Iterable[Work]) -> Iterator[tuple[Work, Future[_Decoded] | None]]:
-        """Each view with its decoding, some of them under way; None for what is not begun any more."""
+        """Yield each view with its decoding, several of which run ahead; None for views not begun before the stop."""
         waiting: deque[tuple[Work, Future[_Decoded] | None]] = deque()
         for one in work:
             waiting.append((one, None if self._stop.requested else self._decoders.submit(self._decode, one)))
@@ -306,7 +308,7 @@ class Pipeline:
         if not self._claims.take(claim):
             return _Decoded(key, elsewhere=True)
         try:
-            if not self._is_there(key):  # else it was made between the look and the claim
+            if not self._is_there(key):  # another process may have made it just before the claim
                 return _Decoded(key, self._extractor.view_of(opened.framed, key))
         except ImageError:
             self._claims.release(claim)

@@ -1,4 +1,4 @@
-"""Photographs stored as a backbone is shown them, by the same pipeline that stores features; no network is run."""
+"""Photographs stored as a backbone would be given them, by the pipeline that stores features; no network is run."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from store.spec import FeatureSpec
 
 
 class PixelExtractor(ViewMaker):
-    """Makes entries of photographs, of any view.
+    """Makes entries that hold the photographs themselves, in any view, with the interface of ``Extractor``.
 
     Args:
         spec: as ``store.pixels.spec_of_pixels`` makes it.
 
     Attributes:
-        forwards: none.
-        stages: where the time went.
+        forwards: network forwards, always 0.
+        stages: time spent in each stage.
     """
 
     codebook = None
@@ -33,10 +33,10 @@ class PixelExtractor(ViewMaker):
         self.stages, self._codec = Stages(), codec_for(spec)
 
     def unstacked(self, prepared: Sequence[Prepared]) -> list[Unstacked]:
-        """The photographs, one by one, in the type that is stored."""
+        """The photographs, one by one, encoded as they are stored."""
         maps = self._codec.encode(PIXELS, torch.cat([one.input.x0 for one in prepared]))
         return [Unstacked({PIXELS: [maps[i]]}, one.input, {}) for i, one in enumerate(prepared)]
 
     def take_fallbacks(self) -> list[str]:
-        """None: nothing is computed that half precision could not hold."""
+        """Return no views: without a network, none falls back to float32."""
         return []

@@ -21,7 +21,7 @@ from store.spec import Clahe, Preprocessing
 from store.views import Rendering, without_colour
 
 NARROWEST = 4
-"""A photograph's longer side over its shorter one, at most: the square around it is so many times as large."""
+"""Largest ratio of a photograph's sides: the square around it has as many times its pixels."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Framed:
     geometry: Geometry
 
     def shown(self, how: Preprocessing, rendering: Rendering | None = None) -> NetworkInput:
-        """What the network sees of a rendering."""
+        """The network's input for a rendering; for the photograph as it is, if None."""
         return NetworkInput(to_network_range(shown(self.square, self.fov, how, rendering)), self.fov, self.geometry)
 
 
@@ -65,15 +65,15 @@ def preprocess(
     name: str = "image",
     rendering: Rendering | None = None,
 ) -> NetworkInput:
-    """Crop to the field of view, resize, render, equalise, scale.
+    """Crop to the field of view, resize, render, equalise and scale to [-1, 1].
 
     Args:
         image: uint8 (H, W, 3), RGB.
         resolution: R.
         how: the spec's preprocessing.
         name: for messages.
-        rendering: changes the resized photograph, uint8 (R, R, 3), before it is equalised; where the
-            field of view lies is decided before, so all renderings have one geometry.
+        rendering: changes the resized photograph, uint8 (R, R, 3), before it is equalised. The field of view is found
+            earlier, so that all renderings have the same geometry.
 
     Raises:
         ImageError, NoFieldOfView: as ``frame``.
@@ -91,8 +91,8 @@ def frame(image: NDArray[np.uint8], resolution: int, how: Preprocessing, name: s
         name: for messages.
 
     Raises:
-        ImageError: so narrow that a square around it would need far more memory than the image.
-        NoFieldOfView: nothing lit in the image.
+        ImageError: the image is so narrow that a square around it would take far more memory.
+        NoFieldOfView: nothing in the image is lit.
     """
     height, width = image.shape[:2]
     if how.crop == "fov" and max(height, width) > NARROWEST * min(height, width):
@@ -109,7 +109,7 @@ def frame(image: NDArray[np.uint8], resolution: int, how: Preprocessing, name: s
 
 
 def resized(image: NDArray[np.uint8], geometry: Geometry, how: Preprocessing) -> NDArray[np.uint8]:
-    """Crop and resize, the same of all renderings; uint8 (R, R, 3)."""
+    """Crop and resize, alike for all renderings; uint8 (R, R, 3)."""
     if how.name == "squeeze":
         return squeezed(image, geometry.resolution)
     return geometry.apply(image, Interpolation[how.interpolation.upper()]).astype(np.uint8)
@@ -118,7 +118,7 @@ def resized(image: NDArray[np.uint8], geometry: Geometry, how: Preprocessing) ->
 def shown(
     square: NDArray[np.uint8], fov: NDArray[np.bool_], how: Preprocessing, rendering: Rendering | None = None
 ) -> NDArray[np.uint8]:
-    """Render, take colour, equalise, mask a resized photograph, uint8 (R, R, 3), which is left as it is."""
+    """Render, remove colour, equalise and mask a copy of a resized photograph, uint8 (R, R, 3), as ``how`` says."""
     small = square.copy() if rendering is None else rendering(square)
     if how.name == "red-free":
         small = without_colour(small)
@@ -130,12 +130,12 @@ def shown(
 
 
 def squeezed(image: NDArray[np.uint8], resolution: int) -> NDArray[np.uint8]:
-    """Pillow's LANCZOS, whose kernel grows with the photograph (OpenCV's does not); uint8 (R, R, 3)."""
+    """Resize to uint8 (R, R, 3) with Pillow's LANCZOS, whose kernel widens with the photograph (OpenCV's does not)."""
     return np.asarray(Image.fromarray(image).resize((resolution, resolution), Image.Resampling.LANCZOS))
 
 
 def equalise_lightness(image: NDArray[np.uint8], clahe: Clahe) -> NDArray[np.uint8]:
-    """CLAHE of L in CIELAB; uint8 (H, W, 3) RGB in and out."""
+    """Apply CLAHE to the lightness L in CIELAB; uint8 (H, W, 3) RGB in and out."""
     lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
     equaliser = cv2.createCLAHE(clipLimit=clahe.clip_limit, tileGridSize=(clahe.tiles, clahe.tiles))
     lab[..., 0] = equaliser.apply(lab[..., 0])
@@ -149,7 +149,7 @@ def to_network_range(image: NDArray[np.uint8]) -> torch.Tensor:
 
 
 def save_side_by_side(x: torch.Tensor, y: torch.Tensor, path: Path) -> None:
-    """Two images (1, 3, h, w) in [-1, 1] as one picture."""
+    """Save two images (1, 3, h, w) in [-1, 1] side by side as one PNG file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.concatenate([to_pixels(x)[0], to_pixels(y)[0]], axis=1)).save(path, format="PNG")
 

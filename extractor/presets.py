@@ -1,6 +1,6 @@
 """Named recipes: which features are read from a backbone, and how photographs are prepared.
 
-A preset is everything of a FeatureSpec that does not depend on the weights.
+A preset holds everything in a FeatureSpec that does not depend on the weights.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ if TYPE_CHECKING:  # loading diffusers takes seconds; recipes are read without i
 
 MODELS = Path(__file__).parent / "models"
 BESIDE_THE_WHEEL = "base"
-"""The backbone that is shipped with the source alone."""
+"""A backbone that is shipped with the source only, as it is too large for the wheel."""
 CODEBOOK_FILE = "codebook.safetensors"
 UNTRAINED = "untrained:"
-"""Before a backbone's name: its architecture with random weights."""
+"""Prefix of a backbone's name that stands for its architecture with random weights."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class Preset:
         backbone: name of a shipped backbone, a folder or a hub id.
         grid: timesteps the network is run at.
         timesteps: timesteps whose features are kept.
-        blocks: guided-diffusion's indices of decoder blocks.
-        resolution: R.
-        preprocessing: of photographs; None for that of the backbone's training, as far as that is known.
-        encoding: how features are stored if nothing else is asked for.
+        blocks: guided-diffusion's indices of the decoder blocks that are read.
+        resolution: side R of the network's square.
+        preprocessing: how photographs are prepared; None for the preprocessing of the backbone's training, if known.
+        encoding: how features are stored by default.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Preset:
     encoding: Encoding = field(default_factory=FloatEncoding)
 
     def spec(self, backbone: Backbone) -> FeatureSpec:
-        """The FeatureSpec of this recipe read from this backbone; SpecError if it is inconsistent."""
+        """The FeatureSpec of this recipe with a backbone; SpecError if it is inconsistent."""
         try:
             return self._spec(backbone)
         except ValidationError as error:
@@ -97,9 +97,9 @@ class Preset:
         blocks: tuple[int, ...] | None = None,
         resolution: int | None = None,
     ) -> Preset:
-        """The same recipe at other timesteps, blocks or pixels; None leaves a choice as it is.
+        """The same recipe at other timesteps, blocks or resolution; None keeps the recipe's own.
 
-        Where only the timesteps are given, the network is run at them and nowhere else.
+        If timesteps are given without a grid, the network is run at these timesteps only.
         """
         return replace(
             self,
@@ -116,7 +116,7 @@ class Preset:
 
 
 def usual_preprocessing(backbone: Backbone) -> Preprocessing:
-    """What a backbone was trained on; the presets' where nothing says so."""
+    """The preprocessing that a backbone was trained with; the default one if that is not recorded."""
     return backbone.preprocessing or Preprocessing()
 
 
@@ -129,28 +129,29 @@ def small() -> Preset:
 
 
 def fast() -> Preset:
-    """``small`` at t = 100 and 500 alone: half the forwards and half the bytes, the timesteps that say most.
+    """``small`` at t = 100 and 500 alone, the most informative timesteps: half the forwards and half the bytes.
 
-    What the shipped interpreters read, `vessels` of photographs without colour (``--preprocessing red-free``).
+    The shipped interpreters read these features, `vessels` those of photographs without colour (``--preprocessing
+    red-free``).
     """
     timesteps = (100, 500)
     return replace(small(), name="fast", grid=timesteps, timesteps=timesteps)
 
 
 def paper() -> Preset:
-    """DiffDGSS (MICCAI 2024): ADM at 512, T = 4000, the blocks after the tenth.
+    """DiffDGSS (MICCAI 2024): ADM at 512, T = 4000, decoder blocks 11 to 20.
 
-    The backbone is yours to bring: import a guided-diffusion checkpoint into a folder and name it.
+    Its backbone is not shipped: import a guided-diffusion checkpoint into a folder, and name that folder.
     """
     timesteps = (1, 10, 100, 500)
     return Preset("paper", "backbone_512", timesteps, timesteps, blocks=tuple(range(11, 21)), resolution=512)
 
 
 def encoding_of(name: EncodingName, backbone: str, codebook: Path | None = None) -> tuple[Encoding, Codebook | None]:
-    """An encoding by name, and the codebook of the compact one.
+    """Look up an encoding by name, with the codebook if it is the compact one.
 
     Args:
-        backbone: the one whose codebook is taken where none is given: ``codebook.safetensors`` beside its weights.
+        backbone: the backbone whose codebook (``codebook.safetensors`` next to its weights) is used if none is given.
         codebook: a file that ``extractor fit-codebook`` made.
 
     Raises:
@@ -163,7 +164,7 @@ def encoding_of(name: EncodingName, backbone: str, codebook: Path | None = None)
 
 
 def codebook_for(spec: FeatureSpec, backbone: str, codebook: Path | None = None) -> Codebook | None:
-    """The codebook that a spec's encoding needs, found as ``encoding_of`` does; None where it needs none."""
+    """The codebook that a spec's encoding needs, found as in ``encoding_of``; None if it needs none."""
     return _codebook(backbone, codebook) if isinstance(spec.encoding, TransformEncoding) else None
 
 
@@ -175,20 +176,20 @@ PRESETS = {"small": small, "fast": fast, "paper": paper}
 
 
 def is_shipped(backbone: str) -> bool:
-    """Whether a name is that of a shipped backbone, which goes before a folder of that name."""
+    """Return whether a name is that of a shipped backbone, which takes precedence over a folder of that name."""
     return backbone in shipped_backbones()
 
 
 def shipped_backbones() -> list[str]:
-    """Names of the backbones in this package."""
+    """Names of the backbones in this package, sorted."""
     return sorted(path.parent.name for path in MODELS.glob("*/config.json"))
 
 
 def backbone_source(name: str) -> str:
-    """The folder of a shipped backbone; any other name, a folder or a hub id, as it is.
+    """The folder of a shipped backbone; any other name, which is a folder or a hub id, is returned unchanged.
 
     Raises:
-        BackboneError: the one that is shipped with the source alone, which is not here.
+        BackboneError: the backbone is shipped with the source only, and not present here.
     """
     if is_shipped(name):
         return str(MODELS / name)
@@ -201,7 +202,7 @@ def backbone_source(name: str) -> str:
 
 
 def stored_backbone(name: str, precision: Precision = "float32", class_label: int | None = None) -> Backbone:
-    """A shipped backbone by name, or one from a folder or hub id, on the CPU, computed by torch.
+    """Load a shipped backbone by name, or one from a folder or hub id, on the CPU and without the fast kernels.
 
     Raises:
         BackboneError: neither shipped nor found.
@@ -221,18 +222,18 @@ def open_backbone(
     device: str = "cpu",
     class_label: int | None = None,
 ) -> Backbone:
-    """A shipped backbone by name, or one from a folder or hub id, on its device, with the fast kernels for it.
+    """Load a shipped backbone by name, or one from a folder or hub id, onto a device, with the fast kernels for it.
 
     Args:
-        name: with ``untrained:`` before it, the same architecture with random weights (``Backbone.untrained``).
+        name: the prefix ``untrained:`` asks for the same architecture with random weights (``Backbone.untrained``).
 
     Raises:
-        BackboneError: neither shipped nor found.
+        BackboneError: the backbone is neither shipped nor found, or the device cannot be used.
     """
     loaded = stored_backbone(name.removeprefix(UNTRAINED), precision, class_label)
     if name.startswith(UNTRAINED):
         loaded = loaded.untrained()
     try:
         return loaded.to(device).with_fast_kernels()
-    except (RuntimeError, AssertionError) as error:  # torch's ways to say that there is no such device
+    except (RuntimeError, AssertionError) as error:  # torch raises either if there is no such device
         raise BackboneError(f"the device {device!r} cannot be used: {str(error).splitlines()[0]}") from error

@@ -2,10 +2,9 @@
 
 x0  clean crops (b, 3, s, s) in [-1, 1]      t  timestep      v  what the network predicts
 
-The loss is the mean squared error of the network's own target (noise, image or velocity), whose
-weighting of noise levels is that of the target; which levels are seen how often is ``level_power``:
-t = T u^p with u uniform for each crop, so p = 1 is uniform and p = 3 shows half of the crops below T / 8, where
-features are read.
+The loss is the mean squared error of the network's own target (noise, image or velocity), so the target determines how
+noise levels are weighted. How often each level is seen is determined by ``level_power`` p: t = T u^p with u uniform for
+each crop, so p = 1 is uniform, and p = 3 shows half of the crops below T / 8, where features are read.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ PICTURES_FOLDER = "pictures"
 
 
 class PretrainingSettings(BaseModel):
-    """What one pre-training run is made of; written beside its results."""
+    """Settings of a pre-training run; written to settings.json next to its results."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -74,7 +73,7 @@ class PretrainingSettings(BaseModel):
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Of everything that is drawn: who goes on from a backbone is shown other crops and noise than made it."""
+        """Seeds of all random draws; a run from a backbone sees other crops and noise than that backbone has seen."""
         return (self.seed,) if self.initial is None else (self.seed, int(self.initial[:8], 16))
 
     @classmethod
@@ -82,10 +81,10 @@ class PretrainingSettings(BaseModel):
         """Settings of a run that starts from a backbone's weights and keeps its network, schedule and prediction.
 
         Args:
-            settings: the others; ``preprocessing`` is the backbone's own where it is not given and the backbone tells.
+            settings: the other settings; ``preprocessing`` defaults to the backbone's own, if that is recorded.
 
         Raises:
-            PretrainingError: a kind of network that is run here and not trained.
+            PretrainingError: the network is of a kind that can be run here, but not trained.
         """
         diffusion = backbone.diffusion
         unknown = {
@@ -106,16 +105,17 @@ Report = Callable[[int, float], None]
 
 
 class Pretraining:
-    """One run in one folder: ``run`` starts it or goes on where it stopped.
+    """One pre-training run in one folder: ``run`` starts it, or resumes it where it stopped.
 
     Args:
-        settings: of the run; on resume they must be those it was started with, except ``steps``.
-        photographs: prepared images.
-        folder: receives settings.json, state/, tensorboard/, pictures/ and, at every checkpoint,
+        settings: settings of the run; on resume they must be those it was started with, except ``steps`` and
+            ``checkpoint_every``.
+        photographs: prepared photographs; on resume the same.
+        folder: receives settings.json, photographs.json, state/, tensorboard/, pictures/ and, at every checkpoint,
             the averaged backbone in backbone/.
-        start: whose weights a new run starts from, if its settings are ``going_on_from`` it.
-        workers: processes that make crops beside the training; a GPU is done sooner than one alone. They import
-            the main module again, so a script needs its ``if __name__ == "__main__"``.
+        start: the backbone whose weights a new run starts from, if its settings are ``going_on_from`` it.
+        workers: processes that make crops while the network trains; the training process alone cannot keep a GPU busy.
+            They import the main module again, so a script needs its ``if __name__ == "__main__"``.
     """
 
     def __init__(
@@ -168,12 +168,12 @@ class Pretraining:
         self.ema.to(self.accelerator.device)
 
     def run(self, report: Report | None = None, stop: Stop | None = None) -> Backbone:
-        """Train to ``settings.steps``; returns the averaged backbone as it lies in the folder ``backbone``.
+        """Train up to ``settings.steps``; returns the averaged backbone as loaded from the folder ``backbone``.
 
         Args:
             report: called with the step and its loss.
-            stop: asked after each step; a checkpoint is written and KeyboardInterrupt raised. Several processes cannot
-                agree on a step, and go on from the last checkpoint.
+            stop: checked after each step; a checkpoint is then written and KeyboardInterrupt raised. Runs of several
+                processes ignore it, as these cannot agree on a step; they resume from the last regular checkpoint.
         """
         from torch.utils.tensorboard import SummaryWriter  # imported late: takes a second
 
@@ -200,7 +200,7 @@ class Pretraining:
                 self._draw(writer)
         if writer is not None:
             writer.close()
-        if self.accelerator.is_main_process:  # again: who was killed after the last checkpoint may have left it torn
+        if self.accelerator.is_main_process:  # again: a run killed in its last checkpoint may have left it incomplete
             save_backbone(self.averaged(), self.folder / BACKBONE_FOLDER)
         self.accelerator.wait_for_everyone()
         return load_backbone(self.folder / BACKBONE_FOLDER)
@@ -221,7 +221,7 @@ class Pretraining:
         return Backbone(unet, diffusion, self.settings.unet, preprocessing=self.settings.preprocessing)
 
     def _batches(self) -> Iterator[torch.Tensor]:
-        """float32 (b, 3, s, s) from the first batch not yet seen; the i-th crop depends on seed and i only."""
+        """Yield float32 (b, 3, s, s) from the first batch not yet seen; crop i depends on the seeds and i only."""
         settings = self.settings
         crops = CropDataset(
             self._photographs,
@@ -243,7 +243,7 @@ class Pretraining:
             yield from self.accelerator.prepare(loader)
 
     def _train_step(self, x0: torch.Tensor, part: int) -> tuple[NDArray[np.float32], list[int]]:
-        """The losses of the crops, and the timesteps that they were shown at."""
+        """Train on one batch, number ``part`` of its step; returns the loss and the timestep of each crop."""
         rank = self.accelerator.process_index
         generator = np.random.default_rng([*self.settings.seeds, self.step, part, rank])
         drawn = self.schedule.steps * generator.random(len(x0)) ** self.settings.level_power
@@ -266,7 +266,7 @@ class Pretraining:
         return losses.detach().cpu().numpy(), t
 
     def _checkpoint(self) -> None:
-        """State and averaged backbone. At every moment a complete state stands under one of two names."""
+        """Write the state and the averaged backbone. At every moment one of two names has a complete state."""
         fresh, current, former = (self.folder / f"{STATE_FOLDER}{suffix}" for suffix in (".new", "", ".old"))
         with raising_store_full(fresh):
             self.accelerator.save_state(str(fresh))
@@ -281,7 +281,7 @@ class Pretraining:
         self.accelerator.wait_for_everyone()
 
     def _resume(self) -> None:
-        """Load the last complete state; a run that was killed while writing one has it under ``.old``."""
+        """Load the last complete state, which is under ``.old`` if a run was killed while it renamed states."""
         for name in (STATE_FOLDER, f"{STATE_FOLDER}.old"):
             if (self.folder / name).is_dir():
                 self.accelerator.load_state(str(self.folder / name))
@@ -298,11 +298,11 @@ class Pretraining:
         path = self.folder / "settings.json"
         mine = self.settings.model_dump(mode="json")
         if path.is_file():
-            usual = PretrainingSettings(unet={}).model_dump(mode="json")  # of settings that former versions had not
+            usual = PretrainingSettings(unet={}).model_dump(mode="json")  # for settings that former versions lacked
             theirs = usual | read_json(path, PretrainingError)
             free = {"steps", "checkpoint_every"}
             if self.settings.initial is not None:
-                free.add("unet")  # told by the fingerprint; the keys of its configuration are those of a version
+                free.add("unet")  # the fingerprint stands for it; the configuration's keys vary with diffusers' version
             differing = [k for k in mine if mine[k] != theirs[k] and k not in free]
             if differing:
                 raise PretrainingError(
@@ -312,18 +312,18 @@ class Pretraining:
         replace_json(path, mine)
 
     def _require_same_photographs(self) -> None:
-        """The i-th crop is of the i-th photograph: with others, a run would not go on as it began."""
+        """Raise PretrainingError for other photographs than at the start: the same draws would give other crops."""
         path = self.folder / "photographs.json"
         mine = {"photographs": len(self._photographs), "sha256": self._photographs.digest}
         if path.is_file() and (theirs := read_json(path, PretrainingError)) != mine:
             raise PretrainingError(
-                f"{self.folder} was begun with {theirs['photographs']} photographs, these are {mine['photographs']} or "
-                "others; give it the same, or choose another folder to start anew"
+                f"{self.folder} was begun with {theirs['photographs']} photographs, but not with these "
+                f"{mine['photographs']}; give it the same, or choose another folder to start anew"
             )
         replace_json(path, mine)
 
     def _draw(self, writer: Any) -> None:
-        """Reconstructions after inversion over the sparse grid, and samples from noise."""
+        """Save pictures of a reconstruction after inversion over the sparse grid, and of samples from noise."""
         device = self.accelerator.device
         backbone = self.averaged().to(device)
         x0 = self._photographs.network_input(0).to(device)
@@ -350,10 +350,10 @@ def noisy_pair(
     noise: torch.Tensor,
     t: int | Sequence[int],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """x_t ~ q(x_t | x0) and the target that a network of this prediction type learns; shapes of x0.
+    """x_t ~ q(x_t | x0), and the target that a network of this prediction type learns; both have the shape of x0.
 
     Args:
-        t: timestep of all images, or of each.
+        t: one timestep for all images, or one for each.
     """
     x = schedule.noised(x0, noise, t)
     match prediction:
@@ -367,7 +367,7 @@ def noisy_pair(
 
 
 def _leave_signals(_worker: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM go to all processes of a group; the training decides when its crops end."""
+    """Ignore Ctrl-C and a scheduler's SIGTERM, sent to all processes of a group: the training process ends workers."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 

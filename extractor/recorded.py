@@ -23,15 +23,15 @@ from store.records import RunRecord
 
 @dataclass(frozen=True)
 class Execution:
-    """How a run is done; none of it decides what is made, but for the last bits.
+    """Options of how a run is executed, which change nothing that is made except for the last bits of numbers.
 
     Attributes:
         device: cpu, cuda or cuda:N.
-        batch: views in one forward; what is usual on the device if None.
-        workers: processes on this machine that do the work; or
-        scheduler: address of a Dask scheduler whose workers do.
-        overwrite: compute again what is there.
-        compiled: compile the network first.
+        batch: batch size, in views; the default for the device if None.
+        workers: number of processes on this machine that do the work; or
+        scheduler: address of a Dask scheduler whose workers do it. If both are None, this process does it.
+        overwrite: compute entries again that the store already has.
+        compiled: have torch compile the network's blocks.
     """
 
     device: str = "cpu"
@@ -43,7 +43,7 @@ class Execution:
 
     @property
     def spread(self) -> bool:
-        """Whether others do the work, and this process hands it out."""
+        """Whether workers do the work, and this process only hands it out."""
         return self.workers is not None or self.scheduler is not None
 
 
@@ -58,20 +58,22 @@ def extract_recorded(
     stop: Stop | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> RunReport:
-    """Extract what is asked for; what is there already is left. ``store verify --repair`` can do it again.
+    """Extract what a request asks for, and record the run so that ``store verify --repair`` can repeat it.
+
+    Entries that the store already has are kept, unless ``execution`` says ``overwrite``.
 
     Args:
         request: what is made.
-        network: the request's backbone; where others do the work, or photographs are stored, it is asked nothing.
-        dataset: the request's photographs, where they, and whose their name is, have been looked for already.
-        advance: called with the name of each view that is done.
-        stop: asked between views; what is in flight is finished.
-        say: called with what a user should know meanwhile.
+        network: the request's backbone; unused if workers do the work, or if photographs are stored.
+        dataset: the request's photographs, if they are loaded and their name in the store was checked already.
+        advance: called with the photograph's name for each view that is done.
+        stop: checked between views; views that are under way are finished.
+        say: called with notes for the user during the run.
 
     Raises:
-        DatasetError: no image could be used, or the store knows others by the name of the data set.
-        StoreFull: no room left; run again to go on.
-        ClusterError: of a run on a cluster.
+        DatasetError: no image could be used, or the store has other photographs under the data set's name.
+        StoreFull: no room left; run again to continue.
+        ClusterError: the cluster cannot be reached, or its workers cannot do the work.
     """
     execution, spec, started = execution or Execution(), request.spec, time.perf_counter()
     if dataset is None:

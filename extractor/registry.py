@@ -1,4 +1,4 @@
-"""Which backbones there are: those of this package, and others by folder."""
+"""The list of available backbones: those of this package, and others by folder."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:  # loading diffusers takes seconds
 
 @dataclass(frozen=True)
 class ListedBackbone:
-    """One backbone that was found whole.
+    """One backbone that was loaded and found intact.
 
     Attributes:
         name: shipped name, or folder.
-        folder: where it is.
+        folder: where its files are.
         backbone: the network.
-        manifest: its data; None of a folder that nobody sealed.
-        size: bytes of the weights' file.
+        manifest: its origin and checksums; None for a folder that was not sealed.
+        size: size of the weights' file in bytes.
     """
 
     name: str
@@ -36,11 +36,11 @@ class ListedBackbone:
 
     @property
     def presets(self) -> tuple[str, ...]:
-        """Recipes that read it."""
+        """Names of the presets that read this backbone."""
         return tuple(name for name, build in PRESETS.items() if build().backbone == self.name)
 
     def facts(self) -> dict[str, str | list[str]]:
-        """What a user chooses by, for the eye."""
+        """The facts by which a user chooses, formatted for display."""
         from extractor.backbone_folder import WEIGHTS_FILE
 
         manifest, network = self.manifest or Manifest(summary="", licence="licence unknown"), self.backbone
@@ -54,7 +54,7 @@ class ListedBackbone:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; what only a manifest knows is None without one."""
+        """All facts as JSON values; those that only a manifest has are None, or empty lists, without one."""
         from extractor.backbone_folder import WEIGHTS_FILE
 
         manifest, network = self.manifest or Manifest(summary=""), self.backbone
@@ -77,10 +77,10 @@ class ListedBackbone:
 
 
 def listed(folders: Iterable[Path] = ()) -> list[ListedBackbone]:
-    """Every shipped backbone, then those of these folders, each loaded once so that it is known to be whole.
+    """List every shipped backbone, then those of these folders; each is loaded once to check that it is intact.
 
     Raises:
-        BackboneError: one cannot be loaded, or is not what its manifest says.
+        BackboneError: one cannot be loaded, or differs from its manifest.
     """
     return [_listed(name) for name in (*shipped_backbones(), *(str(folder.resolve()) for folder in folders))]
 

@@ -1,4 +1,4 @@
-"""What a run is asked for, so that it can be asked for again: from another folder, on another machine."""
+"""The request of an extraction, in a form that can be repeated from another folder or on another machine."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from store.views import IDENTITY
 
 @dataclass(frozen=True)
 class Request:
-    """What a run is asked for: all that decides what it makes.
+    """The parameters of an extraction: everything that determines its result.
 
     Attributes:
         dataset: ADAPTER:PATH.
-        spec: of the features.
-        backbone: name or place of the spec's.
+        spec: spec of the features.
+        backbone: name or place of the spec's backbone.
         views: renderings of each photograph.
-        name: what the data set is called in the store; its adapter or folder says if None.
+        name: what the data set is called in the store; named after its adapter or folder if None.
         split: only this split.
-        limit: only the first so many photographs.
+        limit: at most this number of photographs, the first ones.
         images: only photographs whose file names match this pattern.
         labelled: only photographs that have a mask.
-        codebook: file of the compact encoding's; the backbone's own if None.
-        class_label: that a class-conditional backbone is run with.
+        codebook: file of the codebook for the compact encoding; the backbone's own if None.
+        class_label: the class that a class-conditional backbone is run with.
     """
 
     dataset: str
@@ -47,16 +47,16 @@ class Request:
 
     @property
     def part_of_a_set(self) -> bool:
-        """Whether other photographs of the data set may be in the store."""
+        """Whether the request selects a part of the data set, of which the store may have other photographs."""
         return self.labelled or any(choice is not None for choice in (self.split, self.limit, self.images))
 
     def photographs(self) -> DataSet:
-        """The photographs that it names; DatasetError if there are none."""
+        """Load the photographs that the request selects; DatasetError if there are none."""
         whole = load_dataset(self.dataset, self.name)
         return selected(whole, self.split, self.limit, self.images, labelled=self.labelled)
 
     def options(self) -> dict[str, str | bool]:
-        """The options of ``extractor run`` that make the same entries again; paths absolute."""
+        """The options of ``extractor run`` that make the same entries again, with absolute paths."""
         given = {
             "dataset": absolute_dataset(self.dataset),
             "name": self.name,
@@ -68,7 +68,7 @@ class Request:
             "codebook": self.codebook and self.codebook.resolve(),
         }
         how = options_of_spec(self.spec, absolute_backbone(self.backbone))
-        if preprocessing_name(self.spec.preprocessing) is None:  # then it is the backbone's own
+        if preprocessing_name(self.spec.preprocessing) is None:  # it has no name: it is the backbone's own
             how["backbone"] = absolute_backbone(self.backbone)
             del how["preprocessing"]
         flags = {"labelled": True} if self.labelled else {}
@@ -76,31 +76,31 @@ class Request:
 
 
 def require_own_name(store: FeatureStore, name: str, dataset: str) -> None:
-    """DatasetError if the store knows another folder's photographs by the name that this one would take."""
+    """Raise DatasetError if the store knows another folder's photographs by the name that this data set would take."""
     mine = absolute_dataset(dataset)
     for record in store.records.all():
         theirs = str(record.options.get("dataset", mine))
         if record.dataset == name and theirs != mine and Path(theirs.partition(":")[2]).exists():
             raise DatasetError(
-                f"{store.location} knows the photographs of {theirs} as {name!r}, which {mine} would be called, too; "
-                "give it a name of its own with --name, or as NAME=ADAPTER:PATH after --data (or this one, to take its "
-                "place)"
+                f"{store.location} has the photographs of {theirs} under the name {name!r}, which {mine} would take, "
+                "too; give it another name with --name, or as NAME=ADAPTER:PATH after --data (or give it this name, to "
+                "replace them)"
             )
 
 
 def absolute_dataset(dataset: str) -> str:
-    """ADAPTER:PATH as it can be found again from another folder."""
+    """ADAPTER:PATH with an absolute path."""
     adapter, _, folder = dataset.partition(":")
     return f"{adapter}:{Path(folder).expanduser().resolve()}"
 
 
 def absolute_backbone(backbone: str) -> str:
-    """The backbone's name or place as it can be found again from another folder."""
+    """The backbone's name or place, with an absolute path if it is a folder."""
     prefix = UNTRAINED if backbone.startswith(UNTRAINED) else ""
     name = backbone.removeprefix(UNTRAINED)
     return prefix + (str(Path(name).resolve()) if not is_shipped(name) and Path(name).is_dir() else name)
 
 
 def absolute_store(store: str) -> str:
-    """The store's place as workers find it from another folder."""
+    """The store's URL or absolute path, which workers find from any folder."""
     return store if "://" in store else str(Path(store).expanduser().resolve())

@@ -1,4 +1,4 @@
-"""What a run did, added up over its parts."""
+"""The report of a run, added up over its parts."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 
 @dataclass
 class RunReport:
-    """What a run did.
+    """Counts, failures and times of a run.
 
     Attributes:
-        extracted: views of images whose features were computed.
-        present: views of images whose features were there already.
+        extracted: number of views whose features were computed.
+        present: number of views whose features the store had already.
         failed: (image file, reason) for images that could not be used.
         bytes_stored: bytes written.
-        forwards: network forwards.
-        fallbacks: views that half precision could not hold and float32 could.
-        interrupted: stopped before all was done.
-        seconds: by stage, summed over threads.
+        forwards: network forwards, one for each view and grid step.
+        fallbacks: views that overflowed in half precision and were computed in float32.
+        interrupted: whether the run stopped before all was done.
+        seconds: {stage: seconds}, summed over threads.
     """
 
     extracted: int = 0
@@ -30,7 +30,7 @@ class RunReport:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def add(self, other: RunReport) -> None:
-        """What another part of the run did."""
+        """Add the report of another part of the run."""
         self.extracted += other.extracted
         self.present += other.present
         for image, reason in other.failed:
@@ -42,12 +42,12 @@ class RunReport:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
     def leave_out(self, image: str, reason: str) -> None:
-        """An image that could not be used; each of its views says so."""
+        """Record an image that could not be used, once although each of its views reports it."""
         if (image, reason) not in self.failed:
             self.failed.append((image, reason))
 
     def counts(self) -> dict[str, int]:
-        """All of it as numbers."""
+        """The counts as numbers, as a record in the store has them."""
         return {
             "extracted": self.extracted,
             "present": self.present,

@@ -1,7 +1,7 @@
-"""A batch run: a data set goes through the extractor into a store.
+"""A batch run: the features of a data set are extracted into a store.
 
-What is there already is not computed again. An image that cannot be used, or one of whose masks cannot, is listed
-and left out; everything else is done.
+Entries that the store has already are not computed again. An image is left out, and listed in the report, if it or one
+of its masks cannot be used; the run goes on with the others.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from store.views import IDENTITY
 
 
 class SizePlan(NamedTuple):
-    """About what a run will write: the maps before the lossless codec, which is more than they take, and no metadata.
+    """An estimate of what a run will write: maps before lossless compression, so rather too many; no metadata.
 
     Attributes:
-        entries: still to do, one for each view of a photograph.
-        bytes_by_block: of an entry.
+        entries: number of entries still to be made, one for each view of a photograph.
+        bytes_by_block: {block: bytes} of one entry.
         free: bytes free where the store is; None if that cannot be known.
     """
 
@@ -56,7 +56,7 @@ def plan_size(
     """Count the entries that a run will make and the bytes they will take.
 
     Args:
-        advance: called for each photograph that was looked at.
+        advance: called for each photograph that was checked.
     """
 
     def missing(photograph: Photograph) -> int:
@@ -75,7 +75,7 @@ def plan_size(
 
 
 def require_room(plan: SizePlan) -> None:
-    """StoreFull if the planned bytes cannot fit."""
+    """Raise StoreFull if the planned bytes exceed the free ones."""
     if plan.free is not None and plan.bytes_total > plan.free:
         raise StoreFull(
             f"{plan.entries} entries will take about {human_bytes(plan.bytes_total)} and {human_bytes(plan.free)} are "
@@ -99,21 +99,21 @@ def extract_dataset(
 ) -> RunReport:
     """Extract every photograph of a data set and record the set in the store.
 
-    Several processes, on one machine or many, may do the same at once: each claims what it makes.
+    Several processes, on one machine or many, may do the same at once: each claims the entries that it makes.
 
     Args:
-        backbone: name or place of the extractor's, for those who have to find it again.
+        backbone: name or place of the extractor's backbone, recorded so that it can be found again.
         views: renderings of each photograph to extract (``store.views``).
-        batch: views in one forward.
-        overwrite: compute again what is there.
-        part_of_a_set: other images that the store knows under the same name stay in the set.
-        advance: called with the name of each view that is done.
-        stop: asked between views; what is in flight is finished.
-        say: called with what a user should know meanwhile.
+        batch: batch size, in views.
+        overwrite: compute entries again that the store already has.
+        part_of_a_set: keep the other images that the store has under the data set's name.
+        advance: called with the photograph's name for each view that is done.
+        stop: checked between views; views that are under way are finished.
+        say: called with notes for the user during the run.
 
     Raises:
         DatasetError: no image could be used.
-        StoreFull: no room left; run again to go on.
+        StoreFull: no room left; run again to continue.
     """
     if extractor.device.type == "cpu":
         keep_freed_memory()
@@ -125,14 +125,16 @@ def extract_dataset(
 
 
 def work_of(dataset: DataSet, views: Sequence[str]) -> list[Work]:
-    """Every view of every photograph, those of one photograph side by side."""
+    """Every view of every photograph; the views of one photograph are adjacent."""
     return [Work(photograph, view) for photograph in dataset.photographs for view in views]
 
 
 def record_collection(
     store: FeatureStore, dataset: DataSet, report: RunReport, samples: Mapping[str, Sample], *, part_of_a_set: bool
 ) -> None:
-    """Write the data set as the store knows it now, in the order of its photographs.
+    """Record the data set in the store, with the samples of a run in the order of its photographs.
+
+    A run that was interrupted adds its samples to those recorded before, and without samples records nothing.
 
     Raises:
         DatasetError: no image could be used.

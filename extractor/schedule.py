@@ -32,28 +32,28 @@ class NoiseSchedule:
 
     @property
     def steps(self) -> int:
-        """T."""
+        """Number of steps T."""
         return len(self.alphas_cumprod)
 
     def require(self, timesteps: Sequence[int]) -> None:
-        """ScheduleError unless these are timesteps of this schedule, strictly increasing."""
+        """Raise ScheduleError unless the timesteps are strictly increasing and within this schedule."""
         if not timesteps or list(timesteps) != sorted(set(timesteps)):
             raise ScheduleError(f"expected strictly increasing timesteps, got {tuple(timesteps)}")
         if timesteps[0] < 0 or timesteps[-1] >= self.steps:
             raise ScheduleError(f"expected timesteps within 0..{self.steps - 1} of {self.name}, got {tuple(timesteps)}")
 
     def shares(self, t: int | Sequence[int], like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """How much of an image and how much noise there is at t: sqrt(a_t) and sqrt(1 - a_t), each (b, 1, 1, 1).
+        """The factors of image and noise at t: sqrt(a_t) and sqrt(1 - a_t), each (b, 1, 1, 1), or (1, 1, 1, 1).
 
         Args:
-            t: of all images, or of each.
-            like: images of the type and on the device that are wanted.
+            t: one timestep for all images, or one for each.
+            like: a tensor of the dtype and on the device that the factors should have.
         """
         a = torch.from_numpy(self.alphas_cumprod[np.atleast_1d(t)])[:, None, None, None]
         return a.sqrt().to(like), (1 - a).sqrt().to(like)
 
     def noised(self, x0: torch.Tensor, noise: torch.Tensor, t: int | Sequence[int]) -> torch.Tensor:
-        """x_t ~ q(x_t | x0) with this noise, of the same shape; ``t`` of all images, or of each."""
+        """x_t ~ q(x_t | x0) with this noise, of the same shape; ``t`` is for all images, or one for each."""
         image, noisy = self.shares(t, x0)
         return image * x0 + noisy * noise
 
@@ -79,7 +79,7 @@ _BUILDERS = {"cosine": cosine, "linear": linear}
 
 
 def noise_schedule(name: str) -> NoiseSchedule:
-    """The schedule of that name, such as ``cosine-4000``."""
+    """The schedule named ``name``, such as ``cosine-4000``."""
     kind, _, steps = name.partition("-")
     if kind not in _BUILDERS or not steps.isdigit() or int(steps) < 2:
         raise ScheduleError(f"unknown noise schedule {name!r}; expected one like cosine-4000 or linear-1000")

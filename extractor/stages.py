@@ -1,4 +1,4 @@
-"""Where the time of a run goes."""
+"""Timing of the stages of a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 class Stages:
-    """Seconds by stage, summed over threads: stages that run beside each other may sum to more than the clock."""
+    """Seconds by stage, summed over threads: stages that run in parallel may sum to more than the elapsed time."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

@@ -1,6 +1,6 @@
 """diffusers' ``UNet2DModel``, with the two things that guided-diffusion networks need beyond it.
 
-They stand in the same configuration, beside diffusers' own keys:
+They are keys of the same configuration, in addition to diffusers' own:
 
     base_width        width of the sinusoidal embedding where it is not the first level's width
                       (ADM-512: channel_mult starts with 0.5)
@@ -25,11 +25,11 @@ from extractor.errors import BackboneError
 
 OWN_KEYS = ("base_width", "attention_heads")
 SHAPES_OF_A_BLOCK = 8
-"""Batches, resolutions and precisions that a compiled network may be run at before blocks are left as they are."""
+"""Combinations of batch size, resolution and precision that a block is compiled for; others run uncompiled."""
 
 
 def build_unet(config: Mapping[str, Any]) -> UNet2DModel:
-    """A U-Net with random weights from diffusers' configuration and the keys above.
+    """Build a U-Net with random weights from diffusers' configuration and the keys above.
 
     Raises:
         BackboneError: the configuration is not one of a UNet2DModel.
@@ -53,13 +53,13 @@ def build_unet(config: Mapping[str, Any]) -> UNet2DModel:
 
 
 def unet_config(unet: UNet2DModel, own: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration that ``build_unet`` makes this network from."""
+    """The configuration from which ``build_unet`` makes this network; ``own`` holds the keys above."""
     public = {key: value for key, value in unet.config.items() if key[0] != "_"}
     return public | {key: own[key] for key in OWN_KEYS if own.get(key) is not None}
 
 
 def stride(config: Mapping[str, Any]) -> int:
-    """Sides of images must be multiples of this: each level but the last halves them.
+    """The number that sides of images must be multiples of: each level but the last halves them.
 
     Raises:
         BackboneError: the configuration does not say how many levels there are.
@@ -71,7 +71,7 @@ def stride(config: Mapping[str, Any]) -> int:
 
 
 def is_plain(block: ResnetBlock2D) -> bool:
-    """Whether a residual block is norm, SiLU and convolution, twice, at one size, told the time in between."""
+    """Return whether a residual block is norm, SiLU, convolution, twice, at one size, with the time in between."""
     return (
         isinstance(block.norm1, nn.GroupNorm)
         and isinstance(block.norm2, nn.GroupNorm)
@@ -86,13 +86,13 @@ def is_plain(block: ResnetBlock2D) -> bool:
 
 
 def compile_blocks(unet: UNet2DModel) -> None:
-    """Let torch compile each block when it is first run; weights keep their names, and hooks stay outside."""
+    """Have torch compile each block when it is first run; weights keep their names, and hooks are not compiled."""
     blocks = []
     for module in unet.modules():
-        vars(module).pop("forward", None)  # of ``Backbone.with_fast_kernels``
+        vars(module).pop("forward", None)  # set by ``Backbone.with_fast_kernels``
         if isinstance(module, (ResnetBlock2D, Attention, Upsample2D, Downsample2D)):
             blocks.append(module)
-    # Blocks of one class share their code, of which torch compiles eight versions and leaves the rest as it is.
+    # Blocks of one class share their code, of which torch compiles only eight versions unless it is told otherwise.
     limits = torch._dynamo.config
     limits.recompile_limit += SHAPES_OF_A_BLOCK * len(blocks)
     limits.accumulated_recompile_limit += SHAPES_OF_A_BLOCK * len(blocks)
@@ -101,7 +101,7 @@ def compile_blocks(unet: UNet2DModel) -> None:
 
 
 def decoder_blocks(unet: UNet2DModel) -> dict[str, nn.Module]:
-    """block_k -> the module whose output is guided-diffusion's ``output_blocks[k]``.
+    """{block_k: the module whose output is that of guided-diffusion's ``output_blocks[k]``}.
 
     A block ends with its attention where it has one; the last block of a level ends with the
     upsampler where the level has one.

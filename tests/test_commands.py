@@ -247,7 +247,7 @@ def test_a_data_set_does_not_take_anothers_place(
     assert run("extractor", *extract, f"folder:{tmp_path}/a/../a/photos").returncode == 0
     refused = run("extractor", *extract, f"folder:{tmp_path}/b/photos")
     assert refused.returncode == 1
-    assert "as 'photos'" in refused.stderr
+    assert "under the name 'photos'" in refused.stderr
     assert run("extractor", *extract, f"folder:{tmp_path}/b/photos", "--name", "site_b").returncode == 0
     shutil.move(tmp_path / "a", tmp_path / "moved")
     assert run("extractor", *extract, f"folder:{tmp_path}/moved/photos").returncode == 0

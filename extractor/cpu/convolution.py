@@ -3,19 +3,19 @@
 n  images     h, w  size of a map     c  channels in     k  channels out
 d  6 x 6 pixels of the input, overlapping by two         y  4 x 4 pixels of the output
 
-    y = A^T [ (G g G^T) * (B^T d B) ] A        summed over c where * is        (Lavin and Gray 2016, Eq. 8)
+    y = A^T [ (G g G^T) * (B^T d B) ] A        * is elementwise, summed over c (Lavin and Gray 2016, Eq. 8)
 
-Instead of 16 * 9 products for each pair of channels, a tile needs the 36 of "*"; they are 36 matrix
-products over many tiles at once. Where each pixel of the input is doubled along both axes, d has 4 x 4
+Instead of 16 * 9 products for each pair of channels, a tile needs the 36 of "*"; over many tiles they are
+36 matrix products. If each pixel of the input is doubled along both axes (nearest upsampling), d has 4 x 4
 different pixels, one of the six points of evaluation gives zero, and 25 products are left.
 
-A task takes a strip of tiles, as wide as stays in the second-level cache, down a part of the map. What
-the network does to a map before it is convolved (concatenation, group norm and SiLU) is done while the strip is
-read; what it does afterwards (bias, the residual with its 1 x 1 convolution, the moments that the next
-norm needs) while it is written.
+A task processes a strip of tiles, as wide as fits in the second-level cache, down a part of the map's height.
+What the network does to a map before it is convolved (concatenation, group norm and SiLU) is done while the strip
+is read; what it does afterwards (bias, the residual with its 1 x 1 convolution, the moments that the next norm
+needs) while it is written.
 
-Maps are channels-last, float32 (n, h, w, c) contiguous. Sums are added up in an order that does not
-depend on the number of threads.
+Maps are channels-last, float32 (n, h, w, c) contiguous. The order of summation does not depend on the number of
+threads.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from extractor.cpu.vectors import (
 from store.kernels import Doubles, Floats, inlined, kernel
 from store.threads import torch_threads
 
-_STRIP_FLOATS = 48_000  # of a strip's transformed tiles, a fraction of the second-level cache
-_TASKS = 16  # for a map, at least
+_STRIP_FLOATS = 48_000  # floats in a strip's transformed tiles: a fraction of the second-level cache
+_TASKS = 16  # least number of tasks per image, if it has as many rows of tiles
 
 
 _read, _read_doubled = combination(BT), combination(BT_DOUBLED @ DOUBLING)
@@ -50,17 +50,17 @@ _write, _write_doubled = combination(AT), combination(AT_DOUBLED)
 
 
 NOTHING: Floats = np.empty((0, 0, 0, 0), dtype=np.float32)
-"""No map."""
+"""Stands for an absent map."""
 _NO_CHANNELS: Floats = np.empty((0, 0), dtype=np.float32)
 
 
 class Residual(NamedTuple):
-    """What is added to a convolution's result.
+    """A residual that is added to a convolution's result.
 
     Attributes:
-        x: float32 (n, h, w, k); with a projection (n, h, w, c), or the first of these channels.
-        skip: float32 (n, h, w, ...), the other channels.
-        projection: of ``transform_projection``: a 1 x 1 convolution of both.
+        x: float32 (n, h, w, k); with a projection (n, h, w, c), or the first of the c channels.
+        skip: float32 (n, h, w, ...), the rest of the c channels.
+        projection: weights of a 1 x 1 convolution of both, as ``transform_projection`` returns them.
     """
 
     x: Floats
@@ -77,21 +77,23 @@ def convolve(
     normalising: tuple[Floats, Floats] | None = None,
     residual: Residual | None = None,
 ) -> tuple[Floats, Moments]:
-    """A 3 x 3 convolution with a margin of zeros, stride 1.
+    """Convolve maps with a 3 x 3 kernel, stride 1 and zero padding of one pixel.
 
     Args:
-        x: (n, h, w, c), or the first of these channels; h, w multiples of 4, channels of 8.
-        kernel: of ``transform_kernel``; if it is for doubled maps, every pixel is doubled first.
+        x: (n, h, w, c), or the first of the c channels; h, w multiples of 4, channels of 8.
+        kernel: as ``transform_kernel`` returns it; if it is for doubled maps, every pixel is doubled first.
         bias: (n, k).
-        skip: (n, h, w, ...), the other channels.
-        normalising: scale and shift (n, c); SiLU(scale x + shift) is convolved instead of x. ``skip`` needs them.
-        residual: added to the result; k is a multiple of 16.
+        skip: (n, h, w, ...), the rest of the c channels.
+        normalising: scale and shift, each (n, c); SiLU(scale x + shift) is convolved instead of x. Required with
+            ``skip``.
+        residual: added to the result; k must then be a multiple of 16.
 
     Raises:
         ValueError: the maps' channels are not those of the kernel.
 
     Returns:
-        (n, h, w, k), or (n, 2h, 2w, k) of doubled pixels, contiguous where k is a multiple of 16; its moments.
+        The result, (n, h, w, k), or (n, 2h, 2w, k) with doubled pixels, contiguous if k is a multiple of 16; and its
+        moments.
     """
     images, height, width, channels = x.shape
     if channels + skip.shape[3] != kernel.inputs:
@@ -100,7 +102,7 @@ def convolve(
     y = np.empty((images, times * height, times * width, k), dtype=np.float32)
     added = residual or Residual(NOTHING)
     tile_rows, tiles = y.shape[1] // 4, y.shape[2] // 4
-    # Strips of equal width, and so many parts of their height that there is work for some threads.
+    # Strips of equal width, cut in height into enough parts to keep several threads busy.
     strips = -(-tiles // max(ROWS, _STRIP_FLOATS // (36 * max(channels + skip.shape[3], k))))
     width_of_strip = -(-tiles // (strips * ROWS)) * ROWS
     strips = -(-tiles // width_of_strip)
@@ -137,7 +139,7 @@ def _convolve(
 ) -> None:
     """y = convolution + bias + residual; ``moments`` (n, tasks, 3, k) as ``pooled`` takes them.
 
-    Who is done takes the next task: a core that others use as well does fewer, and nobody waits for it.
+    A thread that is done takes the next task: a core shared with other processes does fewer, and none waits for it.
     """
     tasks, next_task = moments.shape[0] * moments.shape[1], np.zeros(1, np.int64)
     for _ in prange(workers):
@@ -160,7 +162,7 @@ def _convolve_part(
     moments: Doubles,
     task: int,
 ) -> None:
-    """One part of one strip of an image."""
+    """Convolve one part of one strip of an image."""
     c, (_, height, width, k) = maps[0].shape[3] + maps[1].shape[3], y.shape
     doubled = height > maps[0].shape[1]
     p, step = (5, 2) if doubled else (6, 4)  # points of evaluation, and pixels of the input from tile to tile
@@ -168,7 +170,7 @@ def _convolve_part(
     strips = (tiles + strip_tiles - 1) // strip_tiles
     parts = moments.shape[1] // strips
     line = (step * strip_tiles + 2) * c  # floats of a row
-    # An odd number of cache lines from plane to plane, or all would want the same places in the cache.
+    # Planes are an odd number of cache lines apart, as otherwise they would all map to the same sets of the cache.
     plane_c, plane_k = (strip_tiles * c + 15) // 32 * 32 + 16, (strip_tiles * k + 15) // 32 * 32 + 16
     flat_u, flat_y, flat_bias = u.reshape(-1), y.reshape(-1), bias.reshape(-1)
     i, strip, part = task // (strips * parts), task // parts % strips, task % parts
@@ -182,7 +184,7 @@ def _convolve_part(
     reference, sums, total = np.zeros(k, np.float32), np.zeros(2 * k, np.float32), np.zeros((2, k))
     begin, end = part * tile_rows // parts, (part + 1) * tile_rows // parts
     for tile_row in range(begin, end):
-        first_row = 0 if tile_row == begin else 2  # two rows of the last tiles are those that these begin with
+        first_row = 0 if tile_row == begin else 2  # the last two rows of the tiles above are the first two of these
         if first_row:
             rows[: 2 * line] = rows[step * line :]
         for r in range(first_row, step + 2):
@@ -190,7 +192,7 @@ def _convolve_part(
             _read_row(maps, normalising, i, row, column, step * count + 2, rows, r * line)
         _read_tiles(rows, line, upright, v, plane_c, count, c, doubled)
         _multiply_points(v, plane_c, flat_u, m, plane_k, p * p, count, c, k)
-        pixel = (i * height + 4 * tile_row) * width + 4 * start  # the first of the strip's
+        pixel = (i * height + 4 * tile_row) * width + 4 * start  # the strip's first
         for t in range(count):
             _write_tile(m, t * k, plane_k, half, flat_y, (pixel + 4 * t) * k, width * k, k, doubled)
         if tile_row == begin:
@@ -220,7 +222,7 @@ def _read_row(
     into: Floats,
     at: int,
 ) -> None:
-    """``count`` pixels of a row, from column ``left`` on, as the convolution sees them; zeros beyond the map."""
+    """Read ``count`` pixels of a row from column ``left`` on, normalised if that is asked for; zeros beyond the map."""
     height, width, c, more = maps[0].shape[1], maps[0].shape[2], maps[0].shape[3], maps[1].shape[3]
     x, skip = maps[0].reshape(-1), maps[1].reshape(-1)
     scale, shift = normalising[0].reshape(-1), normalising[1].reshape(-1)
@@ -242,7 +244,7 @@ def _read_row(
 def _read_tiles(
     rows: Floats, line: int, upright: Floats, v: Floats, plane: int, count: int, c: int, doubled: bool
 ) -> None:
-    """B^T d B of ``count`` tiles side by side, ``line`` from row to row, into v, ``plane`` from point to point."""
+    """v = B^T d B for ``count`` tiles side by side; rows are ``line`` floats apart, points of v ``plane`` floats."""
     p, step = (5, 2) if doubled else (6, 4)
     length = (step * count + 2) * c
     if doubled:
@@ -275,7 +277,7 @@ def _multiply_points(
 def _write_tile(
     m: Floats, at: int, plane: int, half: Floats, y: Floats, at_y: int, row: int, k: int, doubled: bool
 ) -> None:
-    """A^T m A of one tile, to its place in y; ``plane`` from point to point, ``row`` from row to row."""
+    """Write A^T m A of one tile to y; points of m are ``plane`` floats apart, rows of y ``row`` floats."""
     p = 5 if doubled else 6
     for r in range(p):
         if doubled:
@@ -291,7 +293,7 @@ def _write_tile(
 
 @inlined()
 def _add(added: tuple[Floats, Floats], projection: Floats, start: int, count: int, y: Floats, k: int) -> None:
-    """y += the residual of ``count`` pixels from ``start`` on, if there is one."""
+    """Add the residual, if there is one, to ``count`` pixels of y from ``start`` on."""
     if len(projection):
         _project(added, projection, start, count, y, k)
     elif len(added[0]):
@@ -302,7 +304,7 @@ def _add(added: tuple[Floats, Floats], projection: Floats, start: int, count: in
 
 @inlined()
 def _project(maps: tuple[Floats, Floats], weights: Floats, start: int, count: int, y: Floats, k: int) -> None:
-    """y += the 1 x 1 convolution of both maps, of ``count`` pixels from ``start`` on."""
+    """Add the 1 x 1 convolution of both maps to ``count`` pixels of y from ``start`` on."""
     c, more = maps[0].shape[3], maps[1].shape[3]
     x, skip, u = maps[0].reshape(-1), maps[1].reshape(-1), weights.reshape(-1)
     for pixel in range(start, start + count, FEW_ROWS):

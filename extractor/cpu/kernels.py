@@ -1,7 +1,7 @@
 """Weights of convolutions, transformed for ``extractor.cpu.convolution``, and the matrices that transform them.
 
-Whoever changes the matrices has to touch ``convolution.py``, too: Numba's cache only looks at the file that a
-function stands in.
+Whoever changes the matrices has to touch ``convolution.py``, too: Numba's cache only checks the file in which a
+kernel is defined.
 
 c  channels in     k  channels out     p  points of evaluation along an axis: 6, or 5 for doubled maps
 """
@@ -20,7 +20,7 @@ from store.kernels import Doubles, Floats
 def _matrices(points: tuple[float, ...]) -> tuple[Doubles, Doubles, Doubles]:
     """A^T (4, 6), G (6, 3) and B^T (6, 6) of F(4, 3) for five points of evaluation, and infinity for the sixth.
 
-    Toom and Cook's, see Barabasz et al. 2020, "Error analysis and improving the accuracy of Winograd
+    By the Toom-Cook algorithm: Barabasz et al. 2020, "Error analysis and improving the accuracy of Winograd
     convolution", Algorithm 1.
     """
     a, g, b = np.zeros((4, 6)), np.zeros((6, 3)), np.zeros((6, 6))
@@ -47,9 +47,9 @@ class Kernel:
     """A 3 x 3 convolution's weights, transformed, in the order the products read them.
 
     Attributes:
-        weights: float32 (p p, panels, c, 16); a panel is 16 channels out, zeros behind the last.
-        outputs: k.
-        doubled: it convolves a map with every pixel doubled along both axes.
+        weights: float32 (p p, panels, c, 16); a panel is 16 output channels, the last one padded with zeros.
+        outputs: number of output channels k.
+        doubled: whether every pixel of the map is doubled along both axes before it is convolved.
     """
 
     weights: Floats
@@ -58,19 +58,19 @@ class Kernel:
 
     @property
     def inputs(self) -> int:
-        """c, of the maps that it convolves."""
+        """Number of input channels c."""
         return int(self.weights.shape[2])
 
 
 def transform_kernel(weights: Floats, *, doubled: bool = False) -> Kernel:
-    """G g G^T of weights (k, c, 3, 3); c a multiple of 8."""
+    """Transform weights g (k, c, 3, 3) to G g G^T; c must be a multiple of 8."""
     g = G_DOUBLED if doubled else G
     transformed = np.einsum("iy,kcyx,jx->ijck", g, weights.astype(np.float64), g)
     return Kernel(_panels(transformed), len(weights), doubled)
 
 
 def transform_projection(weights: Floats) -> Floats:
-    """Weights (k, c) of a 1 x 1 convolution, in the order the products read them: (1, panels, c, 16)."""
+    """Arrange weights (k, c) of a 1 x 1 convolution in the order the products read them: (1, panels, c, 16)."""
     return _panels(weights.T[None, None].astype(np.float64))
 
 

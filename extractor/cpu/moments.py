@@ -1,8 +1,8 @@
-"""Mean and variance of each channel of a map, which group norms are made of.
+"""Mean and variance of each channel of a map, from which group norms are computed.
 
 n  images     h, w  size of a map     c, k  channels
 
-Sums are added up in an order that does not depend on the number of threads.
+The order of summation does not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class Moments:
     variance: Doubles
 
     def with_channels(self, other: Moments) -> Moments:
-        """Of both maps' channels, one behind the other."""
+        """The moments of both maps' channels, concatenated."""
         return Moments(np.hstack([self.mean, other.mean]), np.hstack([self.variance, other.variance]))
 
 
 def pooled(moments: Doubles) -> Moments:
-    """Of the moments (n, tasks, 3, k) of a map's parts: number, mean, sum of squared differences to it."""
+    """Combine the moments (n, tasks, 3, k) of a map's parts: number of pixels, mean, sum of squared deviations."""
     number, mean, squares = moments[:, :, 0], moments[:, :, 1], moments[:, :, 2]
     total = number.sum(axis=1)
     middle = (number * mean).sum(axis=1) / total
@@ -38,7 +38,7 @@ def pooled(moments: Doubles) -> Moments:
 
 @kernel(parallel=True, fastmath=True)
 def _channel_moments(x: Floats) -> tuple[Doubles, Doubles]:
-    """Mean and mean square of each channel about its first pixel, of (n, h, w, c): two float64 (n, c)."""
+    """Mean and mean square of each channel of (n, h, w, c) relative to its first pixel: two float64 (n, c)."""
     images, height, width, channels = x.shape
     blocks = min(16, height)
     sums = np.zeros((images, blocks, 2, channels))
@@ -64,7 +64,7 @@ def _channel_moments(x: Floats) -> tuple[Doubles, Doubles]:
 
 
 def channel_moments(x: Floats) -> Moments:
-    """Of a map (n, h, w, c)."""
+    """Compute the moments of a map (n, h, w, c)."""
     with torch_threads():
         mean, mean_square = _channel_moments(x)
     return Moments(mean + x[:, 0, 0], mean_square - mean**2)

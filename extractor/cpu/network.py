@@ -2,11 +2,10 @@
 
 n  images     h, w  size of a map     c  channels in     k  channels out
 
-The modules keep their weights, names and hooks; only what they compute with is another: their
-``forward`` asks first whether a map is one that can be done here, and is diffusers' own for every
-other (another device, half precision, odd sizes, training). Blocks of the decoder take the map
-and the encoder's as they are, without concatenating them. The moments of a map, which the next norm needs, travel
-with the tensor that was made with them.
+The modules keep their weights, names and hooks; only their ``forward`` is replaced. It first checks whether this
+arithmetic supports the map, and runs diffusers' own ``forward`` if not (another device, half precision, odd sizes,
+training). Decoder blocks read the decoder's map and the encoder's skip without concatenating them. The moments of a
+map, which the next norm needs, are attached to its tensor.
 """
 
 from __future__ import annotations
@@ -32,13 +31,14 @@ from store.kernels import Floats
 
 _Version = tuple[int, int]
 LARGEST = 256
-"""Channels; wider layers stay with torch: their transformed weights would take more memory than they save time."""
+"""Most channels of a layer. Wider layers stay with torch: their transformed weights would take much memory and save
+little time."""
 
 
 def use_fast_kernels(unet: UNet2DModel) -> UNet2DModel:
-    """Let a network compute faster on CPUs, to 1e-5 of its largest numbers; returns it.
+    """Make a network compute faster on CPUs, to within 1e-5 of its largest numbers; returns it.
 
-    Where all of its blocks can be done here, an image's bits are the same in every batch.
+    If all of its blocks are supported, the result for an image is the same to the bit in every batch.
     """
     for module in unet.modules():
         if isinstance(module, ResnetBlock2D) and _supports_block(module):
@@ -113,7 +113,7 @@ def _is_plainly_computed(x: torch.Tensor) -> bool:
 
 
 def _whose_bits_depend_on_the_batch(unet: UNet2DModel) -> Iterator[nn.Module]:
-    """What stays torch's: it adds up in another order for another number of images."""
+    """The modules left to torch that may round differently for another batch size: torch changes its order of sums."""
     yield from (unet.conv_in, unet.time_embedding)
     for module in unet.modules():
         if isinstance(module, Downsample2D) and isinstance(module.conv, nn.Conv2d):
@@ -123,7 +123,7 @@ def _whose_bits_depend_on_the_batch(unet: UNet2DModel) -> Iterator[nn.Module]:
 
 
 def _one_by_one(module: nn.Module) -> Callable[..., torch.Tensor]:
-    """Each image by itself, so that an image's bits are the same in every batch."""
+    """A ``forward`` that runs each image by itself, so that its result is the same to the bit in every batch."""
     usual = type(module).forward
 
     def forward(x: torch.Tensor, *rest: Any) -> torch.Tensor:
@@ -208,7 +208,7 @@ def _fast_upsampler(upsampler: Upsample2D) -> Callable[..., torch.Tensor]:
 
 
 def _use_fast_end(unet: UNet2DModel) -> None:
-    """Norm, SiLU and the last convolution in one: the first two hand the map on as it is."""
+    """Fuse the last norm, SiLU and convolution: norm and SiLU pass the map on unchanged."""
     norm, convolution = unet.conv_norm_out, unet.conv_out
     weights = _Weights(convolution)
 
@@ -229,7 +229,7 @@ def _use_fast_end(unet: UNet2DModel) -> None:
 
 
 class _Weights:
-    """A convolution's weights, transformed once for as long as they stay what they are."""
+    """A convolution's weights, transformed when first needed and again after they change."""
 
     def __init__(self, convolution: nn.Conv2d, *, doubled: bool = False) -> None:
         self._convolution, self._doubled = convolution, doubled
@@ -237,15 +237,15 @@ class _Weights:
         self._projection: tuple[_Version, Floats] | None = None
 
     def kernel(self) -> Kernel:
-        """Of a 3 x 3 convolution."""
+        """The transformed weights of a 3 x 3 convolution."""
         known, version = self._kernel, self._version()
-        if known is None or known[0] != version:  # several threads may find that at once: each makes the same
+        if known is None or known[0] != version:  # several threads may do this at once, with equal results
             known = version, transform_kernel(self._convolution.weight.detach().numpy(), doubled=self._doubled)
             self._kernel = known
         return known[1]
 
     def projection(self) -> Floats:
-        """Of a 1 x 1 convolution."""
+        """The transformed weights of a 1 x 1 convolution."""
         known, version = self._projection, self._version()
         if known is None or known[0] != version:
             known = version, transform_projection(self._convolution.weight.detach().numpy()[:, :, 0, 0])
@@ -253,7 +253,7 @@ class _Weights:
         return known[1]
 
     def bias(self, images: int) -> Floats:
-        """(n, k)."""
+        """The bias, repeated for each image: (n, k)."""
         assert self._convolution.bias is not None
         return np.repeat(self._convolution.bias.detach().numpy()[None], images, axis=0)
 
@@ -263,10 +263,10 @@ class _Weights:
 
 
 def _normalising(norm: nn.GroupNorm, moments: Moments, modulation: torch.Tensor | None = None) -> tuple[Floats, Floats]:
-    """Group norm of maps with these moments as scale and shift (n, c).
+    """Express the group norm of maps with these moments as a scale and a shift, each float32 (n, c).
 
     Args:
-        modulation: scale and shift by time, (n, 2c): (1 + scale) norm(x) + shift.
+        modulation: the time embedding's scale and shift, (n, 2c), applied as (1 + scale) norm(x) + shift.
     """
     images = len(moments.mean)
     mean, variance = (of.reshape(images, norm.num_groups, -1) for of in (moments.mean, moments.variance))
@@ -283,20 +283,20 @@ def _normalising(norm: nn.GroupNorm, moments: Moments, modulation: torch.Tensor 
 
 
 def _channels_last(x: torch.Tensor) -> Floats:
-    """(n, c, h, w) -> (n, h, w, c), contiguous; copied only where it was not so already."""
+    """(n, c, h, w) -> (n, h, w, c), contiguous; copied only if the memory is not in that order already."""
     maps: Floats = x.permute(0, 2, 3, 1).contiguous().numpy()
     return maps
 
 
 def _image(maps: Floats, moments: Moments) -> torch.Tensor:
-    """(n, h, w, c) -> (n, c, h, w), with its moments."""
+    """(n, h, w, c) -> (n, c, h, w), with its moments attached."""
     image = torch.from_numpy(maps).permute(0, 3, 1, 2)
     image.moments = moments  # type: ignore[attr-defined]
     return image
 
 
 def _moments(image: torch.Tensor) -> Moments:
-    """Those it was made with, or new ones that it keeps."""
+    """The moments attached to an image; they are computed and attached if there are none."""
     known: Moments | None = getattr(image, "moments", None)
     if known is None:
         image.moments = known = channel_moments(_channels_last(image))  # type: ignore[attr-defined]

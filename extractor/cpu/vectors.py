@@ -1,7 +1,7 @@
-"""Small pieces that Numba's own loops are too slow for, in LLVM's terms: their numbers stay in vector registers.
+"""Inner loops written in LLVM IR, because Numba's own loops do not keep their numbers in vector registers.
 
-All but ``take`` want flat float32 arrays and indices into them, and return nothing. Whoever changes this file
-has to touch ``convolution.py``, too: Numba's cache only looks at the file that a kernel stands in.
+All but ``take`` operate on flat float32 arrays and indices into them, and return nothing. Whoever changes this file
+has to touch ``convolution.py``, too: Numba's cache only checks the file in which a kernel is defined.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from store.kernels import intrinsic
 
 
 def _is_wide() -> bool:
-    """Whether vector registers are 512 bits wide: of the processor that Numba compiles for, which users may choose."""
+    """Return whether the processor that Numba compiles for, which users may configure, has 512-bit vector registers."""
     features = codegen.get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
     return "+avx512f" in features.split(",")
 
 
 LANES = 16 if _is_wide() else 8  # floats in a vector register
-NARROW = 8  # floats in the shortest vector: numbers of channels are multiples of it
-ROWS = 8 if _is_wide() else 4  # rows that one product takes together: eight sums are on their way at once
-FEW_ROWS = 4  # that a product onto what is there takes together: pixels of a tile
-COLUMNS = 16  # columns that a product takes together
+NARROW = 8  # floats in the shortest vector; numbers of channels are multiples of it
+ROWS = 8 if _is_wide() else 4  # rows that ``multiply`` computes together, so that eight vector sums are in flight
+FEW_ROWS = 4  # rows that ``multiply_onto`` computes together: the width of a tile in pixels
+COLUMNS = 16  # columns that both compute together
 
-_FAST = ("contract", "reassoc", "nsz", "arcp")  # but not what takes all numbers to be finite
+_FAST = ("contract", "reassoc", "nsz", "arcp")  # without the flags that assume finite numbers
 
 Signature = Any
 Write = Callable[["_Code", Sequence[Any]], None]
 
 
 class _Code:
-    """The code of a function that is being written; arrays are named by their places among its arguments.
+    """Writes the code of one function; arrays are named by their positions among its arguments.
 
     Attributes:
-        builder: LLVM's.
+        builder: LLVM's IR builder.
         lanes: floats in each vector.
     """
 
@@ -52,7 +52,7 @@ class _Code:
         self._vector, self._integers = ir.VectorType(ir.FloatType(), lanes), ir.VectorType(ir.IntType(32), lanes)
 
     def at(self, start: Any, *steps: tuple[Any, Any]) -> Any:
-        """start + the products of all steps; of indices and Python's integers."""
+        """The index start + the sum of the products in ``steps``; factors are LLVM values or Python integers."""
         for one, other in steps:
             start = self.builder.add(start, self.builder.mul(_index(one), _index(other)))
         return start
@@ -64,14 +64,14 @@ class _Code:
         self.builder.store(number, self._place(array, index), align=4)
 
     def spread(self, array: int, index: Any) -> Any:
-        """One number in all lanes."""
+        """Load one number into all lanes."""
         number = self.builder.load(self.builder.gep(self._data[array], [index]))
         nothing = ir.Constant(self._vector, ir.Undefined)
         first = self.builder.insert_element(nothing, number, ir.Constant(ir.IntType(32), 0))
         return self.builder.shuffle_vector(first, nothing, ir.Constant(self._integers, [0] * self.lanes))
 
     def constant(self, number: float) -> Any:
-        """The same in all lanes."""
+        """A constant in all lanes."""
         return ir.Constant(self._vector, [number] * self.lanes)
 
     def sum(self, one: Any, other: Any) -> Any:
@@ -98,7 +98,7 @@ class _Code:
         y = self.product(z, constant(-1.4426950408889634))
         for limit, too_far in ((126.0, ">"), (-126.0, "<")):
             y = builder.select(builder.fcmp_ordered(too_far, y, constant(limit)), constant(limit), y)
-        rounding = constant(1.5 * 2.0**23)  # added, it leaves the nearest integer in the last bits
+        rounding = constant(1.5 * 2.0**23)  # adding it leaves the nearest integer in the lowest bits
         shifted = builder.fadd(y, rounding)
         f = builder.fsub(y, builder.fsub(shifted, rounding))
         p = constant(_POWER_OF_TWO[-1])
@@ -109,7 +109,7 @@ class _Code:
         return builder.bitcast(builder.add(builder.bitcast(p, self._integers), whole), self._vector)
 
     def variable(self, value: Any) -> Any:
-        """A place for a value that a loop changes; LLVM keeps it in a register."""
+        """A stack slot for a value that a loop changes; LLVM keeps it in a register."""
         return cgutils.alloca_once_value(self.builder, value)
 
     def add_to(self, variable: Any, value: Any) -> None:
@@ -121,7 +121,7 @@ class _Code:
             yield loop.index
 
     def along(self, count: Any, write: Callable[[_Code, Any], None]) -> None:
-        """Write for vectors from 0 to ``count``, a multiple of NARROW; the last one may be narrow."""
+        """Write a loop over vectors from 0 to ``count``, a multiple of NARROW; the last vector may be narrow."""
         lanes = _index(self.lanes)
         whole = self.builder.udiv(count, lanes)
         with self.loop(whole) as i:
@@ -148,7 +148,7 @@ _POWER_OF_TWO = _power_of_two()
 
 
 def _void(write: Write, *kinds: Any) -> tuple[Signature, Callable[..., Any]]:
-    """What Numba wants of an intrinsic that returns nothing: its signature, and who writes its code."""
+    """The signature and the code generator of an intrinsic that returns nothing, as Numba expects them."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         data = [
@@ -188,13 +188,13 @@ def _multiply(rows: int, *, onto: bool) -> Write:
 
 @intrinsic
 def multiply(_typing: Any, v: Any, at_v: Any, u: Any, at_u: Any, m: Any, at_m: Any, depth: Any, width: Any) -> Any:
-    """m[at_m + r width + j] = sum_i v[at_v + r depth + i] u[at_u + 16 i + j] for ROWS r and COLUMNS j."""
+    """m[at_m + r width + j] = sum_i v[at_v + r depth + i] u[at_u + 16 i + j] for r < ROWS and j < COLUMNS."""
     return _void(_multiply(ROWS, onto=False), v, at_v, u, at_u, m, at_m, depth, width)
 
 
 @intrinsic
 def multiply_onto(_typing: Any, v: Any, at_v: Any, u: Any, at_u: Any, m: Any, at_m: Any, depth: Any, width: Any) -> Any:
-    """The same for FEW_ROWS r, with += instead of =."""
+    """The same as ``multiply`` for r < FEW_ROWS, with += instead of =."""
     return _void(_multiply(FEW_ROWS, onto=True), v, at_v, u, at_u, m, at_m, depth, width)
 
 
@@ -212,7 +212,7 @@ def activate(
     at_y: Any,
     step_y: Any,
 ) -> Any:
-    """y = SiLU(scale x + shift), to 3e-7 relative, of all ``channels`` of ``count`` pixels."""
+    """y = SiLU(scale x + shift), to a relative error of 3e-7, for all ``channels`` of ``count`` pixels."""
 
     def write(code: _Code, arguments: Sequence[Any]) -> None:
         _, at, channels, count, _, _, at_channel, _, at_y, step_y = arguments
@@ -234,7 +234,7 @@ def activate(
 def settle(
     _typing: Any, y: Any, at: Any, channels: Any, count: Any, bias: Any, at_bias: Any, reference: Any, sums: Any
 ) -> Any:
-    """y += bias, of all ``channels`` of ``count`` pixels; sums (2 channels) of y - reference and of its squares."""
+    """y += bias for all ``channels`` of ``count`` pixels; sums (2 channels) of y - reference, then of its squares."""
 
     def write(code: _Code, arguments: Sequence[Any]) -> None:
         _, at, channels, count, _, at_bias, _, _ = arguments
@@ -259,7 +259,7 @@ def settle(
 
 @intrinsic
 def take(_typing: Any, counter: Any) -> Any:
-    """The number in an int64 array of one element, which is one more afterwards: each number is taken once."""
+    """Return the number in an int64 array of one element and increment it atomically: each number is taken once."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
@@ -271,9 +271,9 @@ def take(_typing: Any, counter: Any) -> Any:
 def combination(matrix: NDArray[np.float64]) -> Any:
     """A function for Numba that applies a small matrix to rows of ``count`` floats each:
 
-    to[at_to + i step_to + e] = sum_j matrix[i, j] from[at_from + j step_from + e] for e < count, of flat arrays.
+    to[at_to + i step_to + e] = sum_j matrix[i, j] from[at_from + j step_from + e] for e < count, with flat arrays.
 
-    Neighbouring rows, and columns, of the matrix that differ in signs alone share their sums and differences.
+    Adjacent rows, or columns, of the matrix that differ in signs alone share their sums and differences.
     """
 
     def write(code: _Code, arguments: Sequence[Any]) -> None:
@@ -305,7 +305,7 @@ def combination(matrix: NDArray[np.float64]) -> Any:
 
 
 def _twins(rows: NDArray[np.float64]) -> list[int]:
-    """Where a row and the next differ in signs, and in signs alone."""
+    """Indices of the rows that differ from the next row in signs, and in signs alone."""
     alike = [np.array_equal(np.abs(one), np.abs(next_)) for one, next_ in pairwise(rows)]
     return [i for i, found in enumerate(alike) if found and np.any(rows[i] != rows[i + 1])]
 

@@ -1,1 +1,1 @@
-"""A U-Net's arithmetic on CUDA devices: norms in fewer passes, and forwards that are recorded once and replayed."""
+"""A U-Net's arithmetic on CUDA devices: norms in fewer passes, and forwards recorded as CUDA graphs and replayed."""

@@ -2,9 +2,9 @@
 
 n  images     c  channels     g  groups of them     h, w  size of a map
 
-torch's group norm finds the moments of a group with one block of threads, so that a single photograph leaves most of
-a device idle; and of its own passes and those of diffusers' blocks (the time's scale, its shift, SiLU, sum, division by
-one) half can be saved. Convolutions stay cuDNN's.
+torch's group norm computes the moments of a group in one block of threads, so that a single photograph leaves most of
+a device idle. Half of its passes, and of those of diffusers' blocks (the time embedding's scale and shift, SiLU, sum,
+division by one), can be saved. Convolutions stay cuDNN's.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from torch.nn import functional
 from extractor.unet import is_plain
 
 ROWS = 1024
-"""Rows that a device finds the moments of at once; groups are cut into so many where they are long enough."""
+"""Rows that a device reduces to moments at once; groups are cut into rows to make about so many."""
 SHORTEST = 4096
-"""Numbers in a row, at least."""
+"""Least numbers in a row: shorter groups are not cut further."""
 
 
 def use_fast_kernels(unet: UNet2DModel) -> UNet2DModel:
-    """Let a network compute faster on CUDA devices, to 1e-5 of its largest numbers; returns it."""
+    """Make a network compute faster on CUDA devices, to within 1e-5 of its largest numbers; returns it."""
     for module in unet.modules():
         if isinstance(module, ResnetBlock2D) and is_plain(module):
             module.forward = _fast_block(module)
@@ -54,12 +54,12 @@ def _fast_block(block: ResnetBlock2D) -> Callable[..., torch.Tensor]:
 
 
 def group_norm(x: torch.Tensor, norm: nn.GroupNorm, modulation: torch.Tensor | None = None) -> torch.Tensor:
-    """Group norm, then the time's scale and shift, in one pass to find the moments and one to apply them.
+    """Group norm, then the time embedding's scale and shift: one pass finds the moments, a second one applies all.
 
     Args:
         x: (n, c, h, w).
-        norm: of c channels.
-        modulation: (n, 2c), scale less one and shift; none where None.
+        norm: the group norm of c channels.
+        modulation: (n, 2c), scale minus one and shift; None for no modulation.
 
     Returns:
         float32 (n, c, h, w).
@@ -76,7 +76,7 @@ def group_norm(x: torch.Tensor, norm: nn.GroupNorm, modulation: torch.Tensor | N
 
 
 def _moments(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Variance and mean of (n, g, numbers), each (n, g, 1), from those of rows that many threads look at."""
+    """Variance and mean of (n, g, numbers), each (n, g, 1), combined from those of rows reduced in parallel."""
     n, g, numbers = groups.shape
     rows = min(max(1, ROWS // (n * g)), max(1, numbers // SHORTEST))
     rows = math.gcd(1 << (rows.bit_length() - 1), numbers)

@@ -1,4 +1,4 @@
-"""How a process multiplies float32 on CUDA devices."""
+"""The precision of float32 arithmetic on CUDA devices."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ _SWITCHED = threading.RLock()
 
 @contextmanager
 def whole_float32(device: torch.device) -> Iterator[None]:
-    """cuDNN rounds float32 to ten bits unless it is told not to, and a walk multiplies what was rounded."""
+    """Convolve in full float32 within this context: by default cuDNN rounds to ten bits (TF32), and an inversion
+    amplifies the errors."""
     if device.type != "cuda":
         yield
         return
-    # Since torch 2.9, where reading the former flag may raise.
+    # This switch exists since torch 2.9, where reading the former flag (allow_tf32) may raise.
     convolutions = getattr(torch.backends.cudnn, "conv", None)
     switch, name, exact = (
         (convolutions, "fp32_precision", "ieee") if convolutions else (torch.backends.cudnn, "allow_tf32", False)

@@ -1,7 +1,7 @@
 """Computations that are recorded as CUDA graphs and replayed.
 
-A forward is a thousand kernels. Who launches them one by one waits for the interpreter lock and for a core before
-each, and beside a dozen threads that decode and write, longer than the device computes; a replay is one call.
+A forward launches a thousand kernels. Launched one by one, each waits for the interpreter lock and for a core; beside a
+dozen threads that decode and write, that takes longer than the device computes. A replay is a single call.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ Maps = dict[str, torch.Tensor]
 Computation = Callable[..., Maps]
 
 RUNS_BEFORE = 2
-"""Times that a computation is run before it is recorded: what comes once is not worth it, and libraries choose and
-load their kernels meanwhile."""
+"""Times that a computation is run before it is recorded: one that is rare is not worth it, and libraries choose and
+load their kernels during these runs."""
 MOST = 8
-"""Graphs that are kept; whatever else is asked for is run."""
+"""Most graphs that are kept; further computations are run without recording."""
 
 
 class Recordings:
-    """The graphs of one device, for one thread.
+    """The CUDA graphs of one device, for one thread.
 
-    Each keeps its inputs and outputs; what lies between is in memory that they share.
+    Each graph has its own inputs; intermediate results are in a memory pool that the graphs share.
     """
 
     def __init__(self) -> None:
@@ -38,21 +38,22 @@ class Recordings:
         self._place: _Place | None = None
 
     def run(self, name: Hashable, compute: Computation, inputs: Sequence[torch.Tensor]) -> Maps:
-        """What ``compute`` makes of the inputs.
+        """Apply ``compute`` to the inputs: replay its graph if there is one, else run it, and record it if it is due.
 
         Args:
-            name: computations of one name, inputs of one shape and type and nothing else make the same kernels.
-            compute: makes tensors of tensors on a CUDA device, without asking for their numbers.
+            name: identifies the computation: with one name, and inputs of the same shapes and types, it must launch
+                the same kernels.
+            compute: maps tensors to tensors on a CUDA device, without reading their values.
 
         Raises:
-            OutOfMemoryError: no room, though what was recorded had been given up.
+            OutOfMemoryError: no room, even after the graphs' memory was freed.
         """
         try:
             return self._replayed_or_run(name, compute, inputs)
         except torch.OutOfMemoryError:
             if not self.forget():
                 raise
-        # Not within the clause above: the error holds what was made until it is left.
+        # Outside the clause above: the exception keeps tensors alive until its clause ends.
         torch.cuda.empty_cache()
         return compute(*inputs)
 
@@ -66,7 +67,7 @@ class Recordings:
         return compute(*inputs) if recorded is None else recorded.replay(inputs)
 
     def forget(self) -> bool:
-        """Give the graphs' memory back and record no more; False, and nothing is changed, where there are none."""
+        """Free the graphs' memory and record no more; returns False, and changes nothing, if there are no graphs."""
         if not self._graphs:
             return False
         self._most = 0
@@ -76,22 +77,22 @@ class Recordings:
         return True
 
     def _record(self, key: Hashable, compute: Computation, inputs: Sequence[torch.Tensor]) -> None:
-        """Record, or never try again: what cannot be recorded can still be run."""
+        """Record a computation. If that fails, never record again: computations are then run without graphs."""
         reason = None
         if self._place is None:
             self._place = _place_on(inputs[0].device)
         try:
             self._graphs[key] = _Recorded(compute, inputs, self._place)
-        except RuntimeError as error:  # of the device, which may be full, or of another thread that records, too
+        except RuntimeError as error:  # the device may be full, or another thread may be recording
             reason = str(error).strip().partition("\n")[0]
-        if reason is not None:  # not within the clause above: the error holds what was made until it is left
+        if reason is not None:  # outside the clause above: the exception keeps tensors alive until its clause ends
             self._most = 0
             self.forget()
-            logger.warning("forwards are not recorded (%s); they are run, which takes a little longer", reason)
+            logger.warning("forwards are not recorded as CUDA graphs (%s), which makes them a little slower", reason)
 
 
 class _Place(NamedTuple):
-    """Where the graphs of one device are recorded, and the memory that they share."""
+    """The device and stream on which graphs are recorded, and the memory pool that they share."""
 
     device: torch.device
     stream: torch.cuda.Stream
@@ -99,12 +100,12 @@ class _Place(NamedTuple):
 
 
 def _place_on(device: torch.device) -> _Place:
-    with torch.cuda.device(device):  # a stream of one's own: torch's for recording belongs to the device that was first
+    with torch.cuda.device(device):  # torch's default stream for recording would be on the first device used
         return _Place(device, torch.cuda.Stream(device), torch.cuda.graph_pool_handle())
 
 
 class _Recorded:
-    """One graph, and where it reads and writes."""
+    """One CUDA graph, with the tensors that it reads and writes."""
 
     def __init__(self, compute: Computation, inputs: Sequence[torch.Tensor], place: _Place) -> None:
         before = torch.cuda.current_stream(place.device)
@@ -112,18 +113,18 @@ class _Recorded:
             self._graph = torch.cuda.CUDAGraph()
             self._inputs = [x.clone() for x in inputs]
             try:
-                # Other threads may copy and allocate meanwhile.
+                # thread_local: other threads may copy and allocate during the recording.
                 recording = torch.cuda.graph(
                     self._graph, pool=place.pool, stream=place.stream, capture_error_mode="thread_local"
                 )
                 with recording:
                     self._outputs = compute(*self._inputs)
             except RuntimeError:
-                torch.cuda.set_stream(before)  # which torch does not where a recording cannot even be ended
+                torch.cuda.set_stream(before)  # torch does not restore it if the recording cannot even be ended
                 raise
 
     def replay(self, inputs: Sequence[torch.Tensor]) -> Maps:
-        """What it makes of these inputs, in memory of its own: the next replay of any graph writes over the graph's."""
+        """Replay the graph on these inputs and return copies of its outputs, which the next replay may overwrite."""
         for kept, given in zip(self._inputs, inputs, strict=True):
             kept.copy_(given)
         self._graph.replay()

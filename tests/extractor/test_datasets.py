@@ -179,9 +179,9 @@ def test_what_a_folder_holds_and_nobody_reads_is_told(tmp_path: Path) -> None:
     touch(tmp_path, "images/a.png", "images/b.webp", "images/more/c.png", "images/notes.txt", "masks/a.png")
     touch(tmp_path, *(f"masks/{i}.png" for i in range(5)))
     assert load_dataset(f"folder:{tmp_path}").notes_on_unread == (
-        f"1 in {tmp_path} of other kinds are not read; save them as PNG (b.webp)",
-        f"1 in {tmp_path} are folders of images not read; name each as a data set, or list them in a manifest (more)",
-        f"5 in {tmp_path} are masks of no image (0.png, 1.png, 2.png, ...)",
+        f"1 in {tmp_path} have formats that are not read; save them as PNG (b.webp)",
+        f"1 in {tmp_path} are unread folders of images; name each as a data set, or list them in a manifest (more)",
+        f"5 in {tmp_path} are masks without an image (0.png, 1.png, 2.png, ...)",
     )
     touch(tmp_path, "flat/a.png", "flat/masks/vessel/a.png")
     assert load_dataset(f"folder:{tmp_path}/flat").notes_on_unread == ()

@@ -160,7 +160,7 @@ def test_blocks_by_name_or_index(backbone: Backbone) -> None:
 
 def test_a_network_of_other_than_colour_photographs_is_refused() -> None:
     config = tiny_unet() | {"in_channels": 6}
-    with pytest.raises(BackboneError, match="reads 6 channels and gives 3; expected one of colour photographs"):
+    with pytest.raises(BackboneError, match="6 input and 3 output channels; expected a network for colour photographs"):
         Backbone(build_unet(config), Diffusion(noise_schedule("cosine-1000"), "epsilon"), config)
 
 

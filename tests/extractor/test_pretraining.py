@@ -337,5 +337,5 @@ def test_a_run_goes_on_with_the_photographs_it_began_with(
     fewer = PreparedPhotographs(
         find_images([dataset_folder / "images"])[1:], tmp_path / "prepared", 32, Preprocessing(clahe=None)
     )
-    with pytest.raises(PretrainingError, match="begun with 6 photographs, these are 5 or others"):
+    with pytest.raises(PretrainingError, match="begun with 6 photographs, but not with these 5"):
         Pretraining(SETTINGS, fewer, tmp_path / "run")

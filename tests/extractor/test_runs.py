@@ -185,7 +185,7 @@ def test_photographs_that_were_left_out_stop_no_run_that_goes_on(
 def test_a_spec_of_another_precision_or_schedule_is_refused(
     backbone: Backbone, spec: FeatureSpec, name: str, value: str
 ) -> None:
-    with pytest.raises(BackboneError, match=f"the spec is of {name} {value}, the backbone was opened with"):
+    with pytest.raises(BackboneError, match=f"the spec has {name} {value}, but the backbone was opened with"):
         Extractor(backbone, changed(spec, **{name: value}))
 
 
