@@ -131,11 +131,11 @@ class SegmentResponse(BaseModel):
     mask_png: str | None = Field(
         description="base64 PNG of class ids; where classes overlap, the id of the last one (mask=png)"
     )
-    mask_rle: RunLengths | None = Field(description="mask_png as run lengths (mask=rle)")
+    mask_rle: RunLengths | None = Field(description="the same label map as run lengths (mask=rle)")
     masks_png: dict[str, str] | None = Field(
         description="{class: base64 PNG of its own mask, 0 and 1}, for models whose classes may overlap (mask=png)"
     )
-    masks_rle: dict[str, RunLengths] | None = Field(description="masks_png as run lengths (mask=rle)")
+    masks_rle: dict[str, RunLengths] | None = Field(description="the same masks as run lengths (mask=rle)")
     by_timestep: dict[str, str] | None = Field(
         description="{voter: base64 PNG of its own labels}; in most models timesteps vote (by_timestep=true)"
     )
@@ -225,10 +225,10 @@ class ModelInfo(BaseModel):
         description="the service advises to abstain at larger distances; null if the model has no statistics"
     )
     residual_range: tuple[float, float] | None = Field(
-        description="likewise for residuals of the inversion outside this range; null if they are not judged"
+        description="the service advises to abstain if the inversion's residual is outside; null if it is not judged"
     )
     validation_dice: float | None = Field(
-        description="mean Dice on the validation images that its weights were selected on, 0..1"
+        description="Dice on the validation images that its weights were selected on, 0..1"
     )
     training_images: int
     licence: str

@@ -149,9 +149,7 @@ def _checked(options: Options, engine: Engine) -> Options:
         raise BadRequest("a job segments photographs; expected neither key nor fov_only")
     question = engine.question(b"", "image", options.model, options.timesteps)
     options.require_classes(question.model.card.task.classes)
-    return options.model_copy(
-        update={"model": question.model.name}
-    )  # a reload may change the default before the job is done
+    return options.model_copy(update={"model": question.model.name})  # a reload may change the default
 
 
 def _photographs(folder: str, context: Context) -> list[str]:
