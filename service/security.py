@@ -78,9 +78,13 @@ class Admission:
             self._take_token(name)
             running = self._running.get(name, 0)
             if self._at_once and running >= self._at_once:
-                raise TooManyRequests(f"{running} requests of this key are being answered, its limit; ask again later")
+                raise TooManyRequests(
+                    f"{running} requests of this key are being answered, which is its limit; ask again later"
+                )
             if sum(self._running.values()) >= self._total:
-                raise Busy(f"{self._total} requests are being answered, the limit of the service; ask again later")
+                raise Busy(
+                    f"{self._total} requests are being answered, which is the limit of the service; ask again later"
+                )
             self._running[name] = running + 1
         try:
             yield

@@ -69,9 +69,9 @@ async def received(request: Request, room: Room, limit: int, files: int = 1) -> 
     """Read the body of a request.
 
     Args:
-        room: budget from which its bytes are taken, until the request is answered.
+        room: budget in which its bytes are reserved until the request is answered.
         limit: most bytes, counted as they arrive, since the declared length may be missing or wrong.
-        files: most files.
+        files: most files that it may have.
 
     Raises:
         BodyTooLarge: the body has more than ``limit`` bytes.
