@@ -1,16 +1,16 @@
-# Extraction on CUDA: `extractor` and the Dask scheduler and workers that it uses. Build from the root of the
-# repository, with a CUDA_VERSION of the major version that torch was built for:
+# Extraction on CUDA: `extractor`, and the Dask scheduler and workers that it uses. Build from the root of the
+# repository; CUDA_VERSION must have the major version that torch was built for:
 #   docker build -f docker/extractor.Dockerfile -t diffdgss-extractor .
 #   docker run --gpus all --read-only --tmpfs /tmp -v photos:/data/photos:ro -v features:/data diffdgss-extractor \
 #       extractor run --dataset folder:/data/photos --store /data/features.zarr --device cuda
 ARG CUDA_VERSION=13.0.2
-# A plain install of mamba-ssm ships no scan kernel since 2.3.2; here it is built, and only its wheel is kept.
+# Since 2.3.2 a plain install of mamba-ssm has no scan kernel; it is built here, and only its wheel is copied on.
 FROM nvidia/cuda:${CUDA_VERSION}-devel-ubuntu24.04 AS scan
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG TORCH_CUDA_ARCH_LIST="8.0;8.6;8.9;9.0+PTX"
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-# hadolint ignore=DL3008  # Ubuntu keeps one version of Python 3.12, and deletes the one before
+# hadolint ignore=DL3008  # Ubuntu deletes every version of Python 3.12 but the newest, so none can be pinned
 RUN apt-get update \
     && apt-get install -y --no-install-recommends python3.12-dev python3.12-venv \
     && rm -rf /var/lib/apt/lists/* \
@@ -44,7 +44,8 @@ ENV PATH=/opt/venv/bin:$PATH HOME=/tmp NUMBA_CACHE_DIR=/tmp \
 WORKDIR /tmp
 VOLUME /data
 EXPOSE 8786 8787
-# The scheduler answers on 8787, a worker on 8788; a container that runs neither is as healthy as its process.
+# Scheduler and workers set DIFFDGSS_HEALTH_PORT (8787 and 8788). Without it, as in a single run, the check always
+# succeeds while the process runs.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=30s \
     CMD ["python", "-c", "import os, urllib.request as r; port = os.environ.get('DIFFDGSS_HEALTH_PORT'); port and r.urlopen(f'http://127.0.0.1:{port}/health', timeout=4)"]
 CMD ["extractor", "--help"]

@@ -1,16 +1,16 @@
 # The service, on a CPU (target cpu) or on CUDA (target cuda). Build from the root of the repository:
 #   docker build -f docker/service.Dockerfile --target cpu -t diffdgss-service .
-# The index decides which build of torch it is; choose another with --build-arg PIP_INDEX_URL=... The CUDA_VERSION
-# must be of the major version that torch was built for.
+# The package index determines which build of torch is installed; choose one with --build-arg PIP_INDEX_URL=...
+# CUDA_VERSION must have the major version that torch was built for.
 #   docker run --read-only --tmpfs /tmp -v features:/data -p 127.0.0.1:8000:8000 diffdgss-service
 ARG CUDA_VERSION=13.0.2
-# A plain install of mamba-ssm ships no scan kernel since 2.3.2; here it is built, and only its wheel is kept.
+# Since 2.3.2 a plain install of mamba-ssm has no scan kernel; it is built here, and only its wheel is copied on.
 FROM nvidia/cuda:${CUDA_VERSION}-devel-ubuntu24.04 AS scan
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG TORCH_CUDA_ARCH_LIST="8.0;8.6;8.9;9.0+PTX"
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-# hadolint ignore=DL3008  # Ubuntu keeps one version of Python 3.12, and deletes the one before
+# hadolint ignore=DL3008  # Ubuntu deletes every version of Python 3.12 but the newest, so none can be pinned
 RUN apt-get update \
     && apt-get install -y --no-install-recommends python3.12-dev python3.12-venv \
     && rm -rf /var/lib/apt/lists/* \
@@ -56,6 +56,6 @@ FROM run AS cuda
 COPY --from=build-cuda /opt/venv /opt/venv
 ENV DIFFDGSS_DEVICE=cuda NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
-# Last, so that it is what a build without --target makes.
+# The last stage, so that it is the default of a build without --target.
 FROM run AS cpu
 COPY --from=build-cpu /opt/venv /opt/venv

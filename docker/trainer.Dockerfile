@@ -1,16 +1,16 @@
-# Training of interpreters on CUDA: `interpreter`. Build from the root of the repository, with a CUDA_VERSION of
+# Training of interpreters on CUDA: `interpreter`. Build from the root of the repository; CUDA_VERSION must have
 # the major version that torch was built for:
 #   docker build -f docker/trainer.Dockerfile -t diffdgss-trainer .
 #   docker run --gpus all --read-only --tmpfs /tmp -v features:/data -v models:/models diffdgss-trainer \
 #       interpreter train --store /data/features.zarr --dataset photos --target mask --out /models/mine
 ARG CUDA_VERSION=13.0.2
-# A plain install of mamba-ssm ships no scan kernel since 2.3.2; here it is built, and only its wheel is kept.
+# Since 2.3.2 a plain install of mamba-ssm has no scan kernel; it is built here, and only its wheel is copied on.
 FROM nvidia/cuda:${CUDA_VERSION}-devel-ubuntu24.04 AS scan
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG TORCH_CUDA_ARCH_LIST="8.0;8.6;8.9;9.0+PTX"
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-# hadolint ignore=DL3008  # Ubuntu keeps one version of Python 3.12, and deletes the one before
+# hadolint ignore=DL3008  # Ubuntu deletes every version of Python 3.12 but the newest, so none can be pinned
 RUN apt-get update \
     && apt-get install -y --no-install-recommends python3.12-dev python3.12-venv \
     && rm -rf /var/lib/apt/lists/* \
@@ -43,6 +43,6 @@ ENV PATH=/opt/venv/bin:$PATH HOME=/tmp NUMBA_CACHE_DIR=/tmp \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 WORKDIR /tmp
 VOLUME ["/data", "/models"]
-# A training serves nobody: it is healthy while its first process can still be asked.
+# Training has no port to probe: the container is healthy while process 1 exists.
 HEALTHCHECK --interval=60s --timeout=5s CMD ["python", "-c", "import os; os.kill(1, 0)"]
 CMD ["interpreter", "--help"]

@@ -34,13 +34,13 @@ def create_app(
     load: Callable[[], Engine] | None = None,
     read_settings: Callable[[], Settings] | None = None,
 ) -> FastAPI:
-    """The application.
+    """Create the application.
 
     Args:
-        settings: of the operator.
-        load: makes the engine; by default from the settings. It runs in the background, so that
+        settings: the operator's settings.
+        load: builds the engine; by default from the settings. It runs in a background thread, so that
             the process answers ``/healthz`` while models are being loaded.
-        read_settings: reads the settings anew, for a reload.
+        read_settings: reads the settings again for a reload; by default ``settings`` stay in force.
     """
     context = Context(settings, load, read_settings)
 
@@ -69,7 +69,7 @@ def create_app(
     app.add_exception_handler(HTTPException, _http_error)
     for routes in (page, health, segment, features, jobs, models):
         app.include_router(routes.router)
-    app.add_middleware(LastResort)  # the innermost, so that a failure is answered within all that surrounds it
+    app.add_middleware(LastResort)  # innermost, so that its answers pass through the other middlewares
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -83,13 +83,13 @@ def create_app(
 
 
 def _reload_on_hangup(context: Context) -> None:
-    """SIGHUP reloads; where signals cannot be had, the endpoint does."""
+    """Reload on SIGHUP; where no signal handler can be installed, only the endpoint reloads."""
 
     def reload() -> None:
         try:
             context.reload()
-        except Exception as error:  # everything stays as it was
-            logger.error("reload failed, everything stays as it was", problem=str(error))
+        except Exception as error:  # the old settings and models stay in use
+            logger.error("reload failed; the old settings and models stay in use", problem=str(error))
 
     with contextlib.suppress(ValueError, RuntimeError, NotImplementedError, AttributeError):
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: threading.Thread(target=reload).start())
@@ -99,20 +99,20 @@ async def _expected_error(request: Request, error: Exception) -> JSONResponse:
     status = status_of(error)
     request.app.state.context.http.refused.labels(type(error).__name__).inc()
     worth_a_line = status >= 500 or isinstance(error, StoreError)
-    if worth_a_line and not isinstance(error, NotReady):  # whoever polls for readiness expects that
+    if worth_a_line and not isinstance(error, NotReady):  # expected while somebody polls for readiness
         log = logger.warning if isinstance(error, Unavailable) else logger.error
         log("request failed", problem=str(error), status=status)
     return JSONResponse({"detail": detail_of(error)}, status_code=status, headers=headers_of(error))
 
 
 async def _invalid_request(_request: Request, error: Exception) -> JSONResponse:
-    """Parameters that do not fit: where and why, never what was sent."""
+    """Answer invalid parameters with their location and the reason, never with the values that were sent."""
     assert isinstance(error, RequestValidationError)
     found = [f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']}" for one in error.errors()[:5]]
     return JSONResponse({"detail": "; ".join(found)}, status_code=422)
 
 
 async def _http_error(_request: Request, error: Exception) -> JSONResponse:
-    """Routes and methods that do not exist."""
+    """Answer HTTP errors of the framework, such as unknown routes and methods, in the format of all errors."""
     assert isinstance(error, HTTPException)
     return JSONResponse({"detail": str(error.detail)}, status_code=error.status_code, headers=error.headers)

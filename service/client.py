@@ -4,7 +4,7 @@
         answer = client.segment(Path("eye.png"))
         mask = client.mask(Path("eye.png"))
 
-What is refused because the service is busy is asked again when the service says, a few times.
+A request that is refused because the service is busy is retried a few times, when its Retry-After says.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ Photograph = Path | bytes
 
 
 class Refused(Exception):
-    """The service did not answer what was asked.
+    """The service answered with an error.
 
     Attributes:
         status: the HTTP status.
-        detail: why.
-        retry_after: seconds, where the service says when to ask again.
+        detail: the reason that the service gave.
+        retry_after: seconds after which to retry; None if the service did not say.
     """
 
     def __init__(self, status: int, detail: str, retry_after: float | None = None) -> None:
@@ -44,14 +44,14 @@ class Refused(Exception):
 
 
 class Client:
-    """Talks to one service.
+    """A client of one service.
 
     Args:
-        url: of the service.
-        api_key: where the operator has set some.
-        timeout: seconds for each request.
-        patience: how often a busy service is asked again.
-        transport: how requests travel; httpx's own if None.
+        url: base URL of the service.
+        api_key: needed if the operator has set keys.
+        timeout: seconds that each step of a request may take: to connect, to send, to receive.
+        patience: how many times a request is retried while the service is busy.
+        transport: transport of httpx; its default if None.
     """
 
     def __init__(
@@ -75,79 +75,79 @@ class Client:
         self._http.close()
 
     def segment(self, photograph: Photograph | None = None, **options: Any) -> SegmentResponse:
-        """Segment a photograph, or the features of ``key=``; options are those of ``POST /v1/segment``."""
+        """Segment a photograph, or stored features given by ``key=``; options are those of ``POST /v1/segment``."""
         return SegmentResponse.model_validate_json(self._segment(photograph, options | {"output": "json"}))
 
     def mask(self, photograph: Photograph | None = None, **options: Any) -> NDArray[np.uint8]:
-        """Class ids, uint8 (H, W)."""
+        """Segment as ``segment`` does, but return the label map alone: class ids, uint8 (H, W)."""
         with Image.open(io.BytesIO(self._segment(photograph, options | {"output": "png"}))) as image:
             return np.asarray(image, dtype=np.uint8)
 
     def written(self, photograph: Photograph | None, output: str, **options: Any) -> bytes:
-        """An answer in any of the service's outputs, as it is."""
+        """The answer in the format ``output``, such as ``npz`` or ``dicom-seg``, as the bytes that were received."""
         return self._segment(photograph, options | {"output": output})
 
     def features(self, photograph: Photograph, model: str | None = None, *, mirrored: bool = False) -> FeaturesInfo:
-        """Have features of a photograph, and of its flips, in the store; ``key`` of the result names them."""
+        """Store the features of a photograph, with ``mirrored`` also of its mirror images; the result has their key."""
         options: dict[str, Any] = {"mirrored": mirrored} | ({} if model is None else {"model": model})
         response = self._request("POST", "/v1/features", params=options, files=[_file(photograph)])
         return FeaturesInfo.model_validate_json(response.content)
 
     def stored_features(self, key: str) -> FeaturesInfo:
-        """What is kept under a key; Refused where there is nothing (any more)."""
+        """Describe the features stored under a key; Refused with status 404 if there are none (any more)."""
         return FeaturesInfo.model_validate_json(self._request("GET", f"/v1/features/{key}").content)
 
     def block(self, key: str, block: str, timestep: int | None = None) -> NDArray[np.float32]:
-        """One block of stored features, float32 (t, c, h, w)."""
+        """One block of stored features, float32 (t, c, h, w); of a single timestep t = 1."""
         options: dict[str, Any] = {"block": block} | ({} if timestep is None else {"timestep": timestep})
         response = self._request("GET", f"/v1/features/{key}", params=options)
         maps: NDArray[np.float32] = np.load(io.BytesIO(response.content), allow_pickle=False)
         return maps
 
     def models(self) -> list[ModelInfo]:
-        """Every model, the default first."""
+        """All models of the service, the default first."""
         return TypeAdapter(list[ModelInfo]).validate_json(self._request("GET", "/v1/models").content)
 
     def reload(self) -> list[str]:
-        """Have settings, keys and models read anew; the names of the models. For keys that the operator named."""
+        """Reload settings, keys and models, and return the models' names; only for keys named in ``admins``."""
         return Reloaded.model_validate_json(self._request("POST", "/v1/reload").content).models
 
     def ready(self) -> Ready:
-        """Whether the service is ready; Refused while it is not."""
+        """The readiness of the service; Refused while it is not ready."""
         return Ready.model_validate_json(self._request("GET", "/readyz").content)
 
     def start_job(self, photographs: Sequence[Photograph] = (), folder: str | None = None, **options: Any) -> JobStatus:
-        """Segment many photographs, or a folder that the operator allowed by name."""
+        """Start a job that segments many photographs, or a folder that the operator allowed by name."""
         files: list[tuple[str, Any]] = [_file(one, f"image{i}") for i, one in enumerate(photographs)]
         if folder is not None:
-            files.append(("folder", (None, folder)))  # a header takes ASCII alone
+            files.append(("folder", (None, folder)))  # a form field and not X-Folder: headers are limited to ASCII
         response = self._request("POST", "/v1/jobs", params=_given(options), files=files or None)
         return JobStatus.model_validate_json(response.content)
 
     def job(self, job_id: str) -> JobStatus:
-        """How far a job is."""
+        """The state and progress of a job."""
         return JobStatus.model_validate_json(self._request("GET", f"/v1/jobs/{job_id}").content)
 
     def jobs(self) -> list[JobStatus]:
-        """The jobs of this key that are still kept, the oldest first."""
+        """The jobs of this key that are still kept, oldest first."""
         return TypeAdapter(list[JobStatus]).validate_json(self._request("GET", "/v1/jobs").content)
 
     def cancel_job(self, job_id: str) -> JobStatus:
-        """Stop a job."""
+        """Cancel a job after the photograph in progress."""
         return JobStatus.model_validate_json(self._request("DELETE", f"/v1/jobs/{job_id}").content)
 
     def delete_job(self, job_id: str) -> None:
-        """Delete a finished job and its answers."""
+        """Delete a finished job and its results."""
         self._request("DELETE", f"/v1/jobs/{job_id}/results")
 
     def delete_features(self, key: str) -> None:
-        """Delete a photograph's features and finished answers; for keys of admins."""
+        """Delete the features and cached answers of a photograph; only for keys named in ``admins``."""
         self._request("DELETE", f"/v1/features/{key}")
 
     def finished_job(
         self, job_id: str, every: float = 1.0, on_progress: Callable[[JobStatus], None] | None = None
     ) -> JobStatus:
-        """Wait until a job is done or cancelled."""
+        """Wait until a job is done or cancelled, polling it ``every`` so many seconds."""
         while True:
             status = self.job(job_id)
             if on_progress is not None:
@@ -157,7 +157,7 @@ class Client:
             time.sleep(every)
 
     def job_results(self, job_id: str) -> bytes:
-        """The ZIP of a finished job."""
+        """The ZIP with the results of a finished job."""
         return self._request("GET", f"/v1/jobs/{job_id}/results").content
 
     def _segment(self, photograph: Photograph | None, options: dict[str, Any]) -> bytes:
@@ -165,7 +165,7 @@ class Client:
         return self._request("POST", "/v1/segment", params=_given(options), files=files).content
 
     def _request(self, method: str, path: str, **how: Any) -> httpx.Response:
-        """The answer; a busy service is asked again."""
+        """Send a request, retrying while the service is busy; Refused if it fails."""
         for attempt in range(self._patience + 1):
             response = self._http.request(method, path, **how)
             if response.is_success:
@@ -192,7 +192,7 @@ def _refused(response: httpx.Response) -> Refused:
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    """Seconds to wait: a number of them, or a date (RFC 9110, 10.2.3); None of anything else."""
+    """The seconds to wait by a Retry-After header, a number or a date (RFC 9110, 10.2.3); None if it is neither."""
     if retry_after is None:
         return None
     with suppress(ValueError):
@@ -203,5 +203,5 @@ def _seconds(retry_after: str | None) -> float | None:
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Without those that are None."""
+    """The options that are not None."""
     return {name: value for name, value in options.items() if value is not None}

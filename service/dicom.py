@@ -1,7 +1,7 @@
-"""DICOM Ophthalmic Photography to pixels (PS3.3 A.41 and A.42). H, W rows and columns.
+"""Decoding of DICOM Ophthalmic Photography (PS3.3 A.41 and A.42) to pixels. H, W rows and columns.
 
-Nothing of a file is believed before it is checked: the header is read from its first bytes alone, the
-sizes that it claims are held against the limit and against what the pixel data themselves say, and only
+Nothing in a file is trusted before it is checked: the header is parsed from the first bytes alone, the
+sizes that it claims are compared with the limit and with the sizes in the pixel data themselves, and only
 then is anything decompressed.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 HEADER_BYTES = 1_000_000
-"""A photograph's pixel data begin before this; a longer header would be parsed at the service's cost."""
+"""Most bytes that are parsed as the header. The pixel data of a photograph begin earlier; parsing more costs time."""
 
 PHOTOGRAPHS = {
     "1.2.840.10008.5.1.4.1.1.77.1.5.1": "Ophthalmic Photography 8 Bit",
@@ -32,9 +32,9 @@ PHOTOGRAPHS = {
 }
 _IMPLICIT = "1.2.840.10008.1.2"
 _CODESTREAM = b"\xff\x4f\xff\x51"
-"""SOC and SIZ: how a JPEG 2000 codestream begins (ISO 15444-1, A.4 and A.5)."""
+"""The markers SOC and SIZ, with which a JPEG 2000 codestream begins (ISO 15444-1, A.4 and A.5)."""
 _OFFSETS = slice(16, 24)
-"""XOsiz and YOsiz in it."""
+"""The bytes of XOsiz and YOsiz, the offset of the image area, in a codestream."""
 _UNCOMPRESSED = (_IMPLICIT, "1.2.840.10008.1.2.1")
 _JPEG = "1.2.840.10008.1.2.4.50"
 _J2K = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
@@ -47,7 +47,7 @@ _LARGEST_SIDE = 65535  # Rows and Columns are unsigned 16-bit numbers
 
 
 def is_dicom(data: bytes) -> bool:
-    """Whether these are the first bytes of a DICOM file (PS3.10 7.1)."""
+    """Return whether data begin as a DICOM file: 'DICM' after a preamble of 128 bytes (PS3.10 7.1)."""
     return data[128:132] == b"DICM"
 
 
@@ -57,19 +57,19 @@ def decode_dicom(data: bytes, name: str, max_pixels: int) -> NDArray[np.uint8]:
     Args:
         data: contents of a DICOM file: uncompressed, JPEG baseline or JPEG 2000; RGB, YBR or monochrome; 8 or
             16 bit; one frame.
-        name: for messages.
+        name: of the file, for error messages.
         max_pixels: larger images are refused before their pixels are decoded.
 
     Returns:
-        uint8 (H, W, 3), RGB. Of more than 8 bits the highest 8 that are in use are kept; grey is repeated.
+        uint8 (H, W, 3), RGB. Of more than 8 stored bits the highest 8 are kept; grey is repeated in all channels.
 
     Raises:
-        DicomError: not such a file, damaged, or one that contradicts itself.
-        ImageTooLarge: more than ``max_pixels``.
+        DicomError: the file is not such a photograph, is damaged, or contradicts itself.
+        ImageTooLarge: it has more than ``max_pixels``.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom warns about values that break the standard; the checks decide
+            warnings.simplefilter("ignore")  # pydicom warns about invalid values; the checks below decide
             header, at = _read_header(data, name)
             _check_shape(header, name, max_pixels)
             _read_pixel_data(header, data[at:], name)
@@ -82,10 +82,10 @@ def decode_dicom(data: bytes, name: str, max_pixels: int) -> NDArray[np.uint8]:
 
 
 def read_header(data: bytes, name: str) -> Dataset:
-    """Everything before the pixel data.
+    """Read the header, which is everything before the pixel data.
 
     Raises:
-        DicomError: no DICOM file, no photograph, or damaged.
+        DicomError: the file is not DICOM, not a photograph, or damaged.
     """
     try:
         with warnings.catch_warnings():
@@ -98,16 +98,16 @@ def read_header(data: bytes, name: str) -> Dataset:
 
 
 def _read_header(data: bytes, name: str) -> tuple[Dataset, int]:
-    """The header, and where the pixel data begin."""
+    """The header, and the offset in bytes at which the pixel data begin."""
     try:
         from pydicom.filereader import dcmread, read_dataset, read_preamble
     except ImportError as error:
-        raise DicomError(f"{name}: DICOM is not read here; it needs the extra `dicom`") from error
+        raise DicomError(f"{name}: DICOM is not supported by this installation; install the extra `dicom`") from error
     if not is_dicom(data):
         raise DicomError(f"{name}: not a DICOM file; expected 'DICM' after a preamble of 128 bytes")
     file = io.BytesIO(data[:HEADER_BYTES])
     read_preamble(file, force=False)
-    # The transfer syntax first and by itself: a deflated file would be inflated whole by whoever reads on.
+    # The transfer syntax is checked first, on its own: dcmread would inflate a deflated file as a whole.
     meta = read_dataset(
         file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, _vr, _length: tag >> 16 != 2
     )
@@ -125,10 +125,10 @@ def _read_header(data: bytes, name: str) -> tuple[Dataset, int]:
 
 
 def _check_shape(header: Dataset, name: str, max_pixels: int) -> None:
-    """What the header claims, before anything is made of it."""
+    """Check the size, colours and bits that the header claims, before anything is allocated by them."""
     frames = _whole(header, "NumberOfFrames", name, 1)
     if frames != 1:
-        raise DicomError(f"{name}: expected one frame, found {frames}; send each as a file of its own")
+        raise DicomError(f"{name}: expected one frame, found {frames}; send each frame as a file of its own")
     rows, columns = _whole(header, "Rows", name), _whole(header, "Columns", name)
     if not (0 < rows <= _LARGEST_SIDE and 0 < columns <= _LARGEST_SIDE):
         raise DicomError(f"{name}: expected 1 to {_LARGEST_SIDE} rows and columns, found {rows} x {columns}")
@@ -140,7 +140,9 @@ def _check_shape(header: Dataset, name: str, max_pixels: int) -> None:
         raise DicomError(f"{name}: expected one of {expected}, found {colours[:40]} with {samples} samples a pixel")
     allocated, stored = _whole(header, "BitsAllocated", name), _whole(header, "BitsStored", name)
     if allocated not in (8, 16) or not 8 <= stored <= allocated:
-        raise DicomError(f"{name}: expected 8 to 16 bits stored in 8 or 16, found {stored} in {allocated}")
+        raise DicomError(
+            f"{name}: expected 8 to 16 stored bits in 8 or 16 allocated bits, found {stored} in {allocated}"
+        )
     if _whole(header, "HighBit", name, stored - 1) != stored - 1:
         raise DicomError(f"{name}: expected the highest bit at {stored - 1}, found it at {header.HighBit}")
     if _whole(header, "PixelRepresentation", name, 0) != 0:
@@ -150,7 +152,7 @@ def _check_shape(header: Dataset, name: str, max_pixels: int) -> None:
 
 
 def _whole(header: Dataset, keyword: str, name: str, default: int | None = None) -> int:
-    """A number of the header; DicomError if there is none."""
+    """The integer value of a header element; DicomError if it has none."""
     value = header.get(keyword, default)
     try:
         return int(value)
@@ -159,7 +161,7 @@ def _whole(header: Dataset, keyword: str, name: str, default: int | None = None)
 
 
 def _read_pixel_data(header: Dataset, rest: bytes, name: str) -> None:
-    """Add the pixel data, one element and nothing after it, to the header."""
+    """Add the pixel data to the header, and nothing that follows them in the file."""
     from pydicom.dataelem import DataElement, RawDataElement
     from pydicom.filereader import read_dataset
 
@@ -170,19 +172,17 @@ def _read_pixel_data(header: Dataset, rest: bytes, name: str) -> None:
         is_little_endian=True,
         stop_when=lambda tag, _vr, _length: tag > _PIXEL_DATA,
     )
-    raw: DataElement | RawDataElement | None = found.get_item(
-        _PIXEL_DATA
-    )  # as it was read, with the length that was announced
+    raw: DataElement | RawDataElement | None = found.get_item(_PIXEL_DATA)  # with the length that the file declares
     if not isinstance(raw, RawDataElement) or not raw.value:
         raise DicomError(f"{name}: no pixel data; expected them after at most {HEADER_BYTES // 1_000_000} MB of header")
     if syntax in _UNCOMPRESSED and raw.length != len(raw.value):
-        raise DicomError(f"{name}: cut off: {raw.length} bytes of pixel data are announced, {len(raw.value)} follow")
+        raise DicomError(f"{name}: cut off: {raw.length} bytes of pixel data are declared, {len(raw.value)} follow")
     header.PixelData = found.PixelData
     header["PixelData"].is_undefined_length = syntax not in _UNCOMPRESSED
 
 
 def _decoded(header: Dataset, name: str) -> NDArray[np.generic]:
-    """Pixel data to (H, W) or (H, W, 3), RGB, once their size is what the header says."""
+    """Decode the pixel data to (H, W) or (H, W, 3), RGB, after checking that their size is what the header says."""
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.pixels.utils import get_expected_length
 
@@ -200,15 +200,15 @@ def _decoded(header: Dataset, name: str) -> NDArray[np.generic]:
 
 
 def _check_codestream(header: Dataset, name: str) -> None:
-    """Compressed data claim a size of their own, and that is what a decoder would make room for."""
+    """Check compressed data against the header: they have a size of their own, by which a decoder allocates."""
     from pydicom.encaps import get_frame
 
     frame = get_frame(header.PixelData, 0, number_of_frames=1)
     kind = "JPEG" if header.file_meta.TransferSyntaxUID == _JPEG else "JPEG2000"
     if kind == "JPEG2000" and (frame[:4] != _CODESTREAM or any(frame[_OFFSETS])):
         raise DicomError(
-            f"{name}: expected a JPEG 2000 codestream whose image begins at (0, 0), as DICOM has it; room would be "
-            "made for all that lies before it"
+            f"{name}: expected a JPEG 2000 codestream whose image begins at (0, 0), as DICOM requires; a decoder would "
+            "allocate memory for everything before it"
         )
     if kind == "JPEG":
         require_few_scans(frame, name)

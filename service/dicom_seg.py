@@ -1,4 +1,4 @@
-"""Masks as DICOM Segmentation objects that refer to the photograph they were made of (PS3.3 A.51)."""
+"""Encoding of masks as DICOM Segmentation objects, which refer to the segmented photograph (PS3.3 A.51)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PRIVATE_SCHEME = "99DIFFDGSS"
 
 
 class Concept(NamedTuple):
-    """A code, its scheme and its meaning."""
+    """A coded concept: code value, coding scheme and code meaning."""
 
     value: str
     scheme: str
@@ -64,19 +64,20 @@ CONCEPTS: dict[str, tuple[Concept, Concept]] = {
     "haemorrhage": (ABNORMAL, HEMORRHAGE),
     "field of view": (ANATOMICAL, FIELD_OF_VIEW),
 }
-"""Category and type by a class's name in the singular; other classes get a private code of their own name. DICOM's
-subset of SNOMED CT, which is free, has no cup, microaneurysms and exudates: those have private codes, and meanings that
-say what they are."""
+"""{class name in the singular: (property category, property type)}. Other classes get a private code made of their
+name. The subset of SNOMED CT that DICOM may use freely has no optic cup, microaneurysms or exudates: these have private
+codes with a descriptive meaning."""
 
 
 @dataclass(frozen=True)
 class SegmentedBy:
-    """What made the labels.
+    """The model and software that made a segmentation, as the SEG records them.
 
     Attributes:
-        model: its name; ``version`` of its files.
-        software: the service's version.
-        mirrored: the photograph's three mirror images were read, too.
+        model: name of the model.
+        version: version of the model's files.
+        software: version of the service.
+        mirrored: whether the photograph's three mirror images were read as well.
     """
 
     model: str
@@ -93,24 +94,24 @@ def encode_segmentation(
     colours: Sequence[str],
     made_by: SegmentedBy,
 ) -> bytes:
-    """Masks as a DICOM SEG: binary, one segment for each class but the background, also for empty ones.
+    """Encode masks as a binary DICOM SEG with one segment for each class but the background, empty ones included.
 
     Args:
         source: the DICOM photograph that was segmented.
-        name: of the source, for messages.
-        masks: the pixels of each class but the background, bool (n - 1, H, W), on the source's; they may overlap.
+        name: of the source, for error messages.
+        masks: of each class but the background, bool (n - 1, H, W), at the source's size; they may overlap.
         classes: names of all classes, background first.
-        colours: of classes 1, 2, ...
-        made_by: goes into the file.
+        colours: of classes 1, 2, ..., repeated if there are fewer.
+        made_by: the model and software to record in the file.
 
     Raises:
-        UnsupportedAnswer: the source is no DICOM file, or lacks what a reference to it needs.
-        DicomError: it is a damaged one.
+        UnsupportedAnswer: the source is not a DICOM file, or lacks what a reference to it needs.
+        DicomError: the source is damaged.
     """
     header = _header(source, name)
     if masks.shape[1:] != (header.Rows, header.Columns):
         raise UnsupportedAnswer(
-            f"{name}: masks {masks.shape[1:]} do not lie on {header.Rows} x {header.Columns} pixels"
+            f"{name}: expected masks of {header.Rows} x {header.Columns} pixels, found {masks.shape[1:]}"
         )
     descriptions = [
         _described(i, class_name, colours[(i - 1) % len(colours)], made_by)
@@ -122,13 +123,15 @@ def encode_segmentation(
 
 
 def check_source(source: bytes, name: str) -> None:
-    """UnsupportedAnswer if these bytes are no DICOM file, or one that no SEG can refer to; DicomError if damaged."""
+    """Raise UnsupportedAnswer if no SEG can refer to the source, or it is not DICOM; DicomError if it is damaged."""
     _header(source, name)
 
 
 def _header(source: bytes, name: str) -> Dataset:
     if not is_dicom(source):
-        raise UnsupportedAnswer(f"{name}: a DICOM SEG refers to a DICOM photograph, and this is none; ask for png")
+        raise UnsupportedAnswer(
+            f"{name}: a DICOM SEG has to refer to a DICOM photograph, and this is not one; ask for png"
+        )
     header = read_header(source, name)
     with _as_the_standard_wants(name):
         return _referable(header, name)
@@ -136,20 +139,20 @@ def _header(source: bytes, name: str) -> Dataset:
 
 @contextmanager
 def _as_the_standard_wants(name: str) -> Iterator[None]:
-    """What the source says of patient and study is copied, and highdicom refuses what breaks the standard."""
+    """Raise UnsupportedAnswer where highdicom rejects what is copied from the source, such as patient and study."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # highdicom warns about the source's own values
+            warnings.simplefilter("ignore")  # highdicom warns about values that come from the source
             yield
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise UnsupportedAnswer(
-            f"{name}: patient or study of the DICOM source are not as the standard wants them, "
+            f"{name}: attributes of patient or study in the DICOM source violate the standard, "
             f"so no SEG can refer to it; ask for png ({type(error).__name__})"
         ) from error
 
 
 def _referable(header: Dataset, name: str) -> Dataset:
-    """The header with the empty elements that type 2 allows; what identifies the source must be there."""
+    """Complete a header for highdicom, missing type 2 elements as empty; UnsupportedAnswer if it lacks a UID."""
     lacking = [
         keyword
         for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
@@ -172,8 +175,8 @@ def _referable(header: Dataset, name: str) -> Dataset:
             setattr(header, keyword, "")
     if "Modality" not in header:
         header.Modality = "OP"
-    # A photograph lies in no space of the patient's and has no functional groups. highdicom expects groups of
-    # every class that may have several frames, and positions where there is a frame of reference.
+    # A photograph has no position in the patient's coordinate system and no functional groups. highdicom expects
+    # groups for every SOP class that allows several frames, and positions if there is a frame of reference.
     header.NumberOfFrames = 1
     header.pop("FrameOfReferenceUID", None)
     header.SharedFunctionalGroupsSequence = [_groups(header)]
@@ -181,7 +184,7 @@ def _referable(header: Dataset, name: str) -> Dataset:
 
 
 def _groups(header: Dataset) -> Dataset:
-    """The pixels' size in mm where the source says it; 1 mm, taken away again, where it does not."""
+    """Functional groups with the pixel spacing in mm; 1 mm if the source has none, which ``_written`` removes again."""
     from highdicom import PixelMeasuresSequence
     from pydicom.dataset import Dataset
 
@@ -191,7 +194,7 @@ def _groups(header: Dataset) -> Dataset:
 
 
 def _spacing(header: Dataset) -> list[float] | None:
-    """Size of a pixel in mm, (row, column); None where the source does not say two positive numbers."""
+    """The pixel spacing [row, column] in mm; None unless the source has two positive numbers."""
     spacing = header.get("PixelSpacing")
     values = (
         [float(value) for value in spacing] if isinstance(spacing, Sequence) and not isinstance(spacing, str) else []
@@ -212,7 +215,7 @@ def _described(number: int, class_name: str, colour: str, made_by: SegmentedBy) 
     )
     return SegmentDescription(
         segment_number=number,
-        segment_label=kind.meaning[:64],  # OD, the usual name of the disc in data sets, is the right eye to others
+        segment_label=kind.meaning[:64],  # not the class name: OD, the disc in data sets, is the right eye in clinics
         segmented_property_category=Code(category.value, category.scheme, category.meaning),
         segmented_property_type=Code(kind.value, kind.scheme, kind.meaning),
         algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,

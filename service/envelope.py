@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, its log line, its count, the security headers of its answer, failures too."""
+"""Middleware around every request: its id, log line and metrics, security headers, and a 500 for what went wrong."""
 
 from __future__ import annotations
 
@@ -26,14 +26,17 @@ SECURITY_HEADERS = {
     "script-src 'self'; connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
 }
 ANSWER_SECONDS = 600.0
-"""For a client to take a piece of an answer."""
+"""Longest time that a client may take to accept one piece of an answer."""
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _QUIET = ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class Envelope:
-    """Plain ASGI, so that a client that goes away is still seen through it."""
+    """Middleware that gives each request an id, security headers, a log line and metrics.
+
+    It is pure ASGI, so that the routes still notice when a client disconnects.
+    """
 
     def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
         self._app, self._metrics = app, metrics
@@ -63,7 +66,7 @@ class Envelope:
             try:
                 await self._app(scope, receive, send_with_headers)
             except Exception as error:
-                status = 499 if isinstance(error, ClientDisconnect) else 500  # whatever was begun, it was cut off
+                status = 499 if isinstance(error, ClientDisconnect) else 500  # even after a 200: it was cut off
                 raise
             except asyncio.CancelledError:
                 status = 499
@@ -73,8 +76,8 @@ class Envelope:
                 self._note(scope, status, time.perf_counter() - started)
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "unknown")  # never the path itself: labels must be few
-        method = scope["method"] if scope["method"] in _METHODS else "other"  # a client may send any word
+        route = getattr(scope.get("route"), "path", "unknown")  # not the path: every URL would be a label
+        method = scope["method"] if scope["method"] in _METHODS else "other"  # clients may send any word as the method
         self._metrics.requests.labels(route, method if route != "unknown" else "any", str(status)).inc()
         self._metrics.seconds.labels(route).observe(seconds)
         if scope["path"] not in _QUIET:
@@ -82,10 +85,10 @@ class Envelope:
 
 
 class LastResort:
-    """What no handler expected becomes a 500, said without its text, which is for the log.
+    """Middleware that turns unexpected exceptions into a 500, whose message is only logged.
 
-    FastAPI's own handler of ``Exception`` answers outside of every middleware: its answers would have
-    neither id nor security headers.
+    FastAPI's own handler of ``Exception`` runs outside of all middleware: its answers would have
+    neither a request id nor security headers.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -102,7 +105,7 @@ class LastResort:
         try:
             await self._app(scope, receive, send_and_note)
         except Exception as error:
-            if begun or scope["type"] != "http":  # too late for another answer: this one is cut off
+            if begun or scope["type"] != "http":  # too late for a 500: the answer that has begun is cut off
                 raise
             logger.exception("unexpected error", kind=type(error).__name__)
             answer = JSONResponse({"detail": "internal error; the log of the service has more"}, status_code=500)
@@ -110,6 +113,6 @@ class LastResort:
 
 
 def _request_id(scope: Scope) -> str:
-    """The client's, if it is a plain word, so that it can be followed across services; else a new one."""
+    """The client's X-Request-Id if it is well-formed, so that requests can be traced across services, else a new id."""
     offered = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), "")
     return offered if _ID.fullmatch(offered) else uuid.uuid4().hex

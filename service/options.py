@@ -1,4 +1,4 @@
-"""What a request may ask for besides the photograph: query parameters, or form fields of the same names."""
+"""Options of a request besides the photograph: query parameters, or form fields of the same names."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from service.errors import BadRequest, NotFound
 
-if TYPE_CHECKING:  # loading torch takes seconds; clients do without
+if TYPE_CHECKING:  # importing torch takes seconds, and clients do not need it
     from service.answers import Answer
 
 KEY_PATTERN = r"^[0-9a-f]{16}\.[0-9a-f]{64}$"
 
 
 def _split(value: Any) -> Any:
-    """``1,10`` and repeated parameters mean the same."""
+    """Return the items of comma-separated and repeated values as one list, so that both spellings mean the same."""
     if isinstance(value, str):
         value = [value]
     if isinstance(value, (list, tuple)):
@@ -36,47 +36,55 @@ class Options(BaseModel):
     output: str | None = Field(
         default=None,
         max_length=40,
-        description="json, png, overlay, npz, dicom-seg; goes before Accept",
+        description="format of the answer: json, png, overlay, npz or dicom-seg; takes precedence over Accept",
         examples=["json"],
     )
-    model: str | None = Field(default=None, max_length=200, description="of /v1/models", examples=["vessels"])
-    key: str | None = Field(default=None, pattern=KEY_PATTERN, description="of /v1/features, instead of a photograph")
+    model: str | None = Field(
+        default=None, max_length=200, description="name of a model, see /v1/models", examples=["vessels"]
+    )
+    key: str | None = Field(
+        default=None, pattern=KEY_PATTERN, description="key from /v1/features, instead of a photograph"
+    )
     timesteps: Annotated[list[Annotated[int, Field(ge=0, le=1_000_000)]], BeforeValidator(_split)] | None = Field(
         default=None,
         min_length=1,
         max_length=100,
-        description="that vote; all of the model's by default, and always of models that read all at once",
+        description="timesteps that vote; all by default, and always for models that read all timesteps at once",
         examples=[[1, 10]],
     )
     mirrored: bool = Field(
         default=False,
-        description="read the photograph's three mirror images as well and average: a little better, for four times "
-        "the work",
+        description="also segment the three mirror images and average the probabilities: slightly better, at four "
+        "times the cost",
     )
     labels: Annotated[list[str], BeforeValidator(_split)] | None = Field(
         default=None, min_length=1, max_length=100, description="classes to keep; the others become background"
     )
     threshold: float | None = Field(
-        default=None, ge=0, le=1, description="of the mean probability, instead of the vote", examples=[0.5]
+        default=None,
+        ge=0,
+        le=1,
+        description="instead of by vote, label pixels whose mean probability of a class is at least this",
+        examples=[0.5],
     )
-    mask: Literal["png", "rle", "none"] = Field(default="png", description="how JSON carries the mask")
-    uncertainty: bool = Field(default=False, description="JSON and NPZ carry the map of disagreement")
+    mask: Literal["png", "rle", "none"] = Field(default="png", description="encoding of the mask in JSON")
+    uncertainty: bool = Field(default=False, description="add the map of disagreement between voters to JSON and NPZ")
     by_timestep: bool = Field(
-        default=False, description="JSON and NPZ carry each voter's own labels, a timestep's in most models"
+        default=False, description="add the labels of each voter, a timestep in most models, to JSON and NPZ"
     )
-    opacity: float = Field(default=0.55, ge=0, le=1, description="of the overlay's colours")
-    fov_only: bool = Field(default=False, description="the field of view alone; no network is run")
+    opacity: float = Field(default=0.55, ge=0, le=1, description="opacity of the colours in the overlay")
+    fov_only: bool = Field(default=False, description="find only the field of view; no network is run")
 
     def require_classes(self, classes: Sequence[str]) -> None:
-        """NotFound unless the labels that are asked for are among a model's classes."""
+        """Raise NotFound unless the requested labels are all among a model's classes."""
         if unknown := sorted(set(self.labels or ()) - set(classes)):
             raise NotFound(f"no class {', '.join(unknown)} in this model; it has {', '.join(classes)}")
 
     def applied(self, answer: Answer) -> Answer:
-        """The answer with the labels that threshold and classes leave.
+        """The answer relabelled with ``threshold`` and restricted to the classes in ``labels``, where these are given.
 
         Raises:
-            NotFound: no such class.
+            NotFound: the model has no such class.
         """
         from service.answers import at_threshold, of_classes
 
@@ -87,10 +95,10 @@ class Options(BaseModel):
 
 
 def merged(options: Options, fields: Mapping[str, Any]) -> Options:
-    """Query parameters and form fields as one; the fields go first.
+    """Options from query parameters and form fields together; form fields take precedence.
 
     Raises:
-        BadRequest: an invalid field.
+        BadRequest: a form field is invalid.
     """
     if not fields:
         return options

@@ -1,4 +1,4 @@
-"""How an answer is written. One more format is one more ``Output`` in ``OUTPUTS``."""
+"""Formats in which answers are written. To add one, add an ``Output`` to ``OUTPUTS``."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class SourcePhotograph:
     """The photograph that an answer is about.
 
     Attributes:
-        data: its bytes; None where the answer was asked for by key.
-        name: for messages.
-        max_pixels: of one image.
+        data: its bytes; None if the request had a key instead.
+        name: file name, for error messages.
+        max_pixels: larger photographs are refused.
     """
 
     data: bytes | None
@@ -35,21 +35,21 @@ class SourcePhotograph:
     max_pixels: int
 
     def bytes_for(self, what: str) -> bytes:
-        """The bytes; UnsupportedAnswer where there are none."""
+        """The bytes of the photograph; UnsupportedAnswer, naming the output ``what``, if there are none."""
         if self.data is None:
             raise UnsupportedAnswer(f"{what} needs the photograph; send it instead of its key")
         return self.data
 
 
 class Output(NamedTuple):
-    """One way to write an answer.
+    """A format in which answers are written.
 
     Attributes:
-        media_type: of the answer, and by which ``Accept`` asks for it.
-        suffix: of files.
+        media_type: media type of the answer.
+        suffix: suffix of files in this format.
         render: (answer, options, source) -> bytes.
-        by_accept: whether the media type means this output; two may share one.
-        check: raises UnsupportedAnswer for a source that cannot be answered so, before any work is done.
+        by_accept: whether ``Accept`` can ask for it by its media type; of outputs that share a type, only one can.
+        check: raises UnsupportedAnswer if this output cannot be made for a source, before any work is done.
     """
 
     media_type: str
@@ -77,9 +77,9 @@ def _has_pixels(source: SourcePhotograph) -> None:
 
 
 def _npz(answer: Answer, options: Options, _source: SourcePhotograph) -> bytes:
-    """Labels, probabilities and masks of overlapping classes at native size, and what else was asked for.
+    """Labels, probabilities, masks of overlapping classes, and the maps that the options ask for, at native size.
 
-    ``numpy.load`` reads it.
+    The file can be read with ``numpy.load``.
     """
     arrays: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]] = {
         "labels": answer.labels,
@@ -97,7 +97,7 @@ def _npz(answer: Answer, options: Options, _source: SourcePhotograph) -> bytes:
         arrays["by_timestep"] = np.stack(maps)
         arrays["voters"] = np.array(answer.voters)
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # the stub takes its own option for an array
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # the stub mistakes the arrays for allow_pickle
     return buffer.getvalue()
 
 
@@ -122,10 +122,10 @@ OUTPUTS: dict[str, Output] = {
 
 
 def negotiated(output: str | None, accept: str) -> tuple[str, Output]:
-    """The output that a client asked for: by name, or the best of its ``Accept``.
+    """The name and output that a client asked for: by name, or the one that its ``Accept`` prefers.
 
     Raises:
-        UnsupportedAnswer: nobody here writes it.
+        UnsupportedAnswer: there is no such output.
     """
     if output is not None:
         if output not in OUTPUTS:
@@ -133,22 +133,22 @@ def negotiated(output: str | None, accept: str) -> tuple[str, Output]:
         return output, OUTPUTS[output]
     ranges = _ranges(accept)
     wanted = {name: _preference(ranges, one.media_type) for name, one in OUTPUTS.items() if one.by_accept}
-    best = max(wanted, key=lambda name: wanted[name])  # of equal ones the first
+    best = max(wanted, key=lambda name: wanted[name])  # the first of equally preferred ones
     if wanted[best].quality > 0:
         return best, OUTPUTS[best]
     types = ", ".join(one.media_type for one in OUTPUTS.values() if one.by_accept)
-    raise UnsupportedAnswer(f"cannot answer with {accept[:100]}; these can be had: {types}")
+    raise UnsupportedAnswer(f"cannot answer with {accept[:100]}; available are {types}")
 
 
 class _Preference(NamedTuple):
-    """How much a media type is wanted: by its quality, and of equal ones by which the client named first."""
+    """How much a client prefers a media type: by quality, and among equal ones by their order in ``Accept``."""
 
     quality: float
     place: int
 
 
 def _ranges(accept: str) -> list[tuple[str, float]]:
-    """(media range, quality) of an ``Accept`` header, as they stand there."""
+    """The (media range, quality) pairs of an ``Accept`` header, in its order."""
     ranges = []
     for part in accept.split(","):
         media_type, *parameters = (piece.strip().lower() for piece in part.split(";"))
@@ -164,7 +164,7 @@ def _ranges(accept: str) -> list[tuple[str, float]]:
 
 
 def _preference(ranges: Sequence[tuple[str, float]], media_type: str) -> _Preference:
-    """That of the most specific range which has a media type (RFC 9110, 12.5.1); quality 0 where none has."""
+    """The preference of the most specific range that matches a media type (RFC 9110, 12.5.1); quality 0 if none."""
     for pattern in (media_type, media_type.split("/")[0] + "/*", "*/*"):
         for place, (found, quality) in enumerate(ranges):
             if found == pattern:

@@ -1,4 +1,4 @@
-"""Answers as JSON."""
+"""Conversion of answers to the JSON response."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def to_response(answer: Answer, options: Options) -> SegmentResponse:
-    """The JSON form of an answer."""
+    """The response to an answer, with the mask encoded and the maps included as the options say."""
     height, width = answer.labels.shape
     domain, fov = answer.domain, answer.fov
     mask = options.mask
@@ -67,7 +67,7 @@ def _seen(answer: Answer) -> FieldOfView:
 
 
 def run_lengths(labels: NDArray[np.uint8]) -> RunLengths:
-    """A label map (H, W) as run lengths, row by row."""
+    """Encode a label map (H, W) as run lengths in row-major order."""
     flat = labels.ravel()
     starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))
     lengths = np.diff(np.concatenate([starts, [flat.size]]))
@@ -99,7 +99,7 @@ def _classes(answer: Answer) -> list[ClassResult]:
 
 
 def _of_each(answer: Answer, written: Callable[[int, NDArray[np.uint8]], T]) -> dict[str, T] | None:
-    """{class: its own mask, 0 and 1}, where classes may overlap; None where the label map tells all."""
+    """{class: its own mask, 0 and 1, as encoded by ``written``}; None for models whose classes cannot overlap."""
     if answer.layers is None:
         return None
     layers = enumerate(answer.layers.astype(np.uint8))

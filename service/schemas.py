@@ -1,4 +1,4 @@
-"""What goes over the wire."""
+"""Schemas of the JSON that the API answers with; FastAPI builds the OpenAPI description from them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KEY = f"{SPEC[:16]}.{ID}"
 
 
 def _example(**fields: JsonValue) -> ConfigDict:
-    """OpenAPI's example of a schema."""
+    """Return the configuration that gives a schema its example in OpenAPI."""
     return ConfigDict(json_schema_extra={"examples": [fields]})
 
 
@@ -22,20 +22,24 @@ class ClassResult(BaseModel):
 
     id: int
     name: str
-    colour: str | None = Field(description="of the overlay; none for the background")
-    pixels: int = Field(description="area at native size")
-    share: float = Field(description="of the field of view, 0..1")
-    score: float | None = Field(description="mean probability of this class where it was chosen, 0..1")
-    agreement: float | None = Field(description="mean share of voters for it where it was chosen")
+    colour: str | None = Field(description="colour in the overlay, #rrggbb; null for the background")
+    pixels: int = Field(description="area in pixels of the photograph")
+    share: float = Field(description="fraction of the field of view, 0..1")
+    score: float | None = Field(
+        description="mean probability of this class over the pixels where it was chosen, 0..1; null if there are none"
+    )
+    agreement: float | None = Field(
+        description="mean fraction of voters for this class over the same pixels, 0..1; null if there are none"
+    )
     expected_dice: float | None = Field(
         default=None,
-        description="Dice that the mask would have if the probabilities were true, 0..1; too high on strange cameras; "
-        "null for the background, and where the class was not found",
+        description="Dice that the mask would have if the probabilities were calibrated, 0..1; too high on cameras "
+        "that the model was not trained on; null for the background, and if the class was not found",
     )
 
 
 class RunLengths(BaseModel):
-    """A label map row by row: ``lengths[i]`` pixels of class ``values[i]``."""
+    """A label map in row-major order: ``lengths[i]`` consecutive pixels of class ``values[i]``."""
 
     height: int
     width: int
@@ -44,22 +48,26 @@ class RunLengths(BaseModel):
 
 
 class DomainResult(BaseModel):
-    """How far the photograph is from those that the model was trained on."""
+    """How far the photograph is from the training images of the model."""
 
-    distance: float = Field(description="of its features; about 1 for the training domains")
-    threshold: float = Field(description="of the distance")
-    residual: float | None = Field(
-        description="how badly the network guesses the photograph while inverting it, in units of its range [-1, 1]; "
-        "null where the features were stored without, or made without an inversion"
+    distance: float = Field(
+        description="distance of its features from those of the training images; about 1 for photographs like them"
     )
-    residual_range: tuple[float, float] | None = Field(description="the usual residual; null where it is not judged")
-    abstain: bool = Field(description="the distance is beyond its threshold, or the residual outside of its range")
+    threshold: float = Field(description="largest distance that is considered normal")
+    residual: float | None = Field(
+        description="root mean square error of the network's estimate of the photograph during the inversion, in units "
+        "of the network's range [-1, 1]; null if it was not stored with the features, or no inversion was run"
+    )
+    residual_range: tuple[float, float] | None = Field(
+        description="range of normal residuals; null if the model does not judge them"
+    )
+    abstain: bool = Field(description="true if the distance exceeds its threshold or the residual is outside its range")
 
 
 class FieldOfView(BaseModel):
-    """The square that the network saw, in native pixels; it may reach beyond the photograph.
+    """The square that was given to the network, in pixels of the photograph; it may extend beyond its borders.
 
-    With ``fov_only`` no network sees anything: the box around the field of view.
+    With ``fov_only`` no network is run, and this is the bounding box of the field of view.
     """
 
     top: int
@@ -69,7 +77,7 @@ class FieldOfView(BaseModel):
 
 
 class SegmentResponse(BaseModel):
-    """A segmented photograph."""
+    """The segmentation of one photograph."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -99,41 +107,47 @@ class SegmentResponse(BaseModel):
     )  # fmt: skip
 
     image_id: str = Field(description="sha256 of the uploaded bytes")
-    key: str | None = Field(description="of its features: for /v1/features, and to ask again without the photograph")
+    key: str | None = Field(
+        description="key of its features, to use instead of the photograph from now on; null with fov_only"
+    )
     width: int
     height: int
     model: str
-    version: str = Field(description="of the model's files")
-    spec: str = Field(description="digest of the features that were read")
-    timesteps: list[int] = Field(description="that were read")
-    mirrored: bool = Field(default=False, description="the photograph's three mirror images were read, too")
+    version: str = Field(description="version of the model's files")
+    spec: str = Field(description="digest of the spec of the features that were read; empty with fov_only")
+    timesteps: list[int] = Field(description="timesteps whose features were read")
+    mirrored: bool = Field(default=False, description="true if the photograph's three mirror images were read as well")
     classes: list[ClassResult]
-    mean_agreement: float = Field(description="mean share of voters for the label, 0..1; 1 of models with one voter")
-    mean_uncertainty: float = Field(description="mean entropy of the votes over its largest value, 0..1")
-    domain: DomainResult | None = Field(description="null where the model has no statistics of its training images")
-    abstain: bool | None = Field(description="whether the answer should not be relied on; null if that is not known")
+    mean_agreement: float = Field(
+        description="mean fraction of voters for the chosen label, 0..1; 1 for models with one voter"
+    )
+    mean_uncertainty: float = Field(description="mean entropy of the votes divided by its maximum, 0..1")
+    domain: DomainResult | None = Field(description="null if the model has no statistics of its training images")
+    abstain: bool | None = Field(description="true if the answer should not be relied on; null if that is not known")
     field_of_view: FieldOfView
-    cached: bool = Field(description="the features, or the answer, were there already")
-    forwards: int = Field(description="network forwards that were run")
-    seconds: dict[str, float] = Field(description="by stage; empty for an answer that was finished already")
+    cached: bool = Field(description="true if the features, or the whole answer, came from the cache")
+    forwards: int = Field(description="number of forward passes of the diffusion network")
+    seconds: dict[str, float] = Field(description="time spent in each stage; empty for an answer from the cache")
     mask_png: str | None = Field(
-        description="base64 PNG; pixel values are class ids, of overlapping classes the last one's (mask=png)"
+        description="base64 PNG of class ids; where classes overlap, the id of the last one (mask=png)"
     )
-    mask_rle: RunLengths | None = Field(description="the same as run lengths (mask=rle)")
+    mask_rle: RunLengths | None = Field(description="the same label map as run lengths (mask=rle)")
     masks_png: dict[str, str] | None = Field(
-        description="class: base64 PNG of its own pixels, 0 and 1, where classes may overlap (mask=png)"
+        description="{class: base64 PNG of its own mask, 0 and 1}, for models whose classes may overlap (mask=png)"
     )
-    masks_rle: dict[str, RunLengths] | None = Field(description="the same as run lengths (mask=rle)")
+    masks_rle: dict[str, RunLengths] | None = Field(description="the same masks as run lengths (mask=rle)")
     by_timestep: dict[str, str] | None = Field(
-        description="voter, a timestep of most models: base64 PNG of its own labels, on request"
+        description="{voter: base64 PNG of its own labels}; in most models timesteps vote (by_timestep=true)"
     )
-    uncertainty_png: str | None = Field(description="base64 grey PNG, 255 where the votes are split evenly, on request")
+    uncertainty_png: str | None = Field(
+        description="base64 grey PNG, 255 where the votes are split evenly (uncertainty=true)"
+    )
     warnings: list[str]
     disclaimer: str = DISCLAIMER
 
 
 class Problem(BaseModel):
-    """Why there is no answer."""
+    """An error: the reason why the request was not answered."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"detail": "eye.png: damaged or truncated image"}]})
 
@@ -141,14 +155,14 @@ class Problem(BaseModel):
 
 
 class BlockInfo(BaseModel):
-    """One block of features."""
+    """One block of the network whose feature maps are stored."""
 
     name: str
-    shape: list[int] = Field(description="(t, c, h, w)")
+    shape: list[int] = Field(description="(timesteps, channels, height, width)")
 
 
 class FeaturesInfo(BaseModel):
-    """Features of one photograph."""
+    """The stored features of one photograph."""
 
     model_config = _example(
         key=KEY,
@@ -167,14 +181,18 @@ class FeaturesInfo(BaseModel):
     spec: str
     timesteps: list[int]
     blocks: list[BlockInfo]
-    cached: bool | None = Field(default=None, description="they were there already")
-    forwards: int | None = Field(default=None, description="network forwards that were run")
-    bytes: int | None = Field(default=None, description="stored; of the photograph as it is, without mirror images")
-    models: list[str] = Field(description="that read them")
+    cached: bool | None = Field(
+        default=None, description="true if the features were in the store already; only in the answer to POST"
+    )
+    forwards: int | None = Field(
+        default=None, description="number of forward passes of the diffusion network; only in the answer to POST"
+    )
+    bytes: int | None = Field(default=None, description="size in the store, without the features of the mirror images")
+    models: list[str] = Field(description="names of the models that read these features")
 
 
 class ModelInfo(BaseModel):
-    """One model."""
+    """A model that the service offers."""
 
     model_config = _example(
         name="vessels",
@@ -203,18 +221,22 @@ class ModelInfo(BaseModel):
     spec: str
     backbone: str
     resolution: int
-    domain_threshold: float | None = Field(description="distances beyond it advise to abstain; null without statistics")
-    residual_range: tuple[float, float] | None = Field(
-        description="residuals of the inversion outside of it do so, too; null: they are not judged"
+    domain_threshold: float | None = Field(
+        description="the service advises to abstain at larger distances; null if the model has no statistics"
     )
-    validation_dice: float | None = Field(description="on the images that its weights were selected on, 0..1")
+    residual_range: tuple[float, float] | None = Field(
+        description="the service advises to abstain if the inversion's residual is outside; null if it is not judged"
+    )
+    validation_dice: float | None = Field(
+        description="Dice on the validation images that its weights were selected on, 0..1"
+    )
     training_images: int
     licence: str
     disclaimer: str = DISCLAIMER
 
 
 class Ready(BaseModel):
-    """The service answers; ``degraded`` if it does so without its store."""
+    """The service is ready; ``degraded`` if its feature store is in trouble."""
 
     model_config = _example(
         status="degraded", model="vessels", spec=SPEC, models=["vessels"], store={"write": "no room left"}
@@ -224,18 +246,20 @@ class Ready(BaseModel):
     model: str
     spec: str
     models: list[str]
-    store: dict[str, str] = Field(description="troubles by read, write, open; empty if there are none")
+    store: dict[str, str] = Field(
+        description="what is wrong with the feature store, by operation (read, write, open); empty if nothing is"
+    )
 
 
 class JobProblem(BaseModel):
-    """A photograph without an answer."""
+    """A photograph of a job that could not be segmented."""
 
     name: str
     detail: str
 
 
 class JobStatus(BaseModel):
-    """How far a job is."""
+    """The state and progress of a job."""
 
     model_config = _example(
         id="0f" * 16,
@@ -257,17 +281,17 @@ class JobStatus(BaseModel):
     total: int
     done: int
     failed: int
-    abstained: int = Field(default=0, description="answers that should not be relied on")
-    progress: float = Field(description="0..1")
-    created: float = Field(description="seconds since 1970")
+    abstained: int = Field(default=0, description="number of answers that should not be relied on")
+    progress: float = Field(description="fraction of the photographs that are done or failed, 0..1")
+    created: float = Field(description="Unix time in seconds")
     finished: float | None
-    problems: list[JobProblem] = Field(description="the first hundred")
-    trouble: str | None = Field(description="why it does not go on at present; it is tried again every minute")
-    results: str = Field(description="where the ZIP is, once the job is finished")
+    problems: list[JobProblem] = Field(description="the first hundred photographs that failed, with the reasons")
+    trouble: str | None = Field(description="why the job is paused; it is retried every minute")
+    results: str = Field(description="path of the ZIP of results, once the job is finished")
 
 
 class Reloaded(BaseModel):
-    """The models that answer from now on."""
+    """The names of the models after a reload."""
 
     model_config = _example(models=["vessels"])
 

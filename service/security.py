@@ -1,4 +1,4 @@
-"""Who may ask, and how much: API keys, their rates, and how many requests at once."""
+"""Authentication by API keys, rate limits, and limits of concurrent requests."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ ANYBODY = "anybody"
 
 
 class Keys:
-    """API keys by name; only their sha256 is held.
+    """The API keys that are accepted, by name; only their sha256 digests are held.
 
     Args:
-        keys: {name: its keys, each as it is or as ``sha256:`` and its sha256 in hexadecimal}; without any, everybody is
-            let in.
+        keys: {name: its keys, each in plain text or as ``sha256:`` and the digest in hexadecimal}; without any key,
+            every request is accepted.
     """
 
     def __init__(self, keys: Mapping[str, Sequence[SecretStr]]) -> None:
         self._hashes = [(name, _hash(one.get_secret_value())) for name, secrets in keys.items() for one in secrets]
 
     def name_of(self, presented: str | None) -> str:
-        """The name of the key that was presented; every key is compared, in constant time.
+        """The name of the presented key; it is compared with every key, in constant time.
 
         Raises:
-            Unauthorised: none, or one that is not known.
+            Unauthorised: no key was presented, or an unknown one.
         """
         if not self._hashes:
             return ANYBODY
@@ -45,19 +45,19 @@ class Keys:
 
 
 def presented_key(headers: Mapping[str, str]) -> str | None:
-    """The key in a request's headers, which clients send as UTF-8 and which are handed over as if they were Latin-1."""
+    """The key in a request's headers, None without one. Clients send UTF-8, which Starlette decodes as Latin-1."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     presented = token.strip() if scheme.lower() == "bearer" and token else headers.get("x-api-key")
     return None if presented is None else presented.encode("latin-1", "replace").decode("utf-8", "surrogateescape")
 
 
 class Admission:
-    """Limits of each key, and of all together.
+    """Rate and concurrency limits of each key, and the concurrency limit of all together.
 
     Args:
-        rate: requests a minute of each key, as many at once after a pause; 0 for any number.
-        at_once: requests of one key at the same time; 0 for any number.
-        total: requests of all at the same time.
+        rate: requests per minute of each key, which is also the largest burst; 0 for no limit.
+        at_once: concurrent requests of one key; 0 for no limit.
+        total: concurrent requests of all keys.
     """
 
     def __init__(self, rate: float, at_once: int, total: int) -> None:
@@ -68,19 +68,23 @@ class Admission:
 
     @contextmanager
     def admitted(self, name: str) -> Iterator[None]:
-        """A place for one request of a key.
+        """Count a request of a key as running inside the context.
 
         Raises:
-            TooManyRequests: the key's limits are used up.
-            Busy: the service's are.
+            TooManyRequests: a limit of the key is reached.
+            Busy: the limit of all keys together is reached.
         """
         with self._lock:
             self._take_token(name)
             running = self._running.get(name, 0)
             if self._at_once and running >= self._at_once:
-                raise TooManyRequests(f"{running} requests of this key are being answered, no more are taken")
+                raise TooManyRequests(
+                    f"{running} requests of this key are being answered, which is its limit; ask again later"
+                )
             if sum(self._running.values()) >= self._total:
-                raise Busy(f"{self._total} requests are being answered, no more are taken; ask again later")
+                raise Busy(
+                    f"{self._total} requests are being answered, which is the limit of the service; ask again later"
+                )
             self._running[name] = running + 1
         try:
             yield
@@ -89,7 +93,7 @@ class Admission:
                 self._running[name] -= 1
 
     def _take_token(self, name: str) -> None:
-        """One request from a bucket that refills at the key's rate."""
+        """Take one token from the key's bucket, which refills at the key's rate; TooManyRequests if it is empty."""
         if not self._rate:
             return
         now, size = time.monotonic(), max(1.0, self._rate)

@@ -1,4 +1,4 @@
-"""Photographs in the bodies of requests: raw, or multipart. Everything is held in memory, nothing is spooled."""
+"""Photographs in request bodies, raw or multipart. Everything is held in memory; nothing is spooled to disk."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ RAW_TYPES = ("image/", "application/octet-stream", "application/dicom")
 
 
 class Upload(NamedTuple):
-    """What a body brought.
+    """The contents of a request body.
 
     Attributes:
-        files: (name, bytes) of each.
-        fields: text fields.
+        files: (name, bytes) of each file.
+        fields: text fields by name; values of a repeated field are joined by commas.
     """
 
     files: list[tuple[str, bytes]]
@@ -32,11 +32,11 @@ class Upload(NamedTuple):
 
 
 class Room:
-    """Memory for the bodies of all requests together.
+    """The memory budget for the bodies of all requests together.
 
     Args:
-        limit: bytes.
-        seconds: until a body has to be there.
+        limit: bytes of the budget.
+        seconds: time within which a body has to arrive.
     """
 
     def __init__(self, limit: int, seconds: float) -> None:
@@ -45,7 +45,7 @@ class Room:
         self._lock = threading.Lock()
 
     def take(self, request: Request, count: int) -> None:
-        """Room for more of a request's body; Busy where there is none."""
+        """Reserve ``count`` more bytes for a request's body; Busy if the budget is used up."""
         with self._lock:
             if self._used + count > self._limit:
                 raise Busy("other requests' photographs take all the room there is; ask again later")
@@ -53,27 +53,32 @@ class Room:
         request.state.held = getattr(request.state, "held", 0) + count
 
     def give_back(self, request: Request) -> None:
-        """All that a request took."""
+        """Release everything that was reserved for a request."""
         with self._lock:
             self._used -= getattr(request.state, "held", 0)
         request.state.held = 0
 
 
 class _InMemory(MultiPartParser):
-    """Multipart without temporary files; the limit of bytes is kept before it is parsed."""
+    """A multipart parser without temporary files; the size of the body is limited before it gets here."""
 
     spool_max_size = 2**62
 
 
 async def received(request: Request, room: Room, limit: int, files: int = 1) -> Upload:
-    """The body, cut off with BodyTooLarge: a length need not be declared, or true.
+    """Read the body of a request.
 
     Args:
-        room: where it is held until the request is answered.
+        room: budget in which its bytes are reserved until the request is answered.
+        limit: most bytes, counted as they arrive, since the declared length may be missing or wrong.
+        files: most files that it may have.
 
     Raises:
-        BadRequest: multipart that is none, more files than expected, or no body that is known.
-        BodyTooSlow: it did not arrive in time. Busy: no room for it. Abandoned: the client went away while sending.
+        BodyTooLarge: the body has more than ``limit`` bytes.
+        BadRequest: the multipart is malformed or has too many files, or the content type is unknown.
+        BodyTooSlow: the body did not arrive in time.
+        Busy: the budget is used up.
+        Abandoned: the client disconnected while sending.
     """
     try:
         async with asyncio.timeout(room.seconds):
@@ -116,9 +121,9 @@ async def _multipart(request: Request, room: Room, limit: int, files: int) -> Up
                 fields[key] = f"{fields[key]},{value}" if key in fields else value
         return Upload([(plain_name(file.filename), await file.read()) for _, file in uploads], fields)
     except (MultiPartException, KeyError, ValueError, UnicodeError) as error:
-        raise BadRequest(f"not multipart as it should be ({error})") from error
+        raise BadRequest(f"malformed multipart body ({error})") from error
     finally:
-        for file in parser._files_to_close_on_error:  # those of parts that never ended are in no form
+        for file in parser._files_to_close_on_error:  # files of incomplete parts are in no form
             file.close()
 
 
@@ -133,6 +138,6 @@ async def _limited(request: Request, room: Room, limit: int) -> AsyncGenerator[b
 
 
 def plain_name(filename: str | None) -> str:
-    """The last part of a file's name, for messages and results; never a path."""
+    """The last component of a file name, with unusual characters replaced; for messages and results, never a path."""
     name = Path((filename or "image").replace("\\", "/")).name
     return re.sub(r"[^\w.\- ()]", "_", name)[:100] or "image"

@@ -1,4 +1,4 @@
-// One answer: overlay and its controls, who voted, figures, warnings, downloads.
+// The panel of one answer: overlay and its controls, voters, figures, warnings and downloads.
 
 import { ask } from './api.js'
 import { element, get } from './dom.js'
@@ -14,7 +14,7 @@ const DOWNLOADS = [
 const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} %`
 
 export class AnswerPanel {
-  /** `key` tells the API key, `say` tells the reader. */
+  /** `key()` returns the API key; `say(text, problem)` shows a message in the status line. */
   constructor({ key, say }) {
     Object.assign(this, { key, say, item: null, hidden: new Set(), step: 'vote' })
     get('show').addEventListener('change', () => this.#visibility())
@@ -30,9 +30,9 @@ export class AnswerPanel {
     const layers = {}
     for (const [name, mask] of Object.entries(answer.masks_png ?? {})) layers[name] = await pixelsOf(mask)
     const uncertainty = answer.uncertainty_png ? heated(await pixelsOf(answer.uncertainty_png)) : null
-    if (this.item !== item) return // another one was chosen meanwhile
-    this.votes = { vote, ...answer.by_timestep } // those of timesteps are decoded when looked at
-    this.layers = answer.masks_png ? layers : null // of classes that may overlap
+    if (this.item !== item) return // another photograph was chosen meanwhile
+    this.votes = { vote, ...answer.by_timestep } // the voters' maps stay base64 until they are looked at
+    this.layers = answer.masks_png ? layers : null // one mask per class, for models whose classes may overlap
     if (!(this.step in this.votes)) this.step = 'vote'
     if (uncertainty) paint(get('heat'), uncertainty)
     get('nothing').hidden = true
@@ -44,7 +44,7 @@ export class AnswerPanel {
     await Promise.all([this.#downloads(), this.#mask()])
   }
 
-  /** Whether the key meant something here. */
+  /** Handle a key; returns whether it has a meaning here. */
   press(key) {
     if (!this.item) return false
     if (key === 'o') get('show').click()
@@ -72,7 +72,7 @@ export class AnswerPanel {
 
   #trust(answer) {
     get('abstain').hidden = !answer.abstain
-    get('abstain').textContent = 'Do not rely on this answer: the photograph is unlike those that the model was trained on'
+    get('abstain').textContent = 'Do not rely on this answer: the photograph is unlike the images that the model was trained on'
       + `${unusual(answer.domain)}.`
     get('warnings').replaceChildren(...answer.warnings.map((text) => element('li', {}, text)))
     get('warnings').hidden = !answer.warnings.length
@@ -98,7 +98,7 @@ export class AnswerPanel {
     }))
   }
 
-  /** All together first, then each voter as the answer has them. */
+  /** The choices in order: the vote of all, then each voter in the order of the answer. */
   #order() {
     return ['vote', ...Object.keys(this.votes).filter((step) => step !== 'vote')]
   }
@@ -123,16 +123,16 @@ export class AnswerPanel {
       return element('tr', {}, name, number(percent(one.share, 2)), number(one.score === null ? 'none' : percent(one.score, 0)))
     }))
     const { domain } = answer
-    const several = Object.keys(this.votes).length > 2 // one voter agrees with itself
+    const several = Object.keys(this.votes).length > 2 // a single voter always agrees with itself
     const rows = {
       ...(several && {
         'Agreement of the votes': percent(answer.mean_agreement),
         'Mean uncertainty': percent(answer.mean_uncertainty),
       }),
-      'Distance from training images': domain ? `${domain.distance.toFixed(2)} of ${domain.threshold.toFixed(2)}` : 'not known',
+      'Distance from training images': domain ? `${domain.distance.toFixed(2)} (threshold ${domain.threshold.toFixed(2)})` : 'not known',
       'Residual of the inversion': residualOf(domain),
       Size: `${answer.width} × ${answer.height}`,
-      ...(answer.mirrored && { 'Read as well': 'three mirror images' }),
+      ...(answer.mirrored && { 'Also read': 'three mirror images' }),
       Model: `${answer.model} ${answer.version.slice(0, 8)}`,
     }
     get('facts').replaceChildren(
@@ -171,14 +171,14 @@ export class AnswerPanel {
   }
 }
 
-/** The residual of the inversion, and what is usual. */
+/** The text for the residual of the inversion, with its usual range if there is one. */
 function residualOf(domain) {
   if (typeof domain?.residual !== 'number') return 'not known'
   const usual = domain.residual_range
   return domain.residual.toFixed(4) + (usual ? `, usual ${usual.map((bound) => bound.toFixed(4)).join(' to ')}` : '')
 }
 
-/** What speaks against an answer, in brackets. */
+/** The figures outside their limits, in brackets; empty if there are none. */
 function unusual(domain) {
   if (!domain) return ''
   const { distance, threshold, residual, residual_range: usual } = domain
@@ -188,7 +188,7 @@ function unusual(domain) {
   return figures.length ? ` (${figures.join('; ')})` : ''
 }
 
-/** Whether a voter is a timestep; some models have others. */
+/** Return whether a voter is a timestep; models that read several timesteps at once have other voters. */
 function timestep(voter) {
   return /^\d+$/.test(voter)
 }

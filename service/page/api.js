@@ -1,4 +1,4 @@
-// Talks to the service. What is busy is asked again when the service says.
+// Requests to the service. While it is busy they are retried, when its Retry-After says.
 
 const PATIENCE = 20
 
@@ -9,7 +9,10 @@ export class Refused extends Error {
   }
 }
 
-/** POST one photograph; the response, or Refused. `options` are those of /v1/segment. */
+/**
+ * POST one photograph to /v1/segment with its `options`; returns the response, or throws Refused.
+ * `waiting(seconds)` is called before each retry.
+ */
 export async function ask(file, options, { key = '', signal, waiting = () => {} } = {}) {
   for (let attempt = 0; ; attempt++) {
     const body = new FormData()

@@ -1,4 +1,4 @@
-// What has been dropped, one after the other; which of it is shown.
+// The list of dropped photographs, which are segmented one after the other, and the choice of the one shown.
 
 import { ask } from './api.js'
 import { AnswerPanel } from './answer.js'
@@ -53,7 +53,7 @@ function draw({ button, row, file, state, note, why, answer }) {
   )
 }
 
-/** Everything that waits, in turn; a second call while the first runs has nothing to do. */
+/** Segment the waiting photographs in turn; returns at once if that is already running. */
 async function work() {
   if (stopping) return
   stopping = new AbortController()
@@ -98,7 +98,7 @@ async function segment(item, signal) {
   }
 }
 
-/** A file that the browser can show: the photograph's own, or the service's where the browser does not know the format. */
+/** An image that the browser can show: the file itself, or the service's rendering if the browser cannot decode it. */
 async function photograph(file, how) {
   try {
     ;(await createImageBitmap(file)).close()
@@ -112,10 +112,10 @@ async function show(item) {
   shown = item
   for (const one of items) one.button.setAttribute('aria-current', one === item)
   get('empty').hidden = true
-  get('layers').hidden = true // the former photograph's mask does not lie over this one
+  get('layers').hidden = true // the previous mask must not lie over this photograph
   get('viewer').setAttribute('aria-label', `Photograph ${item.file.name} with its mask`)
   try {
-    const pixels = await createImageBitmap(item.photo) // decoded when looked at: a hundred of them fill the memory
+    const pixels = await createImageBitmap(item.photo) // decoded only when shown: a hundred decoded photographs would fill the memory
     if (shown === item) paint(get('photo'), pixels)
     pixels.close()
     if (shown !== item) return

@@ -1,8 +1,8 @@
-// The document, in as few words as it takes.
+// Shorthands for the DOM.
 
 export const get = (id) => document.getElementById(id)
 
-/** A new element with properties and children; text is only ever text. */
+/** Create an element with properties and children; strings become text nodes and are never parsed as HTML. */
 export function element(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties)
   made.append(...children)

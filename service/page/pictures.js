@@ -1,6 +1,6 @@
-// Pixels: of photographs, of label maps, of uncertainty.
+// Decoding, colouring and drawing of photographs, label maps and uncertainty maps.
 
-/** The pixels of a base64 PNG, or of a blob. */
+/** The ImageData of a base64 PNG or of a blob. */
 export async function pixelsOf(source) {
   const blob = typeof source === 'string' ? new Blob([bytesOf(source)], { type: 'image/png' }) : source
   const bitmap = await createImageBitmap(blob)
@@ -14,7 +14,7 @@ function bytesOf(base64) {
   return Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0))
 }
 
-/** A label map's picture with the classes of `shown` (a Set of colours like '#1fe0ff') opaque, all else clear. */
+/** A label map with the colours in `shown` (a Set of strings like '#1fe0ff') opaque and everything else transparent. */
 export function tinted(labels, shown) {
   const wanted = new Set([...shown].map((colour) => parseInt(colour.slice(1), 16)))
   const out = new ImageData(labels.width, labels.height)
@@ -29,7 +29,7 @@ export function tinted(labels, shown) {
   return out
 }
 
-/** Pictures of single classes, later ones above earlier ones, clear where there is none; of the size of `like`. */
+/** The masks of single classes stacked, later ones on top, transparent where there is none; of the size of `like`. */
 export function stacked(layers, like) {
   const out = new ImageData(like.width, like.height)
   for (const { data } of layers) {
@@ -42,10 +42,10 @@ export function stacked(layers, like) {
   return out
 }
 
-// Plasma's colours at 0, 1/3, 2/3 and 1: told apart by those who cannot tell red from green.
+// The colour map plasma at 0, 1/3, 2/3 and 1, which is also readable with red-green colour blindness.
 const STOPS = [[13, 8, 135], [156, 23, 158], [237, 121, 83], [240, 249, 33]]
 
-/** Grey uncertainty as colours, clear where all votes agree. */
+/** A grey uncertainty map in the colours of STOPS, transparent where all votes agree. */
 export function heated(grey) {
   const out = new ImageData(grey.width, grey.height)
   for (let i = 0; i < grey.data.length; i += 4) {
@@ -58,7 +58,7 @@ export function heated(grey) {
   return out
 }
 
-/** Draw onto a canvas that takes the picture's size. */
+/** Draw a picture (ImageData or ImageBitmap) onto a canvas, which takes its size. */
 export function paint(canvas, picture) {
   canvas.width = picture.width
   canvas.height = picture.height

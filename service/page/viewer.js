@@ -1,10 +1,10 @@
-// Zoom and pan, by pointer, wheel and keys.
+// Zoom and pan by pointer, wheel and keyboard.
 
 const STEP = 1.25
 const PAN = 40
 
 export class Viewer {
-  /** `frame` shows a part of `layers`; `changed` hears of every new scale. */
+  /** `frame` is the visible window onto `layers`; `changed(scale)` is called whenever the view moves or scales. */
   constructor(frame, layers, changed) {
     Object.assign(this, { frame, layers, changed, width: 0, height: 0, scale: 1, x: 0, y: 0, fitted: true })
     this.pointers = new Map()
@@ -33,7 +33,7 @@ export class Viewer {
     this.#place()
   }
 
-  /** Zoom by a factor about a point of the frame, its middle by default. */
+  /** Zoom by a factor about a point (x, y) of the frame, its centre by default. */
   zoom(factor, x = this.frame.clientWidth / 2, y = this.frame.clientHeight / 2) {
     if (!this.width) return
     const scale = Math.min(40, Math.max(0.05, this.scale * factor))
@@ -51,7 +51,7 @@ export class Viewer {
     this.#place()
   }
 
-  /** Whether the key meant something here. */
+  /** Handle a key; returns whether it has a meaning here. */
   press(key) {
     const meaning = {
       '+': () => this.zoom(STEP), '=': () => this.zoom(STEP), '-': () => this.zoom(1 / STEP), 0: () => this.fit(),
@@ -64,7 +64,7 @@ export class Viewer {
 
   #place() {
     const { clientWidth, clientHeight } = this.frame
-    const margin = 60 // so much of the picture stays in sight
+    const margin = 60 // pixels of the picture that always stay in sight
     this.x = Math.min(clientWidth - margin, Math.max(margin - this.width * this.scale, this.x))
     this.y = Math.min(clientHeight - margin, Math.max(margin - this.height * this.scale, this.y))
     this.layers.style.transform = `translate(${this.x}px, ${this.y}px) scale(${this.scale})`

@@ -1,4 +1,4 @@
-"""Features: made once, described, and read block by block."""
+"""Routes that make, describe, read and delete the stored features of a photograph."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from store.features import Key
 from store.spec import FeatureSpec
 
 router = APIRouter(tags=["features"])
-_KEY = Annotated[str, Path(pattern=KEY_PATTERN, description="16 digits of the spec, a dot, the image's sha256")]
+_KEY = Annotated[
+    str, Path(pattern=KEY_PATTERN, description="first 16 digits of the spec's digest, a dot, sha256 of the photograph")
+]
 
 
 @router.post(
@@ -38,10 +40,12 @@ async def make(
     engine: ReadyEngine,
     context: SharedContext,
     _key: Admitted,
-    model: Annotated[str | None, Query(max_length=200, description="that will read them")] = None,
-    mirrored: Annotated[bool, Query(description="those of its three mirror images, too")] = False,
+    model: Annotated[
+        str | None, Query(max_length=200, description="model that will read the features, see /v1/models")
+    ] = None,
+    mirrored: Annotated[bool, Query(description="also store the features of its three mirror images")] = False,
 ) -> FeaturesInfo:
-    """Have a photograph's features in the store; the key asks for masks later, without the photograph."""
+    """Store the features of a photograph, unless they are there; later requests may send their key instead of it."""
     upload = await received(request, context.room, context.settings.max_bytes)
     if not upload.files:
         raise NoImage("expected a photograph in the field 'image' or as the body")
@@ -55,7 +59,7 @@ async def make(
         raise Unavailable("the features could not be stored; /readyz says why", retry_after=30)
     try:
         info = await run_in_threadpool(described, engine, kept.key)
-    except NotFound as error:  # another process holds the entry, and has not finished it
+    except NotFound as error:  # another process has claimed the entry and is still writing it
         raise Unavailable("another process is storing these features; ask again", retry_after=5) from error
     return info.model_copy(update={"cached": kept.cached, "forwards": kept.forwards})
 
@@ -71,12 +75,16 @@ async def read(
     key: _KEY,
     engine: ReadyEngine,
     _key: Admitted,
-    block: Annotated[str | None, Query(max_length=100, description="answer with this block, float32 .npy")] = None,
-    timestep: Annotated[int | None, Query(ge=0, le=1_000_000, description="of the block; all by default")] = None,
+    block: Annotated[
+        str | None, Query(max_length=100, description="answer with the feature maps of this block, as float32 .npy")
+    ] = None,
+    timestep: Annotated[
+        int | None, Query(ge=0, le=1_000_000, description="timestep of the block to answer with; all by default")
+    ] = None,
 ) -> Response | FeaturesInfo:
-    """What is kept of a photograph: a description, or one block as ``.npy`` of shape (t, c, h, w)."""
+    """Describe the stored features of a photograph, or read one block as ``.npy`` of shape (t, c, h, w)."""
     if block is None and timestep is not None:
-        raise BadRequest("a timestep is of a block: name it")
+        raise BadRequest("timestep was given without a block; name the block, too")
     if block is None:
         return await run_in_threadpool(described, engine, key)
     data = await run_in_threadpool(_block, engine, key, block, timestep)
@@ -87,9 +95,9 @@ async def read(
     "/v1/features/{key}", status_code=204, responses=problems(401, 403, 404, 429, 503), operation_id="delete_features"
 )
 async def delete(key: _KEY, engine: ReadyEngine, context: SharedContext, name: Admitted) -> None:
-    """Delete a photograph's features, all views of them, and its finished answers; for keys named in ``admins``.
+    """Delete the features of a photograph in all views, and its cached answers; only for keys named in ``admins``.
 
-    Features are everybody's who has the photograph, a trainer's among them.
+    Features are shared by everybody who has the photograph, and by training, so not every key may delete them.
     """
     context.require_admin(name, "delete features")
     spec, entry_key, _ = _located(engine, key)
@@ -98,7 +106,7 @@ async def delete(key: _KEY, engine: ReadyEngine, context: SharedContext, name: A
 
 
 def described(engine: Engine, key: str) -> FeaturesInfo:
-    """What is known about stored features; NotFound if there are none."""
+    """The description of stored features; NotFound if there are none."""
     spec, entry_key, models = _located(engine, key)
     stored = engine.storage.stored_bytes(spec, entry_key)
     if stored is None:

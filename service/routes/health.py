@@ -1,4 +1,4 @@
-"""Whether the service is alive and ready, its metrics, and the Open Inference Protocol's health and metadata."""
+"""Liveness, readiness and metrics, and the health and metadata routes of the Open Inference Protocol."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ router = APIRouter(tags=["health"])
 
 
 class Alive(BaseModel):
-    """The process answers."""
+    """The answer of a live process."""
 
     status: str = "alive"
 
 
 class TensorInfo(BaseModel):
-    """One input or output, in the Open Inference Protocol's words."""
+    """One input or output tensor, as the Open Inference Protocol describes it."""
 
     name: str
     datatype: str
@@ -34,7 +34,7 @@ class TensorInfo(BaseModel):
 
 
 class ModelMetadata(BaseModel):
-    """A model, in the Open Inference Protocol's words."""
+    """A model, as the Open Inference Protocol describes it."""
 
     name: str
     versions: list[str]
@@ -44,7 +44,7 @@ class ModelMetadata(BaseModel):
 
 
 class ServerMetadata(BaseModel):
-    """The server, in the Open Inference Protocol's words."""
+    """The server, as the Open Inference Protocol describes it."""
 
     name: str = "diffdgss"
     version: str
@@ -52,19 +52,19 @@ class ServerMetadata(BaseModel):
 
 
 class Live(BaseModel):
-    """The Open Inference Protocol's answer to whether the server lives."""
+    """The liveness of the server in the Open Inference Protocol."""
 
     live: bool = True
 
 
 class ServerReady(BaseModel):
-    """The Open Inference Protocol's answer to whether the server is ready."""
+    """The readiness of the server in the Open Inference Protocol."""
 
     ready: bool = True
 
 
 class ModelReady(BaseModel):
-    """The Open Inference Protocol's answer to whether a model is ready."""
+    """The readiness of a model in the Open Inference Protocol."""
 
     name: str
     ready: bool = True
@@ -72,14 +72,14 @@ class ModelReady(BaseModel):
 
 @router.get("/healthz", response_model=Alive, responses=problems(503), operation_id="healthz")
 async def healthz(context: SharedContext) -> Alive:
-    """The process is alive; 503 where only a new one can answer again, since the device is lost to this one."""
+    """Liveness: 200 while the process can answer, 503 once its device is lost and only a restart helps."""
     _require_device(context)
     return Alive()
 
 
 @router.get("/readyz", response_model=Ready, responses=problems(503), operation_id="readyz")
 async def readyz(context: SharedContext) -> Ready:
-    """Models are warm, 503 before; ``degraded`` while the store is in trouble, which costs time and no answers."""
+    """Readiness: 503 until the models are loaded; ``degraded`` if the feature store fails, which only costs time."""
     if context.engine.done() and (error := context.engine.exception()):
         raise NotReady(f"models could not be loaded: {error}", retry_after=30)
     engine = context.ready_engine()
@@ -101,7 +101,7 @@ async def readyz(context: SharedContext) -> Ready:
     operation_id="metrics",
 )
 async def metrics(context: SharedContext) -> Response:
-    """For Prometheus."""
+    """Metrics in the text format of Prometheus."""
     text = context.http.text()
     if context.engine.done() and context.engine.exception() is None:
         text += context.engine.result().metrics.text()
@@ -110,21 +110,21 @@ async def metrics(context: SharedContext) -> Response:
 
 @router.get("/v2/health/live", response_model=Live, responses=problems(503), operation_id="v2_live")
 async def live(context: SharedContext) -> Live:
-    """The same as ``/healthz``."""
+    """Liveness, as ``/healthz``."""
     _require_device(context)
     return Live()
 
 
 @router.get("/v2/health/ready", response_model=ServerReady, responses=problems(503), operation_id="v2_ready")
 async def ready(context: SharedContext, _engine: ReadyEngine) -> ServerReady:
-    """Models are loaded and warm."""
+    """Readiness: 200 once the models are loaded, else 503."""
     _require_device(context)
     return ServerReady()
 
 
 @router.get("/v2", response_model=ServerMetadata, responses=problems(), operation_id="v2_server")
 async def server_metadata(request: Request) -> ServerMetadata:
-    """What answers here."""
+    """Name and version of the server."""
     return ServerMetadata(version=request.app.version)
 
 
@@ -133,7 +133,7 @@ _NAME = Annotated[str, PathParameter(max_length=200)]
 
 @router.get("/v2/models/{name}", response_model=ModelMetadata, responses=problems(404, 503), operation_id="v2_model")
 async def model_metadata(name: _NAME, engine: ReadyEngine) -> ModelMetadata:
-    """What a model takes and gives; -1 is any size. Answers are had from ``/v1/segment``."""
+    """Input and output tensors of a model, -1 for any size. Inference itself is ``POST /v1/segment``."""
     model = _model(engine, name)
     classes = len(model.card.task.classes)
     return ModelMetadata(
@@ -152,12 +152,12 @@ async def model_metadata(name: _NAME, engine: ReadyEngine) -> ModelMetadata:
     "/v2/models/{name}/ready", response_model=ModelReady, responses=problems(404, 503), operation_id="v2_model_ready"
 )
 async def model_ready(name: _NAME, engine: ReadyEngine) -> ModelReady:
-    """Whether a model is loaded."""
+    """Readiness of a model: 404 if it is not loaded."""
     return ModelReady(name=_model(engine, name).name)
 
 
 def _require_device(context: Context) -> None:
-    """DeviceLost where the device computes no more; nothing is wrong while models are being loaded."""
+    """Raise DeviceLost if the device has failed for good; before the models are loaded there is none to check."""
     if context.engine.done() and context.engine.exception() is None and context.engine.result().device.lost:
         raise DeviceLost
 

@@ -1,4 +1,4 @@
-"""Many photographs at once, segmented behind the requests."""
+"""Routes of jobs, which segment many photographs in the background."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from service.schemas import JobProblem, JobStatus
 from service.uploads import plain_name, received
 
 router = APIRouter(tags=["jobs"])
-_ID = Annotated[str, PathParameter(pattern="^[0-9a-f]{32}$", description="of the job")]
+_ID = Annotated[str, PathParameter(pattern="^[0-9a-f]{32}$", description="id of the job")]
 
 
 _BODY: dict[str, Any] = {
     "requestBody": {
-        "description": "Photographs, each in a field `image`; or nothing where `folder` is given.",
+        "description": "The photographs, each in a field `image`; none if `folder` is given.",
         "required": False,
         "content": {
             "multipart/form-data": {
@@ -34,7 +34,7 @@ _BODY: dict[str, Any] = {
                     "type": "object",
                     "properties": {
                         "image": {"type": "array", "items": {"type": "string", "format": "binary"}},
-                        "folder": {"type": "string", "description": "as X-Folder"},
+                        "folder": {"type": "string", "description": "the same as the header X-Folder"},
                     }
                     | OPTION_FIELDS,
                 }
@@ -61,10 +61,12 @@ async def start(
     options: Annotated[Options, Query()],
     folder: Annotated[
         str | None,
-        Header(alias="X-Folder", max_length=1000, description="NAME or NAME/PREFIX that the operator allowed"),
+        Header(
+            alias="X-Folder", max_length=1000, description="NAME or NAME/PREFIX of a folder that the operator allowed"
+        ),
     ] = None,
 ) -> JobStatus:
-    """Segment many photographs: uploaded ones, or those of a folder that the operator allowed by name."""
+    """Start a job that segments many photographs: uploaded ones, or those of a folder that the operator allowed."""
     upload = await received(request, context.room, context.settings.job_bytes, context.settings.job_images)
     folder = upload.fields.pop("folder", folder)
     options = _checked(merged(options, upload.fields), engine)
@@ -78,7 +80,7 @@ async def start(
     else:
         names, data, sources = [name for name, _ in upload.files], [data for _, data in upload.files], []
     if not names:
-        raise NoImage("expected photographs in fields 'image', or a folder with some")
+        raise NoImage("expected photographs in fields 'image', or a folder that has some")
     record = await context.made_job(key, options, output.suffix, names, data, sources)
     if context.runner is not None:
         context.runner.wake()
@@ -88,7 +90,7 @@ async def start(
 
 @router.get("/v1/jobs", response_model=list[JobStatus], responses=problems(401, 429, 503), operation_id="list_jobs")
 async def listed(context: SharedContext, key: Admitted) -> list[JobStatus]:
-    """The jobs of this key that are still kept, the oldest first."""
+    """List the jobs of this key that are still kept, oldest first."""
     records = await context.at_jobs(context.jobs.all)
     return [_status(record) for record in records if record.owner == key]
 
@@ -97,7 +99,7 @@ async def listed(context: SharedContext, key: Admitted) -> list[JobStatus]:
     "/v1/jobs/{job_id}", response_model=JobStatus, responses=problems(401, 404, 429, 503), operation_id="read_job"
 )
 async def read(job_id: _ID, context: SharedContext, key: Admitted) -> JobStatus:
-    """How far a job is."""
+    """The state and progress of a job."""
     return _status(await context.at_jobs(context.jobs.get, job_id, key))
 
 
@@ -108,7 +110,7 @@ async def read(job_id: _ID, context: SharedContext, key: Admitted) -> JobStatus:
     operation_id="cancel_job",
 )
 async def cancel(job_id: _ID, context: SharedContext, key: Admitted) -> JobStatus:
-    """Stop a job after the photograph it is at; what is done can still be fetched."""
+    """Cancel a job after the photograph in progress; the results so far can still be fetched."""
     record = await context.at_jobs(context.jobs.get, job_id, key)
     return _status(await context.at_jobs(context.jobs.cancel, record))
 
@@ -121,7 +123,7 @@ async def cancel(job_id: _ID, context: SharedContext, key: Admitted) -> JobStatu
     operation_id="read_job_results",
 )
 async def results(job_id: _ID, context: SharedContext, key: Admitted) -> StreamingResponse:
-    """A ZIP of all answers, and of what each says about itself, or why there is none: ``images.csv``, ``job.json``."""
+    """Download a ZIP of all answers; ``images.csv`` and ``job.json`` have a summary or the error of each photograph."""
     record = await context.at_jobs(context.jobs.get, job_id, key)
     if record.state not in FINISHED:
         raise Conflict(f"the job is {record.state}: {record.count('done')} of {len(record.items)} are done")
@@ -136,26 +138,26 @@ async def results(job_id: _ID, context: SharedContext, key: Admitted) -> Streami
     operation_id="delete_job",
 )
 async def delete(job_id: _ID, context: SharedContext, key: Admitted) -> None:
-    """Delete a finished job with all its answers, before it is deleted for its age."""
+    """Delete a finished job and its results now, rather than when it expires."""
     record = await context.at_jobs(context.jobs.get, job_id, key)
     await context.at_jobs(context.jobs.remove, record)
 
 
 def _checked(options: Options, engine: Engine) -> Options:
-    """Options that every photograph of a job can be answered with; what is wrong is told now."""
+    """Return the options with the model named; invalid ones are refused now and not at the first photograph."""
     if options.key is not None or options.fov_only:
-        raise BadRequest("a job takes photographs: no key, and no fov_only")
+        raise BadRequest("a job segments photographs; expected neither key nor fov_only")
     question = engine.question(b"", "image", options.model, options.timesteps)
     options.require_classes(question.model.card.task.classes)
-    return options.model_copy(update={"model": question.model.name})  # whatever is the default later
+    return options.model_copy(update={"model": question.model.name})  # a reload may change the default
 
 
 def _photographs(folder: str, context: Context) -> list[str]:
-    """Photographs of ``name`` or ``name/prefix``, where the operator allowed ``name``."""
+    """Locations of the photographs in the folder NAME or NAME/PREFIX, where NAME is one that the operator allowed."""
     most = context.settings.job_images
     found = context.sources.keys(folder, most + 1)
     if len(found) > most:
-        raise BadRequest(f"there are more than {most} photographs; name a prefix")
+        raise BadRequest(f"the folder has more than {most} photographs; name a prefix with fewer")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Which models there are, and loading them anew."""
+"""Routes that list and reload the models."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ router = APIRouter(tags=["models"])
 
 @router.get("/v1/models", response_model=list[ModelInfo], responses=problems(401, 429, 503), operation_id="list_models")
 async def models(engine: ReadyEngine, _key: Admitted) -> list[ModelInfo]:
-    """Every model, the default first."""
+    """List all models, the default first."""
     return [described(model, model is engine.models.default) for model in engine.models.by_name.values()]
 
 
 @router.post("/v1/reload", response_model=Reloaded, responses=problems(401, 403, 409, 429, 503), operation_id="reload")
 async def reload(context: SharedContext, key: Admitted) -> Reloaded:
-    """Read settings, keys and models anew, without a pause; for keys that the operator named in ``admins``."""
+    """Reload settings, keys and models without interrupting requests; only for keys named in ``admins``."""
     context.require_admin(key, "reload")
     return Reloaded(models=await run_in_threadpool(context.reload))
 
 
 def described(model: Model, default: bool) -> ModelInfo:
-    """What clients should know about a model."""
+    """The description of a model for clients."""
     card = model.card
     return ModelInfo(
         name=model.name,

@@ -1,4 +1,4 @@
-"""The page at ``/`` and the files that it is made of; nothing of it comes from elsewhere."""
+"""The web page at ``/`` and its scripts, styles and icon; the page loads nothing from other hosts."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _FILES = {path.name: path.read_bytes() for path in FOLDER.iterdir() if path.suff
 
 @router.get("/")
 async def page() -> Response:
-    """The page to drop photographs on."""
+    """The web page, where photographs are dropped to be segmented."""
     return _file("index.html")
 
 
 @router.get("/page/{name}")
 async def part(name: str) -> Response:
-    """A style sheet, script or picture of the page."""
+    """A style sheet, script or icon of the page."""
     return _file(name)
 
 
 def _file(name: str) -> Response:
     if name not in _FILES:
-        raise NotFound("no such part of the page")
+        raise NotFound("the page has no such file")
     headers = {"Cache-Control": "no-cache"}
     return Response(_FILES[name], headers=headers, media_type=_TYPES[Path(name).suffix])

@@ -1,4 +1,4 @@
-"""One photograph in, one answer out."""
+"""The route that segments one photograph."""
 
 from __future__ import annotations
 
@@ -30,29 +30,35 @@ _RAW = (
 
 
 def _body(description: str, fields: dict[str, Any]) -> dict[str, Any]:
-    """OpenAPI's description of a photograph, as multipart with fields beside it or as it is."""
+    """Return the OpenAPI description of a body with a photograph: raw bytes, or multipart with form fields."""
     form = {"type": "object", "properties": {"image": {"type": "string", "format": "binary"}} | fields}
     content = {"multipart/form-data": {"schema": form}} | dict.fromkeys(_RAW, _BINARY)
     return {"requestBody": {"description": description, "required": False, "content": content}}
 
 
 OPTION_FIELDS: dict[str, Any] = Options.model_json_schema()["properties"]
-BODY = _body("The photograph, or nothing where `key` is given. Options may be form fields, too.", OPTION_FIELDS)
+BODY = _body("The photograph; empty if `key` is given. Options may also be form fields.", OPTION_FIELDS)
 FEATURES_FIELDS = ("model", "mirrored")
 FEATURES_BODY = _body("The photograph.", {name: OPTION_FIELDS[name] for name in FEATURES_FIELDS})
 HEADERS: dict[str, dict[str, Any]] = {
     "X-Image-Id": {"description": "sha256 of the photograph", "schema": {"type": "string"}},
-    "X-Cached": {"description": "the features were there already", "schema": {"type": "boolean"}},
-    "X-Output": {"description": "the name of the output", "schema": {"type": "string"}},
-    "X-Engine-Seconds": {"description": "the engine's own time, without waiting", "schema": {"type": "number"}},
+    "X-Cached": {
+        "description": "whether the features, or the whole answer, came from the cache",
+        "schema": {"type": "boolean"},
+    },
+    "X-Output": {"description": "name of the output format", "schema": {"type": "string"}},
+    "X-Engine-Seconds": {
+        "description": "time spent on this answer, without waiting in queues",
+        "schema": {"type": "number"},
+    },
     "X-Abstain": {
-        "description": "the answer should not be relied on; absent where that is not known",
+        "description": "whether the answer should not be relied on; absent if that is not known",
         "schema": {"type": "boolean"},
     },
 }
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "The answer in the form that `output` or `Accept` asks for",
+        "description": "The answer in the format that `output` or `Accept` asks for",
         "content": {one.media_type: _BINARY for one in OUTPUTS.values() if one.media_type != "application/json"},
         "headers": HEADERS,
     }
@@ -76,7 +82,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
 async def segment(
     request: Request, engine: ReadyEngine, context: SharedContext, _key: Admitted, options: Annotated[Options, Query()]
 ) -> Response:
-    """Segment one photograph, or features that are in the store."""
+    """Segment one photograph, or a photograph whose features are in the store, by their key."""
     upload = await received(request, context.room, context.settings.max_bytes)
     options = merged(options, upload.fields)
     name, output = negotiated(options.output, request.headers.get("accept", "*/*"))
@@ -106,10 +112,10 @@ async def segment(
 
 @asynccontextmanager
 async def _turn(request: Request, context: Context, ticket: Ticket) -> AsyncIterator[None]:
-    """A turn at writing an answer: at native size they are large, and few are written at once.
+    """Hold one of the few slots for rendering answers, which are limited because arrays at native size are large.
 
     Raises:
-        DeadlinePassed: not in time. Abandoned: the client is gone.
+        DeadlinePassed: no slot became free before the deadline. Abandoned: the client has disconnected.
     """
     try:
         async with asyncio.timeout(ticket.remaining):
@@ -127,10 +133,10 @@ async def _turn(request: Request, context: Context, ticket: Ticket) -> AsyncIter
 async def answered(
     request: Request, engine: Engine, options: Options, name: str, data: bytes | None, ticket: Ticket
 ) -> Answer:
-    """The answer: a finished one, or the next one to be made."""
+    """The answer to a request: from the cache of finished answers if possible, else made by the engine."""
     if options.fov_only:
         if data is None:
-            raise NoImage("the field of view is found in the photograph; send it instead of its key")
+            raise NoImage("fov_only needs the photograph; send it instead of its key")
         return await awaited(request, engine, engine.ask_field_of_view(data, name, ticket), ticket)
     if data is None:
         assert options.key is not None

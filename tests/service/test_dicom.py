@@ -206,7 +206,7 @@ def test_a_header_without_end_is_refused() -> None:
 def test_a_value_that_claims_four_gigabytes() -> None:
     data = written(photograph(fundus()))
     at = data.index(b"\xe0\x7f\x10\x00OB\0\0") + 8
-    with pytest.raises(DicomError, match="4294967294 bytes of pixel data are announced, 23040 follow"):
+    with pytest.raises(DicomError, match="4294967294 bytes of pixel data are declared, 23040 follow"):
         decoded(data[:at] + b"\xfe\xff\xff\xff" + data[at + 4 :])
 
 

@@ -327,7 +327,7 @@ def test_what_should_not_be_relied_on_is_said(page: Page) -> None:
     expect(page.locator("#abstain")).to_contain_text("Do not rely on this answer")
     expect(page.locator("#abstain")).to_contain_text("distance 3.25, threshold 1.50")
     expect(page.locator("#abstain")).not_to_contain_text("residual")
-    expect(page.locator("#facts")).to_contain_text("3.25 of 1.50")
+    expect(page.locator("#facts")).to_contain_text("3.25 (threshold 1.50)")
     expect(page.locator("#facts")).to_contain_text("0.0100, usual 0.0050 to 0.0200")
     expect(page.locator("#list")).to_contain_text("abstain")
 
