@@ -51,7 +51,7 @@ class MlpEnsemble(Head):
     def loss(
         self, maps: Maps, _t: torch.Tensor, truth: torch.Tensor, inside: torch.Tensor, measure: Loss
     ) -> torch.Tensor:
-        """Sum the models' losses, each on its own random pixels; no weights are shared, so the models learn independently."""
+        """Sum the models' losses, each on its own random pixels; no weights are shared, so each model learns alone."""
         losses, planes = [], self._planes(maps)
         for model in self.models:
             pixels = _draw_pixels(inside)  # (b, p)
