@@ -159,7 +159,7 @@ def table_at(data: Path | None, work: Path, *, smoke: bool) -> Path:
     work.mkdir(parents=True, exist_ok=True)
     table = draw_table(work / "drawn") if data is None else data / TABLE
     if not table.is_file():
-        raise typer.BadParameter(f"{table}: no such table; expected columns dataset, split, image and one per target")
+        raise typer.BadParameter(f"{table}: no such table; its columns are dataset, split, image and one per target")
     return table
 
 

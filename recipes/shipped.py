@@ -190,7 +190,7 @@ INTERPRETERS = {
 
 
 def at_smoke_size(recipe: InterpreterRecipe) -> InterpreterRecipe:
-    """The recipe at tiny size: the build's backbone, two photographs to train on per part, one epoch, a tiny network."""
+    """The recipe at tiny size: the build's backbone, two training photographs per part, one epoch, a tiny network."""
     return replace(
         recipe,
         backbone=None,
