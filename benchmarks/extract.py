@@ -55,7 +55,7 @@ class Scale:
 
     Attributes:
         resolution: side of the network's square, in pixels.
-        photographs: number of photographs extracted for throughput.
+        photographs: number of photographs that a timed run extracts.
         rounds: repeats of every comparison, of which the median is reported.
         memory: numbers of views whose peak memory is compared.
     """

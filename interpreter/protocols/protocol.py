@@ -56,7 +56,7 @@ ROWS = {
 
 
 class ProtocolSettings(TrainingPlan):
-    """What the user of a protocol may choose; the same for every experiment of a table.
+    """The user's choices for a protocol, besides budget and levels; the same for every experiment of a table.
 
     Attributes:
         views: renderings of the training images. Networks on pixels read only the fixed ones, and draw flips and
