@@ -1,4 +1,4 @@
-"""Drawn photographs with vessels, for benchmarks where no data are at hand."""
+"""Drawn photographs with vessels, for benchmarks and tests without real data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def draw_photograph(side: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A lit disc with dark vessels: uint8 (side, side, 3), and the vessels, bool (side, side)."""
+    """Draw a lit disc with dark vessels: uint8 (side, side, 3), and the mask of the vessels, bool (side, side)."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[:side, :side] / side - 0.5
     disc = np.hypot(x, y) < 0.46
@@ -25,7 +25,7 @@ def draw_photograph(side: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_data(folder: Path, count: int, side: int = 160) -> Path:
-    """Folders stare, hrf and chase_db1 of so many photographs each, in the layout of the adapter ``folder``."""
+    """Draw folders stare, hrf and chase_db1 of ``count`` photographs each, in the layout of the adapter ``folder``."""
     for s, name in enumerate(("stare", "hrf", "chase_db1")):
         for part in ("images", "masks/vessel"):
             (folder / name / part).mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,12 @@
-"""Extraction: images per second against the plain loop, share of the machine, workers, memory, accuracy.
+"""Extraction: throughput against the plain loop, roofline share, scaling with workers, memory, accuracy.
 
     python benchmarks/extract.py [--json] [--photographs FOLDER]
     python benchmarks/extract.py --quick [--json]
 
-The small preset from files to stored bytes; ratios alternate within one run. Photographs are drawn if no
-folder is given. The full run takes about a quarter of an hour on two cores and writes its table into
-docs/benchmarks.md; --quick uses fewer and smaller photographs and writes nothing. Where there is a CUDA device
-it is measured on that, float32 in all its bits; what two workers of one thread are worth is asked of CPUs alone.
+Measures the small preset from files to stored bytes; what a ratio compares is run alternately. Photographs are
+drawn if no folder is given. The full run takes about a quarter of an hour on two cores and writes its table into
+docs/benchmarks.md; --quick uses fewer and smaller photographs and writes nothing. A CUDA device is used if there
+is one, in full float32 (no TF32); the speedup by two workers is measured on CPUs only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).parents[1])  # this file's own folder would hide the packages behind it
+sys.path[0] = str(Path(__file__).parents[1])  # in place of this file's folder, whose modules would shadow packages
 
 import numpy as np
 import torch
@@ -51,7 +51,14 @@ from store import FeatureStore, FloatEncoding
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is measured."""
+    """The size of a run.
+
+    Attributes:
+        resolution: side of the network's square, in pixels.
+        photographs: number of photographs that a timed run extracts.
+        rounds: repeats of every comparison, of which the median is reported.
+        memory: numbers of views whose peak memory is compared.
+    """
 
     resolution: int
     photographs: int
@@ -64,7 +71,7 @@ QUICK = Scale(128, 3, 2, (3, 24) if DEVICE == "cpu" else (16, 64))
 
 
 def seconds_alone_on_disk(run: Callable[[Path], object], work: Path) -> float:
-    """Seconds of a run into an empty folder, whose gigabytes are not left for the next one's time."""
+    """Time a run into an empty folder; syncs before and deletes after, so that its writes do not slow the next run."""
     folder = work / "run"
     folder.mkdir()
     os.sync()
@@ -85,7 +92,7 @@ def part(dataset: DataSet, count: int) -> DataSet:
 
 
 def throughput(scale: Scale, recipe: Preset, dataset: DataSet, work: Path) -> dict[str, float]:
-    """Images per second over the plain loop's, from files to files; and what several photographs in a forward do."""
+    """Images per second relative to the plain loop, from files to files, and the effect of the batch size."""
     network = open_backbone(recipe.backbone, device=DEVICE)
     spec = recipe.spec(network)
     plain, extractor = PlainLoop(recipe.backbone, spec, DEVICE), Extractor(network, spec)
@@ -114,7 +121,7 @@ def throughput(scale: Scale, recipe: Preset, dataset: DataSet, work: Path) -> di
 
 
 def difference(recipe: Preset, dataset: DataSet, work: Path) -> float:
-    """Largest difference to the plain loop's features over their largest value, alone and in a batch of two."""
+    """Largest difference from the plain loop's features relative to their largest value, in batches of one and two."""
     network = open_backbone(recipe.backbone, device=DEVICE)
     spec = replace(recipe, encoding=FloatEncoding(kind="float32")).spec(network)
     extractor, photographs = Extractor(network, spec), dataset.photographs[:2]
@@ -137,10 +144,10 @@ def difference(recipe: Preset, dataset: DataSet, work: Path) -> float:
 
 
 def roofline(scale: Scale, recipe: Preset) -> dict[str, float]:
-    """FLOP/s of one forward over those of the best square matrix product, both float32.
+    """FLOP/s of a forward pass relative to those of the fastest square matrix product, both float32.
 
-    FLOP are those of convolutions done directly: an arithmetic that needs fewer may have a share above one.
-    On a GPU the forward is of as many photographs as a run has in one.
+    FLOP are counted as for direct convolutions, so an algorithm that needs fewer may have a share above one.
+    On a GPU the forward pass has the batch size of a run.
     """
     usual = load_backbone(backbone_source(recipe.backbone)).to(DEVICE)
     quick = open_backbone(recipe.backbone, device=DEVICE)
@@ -167,13 +174,13 @@ def roofline(scale: Scale, recipe: Preset) -> dict[str, float]:
 
 
 def workers(scale: Scale, recipe: Preset, dataset: DataSet, work: Path) -> dict[str, float]:
-    """Speed of two Dask workers of one thread over that of one; and the same of nothing but matrix products.
+    """Speedup of two single-threaded Dask workers over one, for extraction and for matrix products alone.
 
-    The second is what the machine has to give: its cores may share a clock, caches or units of one real core.
+    The second is the limit of the machine, whose cores may share a clock, caches or units of one physical core.
     """
     spec = recipe.spec(open_backbone(recipe.backbone))
     photographs = part(dataset, scale.photographs)
-    views = ("identity", *(f"photometric-{i}" for i in range(3)))  # so many tasks that the last ones weigh little
+    views = ("identity", *(f"photometric-{i}" for i in range(3)))  # enough tasks for the last ones to weigh little
 
     def extract(client: Client) -> float:
         def run(folder: Path) -> None:
@@ -198,7 +205,7 @@ def workers(scale: Scale, recipe: Preset, dataset: DataSet, work: Path) -> dict[
 
 
 def products_per_second() -> float:
-    """Matrix products that one thread makes in a second, for three of them."""
+    """Matrix products per second of one thread, measured for three seconds."""
     torch.set_num_threads(1)
     a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
     made, started = 0, time.perf_counter()
@@ -209,7 +216,7 @@ def products_per_second() -> float:
 
 
 def peak_memory(count: int, photographs: Path, resolution: int) -> float:
-    """Bytes at the peak of a process that extracts so many views."""
+    """Peak resident bytes of a separate process that extracts ``count`` views."""
     call = [sys.executable, __file__, "--memory-of", str(count), str(resolution), "--photographs", str(photographs)]
     return float(subprocess.run(call, capture_output=True, text=True, check=True).stdout)
 
@@ -280,7 +287,7 @@ def main() -> None:
     if given.memory_of:
         extract_views(given.memory_of[0], given.photographs, given.memory_of[1])
         return
-    torch.backends.cudnn.allow_tf32 = False  # of the plain loop; the extractor's float32 has all its bits anyway
+    torch.backends.cudnn.allow_tf32 = False  # for the plain loop; the extractor's float32 never uses TF32
     scale = QUICK if given.quick else FULL
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)

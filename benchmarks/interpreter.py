@@ -1,9 +1,9 @@
-"""The interpreter: its selective scan against the readable reference, and a training step.
+"""The interpreter: its selective scan against the reference implementation, a training step, and its cost.
 
     python benchmarks/interpreter.py [--json] [--quick]
 
-Prints tables and writes them into docs/benchmarks.md; with --json the last line is one JSON object. Runs
-alternate, ratios are medians. On a machine with CUDA the scan that ``auto`` takes there is measured.
+Prints tables and writes them into docs/benchmarks.md; with --json the last line is one JSON object. Runs that are
+compared alternate; ratios are medians. On a machine with CUDA, the scan that ``auto`` chooses there is measured.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def arguments(channels: int, length: int, state: int) -> list[torch.Tensor]:
 
 
 def measure_scan(channels: int, length: int, state: int, repeats: int) -> dict[str, float]:
-    """Median ratios reference / auto, and the largest errors over the largest value."""
+    """Median ratios of time, reference / auto, and the largest errors relative to the largest value."""
     tensors = arguments(channels, length, state)
 
     def forward(method: str) -> torch.Tensor:
@@ -72,7 +72,7 @@ def measure_scan(channels: int, length: int, state: int, repeats: int) -> dict[s
         y = selective_scan(*tensors, method=method)  # type: ignore[arg-type]
         return torch.autograd.grad(y.square().mean(), tensors)
 
-    found, exact = both("auto"), both("reference")  # compiles, too
+    found, exact = both("auto"), both("reference")  # also compiles the kernels before they are timed
     gradients = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, exact, strict=True))
     reference = forward("reference")
     error = float((forward("auto") - reference).abs().max() / reference.abs().max())
@@ -87,7 +87,7 @@ def measure_scan(channels: int, length: int, state: int, repeats: int) -> dict[s
 
 
 def fill_store(folder: Path, spec: FeatureSpec, count: int) -> FeatureStore:
-    """Drawn photographs with random features: what is measured does not depend on their values."""
+    """Fill a store with drawn photographs and random features; the timings do not depend on feature values."""
     store, random = FeatureStore(folder / "features.zarr"), np.random.default_rng(0)
     side, samples, codec = spec.resolution, [], codec_for(spec)
     for i in range(count):
@@ -106,7 +106,7 @@ def fill_store(folder: Path, spec: FeatureSpec, count: int) -> FeatureStore:
 
 
 def measure_training(spec: FeatureSpec, config: InterpreterConfig, batches: int) -> dict[str, float]:
-    """Median seconds of a step after the first epoch, and the share of the last epoch spent waiting for features."""
+    """Median seconds of a step in the second epoch, and the share of that epoch spent waiting for features."""
     with tempfile.TemporaryDirectory() as folder:
         store = fill_store(Path(folder), spec, BATCH * batches + 1)
         images = labelled_images(store, "drawn", None, TASK)
@@ -131,7 +131,7 @@ def measure_training(spec: FeatureSpec, config: InterpreterConfig, batches: int)
 
 
 def shrunk(spec: FeatureSpec, factor: int) -> FeatureSpec:
-    """The same blocks at a fraction of their size."""
+    """A spec with the same blocks at a fraction of their resolution."""
     plain = spec.model_dump()
     for block in plain["blocks"]:
         block["height"] //= factor

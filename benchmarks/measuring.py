@@ -1,4 +1,4 @@
-"""What several benchmarks measure alike."""
+"""Measurements that several benchmarks share: time, peak memory and the device."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def say(message: str) -> None:
-    """Tell whoever waits, and not what is read by others."""
+    """Print progress to stderr; stdout is kept for results."""
     print(message, file=sys.stderr, flush=True)
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """By the clock, what a GPU was given included."""
+    """Wall-clock seconds of a call, including the work it queued on the GPU."""
     started = time.perf_counter()
     call()
     if DEVICE == "cuda":
@@ -27,9 +27,9 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def peak_bytes() -> int:
-    """Resident bytes of this process at its peak.
+    """Peak resident bytes of this process, read from /proc.
 
-    Not getrusage: what that calls the maximum begins with that of the parent process.
+    ``getrusage`` is no alternative, since its maximum starts from that of the parent process.
     """
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(status["VmHWM"].split()[0]) * 1024

@@ -1,9 +1,10 @@
-"""One photograph from its bytes to its mask, by the shipped models: time and memory on two cores, or with a GPU.
+"""Segmenting one photograph with a shipped model, from bytes to mask: time and memory on two cores, or with a GPU.
 
     python benchmarks/photograph.py [--json] [--quick] [--model vessels] [--device cuda]
 
-Prints what was measured and writes it into docs/benchmarks.md; with --json the last line is one JSON object.
-``seconds`` is by the clock; ``processor_seconds`` is what both cores spent together, whoever else uses them.
+Prints the measurements and writes them into docs/benchmarks.md; with --json the last line is one JSON object.
+``seconds`` is wall-clock time; ``processor_seconds`` is the processor time of both cores together, which does not
+depend on what else runs on them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).parents[1])
 THREADS = 2
-os.environ["OMP_NUM_THREADS"] = str(THREADS)  # before torch is loaded
+os.environ["OMP_NUM_THREADS"] = str(THREADS)  # must be set before torch is loaded
 
 import cv2
 import numpy as np
@@ -30,7 +31,7 @@ from benchmarks.report import device_name, table, write_section
 
 
 def renamed_copies(count: int) -> list[bytes]:
-    """The retina that scikit-image ships, as so many files with bytes of their own (one dark pixel is another)."""
+    """Copies of scikit-image's retina that differ in one dark pixel, so that no two have the same bytes (PNG)."""
     data = files("skimage.data").joinpath("retina.jpg").read_bytes()
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     copies = []
@@ -62,7 +63,7 @@ def measure(model: str, count: int, device: str) -> dict[str, Any]:
             processor.append(time.process_time() - spent)
             for stage, seconds in answer.seconds.items():
                 stages.setdefault(stage, []).append(seconds)
-    warm = slice(1, None)  # the first one compiles kernels
+    warm = slice(1, None)  # the first photograph compiles kernels
     return {
         "model": model,
         "device": device_name(device),

@@ -1,7 +1,7 @@
-"""The loop that the field writes: one photograph at a time, hooks, ``.npy`` files written in the loop.
+"""The baseline, a loop as research code has it: one photograph at a time, hooks, ``.npy`` files written in the loop.
 
-Same weights, same schedule, same preparation of photographs, float32, torch's default memory format; the
-whole network is run at every timestep. Nothing of ``extractor.inversion`` or ``extractor.cpu`` is used.
+Weights, schedule and preprocessing are the extractor's; float32, torch's default memory format; the whole network
+runs at every timestep. Nothing of ``extractor.inversion`` or ``extractor.cpu`` is used.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from store import FeatureSpec
 
 
 class PlainLoop:
-    """A backbone, and the loop."""
+    """The loop, with a backbone whose decoder blocks are recorded by forward hooks."""
 
     def __init__(self, backbone: str, spec: FeatureSpec, device: str = "cpu") -> None:
         loaded = load_backbone(backbone_source(backbone))
@@ -40,7 +40,7 @@ class PlainLoop:
 
     @torch.no_grad()
     def run(self, photographs: list[Path], folder: Path) -> None:
-        """Write {photograph}_{block}_{t}.npy for each of them."""
+        """Write {photograph}_{block}_{t}.npy for every photograph, block and timestep."""
         for path in photographs:
             image = decode_image(path.read_bytes(), str(path))
             x = preprocess(image, self.spec.resolution, self.spec.preprocessing).x0.to(self.device)

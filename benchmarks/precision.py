@@ -1,10 +1,10 @@
-"""What half precision of the network does to features and masks.
+"""The effect of half precision in the backbone on features and masks.
 
     python benchmarks/precision.py --photographs FOLDER [--count 4] [--json]
 
-The shipped vessels model reads features of a network in float32, bfloat16 and float16 (autocast; states, schedule
-and the interpreter stay float32) of the same photographs. On CPUs half precision is emulated and slow: what is
-measured is its arithmetic. Writes its table into docs/benchmarks.md.
+The shipped vessels model reads features of the same photographs from the backbone in float32, bfloat16 and float16
+(autocast; states, schedule and the interpreter stay float32). On CPUs half precision is emulated and slow; only its
+numerical effect is measured. Writes its table into docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ HALF: tuple[Precision, ...] = ("bfloat16", "float16")
 
 
 def measure(photographs: Sequence[bytes]) -> dict[str, dict[str, Any]]:
-    """For each precision: differences to float32 of every block and timestep, and of the masks."""
+    """For each precision, the differences from float32 of every block and timestep, and of the masks."""
     prepared = load_interpreter("vessels")[1].spec.preprocessing
     recipe = replace(fast(), encoding=FloatEncoding(kind="float32"), preprocessing=prepared)
     exact = open_backbone(recipe.backbone, device=DEVICE)
@@ -70,7 +70,7 @@ def measure(photographs: Sequence[bytes]) -> dict[str, dict[str, Any]]:
 
 
 def reader(name: str, spec: FeatureSpec) -> Interpreter:
-    """A shipped interpreter that reads the features of its own spec in another encoding."""
+    """Load a shipped interpreter so that it reads its features in the encoding of ``spec`` instead of its own."""
     shipped, card = load_interpreter(name)
     card.spec.encoded_as(spec.encoding).require(spec)
     network = Interpreter(spec, card.config).eval()

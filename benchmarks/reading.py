@@ -1,4 +1,4 @@
-"""How fast features are read, and the choices that decide it: codec, chunk, prefetch depth."""
+"""Measurements of reading features: speed, codec and chunk shape, prefetch depth, memory; used by ``store.py``."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ ENCODED = ("float16", "int8", "compact")
 
 
 class Coded(NamedTuple):
-    """A spec in one encoding."""
+    """A spec in one encoding, with the codebook if the encoding needs one."""
 
     spec: FeatureSpec
     codebook: Codebook | None
 
 
 def interleaved(calls: Mapping[str, Call], repeats: int, before: Call = lambda: None) -> dict[str, float]:
-    """Median seconds of each call; every round runs all of them."""
+    """Median seconds of each call; every round runs all of them, and ``before`` ahead of each."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
@@ -46,7 +46,7 @@ def interleaved(calls: Mapping[str, Call], repeats: int, before: Call = lambda: 
 
 
 def forget(folders: Sequence[Path]) -> None:
-    """Ask the system to drop what it holds of these files in memory."""
+    """Ask the operating system to drop all files of these folders from its page cache."""
     for folder in folders:
         for path in (p for p in folder.rglob("*") if p.is_file()):
             handle = os.open(path, os.O_RDONLY)
@@ -56,7 +56,7 @@ def forget(folders: Sequence[Path]) -> None:
 
 
 class AuthorsFiles(Dataset[dict[int, dict[str, torch.Tensor]]]):
-    """The authors' way to read: np.load of one file for each timestep and level of an image."""
+    """The authors' way of reading features: np.load of one file for each timestep and level of an image."""
 
     def __init__(self, folder: Path, timesteps: Sequence[int], levels: Sequence[str], count: int) -> None:
         self._folder, self._timesteps, self._levels, self._count = folder, timesteps, levels, count
@@ -83,7 +83,11 @@ class AuthorsFiles(Dataset[dict[int, dict[str, torch.Tensor]]]):
 def reading(
     store: FeatureStore, specs: dict[str, Coded], work: Path, count: int, repeats: int
 ) -> Iterator[list[object]]:
-    """Images per second of ``stream``, over those of np.load alone and of the authors' loader."""
+    """Images per second of ``stream`` relative to np.load alone and to a DataLoader over the authors' files.
+
+    Yields a row per encoding: its name; over np.load, warm and cold; over the DataLoader, warm and cold; and over the
+    DataLoader, warm, with decoding. Cold means that the files were dropped from the page cache.
+    """
     exact = specs["float32"].spec
     keys = [key for key in store.keys(exact) if key.view == "identity"][:count]
     folder = work / f"npy-{count}"
@@ -118,7 +122,11 @@ def reading(
 
 
 def choices(store: FeatureStore, specs: dict[str, Coded], repeats: int) -> Iterator[list[object]]:
-    """Size and reading time of one entry for each lossless codec and chunk shape, as ratios to the first."""
+    """Compression and reading speed of one entry for each encoding, lossless codec and chunk shape.
+
+    Yields rows: encoding, codec, chunk shape, float32 bytes / stored bytes, and the speeds of reading all and of
+    reading one timestep, relative to lz4-bits with a chunk per timestep.
+    """
     for name in ENCODED:
         spec = specs[name].spec
         key = next(iter(store.keys(spec)))
@@ -155,7 +163,7 @@ def read_all(objects: Objects, arrays: list[str], rows: list[int] | None) -> Non
 
 
 def prefetching(store: FeatureStore, spec: FeatureSpec, repeats: int) -> list[list[object]]:
-    """Time of an epoch with a consumer that works as long as reading takes, over that without prefetching."""
+    """Speed of an epoch by prefetch depth, relative to depth 1, with a consumer that works as long as reading takes."""
     keys = [key for key in store.keys(spec) if key.view == "identity"][:8]
     plans = plan_epoch(spec, keys, 2)
     pause = seconds(lambda: list(stream(store, spec, plans, prefetch=1))) / len(plans)
@@ -169,7 +177,7 @@ def prefetching(store: FeatureStore, spec: FeatureSpec, repeats: int) -> list[li
 
 
 def peak_memory(location: Path, digest: str, images: int) -> int:
-    """Peak resident bytes of a process that streams so many images (the stored ones, over and over)."""
+    """Peak resident bytes of a separate process that streams so many images, cycling through the stored ones."""
     call = [sys.executable, str(Path(__file__).with_name("store.py")), "--stream", str(location), digest, str(images)]
     return int(subprocess.run(call, capture_output=True, text=True, check=True).stdout)
 

@@ -14,7 +14,7 @@ Ratios of one run on two CPU cores, medians; absolute times depend on the machin
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    """Lines of a Markdown table; floats with three digits."""
+    """Lines of a Markdown table; floats are shown with three significant digits."""
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for row in rows:
         cells = [f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row]
@@ -23,16 +23,16 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
 
 
 def device_name(device: str) -> str:
-    """cpu, or the GPU by its maker's name."""
+    """``cpu``, or the product name of the GPU."""
     if device == "cpu":
         return device
-    import torch  # imported late: who counts threads sets their number before
+    import torch  # imported late, so that a benchmark can set the number of threads first
 
     return torch.cuda.get_device_name(device)
 
 
 def write_section(title: str, lines: Sequence[str], document: Path = DOCUMENT, *, device: str = "cpu") -> None:
-    """Replace the section of that title, or add it; what a GPU did has a section of its own."""
+    """Replace the section of that title, or append it; results of a GPU have a section of their own."""
     if device != "cpu":
         title += " on a GPU"
     text = document.read_text() if document.is_file() else HEAD

@@ -1,11 +1,11 @@
-"""The service under load: overhead, caches, many clients, bad input; every answer compared with the offline mask.
+"""The service under load: overhead, caches, many clients, bad input; masks are compared with those made offline.
 
     python benchmarks/service.py [--json] [--data FOLDER]
     python benchmarks/service.py --quick [--json]
 
-Starts services of its own on the loopback interface, with stores in a temporary folder, and asks them for
-photographs that are drawn, or are taken from FOLDER. 200 requests from 16 clients, with micro-batching off and
-on; both bounded in count and time. --quick draws at 128 pixels, asks 32 times, and writes nothing.
+Starts its own services on the loopback interface, with stores in a temporary folder, and sends them photographs that
+are drawn or taken from FOLDER: 200 requests from 16 clients, with micro-batching off and on, under a time limit.
+--quick draws at 128 pixels, sends 32 requests, and writes nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path[0] = str(Path(__file__).parents[1])  # this file's own folder would hide the package `service` behind it
+sys.path[0] = str(Path(__file__).parents[1])  # in place of this file's folder, whose service.py would shadow `service`
 
 import httpx
 import numpy as np
@@ -42,20 +42,21 @@ from service.engine import load_engine
 TITLE = "The service"
 CLIENTS = 16
 LIMIT = 1200.0
-"""Seconds after which a load is given up."""
+"""Seconds after which the remaining requests of a load are skipped."""
 
 
 @dataclass
 class Load:
-    """What came of many requests.
+    """The results of many requests.
 
     Attributes:
-        seconds: of each answer.
-        statuses: how many of each.
-        wrong: answers that differ from the offline mask.
-        pixels: share of pixels that differ in those.
-        wall: seconds of all together.
-        growth: memory at the end over memory after a third.
+        seconds: the time of each answer with status 200.
+        statuses: {status: number of responses}; 0 stands for skipped requests, and a 503 without Retry-After counts
+            as 500.
+        wrong: number of answers that differ from the offline mask.
+        pixels: largest share of differing pixels among those answers, 0..1.
+        wall: wall-clock seconds of all requests together.
+        growth: largest resident memory in the last third of the requests over that in the two thirds before.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -71,7 +72,7 @@ class Load:
 
 @contextmanager
 def service(folder: Path, **settings: str) -> Iterator[str]:
-    """A service in a process of its own, ready; its address."""
+    """Run a service in a separate process; yield its URL once it is ready."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -98,7 +99,7 @@ def service(folder: Path, **settings: str) -> Iterator[str]:
 
 
 def photographs(count: int, side: int, data: Path | None) -> list[bytes]:
-    """PNGs that are drawn, or files of a folder."""
+    """The bytes of photographs: drawn PNGs, or the first files of a folder."""
     if data is not None:
         files = sorted(p for p in data.rglob("*") if p.suffix.lower() in (".png", ".jpg", ".ppm", ".tif"))
         return [path.read_bytes() for path in files[:count]]
@@ -111,7 +112,7 @@ def photographs(count: int, side: int, data: Path | None) -> list[bytes]:
 
 
 def offline_masks(images: Sequence[bytes], folder: Path) -> list[bytes]:
-    """The masks that the same models make without a service, one photograph after the other."""
+    """The masks, as PNGs, that the same model makes without a service, one photograph at a time."""
     engine = load_engine("vessels", folder / "offline.zarr")
     answers = [engine.segment(image) for image in images]
     engine.close()
@@ -126,7 +127,12 @@ def ask(client: httpx.Client, image: bytes, output: str = "png", **options: bool
 
 
 def single(url: str, images: Sequence[bytes], repeats: int) -> dict[str, float]:
-    """One client: overhead over the engine's own time; a seen image; a finished answer."""
+    """Measure one client alone.
+
+    Returns:
+        Medians: ``first``, seconds of a new photograph; ``overhead``, seconds beyond the engine's own;
+        ``overhead_share``, the same over the engine's own; ``cached``, seconds of an answer that was finished before.
+    """
     firsts, overheads, shares, finished = [], [], [], []
     with httpx.Client(base_url=url, timeout=300) as client:
         for image in images:
@@ -146,7 +152,7 @@ def single(url: str, images: Sequence[bytes], repeats: int) -> dict[str, float]:
 
 
 def load(url: str, images: Sequence[bytes], masks: Sequence[bytes], count: int) -> Load:
-    """``count`` requests from 16 clients, the photographs in turn; each answer is compared."""
+    """Send ``count`` requests from 16 clients, the photographs in turn, and compare each mask with the offline one."""
     result, deadline = Load(), time.monotonic() + LIMIT
     memory: list[float] = []
 
@@ -185,17 +191,17 @@ def differing(one: bytes, other: bytes) -> float:
 
 
 def resident(client: httpx.Client) -> float:
-    """Memory of the service's process."""
+    """Resident bytes of the service's process, from its metrics."""
     for line in client.get("/metrics").text.splitlines():
         if line.startswith("diffdgss_resident_bytes "):
             return float(line.split()[1])
-    raise RuntimeError("the service does not tell its memory")
+    raise RuntimeError("expected diffdgss_resident_bytes among the metrics of the service, found none")
 
 
 def bad_input(url: str, good: bytes, mask: bytes) -> tuple[int, dict[int, int]]:
-    """The corpus of bad files: how many, and their statuses; the next good request must be fine.
+    """Send a corpus of bad files; return their number and {status: count}. A good request must still succeed after.
 
-    Of those that can be read after all, the field of view alone is asked for: they need no inversion each.
+    Only the field of view is requested, so that files which can be read after all cost no inversion.
     """
     from tests.service.corpus import corpus
 
@@ -207,7 +213,7 @@ def bad_input(url: str, good: bytes, mask: bytes) -> tuple[int, dict[int, int]]:
             statuses[status] = statuses.get(status, 0) + 1
             count += 1
         if ask(client, good)[0].content != mask:
-            raise RuntimeError("a good request behind bad ones was answered wrongly")
+            raise RuntimeError("a good request after the bad ones got a wrong mask")
     return count, statuses
 
 

@@ -1,11 +1,11 @@
-"""The feature store: bytes, Dice and reading speed of every encoding, and the choices behind them.
+"""The feature store: size, Dice and reading speed of every encoding, and its choices of codec, chunks and prefetch.
 
     python benchmarks/store.py --data DATA --work FOLDER [--json] [--seeds 0 1]
     python benchmarks/store.py --quick [--json]
 
 DATA holds STARE, HRF_1024 and CHASE_DB1. Features (20 GB) and trainings are kept in FOLDER, so that a
-run which was stopped goes on: on two cores the trainings take about 20 minutes each, one for each
-encoding and seed. --quick does everything on six drawn photographs of 128 pixels and writes nothing.
+run which was stopped resumes; on two cores the trainings, one per encoding and seed, take about 20 minutes
+each. --quick does everything on six drawn photographs at 128 pixels and writes nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-sys.path[0] = str(Path(__file__).parents[1])  # this file's own folder would hide the package `store` behind it
+sys.path[0] = str(Path(__file__).parents[1])  # in place of this file's folder, whose store.py would shadow `store`
 
 import numpy as np
 import torch
@@ -51,7 +51,7 @@ TRAIN, TEST = ("stare", "hrf"), "chase_db1"
 
 
 def coded_specs(resolution: int) -> dict[str, Coded]:
-    """The small preset in every encoding."""
+    """The spec of the small preset in every encoding, by name."""
     recipe = replace(small(), resolution=resolution, encoding=FloatEncoding(kind="float32"))
     spec = recipe.spec(open_backbone(recipe.backbone))
     codes = {name: encoding_of(name, recipe.backbone) for name in ENCODINGS}
@@ -63,7 +63,7 @@ def of_one_split(dataset: DataSet, split: str | None) -> DataSet:
 
 
 def fill(store: FeatureStore, specs: dict[str, Coded], sets: Sequence[tuple[DataSet, tuple[str, ...]]]) -> None:
-    """Extract once, as float32, and write every other encoding of the same numbers."""
+    """Extract the features once, as float32, and write them in every other encoding."""
     exact = specs["float32"].spec
     extractor = Extractor(open_backbone(small().backbone), exact)
     for dataset, views in sets:
@@ -82,7 +82,7 @@ def fill(store: FeatureStore, specs: dict[str, Coded], sets: Sequence[tuple[Data
 
 
 def bytes_ratios(store: FeatureStore, specs: dict[str, Coded]) -> dict[str, float]:
-    """Bytes of the float32 .npy files over bytes stored, over all identity views."""
+    """Size of the authors' float32 .npy files over the stored size, of all identity views, for each encoding."""
     spec = specs["float32"].spec
     header = 128 * len(spec.timesteps) * len(authors_levels(spec))
     ratios = {}
@@ -95,7 +95,7 @@ def bytes_ratios(store: FeatureStore, specs: dict[str, Coded]) -> dict[str, floa
 def dice(
     store: FeatureStore, specs: dict[str, Coded], settings: TrainingSettings, work: Path, seeds: Sequence[int]
 ) -> dict[str, list[np.ndarray]]:
-    """Dice of every test image, for each encoding and seed."""
+    """Train and test an interpreter for each encoding and seed: {encoding: [Dice of every test image, per seed]}."""
     scores: dict[str, list[np.ndarray]] = {name: [] for name in ENCODINGS}
     images = [image for name in TRAIN for image in labelled_images(store, name, None, TASK)]
     test = labelled_images(store, TEST, None, TASK)

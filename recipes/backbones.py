@@ -2,10 +2,10 @@
 
     python -m recipes.backbones --data DATA --work WORK [--only small] [--tflop 20] [--json]
 
-Every variant is trained with the same number of floating-point operations on the same unlabelled photographs, and
-asked what its features say of vessels on cameras that the probe was not fitted to. Labels come from ``train``
-splits only, so that what is chosen by this table may be tested on the others. A variant that was scored is not made
-again, and one that was stopped goes on.
+Every variant is trained with the same number of floating-point operations on the same unlabelled photographs. Linear
+probes then measure how well its features separate vessels on cameras that the probe was not fitted to. Labels come
+from ``train`` splits only, so that what is chosen by this table may be tested on the others. A variant that was
+scored is not trained again, and one that was stopped resumes.
 """
 
 from __future__ import annotations
@@ -48,18 +48,19 @@ from store.feature_store import FeatureStore
 
 CAMERAS = (STARE, CHASE_DB1, HRF)
 HELD_OUT = 8
-"""Unlabelled photographs that no variant is trained on; what ``further`` starts from was."""
+"""About how many unlabelled photographs are held out from training; ``further`` starts from weights that saw them."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way of pre-training; what is not said is as for the backbone that is shipped.
+    """One way of pre-training; the defaults are those of the shipped backbone ``small``.
 
     Attributes:
         description: how it differs.
-        pretraining: of ``PretrainingSettings``.
-        initial: the shipped backbone that it goes on from, whose compute its own adds to; None draws the weights.
-        widths, blocks_per_level: of the U-Net, as ``plain_unet`` has them.
+        pretraining: fields of ``PretrainingSettings`` that differ.
+        initial: the shipped backbone whose training it continues, with compute on top of that backbone's own; None
+            starts from random weights.
+        widths, blocks_per_level: of the U-Net, as in ``plain_unet``.
     """
 
     description: str
@@ -69,7 +70,7 @@ class Variant:
     blocks_per_level: int = 1
 
     def settings(self, tflop: float) -> PretrainingSettings:
-        """Settings whose steps take ``tflop`` * 10^12 operations together."""
+        """Settings with as many steps as take ``tflop`` * 10^12 operations in total, at least one."""
         common = {"learning_rate": 1e-3, "checkpoint_every": 200} | self.pretraining | {"steps": 1}
         if self.start is not None:
             one = PretrainingSettings.going_on_from(self.start, **common)
@@ -80,12 +81,12 @@ class Variant:
 
     @cached_property
     def start(self) -> Backbone | None:
-        """The backbone it goes on from."""
+        """The backbone whose training it continues; None if it starts from random weights."""
         return None if self.initial is None else stored_backbone(self.initial)
 
     @property
     def blocks(self) -> str:
-        """The first block of each level but the coarsest, as the preset ``small`` reads them."""
+        """The first block of each level but the coarsest, comma-separated: those that the preset ``small`` reads."""
         in_a_level = self.blocks_per_level + 1
         return ",".join(str(in_a_level * level) for level in range(1, len(self.widths)))
 
@@ -110,16 +111,16 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Scored:
-    """What a variant is worth.
+    """The scores of a variant.
 
     Attributes:
-        steps: of its training.
-        processor_seconds: of its training, as this machine's clock had it; None of one that was stopped meanwhile.
-        denoised: {timestep: PSNR in dB} of photographs of cameras it never saw.
-        own_denoised: the same, of held-out photographs of cameras it knows.
-        walked, own_walked: PSNR in dB after the way up and back.
-        precision: {"t = T, BLOCK": average precision of vessels, 0..1}, mean over the cameras a probe is fitted to,
-            each scored on the two others.
+        steps: steps of its training.
+        processor_seconds: processor time of its training on this machine; None if it was stopped and resumed.
+        denoised: {timestep: PSNR in dB} of denoised photographs from cameras it never saw.
+        own_denoised: the same for held-out photographs from cameras it was trained on.
+        walked, own_walked: PSNR in dB of the same photographs after inversion up the grid and the walk back.
+        precision: {"t = T, BLOCK": average precision of vessels, 0..1}, the mean over probes fitted to one camera
+            each and scored on the two others.
     """
 
     name: str
@@ -133,12 +134,12 @@ class Scored:
 
     @property
     def best(self) -> tuple[str, float]:
-        """The place that says most of vessels, and its average precision."""
+        """The timestep and block whose features separate vessels best, and their average precision."""
         return max(self.precision.items(), key=lambda item: item[1])
 
 
 def operations(settings: PretrainingSettings) -> float:
-    """Floating-point operations of one step, backward pass included (twice the forward's)."""
+    """Count the floating-point operations of one step; the backward pass is taken to cost twice the forward pass."""
     unet = build_unet(settings.unet).to("meta")
     x = torch.empty(settings.batch, 3, settings.crop, settings.crop, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -147,20 +148,20 @@ def operations(settings: PretrainingSettings) -> float:
 
 
 def at_smoke_size(variant: Variant) -> Variant:
-    """The same with the narrowest network, unless it goes on from one, of as few operations as a step takes."""
+    """The same variant on small crops with the narrowest network, or with that of the backbone it continues."""
     return dataclasses.replace(
         variant, widths=(4,) * len(variant.widths), pretraining=variant.pretraining | {"crop": 32, "resolution": 64}
     )
 
 
 class Comparison:
-    """All variants of one table, in one folder.
+    """The comparison of variants, in one folder.
 
     Args:
-        table: all photographs (``recipes.photographs``).
-        work: receives photographs, backbones, features and scores.
-        tflop: 10^12 operations for each variant.
-        count: photographs of each camera that backbones are assessed on.
+        table: the table of all photographs (``recipes.photographs``).
+        work: receives prepared photographs, backbones, features and scores.
+        tflop: budget of each variant, in 10^12 operations.
+        count: number of photographs of each camera that backbones are assessed on.
     """
 
     def __init__(self, table: Path, work: Path, tflop: float, count: int = 4) -> None:
@@ -169,19 +170,19 @@ class Comparison:
 
     @cached_property
     def unlabelled(self) -> tuple[list[Path], list[Path]]:
-        """Photographs to train on, and those that are held out."""
+        """The unlabelled photographs to train on, and those that are held out."""
         everything = find_images(folders_of(self.table, UNLABELLED))
         every = max(2, len(everything) // HELD_OUT)
         return [path for i, path in enumerate(everything) if i % every], everything[::every]
 
     def score(self, name: str, variant: Variant) -> Scored:
-        """Train, extract, probe; what is there already is read."""
+        """Train, assess and probe a variant; scores that are there for the same settings are read."""
         folder = self.work / "backbones" / name
         settings = variant.settings(self.tflop)
         kept = folder / "scores.json"
         if kept.is_file():
             known = json.loads(kept.read_text())
-            with suppress(ValidationError):  # of another version: scored anew
+            with suppress(ValidationError):  # written by another version: score again
                 if PretrainingSettings.model_validate(known["asked"]) == settings:
                     return Scored(**known["scores"])
         seconds = self._train(variant, settings, folder)
@@ -202,7 +203,7 @@ class Comparison:
         return scored
 
     def _train(self, variant: Variant, settings: PretrainingSettings, folder: Path) -> float | None:
-        """Train a variant, or let it go on; the processor's seconds where it was trained at one go."""
+        """Train a variant or resume its training; return processor seconds if it was trained in one go, else None."""
         photographs = PreparedPhotographs(
             self.unlabelled[0], self.work / "prepared", settings.resolution, settings.preprocessing
         )
@@ -228,7 +229,7 @@ class Comparison:
         return path
 
     def _probe(self, folder: Path, variant: Variant) -> dict[str, float]:
-        """Probes fitted to each camera in turn and scored on the others; the features, a gigabyte, are not kept."""
+        """Fit probes to each camera in turn, score them on the others, and delete the features, a gigabyte."""
         store = self.work / "features.zarr"
         (spec,) = {
             call(

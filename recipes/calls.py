@@ -1,4 +1,4 @@
-"""Our own commands, called from a recipe."""
+"""Calls of the project's own commands from a recipe."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from store import console
 
 
 class StepFailed(Exception):
-    """A command of the recipe ended with an error, which it has told."""
+    """A command of the recipe failed; it has reported its error itself."""
 
 
 def call(command: str, *arguments: object) -> Any:
-    """Run one of our commands in this process; what it printed, if that was JSON.
+    """Run one of the project's commands in this process; return the JSON document it printed with --json, else None.
+
+    Args:
+        command: the package whose ``cli`` holds it, such as ``extractor``.
 
     Raises:
-        StepFailed: it could not do all of its work.
+        StepFailed: its exit code was not zero.
     """
     words = [str(argument) for argument in arguments]
     console.err.print(f"$ {command} {' '.join(words)}", highlight=False, soft_wrap=True, style="dim")

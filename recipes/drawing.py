@@ -1,4 +1,4 @@
-"""A table of drawn photographs in which every data set of the recipes has some, and a backbone to match."""
+"""A table of drawn photographs for every data set of the recipes, and a tiny backbone recipe: for smoke runs."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def draw_table(folder: Path, side: int = 96) -> Path:
     """Draw two photographs for each split of each data set, with round masks of every target.
 
     Args:
-        folder: receives the images and ``splits.csv``; what is there is left as it is.
-        side: of the photographs, in pixels.
+        folder: receives the images and ``splits.csv``; nothing is drawn if that table is there.
+        side: side of the photographs, in pixels.
 
     Returns:
         The table's path.
@@ -56,7 +56,7 @@ def draw_table(folder: Path, side: int = 96) -> Path:
 
 
 def _draw(folder: Path, name: str, seed: int, side: int, targets: tuple[str, ...]) -> dict[str, str]:
-    """One photograph and its masks; the row of the table, without its split."""
+    """Draw a photograph and its masks; return its row of the table, without the split."""
     pixels, vessels = draw_photograph(side, seed)
     y, x = np.mgrid[:side, :side] / side - 0.5
     row = {"dataset": folder.name, "image": f"{folder.name}/images/{name}.png"}

@@ -1,11 +1,11 @@
-"""Rebuild the models that are shipped, from the data they were made of.
+"""Rebuild the shipped models from the data they were trained on.
 
     python -m recipes.models --data DATA --work WORK [--backbone small | --pretrain base] [--only disc_cup] [--json]
     python -m recipes.models --smoke --work WORK
 
-Everything is done by the commands ``extractor`` and ``interpreter`` with fixed seeds, so that a build that was
-stopped goes on where it was: what is there is not made again. The models, each with a
-manifest of its data, figures and files, are in WORK/models.
+Everything is done by the commands ``extractor`` and ``interpreter`` with fixed seeds. A build that was stopped
+resumes where it was: completed work is not repeated. The models, each with a manifest of its data, figures and
+files, are in WORK/models.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ _WEIGHTS = ("*.json", "*.safetensors")
 
 
 class Build:
-    """One build in one folder.
+    """A build of models in one folder.
 
     Args:
-        table: all photographs (``recipes.photographs``).
-        work: receives features, runs and models.
+        table: the table of all photographs (``recipes.photographs``).
+        work: receives features, training runs and models.
     """
 
     def __init__(self, table: Path, work: Path) -> None:
@@ -57,7 +57,7 @@ class Build:
         self.models = work / "models"
 
     def backbone(self, recipe: BackboneRecipe) -> Path:
-        """Pre-train a backbone, fit its codebook and seal it; returns its folder."""
+        """Pre-train a backbone, fit its codebook and seal it with its manifest; return its folder."""
         folders = folders_of(self.table, UNLABELLED)
         run, made = self.work / "runs" / f"backbone-{recipe.name}", self.models / "backbones" / recipe.name
         if (made / MANIFEST_FILE).is_file():
@@ -82,7 +82,7 @@ class Build:
         return made
 
     def interpreter(self, recipe: InterpreterRecipe, backbone: str) -> Path:
-        """Extract, train, test and seal an interpreter; returns its folder."""
+        """Extract features, train and test an interpreter and seal it with its manifest; return its folder."""
         (spec,) = {self._extract(recipe, part, "train", recipe.views, backbone) for part in recipe.train}
         run, made = self.work / "runs" / recipe.name, self.models / "interpreters" / recipe.name
         references = [word for part in recipe.train for word in ("--dataset", f"{part.source.name}:train")]
@@ -101,7 +101,7 @@ class Build:
         return made
 
     def _extract(self, recipe: InterpreterRecipe, part: Part, split: str, views: str, backbone: str) -> str:
-        """Features of a part of a split; their spec."""
+        """Extract features of the first photographs of a split; return the digest of their spec."""
         manifest = part.source.write_manifest(self.table, self.work / "tables")
         limit = [] if part.photographs is None else ["--limit", part.photographs]
         report = call(
@@ -113,7 +113,7 @@ class Build:
         return spec
 
     def _figures(self, recipe: InterpreterRecipe, part: Part, model: Path, backbone: str) -> Iterable[Figure]:
-        """Dice of every target that the data set has masks of, with its interval."""
+        """Yield the Dice, with its interval, of every target that the test data have masks of."""
         self._extract(recipe, part, "test", "identity", backbone)
         scores = call(
             "interpreter", "evaluate", "--store", self.store, "--dataset", f"{part.source.name}:test",
@@ -139,10 +139,10 @@ class Build:
 
 
 def build(work: Path, table: Path, backbone: str | BackboneRecipe, recipes: Iterable[InterpreterRecipe]) -> list[Path]:
-    """Everything that was asked for; folders of the models.
+    """Build interpreters, and first their backbone if it is a recipe; return the folders of the models.
 
     Args:
-        backbone: a shipped name or folder, or the recipe of a new one, of recipes that name none.
+        backbone: for recipes that name none: a shipped name, a folder, or the recipe of a new backbone.
     """
     made = Build(table, work)
     folders: list[Path] = []
@@ -153,13 +153,13 @@ def build(work: Path, table: Path, backbone: str | BackboneRecipe, recipes: Iter
 
 
 def table_at(data: Path | None, work: Path, *, smoke: bool) -> Path:
-    """The table of a folder of data sets, or of photographs drawn into ``work``; BadParameter if neither is meant."""
+    """The table of a folder of data sets or, for a smoke run, of photographs drawn into ``work``; else BadParameter."""
     if (data is None) != smoke:
-        raise typer.BadParameter("expected --data, or --smoke, which draws its own")
+        raise typer.BadParameter("expected --data, or --smoke, which draws photographs of its own; not both")
     work.mkdir(parents=True, exist_ok=True)
     table = draw_table(work / "drawn") if data is None else data / TABLE
     if not table.is_file():
-        raise typer.BadParameter(f"{table}: no such table; its columns are dataset, split, image and the targets")
+        raise typer.BadParameter(f"{table}: no such table; its columns are dataset, split, image and one per target")
     return table
 
 
@@ -191,7 +191,7 @@ def models(
     if pretrain is not None and (backbone is not None or smoke):
         raise typer.BadParameter("--pretrain names a new backbone's recipe: leave out --backbone and --smoke")
     if pretrain is not None and pretrain not in BACKBONES:
-        raise typer.BadParameter(f"no backbone's recipe {pretrain}; there are {', '.join(BACKBONES)}")
+        raise typer.BadParameter(f"no recipe {pretrain} of a backbone; there are {', '.join(BACKBONES)}")
     table = table_at(data, work, smoke=smoke)
     chosen = [INTERPRETERS[name] for name in only or INTERPRETERS]
     if smoke:
@@ -205,9 +205,9 @@ def models(
 
 
 def _publish(run: Path, made: Path) -> None:
-    """The files of a model, without what a training needs to go on."""
+    """Copy the files of a model from its training run, without those that are needed only to resume training."""
     made.mkdir(parents=True, exist_ok=True)
-    (made / MANIFEST_FILE).unlink(missing_ok=True)  # of an earlier build
+    (made / MANIFEST_FILE).unlink(missing_ok=True)  # left by an earlier build
     for pattern in _WEIGHTS:
         for path in run.glob(pattern):
             if path.name != "run.json":

@@ -1,8 +1,8 @@
-"""Photographs of a recipe, taken from one table of all data sets.
+"""The photographs of a recipe, taken from one table of all data sets.
 
-The table is a CSV file: columns ``dataset``, ``split`` and ``image``, and one column for each target with the
-paths of its masks, all relative to the table's folder. Its ``split`` is ``train``, ``test`` or ``unlabelled``; a
-note in brackets may follow.
+The table is a CSV file with the columns ``dataset``, ``split`` and ``image``, and one column per target with the
+paths of its masks; all paths are relative to the table's folder. ``split`` is ``train``, ``test`` or ``unlabelled``,
+optionally followed by a note in brackets.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ class SourceDataset:
     """One data set of the table.
 
     Attributes:
-        name: in the store.
-        dataset: in the table.
-        targets: masks that are taken.
-        terms: licence as it was found.
-        held_out: where the table has no test split of this data set: the last so many by name become one, and
-            the others are for training, whatever the table calls them.
+        name: its name in the store.
+        dataset: its name in the table.
+        targets: the targets whose masks are used.
+        terms: its licence, as its source states it.
+        held_out: number of photographs, the last by name, that become the test split if the table has none for this
+            data set; the others are then for training, whatever the table calls them. 0 keeps the table's splits.
     """
 
     name: str
@@ -36,9 +36,10 @@ class SourceDataset:
     held_out: int = 0
 
     def write_manifest(self, table: Path, folder: Path) -> Path:
-        """The rows of this data set as the CSV file that the adapter ``manifest`` reads: image, split, targets.
+        """Write this data set's train and test rows as a CSV file for the adapter ``manifest``; return its path.
 
-        Another process may read it meanwhile.
+        Its columns are image, split and the targets. The file is replaced atomically, since other processes may be
+        reading it.
 
         Raises:
             DatasetError: the table has no photograph of this data set.
@@ -64,23 +65,23 @@ class SourceDataset:
 
 
 def folders_of(table: Path, split: str) -> list[Path]:
-    """The folders that hold the table's photographs of a split, each once.
+    """The folders that hold the table's photographs of a split, each folder once.
 
     Raises:
-        DatasetError: one of them holds other photographs, too.
+        DatasetError: one of them also holds photographs that are not of this split.
     """
     with table.open(newline="", encoding="utf-8-sig") as file:
         images = {(table.parent / row["image"]).resolve() for row in csv.DictReader(file) if _split(row) == split}
     folders = sorted({image.parent for image in images})
     if strangers := [path for path in find_images(folders) if path.resolve() not in images]:
         raise DatasetError(
-            f"{strangers[0]} lies beside photographs of split {split} and is none; move it, or name it in {table.name}"
+            f"{strangers[0]} lies beside photographs of split {split} but is none; move it, or list it in {table.name}"
         )
     return folders
 
 
 def _split(row: dict[str, str]) -> str:
-    """Without its note, as in ``test (dev)``."""
+    """The split of a row without its note: ``test`` for ``test (dev)``."""
     return row["split"].partition("(")[0].strip()
 
 

@@ -1,10 +1,10 @@
-"""What the shipped models make of photographs that they should not be asked about: one picture, one table.
+"""The answers of the shipped models on out-of-domain photographs, as one picture and one table.
 
     python -m recipes.pictures --out docs/images/out_of_domain.jpg [--undisplayed OCTA.png] [--json]
 
-The photographs are those that scikit-image ships: a retina, and an astronaut. Images whose terms do not allow showing
-them are named by ``--undisplayed``: of them only the masks are drawn. Beside every answer stands its distance from the
-model's training images and the inversion's residual, and whether the service would abstain.
+The photographs are those that scikit-image ships: a retina and an astronaut. Images whose terms do not allow showing
+them are given by ``--undisplayed``; only their masks are drawn. Each answer is captioned with the photograph's distance
+from the model's training images, the residual of the inversion, and whether the service would abstain.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Photograph:
 
     Attributes:
         title: what it shows.
-        data: contents of the file.
-        displayed: whether the photograph itself may be shown.
+        data: the bytes of its file.
+        displayed: whether the photograph itself may be shown, not only its masks.
     """
 
     title: str
@@ -55,14 +55,15 @@ class Photograph:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a model said of a photograph.
+    """The answer of one model on one photograph, in numbers.
 
     Attributes:
-        found: share of the photograph that belongs to any class, 0..1.
-        agreement: mean share of the voters that agree, 0..1.
-        distance, threshold: from the training images.
-        residual, residual_range: of the inversion, and what is usual; the residual is None where it is not known.
-        abstains: the service would: the distance is beyond its threshold, or the residual unusual.
+        found: share of the photograph's pixels that belong to any class, 0..1.
+        agreement: mean share of voters that agree, 0..1.
+        distance, threshold: the distance from the training images, and the largest one that is accepted.
+        residual, residual_range: the residual of the inversion, None if unknown, and its usual range, None if
+            residuals are not judged.
+        abstains: whether the service would abstain: the distance exceeds its threshold or the residual is unusual.
     """
 
     photograph: str
@@ -77,14 +78,14 @@ class Finding:
 
 
 def photographs(undisplayed: Sequence[Path] = ()) -> list[Photograph]:
-    """Those of scikit-image, then those that are not to be shown."""
+    """The photographs of scikit-image, then those that must not be shown."""
     folder = files("skimage.data")
     theirs = [Photograph(title, folder.joinpath(name).read_bytes()) for name, title in SHIPPED.items()]
     return theirs + [Photograph(path.stem, path.read_bytes(), displayed=False) for path in undisplayed]
 
 
 def ask(engine: Engine, asked_about: Sequence[Photograph]) -> tuple[list[Finding], NDArray[np.uint8]]:
-    """Every model about every photograph: numbers, and a picture uint8 (H, W, 3) with a row for each photograph."""
+    """Ask every model about every photograph; return numbers, and a picture uint8 (H, W, 3), a row per photograph."""
     findings: list[Finding] = []
     rows = []
     for one in asked_about:
@@ -126,7 +127,7 @@ def _caption(finding: Finding) -> str:
 
 
 def _tile(picture: NDArray[np.uint8], caption: str) -> NDArray[np.uint8]:
-    """A picture in a square of SIDE, its caption below: uint8 (SIDE + CAPTION, SIDE, 3)."""
+    """Fit a picture into a square of SIDE with its caption below: uint8 (SIDE + CAPTION, SIDE, 3)."""
     scale = SIDE / max(picture.shape[:2])
     height, width = (max(1, round(scale * side)) for side in picture.shape[:2])
     small = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)

@@ -1,4 +1,4 @@
-"""The recipes of everything that is shipped: what is learnt from what, and for how long."""
+"""The recipes of all shipped models: their training data, settings and length of training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OCTA_3M = SourceDataset("octa_3m", "OCTA500_3M", ("vessel",), "no licence stated
 
 @dataclass(frozen=True)
 class Part:
-    """The first photographs of a split; all of them if no number is given."""
+    """The first ``photographs`` of a split of a data set; all of them if None."""
 
     source: SourceDataset
     photographs: int | None = None
@@ -32,7 +32,7 @@ class BackboneRecipe:
     """A pre-training on the table's photographs of split ``unlabelled``, and the codebook of its compact encoding.
 
     Attributes:
-        config: JSON of a UNet2DModel; the small one if empty.
+        config: configuration of a UNet2DModel as JSON; empty takes that of the small one.
         options: further options of ``extractor pretrain``.
     """
 
@@ -52,12 +52,14 @@ class InterpreterRecipe:
     """A training on the ``train`` photographs of some data sets, and the data sets it is tested on.
 
     Attributes:
-        summary: one line: what it is for.
-        overlapping: the targets may overlap.
+        summary: its purpose, in one line.
+        train: parts of ``train`` splits, to train and select the epoch on.
+        test: parts of ``test`` splits; none of their photographs is used for training or selection.
+        overlapping: whether the targets may overlap.
         preset, encoding: of the features that it reads.
-        backbone: shipped name of the one that it reads; the build's if None.
-        preprocessing: of their photographs; the backbone's own if None.
-        test: parts of ``test`` splits; no photograph of them is trained or selected on.
+        backbone: name of the shipped backbone that extracts them; None takes the build's.
+        preprocessing: how photographs are prepared; None takes the backbone's own.
+        views: the views to train on.
         options: further options of ``interpreter train``.
     """
 
@@ -88,7 +90,7 @@ BASE = BackboneRecipe(
     config=json.dumps(base_unet()),
     options=("--warmup", "300", "--colourless", "0.5", "--workers", "8"),
 )
-"""For a GPU."""
+"""Needs a GPU in practice."""
 BACKBONES = {recipe.name: recipe for recipe in (SMALL, BASE)}
 WINDOWS_128 = ("--learning-rate", "3e-3", "--decay", "cosine", "--crop", "128", "--vss-max-size", "64")
 WIDE = ("--standardise", "--width-multiplier", "2")
@@ -99,7 +101,7 @@ DISC_CUP = InterpreterRecipe(
     "disc_cup",
     "optic disc and cup in colour fundus photographs",
     targets=("OD", "cup"),
-    overlapping=True,  # a cup lies inside its disc, and the disc's figures are those of the whole disc
+    overlapping=True,  # the cup lies inside the disc, and the disc is scored as a whole
     train=(Part(DRISHTI_GS),),
     test=(Part(DRISHTI_GS), Part(DRIONS_DB)),
     steps=800,
@@ -188,7 +190,7 @@ INTERPRETERS = {
 
 
 def at_smoke_size(recipe: InterpreterRecipe) -> InterpreterRecipe:
-    """The same on two photographs of each part and the build's backbone, for one epoch, with the smallest network."""
+    """The recipe at tiny size: the build's backbone, two training photographs per part, one epoch, a tiny network."""
     return replace(
         recipe,
         backbone=None,

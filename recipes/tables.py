@@ -1,9 +1,9 @@
-"""Rebuild the tables of docs/results.md that compare methods: each a protocol with its data, methods and budget.
+"""Rebuild the tables of docs/results.md that compare methods; each is a protocol with data, methods and budget.
 
     python -m recipes.tables lodo-vessels --data DATA --work WORK [--rows unet] [--seeds 0] [--json]
 
-Features, trainings and scores that are in WORK are not made again, so a table may be made in several calls, by
-method or by seed, and by several processes at once; the last call without --rows and --seeds prints it whole.
+Features, trainings and scores that are in WORK are reused, so a table may be built in several calls, by method or by
+seed, and by several processes at once; a last call without --rows and --seeds prints the whole table.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ BUDGET: dict[str, Any] = {
     "evaluate_every": 25,
     "vss_max_size": 64,
 }
-"""The same for every method of a table; chosen on validation images of STARE and HRF (docs/experiments.md)."""
+"""Settings that all methods of a table share; chosen on validation images of STARE and HRF (docs/experiments.md)."""
 STANDARDISED = BUDGET | {"preset": "fast", "standardise": True}
-"""Preset and standardising of the shipped ``vessels``, at this budget (docs/decisions/0020)."""
+"""``BUDGET`` with the preset and the standardised features of the shipped ``vessels`` (docs/decisions/0020)."""
 WITHOUT_COLOUR = STANDARDISED | {"preprocessing": "red-free"}
-"""The same of photographs without colour, in training and in test: what the shipped ``vessels`` reads."""
+"""``STANDARDISED`` on photographs without colour, in training and test, as the shipped ``vessels`` reads them."""
 WIDER: dict[str, Any] = {"width_multiplier": 2}
-"""Levels twice as wide as their maps together (docs/decisions/0022)."""
+"""Levels twice as wide as their maps have channels in total (docs/decisions/0022)."""
 WIDE = WITHOUT_COLOUR | WIDER
-"""Both, as the shipped ``vessels`` has them."""
+"""``WITHOUT_COLOUR`` and ``WIDER``, as in the shipped ``vessels``."""
 LONG = WIDE | {"steps": 2400, "evaluate_every": 60, "views": "identity,photometric:15"}
-"""The same four times as long, with 16 renderings of each photograph instead of four."""
+"""``WIDE`` with four times as many steps and 16 renderings of each photograph instead of four."""
 BACKBONE_BASE: dict[str, Any] = {"backbone": "base", "width_multiplier": 1}
-"""The backbone that is twice as wide, with levels as wide as before."""
+"""The backbone ``base``, twice as wide as ``small``; the levels stay as wide as in ``WIDE``."""
 BASE = LONG | BACKBONE_BASE
-"""Long training on the backbone that is twice as wide."""
+"""``LONG`` on the backbone ``base``."""
 EIGHT = BASE | {"views": "identity,photometric:7"}
-"""The same with eight renderings."""
+"""``BASE`` with eight renderings of each photograph."""
 FINE = BASE | {
     "resolution": 1024,
     "crop": 256,
@@ -63,27 +63,32 @@ FINE = BASE | {
     "steps": 1200,
     "evaluate_every": 30,
 }
-"""Photographs shown twice as large: the same windows of them, and the same network, in four times as many pixels."""
+"""``BASE`` on photographs twice as large: the same windows and network, with four times as many pixels.
+
+Four renderings, half as many steps."""
 PROBED: dict[str, Any] = {"timesteps": [200, 500], "blocks": [2, 4, 6, 7]}
-"""What probes of the backbone ``base`` say most (docs/experiments.md)."""
+"""The timesteps and blocks of the backbone ``base`` that probes favoured (docs/experiments.md)."""
 SQUEEZED_RED_FREE = {"preprocessing": "squeeze-red-free"}
-"""As the published protocol has photographs, without their colour."""
+"""Photographs squeezed as in the published protocol, but without colour."""
 MIRRORED = {"mirrored": True}
-"""Test photographs are read with their flips. Copies of the tables without are scored anew, not trained."""
+"""Test photographs are read with their flips, too.
+
+A copy of the table without this setting is scored again, not trained again.
+"""
 ADAPTED = BASE | {"views": BUDGET["views"], "adapt": [384, 512, 704, 1024]}
-"""`base`, four renderings; each camera is read at the resolution that its photographs say, without labels."""
+"""``BASE`` with four renderings; each camera is read at the resolution that its unlabelled photographs favour."""
 FOREGROUND: dict[str, Any] = {"foreground": 0.5}
-"""Half of the windows about a lesion: drawn evenly they hardly ever show one."""
+"""Half of the windows are centred on a lesion, since windows drawn evenly hardly ever show one."""
 
 
 @dataclass(frozen=True)
 class TableRecipe:
-    """A protocol and what it is run with.
+    """A protocol with its data sets, methods, seeds and settings.
 
     Attributes:
-        sources: the data sets, named as the protocol's quoted numbers name them.
-        targets: only test on these.
-        settings: of ``interpreter evaluate --protocol``.
+        sources: the data sets, named as in the protocol's quoted numbers.
+        targets: test on these only; empty leaves the choice to the protocol.
+        settings: the --settings of ``interpreter evaluate --protocol``.
     """
 
     protocol: str
@@ -147,7 +152,7 @@ TABLES = {
         (*CAMERAS, OCTA),
         ("diffdgss", "unet"),
         targets=("octa_500",),
-        settings=STANDARDISED | {"views": RED_FREE},  # angiograms are read as negatives, whose colour is none anyway
+        settings=STANDARDISED | {"views": RED_FREE},  # angiograms are read as negatives, which have no colour anyway
     ),
     "cross-modality-wide": TableRecipe(
         "cross-modality",
@@ -182,7 +187,7 @@ SMOKE = {
 def build_table(
     recipe: TableRecipe, table: Path, work: Path, out: Path, rows: str, seeds: str, settings: dict[str, Any]
 ) -> Any:
-    """Run a table's protocol; what ``interpreter evaluate --protocol --json`` prints."""
+    """Run a table's protocol; return the JSON document that ``interpreter evaluate --protocol --json`` prints."""
     manifests = {source.name: source.write_manifest(table, work / "tables") for source in recipe.sources}
     return call(
         "interpreter", "evaluate", "--protocol", recipe.protocol, "--edition", recipe.edition,

@@ -1,10 +1,10 @@
-"""Networks that read features, by name.
+"""Heads, the networks that read features or photographs, by name.
 
 ``adaptive``  the paper's interpreter
-``joint``     the same levels with all timesteps before them at once and one vote (an ablation)
+``joint``     the same levels, reading all timesteps at once, with a single vote (an ablation)
 ``mlp``       DDPM-Seg's ensemble of pixel classifiers (an ablation)
 ``unet``      a U-Net on the photograph itself (the control)
-``pyramid``   the adaptive interpreter on the photograph itself, at several sizes (a control)
+``pyramid``   the adaptive interpreter on the photograph itself, at four sizes (a control)
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The adaptive semantic feature interpreter of DiffDGSS: features at a timestep in, class scores out.
+"""The adaptive semantic feature interpreter of DiffDGSS: it maps the features of one timestep to class scores.
 
 b  batch    t  timestep    n  classes    R  network's square
-level  all blocks of the spec whose maps have one size; walked from the coarsest to the finest
+level  all blocks of the spec whose maps have the same size; processed from the coarsest to the finest
 
-Each level takes its maps and what the coarser level made of its own, brings them to one width and
-refines them in a segmentation block: two depthwise-separable convolutions under timestep-adaptive
-norms (Eq. 7), then a VSS block.
+Each level projects its maps and the output of the coarser level to its own width, adds the two, the
+latter upsampled, and refines the sum in a segmentation block: two depthwise-separable convolutions with
+timestep-adaptive norms (Eq. 7), then a VSS block.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from store.spec import FeatureSpec
 
 
 class AdaptiveNorm(nn.Module):
-    """SiLU of Eq. 7, a = (1 + s(t)) GN(x) + b(t); x (b, c, h, w), embedding (b, e)."""
+    """SiLU(a) with a = (1 + s(t)) GN(x) + b(t), Eq. 7; x (b, c, h, w), embedding of t (b, e)."""
 
     def __init__(self, c: int, embedding: int) -> None:
         super().__init__()
@@ -40,12 +40,12 @@ class AdaptiveNorm(nn.Module):
         return self.reference(x, scale, shift)
 
     def reference(self, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-        """The same in torch's operations, on any device; scale and shift (b, c)."""
+        """Compute the norm and SiLU with torch operations, on any device; scale and shift (b, c)."""
         return functional.silu(torch.addcmul(shift[:, :, None, None], self.norm(x), 1 + scale[:, :, None, None]))
 
 
 class Pointwise(nn.Conv2d):
-    """A 1 x 1 convolution as one product with the channels of all pixels, which on CPUs is faster than torch's own."""
+    """A 1 x 1 convolution as one matrix product over the channels of all pixels; on CPUs faster than torch's own."""
 
     def __init__(self, c: int, out: int) -> None:
         super().__init__(c, out, 1)
@@ -55,7 +55,7 @@ class Pointwise(nn.Conv2d):
 
 
 class SeparableConv(nn.Module):
-    """x + pointwise(SiLU(AdaGN(depthwise(x), t)))."""
+    """A residual depthwise-separable convolution: x + pointwise(SiLU(AdaGN(depthwise(x), t)))."""
 
     def __init__(self, c: int, embedding: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class SeparableConv(nn.Module):
 
 
 class SegmentationBlock(nn.Module):
-    """Two separable convolutions, then a VSS block where the level has one."""
+    """Two separable convolutions, then a VSS block if the level is no larger than ``vss_max_size``."""
 
     def __init__(self, c: int, size: int, config: InterpreterConfig) -> None:
         super().__init__()
@@ -100,11 +100,11 @@ class TimeEmbedding(nn.Module):
 
 
 class AdaptiveHead(Head):
-    """The network for one FeatureSpec.
+    """The paper's interpreter for the features of one FeatureSpec.
 
     Args:
-        spec: what its features are; decides levels and widths.
-        config: its free choices.
+        spec: the features to read; their maps determine the levels and their widths.
+        config: the choices that the spec leaves open.
     """
 
     def __init__(self, spec: FeatureSpec, config: InterpreterConfig) -> None:
@@ -132,14 +132,14 @@ class AdaptiveHead(Head):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # depthwise convolutions on CPUs are three times faster
 
     def forward(self, maps: Maps, t: torch.Tensor) -> torch.Tensor:
-        """Class scores.
+        """Compute class scores.
 
         Args:
-            maps: {block: float (b, c, h, w)} of one timestep for each image.
-            t: (b,), timestep of each image.
+            maps: {block: float (b, c, h, w)}, one timestep per image.
+            t: (b,), the timestep of each image.
 
         Returns:
-            Logits, float32 (b, n, R, R); of windows of the maps, as large as the windows.
+            Logits, float32 (b, n, R, R); for windows of the maps, of the windows' size in pixels instead of R.
         """
         embedding = self.embed(t)
         x: torch.Tensor | None = None

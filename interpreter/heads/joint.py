@@ -1,4 +1,4 @@
-"""The adaptive interpreter with all timesteps before it at once and one vote: what voting costs, or is worth.
+"""The adaptive interpreter reading all timesteps at once, with a single vote: an ablation of voting.
 
 b  images    t  timesteps
 """
@@ -14,9 +14,10 @@ from interpreter.heads.head import Loss, Maps, side_by_side
 
 
 class JointHead(AdaptiveHead):
-    """One voter, which reads the maps of all timesteps side by side; (b, t, c, h, w) maps in.
+    """A single voter that reads the maps of all timesteps, (b, t, c, h, w), concatenated along channels.
 
-    Levels are as wide as the adaptive interpreter's, only what enters them is more. Its norms are told no timestep.
+    Its levels are as wide as the adaptive interpreter's; only their input projections are larger. Since it reads no
+    particular timestep, its norms always get the embedding of t = 0.
     """
 
     all_timesteps = True

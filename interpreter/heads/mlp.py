@@ -1,7 +1,7 @@
-"""The pixel classifier of DDPM-Seg (Baranchuk et al. 2022), DiffDGSS's row "w/o adaptive interpreter".
+"""The pixel classifiers of DDPM-Seg (Baranchuk et al. 2022), DiffDGSS's row "w/o adaptive interpreter".
 
-All maps of all timesteps are upsampled to R x R and concatenated; ten small perceptrons, trained each
-for itself, classify every pixel alone, and the majority of the ten is the prediction.
+All maps of all timesteps are upsampled to R x R and concatenated; ten small perceptrons, trained
+independently, classify each pixel on its own, and the majority of the ten is the prediction.
 
 b  images    t  timesteps    p  pixels    f  features of a pixel    m  models    n  scores    R  square
 """
@@ -20,12 +20,12 @@ from interpreter.heads.head import Head, Loss, Maps, coarsest_step, side_by_side
 from store.spec import FeatureSpec
 
 MODELS = 10
-PIXELS = 1024  # drawn for each model from each image of a batch
-ROWS = 64  # of pixels classified at once: memory
+PIXELS = 1024  # drawn per model from each image of a batch
+ROWS = 64  # rows of pixels classified at once, to bound memory
 
 
 def _perceptron(f: int, n: int) -> nn.Sequential:
-    """DDPM-Seg's network for less than thirty classes."""
+    """The network that DDPM-Seg uses for fewer than thirty classes."""
     return nn.Sequential(
         nn.Linear(f, 128), nn.ReLU(), nn.BatchNorm1d(128), nn.Linear(128, 32), nn.ReLU(), nn.BatchNorm1d(32),
         nn.Linear(32, n),
@@ -33,7 +33,7 @@ def _perceptron(f: int, n: int) -> nn.Sequential:
 
 
 class MlpEnsemble(Head):
-    """Ten perceptrons; (b, t, c, h, w) maps in."""
+    """Ten independent perceptrons, each a voter; they read the maps of all timesteps, (b, t, c, h, w)."""
 
     all_timesteps = True
 
@@ -41,7 +41,7 @@ class MlpEnsemble(Head):
         super().__init__()
         self.names = [block.name for block in spec.blocks]
         self.step = coarsest_step(spec)
-        self.scale = spec.resolution // spec.blocks[0].height  # at whatever resolution it is read
+        self.scale = spec.resolution // spec.blocks[0].height  # a ratio, which holds at any resolution
         f = len(spec.timesteps) * sum(block.channels for block in spec.blocks)
         self.models = nn.ModuleList([_perceptron(f, config.outputs) for _ in range(MODELS)])
 
@@ -51,7 +51,7 @@ class MlpEnsemble(Head):
     def loss(
         self, maps: Maps, _t: torch.Tensor, truth: torch.Tensor, inside: torch.Tensor, measure: Loss
     ) -> torch.Tensor:
-        """Sum of the models' losses, each on pixels of its own; no weight is shared, so each learns alone."""
+        """Sum the models' losses, each on its own random pixels; no weights are shared, so each model learns alone."""
         losses, planes = [], self._planes(maps)
         for model in self.models:
             pixels = _draw_pixels(inside)  # (b, p)
@@ -62,9 +62,9 @@ class MlpEnsemble(Head):
         return torch.stack(losses).sum()
 
     def votes(self, read: Callable[[int], Maps], timesteps: Sequence[int]) -> Iterator[torch.Tensor]:
-        """One vote of each model.
+        """Yield the logits (1, n, R, R) of each model.
 
-        The first layer is linear, and so is upsampling: the layer goes first, at the size of each map,
+        The first layer is linear, as is upsampling, so the layer is applied first, at the size of each map,
         which takes a fifth of the operations.
         """
         planes = [of_block.movedim(1, 3) for of_block in self._planes(side_by_side(read, timesteps))]  # (1, h, w, t c)
@@ -79,31 +79,31 @@ class MlpEnsemble(Head):
     def _first_layer(
         self, layer: nn.Linear, planes: Sequence[torch.Tensor], side: int, top: int, rows: int
     ) -> torch.Tensor:
-        """What a layer makes of all maps, upsampled and concatenated, of ``rows`` rows from ``top`` on: (p, k)."""
+        """The layer's outputs (p, k) for ``rows`` rows of pixels from ``top`` on, as if all maps were upsampled."""
         rows = min(rows, side - top)
         total = layer.bias.expand(1, rows, side, -1).movedim(3, 1)
         weights = layer.weight.split([of_block.shape[3] for of_block in planes], dim=1)
         for of_block, weight in zip(planes, weights, strict=True):
             step = side // of_block.shape[1]
-            first, last = max(top // step - 1, 0), (top + rows) // step + 1  # with a neighbour on either side
+            first, last = max(top // step - 1, 0), (top + rows) // step + 1  # interpolation needs the rows beside
             seen = functional.linear(of_block[:, first:last], weight).movedim(3, 1)
             seen = functional.interpolate(seen, size=(step * seen.shape[2], side), mode="bilinear")
             total = total + seen[:, :, top - first * step :][:, :, :rows]
         return total.movedim(1, 3).flatten(0, 2)
 
     def _planes(self, maps: Maps) -> list[torch.Tensor]:
-        """Each block's maps, float32 (b, t c, h, w), all values of a place side by side in memory."""
+        """The maps of each block as float32 (b, t c, h, w), channels last in memory."""
         flat = [maps[name].float().flatten(1, 2) for name in self.names]
         return [of_block.contiguous(memory_format=torch.channels_last) for of_block in flat]
 
 
 def _features(planes: Sequence[torch.Tensor], pixels: torch.Tensor, side: int) -> torch.Tensor:
-    """Features (b, p, f) of pixels (b, p): what bilinear upsampling to a square of that side has there."""
+    """Features (b, p, f) at pixels (b, p): the values there of the maps upsampled bilinearly to (side, side)."""
     return torch.cat([at_pixels(of_block, pixels, side) for of_block in planes], dim=-1)
 
 
 def _draw_pixels(inside: torch.Tensor) -> torch.Tensor:
-    """Indices (b, p) of pixels drawn from those that count in each image."""
+    """Draw pixels, with replacement, from those that count in each image: flat indices (b, p)."""
     drawn = []
     for one in inside:
         candidates = one.flatten().nonzero()[:, 0]

@@ -12,25 +12,28 @@ from store.spec import FeatureSpec
 from store.views import PHOTOMETRIC
 
 ROUNDED = 3 / 127.5
-"""Between the channels of a grey photograph, at most: equalising in CIELAB rounds them one level apart."""
+"""Largest difference between the channels of a grey photograph, in the range [-1, 1]; three 8-bit levels.
+
+Equalising in CIELAB rounds the channels of a grey photograph one level apart.
+"""
 
 
 def require_photographs(spec: FeatureSpec, head: HeadName) -> None:
-    """ConfigurationError unless what is read are photographs."""
+    """Raise ConfigurationError unless the spec is one of photographs."""
     if [block.name for block in spec.blocks] != [PIXELS]:
         raise ConfigurationError(
-            f"the head {head!r} reads photographs, these are features of {', '.join(b.name for b in spec.blocks)}; "
-            "`extractor run --photographs` makes its input"
+            f"the head {head!r} reads photographs, but found features of {', '.join(b.name for b in spec.blocks)}; "
+            "make its input with `extractor run --photographs`"
         )
 
 
 def photometric_change(x: torch.Tensor) -> torch.Tensor:
-    """What another camera would have made of it: gamma, gain of each colour, contrast, now and then blur.
+    """Change photographs as another camera might have: gamma, gain overall and per colour, contrast, sometimes blur.
 
-    The spread of each change is that of the photometric views. Drawn from torch's generator.
+    Changes are drawn from torch's global generator, as widely spread as those of the photometric views.
 
     Args:
-        x: (b, 3, h, w) in [-1, 1]; black stays black, and a photograph without colour stays without.
+        x: (b, 3, h, w) in [-1, 1]; black stays black, and grey photographs stay grey.
     """
     b = len(x)
 
@@ -39,7 +42,7 @@ def photometric_change(x: torch.Tensor) -> torch.Tensor:
 
     pixels = (x.float() + 1) / 2
     lit = (pixels.amax(dim=1, keepdim=True) > 4 / 255).float()
-    apart = x.amax(dim=1) - x.amin(dim=1)  # brightest and darkest channel
+    apart = x.amax(dim=1) - x.amin(dim=1)  # brightest minus darkest channel
     coloured = apart.flatten(1).amax(dim=1).view(b, 1, 1, 1) > ROUNDED
     spread = PHOTOMETRIC
     gains = torch.where(coloured, drawn(spread.colour, 3), 1)

@@ -1,7 +1,7 @@
-"""The interpreter on the photograph itself: what features are worth beyond the network that reads them.
+"""The interpreter on the photograph itself: a control that separates the worth of features from that of the network.
 
-It reads the map ``pixels`` (``store.pixels``), RGB in [-1, 1]. A level of features knows its surroundings by what
-the backbone made of them; so that the control is not blind to them, it is shown the photograph at as many sizes.
+It reads the map ``pixels`` (``store.pixels``), RGB in [-1, 1]. Features carry context from around each position
+through the backbone; to give the control context too, it gets the photograph at as many sizes as there are levels.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from interpreter.heads.photometric import require_photographs
 from store.pixels import PIXELS
 from store.spec import Block, FeatureSpec
 
-LEVELS = 4  # 64 to 512 pixels, as of the presets' features
+LEVELS = 4  # from 64 to 512 pixels, like the features of the presets
 
 
 class PyramidHead(AdaptiveHead):
-    """The adaptive interpreter's levels, each as wide as any may be (``max_width``), on a pyramid of the photograph."""
+    """The adaptive interpreter on an image pyramid of the photograph, with every level ``max_width`` wide."""
 
     def __init__(self, spec: FeatureSpec, config: InterpreterConfig) -> None:
         require_photographs(spec, "pyramid")

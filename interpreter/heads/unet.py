@@ -1,7 +1,7 @@
 """The plain control: MONAI's U-Net on the photograph itself, with flips and photometric augmentation.
 
-It reads the map ``pixels`` (``store.pixels``), RGB in [-1, 1], through the same training, vote and
-metrics as the interpreters, so that nothing but the input and the network differs.
+It reads the map ``pixels`` (``store.pixels``), RGB in [-1, 1]. Training, voting and metrics are those of
+the interpreters, so that only the input and the network differ.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from interpreter.heads.photometric import require_photographs
 from store.pixels import PIXELS
 from store.spec import FeatureSpec
 
-CHANNELS = (16, 32, 64, 128)  # 0.2 M weights with one residual unit, about an interpreter's
+CHANNELS = (16, 32, 64, 128)  # 0.2 M weights with one residual unit, about as many as an interpreter
 
 
 class PixelUNet(Head):
@@ -23,7 +23,7 @@ class PixelUNet(Head):
 
     def __init__(self, spec: FeatureSpec, config: InterpreterConfig) -> None:
         super().__init__()
-        from monai.networks.nets import UNet  # imported late: takes seconds
+        from monai.networks.nets import UNet  # imported late, since the import takes seconds
 
         require_photographs(spec, "unet")
         self.step = 2 ** (len(CHANNELS) - 1)

@@ -19,7 +19,7 @@ PROTOCOLS: dict[tuple[str, Edition], Callable[[], Protocol]] = {
 
 
 def protocol_named(name: str, edition: Edition) -> Protocol:
-    """The protocol of that name; ConfigurationError lists those there are."""
+    """Build the protocol of that name and edition; a ConfigurationError lists the known ones."""
     if (name, edition) not in PROTOCOLS:
         known = ", ".join(f"{known} ({edition})" for known, edition in PROTOCOLS)
         raise ConfigurationError(f"no protocol {name!r} in the edition {edition!r}; there are {known}")

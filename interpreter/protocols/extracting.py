@@ -1,4 +1,4 @@
-"""Features for a protocol: what ``extractor run`` is told to make, which leaves alone what is there."""
+"""Extraction of a protocol's features by ``extractor run``, which skips what the store already has."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class DataSource:
     """A data set of a protocol.
 
     Attributes:
-        name: in store and table.
+        name: its name in the store and in the table.
         reference: ADAPTER:PATH, as ``extractor run --dataset`` takes it.
     """
 
@@ -26,14 +26,22 @@ class DataSource:
 
 
 def parse_source(text: str) -> DataSource:
-    """``NAME=ADAPTER:PATH``, or ``ADAPTER:PATH`` where the adapter's name is the data set's."""
+    """Parse ``NAME=ADAPTER:PATH``, or ``ADAPTER:PATH``, which names the data set after its adapter."""
     name, reference = parse_data(text)
     return DataSource(name or reference.partition(":")[0], reference)
 
 
 @dataclass(frozen=True)
 class FeatureRequest:
-    """Features that experiments need, or photographs prepared as for them."""
+    """The features of one split of a data set that experiments need, or its prepared photographs.
+
+    Attributes:
+        views: the renderings of each photograph.
+        preprocessing: None leaves it to ``extractor run``, which takes the backbone's.
+        untrained: extract with random weights in the backbone's architecture.
+        resolution: None takes the settings'.
+        photographs: store the prepared photographs themselves instead of features.
+    """
 
     source: DataSource
     split: str
@@ -46,11 +54,11 @@ class FeatureRequest:
 
 
 Extract = Callable[[FeatureRequest], str]
-"""Makes what is wanted, and returns the digest of its spec."""
+"""Extracts what is requested and returns the digest of its spec."""
 
 
 def extract_by_command(store: str, settings: ProtocolSettings) -> Extract:
-    """``extractor run`` into a store, in a process of its own."""
+    """Return a function that extracts into a store by ``extractor run``, in a separate process."""
 
     def extract(wanted: FeatureRequest) -> str:
         digest: str = run_extraction(command_of(wanted, store, settings))["spec"]
@@ -60,10 +68,10 @@ def extract_by_command(store: str, settings: ProtocolSettings) -> Extract:
 
 
 def command_of(wanted: FeatureRequest, store: str, settings: ProtocolSettings) -> ExtractionCommand:
-    """The command that makes the features.
+    """The ``extractor run`` command for a request.
 
     Raises:
-        ConfigurationError: weights are to be random and nobody said of which backbone.
+        ConfigurationError: the weights are to be random, but the settings name no backbone for the architecture.
     """
     if wanted.untrained and settings.backbone is None:
         raise ConfigurationError("the method untrained needs a backbone's architecture: name it in the settings")
@@ -91,5 +99,5 @@ def command_of(wanted: FeatureRequest, store: str, settings: ProtocolSettings) -
 
 
 def _joined(values: tuple[int | str, ...] | None) -> str | None:
-    """As options take several."""
+    """Join values by commas, as options of the command take them; None stays None."""
     return None if values is None else ",".join(map(str, values))

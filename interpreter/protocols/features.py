@@ -1,4 +1,4 @@
-"""What the experiments of a protocol read: features, or photographs, extracted where they are not there."""
+"""The features or photographs that a protocol's experiments read, extracted where the store lacks them."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from store.views import IDENTITY, plain_view
 
 Say = Callable[[str], None]
 Places = Sequence[tuple[str, str]]
-"""(data set, split) of some images."""
+"""Splits of data sets: (data set, split) pairs."""
 
 
 class ProtocolFeatures:
-    """Features and images of a protocol's data sets.
+    """The features and images of a protocol's data sets.
 
     Args:
-        protocol: which.
+        protocol: the protocol whose experiments read them.
         sources: the data sets.
         store: receives the features.
-        settings: of the user.
-        extract: makes features.
-        say: told what is being done.
+        settings: the user's settings.
+        extract: extracts features.
+        say: called with progress messages.
 
     Attributes:
         sources: the data sets by name.
 
     Raises:
-        ConfigurationError: two data sets have one name, or the protocol prepares photographs otherwise than chosen.
+        ConfigurationError: two data sets have the same name, or the chosen preprocessing does not suit the protocol.
     """
 
     def __init__(
@@ -47,25 +47,27 @@ class ProtocolFeatures:
     ) -> None:
         self.sources = {source.name: source for source in sources}
         if len(self.sources) < len(sources):
-            raise ConfigurationError(f"two data sets have one name among {', '.join(s.name for s in sources)}")
+            raise ConfigurationError(
+                f"expected data sets with distinct names, got {', '.join(s.name for s in sources)}"
+            )
         self._task, self._preprocessing = protocol.task, protocol.preprocessing_for(settings)
         self._store, self._settings, self._extract, self._say = store, settings, extract, say
         self._digests: dict[FeatureRequest, str] = {}
 
     def test_views(self, experiment: Experiment) -> tuple[str, ...]:
-        """The views of each test image that are read."""
+        """The views of each test image that the experiment reads."""
         return views_read(experiment.test_view, mirrored=self._settings.mirrored)
 
     def images(self, places: Places, view: str = IDENTITY) -> list[Labelled]:
-        """The labelled images of some data sets, each photograph once."""
+        """The labelled images of some splits in one view, each photograph once."""
         return [image.seen_as(view) for image in labelled_at(self._store, places, self._task)]
 
     def photographs(self, places: Places) -> list[Labelled]:
-        """All of them, labelled or not."""
+        """All images of some splits, labelled or not."""
         return [image for name, split in places for image in all_images(self._store, f"{name}:{split}")]
 
     def of_experiment(self, experiment: Experiment) -> FeatureSpec:
-        """The spec of what an experiment is trained and tested on, once all of it is there."""
+        """Extract what an experiment is trained and tested on, where it is missing; return its spec."""
         row, test_views = experiment.row, self.test_views(experiment)
         drawn = self._settings.views_of(row)
         views = tuple(dict.fromkeys((plain_view(drawn), *drawn)))
@@ -74,11 +76,11 @@ class ProtocolFeatures:
         return self._only_spec(digests)
 
     def at_resolution(self, resolution: int | None, row: Row, places: Places, views: tuple[str, ...]) -> FeatureSpec:
-        """The spec of some data sets at a resolution, the settings' if None, once these views of them are there."""
+        """Extract views of some splits at a resolution (None: the settings'), where missing; return their spec."""
         return self._only_spec({self.extracted(name, split, row, views, resolution) for name, split in places})
 
     def extracted(self, name: str, split: str, row: Row, views: tuple[str, ...], resolution: int | None = None) -> str:
-        """The digest of the spec of a data set's features, or of its photographs, once these views are there."""
+        """Extract views of a split, as features or as photographs, where missing; return the digest of their spec."""
         wanted = FeatureRequest(
             self.sources[name], split, row.trajectory, views, self._preprocessing, row.untrained, resolution, row.pixels
         )

@@ -1,4 +1,4 @@
-"""Scores of an experiment on disk, and what decided them: what was scored before is not scored again."""
+"""Scores of experiments, kept on disk with all inputs that decide them, so that nothing is scored twice."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from store.spec import FeatureSpec
 
 SCORES_FILE = "scores.json"
 FORMAT = 2
-"""Of the summaries: 1 had points of 100. A trained network whose scores are of another one is scored anew."""
+"""Version of the file; version 1 had points of 100. A network with scores of an earlier version is scored again."""
 
 
 def inputs_of(
@@ -30,12 +30,12 @@ def inputs_of(
     images: Sequence[Sequence[Labelled]],
     adapted_on: Sequence[Labelled],
 ) -> dict[str, Any]:
-    """Everything that decides an experiment's scores, as JSON has it.
+    """Collect everything that decides an experiment's scores, as plain JSON values.
 
     Args:
-        spec: of what it is trained on.
-        images: of training and test.
-        adapted_on: photographs that say what resolution the test images are read at, if that is chosen.
+        spec: the spec of the features that it is trained on.
+        images: the training images and the test images.
+        adapted_on: the photographs that decide at which resolution test images are read, with the setting ``adapt``.
     """
     plain = dataclasses.asdict(experiment) | {
         "training_rules": experiment.training_rules.model_dump(),
@@ -46,7 +46,7 @@ def inputs_of(
         "task": task.model_dump(),
         "known": {image.dataset: image.known(task).tolist() for some in images for image in some},
         "images": [[_decisive(image, task) for image in some] for some in images],
-        # Scores of before do not say that they are neither.
+        # Left out when off, as in files from before these settings existed.
         **({"mirrored": True} if settings.mirrored else {}),
         **(_adapted(settings, adapted_on) if settings.adapt else {}),
     }
@@ -55,12 +55,12 @@ def inputs_of(
 
 
 def _undescribed(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A method without its description, which decides nothing."""
+    """A method without its description, which does not affect scores."""
     return {name: value for name, value in row.items() if name != "description"}
 
 
 def _decisive(image: Labelled, task: Task) -> list[Any]:
-    """What of an image decides scores: the photograph, and the masks of the task."""
+    """The facts of an image that affect scores: its name, photograph and masks of the task's targets."""
     return [image.name, image.key.image_id, image.masks_of(task)]
 
 
@@ -69,7 +69,7 @@ def _adapted(settings: ProtocolSettings, images: Sequence[Labelled]) -> dict[str
 
 
 def read_scores(folder: Path, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The summary of an experiment's scores; None if there are none, or other inputs made them.
+    """Read the summary of an experiment's scores; None if there is none for these inputs in the current format.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -84,16 +84,18 @@ def read_scores(folder: Path, inputs: Mapping[str, Any]) -> dict[str, Any] | Non
         summary: dict[str, Any] = known["summary"]
         return summary if _with_current_defaults(known["inputs"]) == inputs else None
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: no scores of a protocol; remove the file to have them made anew") from error
+        raise CheckpointError(
+            f"{path}: expected the scores of an experiment; remove the file to have it scored again"
+        ) from error
 
 
 def write_scores(folder: Path, inputs: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
-    """Keep a summary, and what decided it."""
+    """Write a summary of scores with the inputs that decided it."""
     replace_json(folder / SCORES_FILE, {"format": FORMAT, "inputs": inputs, "summary": summary})
 
 
 def _with_current_defaults(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Inputs as an earlier version wrote them, with the defaults of what may be chosen since."""
+    """Complete inputs that an earlier version wrote with the defaults of settings added since."""
     return inputs | {
         "row": _undescribed(inputs["row"]),
         "config": with_current_defaults(InterpreterConfig, inputs["config"]),

@@ -1,4 +1,4 @@
-"""The lesions of diabetic retinopathy, as IDRiD's challenge scored them."""
+"""Segmentation of the lesions of diabetic retinopathy, scored as in IDRiD's challenge."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LESIONS = Task(name="lesions", targets=("MA", "HE", "EX", "SE"), overlapping=Tru
 
 
 def idrid_lesions() -> Protocol:
-    """AUC-PR of each lesion, 33 thresholds."""
+    """Train and test on IDRiD's own splits; AUC-PR of each lesion at 33 thresholds."""
     return Protocol(
         name="idrid-lesions",
         edition="strict",
@@ -32,7 +32,9 @@ def idrid_lesions() -> Protocol:
 
 def _train_and_test(request: TableRequest) -> Sequence[Experiment]:
     if request.targets:
-        raise ConfigurationError("idrid-lesions tests on the test images of the data set it trains on; leave --target")
+        raise ConfigurationError(
+            "idrid-lesions tests on the test images of the data set it trains on; leave out --target"
+        )
     names = request.domains
     return [
         Experiment(

@@ -1,4 +1,4 @@
-"""What a protocol is: experiments with names, and how their scores become a table."""
+"""Protocols: sets of named experiments, and how their scores become a table."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Row:
     """A method of the table.
 
     Attributes:
-        description: what it is, for the report.
-        trajectory: of its features.
-        head: that reads them.
-        pixels: it reads photographs instead of features.
-        untrained: its features are made by the backbone's architecture with random weights.
+        description: one line for the report.
+        trajectory: how its features are extracted.
+        head: the network that reads them.
+        pixels: whether it reads photographs instead of features.
+        untrained: whether its features come from the backbone's architecture with random weights.
     """
 
     name: str
@@ -56,19 +56,20 @@ ROWS = {
 
 
 class ProtocolSettings(TrainingPlan):
-    """What the user of a protocol may choose, besides budget and levels; the same for every experiment of a table.
+    """The user's choices for a protocol, besides budget and levels; the same for every experiment of a table.
 
     Attributes:
-        views: renderings of the training images; networks on pixels draw flips and photometric ones themselves.
-        timesteps, blocks, resolution, encoding: the preset's if not given.
-        preprocessing: of all photographs; the protocol's or the backbone's if not given.
-        standardise: networks that read features; photographs are not standardised.
-        mirrored: each test image's three flips are read, too, and averaged.
-        size: scores are of a square of so many pixels, that networks of several resolutions may be compared; of the
-            network's if not given.
-        adapt: photographs of a tested data set are read at that of these resolutions, beside the network's own, at
-            which the trained network expects most of itself on the data set's photographs of the split ``train``,
-            without their labels (``interpreter.adapting``).
+        views: renderings of the training images. Networks on pixels read only the fixed ones, and draw flips and
+            photometric changes themselves.
+        timesteps, blocks, resolution, encoding: the preset's if None.
+        preprocessing: how all photographs are prepared; the protocol's or else the backbone's if None.
+        standardise: standardise the features; photographs are never standardised.
+        mirrored: read each test image's three flips as well, and average the predictions.
+        size: side, in pixels, of the square that is scored, so that networks of different resolutions can be
+            compared; the network's own if None.
+        adapt: resolutions at which photographs of a tested data set may be read, besides the network's own. The one
+            at which the trained network expects the highest Dice on the data set's ``train`` photographs, without
+            their labels, is taken; its own unless another is clearly better (``interpreter.adapting``).
     """
 
     preset: str = "small"
@@ -93,16 +94,16 @@ class ProtocolSettings(TrainingPlan):
         return timesteps
 
     def views_of(self, row: Row) -> tuple[str, ...]:
-        """The renderings that a method is trained on."""
+        """The views that a method is trained on."""
         if not row.pixels:
             return self.views
         return tuple(view for view in self.views if is_fixed(view)) or (IDENTITY,)
 
     def scoring(self, rules: Rules) -> Rules:
-        """A protocol's rules of scoring, at the chosen size.
+        """Return a protocol's scoring rules with the chosen size.
 
         Raises:
-            ConfigurationError: the protocol has a size of its own.
+            ConfigurationError: a size is chosen, but the protocol prescribes one.
         """
         if self.size is None:
             return rules
@@ -111,11 +112,11 @@ class ProtocolSettings(TrainingPlan):
         return rules.model_copy(update={"size": self.size})
 
     def training(self, row: Row, seed: int, labels: int | None) -> TrainingSettings:
-        """The settings of one training."""
+        """The settings of one method's training."""
         return self.training_settings(views=self.views_of(row), labels=labels, seed=seed)
 
     def config(self, row: Row, task: Task) -> InterpreterConfig:
-        """The network of one method."""
+        """The configuration of one method's network."""
         levels = self.model_copy(update={"standardise": self.standardise and not row.pixels})
         return levels.network_config(classes=len(task.classes), overlapping=task.overlapping, head=row.head)
 
@@ -125,13 +126,13 @@ class Experiment:
     """One training and one test.
 
     Attributes:
-        column: of the table, where a test has one number.
+        column: its column of the table, unless the columns are classes (``Protocol.by_class``).
         sources: (data set, split) of the training images.
         tests: (data set, split) of the test images.
-        test_view: the rendering of the test images that is read.
-        labels: train on so many images.
-        select_on_target: the best epoch is the one that is best on the test images.
-        training_rules, scoring_rules: how the truth is made and where it counts.
+        training_rules, scoring_rules: how ground truth is made and which pixels count, in training and in the test.
+        test_view: the view in which test images are read.
+        labels: number of images to train on, those kept for validation included; None takes all.
+        select_on_target: select the best epoch on the test images.
     """
 
     row: Row
@@ -147,13 +148,18 @@ class Experiment:
 
     @property
     def path(self) -> str:
-        """Where its files are, below the folder of the protocol."""
+        """The folder of its files, relative to the output folder of the protocol."""
         return f"{self.row.name}/{self.column}/seed-{self.seed}"
 
 
 @dataclass(frozen=True)
 class TableRequest:
-    """What a table is asked for."""
+    """The data sets, methods and seeds that a table is to cover.
+
+    Attributes:
+        domains: names of all data sets.
+        targets: those to test on; empty leaves the choice to the protocol.
+    """
 
     domains: tuple[str, ...]
     targets: tuple[str, ...]
@@ -166,14 +172,14 @@ class Protocol:
     """A protocol in one edition.
 
     Attributes:
-        description: what it is, in a sentence.
+        description: what it does, in a sentence.
+        experiments: lists the experiments of a request; raises ConfigurationError if the protocol cannot fulfil it.
         notes: how it departs from what was published, and what was decided.
-        experiments: of what is asked; ConfigurationError if that cannot be.
-        metric: of ``Scores.figures`` that the table shows.
-        by_class: the columns are the task's classes, not the experiments' names.
-        preprocessing: of the photographs, unless the settings name another that crops them alike; that of the settings
-            or of the backbone if None.
-        quoted: {name of a row: {column: published number, 0..1}}, shown beside and never computed.
+        metric: the figure of ``Scores.figures`` that the table shows.
+        by_class: the columns are the task's classes instead of those of the experiments.
+        preprocessing: how photographs are prepared, unless the settings name another one with the same crop; if None,
+            as the settings or else the backbone say.
+        quoted: {name of a row: {column: published number, 0..1}}, shown beside the computed rows.
     """
 
     name: str
@@ -188,10 +194,10 @@ class Protocol:
     quoted: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def preprocessing_for(self, settings: ProtocolSettings) -> PreprocessingName | None:
-        """Of a table with these settings; None for the backbone's.
+        """The preprocessing of a table with these settings; None for the backbone's.
 
         Raises:
-            ConfigurationError: the choice crops photographs otherwise than this edition does.
+            ConfigurationError: the chosen preprocessing crops photographs differently from this edition's.
         """
         own, chosen = self.preprocessing, settings.preprocessing
         if own is None or chosen is None:

@@ -1,4 +1,4 @@
-"""A protocol's report: one HTML file that needs nothing else, and the same as JSON and CSV."""
+"""A protocol's report: a self-contained HTML file, and the same results as JSON and CSV."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ figure { display: inline-block; margin: .4rem } img { width: 15rem; display: blo
 def write_report(
     protocol: Protocol, settings: ProtocolSettings, data: dict[str, str], results: Sequence[Result], out: Path
 ) -> Path:
-    """Write report.html, report.json and scores.csv into a folder; returns the first.
+    """Write report.html, report.json and scores.csv into a folder; return the path of the first.
 
     Args:
         data: {name: reference} of the data sets.
@@ -57,7 +57,7 @@ def _page(protocol: Protocol, plain: dict[str, Any], results: Sequence[Result]) 
     yield from (f"<li><b>{escape(row)}</b>: {escape(description)}</li>" for row, description in plain["rows"].items())
     yield "</ul><h2>Further metrics</h2><p>Shares in points of 100, HD95 in pixels.</p>"
     yield from _metrics(results)
-    yield "<h2>Best and worst</h2><p>White found, blue missed, orange found where nothing is.</p>"
+    yield "<h2>Best and worst</h2><p>White: found; blue: missed; orange: found where there is nothing.</p>"
     yield from _pictures(results)
     yield "<h2>Every image</h2>"
     yield from _images(results)
@@ -86,8 +86,8 @@ def _table(table: Table, protocol: Protocol) -> Iterator[str]:
 
 
 ADAPTED = (
-    "Photographs of a tested data set are read at the resolution (read at) at which the trained network expects most "
-    "of itself on photographs of that data set's split train; their labels are not read."
+    "Photographs of a tested data set are read at the resolution (read at) at which the trained network expects the "
+    "highest Dice on photographs of that data set's train split; their labels are not read."
 )
 FIGURES = (
     "pooled_dice", "iou", "sensitivity", "specificity", "auc_roc", "auc_pr", "calibration_error", "expected_dice"

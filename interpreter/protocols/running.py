@@ -1,4 +1,4 @@
-"""Running a protocol: extraction, training, scoring. Whatever was done before is not done again."""
+"""Running a protocol: extraction, training and scoring. Work that was completed before is reused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from store.spec import FeatureSpec
 
 PICTURES = "pictures"
 ADAPTED_ON = "train"
-"""The split of a tested data set whose photographs, without labels, say what it is read at."""
+"""Split of a tested data set whose photographs, without labels, decide the resolution it is read at (``adapt``)."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Result:
     """One experiment's scores.
 
     Attributes:
-        summary: ``Scores.summary``, the size of the network and the images it was selected on.
-        folder: holds the interpreter, its training and pictures/.
+        summary: ``Scores.summary``, with facts of the training and of the network's size.
+        folder: holds the interpreter, its training state, its scores and pictures/.
     """
 
     experiment: Experiment
@@ -48,16 +48,16 @@ class Result:
 
 
 class ProtocolRun:
-    """A protocol, its data and its places.
+    """Runs a protocol on data sets.
 
     Args:
-        protocol: which.
-        sources: the data sets, by name.
+        protocol: the protocol to run.
+        sources: the data sets.
         store: receives features.
         out: receives interpreters, scores and pictures.
-        settings: of the user.
-        extract: makes features.
-        say: told what is being done.
+        settings: the user's settings.
+        extract: extracts features.
+        say: called with progress messages.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class ProtocolRun:
         self.features = ProtocolFeatures(protocol, sources, store, settings, extract, say)
 
     def run(self, targets: Sequence[str], rows: Sequence[Row], seeds: Sequence[int]) -> list[Result]:
-        """Every experiment of the table, in its order."""
+        """Run every experiment of the table, in the protocol's order."""
         names = tuple(self.features.sources)
         if unknown := sorted(set(targets) - set(names)):
             raise ConfigurationError(f"no data set {', '.join(unknown)} among {', '.join(names)}")
@@ -126,7 +126,7 @@ class ProtocolRun:
         interpreter, card = load_interpreter(folder)
         read, chosen = self._reading(experiment, interpreter.to(training.device), spec)
         rules = experiment.scoring_rules
-        if read != spec and rules.size == "network":  # whatever is read, the pixels are compared that were learnt in
+        if read != spec and rules.size == "network":  # compare at the size trained at, whatever is read
             rules = rules.model_copy(update={"size": spec.resolution})
         draw = self._draw_into(folder / PICTURES, experiment, read)
         scores = evaluate(
@@ -144,18 +144,18 @@ class ProtocolRun:
         return scores.summary() | about | chosen
 
     def _train(self, training: Training) -> None:
-        """To its end, or to Ctrl-C or SIGTERM, from which it goes on when the protocol is started again."""
+        """Train to the end, or until Ctrl-C, SIGTERM or SIGHUP; the next run of the protocol resumes the training."""
         training.prepare()
         stop, alone = Stop(), training.accelerator.num_processes == 1
         with stop.on_interrupt(lambda: self._say("  finishing a step; Ctrl-C again interrupts at once"), alone=alone):
             training.run(lambda epoch, _, loss: self._say(f"  epoch {epoch + 1}, loss {loss:.3f}"), stop)
-        if stop.requested:  # when nothing but its end was left
+        if stop.requested:  # after the last step, where the training itself no longer stops
             raise KeyboardInterrupt
 
     def _reading(
         self, experiment: Experiment, interpreter: Interpreter, spec: FeatureSpec
     ) -> tuple[FeatureSpec, dict[str, Any]]:
-        """The features of the test images that a trained network is scored on, and how these were chosen."""
+        """Return the spec of the features that a trained network is scored on, and the summary of how it was chosen."""
         if not self.settings.adapt:
             return spec, {}
         row, view, places = experiment.row, experiment.test_view, _where_adapted(experiment)
@@ -164,7 +164,7 @@ class ProtocolRun:
             read = self.features.at_resolution(_other(resolution, spec), row, places, (view,))
             expected.append(expected_at(interpreter, self.store, read, images))
             self._say(f"  read at {read.resolution}: expected Dice {100 * expected[-1].dice:.1f}")
-        # A network that finds nothing at any resolution is scored at the one that it learnt at.
+        # A network that finds nothing at any resolution is scored at the one it was trained at.
         nothing = all(math.isnan(one.dice) for one in expected)
         best = spec.resolution if nothing else best_of(expected, spec.resolution).spec.resolution
         chosen = {
@@ -175,9 +175,9 @@ class ProtocolRun:
         return self.features.at_resolution(_other(best, spec), row, experiment.tests, views), chosen
 
     def _adapted_on(self, experiment: Experiment, spec: FeatureSpec) -> list[Labelled]:
-        """The photographs that say what the tested data set is read at.
+        """The photographs that decide at which resolution the tested data set is read.
 
-        What is wrong with the resolutions is told before a training.
+        Resolutions that the network cannot read raise SpecError here, before the training.
         """
         for resolution in self.settings.adapt:
             spec.of_resolution(resolution)
@@ -202,31 +202,31 @@ class ProtocolRun:
 
 
 def _require_adaptable(experiment: Experiment) -> None:
-    """ConfigurationError unless one data set is tested, and nothing of it is learnt from."""
+    """Raise ConfigurationError unless the experiment tests one data set, and trains on nothing of it."""
     tested = {name for name, _ in experiment.tests}
     if len(tested) > 1 or tested & {name for name, _ in experiment.sources}:
         raise ConfigurationError(
-            f"{experiment.path}: `adapt` is for a tested data set of which nothing is learnt, one for each training; "
-            "leave out the setting"
+            f"{experiment.path}: `adapt` expects each training to be tested on a single data set, of which it has seen "
+            "nothing; leave out the setting"
         )
 
 
 def _other(resolution: int, spec: FeatureSpec) -> int | None:
-    """What ``extractor run`` is asked for besides the training's own resolution, which it was asked for before."""
+    """None for the training's own resolution, so that the request equals the earlier one and is not run again."""
     return None if resolution == spec.resolution else resolution
 
 
 def _where_adapted(experiment: Experiment) -> list[tuple[str, str]]:
-    """Where the photographs are that say what the tested data sets are read at."""
+    """The splits whose photographs decide at which resolution the tested data sets are read."""
     return [(name, ADAPTED_ON) for name, _ in experiment.tests]
 
 
 def _require_apart(experiment: Experiment, sources: Sequence[Labelled], tests: Sequence[Labelled]) -> None:
-    """DataError if a photograph is trained and tested on, as where one data set is part of another."""
+    """Raise DataError if a photograph is both trained and tested on, as happens if one data set contains another."""
     trained = {image.key.image_id: image.name for image in sources}
     both = [(trained[test.key.image_id], test.name) for test in tests if test.key.image_id in trained]
     if both:
         raise DataError(
-            f"{experiment.path}: {len(both)} photographs would be trained and tested on; {both[0][0]} of the training "
-            f"images is the same file as {both[0][1]} of the test images: leave one of them out"
+            f"{experiment.path}: {len(both)} photographs would be both trained and tested on; {both[0][0]} of the "
+            f"training images is the same file as {both[0][1]} of the test images: leave one of them out"
         )

@@ -1,4 +1,4 @@
-"""Scores of many experiments as one table, and as files that others can read."""
+"""The scores of many experiments as one table, as JSON and as CSV."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ PACKAGES = ("diffdgss", "torch", "numpy", "numba", "monai", "zarr", "pillow", "o
 
 @dataclass(frozen=True)
 class Cell:
-    """One method in one column, 0..1; as text in points of 100.
+    """The score of one method in one column, 0..1; its text is in points of 100.
 
     Attributes:
-        value: mean over seeds.
+        value: mean over seeds; nan if the metric is unknown.
         by_seed: {seed: value}.
-        interval: 95 % over images, each image's mean over seeds; None where the metric belongs to no
-            single image.
+        interval: 95 % bootstrap interval over test images, of each image's mean over seeds; None if the metric is
+            not one of single images.
     """
 
     value: float
@@ -44,11 +44,11 @@ class Cell:
 
 
 Table = dict[str, dict[str, Cell]]
-"""{row: {column: Cell}}"""
+"""Cells by row and column: {row: {column: Cell}}."""
 
 
 def tabulated(protocol: Protocol, results: Sequence[Result]) -> Table:
-    """The table of a protocol, rows and columns in the order of the experiments."""
+    """Build the table of a protocol, with rows and columns in the order of the experiments."""
     table: Table = {}
     for result in results:
         table.setdefault(result.experiment.row.name, {})
@@ -70,7 +70,7 @@ def tabulated(protocol: Protocol, results: Sequence[Result]) -> Table:
 def as_json(
     protocol: Protocol, settings: ProtocolSettings, data: dict[str, str], results: Sequence[Result]
 ) -> dict[str, Any]:
-    """Everything of a report, as plain values."""
+    """The whole report as plain JSON values."""
     table = tabulated(protocol, results)
     return {
         "protocol": protocol.name,
@@ -104,7 +104,7 @@ def as_json(
 
 
 def write_csv(results: Sequence[Result], path: Path) -> None:
-    """Dice of each image, and that expected of it without labels: a line for each method, column, seed and image."""
+    """Write the Dice of each image and the Dice expected without labels: a line per method, column, seed and image."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("row", "column", "seed", "image", "dice", "expected_dice"))
@@ -116,7 +116,7 @@ def write_csv(results: Sequence[Result], path: Path) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of what decides numbers."""
+    """The versions of Python and of the packages that affect the numbers, and the machine type."""
     found = {"python": platform.python_version(), "machine": platform.machine()}
     for package in PACKAGES:
         try:

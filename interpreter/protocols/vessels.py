@@ -1,4 +1,4 @@
-"""Vessels on cameras, and on a modality, that training has not seen."""
+"""Vessel segmentation on cameras, and on a modality, that training has not seen, and from few labels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FEW = (1, 2, 5, 10)
 
 
 def lodo_vessels() -> Protocol:
-    """Leave one domain out, honestly: nothing of the target is used before the test."""
+    """Leave one domain out, using nothing of the target before the test."""
     return Protocol(
         name="lodo-vessels",
         edition="strict",
@@ -36,7 +36,7 @@ def lodo_vessels() -> Protocol:
 
 
 def lodo_vessels_compat() -> Protocol:
-    """The published protocol (AADG's), target-selected as it is."""
+    """The published protocol (AADG's), with its selection of the best epoch on the target."""
     return Protocol(
         name="lodo-vessels",
         edition="aadg-compat",
@@ -44,13 +44,13 @@ def lodo_vessels_compat() -> Protocol:
         task=VESSELS,
         experiments=partial(_leave_one_out, training=COMPAT, scoring=COMPAT, select_on_target=True),
         notes=(
-            "THE BEST EPOCH IS PICKED ON THE TEST IMAGES, as in the published code: the numbers are too good.",
+            "THE BEST EPOCH IS PICKED ON THE TEST IMAGES, as in the published code: the numbers are optimistic.",
             "Masks go through Pillow's resize without a filter named (bicubic; nearest for masks of one bit or with a "
             "palette, as CHASE_DB1's are), then != 0.",
-            "The setting `preprocessing` squeeze-red-free takes the colour, equalises, blackens what lies outside the "
-            "field of view and resizes by area; AADG squeezes by Pillow's LANCZOS and does no more.",
-            "AADG's crops of 256 pixels are the setting `crop`; its random scale of 0.5 to 2 is not repeated, since "
-            "features are cached at one scale.",
+            "The setting `preprocessing` squeeze-red-free removes colour, equalises, blackens what lies outside the "
+            "field of view and resizes by area; AADG only squeezes, by Pillow's LANCZOS.",
+            "AADG's crops of 256 pixels can be had by the setting `crop`; its random scaling by 0.5 to 2 is left out, "
+            "since features are cached at one scale.",
         ),
         preprocessing="squeeze",
         quoted=_published(),
@@ -58,7 +58,7 @@ def lodo_vessels_compat() -> Protocol:
 
 
 def cross_modality() -> Protocol:
-    """From photographs to angiograms."""
+    """Train on photographs, test on angiograms."""
     return Protocol(
         name="cross-modality",
         edition="strict",
@@ -75,7 +75,7 @@ def cross_modality() -> Protocol:
 
 
 def few_label() -> Protocol:
-    """What few labels are worth."""
+    """Train on 1, 2, 5, 10 and all labelled images, to show what labels are worth."""
     return Protocol(
         name="few-label",
         edition="strict",

@@ -1,4 +1,4 @@
-"""The selective scan of Mamba (Gu and Dao 2023, Algorithm 2), on whatever device the tensors are.
+"""The selective scan of Mamba (Gu and Dao 2023, Algorithm 2), on the device of its tensors.
 
 b  batch    d  channels    l  positions    n  state size    g  groups of channels that share B and C
 
@@ -7,7 +7,7 @@ b  batch    d  channels    l  positions    n  state size    g  groups of channel
     y_l     = C_l h_l + D u_l
 
 ``u, delta`` (b, d, l); ``A`` (d, n), negative; ``B, C`` (b, g, n, l); ``D, delta_bias`` (d,). The
-arithmetic is float32 whatever the autocast; the result has the type of ``u``.
+arithmetic is float32, also under autocast; the result has the dtype of ``u``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from interpreter.scan.reference import selective_scan as _reference
 
 logger = logging.getLogger(__name__)
 Method = Literal["auto", "reference", "numba", "torch", "mamba_ssm"]
-Scan = Callable[..., torch.Tensor]  # of u, delta, A, B, C, D, delta_bias
+Scan = Callable[..., torch.Tensor]  # called with u, delta, A, B, C, D, delta_bias
 _announced: set[str] = set()
 
 
@@ -42,13 +42,13 @@ def selective_scan(
     """y (b, d, l) of the recurrence above, differentiable in every argument.
 
     Args:
-        method: ``auto`` takes Numba for CPU tensors, mamba_ssm's kernel for CUDA tensors where it is
-            installed, and the chunks of ``portable`` on every other device; any other is forced.
+        method: the implementation. ``auto`` takes Numba for CPU tensors, mamba_ssm's kernel for CUDA tensors
+            if it is installed, and the torch operations of ``portable`` otherwise.
 
     Raises:
-        ScanUnavailable: the forced method cannot run on these tensors.
+        ScanUnavailable: the chosen method cannot run on these tensors.
     """
-    if u.device.type == "meta":  # shapes without values, as when operations are counted
+    if u.device.type == "meta":  # only shapes matter, as when operations are counted
         return torch.empty_like(u)
     name = _choose(u.device) if method == "auto" else method
     if name not in _announced:
@@ -88,7 +88,7 @@ def _implementation(name: str, device: torch.device) -> Scan:
 
 @cache
 def _mamba() -> Scan | None:
-    """mamba_ssm's CUDA kernel behind our signature; None where it is not installed."""
+    """mamba_ssm's CUDA kernel with the signature of ``Scan``; None if it is not installed."""
     try:
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
     except Exception:  # a missing package, or a build without the kernel, which fails in many ways

@@ -1,9 +1,9 @@
 """The selective scan for CPU tensors, forward and backward. Letters as in ``interpreter.scan``.
 
-Neighbouring channels of a group share B and C, so they are what is vectorised: a task takes LANES
+Neighbouring channels of a group share B and C, so vectorisation runs over channels: a task takes LANES
 channels through CHUNK positions at a time, state by state, in buffers (position, channel) that fit
 into the first-level cache. The forward pass keeps the states at the borders of chunks; the backward
-pass makes those in between again, chunk by chunk from the last, and walks back over them with
+pass recomputes those in between, chunk by chunk from the last, and goes back over them with
 
     gh_l     = C_l gy_l + exp(delta_{l+1} A) gh_{l+1}
     gB_l     = gh_l delta_l u_l                       summed over the channels of the group
@@ -12,8 +12,8 @@ pass makes those in between again, chunk by chunk from the last, and walks back 
     gdelta_l = sum_n gh_l (A exp(delta_l A) h_{l-1} + B_l u_l)
     gA       = sum_l gh_l delta_l exp(delta_l A) h_{l-1}
 
-Channels whose sums meet in gB and gC are added up by one task in a fixed order, so results do not
-depend on the number of threads.
+Each task adds up its channels' share of gB and gC in a fixed order, and the number of tasks is fixed too,
+so results do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from interpreter.exponential import LOG2_E, exp2
 from store.kernels import Floats, inlined, kernel
 from store.threads import torch_threads
 
-TASKS_PER_GROUP = 2  # fixed, not the number of threads: the order of sums must not depend on it
+TASKS_PER_GROUP = 2  # not the number of threads, which the order of sums must not depend on
 LANES = 64
 CHUNK = 64
 
@@ -56,7 +56,7 @@ def _load(
     u: Floats, delta: Floats, bias: Floats, i: int, c0: int, lanes: int, p0: int, size: int,
     x: Floats, step: Floats, row: Floats,
 ) -> None:  # fmt: skip
-    """u and softplus(delta + bias) of one tile, with channels side by side."""
+    """Load one tile: u into ``x`` and softplus(delta + bias) into ``step``, both (position, channel)."""
     for w in range(lanes):
         c = c0 + w
         for p in range(size):
@@ -70,7 +70,7 @@ def _load(
 def _forward(
     u: Floats, delta: Floats, A: Floats, B: Floats, C: Floats, D: Floats, bias: Floats, tasks: int
 ) -> tuple[Floats, Floats]:
-    """y (b, d, l), and the states before each chunk (b, chunks, n, d)."""
+    """Return y (b, d, l) and the states before each chunk, (b, chunks, n, d)."""
     batch, channels, length = u.shape
     n, groups = A.shape[1], B.shape[1]
     share, chunks = channels // groups, -(-length // CHUNK)
@@ -116,7 +116,10 @@ def _backward(
     gy: Floats, u: Floats, delta: Floats, A: Floats, B: Floats, C: Floats, D: Floats, bias: Floats,
     borders: Floats, tasks: int,
 ) -> tuple[Floats, Floats, Floats, Floats, Floats, Floats, Floats]:  # fmt: skip
-    """Gradients of u, delta (b, d, l), A (b, n, d), B, C (tasks, b, g, n, l), D, bias (b, d)."""
+    """Return the gradients of u, delta (b, d, l) and parts of those of the others, to be summed over the first axis:
+
+    A (b, n, d), B, C (tasks, b, g, n, l), D, bias (b, d).
+    """
     batch, channels, length = u.shape
     n, groups, chunks = A.shape[1], B.shape[1], borders.shape[1]
     share = channels // groups
@@ -191,7 +194,7 @@ def _backward(
                     c = c0 + w
                     sum_D, sum_bias = np.float32(0), np.float32(0)
                     for p in range(size):
-                        # a is A in units of ln 2; d softplus(x) / dx = 1 - exp(-softplus(x))
+                        # a is A / ln 2; d softplus(x) / dx = 1 - exp(-softplus(x))
                         through = (to_step[p, w] * np.float32(1 / LOG2_E) + x[p, w] * to_x[p, w]) * (
                             np.float32(1) - exp2(step[p, w] * np.float32(-LOG2_E))
                         )
@@ -225,13 +228,13 @@ class _SelectiveScan(torch.autograd.Function):
 
 
 def _as_arrays(tensors: Sequence[torch.Tensor]) -> tuple[list[Floats], int]:
-    """NumPy views, and the number of tasks that share the channels of a group."""
+    """The tensors as NumPy views, and the number of tasks that share the channels of a group."""
     arrays = [tensor.detach().numpy() for tensor in tensors]
     share = arrays[0].shape[1] // arrays[3].shape[1]
-    return arrays, max(1, min(TASKS_PER_GROUP, 2 * share // LANES))  # half the lanes are enough to be fast
+    return arrays, max(1, min(TASKS_PER_GROUP, 2 * share // LANES))  # half of LANES per task is enough to be fast
 
 
 def selective_scan(*tensors: torch.Tensor) -> torch.Tensor:
-    """y (b, d, l) of u, delta, A, B, C, D, delta_bias: contiguous float32 CPU tensors."""
+    """Return y (b, d, l) for u, delta, A, B, C, D, delta_bias, which are contiguous float32 CPU tensors."""
     y: torch.Tensor = _SelectiveScan.apply(*tensors)
     return y

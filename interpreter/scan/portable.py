@@ -1,12 +1,12 @@
 """The selective scan in plain torch operations, for any device. Letters as in ``interpreter.scan``.
 
-Positions are taken in chunks. Inside a chunk the recurrence h_l = a_l h_{l-1} + x_l is an associative
+Positions are processed in chunks. Inside a chunk the recurrence h_l = a_l h_{l-1} + x_l is an associative
 product of pairs, (a, x) then (b, y) = (a b, b x + y), so doubling the reach of every position log2(K)
-times gives all of its K states at once; nothing is divided, so nothing overflows. Only the state at
-the end of a chunk is handed on, and only that is kept for the backward pass, which makes the rest of a
-chunk again.
+times gives all K states at once (a prefix scan); nothing is divided, so nothing overflows. Only the state
+at the end of a chunk is passed on to the next, and only that is kept for the backward pass, which
+recomputes the rest of the chunk.
 
-K  positions of a chunk
+K  positions in a chunk
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _chunk(
     D: torch.Tensor,
     delta_bias: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """y (b, d, K) and the last state (b, d, n), from the state before, h (b, d, n)."""
+    """Return y (b, d, K) of a chunk and its last state (b, d, n), given the state before it, h (b, d, n)."""
     groups = B.shape[1]
     step = functional.softplus(delta + delta_bias[:, None])  # (b, d, K)
     decay = torch.exp(step[:, :, None] * A[:, :, None])  # (b, d, n, K)
@@ -62,7 +62,7 @@ def _chunk(
 
 
 def _prefix(decay: torch.Tensor, drive: torch.Tensor) -> torch.Tensor:
-    """h_1 .. h_K of h_l = decay_l h_{l-1} + drive_l.
+    """Solve h_l = decay_l h_{l-1} + drive_l for h_1 .. h_K, (..., K).
 
     Args:
         decay: (..., K).

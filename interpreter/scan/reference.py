@@ -1,4 +1,4 @@
-"""The selective scan as one reads it: a loop over positions. Letters as in ``interpreter.scan``."""
+"""The selective scan in its most readable form, a loop over positions. Letters as in ``interpreter.scan``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def selective_scan(
     C = C.repeat_interleave(share, dim=1)  # (b, d, n, l)
     h = u.new_zeros(b, d, A.shape[1])
     y = []
-    # Unbound once: autograd fills a whole gradient for every index into a tensor.
+    # Unbind once: for every index into a tensor, autograd would allocate a gradient of the whole tensor.
     for u_l, delta_l, B_l, C_l in zip(*(x.unbind(-1) for x in (u, delta, B, C)), strict=True):
         step = delta_l[..., None]  # (b, d, 1)
         h = torch.exp(step * A) * h + step * B_l * u_l[..., None]  # (b, d, n)

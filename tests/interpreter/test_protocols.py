@@ -186,7 +186,7 @@ def test_what_cannot_be_adapted_is_told_before_anything_is_trained(table: Table,
     sources = vessels(tmp_path, "stare", "hrf")
     with pytest.raises(SpecError, match="a square of 33 pixels"):
         table("lodo-vessels", "strict", sources, ("hrf",), settings=SETTINGS.model_copy(update={"adapt": (33,)}))
-    with pytest.raises(ConfigurationError, match=r"`adapt` is for a tested data set of which nothing is learnt"):
+    with pytest.raises(ConfigurationError, match=r"`adapt` expects each training to be tested on a single data set"):
         table("few-label", "strict", sources, settings=SETTINGS.model_copy(update={"adapt": (64,)}))
     assert not list(tmp_path.glob("*-strict"))
     listed = tmp_path / "hrf" / "hrf.csv"
@@ -212,7 +212,7 @@ def test_a_network_that_finds_nothing_is_scored_as_it_learnt(
 def test_a_photograph_that_is_trained_and_tested_on_is_named(table: Table, tmp_path: Path) -> None:
     stare = draw_data(tmp_path / "stare", "stare", TARGETS["vessel"], 0)
     collected = draw_data(tmp_path / "collected", "collected", TARGETS["vessel"], 3)  # some of its files, and others
-    with pytest.raises(DataError, match=r"2 photographs would be trained and tested on; .*the same file as"):
+    with pytest.raises(DataError, match=r"2 photographs would be both trained and tested on; .*the same file as"):
         table("lodo-vessels", "strict", [stare, collected], ("stare",))
 
 
