@@ -40,10 +40,10 @@ from benchmarks.report import device_name, table, write_section
 from extractor.backbone import Backbone
 from extractor.backbone_folder import load_backbone
 from extractor.cluster import ExtractionJob, connected, extract_on_cluster
-from extractor.cuda.recording import RUNS_BEFORE
+from extractor.cuda.recording import WARMUP_RUNS
 from extractor.datasets import DataSet, load_dataset
 from extractor.extraction import Extractor
-from extractor.pipeline import usual_batch
+from extractor.pipeline import default_batch
 from extractor.presets import Preset, backbone_source, open_backbone, small
 from extractor.runs import extract_dataset
 from store import FeatureStore, FloatEncoding
@@ -98,7 +98,7 @@ def throughput(scale: Scale, recipe: Preset, dataset: DataSet, work: Path) -> di
     plain, extractor = PlainLoop(recipe.backbone, spec, DEVICE), Extractor(network, spec)
     photographs = part(dataset, scale.photographs)
     paths = [p.image for p in photographs.photographs]
-    batch = usual_batch(DEVICE, spec.entry_bytes())
+    batch = default_batch(DEVICE, spec.entry_bytes())
 
     def ours(batch: int) -> float:
         return seconds_alone_on_disk(
@@ -151,7 +151,7 @@ def roofline(scale: Scale, recipe: Preset) -> dict[str, float]:
     """
     usual = load_backbone(backbone_source(recipe.backbone)).to(DEVICE)
     quick = open_backbone(recipe.backbone, device=DEVICE)
-    batch = 1 if DEVICE == "cpu" else usual_batch(DEVICE, recipe.spec(quick).entry_bytes())
+    batch = 1 if DEVICE == "cpu" else default_batch(DEVICE, recipe.spec(quick).entry_bytes())
     x = torch.randn(batch, 3, scale.resolution, scale.resolution, device=DEVICE)
     blocks = [f"block_{i}" for i in recipe.blocks]
     with FlopCounterMode(display=False) as counter:
@@ -160,7 +160,7 @@ def roofline(scale: Scale, recipe: Preset) -> dict[str, float]:
 
     def forward(backbone: Backbone) -> float:
         return counter.get_total_flops() / min(
-            seconds(lambda: backbone.estimate(x, 10, blocks)) for _ in range(RUNS_BEFORE + 2)
+            seconds(lambda: backbone.estimate(x, 10, blocks)) for _ in range(WARMUP_RUNS + 2)
         )
 
     shares: dict[str, list[float]] = {"roofline_share": [], "of torch": []}
@@ -232,7 +232,7 @@ def extract_views(count: int, photographs: Path, resolution: int) -> None:
             FeatureStore(folder),
             Extractor(network, spec),
             views=views,
-            batch=usual_batch(DEVICE, spec.entry_bytes()),
+            batch=default_batch(DEVICE, spec.entry_bytes()),
         )
     print(peak_bytes())
 

@@ -72,7 +72,7 @@ def measure(photographs: Sequence[bytes]) -> dict[str, dict[str, Any]]:
 def reader(name: str, spec: FeatureSpec) -> Interpreter:
     """Load a shipped interpreter so that it reads its features in the encoding of ``spec`` instead of its own."""
     shipped, card = load_interpreter(name)
-    card.spec.encoded_as(spec.encoding).require(spec)
+    card.spec.with_encoding(spec.encoding).require(spec)
     network = Interpreter(spec, card.config).eval()
     network.load_state_dict(shipped.state_dict())
     network.temperature = shipped.temperature

@@ -55,7 +55,7 @@ def coded_specs(resolution: int) -> dict[str, Coded]:
     recipe = replace(small(), resolution=resolution, encoding=FloatEncoding(kind="float32"))
     spec = recipe.spec(open_backbone(recipe.backbone))
     codes = {name: encoding_of(name, recipe.backbone) for name in ENCODINGS}
-    return {name: Coded(spec.encoded_as(encoding), codebook) for name, (encoding, codebook) in codes.items()}
+    return {name: Coded(spec.with_encoding(encoding), codebook) for name, (encoding, codebook) in codes.items()}
 
 
 def of_one_split(dataset: DataSet, split: str | None) -> DataSet:

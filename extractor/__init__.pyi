@@ -19,14 +19,14 @@ from .errors import (
     PretrainingError,
     ScheduleError,
 )
+from .execution import Execution, extract_recorded
 from .extraction import Extractor
 from .guided_diffusion import UnrecordedOptions, import_checkpoint, read_checkpoint
 from .images import decode_image, image_id
 from .inversion import anchor, diffuse, invert, reconstruct
 from .presets import Preset, fast, open_backbone, paper, small
 from .pretraining import Pretraining, PretrainingSettings
-from .recorded import Execution, extract_recorded
-from .repeating import Request
+from .request import Request
 from .run_report import RunReport
 from .schedule import NoiseSchedule, noise_schedule
 

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import UNet2DModel
 
-from extractor.cuda.precision import whole_float32
-from extractor.cuda.recording import Recordings
+from extractor.cuda.precision import without_tf32
+from extractor.cuda.recording import GraphCache
 from extractor.diffusion import Diffusion
 from extractor.errors import BackboneError, NonFiniteActivation
 from extractor.schedule import NoiseSchedule
@@ -86,7 +86,7 @@ class Backbone:
         self.precision: Precision = precision
         self.config = unet_config(unet, config or {})
         self._modules = decoder_blocks(unet)
-        self._recordings: Recordings | None = None
+        self._recordings: GraphCache | None = None
         self._is_compiled = False
         if unet.class_embedding is not None and diffusion.class_label is None:
             raise BackboneError(
@@ -124,7 +124,7 @@ class Backbone:
         memory_format = torch.contiguous_format if on_cuda else self._format_on_cpus
         self.unet.to(device, memory_format=memory_format)
         self.memory_format = memory_format
-        self._recordings = Recordings() if on_cuda and not self._is_compiled else None
+        self._recordings = GraphCache() if on_cuda and not self._is_compiled else None
         return self
 
     def untrained(self) -> Backbone:
@@ -272,7 +272,7 @@ class Backbone:
         return x.to(memory_format=self.memory_format), timesteps, *labels
 
     def _network(self, x: torch.Tensor, timesteps: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        with self._autocast(), whole_float32(x.device):
+        with self._autocast(), without_tf32(x.device):
             output: torch.Tensor = self.unet(x, timesteps, class_labels=labels).sample
         return output
 

@@ -82,7 +82,7 @@ def fit_codebook_command(
     recipe = dataclasses.replace(recipe, preprocessing=preprocessing_for(network, preprocessing))
     with console.progress("fitting", len(chosen), as_json=as_json) as advance:
         code = fit_codebook(network, recipe, chosen, distortion, finest_distortion, lambda name: advance(1, name))
-    spec = recipe.spec(network).encoded_as(code.encoding)
+    spec = recipe.spec(network).with_encoding(code.encoding)
     code.save(out)
     report = {
         "codebook": code.digest,

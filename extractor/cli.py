@@ -35,7 +35,7 @@ from extractor.options import (
 )
 from extractor.presets import encoding_of, open_backbone
 from extractor.pretrain_cli import app as pretraining_commands
-from extractor.repeating import Request, require_own_name
+from extractor.request import Request, require_own_name
 from store import console
 from store.errors import SpecError, SpecMismatch, StoreError
 from store.feature_store import FeatureStore
@@ -69,7 +69,7 @@ def run(
     store: option.Store,
     name: option.Name = None,
     split: option.Split = None,
-    labelled: option.Labelled = False,
+    labelled: option.LabelledImage = False,
     images: option.Images = None,
     limit: option.Limit = None,
     views: option.Views = "identity",
@@ -101,7 +101,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Extract the features of a data set into a store; what the store holds already is left as it is."""
-    from extractor.recorded import Execution, extract_recorded  # imported late: loading diffusers takes seconds
+    from extractor.execution import Execution, extract_recorded  # imported late: loading diffusers takes seconds
     from extractor.runs import plan_size, require_room
 
     if workers is not None and scheduler is not None:

@@ -41,10 +41,10 @@ from store.memory import keep_freed_memory
 from store.spec import FeatureSpec
 from store.views import IDENTITY
 
-AHEAD = 2
+TASKS_PER_WORKER = 2
 """Tasks submitted per worker at any time: enough that no worker waits, few enough that a run stops soon."""
 RETRIES = 3
-PATIENCE = 10
+CONNECT_TIMEOUT = 10
 """Seconds to wait for the scheduler to answer."""
 
 
@@ -92,7 +92,7 @@ class TaskResult:
     checksums: dict[str, dict[str, str]]
 
 
-class Extraction(WorkerPlugin):
+class ExtractionPlugin(WorkerPlugin):
     """The backbone and the store of a worker, opened before its first task.
 
     Args:
@@ -154,8 +154,8 @@ def _device(device: str, worker: Worker) -> str:
 
 
 def extract_task(run: str, work: Sequence[Work]) -> TaskResult:
-    """Run one task on the worker that calls this; ``run`` is the name of the run's ``Extraction`` plugin."""
-    plugin: Extraction = get_worker().plugins[run]
+    """Run one task on the worker that calls this; ``run`` is the name of the run's ``ExtractionPlugin`` plugin."""
+    plugin: ExtractionPlugin = get_worker().plugins[run]
     return plugin.run(work)
 
 
@@ -173,7 +173,7 @@ def connected(scheduler: str | None, workers: int | None, *, gpu: bool = False) 
     """
     if scheduler is not None:
         try:
-            client = Client(scheduler, timeout=PATIENCE)
+            client = Client(scheduler, timeout=CONNECT_TIMEOUT)
         except (OSError, ValueError) as error:
             raise ClusterError(
                 f"no Dask scheduler answers at {scheduler} ({error}); start one: dask scheduler"
@@ -269,7 +269,7 @@ def _registered(client: Client, job: ExtractionJob) -> Iterator[str]:
     """Have every worker, including those that join later, open the job in this context; yields the plugin's name."""
     run = f"diffdgss-{uuid.uuid4().hex}"
     try:
-        client.register_plugin(Extraction(job, run), run)  # may fail on one worker after others have opened it
+        client.register_plugin(ExtractionPlugin(job, run), run)  # may fail on one worker after others have opened it
         yield run
     finally:
         # A scheduler that is gone, or was restarted, has lost the plugin as well.
@@ -280,11 +280,11 @@ def _registered(client: Client, job: ExtractionJob) -> Iterator[str]:
 def _results(
     client: Client, run: str, tasks: Sequence[list[Work]], job: ExtractionJob, stop: Stop
 ) -> Iterator[tuple[list[Work], TaskResult]]:
-    """Yield each task with its result, in order of completion; at most ``AHEAD`` per worker are submitted at a time."""
+    """Yield each task with its result, in order of completion; a worker has ``TASKS_PER_WORKER`` at most."""
     needs = None if job.device == "cpu" else {"GPU": 1}
     left, under_way = iter(tasks), dict[Future, list[Work]]()
     while True:
-        room = 0 if stop.requested else AHEAD * max(1, len(client.nthreads())) - len(under_way)
+        room = 0 if stop.requested else TASKS_PER_WORKER * max(1, len(client.nthreads())) - len(under_way)
         for task in islice(left, max(0, room)):
             under_way[client.submit(extract_task, run, task, pure=False, retries=RETRIES, resources=needs)] = task
         if not under_way:

@@ -47,7 +47,7 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Unstacked:
+class UnstackedFeatures:
     """Features of one photograph, with every timestep still in the array that it was copied to from the device.
 
     Attributes:
@@ -127,7 +127,7 @@ class Extractor(ViewMaker):
         self._fallbacks: list[str] = []
         self._room: int | None = None  # largest batch for the device, once a batch has exceeded its memory
         # Timesteps in one forward, for trajectories that allow several; on a CPU one, to save memory.
-        self._together = 1 if backbone.device.type == "cpu" else len(spec.timesteps)
+        self._timesteps_per_forward = 1 if backbone.device.type == "cpu" else len(spec.timesteps)
         self._copies = Copies(backbone.device) if backbone.device.type == "cuda" else None
 
     @property
@@ -149,24 +149,24 @@ class Extractor(ViewMaker):
             NonFiniteFeatures: the encoding cannot represent some of the numbers.
             DeviceFull: the device has no room for a single photograph.
         """
-        return [one.gathered() for one in self.unstacked(prepared)]
+        return [one.gathered() for one in self.extract_unstacked(prepared)]
 
-    def unstacked(self, prepared: Sequence[Prepared]) -> list[Unstacked]:
+    def extract_unstacked(self, prepared: Sequence[Prepared]) -> list[UnstackedFeatures]:
         """``features`` before the timesteps are stacked, which the threads that write do while the network runs."""
         room = self._room or max(1, len(prepared))
         parts = [prepared[start : start + room] for start in range(0, len(prepared), room)]
-        return [features for part in parts for features in self._tried(part)]
+        return [features for part in parts for features in self._extract_with_fallbacks(part)]
 
-    def _tried(self, prepared: Sequence[Prepared]) -> list[Unstacked]:
+    def _extract_with_fallbacks(self, prepared: Sequence[Prepared]) -> list[UnstackedFeatures]:
         """Extract a batch, splitting it where memory or half precision do not suffice; float32 is the last resort."""
         try:
-            return self._unstacked(prepared)
+            return self._extract_batch(prepared)
         except NonFiniteActivation:
             if self.backbone.precision == "float32":
                 raise
             full = False
         except torch.OutOfMemoryError as error:
-            if len(prepared) == 1 and self._together == 1:
+            if len(prepared) == 1 and self._timesteps_per_forward == 1:
                 raise DeviceFull(
                     f"{self.backbone.device} has no room for one photograph of {self.spec.resolution} pixels; read it "
                     "at a smaller --resolution, with --precision float16, or with --device cpu"
@@ -177,12 +177,12 @@ class Extractor(ViewMaker):
             half = len(prepared) // 2
             if full:
                 self._room = half
-            return [*self.unstacked(prepared[:half]), *self.unstacked(prepared[half:])]
+            return [*self.extract_unstacked(prepared[:half]), *self.extract_unstacked(prepared[half:])]
         if full:
-            self._together = 1
-            return self._tried(prepared)
+            self._timesteps_per_forward = 1
+            return self._extract_with_fallbacks(prepared)
         with self.backbone.in_float32():
-            features = self._unstacked(prepared)
+            features = self._extract_batch(prepared)
         self._fallbacks.append(f"{prepared[0].key.image_id[:12]} ({prepared[0].key.view})")
         return features
 
@@ -191,7 +191,7 @@ class Extractor(ViewMaker):
         taken, self._fallbacks = self._fallbacks, []
         return taken
 
-    def _unstacked(self, prepared: Sequence[Prepared]) -> list[Unstacked]:
+    def _extract_batch(self, prepared: Sequence[Prepared]) -> list[UnstackedFeatures]:
         x0 = self._on_device(torch.cat([one.input.x0 for one in prepared]))
         inside = self._on_device(torch.from_numpy(np.stack([one.input.fov for one in prepared])))
         residuals: dict[int, torch.Tensor] = {}
@@ -211,7 +211,7 @@ class Extractor(ViewMaker):
         self.forwards += len(prepared) * len(self.spec.grid)
         residuals_of = {t: at.tolist() for t, at in residuals.items()}
         return [
-            Unstacked(
+            UnstackedFeatures(
                 {name: [encoded[i] for encoded in at] for name, at in steps.items()},
                 one.input,
                 {t: at[i] for t, at in residuals_of.items()},
@@ -232,12 +232,16 @@ class Extractor(ViewMaker):
             case "ddim":
                 return invert(self.backbone, x0, spec.grid, blocks, keep=spec.timesteps, clip=spec.clip)
             case "anchored":
-                return anchor(self.backbone, x0, spec.timesteps, blocks, together=self._together)
+                return anchor(
+                    self.backbone, x0, spec.timesteps, blocks, timesteps_per_forward=self._timesteps_per_forward
+                )
             case "stochastic":
                 assert spec.seed is not None
                 noise = torch.cat([image_noise(one.key, spec.seed, spec.resolution) for one in prepared])
                 noise = noise.to(x0.device)
-                return diffuse(self.backbone, x0, spec.timesteps, blocks, noise, together=self._together)
+                return diffuse(
+                    self.backbone, x0, spec.timesteps, blocks, noise, timesteps_per_forward=self._timesteps_per_forward
+                )
 
 
 def _rendering(key: Key) -> Rendering | None:

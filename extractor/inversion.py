@@ -71,14 +71,19 @@ def invert(
 
 
 def anchor(
-    backbone: Backbone, x0: torch.Tensor, timesteps: Sequence[int], blocks: Sequence[str], *, together: int = 1
+    backbone: Backbone,
+    x0: torch.Tensor,
+    timesteps: Sequence[int],
+    blocks: Sequence[str],
+    *,
+    timesteps_per_forward: int = 1,
 ) -> Iterator[Step]:
     """Features of the clean image at every timestep, without any noise.
 
     Args:
-        together: number of timesteps in one forward.
+        timesteps_per_forward: number of timesteps in one forward.
     """
-    return _apart(backbone, dict.fromkeys(timesteps, x0), blocks, together)
+    return _independent_features(backbone, dict.fromkeys(timesteps, x0), blocks, timesteps_per_forward)
 
 
 def diffuse(
@@ -88,26 +93,26 @@ def diffuse(
     blocks: Sequence[str],
     noise: torch.Tensor,
     *,
-    together: int = 1,
+    timesteps_per_forward: int = 1,
 ) -> Iterator[Step]:
     """Features of samples of q(x_t | x0), with the same noise, float32 (b, 3, R, R), at every timestep (DDPM-Seg).
 
     Args:
-        together: number of timesteps in one forward.
+        timesteps_per_forward: number of timesteps in one forward.
     """
     backbone.schedule.require(timesteps)
     states = {t: backbone.schedule.noised(x0, noise, t) for t in timesteps}
-    return _apart(backbone, states, blocks, together)
+    return _independent_features(backbone, states, blocks, timesteps_per_forward)
 
 
-def _apart(
-    backbone: Backbone, states: Mapping[int, torch.Tensor], blocks: Sequence[str], together: int
+def _independent_features(
+    backbone: Backbone, states: Mapping[int, torch.Tensor], blocks: Sequence[str], timesteps_per_forward: int
 ) -> Iterator[Step]:
     """Features of states that do not depend on each other, so that several timesteps can share a forward."""
     timesteps = list(states)
     backbone.schedule.require(timesteps)
-    for start in range(0, len(timesteps), together):
-        ts = timesteps[start : start + together]
+    for start in range(0, len(timesteps), timesteps_per_forward):
+        ts = timesteps[start : start + timesteps_per_forward]
         x = torch.cat([states[t] for t in ts])
         maps = backbone.features(x, [t for t in ts for _ in states[t]], blocks)
         parts = {name: m.chunk(len(ts)) for name, m in maps.items()}

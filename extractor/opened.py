@@ -87,21 +87,21 @@ class OpenedPhotograph:
             return self._sample
 
 
-class OpenedPhotographs:
-    """A cache of the ``most`` photographs that were used last; safe to use from several threads."""
+class PhotographCache:
+    """A cache of the ``max_size`` photographs that were used last; safe to use from several threads."""
 
-    def __init__(self, store: FeatureStore, extractor: ViewMaker, most: int) -> None:
-        self._store, self._extractor, self._most = store, extractor, most
+    def __init__(self, store: FeatureStore, extractor: ViewMaker, max_size: int) -> None:
+        self._store, self._extractor, self._max_size = store, extractor, max_size
         self._opened: OrderedDict[str, OpenedPhotograph] = OrderedDict()
         self._lock, self._writing_masks = threading.Lock(), threading.Lock()
 
-    def of(self, photograph: Photograph) -> OpenedPhotograph:
+    def get(self, photograph: Photograph) -> OpenedPhotograph:
         """Return a photograph of the run's data set, opened; photographs are told apart by name."""
         with self._lock:
             opened = self._opened.pop(photograph.name, None)
             if opened is None:
                 opened = OpenedPhotograph(photograph, self._store, self._extractor, self._writing_masks)
             self._opened[photograph.name] = opened
-            while len(self._opened) > self._most:
+            while len(self._opened) > self._max_size:
                 self._opened.popitem(last=False)
             return opened

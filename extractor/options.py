@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from extractor.presets import PRESETS, Preset, usual_preprocessing
+from extractor.presets import PRESETS, Preset, default_preprocessing
 from store.spec import PREPROCESSINGS, Precision, Preprocessing, PreprocessingName, Trajectory
 
 if TYPE_CHECKING:  # loading diffusers takes seconds
@@ -84,7 +84,7 @@ def recipe_of(
 
 def preprocessing_for(network: Backbone, name: PreprocessingName | None) -> Preprocessing:
     """The preprocessing called ``name``; if None, that of the network's training, as far as it is recorded."""
-    return PREPROCESSINGS[name]() if name is not None else usual_preprocessing(network)
+    return PREPROCESSINGS[name]() if name is not None else default_preprocessing(network)
 
 
 def _preset_named(name: str) -> Preset:

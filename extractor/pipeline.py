@@ -17,8 +17,8 @@ import torch
 from extractor.background import ONE_THREAD_OF_OPENCV, lower_priority
 from extractor.datasets import Photograph
 from extractor.errors import DatasetError, ImageError, NonFiniteActivation
-from extractor.extraction import Extractor, Prepared, Unstacked
-from extractor.opened import OpenedPhotograph, OpenedPhotographs
+from extractor.extraction import Extractor, Prepared, UnstackedFeatures
+from extractor.opened import OpenedPhotograph, PhotographCache
 from extractor.pixels import PixelExtractor
 from extractor.run_report import RunReport
 from store.claims import Claims
@@ -34,7 +34,7 @@ LARGEST_BATCH = 16
 BATCH_BYTES = 4 << 30
 AnyExtractor = Extractor | PixelExtractor
 """Makes the entries of a store: features, or the photographs themselves."""
-BROKEN_AFTER = 3
+MAX_NONFINITE_PHOTOGRAPHS = 3
 """If the first so many photographs all give non-finite numbers, the network is broken and not the photographs."""
 
 
@@ -50,7 +50,7 @@ class Threads(NamedTuple):
     writers: int
 
 
-def usual_threads(device: str, cores: int) -> Threads:
+def default_threads(device: str, cores: int) -> Threads:
     """The default: two of each if the network needs the cores itself, and up to ``MOST_THREADS`` to keep a GPU busy.
 
     Args:
@@ -70,7 +70,7 @@ class Work(NamedTuple):
     view: str
 
 
-def usual_batch(device: str, entry_bytes: int, *, spread: bool = False) -> int:
+def default_batch(device: str, entry_bytes: int, *, spread: bool = False) -> int:
     """The default batch size, in views.
 
     On CPUs it is two, which is a tenth faster than one and takes a quarter of a gigabyte more with the small backbone
@@ -132,12 +132,12 @@ class Pipeline:
         self._batch, self._overwrite = batch, overwrite
         self._stop = stop or Stop()
         self._advance, self._say = advance, say
-        self._threads = usual_threads(extractor.device.type, torch.get_num_threads())
+        self._threads = default_threads(extractor.device.type, torch.get_num_threads())
         self._ahead = batch + self._threads.decoders
-        self._opened = OpenedPhotographs(store, extractor, self._ahead + 1)
+        self._opened = PhotographCache(store, extractor, self._ahead + 1)
         self._writing: deque[tuple[Work, Future[int | None]]] = deque()
         self._lost: list[Work] = []
-        self._not_held: set[str] = set()
+        self._nonfinite_ids: set[str] = set()
         self.made: set[Key] = set()
         self._stages = extractor.stages
         self._claims: Claims
@@ -210,9 +210,13 @@ class Pipeline:
         prepared = [decoded.prepared for _, decoded in together if decoded.prepared is not None]
         reason: str | None = None
         try:
-            extracted = deque(self._extractor.unstacked(prepared))
+            extracted = deque(self._extractor.extract_unstacked(prepared))
         except (NonFiniteFeatures, NonFiniteActivation) as error:
-            if isinstance(error, NonFiniteActivation) and len(together) == 1 and self._is_the_backbones(together[0][1]):
+            if (
+                isinstance(error, NonFiniteActivation)
+                and len(together) == 1
+                and self._backbone_is_broken(together[0][1])
+            ):
                 raise
             reason = str(error)
         if reason is not None:  # outside the clause above: the exception keeps the batch's tensors alive until it ends
@@ -225,12 +229,12 @@ class Pipeline:
         while len(self._writing) > max(self._batch, self._threads.writers):
             self._await_write()
 
-    def _is_the_backbones(self, decoded: _Decoded) -> bool:
-        """Return whether the network is broken: none of its first ``BROKEN_AFTER`` photographs gave finite numbers."""
+    def _backbone_is_broken(self, decoded: _Decoded) -> bool:
+        """Return whether none of the first ``MAX_NONFINITE_PHOTOGRAPHS`` photographs gave finite numbers."""
         if self.samples:
             return False
-        self._not_held.add(decoded.key.image_id)
-        return len(self._not_held) == BROKEN_AFTER
+        self._nonfinite_ids.add(decoded.key.image_id)
+        return len(self._nonfinite_ids) == MAX_NONFINITE_PHOTOGRAPHS
 
     def _extract_apart(self, together: Sequence[tuple[Work, _Decoded]], reason: str) -> None:
         """Extract the views of a batch with non-finite numbers one by one; leave out a view that has them by itself."""
@@ -263,7 +267,7 @@ class Pipeline:
         if decoded.sample is not None:
             self.samples.setdefault(one.photograph.name, decoded.sample)
 
-    def _write(self, key: Key, handed_over: list[Unstacked]) -> int | None:
+    def _write(self, key: Key, handed_over: list[UnstackedFeatures]) -> int | None:
         """Return the bytes written; None if the claim's lease has expired and another process makes the entry."""
         with self._stages("gather"):
             features = handed_over.pop().gathered()
@@ -271,7 +275,9 @@ class Pipeline:
             claim = entry_path(self._extractor.spec, key)
             written = None
             if self._claims.is_ours(claim):
-                self._store.clear(self._extractor.spec, key)  # not earlier, so that an interrupted run removes nothing
+                self._store.remove_incomplete(
+                    self._extractor.spec, key
+                )  # not earlier, so that an interrupted run removes nothing
                 written = self._store.write(self._extractor.spec, key, features)
                 self.made.add(key)
             self._claims.release(claim)
@@ -287,7 +293,7 @@ class Pipeline:
         yield from waiting
 
     def _decode(self, work: Work) -> _Decoded:
-        opened = self._opened.of(work.photograph)
+        opened = self._opened.get(work.photograph)
         with self._stages("decode"):
             decoded = self._looked_at(opened, work.view)
         if decoded.elsewhere:
@@ -305,7 +311,7 @@ class Pipeline:
         claim = entry_path(self._extractor.spec, key)
         if self._is_there(key):
             return _Decoded(key)
-        if not self._claims.take(claim):
+        if not self._claims.acquire(claim):
             return _Decoded(key, elsewhere=True)
         try:
             if not self._is_there(key):  # another process may have made it just before the claim

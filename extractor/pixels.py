@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from extractor.extraction import Prepared, Unstacked, ViewMaker
+from extractor.extraction import Prepared, UnstackedFeatures, ViewMaker
 from extractor.stages import Stages
 from store.codecs import codec_for
 from store.pixels import PIXELS
@@ -32,10 +32,10 @@ class PixelExtractor(ViewMaker):
         super().__init__(spec)
         self.stages, self._codec = Stages(), codec_for(spec)
 
-    def unstacked(self, prepared: Sequence[Prepared]) -> list[Unstacked]:
+    def extract_unstacked(self, prepared: Sequence[Prepared]) -> list[UnstackedFeatures]:
         """The photographs, one by one, encoded as they are stored."""
         maps = self._codec.encode(PIXELS, torch.cat([one.input.x0 for one in prepared]))
-        return [Unstacked({PIXELS: [maps[i]]}, one.input, {}) for i, one in enumerate(prepared)]
+        return [UnstackedFeatures({PIXELS: [maps[i]]}, one.input, {}) for i, one in enumerate(prepared)]
 
     def take_fallbacks(self) -> list[str]:
         """Return no views: without a network, none falls back to float32."""

@@ -20,7 +20,7 @@ from store.geometry import Geometry, Interpolation
 from store.spec import Clahe, Preprocessing
 from store.views import Rendering, without_colour
 
-NARROWEST = 4
+MAX_ASPECT_RATIO = 4
 """Largest ratio of a photograph's sides: the square around it has as many times its pixels."""
 
 
@@ -95,10 +95,10 @@ def frame(image: NDArray[np.uint8], resolution: int, how: Preprocessing, name: s
         NoFieldOfView: nothing in the image is lit.
     """
     height, width = image.shape[:2]
-    if how.crop == "fov" and max(height, width) > NARROWEST * min(height, width):
+    if how.crop == "fov" and max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise ImageError(
             f"{name}: {width} x {height} pixels are no photograph of a retina; "
-            f"its longer side may be {NARROWEST} times the shorter one"
+            f"its longer side may be {MAX_ASPECT_RATIO} times the shorter one"
         )
     fov = find_field_of_view(image, name)
     geometry = (

@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # loading diffusers takes seconds; recipes are read without i
     from extractor.backbone import Backbone
 
 MODELS = Path(__file__).parent / "models"
-BESIDE_THE_WHEEL = "base"
+SOURCE_ONLY = "base"
 """A backbone that is shipped with the source only, as it is too large for the wheel."""
 CODEBOOK_FILE = "codebook.safetensors"
 UNTRAINED = "untrained:"
@@ -85,7 +85,7 @@ class Preset:
             resolution=self.resolution,
             clip=self.clip,
             precision=backbone.precision,
-            preprocessing=self.preprocessing or usual_preprocessing(backbone),
+            preprocessing=self.preprocessing or default_preprocessing(backbone),
             encoding=self.encoding,
             seed=self.seed,
         )
@@ -115,7 +115,7 @@ class Preset:
         return replace(self, trajectory=trajectory, grid=grid, seed=seed if trajectory == "stochastic" else None)
 
 
-def usual_preprocessing(backbone: Backbone) -> Preprocessing:
+def default_preprocessing(backbone: Backbone) -> Preprocessing:
     """The preprocessing that a backbone was trained with; the default one if that is not recorded."""
     return backbone.preprocessing or Preprocessing()
 
@@ -193,7 +193,7 @@ def backbone_source(name: str) -> str:
     """
     if is_shipped(name):
         return str(MODELS / name)
-    if name == BESIDE_THE_WHEEL and not Path(name).is_dir():
+    if name == SOURCE_ONLY and not Path(name).is_dir():
         raise BackboneError(
             f"the backbone {name} is too large for the wheel: name its folder, extractor/models/{name} in a checkout "
             "of the source"

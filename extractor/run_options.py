@@ -23,7 +23,7 @@ Name = Annotated[
 ]
 
 Split = Annotated[str | None, _photographs(help="Read only this split.")]
-Labelled = Annotated[bool, _photographs("--labelled", help="Read only photographs that have a mask.")]
+LabelledImage = Annotated[bool, _photographs("--labelled", help="Read only photographs that have a mask.")]
 Images = Annotated[str | None, _photographs(help="Read only photographs whose file names match, such as '*_left.jpg'.")]
 Limit = Annotated[int | None, _photographs(min=1, help="Read only the first N photographs.")]
 Views = Annotated[

@@ -2,7 +2,7 @@
 
 from .checkpoint import Card, Validation, load_interpreter, save_interpreter
 from .config import InterpreterConfig
-from .data import Labelled, all_images, labelled_in
+from .data import LabelledImage, all_images, labelled_in
 from .domain import Domain, DomainScore, load_domain
 from .errors import (
     CheckpointError,
@@ -15,7 +15,7 @@ from .errors import (
 )
 from .evaluation import ImageScores, Scores, evaluate
 from .network import Interpreter
-from .prediction import Prediction, Segmented, predict, segment
+from .prediction import Prediction, Segmentation, predict, segment
 from .presets import TRAINING_PRESETS, TrainingPlan
 from .pseudo_labels import PseudoLabels
 from .rules import Rules
@@ -37,13 +37,13 @@ __all__ = [
     "Interpreter",
     "InterpreterConfig",
     "InterpreterError",
-    "Labelled",
+    "LabelledImage",
     "Prediction",
     "PseudoLabels",
     "Rules",
     "ScanUnavailable",
     "Scores",
-    "Segmented",
+    "Segmentation",
     "SegmentedPhotograph",
     "Task",
     "Training",

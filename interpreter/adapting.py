@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from interpreter.checkpoint import CODEBOOK_FILE, Card, save_interpreter
-from interpreter.data import Labelled
+from interpreter.data import LabelledImage
 from interpreter.domain import DOMAIN_FILE, MIN_IMAGES, Domain, descriptor, fit_domain, residual
 from interpreter.errors import DataError
 from interpreter.expected import expected_dice, expected_sums
@@ -74,8 +74,8 @@ def expected_at(
     interpreter: Interpreter,
     store: FeatureStore,
     spec: FeatureSpec,
-    images: Sequence[Labelled],
-    on_image: Callable[[Labelled], None] | None = None,
+    images: Sequence[LabelledImage],
+    on_image: Callable[[LabelledImage], None] | None = None,
 ) -> Expected:
     """The Dice that an interpreter expects on photographs; no labels are read.
 
@@ -101,7 +101,7 @@ def expected_at(
 
 
 def readable_specs(
-    store: FeatureStore, card: Card, images: Sequence[Labelled], say: Callable[[str], None] = lambda _: None
+    store: FeatureStore, card: Card, images: Sequence[LabelledImage], say: Callable[[str], None] = lambda _: None
 ) -> list[FeatureSpec]:
     """The specs in a store that an interpreter can read and that have features of all ``images``, coarsest first.
 
@@ -133,7 +133,7 @@ def readable_specs(
 
 def _differs_in_resolution_alone(spec: FeatureSpec, other: FeatureSpec) -> bool:
     try:
-        return spec.of_resolution(other.resolution) == other
+        return spec.with_resolution(other.resolution) == other
     except SpecError:
         return False
 
@@ -172,7 +172,7 @@ def save_adapted(
     interpreter: Interpreter,
     card: Card,
     store: FeatureStore,
-    images: Sequence[Labelled],
+    images: Sequence[LabelledImage],
     expected: Sequence[Expected],
     domain: Domain | None,
 ) -> Card:

@@ -13,7 +13,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch.nn import functional
 
-from interpreter.data import Labelled, network_truth
+from interpreter.data import LabelledImage, network_truth
 from interpreter.network import Interpreter
 from interpreter.rules import Rules
 from interpreter.task import Task
@@ -25,7 +25,11 @@ COLDEST, HOTTEST = 0.05, 20.0
 
 @torch.inference_mode()
 def fit_temperature(
-    interpreter: Interpreter, store: FeatureStore, task: Task, images: Sequence[Labelled], rules: Rules | None = None
+    interpreter: Interpreter,
+    store: FeatureStore,
+    task: Task,
+    images: Sequence[LabelledImage],
+    rules: Rules | None = None,
 ) -> float:
     """Fit the temperature that maximises the likelihood of the mean over voters, on SOURCE validation images.
 

@@ -113,7 +113,7 @@ def load_interpreter(name: str | Path) -> tuple[Interpreter, Card]:
         except StoreError as error:
             raise CheckpointError(f"{name}: {error}") from error
     try:
-        interpreter = Interpreter(card.spec.of_resolution(card.learnt_at), card.config, codebook)
+        interpreter = Interpreter(card.spec.with_resolution(card.learnt_at), card.config, codebook)
     except (StoreError, ConfigurationError) as error:
         raise CheckpointError(f"{folder / CARD_FILE}: {error}") from error
     try:

@@ -17,7 +17,7 @@ from store.features import FeatureEntry, Key
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledImage:
     """One image with its labels.
 
     Attributes:
@@ -48,18 +48,18 @@ class Labelled:
         """The digest of the image's mask of each of a task's targets; None for a target without a mask."""
         return tuple(self.sample.masks.get(target) for target in task.targets)
 
-    def seen_as(self, view: str) -> Labelled:
+    def seen_as(self, view: str) -> LabelledImage:
         """The same image with the features of one of its views."""
         return replace(self, key=Key(self.key.image_id, view))
 
-    def named_as(self, task: Task) -> Labelled:
+    def named_as(self, task: Task) -> LabelledImage:
         """The same image, with its only mask assigned to the task's only target, whatever its name was."""
         (target,), (mask,) = task.targets, self.sample.masks.values()
         named = {"masks": {target: mask}, "indexed": (target,) * len(self.sample.indexed)}
         return replace(self, targets=task.targets, sample=self.sample.model_copy(update=named))
 
 
-def labelled_images(store: FeatureStore, dataset: str, split: str | None, task: Task) -> list[Labelled]:
+def labelled_images(store: FeatureStore, dataset: str, split: str | None, task: Task) -> list[LabelledImage]:
     """The images of a collection that have a mask of every target of a task, or of at least one if targets overlap.
 
     Args:
@@ -79,27 +79,27 @@ def labelled_images(store: FeatureStore, dataset: str, split: str | None, task: 
             "folder's targets are the folders of masks/: masks/vessel/a.png is the target vessel of a.png)"
         )
     targets = collection.targets
-    return [Labelled(dataset, targets, sample, Key(sample.image_id)) for sample in found]
+    return [LabelledImage(dataset, targets, sample, Key(sample.image_id)) for sample in found]
 
 
-def labelled_in(store: FeatureStore, references: Iterable[str], task: Task) -> list[Labelled]:
+def labelled_in(store: FeatureStore, references: Iterable[str], task: Task) -> list[LabelledImage]:
     """The labelled images of data sets given as NAME or NAME:SPLIT, each photograph once (``without_duplicates``)."""
     parts = [reference.partition(":") for reference in references]
     return labelled_at(store, [(name, split or None) for name, _, split in parts], task)
 
 
-def labelled_at(store: FeatureStore, places: Iterable[tuple[str, str | None]], task: Task) -> list[Labelled]:
+def labelled_at(store: FeatureStore, places: Iterable[tuple[str, str | None]], task: Task) -> list[LabelledImage]:
     """Like ``labelled_in``, with each data set given as (name, split); split None takes all."""
     return without_duplicates((image for place in places for image in labelled_images(store, *place, task)), task)
 
 
-def labelled_for(store: FeatureStore, references: Iterable[str], task: Task) -> tuple[list[Labelled], list[str]]:
+def labelled_for(store: FeatureStore, references: Iterable[str], task: Task) -> tuple[list[LabelledImage], list[str]]:
     """Like ``labelled_in``, for scoring an interpreter of the task; also returns notes for the user.
 
     A folder of masks that is not divided into targets gets the target name ``mask``, whatever the masks show. If the
     task has a single target, such masks are taken for it.
     """
-    images: list[Labelled] = []
+    images: list[LabelledImage] = []
     notes: list[str] = []
     for reference in references:
         there = _task_of_unnamed(store, reference, task)
@@ -123,7 +123,7 @@ def notes_on_missing(store: FeatureStore, references: Iterable[str], task: Task)
 
     ``labelled_in`` leaves out photographs that lack the mask of a target. If targets overlap, it leaves out only those
     without any mask; in the others, a target without a mask counts as absent, unless no image of the data set has a
-    mask of it (``Labelled.known``).
+    mask of it (``LabelledImage.known``).
     """
     notes = []
     for reference in references:
@@ -146,25 +146,27 @@ def notes_on_missing(store: FeatureStore, references: Iterable[str], task: Task)
     return notes
 
 
-def _some(names: Sequence[str], among: Sequence[Labelled]) -> str:
+def _some(names: Sequence[str], among: Sequence[LabelledImage]) -> str:
     return f"{len(names)} of {len(among)} photographs ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
-def all_images(store: FeatureStore, reference: str) -> list[Labelled]:
+def all_images(store: FeatureStore, reference: str) -> list[LabelledImage]:
     """All images of a data set, NAME or NAME:SPLIT, labelled or not; raises DataError if there are none."""
     name, _, split = reference.partition(":")
     collection = store.collections.read(name)
     targets, samples = collection.targets, collection.samples
-    found = [Labelled(name, targets, sample, Key(sample.image_id)) for sample in samples if split in ("", sample.split)]
+    found = [
+        LabelledImage(name, targets, sample, Key(sample.image_id)) for sample in samples if split in ("", sample.split)
+    ]
     if not found:
         splits = sorted({sample.split for sample in samples if sample.split})
         raise DataError(f"{name}: no image of split {split}; splits: {', '.join(splits) or 'none'}")
     return found
 
 
-def without_duplicates(images: Iterable[Labelled], task: Task) -> list[Labelled]:
+def without_duplicates(images: Iterable[LabelledImage], task: Task) -> list[LabelledImage]:
     """Each photograph once, even if it has several names; DataError if its masks of the task's targets differ."""
-    first: dict[str, Labelled] = {}
+    first: dict[str, LabelledImage] = {}
     for image in images:
         known = first.setdefault(image.key.image_id, image)
         if known.masks_of(task) != image.masks_of(task):
@@ -172,14 +174,14 @@ def without_duplicates(images: Iterable[Labelled], task: Task) -> list[Labelled]
     return list(first.values())
 
 
-def native_truth(store: FeatureStore, image: Labelled, task: Task) -> NDArray[np.uint8]:
+def native_truth(store: FeatureStore, image: LabelledImage, task: Task) -> NDArray[np.uint8]:
     """The ground truth of an image at native size, uint8 (H, W), encoded as by ``Task.labels``."""
     masks = image.sample.masks
     return task.labels({target: store.collections.mask(masks[target]) for target in task.targets if target in masks})
 
 
 def network_truth(
-    store: FeatureStore, entry: FeatureEntry, image: Labelled, task: Task, rules: Rules
+    store: FeatureStore, entry: FeatureEntry, image: LabelledImage, task: Task, rules: Rules
 ) -> NDArray[np.uint8]:
     """The ground truth of an image at the network's size, uint8 (R, R), resized as the rules say."""
     return rules.square_truth(entry.geometry, native_truth(store, image, task), task, image.sample)

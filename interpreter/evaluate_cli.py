@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from rich.markup import escape
 from rich.table import Table
 
-from interpreter.data import Labelled, labelled_for
+from interpreter.data import LabelledImage, labelled_for
 from interpreter.metrics import in_points
 from interpreter.on_disk import NamedPhotographs
 from interpreter.options import (
@@ -28,7 +28,7 @@ from interpreter.options import (
     open_model,
     photographs_named,
 )
-from interpreter.prediction import Segmented
+from interpreter.prediction import Segmentation
 from interpreter.protocols.protocol import ROWS, Edition
 from interpreter.rendering import write_label_maps
 from interpreter.rules import Rules, Size
@@ -174,7 +174,7 @@ def _evaluate_model(
 
     views = views_read(view, mirrored=mirrored)
     interpreter, card = open_model(model, scan, device)
-    spec = card.spec.of_resolution(resolution)
+    spec = card.spec.with_resolution(resolution)
     extracted = photographs.extracted(store, model, card, [spec], views, device, labelled=True)
     features = FeatureStore(store, read_only=True)
     labelled, notes = labelled_for(features, extracted.references, card.task)
@@ -186,7 +186,7 @@ def _evaluate_model(
     require_features(features, spec, images, views, card.backbone)
     with console.progress("evaluating", len(images), as_json=as_json) as advance:
 
-        def on_image(image: Labelled, found: Segmented) -> None:
+        def on_image(image: LabelledImage, found: Segmentation) -> None:
             if masks is not None:
                 write_label_maps(masks, image.name, found.labels, found.masks, card.task)
             advance(1, image.name)

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from interpreter.curves import PooledPixels, Reliability
-from interpreter.data import Labelled, native_truth
+from interpreter.data import LabelledImage, native_truth
 from interpreter.errors import DataError
 from interpreter.expected import expected_of
 from interpreter.metrics import Counts, bootstrap_interval, count, finite_or_none, hd95, mean_of_known
 from interpreter.network import Interpreter
-from interpreter.prediction import Prediction, Segmented, native_masks, native_probabilities, segment
+from interpreter.prediction import Prediction, Segmentation, native_masks, native_probabilities, segment
 from interpreter.rules import Rules, Size
 from interpreter.stored import mirrored_features
 from interpreter.task import Task
@@ -25,7 +25,7 @@ from store.features import Features
 from store.geometry import Geometry
 from store.spec import FeatureSpec
 
-OnImage = Callable[[Labelled, Segmented], None]
+OnImage = Callable[[LabelledImage, Segmentation], None]
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def evaluate(
     store: FeatureStore,
     spec: FeatureSpec,
     task: Task,
-    images: Sequence[Labelled],
+    images: Sequence[LabelledImage],
     on_image: OnImage | None = None,
     *,
     rules: Rules | None = None,
@@ -175,7 +175,7 @@ def evaluate(
 ) -> Scores:
     """Segment every image and compare the result with its masks.
 
-    A class is not scored in images whose data set has no mask of it (``Labelled.known``).
+    A class is not scored in images whose data set has no mask of it (``LabelledImage.known``).
 
     Args:
         spec: spec of the features to read: the interpreter's, at its own resolution or another one.
@@ -233,7 +233,7 @@ def _carried(
     size: Size,
     prediction: Prediction,
     features: Features,
-    image: Labelled,
+    image: LabelledImage,
     truth: NDArray[np.uint8],
     task: Task,
     rules: Rules,
@@ -241,7 +241,7 @@ def _carried(
     """The arrays to compare at another size than the network's; ``truth`` is uint8 (H, W)."""
     fov, geometry = features.fov, features.geometry
     if isinstance(size, int):
-        truth = rules.square_truth(geometry.of_resolution(size), truth, task, image.sample)
+        truth = rules.square_truth(geometry.with_resolution(size), truth, task, image.sample)
         geometry = Geometry.whole(size, size, geometry.resolution)
     return Compared(
         native_masks(prediction, fov, geometry),

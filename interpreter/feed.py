@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 
 from interpreter.cropping import crop_maps, crop_plane, draw_class, draw_corner, require_window
-from interpreter.data import Labelled, native_truth
+from interpreter.data import LabelledImage, native_truth
 from interpreter.errors import ConfigurationError
 from interpreter.network import Interpreter
 from interpreter.rules import Rules
 from interpreter.settings import TrainingSettings
-from interpreter.standardising import KnownMoments
+from interpreter.standardising import MomentsCache
 from interpreter.task import Task
 from store.batches import Batch, Plan, plan_epoch, stream
 from store.feature_store import FeatureStore
@@ -32,7 +32,7 @@ Truth = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 """Labels and the pixels that count, each (R, R)."""
 
 
-class Share(NamedTuple):
+class ProcessShard(NamedTuple):
     """The part of each batch that one of several processes learns from."""
 
     process: int
@@ -86,19 +86,19 @@ class Feed:
         network: Interpreter,
         store: FeatureStore,
         task: Task,
-        images: Sequence[Labelled],
+        images: Sequence[LabelledImage],
         settings: TrainingSettings,
         rules: Rules,
-        share: Share,
+        share: ProcessShard,
     ) -> None:
         self._network, self._store, self._task, self._images = network, store, task, images
         self._settings, self._rules, self.share = settings, rules, share
         self._spec = network.spec
-        self._known_moments = KnownMoments(network.moments, lambda key: store.entry(self._spec, key).fov)
+        self._moments_cache = MomentsCache(network.moments, lambda key: store.entry(self._spec, key).fov)
         self._truths: dict[str, Truth] = {}
         self._known: dict[str, NDArray[np.bool_]] = {}
         if settings.crop is not None:
-            require_window(settings.crop, network.head.step, self._spec.resolution)
+            require_window(settings.crop, network.head.stride, self._spec.resolution)
         elif settings.foreground:
             raise ConfigurationError("foreground is a share of the windows: set crop, the side of a window, too")
 
@@ -107,13 +107,13 @@ class Feed:
         """Number of batches in an epoch."""
         return -(-len(self._images) // self._settings.batch)
 
-    def learn_truth(self, image: Labelled, native: NDArray[np.uint8] | None = None) -> None:
+    def load_truth(self, image: LabelledImage, native: NDArray[np.uint8] | None = None) -> None:
         """Load an image's ground truth before it is fed: its masks, or ``native``, uint8 (H, W), in their place."""
         image_id, of_masks = image.key.image_id, image.known(self._task)
         self._truths[image_id] = self.truth_of(image, native)
         self._known[image_id] = of_masks if native is None else np.ones_like(of_masks)
 
-    def truth_of(self, image: Labelled, native: NDArray[np.uint8] | None = None) -> Truth:
+    def truth_of(self, image: LabelledImage, native: NDArray[np.uint8] | None = None) -> Truth:
         """Ground truth and counted pixels of an image; made from its masks, or from ``native``, uint8 (H, W)."""
         entry = self._store.entry(self._spec, image.key)
         if native is None:
@@ -136,7 +136,7 @@ class Feed:
         return Plan(tuple(plan.keys[row] for row in rows), plan.timesteps[rows])
 
     def weight(self, position: int) -> float:
-        """Weight of this process's mean loss of a batch (``Share.weight``)."""
+        """Weight of this process's mean loss of a batch (``ProcessShard.weight``)."""
         images = min(self._settings.batch, len(self._images) - position * self._settings.batch)
         return self.share.weight(images)
 
@@ -144,7 +144,7 @@ class Feed:
         """Decode, crop and flip a batch, seeded by its epoch and position, and augment it with torch's generator."""
         steps: slice | int = slice(None) if self._network.head.all_timesteps else 0
         batch = batch._replace(maps={name: m[:, steps] for name, m in batch.maps.items()})
-        moments = self._known_moments.of(batch) if self._network.config.standardise else None
+        moments = self._moments_cache.of(batch) if self._network.config.standardise else None
         batch, truths = self._windows(batch, epoch)
         maps = self._network.decoded(batch.maps, moments)
         device = self._network.device
@@ -173,7 +173,7 @@ class Feed:
         truths, side = self.truths(batch), self._settings.crop
         if side is None:
             return batch, truths
-        step = self._network.head.step
+        step = self._network.head.stride
         random = np.random.default_rng([self._settings.seed, epoch, batch.position, self.share.process, 3])
         corners = [draw_corner(self._centres(*truth, random), side, step, random) for truth in truths]
         maps = crop_maps(batch.maps, corners, side, self._spec.resolution)

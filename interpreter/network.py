@@ -75,12 +75,12 @@ class Interpreter(nn.Module):
         if self.head.all_timesteps:
             raise ConfigurationError(f"the head {self.config.head!r} reads all its timesteps at once, not some of them")
         reader = copy.copy(self)
-        reader.spec = self.spec.at(tuple(timesteps))
+        reader.spec = self.spec.with_timesteps(tuple(timesteps))
         return reader
 
     def require(self, spec: FeatureSpec) -> None:
         """Raise SpecMismatch unless ``spec`` is that of its features, at its own resolution or another one."""
-        self.spec.of_resolution(spec.resolution).require(spec)
+        self.spec.with_resolution(spec.resolution).require(spec)
 
     def use_scan(self, method: Method) -> None:
         """Have all VSS blocks use one implementation of the selective scan; ``auto`` chooses by the device."""

@@ -80,11 +80,11 @@ def vote_overlapping(probabilities: NDArray[np.float32]) -> Prediction:
     nobody = (~by_voter.any(axis=1)).sum(axis=0)
     of_each = np.concatenate([nobody[None], votes]).astype(np.uint8)
     return Prediction(
-        topmost(masks),
+        labels_from_masks(masks),
         np.concatenate([1 - mean.max(axis=0, keepdims=True), mean]),
         of_each,
         disagreement(of_each, steps, overlapping=True),
-        np.stack([topmost(one) for one in by_voter]),
+        np.stack([labels_from_masks(one) for one in by_voter]),
         masks,
         by_voter,
         overlapping=True,
@@ -139,7 +139,7 @@ def _probabilities(
     return probabilities
 
 
-class Segmented(NamedTuple):
+class Segmentation(NamedTuple):
     """A vote at the network's size, and its result at native size.
 
     Attributes:
@@ -152,18 +152,20 @@ class Segmented(NamedTuple):
     masks: NDArray[np.bool_] | None
 
 
-def segment(interpreter: Interpreter, features: Features, mirrored: Mapping[str, Features] | None = None) -> Segmented:
+def segment(
+    interpreter: Interpreter, features: Features, mirrored: Mapping[str, Features] | None = None
+) -> Segmentation:
     """Segment a photograph from its features, and from those of its mirror images if given (``predict``)."""
     prediction = predict(interpreter, features.maps, features.fov, mirrored)
     return at_native_size(prediction, features.fov, features.geometry)
 
 
-def at_native_size(prediction: Prediction, fov: NDArray[np.bool_], geometry: Geometry) -> Segmented:
+def at_native_size(prediction: Prediction, fov: NDArray[np.bool_], geometry: Geometry) -> Segmentation:
     """Bring a vote to native size; ``fov`` is bool (R, R). No network is needed."""
     if prediction.overlapping:
         masks = native_masks(prediction, fov, geometry)
-        return Segmented(prediction, topmost(masks), masks)
-    return Segmented(prediction, native_labels(prediction, fov, geometry), None)
+        return Segmentation(prediction, labels_from_masks(masks), masks)
+    return Segmentation(prediction, native_labels(prediction, fov, geometry), None)
 
 
 def native_labels(prediction: Prediction, fov: NDArray[np.bool_], geometry: Geometry) -> NDArray[np.uint8]:
@@ -216,7 +218,7 @@ def _entropy(shares: NDArray[np.float32]) -> NDArray[np.float32]:
     return entropy
 
 
-def topmost(masks: NDArray[np.bool_]) -> NDArray[np.uint8]:
+def labels_from_masks(masks: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """Class ids, uint8 (...), of masks bool (n - 1, ...): the last class present in each pixel, 0 where none is."""
     labels = np.zeros(masks.shape[1:], dtype=np.uint8)
     for i, mask in enumerate(masks, 1):

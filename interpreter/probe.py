@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from interpreter.bilinear import at_pixels
 from interpreter.curves import PooledPixels
-from interpreter.data import Labelled, network_truth
+from interpreter.data import LabelledImage, network_truth
 from interpreter.errors import DataError
 from interpreter.rules import STRICT
 from interpreter.splits import split_off
@@ -82,10 +82,10 @@ def probe(
     store: FeatureStore,
     spec: FeatureSpec,
     target: str,
-    images: Sequence[Labelled],
+    images: Sequence[LabelledImage],
     encodings: Mapping[str, Codec | None],
     settings: ProbeSettings | None = None,
-    scored_on: Sequence[Labelled] = (),
+    scored_on: Sequence[LabelledImage] = (),
 ) -> list[ProbeResult]:
     """Fit and score a probe for every encoding, timestep and block.
 
@@ -165,7 +165,13 @@ def _precision(x: torch.Tensor, y: NDArray[np.bool_], unseen: torch.Tensor, trut
 
 
 def _draw(
-    store: FeatureStore, spec: FeatureSpec, image: Labelled, target: str, settings: ProbeSettings, *, balanced: bool
+    store: FeatureStore,
+    spec: FeatureSpec,
+    image: LabelledImage,
+    target: str,
+    settings: ProbeSettings,
+    *,
+    balanced: bool,
 ) -> _Drawn:
     """Draw pixels of an image inside its field of view; the seed includes the image's id."""
     entry, task = store.entry(spec, image.key), Task(name=target, targets=(target,), overlapping=True)

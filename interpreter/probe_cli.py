@@ -15,7 +15,7 @@ from interpreter.heat_map import Panel, draw_heat_map
 from interpreter.options import AsJson, Datasets, StoreOption
 from interpreter.probe import ProbeResult, ProbeSettings, probe
 from interpreter.rendering import encode_picture
-from interpreter.splits import few
+from interpreter.splits import draw_subset
 from interpreter.stored import store_spec
 from interpreter.task import Task
 from store import console
@@ -71,7 +71,9 @@ def probe_command(
     held_out: Annotated[
         float,
         typer.Option(
-            min=0.01, max=0.99, help="Share of the images that probes are scored on, where --score-on names none."
+            min=0.01,
+            max=0.99,
+            help="Share of the images that probes are scored on, where --score-on names none.",
         ),
     ] = 0.4,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the images and pixels that are drawn.")] = 0,
@@ -87,7 +89,7 @@ def probe_command(
     for wanted in target or [UNNAMED_TARGET]:
         task = Task(name=wanted, targets=(wanted,), overlapping=True)
         found = labelled_in(features, dataset, task)
-        chosen = found if images is None else few(found, images, seed)
+        chosen = found if images is None else draw_subset(found, images, seed)
         probed += probe(features, read, wanted, chosen, through, settings, labelled_in(features, score_on or [], task))
     panels = panels_of(probed)
     if out is not None:
@@ -129,9 +131,9 @@ def codecs_named(names: str | None, spec: FeatureSpec, codebook: Path | None = N
             if codebook is None:
                 raise ConfigurationError("compact needs --codebook; `extractor fit-codebook` makes one")
             code = load_codebook(codebook)
-            codecs[name] = codec_for(spec.encoded_as(code.encoding), code)
+            codecs[name] = codec_for(spec.with_encoding(code.encoding), code)
         elif name in _PLAIN:
-            codecs[name] = codec_for(spec.encoded_as(_PLAIN[name]))
+            codecs[name] = codec_for(spec.with_encoding(_PLAIN[name]))
         else:
             raise ConfigurationError(f"no encoding {name!r}; there are {', '.join(_PLAIN)}, compact")
     return codecs

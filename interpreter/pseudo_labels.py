@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from interpreter.checkpoint import CARD_FILE, CODEBOOK_FILE, WEIGHTS_FILE, folder_of, load_interpreter
-from interpreter.data import Labelled, without_duplicates
+from interpreter.data import LabelledImage, without_duplicates
 from interpreter.errors import ConfigurationError, DataError
 from interpreter.prediction import segment
 from interpreter.scan import Method
@@ -54,7 +54,7 @@ class PseudoLabels:
         self,
         store: FeatureStore,
         task: Task,
-        images: Iterable[Labelled],
+        images: Iterable[LabelledImage],
         teacher: str | Path,
         views: Sequence[str],
         scan: Method = "auto",
@@ -69,7 +69,7 @@ class PseudoLabels:
         self.images = unaugmented(without_duplicates(map(_unlabelled, images), task), views)
         self.teacher = _digest(folder_of(teacher))
 
-    def excluding(self, labelled: Iterable[Labelled], validation: Iterable[Labelled]) -> list[Labelled]:
+    def excluding(self, labelled: Iterable[LabelledImage], validation: Iterable[LabelledImage]) -> list[LabelledImage]:
         """The photographs without the labelled ones and all that share a group (a patient) with a validation image.
 
         Raises:
@@ -85,8 +85,8 @@ class PseudoLabels:
         return left
 
     def label(
-        self, images: Iterable[Labelled], device: str | torch.device = "cpu"
-    ) -> Iterator[tuple[Labelled, NDArray[np.uint8]]]:
+        self, images: Iterable[LabelledImage], device: str | torch.device = "cpu"
+    ) -> Iterator[tuple[LabelledImage, NDArray[np.uint8]]]:
         """Yield each image with the teacher's segmentation, uint8 (H, W), encoded as by ``Task.labels``.
 
         Args:
@@ -109,7 +109,7 @@ def _digest(folder: Path) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.is_file())).hexdigest()
 
 
-def _unlabelled(image: Labelled) -> Labelled:
+def _unlabelled(image: LabelledImage) -> LabelledImage:
     """A photograph without its masks, if it has any."""
     return replace(image, sample=image.sample.model_copy(update={"masks": {}, "indexed": ()}))
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from interpreter.data import Labelled
-from interpreter.prediction import Segmented
-from interpreter.rendering import compared
+from interpreter.data import LabelledImage
+from interpreter.prediction import Segmentation
+from interpreter.rendering import draw_comparison
 from interpreter.task import Task
 
 if TYPE_CHECKING:
@@ -56,16 +56,16 @@ class Recorder:
         self,
         epoch: int,
         task: Task,
-        truth_of: Callable[[Labelled], tuple[NDArray[np.uint8], NDArray[np.bool_]]],
+        truth_of: Callable[[LabelledImage], tuple[NDArray[np.uint8], NDArray[np.bool_]]],
     ) -> OnImage:
         """Return a callback that logs pictures of the first few predictions against their ground truth."""
         left = iter(range(PICTURES))
 
-        def draw(image: Labelled, found: Segmented) -> None:
+        def draw(image: LabelledImage, found: Segmentation) -> None:
             if self._writer is not None and next(left, None) is not None:
                 truth, inside = truth_of(image)
                 known = image.known(task)
-                picture = compared(found.prediction.masks[known], task.members(truth)[known], inside)
+                picture = draw_comparison(found.prediction.masks[known], task.members(truth)[known], inside)
                 self._writer.add_image(image.name, picture, epoch, dataformats="HWC")
 
         return draw

@@ -41,7 +41,7 @@ def write_label_maps(
             image's name.
         task: names and colours of the classes.
     """
-    file = picture_of(folder, name)
+    file = label_map_path(folder, name)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(encode_labels(labels, task.colours))
     if masks is not None:
@@ -52,7 +52,7 @@ def write_label_maps(
     return file
 
 
-def picture_of(folder: Path, name: str) -> Path:
+def label_map_path(folder: Path, name: str) -> Path:
     """The path of an image's PNG below a folder, such as stare/im0001.png; never outside the folder."""
     *places, last = [part for part in name.split("/") if part not in ("", ".", "..")]
     return folder.joinpath(*places, f"{last}.png")
@@ -81,7 +81,7 @@ def _png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def compared(
+def draw_comparison(
     predicted: NDArray[np.bool_], truth: NDArray[np.bool_], inside: NDArray[np.bool_] | None = None
 ) -> NDArray[np.uint8]:
     """Draw a segmentation against its ground truth: found white, missed blue, wrongly found orange, not counted grey.

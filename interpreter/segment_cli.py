@@ -69,7 +69,7 @@ def segment_command(
     views = views_read(view, mirrored=mirrored)
     photographs = photographs_named(dataset, data, split)
     interpreter, card = open_model(model, scan, device)
-    spec = card.spec.of_resolution(resolution)
+    spec = card.spec.with_resolution(resolution)
     if out.exists() and not out.is_dir():
         raise typer.BadParameter(f"--out: {out} is a file; expected a folder")
     extracted = photographs.extracted(store, model, card, [spec], views, device)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from interpreter.data import Labelled
+from interpreter.data import LabelledImage
 from interpreter.domain import Domain, DomainScore
 from interpreter.expected import expected_of
 from interpreter.metrics import finite_or_none
@@ -71,7 +71,7 @@ def segment_into(
     store: FeatureStore,
     spec: FeatureSpec,
     task: Task,
-    images: Sequence[Labelled],
+    images: Sequence[LabelledImage],
     domain: Domain | None = None,
     *,
     mirrored: bool = False,

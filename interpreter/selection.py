@@ -8,7 +8,7 @@ from pathlib import Path
 
 from interpreter.calibration import fit_temperature
 from interpreter.checkpoint import Card, Validation, load_interpreter, read_card, save_interpreter, write_card
-from interpreter.data import Labelled
+from interpreter.data import LabelledImage
 from interpreter.domain import DOMAIN_FILE, MIN_IMAGES, domain_of
 from interpreter.evaluation import evaluate
 from interpreter.feed import Truth
@@ -35,13 +35,15 @@ class Selection:
         since_best: number of validations since then, none of which was better.
     """
 
-    def __init__(self, folder: Path, card: Card, store: FeatureStore, images: Sequence[Labelled], rules: Rules) -> None:
+    def __init__(
+        self, folder: Path, card: Card, store: FeatureStore, images: Sequence[LabelledImage], rules: Rules
+    ) -> None:
         self._folder, self._card, self._store, self.images, self._rules = folder, card, store, images, rules
         self.best, self.since_best = -1.0, 0
         self._dice: float | None = None
 
     def criterion(
-        self, network: Interpreter, epoch: int, recorder: Recorder, truth_of: Callable[[Labelled], Truth]
+        self, network: Interpreter, epoch: int, recorder: Recorder, truth_of: Callable[[LabelledImage], Truth]
     ) -> float:
         """Score the network on the validation images and return ``Scores.criterion``; 0 if there are none."""
         if not self.images:

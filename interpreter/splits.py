@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from interpreter.data import Labelled, labelled_in, without_duplicates
+from interpreter.data import LabelledImage, labelled_in, without_duplicates
 from interpreter.errors import DataError
 from interpreter.settings import TrainingSettings
 from interpreter.task import Task
@@ -14,7 +14,7 @@ from store.feature_store import FeatureStore
 from store.views import plain_view
 
 
-def few(images: Sequence[Labelled], count: int, seed: int) -> list[Labelled]:
+def draw_subset(images: Sequence[LabelledImage], count: int, seed: int) -> list[LabelledImage]:
     """Draw ``count`` images by seed; a smaller count draws a subset of a larger one, so learning curves are nested.
 
     Raises:
@@ -26,12 +26,14 @@ def few(images: Sequence[Labelled], count: int, seed: int) -> list[Labelled]:
     return [ordered[i] for i in np.random.default_rng([seed, 2]).permutation(len(ordered))[:count]]
 
 
-def group_of(image: Labelled) -> tuple[str, str]:
+def group_of(image: LabelledImage) -> tuple[str, str]:
     """The group of an image; images of one group, such as a patient, are never split up."""
     return image.dataset, image.sample.group or image.sample.name
 
 
-def split_off_few(images: Sequence[Labelled], share: float, seed: int) -> tuple[list[Labelled], list[Labelled]]:
+def split_small_set(
+    images: Sequence[LabelledImage], share: float, seed: int
+) -> tuple[list[LabelledImage], list[LabelledImage]]:
     """(training, validation) of a few images, in whole groups; none is validated if ``share`` is below half of one."""
     order = [images[i] for i in np.random.default_rng([seed, len(images)]).permutation(len(images))]
     kept = {group_of(image) for image in order[: round(share * len(images))]}
@@ -40,14 +42,16 @@ def split_off_few(images: Sequence[Labelled], share: float, seed: int) -> tuple[
     return (train, validation) if train else (order, [])
 
 
-def split_off(images: Sequence[Labelled], share: float, seed: int) -> tuple[list[Labelled], list[Labelled]]:
+def split_off(
+    images: Sequence[LabelledImage], share: float, seed: int
+) -> tuple[list[LabelledImage], list[LabelledImage]]:
     """(training, validation) in whole groups, drawn by seed from each data set.
 
     At least one group of each data set goes to validation and at least one to training; a data set that is a single
     group goes to training.
     """
-    train: list[Labelled] = []
-    validation: list[Labelled] = []
+    train: list[LabelledImage] = []
+    validation: list[LabelledImage] = []
     for dataset in sorted({image.dataset for image in images}):
         members = [image for image in images if image.dataset == dataset]
         groups = sorted({group_of(image) for image in members})
@@ -62,20 +66,22 @@ def split_off(images: Sequence[Labelled], share: float, seed: int) -> tuple[list
     return train, validation
 
 
-def unaugmented(images: Iterable[Labelled], views: Sequence[str]) -> list[Labelled]:
+def unaugmented(images: Iterable[LabelledImage], views: Sequence[str]) -> list[LabelledImage]:
     """The images in the plain view of a training of ``views``, in which it validates."""
     view = plain_view(views)
     return [image.seen_as(view) for image in images]
 
 
-def validation_in(store: FeatureStore, references: Iterable[str], task: Task, views: Sequence[str]) -> list[Labelled]:
+def validation_in(
+    store: FeatureStore, references: Iterable[str], task: Task, views: Sequence[str]
+) -> list[LabelledImage]:
     """The labelled images of data sets, NAME or NAME:SPLIT, in the view in which a training of ``views`` validates."""
     return unaugmented(labelled_in(store, references, task), views)
 
 
 def split_images(
-    images: list[Labelled], task: Task, settings: TrainingSettings, validation: Sequence[Labelled] | None
-) -> tuple[list[Labelled], list[Labelled]]:
+    images: list[LabelledImage], task: Task, settings: TrainingSettings, validation: Sequence[LabelledImage] | None
+) -> tuple[list[LabelledImage], list[LabelledImage]]:
     """(training, validation) images of a training, in the plain view of its settings.
 
     Args:
@@ -86,14 +92,14 @@ def split_images(
     """
     images = unaugmented(without_duplicates(images, task), settings.views)
     if settings.labels is not None:
-        images = few(images, settings.labels, settings.seed)
+        images = draw_subset(images, settings.labels, settings.seed)
     if validation is not None:
         ids, groups = {image.key.image_id for image in validation}, {group_of(image) for image in validation}
         if both := [image.name for image in images if image.key.image_id in ids or group_of(image) in groups]:
             raise DataError(f"{', '.join(both[:5])}: to be trained on and validated on; leave each out of one")
         return images, list(validation)
     if settings.labels is not None:
-        return split_off_few(images, settings.validation_share, settings.seed)
+        return split_small_set(images, settings.validation_share, settings.seed)
     train, kept = split_off(images, settings.validation_share, settings.seed)
     if not kept:
         raise DataError(f"{len(images)} image(s) are too few; one has to be kept for validation")

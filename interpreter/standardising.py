@@ -57,7 +57,7 @@ def moments_of(
     return Moments(mean, variance.sqrt().clamp(min=SMALLEST_DEVIATION))
 
 
-class KnownMoments:
+class MomentsCache:
     """Moments of training images, computed once for each view and timestep and cached: they take a fifth of a step.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from interpreter.data import Labelled
+from interpreter.data import LabelledImage
 from interpreter.errors import ConfigurationError, DataError
 from store.errors import MissingEntry
 from store.extraction_command import ExtractionCommand, options_of_spec
@@ -14,7 +14,7 @@ from store.spec import FeatureSpec
 from store.views import FLIPS, IDENTITY, MIRRORED
 
 
-def store_spec(store: FeatureStore, digest: str | None, images: Sequence[Labelled] = ()) -> FeatureSpec:
+def store_spec(store: FeatureStore, digest: str | None, images: Sequence[LabelledImage] = ()) -> FeatureSpec:
     """The spec whose digest begins with ``digest``; if None, the store's only spec, or its only one of ``images``."""
     if digest is not None:
         return store.spec(digest)
@@ -42,7 +42,7 @@ def views_read(view: str, *, mirrored: bool) -> tuple[str, ...]:
     return MIRRORED
 
 
-def mirrored_features(store: FeatureStore, spec: FeatureSpec, image: Labelled) -> dict[str, Features]:
+def mirrored_features(store: FeatureStore, spec: FeatureSpec, image: LabelledImage) -> dict[str, Features]:
     """Features of an image's three mirror images by view, as ``interpreter.prediction.predict`` takes them.
 
     Raises:
@@ -56,7 +56,7 @@ def mirrored_features(store: FeatureStore, spec: FeatureSpec, image: Labelled) -
 def require_features(
     store: FeatureStore,
     spec: FeatureSpec,
-    images: Sequence[Labelled],
+    images: Sequence[LabelledImage],
     views: Sequence[str] = (),
     backbone: str | None = None,
 ) -> None:

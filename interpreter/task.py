@@ -22,7 +22,7 @@ class Task(BaseModel):
         colours: colours of classes 1 to n - 1, for overlays; repeated if they are too few.
         overlapping: whether a pixel may belong to several classes (lesions). An image then needs a mask of only one
             target: a target without a mask is absent if other images of its data set have masks of it, and unknown
-            otherwise (``interpreter.data.Labelled.known``).
+            otherwise (``interpreter.data.LabelledImage.known``).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -25,9 +25,9 @@ from accelerate.utils import broadcast_object_list
 
 from interpreter.checkpoint import Card
 from interpreter.config import InterpreterConfig
-from interpreter.data import Labelled
+from interpreter.data import LabelledImage
 from interpreter.errors import ConfigurationError, TrainingDiverged
-from interpreter.feed import Feed, Share
+from interpreter.feed import Feed, ProcessShard
 from interpreter.network import Interpreter
 from interpreter.objective import Objective
 from interpreter.pseudo_labels import PseudoLabels
@@ -43,7 +43,7 @@ from interpreter.task import Task
 from store.batches import Batch
 from store.feature_store import FeatureStore
 from store.interrupts import Stop
-from store.memory import Holes, keep_freed_memory
+from store.memory import HeapTrimmer, keep_freed_memory
 from store.spec import FeatureSpec
 from store.views import plain_view
 
@@ -83,7 +83,7 @@ class Training:
         store: FeatureStore,
         spec: FeatureSpec,
         task: Task,
-        images: list[Labelled],
+        images: list[LabelledImage],
         config: InterpreterConfig,
         settings: TrainingSettings,
         folder: Path,
@@ -91,7 +91,7 @@ class Training:
         device: str = "cpu",
         *,
         rules: Rules | None = None,
-        validation: Sequence[Labelled] | None = None,
+        validation: Sequence[LabelledImage] | None = None,
         pseudo_labels: PseudoLabels | None = None,
         scan: Method = "auto",
     ) -> None:
@@ -113,7 +113,7 @@ class Training:
         torch.manual_seed(settings.seed)
         self.network = Interpreter(spec, config, store.codebook(spec)).to(self.device)
         self.network.use_scan(scan)
-        share = Share(self.accelerator.process_index, int(self.accelerator.num_processes))
+        share = ProcessShard(self.accelerator.process_index, int(self.accelerator.num_processes))
         self.feed = Feed(self.network, store, task, self.train_images, settings, self.rules, share)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=settings.learning_rate)
         self._objective, self._stepper = self.accelerator.prepare(
@@ -125,12 +125,12 @@ class Training:
         self._in_step = self._is_prepared = False
         self.data_wait_share = 0.0
         self._files = RunFolder(folder)
-        self._holes = Holes() if self.device.type == "cpu" else None
+        self._holes = HeapTrimmer() if self.device.type == "cpu" else None
         if self.accelerator.is_main_process:
             self._files.require_same_run(card.model_dump(mode="json") | self._decided_elsewhere())
         self._resume()
 
-    def _card(self, config: InterpreterConfig, backbone: str, validation_images: Sequence[Labelled]) -> Card:
+    def _card(self, config: InterpreterConfig, backbone: str, validation_images: Sequence[LabelledImage]) -> Card:
         pseudo_labels = None
         if self._pseudo_labels is not None:
             taught = tuple(image.key.image_id for image in self._taught)
@@ -146,7 +146,7 @@ class Training:
         )
 
     @property
-    def validation_images(self) -> Sequence[Labelled]:
+    def validation_images(self) -> Sequence[LabelledImage]:
         """The images that the interpreter is selected on."""
         return self.selection.images
 
@@ -204,10 +204,10 @@ class Training:
         taught = {image.key.image_id for image in self._taught}
         for image in self.train_images:
             if image.key.image_id not in taught:
-                self.feed.learn_truth(image)
+                self.feed.load_truth(image)
         if self._pseudo_labels is not None:
             for image, native in self._pseudo_labels.label(self._taught, self.device):
-                self.feed.learn_truth(image, native)
+                self.feed.load_truth(image, native)
         self._is_prepared = True
 
     def _run_epochs(self, recorder: Recorder, report: Report | None, stop: Stop | None) -> None:
@@ -231,7 +231,7 @@ class Training:
             waited += time.perf_counter() - ready
             loss = self._step(batch)
             if self._holes is not None:
-                self._holes.after_step()
+                self._holes.trim_if_fragmented()
             recorder.loss(loss, self.epoch * self.steps_per_epoch + batch.position)
             if report is not None:
                 report(self.epoch, batch.position, loss)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from interpreter.domain import DomainScore
 from interpreter.expected import expected_of
 from interpreter.metrics import finite_or_none
-from interpreter.prediction import Prediction, disagreement, native_probabilities, topmost, vote
+from interpreter.prediction import Prediction, disagreement, labels_from_masks, native_probabilities, vote
 from store.geometry import Geometry, Interpolation
 
 
@@ -167,7 +167,7 @@ def _voting(answer: Answer, kept: NDArray[np.bool_]) -> Answer:
         votes=votes,
         probabilities=probabilities,
         disagreement=disagreement(votes, len(by_voter), overlapping=overlapping),
-        labels_by_voter=np.stack([topmost(one) for one in by_voter]),
+        labels_by_voter=np.stack([labels_from_masks(one) for one in by_voter]),
         masks_by_voter=by_voter,
     )
     return replace(answer, prediction=now)
@@ -182,8 +182,8 @@ def _labelled(answer: Answer, labels: NDArray[np.integer], square: NDArray[np.in
 
 def _layered(answer: Answer, layers: NDArray[np.bool_], square: NDArray[np.bool_]) -> Answer:
     """The answer with other masks of overlapping classes, (n - 1, H, W) and (n - 1, R, R)."""
-    prediction = replace(answer.prediction, labels=topmost(square), masks=square)
-    return replace(answer, labels=topmost(layers), layers=layers, prediction=prediction)
+    prediction = replace(answer.prediction, labels=labels_from_masks(square), masks=square)
+    return replace(answer, labels=labels_from_masks(layers), layers=layers, prediction=prediction)
 
 
 def of_field_of_view(

@@ -109,7 +109,7 @@ class JobRunner:
         known = found.options.model in (None, *self._engine.models.by_name)
         if not known and found.trouble is not None and not self._is_overdue(found):
             return  # another service's, and told already
-        if not self._jobs.claims.take(found.id):
+        if not self._jobs.claims.acquire(found.id):
             return
         try:
             record = self._jobs.read(found.id)  # another one may have been at it

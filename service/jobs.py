@@ -110,7 +110,7 @@ class Jobs:
             self._making[record.id] = size
         try:
             self._make_room(size, counted=True)
-            self.claims.take(record.id)
+            self.claims.acquire(record.id)
             for i, one in enumerate(data):
                 self._objects.put(f"{record.id}/inputs/{i:05d}", one)
             if given_up():

@@ -186,10 +186,10 @@ class Storage:
             store.register(spec, backbone, codebook)
             self._registered.add(spec.digest)
         path = entry_path(spec, key)
-        if not claims.take(path):
+        if not claims.acquire(path):
             return 0
         try:
-            store.clear(spec, key)
+            store.remove_incomplete(spec, key)
             return store.write(spec, key, features)
         finally:
             claims.release(path)

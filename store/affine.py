@@ -19,8 +19,8 @@ from store.kernels import Floats, kernel
 from store.threads import torch_threads
 
 TASKS = 16  # parallel tasks for each image
-TOGETHER, DEEP = 16, 4  # pixels compared in parallel, and pixels compared in a row before results are written
-TURNED = 64  # pixels transposed to channels first at a time, few enough for the first-level cache
+LANES, UNROLL = 16, 4  # pixels compared in parallel, and pixels compared in a row before results are written
+TILE = 64  # pixels transposed to channels first at a time, few enough for the first-level cache
 LOW, HIGH = np.float32(-128), np.float32(127)
 NEAREST = np.float32(1.5 * 2**23)  # adding it leaves no fraction bits: rounds half to even, as torch does
 
@@ -68,28 +68,28 @@ def _ranges(x: Floats, found: NDArray[Any]) -> None:
         i, part = task // TASKS, task % TASKS
         start = min(part * pixels // TASKS, pixels - 1)
         stop = max((part + 1) * pixels // TASKS, start + 1)
-        beside = TOGETHER * channels
-        smallest, largest = np.full(beside, np.inf, np.float32), np.full(beside, -np.inf, np.float32)
-        nothing = np.zeros(beside, np.float32)  # becomes NaN at the first number that is not finite
-        rest = stop - (stop - start) % (TOGETHER * DEEP)
-        for first in range(start, rest, TOGETHER * DEEP):
-            at = x[i, first : first + TOGETHER * DEEP].reshape(-1)
-            for e in range(beside):
-                low, high, nan = smallest[e], largest[e], nothing[e]
-                for deep in range(DEEP):
-                    value = at[deep * beside + e]
+        width = LANES * channels
+        smallest, largest = np.full(width, np.inf, np.float32), np.full(width, -np.inf, np.float32)
+        nan_flags = np.zeros(width, np.float32)  # becomes NaN at the first number that is not finite
+        rest = stop - (stop - start) % (LANES * UNROLL)
+        for first in range(start, rest, LANES * UNROLL):
+            at = x[i, first : first + LANES * UNROLL].reshape(-1)
+            for e in range(width):
+                low, high, nan = smallest[e], largest[e], nan_flags[e]
+                for deep in range(UNROLL):
+                    value = at[deep * width + e]
                     low = value if value < low else low
                     high = value if value > high else high
                     nan += value * np.float32(0)
-                smallest[e], largest[e], nothing[e] = low, high, nan
+                smallest[e], largest[e], nan_flags[e] = low, high, nan
         for pixel in range(rest, stop):
             at = x[i, pixel]
             for c in range(channels):
                 smallest[c] = at[c] if at[c] < smallest[c] else smallest[c]
                 largest[c] = at[c] if at[c] > largest[c] else largest[c]
-                nothing[c] += at[c] * np.float32(0)
+                nan_flags[c] += at[c] * np.float32(0)
         for c in range(channels):
-            no_number = nothing[c::channels].sum()
+            no_number = nan_flags[c::channels].sum()
             found[i, part, 0, c] = smallest[c::channels].min() + no_number
             found[i, part, 1, c] = largest[c::channels].max() + no_number
 
@@ -99,16 +99,16 @@ def _round(x: Floats, offset: Floats, step: Floats, stored: NDArray[np.int8]) ->
     images, pixels, channels = x.shape
     for task in prange(images * TASKS):
         i, part = task // TASKS, task % TASKS
-        by, steps, turned = offset[i], step[i], np.empty((TURNED, channels), np.int8)
-        for first in range(part * pixels // TASKS, (part + 1) * pixels // TASKS, TURNED):
-            count = min(TURNED, (part + 1) * pixels // TASKS - first)
+        offsets, steps, tile = offset[i], step[i], np.empty((TILE, channels), np.int8)
+        for first in range(part * pixels // TASKS, (part + 1) * pixels // TASKS, TILE):
+            count = min(TILE, (part + 1) * pixels // TASKS - first)
             for pixel in range(count):
-                at, to = x[i, first + pixel], turned[pixel]
+                at, to = x[i, first + pixel], tile[pixel]
                 for c in range(channels):
-                    value = (at[c] - by[c]) / steps[c] + NEAREST - NEAREST
+                    value = (at[c] - offsets[c]) / steps[c] + NEAREST - NEAREST
                     value = value if value > LOW else LOW
                     to[c] = np.int8(np.int32(value if value < HIGH else HIGH))
             for c in range(channels):
                 plane = stored[i, c, first : first + count]
                 for pixel in range(count):
-                    plane[pixel] = turned[pixel, c]
+                    plane[pixel] = tile[pixel, c]

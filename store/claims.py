@@ -32,8 +32,8 @@ CLAIMS = "claims"
 LEASE = 120.0
 """Seconds without renewal after which a claim is dead. Clocks of machines that share a store must differ by less."""
 
-MOST_VANISHED = 100
-"""Attempts to take a claim that each found it taken and then gone, before ``Claims.take`` gives up."""
+MAX_VANISHED = 100
+"""Attempts to take a claim that each found it taken and then gone, before ``Claims.acquire`` gives up."""
 
 
 @dataclass
@@ -83,24 +83,24 @@ class Claims:
             with suppress(StoreError, OSError):  # they end with their lease
                 self.release(name)
 
-    def take(self, name: str) -> bool:
+    def acquire(self, name: str) -> bool:
         """Try to take a claim and return whether it is ours now: not while anybody, this process included, holds it."""
         with self._lock:
             if name in self._held:
                 return False
         token = uuid.uuid4().hex
         chain, dead, vanished = [f"{CLAIMS}/{name}"], list[str](), 0
-        while not self._made(chain, dead, token):
+        while not self._create_end(chain, dead, token):
             holder = self._holder(chain[-1])
             if holder is None:
                 if len(chain) > 1:
                     return False  # the successor has just been released, and what it guarded is done
                 vanished += 1  # released in between: try again
-                if vanished == MOST_VANISHED:
+                if vanished == MAX_VANISHED:
                     raise StoreError(f"{self._objects.location}: {chain[0]} can neither be made nor read")
                 time.sleep(0.01)
                 continue
-            if self._lives(holder):
+            if self._is_alive(holder):
                 return False
             dead.append(holder["token"])
             chain.append(f"{CLAIMS}/{name}@{dead[-1]}")
@@ -108,14 +108,14 @@ class Claims:
             self._held[name] = _Held(chain, token)
         return True
 
-    def _made(self, chain: list[str], dead: list[str], token: str) -> bool:
+    def _create_end(self, chain: list[str], dead: list[str], token: str) -> bool:
         """Create the end of a chain; return whether that succeeded and the claims before it are still the dead ones.
 
         Somebody else may have taken over and released the whole chain in between. Then the name is free, or taken, and
         a successor of claims that are gone would guard nothing: ``chain`` and ``dead`` start over at the first claim.
         """
         while self._objects.create(chain[-1], _claim(token)):
-            if all(self._is(key, theirs) for key, theirs in zip(chain, dead, strict=False)):
+            if all(self._has_token(key, theirs) for key, theirs in zip(chain, dead, strict=False)):
                 return True
             self._objects.remove(chain[-1])
             del chain[1:], dead[:]
@@ -140,27 +140,27 @@ class Claims:
 
     def _still_ours(self, name: str, held: _Held) -> bool:
         """Return whether nobody has taken over a claim: the end of its chain is ours and has no successor."""
-        ours = self._is(held.chain[-1], held.token)
+        ours = self._has_token(held.chain[-1], held.token)
         return ours and not self._objects.exists(f"{CLAIMS}/{name}@{held.token}")
 
     def is_held(self, name: str) -> bool:
         """Return whether a living process, this one included, holds the claim."""
         key = f"{CLAIMS}/{name}"
         while (holder := self._holder(key)) is not None:
-            if self._lives(holder):
+            if self._is_alive(holder):
                 return True
             key = f"{CLAIMS}/{name}@{holder['token']}"
         return False
 
     @contextmanager
-    def waiting(self, name: str, seconds: float = LEASE) -> Iterator[None]:
+    def acquired(self, name: str, seconds: float = LEASE) -> Iterator[None]:
         """Hold a claim in this context, after waiting until its holder releases it or dies.
 
         Raises:
             StoreBusy: it did not become free within ``seconds``.
         """
         deadline = time.monotonic() + seconds
-        while not self.take(name):
+        while not self.acquire(name):
             if time.monotonic() > deadline:
                 raise StoreBusy(f"{self._objects.location}: another process has held {name} for {seconds:.0f} s")
             time.sleep(0.05)
@@ -185,12 +185,12 @@ class Claims:
         seen = self._unreadable.setdefault(token, time.time())
         return {"token": token, "machine": "", "process": 0, "renewed": seen}
 
-    def _is(self, key: str, token: str) -> bool:
+    def _has_token(self, key: str, token: str) -> bool:
         holder = self._holder(key)
         return holder is not None and holder["token"] == token
 
-    def _lives(self, holder: dict[str, Any]) -> bool:
-        if holder["machine"] == _machine() and not _runs(holder["process"]):
+    def _is_alive(self, holder: dict[str, Any]) -> bool:
+        if holder["machine"] == _machine() and not _process_exists(holder["process"]):
             return False
         return time.time() - float(holder["renewed"]) < self._lease
 
@@ -218,7 +218,7 @@ def _machine() -> str:
     return " ".join(parts)
 
 
-def _runs(process: int) -> bool:
+def _process_exists(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:

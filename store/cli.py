@@ -21,14 +21,14 @@ from store.feature_store import FeatureStore
 from store.features import Key
 from store.parallel import in_parallel
 from store.repairing import (
-    CheckedPart,
+    CheckResult,
     check,
     command_of,
     count_parts,
-    lost_specs,
+    markers_removed,
+    missing_specs,
     run_again,
-    runs_that_made,
-    set_aside,
+    runs_to_repeat,
 )
 from store.spec import FeatureSpec
 
@@ -120,11 +120,11 @@ def verify(
     count, damaged = _damage(store, spec, as_json)
     report: dict[str, Any] = {"checked": count, "problems": _problems(store, damaged)}
     if repair and report["problems"]:
-        records, made, orphans = runs_that_made(store, damaged)
-        if store.lost():
+        records, made, orphans = runs_to_repeat(store, damaged)
+        if store.digests_without_spec():
             records = store.records.all()
         commands = [command_of(record, path) for record in records]
-        with set_aside(store, made):
+        with markers_removed(store, made):
             failed = run_again(commands)
         report["made_by_no_recorded_run"] = [one.path for one in orphans]
         report["problems_left"] = _problems(store, _damage(store, spec, as_json)[1]) + failed
@@ -264,7 +264,7 @@ def _measured(text: str, units: Mapping[str, int]) -> int:
     return int(float(match[1]) * units[match[2]])
 
 
-def _damage(store: FeatureStore, spec: str | None, as_json: bool) -> tuple[int, list[CheckedPart]]:
+def _damage(store: FeatureStore, spec: str | None, as_json: bool) -> tuple[int, list[CheckResult]]:
     """Check entries, masks and data sets: how many there are, and those with problems."""
     specs = _specs(store, spec)
     count = count_parts(store, specs)
@@ -276,8 +276,8 @@ def _damage(store: FeatureStore, spec: str | None, as_json: bool) -> tuple[int, 
     return count, damaged
 
 
-def _problems(store: FeatureStore, damaged: Iterable[CheckedPart]) -> list[str]:
-    return lost_specs(store) + [problem for one in damaged for problem in one.problems]
+def _problems(store: FeatureStore, damaged: Iterable[CheckResult]) -> list[str]:
+    return missing_specs(store) + [problem for one in damaged for problem in one.problems]
 
 
 def _print_lines(lines: Iterable[str]) -> None:

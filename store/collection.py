@@ -131,7 +131,7 @@ class Collections:
                 f"expected at most {LONGEST_NAME} bytes of letters, digits, '_', '-' and '.', not starting with '.', "
                 f"found {collection.name!r}"
             )
-        with Claims(self.objects) as claims, claims.waiting(f"{COLLECTIONS}/{collection.name}"):
+        with Claims(self.objects) as claims, claims.acquired(f"{COLLECTIONS}/{collection.name}"):
             samples = {sample.name: sample for sample in collection.samples}
             if keep and collection.name in self.names():
                 samples = {sample.name: sample for sample in self.read(collection.name).samples} | samples

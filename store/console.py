@@ -28,7 +28,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from store.cores import keep_to_quota
+from store.cores import limit_threads_to_quota
 from store.files import is_disk_full
 
 WIDE = 160
@@ -74,7 +74,7 @@ def run(app: typer.Typer, *expected: type[Exception], usage: tuple[type[Exceptio
         expected: errors of the command's work; exit code 1.
         usage: errors that only other options can resolve; exit code 2. They take precedence over ``expected``.
     """
-    keep_to_quota()
+    limit_threads_to_quota()
     try:
         code = app(standalone_mode=False)
     except usage as error:

@@ -88,7 +88,7 @@ def _copy_claimed(source: FeatureStore, destination: FeatureStore, path: str, cl
     """Copy an entry under its claim, so that no extraction and no `prune` touches it at the same time."""
     if _is_whole(destination.objects, path):  # a resumed copy takes no claims of what it has copied
         return CopyReport(present=1)
-    if not claims.take(path):
+    if not claims.acquire(path):
         problem = f"{path}: another process is making it at the destination; copy again when it is done"
         return CopyReport(problems=[problem])
     try:

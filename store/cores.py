@@ -13,20 +13,20 @@ import sys
 
 from dask.system import cpu_count
 
-CHOSEN = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """Variables that set the number of threads, which is then kept; ``accelerate launch`` and ``torchrun`` set one."""
 
 
-def keep_to_quota() -> None:
-    """Start no more threads than the container's quota of cores, unless a variable of ``CHOSEN`` is set."""
+def limit_threads_to_quota() -> None:
+    """Start no more threads than the container's quota of cores, unless a variable of ``THREAD_VARIABLES`` is set."""
     share = cpu_count()
-    if share < (os.cpu_count() or 1) and not any(name in os.environ for name in CHOSEN):
-        keep_to(share)
+    if share < (os.cpu_count() or 1) and not any(name in os.environ for name in THREAD_VARIABLES):
+        limit_threads(share)
 
 
-def keep_to(cores: int) -> None:
+def limit_threads(cores: int) -> None:
     """Limit torch to ``cores`` threads, in this process and in those that it starts."""
-    os.environ[CHOSEN[0]] = str(cores)  # read when torch is imported later
+    os.environ[THREAD_VARIABLES[0]] = str(cores)  # read when torch is imported later
     if "torch" in sys.modules:
         import torch
 

@@ -144,7 +144,7 @@ class FeatureStore:
         arrays = {name: entry.array(name).read() for name in names}
         return codebook_of(arrays, [block.name for block in spec.blocks], f"{self.location}: {path}")
 
-    def clear(self, spec: FeatureSpec, key: Key) -> None:
+    def remove_incomplete(self, spec: FeatureSpec, key: Key) -> None:
         """Remove what a killed writer has left of an incomplete entry. The caller must hold the entry's claim."""
         path = entry_path(spec, key)
         if not self.has(spec, key) and self.objects.names(path):
@@ -164,7 +164,7 @@ class FeatureStore:
         return backbone
 
     def specs(self) -> list[FeatureSpec]:
-        """All registered specs that can be read, sorted by digest; ``lost`` lists the others that have entries."""
+        """All registered specs that can be read, sorted by digest; ``digests_without_spec`` has those that cannot."""
         found = []
         for digest in self._digests():
             with suppress(DamagedEntry):
@@ -194,7 +194,7 @@ class FeatureStore:
             raise DamagedEntry(f"{self.location}: the spec under {digest[:12]} has the digest {spec.digest[:12]}")
         return spec
 
-    def lost(self) -> list[str]:
+    def digests_without_spec(self) -> list[str]:
         """Digests under which entries are stored although their spec is missing or damaged."""
         found = []
         for digest in (name for name in self.objects.names("") if _DIGEST.fullmatch(name)):
@@ -290,7 +290,7 @@ class FeatureStore:
         deadline = time.monotonic() + patience
         for view in views:
             key = Key(image_id, view)
-            with claims.waiting(entry_path(spec, key), max(0.0, deadline - time.monotonic())):
+            with claims.acquired(entry_path(spec, key), max(0.0, deadline - time.monotonic())):
                 self.delete(spec, key)
         return len(views)
 

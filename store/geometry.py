@@ -81,7 +81,7 @@ class Geometry(BaseModel):
             resolution=resolution,
         )
 
-    def of_resolution(self, resolution: int) -> Geometry:
+    def with_resolution(self, resolution: int) -> Geometry:
         """The same crop, resized to a square of another side."""
         return self.model_copy(update={"resolution": resolution})
 

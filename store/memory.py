@@ -21,14 +21,14 @@ SLACK = 1 << 30
 def keep_freed_memory() -> bool:
     """Let this process keep freed memory for its next allocations; return whether the C library accepted that.
 
-    The process grows to the size of its largest step, and beyond it if memory becomes fragmented: see ``Holes``.
+    The process grows to the size of its largest step, and beyond it if memory becomes fragmented: see ``HeapTrimmer``.
     """
     libc = _glibc()
     options = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_ARENA_MAX, 1))
     return libc is not None and all(libc.mallopt(option, value) for option, value in options)
 
 
-class Holes:
+class HeapTrimmer:
     """Returns fragmented free memory to the system once it is as much as a step needs.
 
     For work whose steps are alike, such as training. Without glibc, or without /proc, nothing is done.
@@ -42,7 +42,7 @@ class Holes:
         self._needed: int | None = None
         self._libc = _glibc()
 
-    def after_step(self) -> bool:
+    def trim_if_fragmented(self) -> bool:
         """Call after a step, when little memory is in use; returns whether holes were returned to the system."""
         if self._libc is None:
             return False

@@ -83,7 +83,7 @@ def prune(
     with Claims(store.objects) as claims:
         for entry in entries:
             path = entry_path(entry.spec, entry.key)
-            if claims.take(path):
+            if claims.acquire(path):
                 if _remove(store, path, entry):
                     removed.append(entry)
                 claims.release(path)

@@ -22,7 +22,7 @@ from store.records import RUNS, RunRecord
 from store.spec import FeatureSpec, TransformEncoding
 
 
-class CheckedPart(NamedTuple):
+class CheckResult(NamedTuple):
     """One part of a store that was read completely.
 
     Attributes:
@@ -45,7 +45,7 @@ def count_parts(store: FeatureStore, specs: Sequence[FeatureSpec]) -> int:
     return coded + entries + len(store.collections.masks()) + len(store.collections.names())
 
 
-def check(store: FeatureStore, specs: Sequence[FeatureSpec]) -> Iterator[CheckedPart]:
+def check(store: FeatureStore, specs: Sequence[FeatureSpec]) -> Iterator[CheckResult]:
     """Read the codebooks and entries of some specs, and all data sets, run records and masks.
 
     Run records are yielded only if damaged. An entry that is being made at this moment has no problems.
@@ -54,7 +54,7 @@ def check(store: FeatureStore, specs: Sequence[FeatureSpec]) -> Iterator[Checked
     for spec in specs:
         if isinstance(spec.encoding, TransformEncoding):
             path = f"{spec.digest}/{CODEBOOK}"
-            yield CheckedPart(path, verify_entry(store.objects, path), spec)
+            yield CheckResult(path, verify_entry(store.objects, path), spec)
         entries = [(entry_path(spec, key), spec, key) for key in store.keys(spec)]
         yield from in_parallel(lambda entry: _checked(store, claims, *entry), entries)
     named: set[str] = set()
@@ -62,29 +62,32 @@ def check(store: FeatureStore, specs: Sequence[FeatureSpec]) -> Iterator[Checked
         try:
             collection = store.collections.read(name)
         except (DamagedEntry, MissingEntry) as error:
-            yield CheckedPart(f"{COLLECTIONS}/{name}", [str(error)])
+            yield CheckResult(f"{COLLECTIONS}/{name}", [str(error)])
         else:
             named |= {digest for sample in collection.samples for digest in sample.masks.values()}
-            yield CheckedPart(f"{COLLECTIONS}/{name}", [])
+            yield CheckResult(f"{COLLECTIONS}/{name}", [])
     for name, record in store.records.checked():
         if isinstance(record, DamagedEntry):
-            yield CheckedPart(f"{RUNS}/{name}", [f"{record}; its folder may be removed"])
+            yield CheckResult(f"{RUNS}/{name}", [f"{record}; its folder may be removed"])
     masks = [f"{LABELS}/{digest}" for digest in sorted(named | set(store.collections.masks()))]
-    yield from in_parallel(lambda path: CheckedPart(path, verify_entry(store.objects, path)), masks)
+    yield from in_parallel(lambda path: CheckResult(path, verify_entry(store.objects, path)), masks)
 
 
-def _checked(store: FeatureStore, claims: Claims, path: str, spec: FeatureSpec, key: Key) -> CheckedPart:
+def _checked(store: FeatureStore, claims: Claims, path: str, spec: FeatureSpec, key: Key) -> CheckResult:
     problems = verify_entry(store.objects, path)
-    return CheckedPart(path, [] if problems and claims.is_held(path) else problems, spec, key)
+    return CheckResult(path, [] if problems and claims.is_held(path) else problems, spec, key)
 
 
-def lost_specs(store: FeatureStore) -> list[str]:
+def missing_specs(store: FeatureStore) -> list[str]:
     """One line for each folder of features that cannot be used, as its spec is missing or damaged."""
-    return [f"{digest}: its spec is gone; `extractor run` with the same options writes it" for digest in store.lost()]
+    return [
+        f"{digest}: its spec is gone; `extractor run` with the same options writes it"
+        for digest in store.digests_without_spec()
+    ]
 
 
 @contextmanager
-def set_aside(store: FeatureStore, damaged: Iterable[CheckedPart]) -> Iterator[None]:
+def markers_removed(store: FeatureStore, damaged: Iterable[CheckResult]) -> Iterator[None]:
     """Remove the markers of damaged parts in this context; then put back those of parts that were not made again."""
     markers = {}
     for one in damaged:
@@ -100,14 +103,14 @@ def set_aside(store: FeatureStore, damaged: Iterable[CheckedPart]) -> Iterator[N
                 store.objects.put(key, marker)
 
 
-def runs_that_made(
-    store: FeatureStore, damaged: Sequence[CheckedPart]
-) -> tuple[list[RunRecord], list[CheckedPart], list[CheckedPart]]:
+def runs_to_repeat(
+    store: FeatureStore, damaged: Sequence[CheckResult]
+) -> tuple[list[RunRecord], list[CheckResult], list[CheckResult]]:
     """The runs to run again, each once; the damaged parts that they may make; those that no recorded run made."""
     records = store.records.all()
     chosen: dict[tuple[tuple[str, str | bool], ...], RunRecord] = {}
-    made: list[CheckedPart] = []
-    orphans: list[CheckedPart] = []
+    made: list[CheckResult] = []
+    orphans: list[CheckResult] = []
     for one in damaged:
         makers = [record for record in records if _may_have_made(store, record, one)]
         (made if makers else orphans).append(one)
@@ -130,7 +133,7 @@ def run_again(commands: Iterable[ExtractionCommand]) -> list[str]:
     return [f"`{command}` failed with exit code {code}" for command, code in failed if code]
 
 
-def _may_have_made(store: FeatureStore, record: RunRecord, damaged: CheckedPart) -> bool:
+def _may_have_made(store: FeatureStore, record: RunRecord, damaged: CheckResult) -> bool:
     """Return whether a run may have made a damaged part.
 
     A run makes the entries and masks of its data set under its spec. If that data set cannot be read, as after a run

@@ -79,7 +79,7 @@ def squeeze() -> Preprocessing:
     return Preprocessing(name="squeeze", crop="none", interpolation="lanczos", mask_outside=False, clahe=None)
 
 
-def unequalised() -> Preprocessing:
+def without_clahe() -> Preprocessing:
     """Like ``fundus``, without CLAHE: for backbones that were pre-trained on such images."""
     return Preprocessing(clahe=None)
 
@@ -97,7 +97,7 @@ def squeeze_red_free() -> Preprocessing:
 PREPROCESSINGS: dict[PreprocessingName, Callable[[], Preprocessing]] = {
     "fundus": Preprocessing,
     "red-free": red_free,
-    "unequalised": unequalised,
+    "unequalised": without_clahe,
     "squeeze": squeeze,
     "squeeze-red-free": squeeze_red_free,
 }
@@ -254,7 +254,7 @@ class FeatureSpec(_Frozen):
         """Bytes of one image's features as float32 arrays, with which every encoding is compared."""
         return 4 * len(self.timesteps) * sum(block.values for block in self.blocks)
 
-    def at(self, timesteps: Sequence[int]) -> FeatureSpec:
+    def with_timesteps(self, timesteps: Sequence[int]) -> FeatureSpec:
         """The spec of these features at some of their timesteps, in increasing order; a ddim grid ends at the last."""
         steps = tuple(timesteps)
         grid = tuple(t for t in self.grid if t <= steps[-1]) if self.trajectory == "ddim" else steps
@@ -264,7 +264,7 @@ class FeatureSpec(_Frozen):
         """A validated copy with a digest of its own; pydantic's copy would keep the cached digest of the original."""
         return self.model_validate(self.model_dump() | dict(update or {}))
 
-    def of_resolution(self, resolution: int | None) -> FeatureSpec:
+    def with_resolution(self, resolution: int | None) -> FeatureSpec:
         """The same spec for photographs in a square of another side, with every map in proportion.
 
         Args:
@@ -290,7 +290,7 @@ class FeatureSpec(_Frozen):
         )
         return self.model_copy(update={"resolution": resolution, "blocks": blocks})
 
-    def encoded_as(self, encoding: Encoding) -> FeatureSpec:
+    def with_encoding(self, encoding: Encoding) -> FeatureSpec:
         """The same features in another encoding."""
         return self.model_copy(update={"encoding": encoding})
 
@@ -317,7 +317,7 @@ class FeatureSpec(_Frozen):
 def _in_proportion(spec: FeatureSpec, other: FeatureSpec) -> bool:
     """Return whether the maps of two specs differ at most in proportion to their resolutions."""
     try:
-        return spec.of_resolution(other.resolution).blocks == other.blocks
+        return spec.with_resolution(other.resolution).blocks == other.blocks
     except SpecError:
         return False
 

@@ -13,7 +13,7 @@ from store.errors import MissingEntry, StoreFull, StoreUnavailable
 from store.objects import Objects
 
 USES = "used"
-AGAIN = 10.0
+RETRY_AFTER = 10.0
 """Seconds until a stamp that the store could not take is tried again."""
 GRACE = 600.0
 """Seconds after a stamp for which an entry counts as being read."""
@@ -34,7 +34,7 @@ class Uses:
         try:
             self._objects.put(_key(path), repr(now).encode())
         except (StoreFull, StoreUnavailable):  # temporary: try again soon
-            self._stamped[path] = now - GRACE / 2 + AGAIN
+            self._stamped[path] = now - GRACE / 2 + RETRY_AFTER
         except (OSError, ValueError):  # permanent, such as a read-only Zarr store
             self._stamped[path] = now
         else:

@@ -117,7 +117,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     def run_command(command: str, *arguments: str | Path) -> Result:
         monkeypatch.setattr(sys, "argv", [command, *map(str, arguments)])
-        monkeypatch.setattr(console, "keep_to_quota", lambda: None)  # it would be this process's for all other tests
+        monkeypatch.setattr(
+            console, "limit_threads_to_quota", lambda: None
+        )  # it would be this process's for all other tests
         capsys.readouterr()
         with pytest.raises(SystemExit) as stopped:
             importlib.import_module(f"{command}.cli").main()

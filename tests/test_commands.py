@@ -169,7 +169,7 @@ def test_photographs_on_disk_are_extracted_as_an_interpreter_reads_them(
     assert [one["resolution"] for one in json.loads(adapted.stdout)["read"]] == [32, 64]
     assert [command.options["resolution"] for command in called] == ["32", "64"]
     assert {command.options["expect-spec"] for command in called} == {
-        load_interpreter(model)[1].spec.of_resolution(side).digest for side in (32, 64)
+        load_interpreter(model)[1].spec.with_resolution(side).digest for side in (32, 64)
     }
     other = run("extractor", *extract, "--store", tmp_path / "other.zarr", "--expect-spec", "0" * 64)
     assert (other.returncode, "these options lead to features of spec" in other.stderr) == (2, True)

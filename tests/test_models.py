@@ -166,7 +166,7 @@ def test_backbones_are_listed_by_command(run: Run) -> None:
     assert set(small["presets"]) == {"small", "fast"}
     in_half = replace(presets.small(), encoding=FloatEncoding()).spec(presets.open_backbone("small"))
     assert in_half.digest == "6d1d6cf53c841b548007a8bcf8a2392a17e5c4cb0c6e18cb323fdeae8dd9d935"  # as ever
-    assert small["presets"]["small"] == in_half.encoded_as(AffineEncoding()).digest
+    assert small["presets"]["small"] == in_half.with_encoding(AffineEncoding()).digest
     assert small["weights"] > 3e6
     assert run("extractor", "models").returncode == 0
 

@@ -32,11 +32,11 @@ from extractor.cpu.vectors import (
     FEW_ROWS,
     ROWS,
     activate,
+    add_bias_and_sum,
     combination,
+    fetch_add,
     multiply,
     multiply_onto,
-    settle,
-    take,
 )
 from store.kernels import Doubles, Floats, inlined, kernel
 from store.threads import torch_threads
@@ -143,10 +143,10 @@ def _convolve(
     """
     tasks, next_task = moments.shape[0] * moments.shape[1], np.zeros(1, np.int64)
     for _ in prange(workers):
-        task = take(next_task)
+        task = fetch_add(next_task)
         while task < tasks:
             _convolve_part(maps, normalising, u, bias, added, projection, y, strip_tiles, moments, task)
-            task = take(next_task)
+            task = fetch_add(next_task)
 
 
 @kernel()
@@ -200,7 +200,7 @@ def _convolve_part(
         for r in range(4):
             first = pixel + r * width
             _add(added, projection, first, 4 * count, flat_y, k)
-            settle(flat_y, first * k, k, 4 * count, flat_bias, i * k, reference, sums)
+            add_bias_and_sum(flat_y, first * k, k, 4 * count, flat_bias, i * k, reference, sums)
             for e in range(k):
                 total[0, e] += sums[e]
                 total[1, e] += sums[k + e]

@@ -1,7 +1,7 @@
 """Inner loops written in LLVM IR, because Numba's own loops do not keep their numbers in vector registers.
 
-All but ``take`` operate on flat float32 arrays and indices into them, and return nothing. Whoever changes this file
-has to touch ``convolution.py``, too: Numba's cache only checks the file in which a kernel is defined.
+All but ``fetch_add`` operate on flat float32 arrays and indices into them, and return nothing. Whoever changes this
+file has to touch ``convolution.py``, too: Numba's cache only checks the file in which a kernel is defined.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ def activate(
 
 
 @intrinsic
-def settle(
+def add_bias_and_sum(
     _typing: Any, y: Any, at: Any, channels: Any, count: Any, bias: Any, at_bias: Any, reference: Any, sums: Any
 ) -> Any:
     """y += bias for all ``channels`` of ``count`` pixels; sums (2 channels) of y - reference, then of its squares."""
@@ -258,7 +258,7 @@ def settle(
 
 
 @intrinsic
-def take(_typing: Any, counter: Any) -> Any:
+def fetch_add(_typing: Any, counter: Any) -> Any:
     """Return the number in an int64 array of one element and increment it atomically: each number is taken once."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

@@ -12,7 +12,7 @@ _SWITCHED = threading.RLock()
 
 
 @contextmanager
-def whole_float32(device: torch.device) -> Iterator[None]:
+def without_tf32(device: torch.device) -> Iterator[None]:
     """Convolve in full float32 within this context: by default cuDNN rounds to ten bits (TF32), and an inversion
     amplifies the errors."""
     if device.type != "cuda":

@@ -18,14 +18,14 @@ logger = logging.getLogger(__name__)
 Maps = dict[str, torch.Tensor]
 Computation = Callable[..., Maps]
 
-RUNS_BEFORE = 2
+WARMUP_RUNS = 2
 """Times that a computation is run before it is recorded: one that is rare is not worth it, and libraries choose and
 load their kernels during these runs."""
-MOST = 8
+MAX_GRAPHS = 8
 """Most graphs that are kept; further computations are run without recording."""
 
 
-class Recordings:
+class GraphCache:
     """The CUDA graphs of one device, for one thread.
 
     Each graph has its own inputs; intermediate results are in a memory pool that the graphs share.
@@ -33,9 +33,9 @@ class Recordings:
 
     def __init__(self) -> None:
         self._asked: Counter[Hashable] = Counter()
-        self._graphs: dict[Hashable, _Recorded] = {}
-        self._most = MOST
-        self._place: _Place | None = None
+        self._graphs: dict[Hashable, _Graph] = {}
+        self._most = MAX_GRAPHS
+        self._place: _CaptureContext | None = None
 
     def run(self, name: Hashable, compute: Computation, inputs: Sequence[torch.Tensor]) -> Maps:
         """Apply ``compute`` to the inputs: replay its graph if there is one, else run it, and record it if it is due.
@@ -61,7 +61,7 @@ class Recordings:
         key = name, *((x.shape, x.dtype, x.device) for x in inputs)
         if key not in self._graphs:
             self._asked[key] += 1
-            if self._asked[key] > RUNS_BEFORE and len(self._graphs) < self._most:
+            if self._asked[key] > WARMUP_RUNS and len(self._graphs) < self._most:
                 self._record(key, compute, inputs)
         recorded = self._graphs.get(key)
         return compute(*inputs) if recorded is None else recorded.replay(inputs)
@@ -80,9 +80,9 @@ class Recordings:
         """Record a computation. If that fails, never record again: computations are then run without graphs."""
         reason = None
         if self._place is None:
-            self._place = _place_on(inputs[0].device)
+            self._place = _capture_context(inputs[0].device)
         try:
-            self._graphs[key] = _Recorded(compute, inputs, self._place)
+            self._graphs[key] = _Graph(compute, inputs, self._place)
         except RuntimeError as error:  # the device may be full, or another thread may be recording
             reason = str(error).strip().partition("\n")[0]
         if reason is not None:  # outside the clause above: the exception keeps tensors alive until its clause ends
@@ -91,7 +91,7 @@ class Recordings:
             logger.warning("forwards are not recorded as CUDA graphs (%s), which makes them a little slower", reason)
 
 
-class _Place(NamedTuple):
+class _CaptureContext(NamedTuple):
     """The device and stream on which graphs are recorded, and the memory pool that they share."""
 
     device: torch.device
@@ -99,15 +99,15 @@ class _Place(NamedTuple):
     pool: Any
 
 
-def _place_on(device: torch.device) -> _Place:
+def _capture_context(device: torch.device) -> _CaptureContext:
     with torch.cuda.device(device):  # torch's default stream for recording would be on the first device used
-        return _Place(device, torch.cuda.Stream(device), torch.cuda.graph_pool_handle())
+        return _CaptureContext(device, torch.cuda.Stream(device), torch.cuda.graph_pool_handle())
 
 
-class _Recorded:
+class _Graph:
     """One CUDA graph, with the tensors that it reads and writes."""
 
-    def __init__(self, compute: Computation, inputs: Sequence[torch.Tensor], place: _Place) -> None:
+    def __init__(self, compute: Computation, inputs: Sequence[torch.Tensor], place: _CaptureContext) -> None:
         before = torch.cuda.current_stream(place.device)
         with torch.cuda.device(place.device):
             self._graph = torch.cuda.CUDAGraph()

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from interpreter.config import InterpreterConfig
 from interpreter.errors import ConfigurationError
-from interpreter.heads.head import Head, Maps, coarsest_step
+from interpreter.heads.head import Head, Maps, coarsest_stride
 from interpreter.vss import VssBlock
 from store.spec import FeatureSpec
 
@@ -110,7 +110,7 @@ class AdaptiveHead(Head):
     def __init__(self, spec: FeatureSpec, config: InterpreterConfig) -> None:
         super().__init__()
         self.resolution = spec.resolution
-        self.step = coarsest_step(spec)
+        self.stride = coarsest_stride(spec)
         self.levels: dict[int, list[str]] = {}
         channels: dict[int, int] = {}
         for block in sorted(spec.blocks, key=lambda block: block.height):

@@ -19,12 +19,12 @@ Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """A loss of logits (b, n, ...), ground truth uint8 (b, ...) and a mask bool (b, ...) of the pixels that count."""
 
 
-def coarsest_step(spec: FeatureSpec) -> int:
+def coarsest_stride(spec: FeatureSpec) -> int:
     """Side, in pixels of the network's square, of the area that one value of the coarsest map covers."""
     return spec.resolution // min(min(block.height, block.width) for block in spec.blocks)
 
 
-def side_by_side(read: Callable[[int], Maps], timesteps: Sequence[int]) -> dict[str, torch.Tensor]:
+def stack_timesteps(read: Callable[[int], Maps], timesteps: Sequence[int]) -> dict[str, torch.Tensor]:
     """Stack the maps of all timesteps: {block: (1, t, c, h, w)}, as ``all_timesteps`` heads get them in training."""
     steps = [read(i) for i in range(len(timesteps))]
     return {name: torch.stack([step[name] for step in steps], dim=1) for name in steps[0]}
@@ -36,11 +36,11 @@ class Head(nn.Module):
     By default it reads one timestep at a time (``forward``), and every timestep is a voter.
 
     Attributes:
-        step: smallest unit, in pixels of the network's square, in which maps can be cropped; the side and the
+        stride: smallest unit, in pixels of the network's square, in which maps can be cropped; the side and the
             position of training windows are multiples of it.
     """
 
-    step: int
+    stride: int
 
     all_timesteps = False
     """Whether the head always reads all timesteps of an image together, in training and in prediction."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from interpreter.heads.adaptive import AdaptiveHead
-from interpreter.heads.head import Loss, Maps, side_by_side
+from interpreter.heads.head import Loss, Maps, stack_timesteps
 
 
 class JointHead(AdaptiveHead):
@@ -31,7 +31,7 @@ class JointHead(AdaptiveHead):
         return measure(self._logits(maps).float(), truth, inside)
 
     def votes(self, read: Callable[[int], Maps], timesteps: Sequence[int]) -> Iterator[torch.Tensor]:
-        yield self._logits(side_by_side(read, timesteps))
+        yield self._logits(stack_timesteps(read, timesteps))
 
     def _logits(self, maps: Maps) -> torch.Tensor:
         first = next(iter(maps.values()))

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from interpreter.bilinear import at_pixels
 from interpreter.config import InterpreterConfig
-from interpreter.heads.head import Head, Loss, Maps, coarsest_step, side_by_side
+from interpreter.heads.head import Head, Loss, Maps, coarsest_stride, stack_timesteps
 from store.spec import FeatureSpec
 
 MODELS = 10
@@ -40,7 +40,7 @@ class MlpEnsemble(Head):
     def __init__(self, spec: FeatureSpec, config: InterpreterConfig) -> None:
         super().__init__()
         self.names = [block.name for block in spec.blocks]
-        self.step = coarsest_step(spec)
+        self.stride = coarsest_stride(spec)
         self.scale = spec.resolution // spec.blocks[0].height  # a ratio, which holds at any resolution
         f = len(spec.timesteps) * sum(block.channels for block in spec.blocks)
         self.models = nn.ModuleList([_perceptron(f, config.outputs) for _ in range(MODELS)])
@@ -67,8 +67,8 @@ class MlpEnsemble(Head):
         The first layer is linear, as is upsampling, so the layer is applied first, at the size of each map,
         which takes a fifth of the operations.
         """
-        planes = [of_block.movedim(1, 3) for of_block in self._planes(side_by_side(read, timesteps))]  # (1, h, w, t c)
-        side, rows = planes[0].shape[1] * self.scale, max(ROWS // self.step, 1) * self.step
+        planes = [maps.movedim(1, 3) for maps in self._planes(stack_timesteps(read, timesteps))]  # (1, h, w, t c)
+        side, rows = planes[0].shape[1] * self.scale, max(ROWS // self.stride, 1) * self.stride
         for model in self.models:
             assert isinstance(model, nn.Sequential)
             first, rest = model[0], model[1:]

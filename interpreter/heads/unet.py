@@ -26,7 +26,7 @@ class PixelUNet(Head):
         from monai.networks.nets import UNet  # imported late, since the import takes seconds
 
         require_photographs(spec, "unet")
-        self.step = 2 ** (len(CHANNELS) - 1)
+        self.stride = 2 ** (len(CHANNELS) - 1)
         self.network: nn.Module = UNet(
             spatial_dims=2,
             in_channels=3,

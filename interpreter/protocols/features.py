@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from interpreter.data import Labelled, all_images, labelled_at
+from interpreter.data import LabelledImage, all_images, labelled_at
 from interpreter.errors import ConfigurationError
 from interpreter.protocols.extracting import DataSource, Extract, FeatureRequest
 from interpreter.protocols.protocol import Experiment, Protocol, ProtocolSettings, Row
@@ -14,7 +14,7 @@ from store.spec import FeatureSpec
 from store.views import IDENTITY, plain_view
 
 Say = Callable[[str], None]
-Places = Sequence[tuple[str, str]]
+Splits = Sequence[tuple[str, str]]
 """Splits of data sets: (data set, split) pairs."""
 
 
@@ -58,28 +58,30 @@ class ProtocolFeatures:
         """The views of each test image that the experiment reads."""
         return views_read(experiment.test_view, mirrored=self._settings.mirrored)
 
-    def images(self, places: Places, view: str = IDENTITY) -> list[Labelled]:
+    def images(self, splits: Splits, view: str = IDENTITY) -> list[LabelledImage]:
         """The labelled images of some splits in one view, each photograph once."""
-        return [image.seen_as(view) for image in labelled_at(self._store, places, self._task)]
+        return [image.seen_as(view) for image in labelled_at(self._store, splits, self._task)]
 
-    def photographs(self, places: Places) -> list[Labelled]:
+    def photographs(self, splits: Splits) -> list[LabelledImage]:
         """All images of some splits, labelled or not."""
-        return [image for name, split in places for image in all_images(self._store, f"{name}:{split}")]
+        return [image for name, split in splits for image in all_images(self._store, f"{name}:{split}")]
 
-    def of_experiment(self, experiment: Experiment) -> FeatureSpec:
+    def extract_for_experiment(self, experiment: Experiment) -> FeatureSpec:
         """Extract what an experiment is trained and tested on, where it is missing; return its spec."""
         row, test_views = experiment.row, self.test_views(experiment)
         drawn = self._settings.views_of(row)
         views = tuple(dict.fromkeys((plain_view(drawn), *drawn)))
-        digests = {self.extracted(name, split, row, views) for name, split in experiment.sources}
-        digests |= {self.extracted(name, split, row, test_views) for name, split in experiment.tests}
+        digests = {self.extract(name, split, row, views) for name, split in experiment.sources}
+        digests |= {self.extract(name, split, row, test_views) for name, split in experiment.tests}
         return self._only_spec(digests)
 
-    def at_resolution(self, resolution: int | None, row: Row, places: Places, views: tuple[str, ...]) -> FeatureSpec:
+    def extract_at_resolution(
+        self, resolution: int | None, row: Row, splits: Splits, views: tuple[str, ...]
+    ) -> FeatureSpec:
         """Extract views of some splits at a resolution (None: the settings'), where missing; return their spec."""
-        return self._only_spec({self.extracted(name, split, row, views, resolution) for name, split in places})
+        return self._only_spec({self.extract(name, split, row, views, resolution) for name, split in splits})
 
-    def extracted(self, name: str, split: str, row: Row, views: tuple[str, ...], resolution: int | None = None) -> str:
+    def extract(self, name: str, split: str, row: Row, views: tuple[str, ...], resolution: int | None = None) -> str:
         """Extract views of a split, as features or as photographs, where missing; return the digest of their spec."""
         wanted = FeatureRequest(
             self.sources[name], split, row.trajectory, views, self._preprocessing, row.untrained, resolution, row.pixels

@@ -13,7 +13,7 @@ from interpreter.metrics import in_points
 from interpreter.protocols.protocol import Protocol, ProtocolSettings
 from interpreter.protocols.running import PICTURES, Result
 from interpreter.protocols.table import Table, as_json, tabulated, write_csv
-from interpreter.rendering import picture_of
+from interpreter.rendering import label_map_path
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -113,7 +113,7 @@ def _pictures(results: Sequence[Result]) -> Iterator[str]:
         ordered = sorted(result.summary["by_image"].items(), key=lambda item: item[1]["dice"])
         yield f"<h3>{escape(result.experiment.path)}</h3>"
         for word, (image, scores) in (("best", ordered[-1]), ("worst", ordered[0])):
-            data = base64.b64encode(picture_of(result.folder / PICTURES, image).read_bytes()).decode()
+            data = base64.b64encode(label_map_path(result.folder / PICTURES, image).read_bytes()).decode()
             yield f"<figure><img alt='' src='data:image/png;base64,{data}'>"
             yield f"<figcaption>{word}: {escape(image)}, Dice {100 * scores['dice']:.1f}</figcaption></figure>"
 

@@ -12,24 +12,24 @@ from typing import Any
 from interpreter.adapting import best_of, expected_at
 from interpreter.checkpoint import load_interpreter
 from interpreter.counting import cost_of
-from interpreter.data import Labelled, network_truth
+from interpreter.data import LabelledImage, network_truth
 from interpreter.errors import ConfigurationError, DataError
 from interpreter.evaluation import OnImage, evaluate
 from interpreter.metrics import finite_or_none
 from interpreter.network import Interpreter
-from interpreter.prediction import Segmented
+from interpreter.prediction import Segmentation
 from interpreter.protocols.extracting import DataSource, Extract
 from interpreter.protocols.features import ProtocolFeatures, Say
-from interpreter.protocols.known_scores import inputs_of, read_scores, write_scores
 from interpreter.protocols.protocol import Experiment, Protocol, ProtocolSettings, Row, TableRequest
-from interpreter.rendering import compared, encode_picture, picture_of
+from interpreter.protocols.score_cache import inputs_of, read_scores, write_scores
+from interpreter.rendering import draw_comparison, encode_picture, label_map_path
 from interpreter.training import Training
 from store.feature_store import FeatureStore
 from store.interrupts import Stop
 from store.spec import FeatureSpec
 
 PICTURES = "pictures"
-ADAPTED_ON = "train"
+ADAPTATION_SPLIT = "train"
 """Split of a tested data set whose photographs, without labels, decide the resolution it is read at (``adapt``)."""
 
 
@@ -93,7 +93,7 @@ class ProtocolRun:
         return results
 
     def _result(self, experiment: Experiment) -> Result:
-        spec, folder = self.features.of_experiment(experiment), self.out / experiment.path
+        spec, folder = self.features.extract_for_experiment(experiment), self.out / experiment.path
         sources = self.features.images(experiment.sources)
         tests = self.features.images(experiment.tests, experiment.test_view)
         adapted_on = self._adapted_on(experiment, spec) if self.settings.adapt else []
@@ -105,10 +105,15 @@ class ProtocolRun:
         return Result(experiment, summary, folder)
 
     def _train_and_score(
-        self, experiment: Experiment, spec: FeatureSpec, folder: Path, sources: list[Labelled], tests: list[Labelled]
+        self,
+        experiment: Experiment,
+        spec: FeatureSpec,
+        folder: Path,
+        sources: list[LabelledImage],
+        tests: list[LabelledImage],
     ) -> dict[str, Any]:
         task = self.protocol.task
-        _require_apart(experiment, sources, tests)
+        _require_disjoint(experiment, sources, tests)
         training = Training(
             self.store,
             spec,
@@ -124,7 +129,7 @@ class ProtocolRun:
         )
         self._train(training)
         interpreter, card = load_interpreter(folder)
-        read, chosen = self._reading(experiment, interpreter.to(training.device), spec)
+        read, chosen = self._choose_resolution(experiment, interpreter.to(training.device), spec)
         rules = experiment.scoring_rules
         if read != spec and rules.size == "network":  # compare at the size trained at, whatever is read
             rules = rules.model_copy(update={"size": spec.resolution})
@@ -152,16 +157,16 @@ class ProtocolRun:
         if stop.requested:  # after the last step, where the training itself no longer stops
             raise KeyboardInterrupt
 
-    def _reading(
+    def _choose_resolution(
         self, experiment: Experiment, interpreter: Interpreter, spec: FeatureSpec
     ) -> tuple[FeatureSpec, dict[str, Any]]:
         """Return the spec of the features that a trained network is scored on, and the summary of how it was chosen."""
         if not self.settings.adapt:
             return spec, {}
-        row, view, places = experiment.row, experiment.test_view, _where_adapted(experiment)
-        images, expected = [image.seen_as(view) for image in self.features.photographs(places)], []
+        row, view, splits = experiment.row, experiment.test_view, _adaptation_splits(experiment)
+        images, expected = [image.seen_as(view) for image in self.features.photographs(splits)], []
         for resolution in sorted({spec.resolution, *self.settings.adapt}):
-            read = self.features.at_resolution(_other(resolution, spec), row, places, (view,))
+            read = self.features.extract_at_resolution(_resolution_override(resolution, spec), row, splits, (view,))
             expected.append(expected_at(interpreter, self.store, read, images))
             self._say(f"  read at {read.resolution}: expected Dice {100 * expected[-1].dice:.1f}")
         # A network that finds nothing at any resolution is scored at the one it was trained at.
@@ -172,29 +177,31 @@ class ProtocolRun:
             "expected_dice_at": {str(e.spec.resolution): finite_or_none(e.dice) for e in expected},
         }
         views = self.features.test_views(experiment)
-        return self.features.at_resolution(_other(best, spec), row, experiment.tests, views), chosen
+        return self.features.extract_at_resolution(
+            _resolution_override(best, spec), row, experiment.tests, views
+        ), chosen
 
-    def _adapted_on(self, experiment: Experiment, spec: FeatureSpec) -> list[Labelled]:
+    def _adapted_on(self, experiment: Experiment, spec: FeatureSpec) -> list[LabelledImage]:
         """The photographs that decide at which resolution the tested data set is read.
 
         Resolutions that the network cannot read raise SpecError here, before the training.
         """
         for resolution in self.settings.adapt:
-            spec.of_resolution(resolution)
-        for name, split in (places := _where_adapted(experiment)):
-            self.features.extracted(name, split, experiment.row, (experiment.test_view,))
-        return self.features.photographs(places)
+            spec.with_resolution(resolution)
+        for name, split in (splits := _adaptation_splits(experiment)):
+            self.features.extract(name, split, experiment.row, (experiment.test_view,))
+        return self.features.photographs(splits)
 
     def _draw_into(self, folder: Path, experiment: Experiment, spec: FeatureSpec) -> OnImage:
         folder.mkdir(parents=True, exist_ok=True)
         task, rules = self.protocol.task, experiment.scoring_rules
 
-        def draw(image: Labelled, found: Segmented) -> None:
+        def draw(image: LabelledImage, found: Segmentation) -> None:
             entry = self.store.entry(spec, image.key)
             truth = task.members(network_truth(self.store, entry, image, task, rules))
             known = image.known(task)
-            picture = compared(found.prediction.masks[known], truth[known], rules.counted(entry.fov))
-            file = picture_of(folder, image.name)
+            picture = draw_comparison(found.prediction.masks[known], truth[known], rules.counted(entry.fov))
+            file = label_map_path(folder, image.name)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(encode_picture(picture))
 
@@ -211,17 +218,17 @@ def _require_adaptable(experiment: Experiment) -> None:
         )
 
 
-def _other(resolution: int, spec: FeatureSpec) -> int | None:
+def _resolution_override(resolution: int, spec: FeatureSpec) -> int | None:
     """None for the training's own resolution, so that the request equals the earlier one and is not run again."""
     return None if resolution == spec.resolution else resolution
 
 
-def _where_adapted(experiment: Experiment) -> list[tuple[str, str]]:
+def _adaptation_splits(experiment: Experiment) -> list[tuple[str, str]]:
     """The splits whose photographs decide at which resolution the tested data sets are read."""
-    return [(name, ADAPTED_ON) for name, _ in experiment.tests]
+    return [(name, ADAPTATION_SPLIT) for name, _ in experiment.tests]
 
 
-def _require_apart(experiment: Experiment, sources: Sequence[Labelled], tests: Sequence[Labelled]) -> None:
+def _require_disjoint(experiment: Experiment, sources: Sequence[LabelledImage], tests: Sequence[LabelledImage]) -> None:
     """Raise DataError if a photograph is both trained and tested on, as happens if one data set contains another."""
     trained = {image.key.image_id: image.name for image in sources}
     both = [(trained[test.key.image_id], test.name) for test in tests if test.key.image_id in trained]

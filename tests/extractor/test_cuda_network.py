@@ -15,7 +15,7 @@ from extractor.architectures import tiny_unet
 from extractor.backbone import Backbone
 from extractor.cuda import recording
 from extractor.cuda.network import SHORTEST, group_norm, use_fast_kernels
-from extractor.cuda.recording import MOST, RUNS_BEFORE, Computation, Maps, Recordings
+from extractor.cuda.recording import MAX_GRAPHS, WARMUP_RUNS, Computation, GraphCache, Maps
 from extractor.diffusion import Diffusion
 from extractor.schedule import noise_schedule
 from extractor.unet import build_unet
@@ -109,10 +109,10 @@ class Replayed:
 
 
 @pytest.fixture
-def recordings(monkeypatch: pytest.MonkeyPatch) -> Recordings:
-    monkeypatch.setattr(recording, "_Recorded", Replayed)
-    monkeypatch.setattr(recording, "_place_on", lambda _: None)
-    return Recordings()
+def recordings(monkeypatch: pytest.MonkeyPatch) -> GraphCache:
+    monkeypatch.setattr(recording, "_Graph", Replayed)
+    monkeypatch.setattr(recording, "_capture_context", lambda _: None)
+    return GraphCache()
 
 
 class Counted:
@@ -126,17 +126,17 @@ class Counted:
         return {"twice": 2 * x}
 
 
-def test_what_is_asked_for_often_is_recorded_once(recordings: Recordings) -> None:
+def test_what_is_asked_for_often_is_recorded_once(recordings: GraphCache) -> None:
     compute, x = Counted(), torch.ones(2, 3)
     for _ in range(10):
         assert torch.equal(recordings.run("name", compute, [x])["twice"], 2 * x)
-    assert compute.times == RUNS_BEFORE + 1
+    assert compute.times == WARMUP_RUNS + 1
 
 
-def test_another_name_shape_or_type_is_another_computation(recordings: Recordings) -> None:
+def test_another_name_shape_or_type_is_another_computation(recordings: GraphCache) -> None:
     compute, x = Counted(), torch.ones(2, 3)
     others = [("name", x[:1]), ("other", x), ("name", x.double())]
-    for _ in range(RUNS_BEFORE + 2):
+    for _ in range(WARMUP_RUNS + 2):
         recordings.run("name", compute, [x])
     before = compute.times
     for name, given in others:
@@ -144,57 +144,57 @@ def test_another_name_shape_or_type_is_another_computation(recordings: Recording
     assert compute.times == before + len(others)
 
 
-def test_no_more_graphs_are_kept_than_is_said(recordings: Recordings) -> None:
+def test_no_more_graphs_are_kept_than_is_said(recordings: GraphCache) -> None:
     compute = Counted()
-    for n in range(MOST + 1):
-        for _ in range(RUNS_BEFORE + 1):
+    for n in range(MAX_GRAPHS + 1):
+        for _ in range(WARMUP_RUNS + 1):
             recordings.run(n, compute, [torch.ones(1)])
     before = compute.times
-    for n in range(MOST + 1):
+    for n in range(MAX_GRAPHS + 1):
         recordings.run(n, compute, [torch.ones(1)])
     assert compute.times == before + 1  # the last is run
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("out of memory"), RuntimeError("another thread records")])
 def test_what_cannot_be_recorded_is_run(
-    recordings: Recordings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+    recordings: GraphCache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     def failing(*_: object) -> Replayed:
         raise error
 
     compute, x = Counted(), [torch.ones(1)]
-    for _ in range(RUNS_BEFORE + 1):
+    for _ in range(WARMUP_RUNS + 1):
         recordings.run("recorded", compute, x)
-    monkeypatch.setattr(recording, "_Recorded", failing)
-    for n in range(RUNS_BEFORE + 3):
+    monkeypatch.setattr(recording, "_Graph", failing)
+    for n in range(WARMUP_RUNS + 3):
         recordings.run("other", compute, x)
-        assert compute.times == RUNS_BEFORE + 1 + n + 1
+        assert compute.times == WARMUP_RUNS + 1 + n + 1
     assert str(error) in caplog.text
-    monkeypatch.setattr(recording, "_Recorded", lambda *_: pytest.fail("tried again"))
+    monkeypatch.setattr(recording, "_Graph", lambda *_: pytest.fail("tried again"))
     before = compute.times
-    for _ in range(RUNS_BEFORE + 2):
+    for _ in range(WARMUP_RUNS + 2):
         recordings.run("recorded", compute, x)
-    assert compute.times == before + RUNS_BEFORE + 2  # the graph was given up, too
+    assert compute.times == before + WARMUP_RUNS + 2  # the graph was given up, too
     assert not recordings.forget()
 
 
-def test_who_has_nothing_to_forget_records_as_before(recordings: Recordings) -> None:
+def test_who_has_nothing_to_forget_records_as_before(recordings: GraphCache) -> None:
     compute, x = Counted(), [torch.ones(1)]
     assert not recordings.forget()
-    for _ in range(RUNS_BEFORE + 4):
+    for _ in range(WARMUP_RUNS + 4):
         recordings.run("name", compute, x)
-    assert compute.times == RUNS_BEFORE + 1
+    assert compute.times == WARMUP_RUNS + 1
     assert recordings.forget()
 
 
 def test_a_full_device_gives_up_its_recordings_and_holds_nothing_of_what_failed(
-    recordings: Recordings, monkeypatch: pytest.MonkeyPatch
+    recordings: GraphCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_unet()
     network = Backbone(build_unet(config), Diffusion(noise_schedule("cosine-100")), config)
     x, other = torch.randn(2, 1, 3, 16, 16)
     network._recordings = recordings
-    expected = [network.estimate(x, 7, ["block_1"]) for _ in range(RUNS_BEFORE + 2)][-1]
+    expected = [network.estimate(x, 7, ["block_1"]) for _ in range(WARMUP_RUNS + 2)][-1]
     usual, held = Backbone._network, list[weakref.ref[torch.Tensor]]()
 
     def full_once(self: Backbone, *inputs: torch.Tensor) -> torch.Tensor:

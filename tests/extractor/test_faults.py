@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from extractor.pipeline import usual_threads
+from extractor.pipeline import default_threads
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,7 +35,7 @@ def is_whole(result: dict[str, Any], unnoted: int = 0) -> None:
 
 def test_fifty_kills_lose_nothing_and_make_nothing_twice(dataset_folder: Path, tmp_path: Path) -> None:
     result = writers("kill", tmp_path / "store", dataset_folder / "images", "50")
-    is_whole(result, unnoted=50 * usual_threads("cpu", 2).writers)
+    is_whole(result, unnoted=50 * default_threads("cpu", 2).writers)
     assert result["kills"] == 50
     assert 0 < result["before_the_last_run"] < result["expected"]
     last = result["last_run"]

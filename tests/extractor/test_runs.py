@@ -28,9 +28,9 @@ from extractor.background import BEHIND, ONE_THREAD_OF_OPENCV
 from extractor.datasets import DataSet, load_dataset
 from extractor.diffusion import Diffusion
 from extractor.errors import BackboneError, DatasetError, DeviceFull, NonFiniteActivation
-from extractor.extraction import Extractor, Prepared, Unstacked
+from extractor.extraction import Extractor, Prepared, UnstackedFeatures
 from extractor.images import image_id
-from extractor.pipeline import Threads, usual_batch, usual_threads
+from extractor.pipeline import Threads, default_batch, default_threads
 from extractor.pixels import PixelExtractor
 from extractor.presets import encoding_of, open_backbone
 from extractor.runs import SizePlan, extract_dataset, plan_size, require_room
@@ -79,7 +79,7 @@ def test_helpers_give_way_and_take_no_threads_of_their_own(
         return seen_there
 
     monkeypatch.setattr(Extractor, "frame", seeing("decoding", Extractor.frame))
-    monkeypatch.setattr(Extractor, "unstacked", seeing("network", Extractor.unstacked))
+    monkeypatch.setattr(Extractor, "extract_unstacked", seeing("network", Extractor.extract_unstacked))
     monkeypatch.setattr(FeatureStore, "write", seeing("writing", FeatureStore.write))
     extract_dataset(load_dataset(f"folder:{dataset_folder}", "eyes"), store, Extractor(backbone, spec))
     nice, behind = before[0], min(before[0] + BEHIND, 19)
@@ -143,15 +143,15 @@ def test_a_photograph_that_network_or_encoding_cannot_hold_is_left_out(
     batch: int,
     error: type[Exception],
 ) -> None:
-    unstacked, path = Extractor.unstacked, sorted((dataset_folder / "images").iterdir())[2]
+    unstacked, path = Extractor.extract_unstacked, sorted((dataset_folder / "images").iterdir())[2]
     too_large = image_id(path.read_bytes())
 
-    def overflowing(self: Extractor, prepared: Sequence[Prepared]) -> list[Unstacked]:
+    def overflowing(self: Extractor, prepared: Sequence[Prepared]) -> list[UnstackedFeatures]:
         if any(one.key.image_id == too_large for one in prepared):
             raise error("block_2: features hold numbers beyond float16")
         return unstacked(self, prepared)
 
-    monkeypatch.setattr(Extractor, "unstacked", overflowing)
+    monkeypatch.setattr(Extractor, "extract_unstacked", overflowing)
     store = FeatureStore("memory://")
     dataset = load_dataset(f"folder:{dataset_folder}", "eyes")
     report = extract_dataset(dataset, store, Extractor(backbone, spec), batch=batch)
@@ -166,15 +166,15 @@ def test_a_photograph_that_network_or_encoding_cannot_hold_is_left_out(
 def test_photographs_that_were_left_out_stop_no_run_that_goes_on(
     backbone: Backbone, spec: FeatureSpec, dataset_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unstacked, paths = Extractor.unstacked, sorted((dataset_folder / "images").iterdir())[1:5]
+    unstacked, paths = Extractor.extract_unstacked, sorted((dataset_folder / "images").iterdir())[1:5]
     bad = {image_id(path.read_bytes()) for path in paths}
 
-    def broken(self: Extractor, prepared: Sequence[Prepared]) -> list[Unstacked]:
+    def broken(self: Extractor, prepared: Sequence[Prepared]) -> list[UnstackedFeatures]:
         if any(one.key.image_id in bad for one in prepared):
             raise NonFiniteActivation("block_0 at timestep 1")
         return unstacked(self, prepared)
 
-    monkeypatch.setattr(Extractor, "unstacked", broken)
+    monkeypatch.setattr(Extractor, "extract_unstacked", broken)
     store, dataset = FeatureStore("memory://"), load_dataset(f"folder:{dataset_folder}", "eyes")
     for extracted in (2, 0):
         report = extract_dataset(dataset, store, Extractor(backbone, spec))
@@ -476,7 +476,7 @@ def test_the_network_does_not_wait_for_the_batch_before_to_be_written(
     backbone: Backbone, spec: FeatureSpec, dataset_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extractor, store = Extractor(backbone, spec), FeatureStore("memory://")
-    unstacked, write, second = extractor.unstacked, store.write, threading.Event()
+    unstacked, write, second = extractor.extract_unstacked, store.write, threading.Event()
     begun: list[int] = []
 
     def noting(prepared: Any) -> Any:
@@ -489,20 +489,20 @@ def test_the_network_does_not_wait_for_the_batch_before_to_be_written(
         assert second.wait(60)  # nothing is written before the second batch is in the network
         return write(*arguments)
 
-    monkeypatch.setattr(extractor, "unstacked", noting)
+    monkeypatch.setattr(extractor, "extract_unstacked", noting)
     monkeypatch.setattr(store, "write", waiting)
     extract_dataset(load_dataset(f"folder:{dataset_folder}", "eyes"), store, extractor, batch=3)
     assert begun == [3, 3]
 
 
 def test_beside_a_gpu_more_threads_decode_and_write() -> None:
-    assert usual_threads("cpu", 64) == Threads(decoders=2, writers=2)
-    assert [usual_threads("cuda", cores).writers for cores in (1, 4, 12, 128)] == [2, 2, 6, 8]
+    assert default_threads("cpu", 64) == Threads(decoders=2, writers=2)
+    assert [default_threads("cuda", cores).writers for cores in (1, 4, 12, 128)] == [2, 2, 6, 8]
 
 
 def test_a_batch_is_bounded_by_the_memory_of_what_it_makes() -> None:
-    assert [usual_batch("cuda", size) for size in (30 << 20, 1 << 30, 9 << 30)] == [16, 4, 1]
-    assert (usual_batch("cpu", 1 << 30), usual_batch("cpu", 1, spread=True)) == (2, 1)
+    assert [default_batch("cuda", size) for size in (30 << 20, 1 << 30, 9 << 30)] == [16, 4, 1]
+    assert (default_batch("cpu", 1 << 30), default_batch("cpu", 1, spread=True)) == (2, 1)
 
 
 @pytest.mark.parametrize("damage", [b"rubbish", "of another size"])

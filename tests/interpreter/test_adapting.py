@@ -17,7 +17,7 @@ from extractor.runs import extract_dataset
 from interpreter.adapting import Expected, best_of, expected_at, readable_specs, save_adapted
 from interpreter.checkpoint import Card, load_interpreter, save_interpreter
 from interpreter.config import InterpreterConfig
-from interpreter.data import Labelled, all_images
+from interpreter.data import LabelledImage, all_images
 from interpreter.domain import load_domain
 from interpreter.domain_cli import fit
 from interpreter.errors import ConfigurationError, DataError
@@ -39,8 +39,8 @@ def store(backbone: Backbone, spec: FeatureSpec, dataset_folder: Path, tmp_path:
     made = FeatureStore(tmp_path / "features.zarr")
     data = load_dataset(f"folder:{dataset_folder}", "eyes")
     for side in (48, 32, 64):
-        extract_dataset(data, made, Extractor(backbone, spec.of_resolution(side)))
-    extract_dataset(data, made, Extractor(backbone, spec.of_resolution(64).model_copy(update={"clip": True})))
+        extract_dataset(data, made, Extractor(backbone, spec.with_resolution(side)))
+    extract_dataset(data, made, Extractor(backbone, spec.with_resolution(64).model_copy(update={"clip": True})))
     return made
 
 
@@ -72,7 +72,7 @@ def test_what_is_expected_follows_from_probabilities_alone() -> None:
 def test_expectations_of_photographs_are_added_up(store: FeatureStore, model: Path, spec: FeatureSpec) -> None:
     network, _ = load_interpreter(model)
     images = all_images(store, "eyes")
-    larger = spec.of_resolution(64)
+    larger = spec.with_resolution(64)
     of_each = []
     for image in images:
         features = store.entry(larger, image.key).features()
@@ -88,7 +88,7 @@ def of(spec: FeatureSpec, side: int, *by_class: float, images: int = 6, spread: 
     """An expectation of so much of each class, in photographs that differ by a spread."""
     away = spread * np.linspace(-1, 1, images)
     sums = np.array([[[d + one for d in by_class], np.ones(len(by_class)), np.ones(len(by_class))] for one in away])
-    return Expected(spec.of_resolution(side), sums)
+    return Expected(spec.with_resolution(side), sums)
 
 
 def test_the_best_is_the_highest_and_of_equals_the_coarsest(spec: FeatureSpec) -> None:
@@ -118,16 +118,16 @@ def test_only_whole_sets_of_the_same_features_are_read(store: FeatureStore, mode
     _, card = load_interpreter(model)
     images = all_images(store, "eyes")
     assert [one.resolution for one in readable_specs(store, card, images)] == [32, 48, 64]
-    store.delete(spec.of_resolution(48), images[3].key)
-    assert readable_specs(store, card, images) == [spec, spec.of_resolution(64)]
-    for one in (spec, spec.of_resolution(64)):
+    store.delete(spec.with_resolution(48), images[3].key)
+    assert readable_specs(store, card, images) == [spec, spec.with_resolution(64)]
+    for one in (spec, spec.with_resolution(64)):
         store.delete(one, images[0].key)
     told = r"\(found: 5 at 32, 5 at 48, 5 at 64\); run `extractor run --backbone .* --resolution 32"
     with pytest.raises(DataError, match=told):
         readable_specs(store, card, images)
 
 
-def adapted(store: FeatureStore, model: Path, images: list[Labelled], out: Path, best: int) -> Card:
+def adapted(store: FeatureStore, model: Path, images: list[LabelledImage], out: Path, best: int) -> Card:
     network, card = load_interpreter(model)
     expected = [of(card.spec, side, 0.5 + 0.1 * (side == best), images=len(images)) for side in (32, 64)]
     return save_adapted(out, network, card, store, images, expected, load_domain(model, card.spec))
@@ -136,7 +136,7 @@ def adapted(store: FeatureStore, model: Path, images: list[Labelled], out: Path,
 def test_a_copy_reads_the_best_resolution_as_the_original_would(
     store: FeatureStore, model: Path, spec: FeatureSpec, tmp_path: Path
 ) -> None:
-    images, larger = all_images(store, "eyes"), spec.of_resolution(64)
+    images, larger = all_images(store, "eyes"), spec.with_resolution(64)
     card = adapted(store, model, images, tmp_path / "here", best=64)
     network, read = load_interpreter(tmp_path / "here")
     assert (read, read.spec, read.learnt_at) == (card, larger, 32)
@@ -207,7 +207,7 @@ def test_the_command(run: Run, store: FeatureStore, model: Path, tmp_path: Path)
     refused = run("interpreter", *call, "--resolution", "96")
     assert (refused.returncode, "--resolution 96" in refused.stderr) == (1, True)
     features = FeatureStore(store.location)
-    features.delete(load_interpreter(model)[1].spec.of_resolution(48), all_images(features, "eyes")[0].key)
+    features.delete(load_interpreter(model)[1].spec.with_resolution(48), all_images(features, "eyes")[0].key)
     assert "48 is left out: 5 of 6" in " ".join(run("interpreter", *call).stderr.split())
     same = run("interpreter", *call, "--out", model)
     assert (same.returncode, "another folder in --out" in same.stderr) == (2, True)

@@ -15,7 +15,7 @@ from interpreter.data import labelled_images
 from interpreter.errors import ConfigurationError
 from interpreter.network import Interpreter
 from interpreter.settings import TrainingSettings
-from interpreter.standardising import KnownMoments
+from interpreter.standardising import MomentsCache
 from interpreter.task import Task
 from interpreter.training import Training
 from store import Encoded, Features, FeatureSpec, FeatureStore, Key
@@ -100,7 +100,7 @@ def test_the_network_reads_a_window_as_it_reads_a_square(spec: FeatureSpec) -> N
     for head in ("adaptive", "joint", "mlp", "unet", "pyramid"):
         read = spec_of_pixels(spec.resolution, spec.preprocessing) if head in ("unet", "pyramid") else spec
         network = Interpreter(read, InterpreterConfig(head=head)).eval()  # type: ignore[arg-type]
-        assert read.resolution % network.head.step == 0
+        assert read.resolution % network.head.stride == 0
         if network.head.all_timesteps:
             continue
         side = read.resolution // 2
@@ -146,7 +146,7 @@ def test_a_flipped_view_is_standardised_as_the_photograph_is(
         filled_store.write(spec, here, Features(flipped, np.ascontiguousarray(fov[:, ::step]), plain.geometry))
         seen = {name: Encoded(m.values[None]) for name, m in flipped.items()}
         batch = Batch(0, (here,), np.array([spec.timesteps]), seen)
-        moments.append(run.feed._known_moments.of(batch))
+        moments.append(run.feed._moments_cache.of(batch))
     one, other = moments
     for name in maps:
         torch.testing.assert_close(one[name].mean, other[name].mean, rtol=1e-4, atol=1e-5)
@@ -162,7 +162,7 @@ def test_moments_are_found_once_for_each_view_and_timestep(filled_store: Feature
         asked.append(one)
         return entry.fov
 
-    known = KnownMoments(network.moments, fov_of)
+    known = MomentsCache(network.moments, fov_of)
     for t in (*spec.timesteps[:2], *spec.timesteps[:2]):
         maps = {block.name: entry.encoded(block.name, [t])[None] for block in spec.blocks}
         found = known.of(Batch(0, (key, key), np.array([[t], [t]]), {n: stacked([m[0]] * 2) for n, m in maps.items()}))

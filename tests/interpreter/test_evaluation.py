@@ -89,8 +89,8 @@ def test_photographs_may_be_read_at_another_resolution(
     backbone: Backbone, spec: FeatureSpec, dataset_folder: Path, head: HeadName
 ) -> None:
     store, larger = FeatureStore("memory://"), TINY.reading(resolution=2 * spec.resolution).spec(backbone)
-    assert spec.of_resolution(2 * spec.resolution) == larger
-    assert larger.of_resolution(spec.resolution) == spec
+    assert spec.with_resolution(2 * spec.resolution) == larger
+    assert larger.with_resolution(spec.resolution) == spec
     extract_dataset(load_dataset(f"folder:{dataset_folder}", "eyes"), store, Extractor(backbone, larger))
     task = Task(name="vessels", targets=("mask",))
     images = labelled_images(store, "eyes", None, task)
@@ -107,4 +107,4 @@ def test_photographs_may_be_read_at_another_resolution(
     with pytest.raises(SpecMismatch, match="clip"):
         evaluate(network, store, other, task, images)
     with pytest.raises(SpecError, match="a square of 33 pixels are not in proportion to those of 32"):
-        spec.of_resolution(33)
+        spec.with_resolution(33)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
-from interpreter.data import Labelled, labelled_images
+from interpreter.data import LabelledImage, labelled_images
 from interpreter.errors import ConfigurationError, DataError
 from interpreter.heat_map import CELL, HEAD, MARGIN, Panel, draw_heat_map
 from interpreter.probe import ProbeResult, ProbeSettings, fit_logistic, probe
@@ -70,7 +70,7 @@ def test_every_encoding_timestep_and_block_has_a_score(filled_store: FeatureStor
 def test_probes_fitted_to_some_images_are_scored_on_others(filled_store: FeatureStore, spec: FeatureSpec) -> None:
     images = labelled_images(filled_store, "eyes", None, TASK)
 
-    def scores(fitted: list[Labelled], scored: list[Labelled]) -> list[float]:
+    def scores(fitted: list[LabelledImage], scored: list[LabelledImage]) -> list[float]:
         found = probe(filled_store, spec, "mask", fitted, {"float16": None}, SETTINGS, scored)
         return [one.average_precision for one in found]
 
@@ -108,7 +108,7 @@ def test_the_largest_value_is_the_lightest_cell() -> None:
 
 def test_what_was_rounded_is_not_made_finer(spec: FeatureSpec) -> None:
     with pytest.raises(ConfigurationError, match="extract with --encoding float16"):
-        codecs_named("float16,int8", spec.encoded_as(AffineEncoding()))
+        codecs_named("float16,int8", spec.with_encoding(AffineEncoding()))
 
 
 def test_panels_are_targets_by_encodings() -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from interpreter.checkpoint import Card, load_interpreter, save_interpreter
 from interpreter.config import InterpreterConfig
-from interpreter.data import Labelled, labelled_images, native_truth
+from interpreter.data import LabelledImage, labelled_images, native_truth
 from interpreter.errors import ConfigurationError, DataError
 from interpreter.network import Interpreter
 from interpreter.prediction import segment
@@ -31,7 +31,7 @@ SETTINGS = TrainingSettings(epochs=2, batch=2, learning_rate=5e-3, evaluate_ever
 
 
 @pytest.fixture
-def images(filled_store: FeatureStore) -> list[Labelled]:
+def images(filled_store: FeatureStore) -> list[LabelledImage]:
     return labelled_images(filled_store, "eyes", None, TASK)
 
 
@@ -51,19 +51,19 @@ def teacher(taught: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(taught, tmp_path / "teacher"))
 
 
-def labels_of(pseudo: PseudoLabels, images: list[Labelled]) -> dict[str, NDArray[np.uint8]]:
+def labels_of(pseudo: PseudoLabels, images: list[LabelledImage]) -> dict[str, NDArray[np.uint8]]:
     """{image id: labels}."""
     return {image.key.image_id: labels for image, labels in pseudo.label(images)}
 
 
 def student(
-    store: FeatureStore, spec: FeatureSpec, labelled: list[Labelled], pseudo: PseudoLabels, folder: Path
+    store: FeatureStore, spec: FeatureSpec, labelled: list[LabelledImage], pseudo: PseudoLabels, folder: Path
 ) -> Training:
     return Training(store, spec, TASK, labelled, InterpreterConfig(), SETTINGS, folder, "x", pseudo_labels=pseudo)
 
 
 def test_a_student_learns_from_what_the_teacher_makes_of_photographs(
-    filled_store: FeatureStore, spec: FeatureSpec, images: list[Labelled], teacher: Path, tmp_path: Path
+    filled_store: FeatureStore, spec: FeatureSpec, images: list[LabelledImage], teacher: Path, tmp_path: Path
 ) -> None:
     bare = {"masks": {}, "indexed": ()}
     unlabelled = [dataclasses.replace(i, sample=i.sample.model_copy(update=bare)) for i in images[4:]]
@@ -97,7 +97,7 @@ def test_a_student_learns_from_what_the_teacher_makes_of_photographs(
 
 
 def test_another_teacher_is_another_run(
-    filled_store: FeatureStore, spec: FeatureSpec, images: list[Labelled], teacher: Path, tmp_path: Path
+    filled_store: FeatureStore, spec: FeatureSpec, images: list[LabelledImage], teacher: Path, tmp_path: Path
 ) -> None:
     pseudo = PseudoLabels(filled_store, TASK, images[4:], teacher, SETTINGS.views)
     student(filled_store, spec, images[:4], pseudo, tmp_path / "student").run()
@@ -111,7 +111,7 @@ def test_another_teacher_is_another_run(
 
 
 def test_what_has_labels_is_not_guessed(
-    filled_store: FeatureStore, spec: FeatureSpec, images: list[Labelled], teacher: Path, tmp_path: Path
+    filled_store: FeatureStore, spec: FeatureSpec, images: list[LabelledImage], teacher: Path, tmp_path: Path
 ) -> None:
     pseudo = PseudoLabels(filled_store, TASK, images, teacher, SETTINGS.views)
     run = student(filled_store, spec, images[:4], pseudo, tmp_path / "student")
@@ -126,7 +126,7 @@ def test_what_has_labels_is_not_guessed(
 
 
 def test_a_teacher_of_other_classes_is_refused(
-    filled_store: FeatureStore, spec: FeatureSpec, images: list[Labelled], teacher: Path, tmp_path: Path
+    filled_store: FeatureStore, spec: FeatureSpec, images: list[LabelledImage], teacher: Path, tmp_path: Path
 ) -> None:
     called = Task(name="x", targets=("vessel",))  # a single class may be called otherwise
     network, _ = load_interpreter(teacher)
@@ -140,7 +140,7 @@ def test_a_teacher_of_other_classes_is_refused(
 
 
 def test_overlapping_classes_stay_apart(
-    filled_store: FeatureStore, spec: FeatureSpec, images: list[Labelled], tmp_path: Path
+    filled_store: FeatureStore, spec: FeatureSpec, images: list[LabelledImage], tmp_path: Path
 ) -> None:
     task = Task(name="lesions", targets=("a", "b"), overlapping=True)
     config = InterpreterConfig(classes=3, overlapping=True)
@@ -154,7 +154,7 @@ def test_overlapping_classes_stay_apart(
 
 
 def test_the_teacher_reads_the_rendering_it_learnt_from(
-    filled_store: FeatureStore, spec: FeatureSpec, images: list[Labelled], teacher: Path
+    filled_store: FeatureStore, spec: FeatureSpec, images: list[LabelledImage], teacher: Path
 ) -> None:
     pseudo = PseudoLabels(filled_store, TASK, images[4:], teacher, ("negative",))
     assert {image.key.view for image in pseudo.images} == {"negative"}
@@ -169,7 +169,7 @@ def test_the_teacher_reads_the_rendering_it_learnt_from(
 
 
 def test_no_patient_is_validated_and_learnt_from(
-    filled_store: FeatureStore, images: list[Labelled], teacher: Path
+    filled_store: FeatureStore, images: list[LabelledImage], teacher: Path
 ) -> None:
     of_one = [dataclasses.replace(i, sample=i.sample.model_copy(update={"group": "one"})) for i in images[:2]]
     pseudo = PseudoLabels(filled_store, TASK, [*of_one, *images[2:]], teacher, SETTINGS.views)
@@ -177,7 +177,7 @@ def test_no_patient_is_validated_and_learnt_from(
 
 
 def test_a_student_of_windows_goes_on_where_it_was_stopped(
-    filled_store: FeatureStore, spec: FeatureSpec, images: list[Labelled], teacher: Path, tmp_path: Path
+    filled_store: FeatureStore, spec: FeatureSpec, images: list[LabelledImage], teacher: Path, tmp_path: Path
 ) -> None:
     """Windows about what the teacher found, flipped at random: stopped in mid-epoch, they are the same ones."""
     settings = SETTINGS.model_copy(update={"crop": 16, "foreground": 0.5, "flips": True})

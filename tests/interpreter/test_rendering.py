@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from interpreter.rendering import picture_of, write_label_maps
+from interpreter.rendering import label_map_path, write_label_maps
 from interpreter.task import Task
 
 
@@ -30,7 +30,7 @@ def test_overlapping_classes_are_written_one_by_one(tmp_path: Path) -> None:
 
 def test_each_image_has_a_picture_of_its_own_and_none_lies_elsewhere(tmp_path: Path) -> None:
     names = ["a/b_c", "a_b/c", "a/b/c", "eye", "eye_MA", "../../up"]
-    files = {picture_of(tmp_path, name) for name in names}
+    files = {label_map_path(tmp_path, name) for name in names}
     assert len(files) == len(names)
     assert all(file.resolve().is_relative_to(tmp_path) for file in files)
-    assert picture_of(tmp_path, "stare/im0001.v2") == tmp_path / "stare" / "im0001.v2.png"
+    assert label_map_path(tmp_path, "stare/im0001.v2") == tmp_path / "stare" / "im0001.v2.png"

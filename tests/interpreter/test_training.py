@@ -26,20 +26,20 @@ from interpreter.data import all_images, labelled_images, labelled_in, notes_on_
 from interpreter.domain import load_domain
 from interpreter.errors import CheckpointError, ConfigurationError, DataError, TrainingDiverged
 from interpreter.evaluation import evaluate
-from interpreter.feed import Share
+from interpreter.feed import ProcessShard
 from interpreter.losses import overlapping_loss, segmentation_loss
 from interpreter.prediction import predict
 from interpreter.presets import TrainingPlan
 from interpreter.segmenting import segment_into
 from interpreter.settings import TrainingSettings
-from interpreter.splits import few, split_off, split_off_few
+from interpreter.splits import draw_subset, split_off, split_small_set
 from interpreter.stored import require_features, store_spec
 from interpreter.task import Task
 from interpreter.train_cli import train
 from interpreter.training import Training
 from store import Collection, FeatureSpec, FeatureStore, Key, MissingEntry, Sample, SpecMismatch
 from store.interrupts import Stop
-from store.memory import Holes
+from store.memory import HeapTrimmer
 from store.records import RunRecord
 from store.views import parse_views
 from tests.conftest import changed
@@ -86,10 +86,10 @@ def test_holes_in_its_memory_are_looked_for_after_each_step(
     run = training(filled_store, spec, tmp_path / "run", SETTINGS.model_copy(update={"epochs": 2}))
     looked: list[int] = []
 
-    class Counted(Holes):
-        def after_step(self) -> bool:
+    class Counted(HeapTrimmer):
+        def trim_if_fragmented(self) -> bool:
             looked.append(run.next_batch)
-            return super().after_step()
+            return super().trim_if_fragmented()
 
     assert run._holes is not None
     run._holes = Counted()
@@ -284,7 +284,7 @@ def test_a_folder_belongs_to_one_run(filled_store: FeatureStore, spec: FeatureSp
 def test_images_of_a_batch_weigh_alike_however_processes_share_them() -> None:
     losses = np.array([1.0, 10.0, 100.0])
     for processes in (1, 2, 3, 4):
-        shares = [Share(process, processes) for process in range(processes)]
+        shares = [ProcessShard(process, processes) for process in range(processes)]
         weighted = [one.weight(len(losses)) * losses[one.rows(len(losses)) or [0]].mean() for one in shares]
         assert np.mean(weighted) == pytest.approx(losses.mean())
 
@@ -497,19 +497,19 @@ def test_half_precision_trains_and_the_scan_stays_in_float32(
 
 def test_few_labels_are_drawn_by_seed_and_nested(filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path) -> None:
     images = labelled_images(filled_store, "eyes", None, TASK)
-    assert few(images, 2, 0) == few(images, 5, 0)[:2]
-    assert few(images, 2, 0) != few(images, 2, 1)
+    assert draw_subset(images, 2, 0) == draw_subset(images, 5, 0)[:2]
+    assert draw_subset(images, 2, 0) != draw_subset(images, 2, 1)
     eyes = [
         dataclasses.replace(image, sample=image.sample.model_copy(update={"group": "one patient"}))
         for image in images[:2]
     ]
     for seed in range(5):  # both eyes of a patient on one side
-        train, validation = split_off_few([*eyes, *images[2:]], 0.3, seed)
+        train, validation = split_small_set([*eyes, *images[2:]], 0.3, seed)
         assert len(train) + len(validation) == 6
         assert len({image in train for image in eyes}) == 1
-    assert split_off_few(eyes, 0.5, 0)[1] == []
+    assert split_small_set(eyes, 0.5, 0)[1] == []
     with pytest.raises(DataError, match="expected at least 7 labelled images to draw from, found 6"):
-        few(images, 7, 0)
+        draw_subset(images, 7, 0)
     run = training(filled_store, spec, tmp_path / "two", SETTINGS.model_copy(update={"labels": 2, "epochs": 1}))
     assert np.isnan(run.run())
     network, card = load_interpreter(tmp_path / "two")

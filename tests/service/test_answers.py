@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from interpreter.prediction import at_native_size, native_masks, topmost, vote, vote_overlapping
+from interpreter.prediction import at_native_size, labels_from_masks, native_masks, vote, vote_overlapping
 from service.answers import Answer, at_threshold, of_classes
 from service.options import Options
 from service.outputs import OUTPUTS, SourcePhotograph
@@ -32,7 +32,7 @@ def disc_and_cup(steps: int = 2) -> Answer:
     layers = native_masks(prediction, fov, geometry)
     return Answer(
         image_id="0" * 64, model="disc_cup", version="1", spec="2" * 64, classes=("background", "OD", "cup"),
-        colours=("#1fe0ff", "#ff9d1f"), timesteps=(100, 500), voters=("100", "500"), labels=topmost(layers),
+        colours=("#1fe0ff", "#ff9d1f"), timesteps=(100, 500), voters=("100", "500"), labels=labels_from_masks(layers),
         prediction=prediction, fov=fov, geometry=geometry, cached=False, forwards=0, bytes_stored=0, seconds={},
         layers=layers,
     )  # fmt: skip

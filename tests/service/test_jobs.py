@@ -548,8 +548,8 @@ def test_services_at_one_place_leave_each_other_their_jobs(make_engine: MakeEngi
         theirs.create("anybody", Options(output="png", model=model), ".png", ["a.png"], [png(4)])
         for model in ("vessels", "disc_cup", "vessels")
     )
-    assert theirs.claims.take(busy.id)
-    assert theirs.claims.take("0123456789abcdef0123456789abcdef")  # is being uploaded
+    assert theirs.claims.acquire(busy.id)
+    assert theirs.claims.acquire("0123456789abcdef0123456789abcdef")  # is being uploaded
     (tmp_path / "0123456789abcdef0123456789abcdef" / "inputs").mkdir(parents=True)
     runner = JobRunner(mine, make_engine(), Settings(keep_nothing=True), Sources({}))
     runner.start()

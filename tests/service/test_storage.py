@@ -204,7 +204,7 @@ def test_another_process_at_the_same_entry_is_no_trouble(make_engine: MakeEngine
     engine = make_engine()
     spec, question = engine.card.spec, engine.question(png(97))
     claims = Claims(engine.storage.store().objects)
-    assert claims.take(entry_path(spec, Key(question.image_id)))
+    assert claims.acquire(entry_path(spec, Key(question.image_id)))
     answer = engine.segment(png(97))
     assert (answer.bytes_stored, answer.warnings) == (0, make_engine().segment(png(97)).warnings)
     assert engine.storage.troubles == {}

@@ -67,8 +67,8 @@ def coded(spec: FeatureSpec, name: str) -> Coded:
     """The spec in the encoding of that name."""
     if name == "compact":
         codebook = fitted(spec)
-        return Coded(spec.encoded_as(codebook.encoding), codebook)
-    return Coded(spec.encoded_as(AffineEncoding() if name == "int8" else FloatEncoding(kind=name)), None)  # type: ignore[arg-type]
+        return Coded(spec.with_encoding(codebook.encoding), codebook)
+    return Coded(spec.with_encoding(AffineEncoding() if name == "int8" else FloatEncoding(kind=name)), None)  # type: ignore[arg-type]
 
 
 class S3Server:

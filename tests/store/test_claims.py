@@ -35,17 +35,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_one_of_many_gets_the_claim(store: FeatureStore) -> None:
     with ThreadPoolExecutor(8) as pool:
         several = [Claims(store.objects) for _ in range(8)]
-        assert sum(pool.map(lambda claims: claims.take("a/b"), several)) == 1
+        assert sum(pool.map(lambda claims: claims.acquire("a/b"), several)) == 1
 
 
 def test_a_claim_is_held_until_it_is_released(store: FeatureStore) -> None:
     with Claims(store.objects) as mine, Claims(store.objects) as theirs:
-        assert mine.take("a")
-        assert not mine.take("a")
-        assert not theirs.take("a")
-        assert theirs.take("b")
+        assert mine.acquire("a")
+        assert not mine.acquire("a")
+        assert not theirs.acquire("a")
+        assert theirs.acquire("b")
         mine.release("a")
-        assert theirs.take("a")
+        assert theirs.acquire("a")
     assert store.objects.keys("claims") == []
 
 
@@ -56,7 +56,7 @@ def test_the_claim_of_a_process_that_died_here_is_free_at_once(store: FeatureSto
     abandoned(store.objects, "a", process=gone.pid or 0)
     with ThreadPoolExecutor(4) as pool:
         several = [Claims(store.objects) for _ in range(4)]
-        assert sum(pool.map(lambda claims: claims.take("a"), several)) == 1
+        assert sum(pool.map(lambda claims: claims.acquire("a"), several)) == 1
     winner = next(claims for claims in several if claims._held)
     winner.release("a")
     assert store.objects.keys("claims") == []
@@ -66,9 +66,9 @@ def test_the_claim_of_another_machine_is_free_when_its_lease_is_over(store: Feat
     abandoned(store.objects, "a", machine="elsewhere")
     claims = Claims(store.objects, lease=30.0)
     clock.now += 29.0
-    assert not claims.take("a")
+    assert not claims.acquire("a")
     clock.now += 2.0
-    assert claims.take("a")
+    assert claims.acquire("a")
 
 
 def test_a_claim_is_renewed_while_its_owner_lives(store: FeatureStore) -> None:
@@ -76,39 +76,39 @@ def test_a_claim_is_renewed_while_its_owner_lives(store: FeatureStore) -> None:
         return float(json.loads(store.objects.get("claims/a"))["renewed"])
 
     with Claims(store.objects, lease=0.4) as mine:
-        assert mine.take("a")
+        assert mine.acquire("a")
         claimed = renewed()
         for _ in range(600):
             if renewed() > claimed:
                 break
             time.sleep(0.1)
         assert renewed() > claimed
-        assert not Claims(store.objects).take("a")
+        assert not Claims(store.objects).acquire("a")
 
 
 def test_a_claim_that_cannot_be_read_is_dead_after_a_lease(store: FeatureStore, clock: Clock) -> None:
     for name, data in (("a", b""), ("b", b"{}")):  # what a lost power supply leaves
         store.objects.put(f"claims/{name}", data)
         claims = Claims(store.objects, lease=30.0)
-        assert not claims.take(name)
+        assert not claims.acquire(name)
         clock.now += 29.0
-        assert not claims.take(name)
+        assert not claims.acquire(name)
         clock.now += 2.0
-        assert claims.take(name)
+        assert claims.acquire(name)
 
 
 def test_whoever_slept_too_long_has_lost_the_claim(store: FeatureStore, clock: Clock) -> None:
     slept, awake = Claims(store.objects, lease=30.0), Claims(store.objects, lease=30.0)
-    assert slept.take("a")
+    assert slept.acquire("a")
     assert slept.is_ours("a")
     clock.now += 31.0
-    assert awake.take("a")
+    assert awake.acquire("a")
     assert not slept.is_ours("a")
     assert awake.is_ours("a")
     assert awake.is_held("a")
     slept.release("a")
     assert awake.is_ours("a")  # who slept frees nothing of whom it lost it to
-    assert not Claims(store.objects).take("a")
+    assert not Claims(store.objects).acquire("a")
     awake.release("a")
     assert not awake.is_held("a")
     assert store.objects.keys("claims") == []
@@ -124,29 +124,29 @@ def test_a_dead_claim_that_somebody_took_over_and_gave_up_meanwhile_is_not_follo
     def overtaken(objects: Objects, key: str, data: bytes) -> bool:
         if key == "claims/a@dead" and not seen:
             seen.append(key)
-            assert quick.take("a")  # creates the same successor first,
+            assert quick.acquire("a")  # creates the same successor first,
             quick.release("a")  # and is done with it
-            assert third.take("a")
+            assert third.acquire("a")
         return create(objects, key, data)
 
     seen: list[str] = []
     monkeypatch.setattr(Objects, "create", overtaken)
-    assert not slow.take("a")
+    assert not slow.acquire("a")
     assert third.is_ours("a")
     third.release("a")
-    assert slow.take("a")
+    assert slow.acquire("a")
     assert sorted(store.objects.keys("claims")) == ["claims/a"]
 
 
 def test_a_claim_can_be_waited_for(store: FeatureStore) -> None:
     mine, theirs = Claims(store.objects), Claims(store.objects)
-    assert mine.take("a")
-    with pytest.raises(StoreError, match="another process has held a"), theirs.waiting("a", seconds=0.1):
+    assert mine.acquire("a")
+    with pytest.raises(StoreError, match="another process has held a"), theirs.acquired("a", seconds=0.1):
         pass
     mine.release("a")
-    with theirs.waiting("a"):
-        assert not mine.take("a")
-    assert mine.take("a")
+    with theirs.acquired("a"):
+        assert not mine.acquire("a")
+    assert mine.acquire("a")
 
 
 def test_an_object_is_created_once(store: FeatureStore) -> None:
@@ -177,15 +177,15 @@ def test_objects_do_what_they_say(store: FeatureStore, key: str) -> None:
 def abandoned(objects: Objects, name: str, machine: str | None = None, process: int = 1) -> None:
     """A claim whose owner is not here to renew it."""
     mine = Claims(objects)
-    assert mine.take(name)
+    assert mine.acquire(name)
     claim = json.loads(objects.get(f"claims/{name}")) | {"process": process}
     objects.put(f"claims/{name}", json.dumps(claim | ({"machine": machine} if machine else {})).encode())
 
 
 def test_claims_do_not_wait_for_each_other(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     with Claims(store.objects, lease=0.2) as claims:
-        assert claims.take("slow")
-        assert claims.take("other")
+        assert claims.acquire("slow")
+        assert claims.acquire("other")
         renewing, go = threading.Event(), threading.Event()
         put = store.objects.put
 
@@ -213,4 +213,4 @@ def test_a_claim_that_can_neither_be_made_nor_read_is_an_error(
 ) -> None:
     monkeypatch.setattr(store.objects, "create", lambda *_: False)
     with pytest.raises(StoreError, match="can neither be made nor read"):
-        Claims(store.objects).take("a")
+        Claims(store.objects).acquire("a")

@@ -180,7 +180,7 @@ def test_the_codebook_must_be_the_specs_own(spec: FeatureSpec) -> None:
         codec_for(compact)
     with pytest.raises(SpecError, match="codes blocks"):
         other.require_blocks(spec.blocks[:1])
-    assert codec_for(spec.encoded_as(AffineEncoding())).dtype == np.int8
+    assert codec_for(spec.with_encoding(AffineEncoding())).dtype == np.int8
 
 
 @pytest.mark.gpu

@@ -11,7 +11,7 @@ from dask.system import cpu_count
 
 needs_two_cores = pytest.mark.skipif(cpu_count() < 2, reason="one core cannot be shared")
 COUNT = "import torch; print(torch.get_num_threads())"
-WITH_QUOTA = "import store.cores; store.cores.cpu_count = lambda: 1; store.cores.keep_to_quota(); "
+WITH_QUOTA = "import store.cores; store.cores.cpu_count = lambda: 1; store.cores.limit_threads_to_quota(); "
 
 
 def _said(code: str, **environment: str) -> str:
@@ -36,7 +36,7 @@ def test_kernels_of_numba_follow() -> None:
 
 
 def test_where_there_is_no_quota_nothing_changes() -> None:
-    without = "import os, store.cores; store.cores.cpu_count = os.cpu_count; store.cores.keep_to_quota(); "
+    without = "import os, store.cores; store.cores.cpu_count = os.cpu_count; store.cores.limit_threads_to_quota(); "
     assert _said(without + "print('OMP_NUM_THREADS' in os.environ)") == "False"
 
 

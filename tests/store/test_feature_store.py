@@ -268,7 +268,7 @@ def test_a_damaged_spec_is_told(on_disk: tuple[FeatureStore, Path], spec: Featur
     with pytest.raises(DamagedEntry, match="has the digest"):
         store.spec(spec.digest)
     assert store.specs() == []
-    assert store.lost() == [spec.digest]
+    assert store.digests_without_spec() == [spec.digest]
 
 
 @pytest.mark.parametrize("by_row", [True, False])

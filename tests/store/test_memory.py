@@ -10,15 +10,15 @@ import pytest
 
 FRAGMENTED = """
 import torch
-from store.memory import Holes, keep_freed_memory, resident_bytes
+from store.memory import HeapTrimmer, keep_freed_memory, resident_bytes
 keep_freed_memory()
-holes = Holes(slack=1 << 20)
-assert not holes.after_step()
+holes = HeapTrimmer(slack=1 << 20)
+assert not holes.trim_if_fragmented()
 before = resident_bytes()
 many = [torch.ones(1 << 18) for _ in range({count})]  # 1 MiB each
 kept, many = many[::2], None  # a hole beside each
 full = resident_bytes()
-gone = holes.after_step()
+gone = holes.trim_if_fragmented()
 print(gone, full - before, resident_bytes() - before)
 """
 

@@ -97,8 +97,8 @@ def test_entry_bytes_counts_every_number(spec: FeatureSpec) -> None:
     values = sum(b.channels * b.height * b.width for b in spec.blocks)
     assert spec.entry_bytes() == values * 3 * 2
     assert spec.float32_bytes() == values * 3 * 4
-    assert spec.encoded_as(AffineEncoding()).entry_bytes() == values * 3
-    compact = spec.encoded_as(TransformEncoding(codebook="1" * 64, bits=((8, 3), (4,))))
+    assert spec.with_encoding(AffineEncoding()).entry_bytes() == values * 3
+    compact = spec.with_encoding(TransformEncoding(codebook="1" * 64, bits=((8, 3), (4,))))
     pixels = [b.height * b.width * 3 for b in spec.blocks]
     assert compact.entry_bytes() == pixels[0] * 11 // 8 + pixels[1] * 4 // 8
     assert compact.stored_shape("block_0") == (3, 2, spec.blocks[0].height, spec.blocks[0].width)
@@ -127,15 +127,15 @@ def test_a_changed_copy_has_a_digest_of_its_own_and_is_looked_at(spec: FeatureSp
 
 
 def test_some_timesteps_of_a_spec_are_a_spec(spec: FeatureSpec) -> None:
-    first = spec.at(spec.timesteps[:1])
+    first = spec.with_timesteps(spec.timesteps[:1])
     assert (first.timesteps, first.grid[-1]) == (spec.timesteps[:1], spec.timesteps[0])
     assert first.digest != spec.digest
-    assert spec.at(spec.timesteps) == spec
+    assert spec.with_timesteps(spec.timesteps) == spec
     anchored = changed(spec, trajectory="anchored", grid=spec.timesteps)
-    assert anchored.at(spec.timesteps[1:]).grid == spec.timesteps[1:]
+    assert anchored.with_timesteps(spec.timesteps[1:]).grid == spec.timesteps[1:]
 
 
 def test_differences_are_told_in_a_line_that_can_be_read(spec: FeatureSpec) -> None:
-    assert spec.difference(spec.of_resolution(64)) == "  resolution: 32 expected, 64 found"
-    coded = spec.encoded_as(TransformEncoding(codebook="ab" * 32, bits=((8, 3), (4,))))
+    assert spec.difference(spec.with_resolution(64)) == "  resolution: 32 expected, 64 found"
+    coded = spec.with_encoding(TransformEncoding(codebook="ab" * 32, bits=((8, 3), (4,))))
     assert "compact with the codebook abababababab found" in spec.difference(coded)

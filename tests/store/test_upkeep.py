@@ -19,7 +19,7 @@ from store.exporting import authors_levels, export_npy, export_zarr
 from store.features import entry_path
 from store.pruning import prune, stored_entries, to_prune
 from store.records import RunRecord
-from store.repairing import check, command_of, lost_specs, runs_that_made, set_aside
+from store.repairing import check, command_of, markers_removed, missing_specs, runs_to_repeat
 from store.spec import Block
 from store.uses import GRACE
 from tests.conftest import Run, changed
@@ -203,7 +203,7 @@ def test_every_part_is_checked(store: FeatureStore, spec: FeatureSpec) -> None:
     damaged = [one for one in check(store, [spec]) if one.problems]
     assert [one.path.split("/")[-1] for one in damaged] == ["codebook", "identity", "eyes", label]
     store.records.write(RunRecord(spec=spec.digest, dataset="eyes", options={"dataset": "folder:/photos"}))
-    records, made, orphans = runs_that_made(store, damaged)
+    records, made, orphans = runs_to_repeat(store, damaged)
     assert [record.options["dataset"] for record in records] == ["folder:/photos"]
     assert (made, orphans) == (damaged, [])
 
@@ -213,7 +213,7 @@ def test_what_is_set_aside_is_put_back_unless_it_was_made_anew(store: FeatureSto
     for key in KEYS[:2]:
         damage(store, f"{entry_path(spec, key)}/fov/c/0/0")
     damaged = [one for one in check(store, [spec]) if one.problems]
-    with set_aside(store, damaged):
+    with markers_removed(store, damaged):
         assert not store.has(spec, KEYS[0])
         store.write(spec, KEYS[0], some_features(spec, 0))
     assert [one.path for one in check(store, [spec]) if one.problems] == [entry_path(spec, KEYS[1])]
@@ -224,7 +224,7 @@ def test_what_is_being_made_is_no_damage_and_is_not_pruned(store: FeatureStore, 
     path = entry_path(spec, KEYS[0])
     store.objects.remove(f"{path}/zarr.json")
     with Claims(store.objects) as claims:
-        assert claims.take(path)
+        assert claims.acquire(path)
         assert not any(one.problems for one in check(store, [spec]))
         chosen = to_prune(stored_entries(store, [spec]))
         assert [entry.key for entry in chosen] == [KEYS[0]]
@@ -238,7 +238,7 @@ def test_what_another_process_makes_is_not_copied_over_it(
     fill(store, spec)
     target = FeatureStore(tmp_path / "copy")
     with Claims(target.objects) as claims:
-        assert claims.take(entry_path(spec, KEYS[0]))
+        assert claims.acquire(entry_path(spec, KEYS[0]))
         report = copy_store(store, target, [spec])
     assert report.copied == 3
     (problem,) = report.problems
@@ -279,9 +279,9 @@ def test_a_spec_that_is_lost_is_told(store: FeatureStore, spec: FeatureSpec) -> 
     ):
         break_it()
         assert store.specs() == []
-        assert lost_specs(store)[0].startswith(spec.digest)
+        assert missing_specs(store)[0].startswith(spec.digest)
     store.register(spec)
-    assert lost_specs(store) == []
+    assert missing_specs(store) == []
     assert store.has(spec, KEYS[0])
 
 
@@ -341,7 +341,7 @@ def test_a_damaged_data_set_hides_no_other_from_a_copy(store: FeatureStore, spec
 def test_what_is_being_made_is_not_deleted(store: FeatureStore, spec: FeatureSpec) -> None:
     spec, key = fill(store, spec), KEYS[0]
     with Claims(store.objects) as claims:
-        assert claims.take(entry_path(spec, key))
+        assert claims.acquire(entry_path(spec, key))
         with pytest.raises(StoreBusy, match="another process has held"):
             store.delete_image(spec, key.image_id, patience=0.1)
         assert store.verify(spec, key) == []

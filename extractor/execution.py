@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from extractor.backbone import Backbone
 from extractor.datasets import DataSet
 from extractor.extraction import Extractor
-from extractor.pipeline import AnyExtractor, usual_batch
+from extractor.pipeline import AnyExtractor, default_batch
 from extractor.pixels import PixelExtractor
 from extractor.presets import codebook_for
-from extractor.repeating import Request, absolute_backbone, absolute_store, require_own_name
+from extractor.request import Request, absolute_backbone, absolute_store, require_own_name
 from extractor.run_report import RunReport
 from extractor.runs import extract_dataset
 from store.feature_store import FeatureStore
@@ -83,7 +83,7 @@ def extract_recorded(
     extractor = None if execution.spread else _extractor(request, network, compiled=execution.compiled)
     record = RunRecord(spec=spec.digest, dataset=dataset.name, options=request.options(), device=execution.device)
     store.records.write(record)
-    batch = execution.batch or usual_batch(execution.device, spec.entry_bytes(), spread=execution.spread)
+    batch = execution.batch or default_batch(execution.device, spec.entry_bytes(), spread=execution.spread)
     if extractor is None:
         report = _on_cluster(request, dataset, store, execution, batch, advance, stop, say)
     else:

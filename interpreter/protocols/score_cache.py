@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from interpreter.config import InterpreterConfig, with_current_defaults
-from interpreter.data import Labelled
+from interpreter.data import LabelledImage
 from interpreter.errors import CheckpointError
 from interpreter.protocols.protocol import Experiment, ProtocolSettings
 from interpreter.settings import TrainingSettings
@@ -27,8 +27,8 @@ def inputs_of(
     spec: FeatureSpec,
     settings: ProtocolSettings,
     task: Task,
-    images: Sequence[Sequence[Labelled]],
-    adapted_on: Sequence[Labelled],
+    images: Sequence[Sequence[LabelledImage]],
+    adapted_on: Sequence[LabelledImage],
 ) -> dict[str, Any]:
     """Collect everything that decides an experiment's scores, as plain JSON values.
 
@@ -45,26 +45,26 @@ def inputs_of(
         "config": settings.config(experiment.row, task).model_dump(),
         "task": task.model_dump(),
         "known": {image.dataset: image.known(task).tolist() for some in images for image in some},
-        "images": [[_decisive(image, task) for image in some] for some in images],
+        "images": [[_fingerprint(image, task) for image in some] for some in images],
         # Left out when off, as in files from before these settings existed.
         **({"mirrored": True} if settings.mirrored else {}),
         **(_adapted(settings, adapted_on) if settings.adapt else {}),
     }
     normal: dict[str, Any] = json.loads(json.dumps(plain))
-    return normal | {"row": _undescribed(normal["row"])}
+    return normal | {"row": _without_description(normal["row"])}
 
 
-def _undescribed(row: Mapping[str, Any]) -> dict[str, Any]:
+def _without_description(row: Mapping[str, Any]) -> dict[str, Any]:
     """A method without its description, which does not affect scores."""
     return {name: value for name, value in row.items() if name != "description"}
 
 
-def _decisive(image: Labelled, task: Task) -> list[Any]:
+def _fingerprint(image: LabelledImage, task: Task) -> list[Any]:
     """The facts of an image that affect scores: its name, photograph and masks of the task's targets."""
     return [image.name, image.key.image_id, image.masks_of(task)]
 
 
-def _adapted(settings: ProtocolSettings, images: Sequence[Labelled]) -> dict[str, Any]:
+def _adapted(settings: ProtocolSettings, images: Sequence[LabelledImage]) -> dict[str, Any]:
     return {"adapt": sorted(settings.adapt), "adapted_on": [image.key.image_id for image in images]}
 
 
@@ -97,7 +97,7 @@ def write_scores(folder: Path, inputs: Mapping[str, Any], summary: Mapping[str, 
 def _with_current_defaults(inputs: dict[str, Any]) -> dict[str, Any]:
     """Complete inputs that an earlier version wrote with the defaults of settings added since."""
     return inputs | {
-        "row": _undescribed(inputs["row"]),
+        "row": _without_description(inputs["row"]),
         "config": with_current_defaults(InterpreterConfig, inputs["config"]),
         "settings": with_current_defaults(TrainingSettings, inputs["settings"]),
     }
