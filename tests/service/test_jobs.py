@@ -520,7 +520,7 @@ def test_an_answer_to_a_deleted_job_is_not_kept(tmp_path: Path) -> None:
 def test_jobs_that_cannot_be_kept_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     jobs = Jobs(open_objects(tmp_path / "file" / "jobs"), LIMITS)
-    with pytest.raises(Unavailable, match="cannot be kept"):
+    with pytest.raises(Unavailable, match="cannot be stored"):
         jobs.create("anybody", Options(), ".png", ["a.png"], [b"a"])
 
 
