@@ -245,7 +245,8 @@ async def awaited(request: Request, engine: Engine, flight: Flight[T], ticket: T
         Abandoned: the client has disconnected.
     """
     future = asyncio.wrap_future(flight.future)
-    future.add_done_callback(lambda done: done.cancelled() or done.exception())  # raised below, or for nobody
+    # Retrieves the exception in any case, so that asyncio does not complain if nobody waits for it any more.
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
     try:
         while ticket.wanted and not future.done():
             await asyncio.wait({future}, timeout=min(_POLL, ticket.remaining or _POLL))

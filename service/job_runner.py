@@ -193,9 +193,9 @@ class JobRunner:
             self._jobs.save(record)
 
     def _wait_or_give_up(self, record: JobRecord, trouble: str) -> None:
-        """Record what keeps a job waiting; if that takes longer than ``job_hours``, fail its remaining photographs.
+        """Record what keeps a job waiting; if the job is older than ``job_hours``, fail its remaining photographs.
 
-        Such trouble is not expected to pass.
+        Trouble that has lasted for so long is not expected to pass.
         """
         if self._is_overdue(record):
             for number, item in enumerate(record.items):

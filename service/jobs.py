@@ -249,7 +249,7 @@ class Jobs:
         return self._objects.get(f"{record.id}/inputs/{number:05d}")
 
     def put_result(self, record: JobRecord, number: int, data: bytes) -> None:
-        """Store the answer to one photograph, which no longer counts towards the job's size.
+        """Store the answer to one photograph; in the size of the job it replaces the upload.
 
         Nothing is stored if the job has been deleted.
 
@@ -265,7 +265,10 @@ class Jobs:
         record.result_bytes, item.bytes = record.result_bytes + len(data), 0
 
     def zipped(self, record: JobRecord) -> Iterator[bytes]:
-        """Yield a ZIP of all results, ``images.csv`` and ``job.json`` in pieces; the job is not deleted meanwhile."""
+        """Yield a ZIP of all results, ``images.csv`` and ``job.json`` in pieces.
+
+        Meanwhile this service does not delete the job.
+        """
         with self._lock:
             self._reading[record.id] += 1
         try:
