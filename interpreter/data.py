@@ -1,4 +1,4 @@
-"""Labelled images of a store, ready for training and evaluation."""
+"""LabelledImage images of a store, ready for training and evaluation."""
 
 from __future__ import annotations
 

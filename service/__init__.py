@@ -1,4 +1,4 @@
-"""Photographs in, masks out, over HTTP or from Python. Names are loaded when they are first used."""
+"""Segmentation of photographs, over HTTP or from Python. Names are imported lazily, on first use."""
 
 import lazy_loader
 

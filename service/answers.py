@@ -1,4 +1,7 @@
-"""Answers, and those that are kept. R network's square, H, W native size, n classes, t timesteps."""
+"""Answers about photographs, and a cache of finished ones.
+
+R  side of the network's square    H, W  native size of the photograph    n  classes, background included
+"""
 
 from __future__ import annotations
 
@@ -19,28 +22,29 @@ from store.geometry import Geometry, Interpolation
 
 @dataclass(frozen=True)
 class Answer:
-    """What is known about one photograph.
+    """The segmentation of one photograph, with everything that is reported about it.
 
     Attributes:
-        image_id: sha256 of its bytes.
-        model: name of the model; ``version`` of its files.
-        spec: digest of the features that were read.
+        image_id: sha256 of the photograph's bytes.
+        model: name of the model.
+        version: version of the model's files.
+        spec: digest of the feature spec that the model reads; empty where no features were needed.
         classes: names of all classes, background first.
-        colours: of classes 1, 2, ...
-        timesteps: those that were read.
-        voters: names of those that voted: the timesteps, unless the model reads several at once.
-        mirrored: the photograph's three mirror images were read, too.
-        labels: class ids, uint8 (H, W); of overlapping classes the last one that is there.
-        layers: where classes may overlap, the pixels of each but the background, bool (n - 1, H, W); else None.
-        prediction: at the network's size.
-        fov: bool (R, R).
-        geometry: between both sizes.
-        cached: its features, or the answer, were there already.
-        forwards: network forwards that were run.
-        bytes_stored: bytes written to the store.
-        seconds: by stage.
-        warnings: what the reader should know.
-        domain: how far it is from the training images; None where the model cannot tell.
+        colours: colours of classes 1, 2, ...
+        timesteps: timesteps that were read.
+        voters: names of the voters: the timesteps, unless the model reads several at once.
+        mirrored: whether the photograph's three mirror images were read as well.
+        labels: class ids, uint8 (H, W); where classes overlap, the last one present.
+        layers: where classes may overlap, the mask of each but the background, bool (n - 1, H, W); else None.
+        prediction: the vote at the network's size.
+        fov: field of view, bool (R, R).
+        geometry: mapping between native and network's size.
+        cached: whether all its features were in the store, or the answer itself was in the cache.
+        forwards: network forwards that were run for this answer.
+        bytes_stored: bytes written to the feature store.
+        seconds: seconds spent in each stage; empty if the answer was in the cache.
+        warnings: messages for the reader about the photograph and the store.
+        domain: distance from the training images; None where the model has no statistics of them.
     """
 
     image_id: str
@@ -65,17 +69,20 @@ class Answer:
     mirrored: bool = False
 
     def mask(self, index: int) -> NDArray[np.bool_]:
-        """The pixels of a class, bool (H, W); those of the background are the pixels of no other class."""
+        """Return the mask of a class, bool (H, W); the background's has the pixels that belong to no other class."""
         return np.asarray(self.labels == index if self.layers is None or index == 0 else self.layers[index - 1])
 
     @property
     def key(self) -> str | None:
-        """What ``/v1/features`` calls the features of this photograph; None where none were needed."""
+        """The key of this photograph's features in ``/v1/features``; None where no features were needed."""
         return feature_key(self.spec, self.image_id) if self.spec else None
 
     @property
     def agreement(self) -> NDArray[np.float32]:
-        """float32 (R, R): share of voters for what was chosen (1 of 1); of overlapping classes the smallest."""
+        """Share of voters that agree with the result, float32 (R, R); where classes overlap, the smallest share of any.
+
+        A single voter always agrees.
+        """
         p = self.prediction
         steps = np.float32(len(p.labels_by_voter))
         if self.layers is None:
@@ -84,54 +91,55 @@ class Answer:
 
     @property
     def mean_agreement(self) -> float:
-        """Mean share of voters for what was chosen, inside the field of view; 1 where there is one."""
+        """Mean agreement inside the field of view; 1 where there is a single voter."""
         return float(self.agreement[self.fov].mean())
 
     @property
     def expected_dice(self) -> dict[str, float | None]:
-        """Of each class but the background, what Dice its mask would have if the probabilities were true.
+        """Expected Dice of each class but the background: what its mask would score if the probabilities were true.
 
-        None where it was not found.
+        None for a class that was not found.
         """
         return dict(zip(self.classes[1:], map(finite_or_none, expected_of(self.prediction, self.fov)), strict=True))
 
     @property
     def uncertainty(self) -> NDArray[np.float32]:
-        """float32 (R, R): entropy of the votes over its largest possible value, 0 where all agree, at most 1."""
-        choices = 2 if self.layers is not None else len(self.classes)  # each overlapping class is there, or not
+        """Entropy of the votes divided by its largest possible value, float32 (R, R): 0 where all agree, at most 1."""
+        choices = 2 if self.layers is not None else len(self.classes)  # for an overlapping class: present or absent
         largest = np.log(max(2, min(len(self.prediction.labels_by_voter), choices)))
         return np.asarray(self.prediction.disagreement / largest, dtype=np.float32)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its arrays."""
+        """Memory of the answer's arrays, in bytes."""
         p = self.prediction
         arrays = [self.labels, self.fov, p.labels, p.probabilities, p.votes, p.disagreement, p.labels_by_voter]
         arrays += [p.masks, p.masks_by_voter] + ([] if self.layers is None else [self.layers])
         return sum(array.nbytes for array in arrays)
 
     def native_fov(self) -> NDArray[np.bool_]:
-        """bool (H, W)."""
+        """Return the field of view at native size, bool (H, W)."""
         return self.geometry.restore(self.fov).astype(np.bool_)
 
     def native_probabilities(self) -> NDArray[np.float32]:
-        """float32 (n, H, W): mean over timesteps; 0 outside the field of view."""
+        """Return the mean probabilities over voters at native size, float32 (n, H, W); 0 outside the field of view."""
         return np.ascontiguousarray(native_probabilities(self.prediction, self.fov, self.geometry))
 
     def native_map(self, square: NDArray[np.generic], interpolation: Interpolation) -> NDArray[np.generic]:
-        """A map (R, R) at native size (H, W), 0 outside the field of view."""
+        """Return a map (R, R) resized to native size (H, W), with 0 outside the field of view."""
         native = self.geometry.restore(square, interpolation)
         native[~self.native_fov()] = 0
         return native
 
 
 def at_threshold(answer: Answer, threshold: float) -> Answer:
-    """The same photograph with other labels: the likeliest class but the background where its probability is enough.
+    """Return the answer with labels from a threshold instead of the vote.
 
-    Of classes that may overlap, each is there where its own probability is enough.
+    A pixel gets the likeliest class other than the background where the probability of that class reaches the
+    threshold. Where classes may overlap, each is present where its own probability does.
 
     Args:
-        threshold: of the mean probability over timesteps, within 0..1.
+        threshold: least probability, averaged over voters, 0..1.
     """
     native, square = answer.native_probabilities()[1:], answer.prediction.probabilities[1:]
     enough = (native >= threshold) & answer.native_fov()
@@ -142,7 +150,7 @@ def at_threshold(answer: Answer, threshold: float) -> Answer:
 
 
 def of_classes(answer: Answer, names: Sequence[str]) -> Answer:
-    """The same answer with every class but these left to the background: labels, votes, probabilities, everything."""
+    """Return the answer with all classes but ``names`` merged into the background: labels, votes and probabilities."""
     kept = np.array([name in names for name in answer.classes[1:]])
     if answer.layers is not None:
         chosen = kept[:, None, None]
@@ -153,7 +161,10 @@ def of_classes(answer: Answer, names: Sequence[str]) -> Answer:
 
 
 def _voting(answer: Answer, kept: NDArray[np.bool_]) -> Answer:
-    """The answer as if there were some classes only: who chose none of them chose the background."""
+    """Return the answer as if only the classes ``kept``, bool (n - 1,), existed.
+
+    A voter that chose another class counts for the background.
+    """
     before, overlapping = answer.prediction, answer.layers is not None
     by_voter = before.masks_by_voter & kept[:, None, None]
     votes = np.concatenate([(~by_voter.any(axis=1)).sum(axis=0)[None], by_voter.sum(axis=0)]).astype(np.uint8)
@@ -174,14 +185,14 @@ def _voting(answer: Answer, kept: NDArray[np.bool_]) -> Answer:
 
 
 def _labelled(answer: Answer, labels: NDArray[np.integer], square: NDArray[np.integer]) -> Answer:
-    """The answer with other labels, (H, W) and (R, R)."""
+    """Return the answer with other labels: ``labels`` (H, W) and ``square`` (R, R)."""
     masks = np.stack([square == c for c in range(1, len(answer.classes))])
     prediction = replace(answer.prediction, labels=square.astype(np.uint8), masks=masks)
     return replace(answer, labels=labels.astype(np.uint8), prediction=prediction)
 
 
 def _layered(answer: Answer, layers: NDArray[np.bool_], square: NDArray[np.bool_]) -> Answer:
-    """The answer with other masks of overlapping classes, (n - 1, H, W) and (n - 1, R, R)."""
+    """Return the answer with other masks of overlapping classes: ``layers`` (n - 1, H, W), ``square`` (n - 1, R, R)."""
     prediction = replace(answer.prediction, labels=labels_from_masks(square), masks=square)
     return replace(answer, labels=labels_from_masks(layers), layers=layers, prediction=prediction)
 
@@ -189,11 +200,11 @@ def _layered(answer: Answer, layers: NDArray[np.bool_], square: NDArray[np.bool_
 def of_field_of_view(
     image_id: str, fov: NDArray[np.bool_], resolution: int, seconds: dict[str, float], warnings: tuple[str, ...]
 ) -> Answer:
-    """The field of view as an answer of two classes.
+    """Return the field of view as an answer of two classes.
 
     Args:
-        fov: bool (H, W).
-        resolution: R.
+        fov: field of view at native size, bool (H, W).
+        resolution: side R of the network's square.
     """
     geometry = Geometry.whole(fov.shape[0], fov.shape[1], resolution)
     square = geometry.apply(fov).astype(np.bool_)
@@ -219,15 +230,15 @@ def of_field_of_view(
 
 
 def feature_key(spec: str, image_id: str) -> str:
-    """A name for a photograph's features: 16 digits of the spec, a dot, the image's sha256."""
+    """Return the key of a photograph's features: 16 digits of the spec's digest, a dot, the image's sha256."""
     return f"{spec[:16]}.{image_id}"
 
 
 class AnswerCache:
-    """Finished answers, the least recently used ones dropped beyond so many bytes.
+    """A cache of finished answers, bounded in bytes; the least recently used are evicted first.
 
     Args:
-        limit: bytes; 0 keeps none.
+        limit: most bytes to keep; 0 keeps nothing.
     """
 
     def __init__(self, limit: int) -> None:
@@ -237,7 +248,7 @@ class AnswerCache:
         self.bytes = 0
 
     def get(self, key: Hashable) -> Answer | None:
-        """An answer as if just made: cached, without forwards."""
+        """Return a cached answer, marked as such and without forwards, stored bytes or seconds; None on a miss."""
         with self._lock:
             answer = self._answers.get(key)
             if answer is None:
@@ -246,7 +257,7 @@ class AnswerCache:
         return replace(answer, cached=True, forwards=0, bytes_stored=0, seconds={})
 
     def put(self, key: Hashable, answer: Answer) -> None:
-        """Keep an answer, if it is not larger than all that may be kept."""
+        """Keep an answer and evict others as needed; one that is larger than the limit is not kept."""
         size = answer.nbytes
         if size > self._limit:
             return
@@ -260,7 +271,7 @@ class AnswerCache:
                 self.bytes -= dropped.nbytes
 
     def forget(self, image_id: str) -> None:
-        """Drop all answers to one photograph."""
+        """Drop all answers about one photograph."""
         with self._lock:
             for key in [key for key, answer in self._answers.items() if answer.image_id == image_id]:
                 self.bytes -= self._answers.pop(key).nbytes

@@ -1,4 +1,4 @@
-"""What the routes share: settings, engine, keys, jobs; and how a route comes by them."""
+"""The state that routes share (settings, engine, keys, jobs), and the dependencies that give them access to it."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class Context:
     """The state of one application.
 
     Args:
-        settings: of the operator.
-        load: makes the engine; by default from the settings.
-        read_settings: reads the settings anew, for a reload.
+        settings: settings of the operator.
+        load: returns the engine; by default, one that is loaded as the settings say.
+        read_settings: reads the settings again, for a reload; by default, they stay the same.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Context:
         self._adopt(settings, Keys(settings.api_keys))
 
     def start(self) -> None:
-        """Load the models; jobs that were interrupted go on as soon as they are there."""
+        """Load the models, then resume interrupted jobs. An error is logged and kept in ``engine``."""
         try:
             engine = self._load()
             self.runner = JobRunner(self.jobs, engine, self.settings, self.sources)
@@ -77,19 +77,22 @@ class Context:
             logger.info("ready", models=list(engine.models.by_name))
 
     def reload(self) -> list[str]:
-        """Read settings, keys and models anew; names of the models. What is under way is finished as it began.
+        """Read settings, keys and models again; return the names of the models.
 
-        Where no models could be loaded at the start, they are loaded now.
+        Work under way is finished with the old ones. If the models could not be loaded before, the new settings are
+        adopted at once and loading is tried again; otherwise an error in settings or models is raised and leaves
+        everything as it was.
 
         Raises:
-            Conflict: a reload is under way. Any error of settings or models leaves everything as it was.
+            Conflict: another reload is under way.
+            NotReady: the models are still being loaded, or could not be loaded again.
         """
         if not self._reloading.acquire(blocking=False):
             raise Conflict("a reload is under way")
         try:
             settings = self._read_settings()
             keys = Keys(settings.api_keys)
-            if self.engine.done() and self.engine.exception() is not None:  # nothing to leave as it was
+            if self.engine.done() and self.engine.exception() is not None:  # there is no working state to preserve
                 self._adopt(settings, keys)
                 self.engine = Future()
                 self.start()
@@ -105,22 +108,25 @@ class Context:
             self._reloading.release()
 
     async def at_jobs(self, work: Callable[..., T], *arguments: object) -> T:
-        """The result of work where jobs are kept.
+        """Return the result of work on the storage of jobs.
 
-        It has threads of its own, so that a storage that hangs keeps none from requests that need no jobs.
+        Such work has its own threads, so that a storage that hangs does not block requests that need no jobs.
 
         Raises:
-            Unavailable: it did not answer in time.
+            Unavailable: the storage did not answer in time.
         """
         return await self._in_time(self._job_threads.submit(work, *arguments), self.settings.store_timeout)
 
     async def made_job(
         self, owner: str, options: Options, suffix: str, names: list[str], data: list[bytes], sources: list[str]
     ) -> JobRecord:
-        """A new job, which may take long to write (``Jobs.create``); one that is not made in time is not made later.
+        """Create a job (``Jobs.create``), with more time for larger uploads.
+
+        A job that is not created in time, or whose client has gone, is not created later either.
 
         Raises:
-            Busy: too many are unfinished. Unavailable: it could not be kept in time.
+            Busy: too many jobs are unfinished, or unfinished ones take all the room.
+            Unavailable: the job could not be stored in time.
         """
         late = threading.Event()
         making = self._job_makers.submit(
@@ -135,10 +141,10 @@ class Context:
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), seconds)
         except TimeoutError as error:
-            raise Unavailable("jobs cannot be read or kept now; ask again later", retry_after=30) from error
+            raise Unavailable("jobs cannot be read or stored now; ask again later", retry_after=30) from error
 
     def stop(self) -> None:
-        """Jobs stop after the image they are at; what has begun is finished."""
+        """Stop: jobs after the photographs that are being segmented, the engine after the work that has begun."""
         if self.runner is not None:
             self.runner.stop()
         for threads in (self._job_threads, self._job_makers):
@@ -148,12 +154,12 @@ class Context:
             self.engine.result().close()
 
     def require_admin(self, key: str, doing: str) -> None:
-        """Forbidden unless the operator named the key in ``admins``."""
+        """Raise Forbidden unless the operator listed the key's name in ``admins``; ``doing`` completes the message."""
         if key not in self.settings.admins:
             raise Forbidden(f"only the keys named in admins may {doing}")
 
     def ready_engine(self) -> Engine:
-        """The engine; NotReady before it is loaded."""
+        """Return the engine; raises NotReady while it is being loaded, or if that failed."""
         if not self.engine.done():
             raise NotReady("models are still being loaded; try again in a few seconds")
         if self.engine.exception() is not None:
@@ -177,7 +183,7 @@ def _job_limits(settings: Settings) -> JobLimits:
 
 
 def engine_from(settings: Settings) -> Engine:
-    """The engine that the settings describe, warm."""
+    """Load the engine that the settings describe, and run every model once."""
     limits = Limits(**{one.name: getattr(settings, one.name) for one in dataclasses.fields(Limits)})
     memory = settings.memory_bytes if settings.keep_nothing else None
     names = (settings.model, *settings.models)
@@ -190,7 +196,7 @@ def engine_from(settings: Settings) -> Engine:
     return engine
 
 
-# Both are coroutines: plain functions would wait for a thread, and those may all be at a storage that hangs.
+# Coroutines, because FastAPI runs plain functions in threads, which may all be blocked by a storage that hangs.
 async def _context(request: Request) -> Context:
     context: Context = request.app.state.context
     return context
@@ -201,20 +207,23 @@ async def _engine(request: Request) -> Engine:
 
 
 _bearer = HTTPBearer(auto_error=False, description="An API key, where the operator has set some")
-_header = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same")
+_header = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same key, in a header of its own")
 
 
 async def _known(
     request: Request, _one: Annotated[Any, Security(_bearer)], _other: Annotated[Any, Security(_header)]
 ) -> str:
-    """The name of the request's key."""
+    """Return the name of the request's API key."""
     return (await _context(request)).keys.name_of(presented_key(request.headers))
 
 
 async def _admitted(request: Request, name: Annotated[str, Depends(_known)]) -> AsyncIterator[str]:
-    """The same, with a place among the requests that are answered."""
+    """Yield the name of the request's API key while the request counts towards the limits of keys and of the service.
+
+    The memory of its body is given back afterwards.
+    """
     context = await _context(request)
-    room = context.room  # of a reload meanwhile there is another one
+    room = context.room  # a reload may replace it while the request is answered
     with context.admission.admitted(name):
         try:
             yield name
@@ -228,13 +237,16 @@ Admitted = Annotated[str, Depends(_admitted)]
 
 
 async def awaited(request: Request, engine: Engine, flight: Flight[T], ticket: Ticket) -> T:
-    """The result of a flight, unless the deadline passes or the client goes away first.
+    """Wait for the result of a flight, until the deadline passes or the client disconnects.
 
     Raises:
-        Busy, DeadlinePassed: not in time. Abandoned: the client is gone.
+        Busy: the deadline passed while the flight was queued.
+        DeadlinePassed: the deadline passed while it was running.
+        Abandoned: the client has disconnected.
     """
     future = asyncio.wrap_future(flight.future)
-    future.add_done_callback(lambda done: done.cancelled() or done.exception())  # told below, or nobody listens
+    # Retrieves the exception in any case, so that asyncio does not complain if nobody waits for it any more.
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
     try:
         while ticket.wanted and not future.done():
             await asyncio.wait({future}, timeout=min(_POLL, ticket.remaining or _POLL))

@@ -1,7 +1,7 @@
-"""The demo: one real photograph through the service's own path, with pictures to look at.
+"""A demo: segment one real photograph with the service's engine, and write a mask, an overlay and a report.
 
-``python -m service.demo --out demo`` takes the fundus photograph that scikit-image ships, or one
-that is given, and ends with one line of JSON.
+``python -m service.demo --out demo`` segments the fundus photograph that scikit-image ships, or the one that is given,
+and ends with one line of JSON.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def demo(
 
 
 def write_report(answer: Answer, data: bytes, out: Path) -> dict[str, Path]:
-    """Write mask.png, overlay.png and report.html of a photograph; returns their paths by name."""
+    """Write mask.png, overlay.png and report.html of a photograph; return their paths by name."""
     colours = answer.colours
     paths = {"mask": out / "mask.png", "overlay": out / "overlay.png", "report": out / "report.html"}
     out.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ def _report(answer: Answer, mask: bytes, picture: bytes) -> str:
 
 
 def main() -> NoReturn:
-    """Entry point."""
+    """Run the command; errors that are expected are printed and set the exit code."""
     console.run(app, *EXPECTED, OSError)
 
 

@@ -1,4 +1,4 @@
-"""The one thread that owns a device: photographs that wait are inverted in one batch, everything else in turn."""
+"""The single thread that owns a device: waiting photographs are inverted in batches, other work one by one."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ class Device:
 
     Args:
         name: cpu, cuda or cuda:N.
-        batch: photographs of one extractor that are inverted together, at most.
-        wait: seconds that a batch waits for company.
-        metrics: batch sizes are counted there.
+        batch: most photographs that are inverted together; a batch has a single extractor.
+        wait: seconds that a batch waits to be filled.
+        metrics: metrics that record batch sizes.
 
     Attributes:
-        lost: the device computes no more in this process; everything that is asked of it is refused with DeviceLost.
+        lost: whether the device has failed for good in this process; all work is then refused with DeviceLost.
     """
 
     def __init__(self, name: str, batch: int, wait: float, metrics: Metrics) -> None:
@@ -69,26 +69,30 @@ class Device:
         self._thread.start()
 
     def invert(self, extractor: Extractor, prepared: Prepared, wanted: Wanted) -> tuple[Features, float]:
-        """Features of a photograph, inverted with others that wait, and the seconds that it waited itself.
+        """Return the features of a photograph, and the seconds that it waited in the queue.
+
+        It is inverted in one batch with others that wait.
 
         Raises:
             Abandoned: it was not wanted any more when its turn came.
+            Busy: the device is closed.
             NoRoom: the device has no memory for it now.
-            DeviceLost: the device computes no more.
+            DeviceLost: the device has failed for good.
         """
         inversion = _Inversion(extractor, prepared, wanted)
         self._add(self._inversions, inversion)
         return inversion.future.result(), inversion.waited
 
     def run(self, work: Callable[[], T], wanted: Wanted) -> tuple[T, float]:
-        """The result of work that needs the device, and the seconds that it waited.
+        """Return the result of work that needs the device, and the seconds that it waited in the queue.
 
-        It goes before inversions: it finishes what was begun.
+        Such work goes before inversions, because it completes answers that have been begun.
 
         Raises:
             Abandoned: it was not wanted any more when its turn came.
+            Busy: the device is closed.
             NoRoom: the device has no memory for it now.
-            DeviceLost: the device computes no more.
+            DeviceLost: the device has failed for good.
         """
         call = _Call(work, wanted)
         self._add(self._calls, call)
@@ -96,7 +100,7 @@ class Device:
         return result, call.waited
 
     def close(self) -> None:
-        """Finish what waits, then stop."""
+        """Finish everything in the queues, then stop the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -104,7 +108,7 @@ class Device:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes that tensors take on a CUDA device; 0 on CPUs, where they are the process's own."""
+        """Bytes allocated by tensors on a CUDA device; 0 on a CPU, where they are part of the process's memory."""
         return int(torch.cuda.memory_allocated(self.name)) if self.name.startswith("cuda") else 0
 
     def _add(self, queue: deque[Any], item: _Inversion | _Call) -> None:
@@ -127,7 +131,7 @@ class Device:
                 self._invert(work)
 
     def _next(self) -> _Call | list[_Inversion] | None:
-        """What to do next, None at the end."""
+        """Wait for the next call or batch and return it; None once the device is closed and its queues are empty."""
         with self._changed:
             while True:
                 self._drop_unwanted()
@@ -143,7 +147,10 @@ class Device:
                 self._changed.wait()
 
     def _gathered(self) -> list[_Inversion]:
-        """The first inversion and those that can go with it; waits a little for more. Under the lock."""
+        """Take the first inversion and others of its extractor from the queue, after a short wait for more of them.
+
+        The lock must be held. The batch is empty if nobody wants these inversions any more.
+        """
         extractor, until = self._inversions[0].extractor, time.monotonic() + self._wait
         while self.batch > 1 and not self._calls and not self._closed:
             left = until - time.monotonic()
@@ -170,35 +177,35 @@ class Device:
             one.waited = time.perf_counter() - one.queued
         try:
             features = batch[0].extractor.features([one.prepared for one in batch])
-        except Exception:  # one photograph's trouble is not the others': each alone
+        except Exception:  # one photograph must not fail the others: each is tried alone
             for one in batch:
                 self._settle(one.future, lambda one=one: one.extractor.features([one.prepared])[0])  # type: ignore[misc]
         else:
             for one, its in zip(batch, features, strict=True):
                 one.future.set_result(its)
         for done in batch[0].extractor.take_fallbacks():
-            logger.warning("half precision could not hold an image, it was done in float32", image=done)
+            logger.warning("an image overflowed half precision and was done in float32", image=done)
 
     def _settle(self, future: Future[Any], work: Callable[[], Any]) -> None:
-        """Do what somebody waits for; of a lost device all learn the same."""
+        """Settle a future with the result or error of ``work``; with DeviceLost once the device is lost."""
         try:
             if self.lost:
                 raise DeviceLost
             result = work()
         except Exception as error:
             if isinstance(error, RuntimeError) and not self._computes():
-                logger.critical("the device computes no more, the process has to be started anew", problem=str(error))
+                logger.critical("the device has failed, the process must be restarted", problem=str(error))
                 self.lost = True
                 error = DeviceLost(by_this=True)
             elif isinstance(error, (DeviceFull, torch.OutOfMemoryError)):
-                logger.warning("the device has no room for a photograph", problem=str(error))
+                logger.warning("the device has no memory for a photograph", problem=str(error))
                 error = NoRoom("the device has no memory for a photograph now; ask again later")
             future.set_exception(error)
         else:
             future.set_result(result)
 
     def _computes(self) -> bool:
-        """Whether the device still works: after some errors a CUDA context never does again."""
+        """Return whether the device still works: after some errors a CUDA context never does again."""
         try:
             return bool(torch.ones(1, device=self.name).item() == 1)
         except torch.OutOfMemoryError:

@@ -1,11 +1,11 @@
-"""From the bytes of a photograph to an answer: the features cached, one prediction for each timestep, a vote.
+"""From the bytes of a photograph to an answer: cached features, one prediction for each timestep, a vote.
 
     request ── finished answers ── flights (one for each question) ── storage ── device (one thread) ── answer
 
-What is asked twice at once is done once; what nobody waits for any more leaves the queue
+Simultaneous requests for the same work share it, and work that nobody waits for any more leaves the queue
 (docs/decisions/0011-engine.md).
 
-H, W  native size of the photograph      R  network's square
+H, W  native size of the photograph      R  side of the network's square
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ from store.spec import FeatureSpec
 from store.views import IDENTITY
 
 UNNAMED = "<photograph>"
-"""A photograph in errors of work that is shared by all who ask for it."""
+"""Placeholder for the photograph's name in errors of shared work: each request has a name of its own for the file."""
 
 
 class Engine:
-    """Models in memory and the store they share with the trainer; safe to call from several threads.
+    """Models in memory and the feature store they share with the trainer; safe to call from several threads.
 
     Args:
-        models: by name.
-        storage: looked into first; new features are written to it.
-        limits: how much at once.
-        metrics: counted there.
-        device: cpu, cuda or cuda:N; where the models are.
+        models: the loaded models.
+        storage: the feature store, looked up before anything is extracted; new features are written to it.
+        limits: how much is done at once.
+        metrics: counters that the engine updates.
+        device: device that the models are on: cpu, cuda or cuda:N.
     """
 
     def __init__(
@@ -76,16 +76,16 @@ class Engine:
         joined = self.metrics.joined.inc
         self._flights: Flights[Any] = Flights(2 * self.limits.batch + 2, self.limits.queue, joined)
         self._shared: Shared[tuple[Features, bool]] = Shared()
-        self._at_native_size = threading.Semaphore(2)  # photographs are large there, whatever the pool's size
+        self._at_native_size = threading.Semaphore(2)  # arrays are large there: two at a time, whatever the pool's size
         gauge = self.metrics.gauge
-        gauge("diffdgss_queue_length", "Images at work or waiting", lambda: self._flights.count)
+        gauge("diffdgss_queue_length", "Images in progress or queued", lambda: self._flights.count)
         gauge("diffdgss_answer_cache_bytes", "Memory of finished answers", lambda: self._answers.bytes)
         gauge("diffdgss_device_memory_bytes", "Memory of tensors on the device", lambda: self.device.memory_bytes)
         gauge("diffdgss_models", "Models loaded", lambda: len(self.models.by_name))
 
     @property
     def card(self) -> Card:
-        """Of the default model."""
+        """The card of the default model."""
         return self.models.default.card
 
     def segment(
@@ -97,17 +97,20 @@ class Engine:
         *,
         mirrored: bool = False,
     ) -> Answer:
-        """Segment one photograph; waits as long as it takes.
+        """Segment one photograph. Blocks until it is done, and waits for a place in the queue if that is full.
 
         Args:
             data: contents of an image file.
-            name: for messages.
-            model: the default if None.
-            timesteps: that vote; all of the model's if None.
-            mirrored: the photograph's three mirror images are read, too; four times the work.
+            name: name of the photograph in messages.
+            model: name of the model; the default model if None.
+            timesteps: timesteps that vote; all of the model's if None.
+            mirrored: read the photograph's three mirror images as well, for four times the work.
 
         Raises:
-            ImageError: no photograph; NoFieldOfView: nothing lit in it.
+            ImageError: not a photograph.
+            NoFieldOfView: nothing in it is lit.
+            NotFound: no such model here, or it does not keep these timesteps.
+            BadRequest: timesteps were given, and the model can only read all of its timesteps at once.
         """
         ticket = Ticket()
         question = self.question(data, name, model, timesteps, mirrored=mirrored)
@@ -123,11 +126,11 @@ class Engine:
         *,
         mirrored: bool = False,
     ) -> Question:
-        """What is asked.
+        """Return the question about a photograph that these arguments pose (see ``segment``).
 
         Raises:
             NotFound: no such model here, or it does not keep these timesteps.
-            BadRequest: it reads all its timesteps at once, and some were asked for.
+            BadRequest: timesteps were given, and the model can only read all of its timesteps at once.
         """
         chosen = self.models.get(model)
         return Question(image_id(data), data, name, chosen, subset(chosen, timesteps), mirrored)
@@ -135,11 +138,15 @@ class Engine:
     def question_by_key(
         self, key: str, model: str | None, timesteps: Sequence[int] | None = None, *, mirrored: bool = False
     ) -> Question:
-        """The same of features that are in the store already.
+        """Return the question about a photograph whose features are in the store already, named by their key.
+
+        Args:
+            key: key of the features, as made by ``feature_key``.
+            model: name of the model; any model that reads these features if None.
 
         Raises:
             NotFound: no such features for this model, or it does not keep these timesteps.
-            BadRequest: it reads all its timesteps at once, and some were asked for.
+            BadRequest: timesteps were given, and the model can only read all of its timesteps at once.
         """
         digest, _, image = key.partition(".")
         reader = self.models.get(model) if model is not None else self.models.of_spec(digest)
@@ -148,48 +155,51 @@ class Engine:
         return Question(image, None, key, reader, subset(reader, timesteps), mirrored)
 
     def finished(self, question: Question) -> Answer | None:
-        """The answer, if it is known already."""
+        """Return the cached answer to a question; None if there is none."""
         answer = self._answers.get(question.key)
         if answer is not None:
             self.metrics.answers.labels(question.model.name, "answers").inc()
         return answer
 
     def ask(self, question: Question, ticket: Ticket, *, patient: bool = False) -> Flight[Answer]:
-        """Put a question, or join those who wait for its answer.
+        """Submit a question, or join the flight that is answering it already.
+
+        Args:
+            patient: wait for a place in the queue instead of being refused.
 
         Raises:
             Busy: the queue is full, and the caller is not patient.
         """
-        # Errors name the file, and what a client calls its file is for no other's eyes.
+        # The name is part of the key because errors contain it: no client may see what another calls its file.
         key = ("answer", *question.key, question.name)
         return self._join(key, ticket, lambda flight: self._answer(question, flight), patient=patient)
 
     def ask_features(self, question: Question, ticket: Ticket) -> Flight[FeaturesResult]:
-        """Have the features of a photograph in the store."""
+        """Submit the extraction of a photograph's features into the store, or join it; stored ones are used as is."""
         key = ("features", question.image_id, question.model.card.spec.digest, question.views, question.name)
         return self._join(key, ticket, lambda flight: self._made_or_found(question, flight))
 
     def ask_field_of_view(self, data: bytes, name: str, ticket: Ticket) -> Flight[Answer]:
-        """The field of view alone, as an answer of two classes; no network is run."""
+        """Submit the search for the field of view alone, answered with two classes; no network is run."""
         image = image_id(data)
         return self._join(("fov", image, name), ticket, lambda _: self._field_of_view(data, image, name))
 
     def leave(self, flight: Flight[Any], ticket: Ticket) -> None:
-        """Do not wait for an answer any more."""
+        """Stop waiting for a flight; one that has not begun and that nobody else waits for is cancelled."""
         self._flights.leave(flight, ticket)
 
     def forget(self, spec: FeatureSpec, image_id: str) -> int:
-        """Remove a photograph's features, every view of them, and its finished answers; how many views there were."""
+        """Delete a photograph's features, in every view, and its cached answers; return the number of views deleted."""
         self._answers.forget(image_id)
         return self.storage.forget(spec, image_id)
 
     def warm(self) -> None:
-        """Run everything once, so that the first request finds kernels compiled and memory allocated."""
+        """Run every model once, so that the first request finds kernels compiled and memory allocated."""
         for model in self.models.by_name.values():
             self._warm(model)
 
     def replace_models(self, models: Models) -> None:
-        """Answer with other models from now on; what is under way is finished with the old ones."""
+        """Answer with other models from now on; work under way is finished with the old ones."""
         known = {(model.name, model.version) for model in self.models.by_name.values()}
         for model in models.by_name.values():
             if (model.name, model.version) not in known:
@@ -199,7 +209,7 @@ class Engine:
         self.metrics.reloads.inc()
 
     def close(self) -> None:
-        """Finish what has begun, and stop."""
+        """Finish the work that has begun, and stop."""
         self._flights.close()
         self.device.close()
         self.storage.close()
@@ -213,7 +223,7 @@ class Engine:
         return self._flights.join(key, ticket, work, patient=patient)
 
     def _answer(self, question: Question, flight: Flight[Any]) -> Answer:
-        if (known := self.finished(question)) is not None:  # finished between the question and its turn
+        if (known := self.finished(question)) is not None:  # finished while this question was queued
             return known
         work, model = Work(self.metrics, lambda: flight.wanted), question.model
         by_view, cached = self._features(question, flight, work)
@@ -273,7 +283,10 @@ class Engine:
         return FeaturesResult(key, question.image_id, spec, cached, work.forwards, work.all_stored)
 
     def _decoded(self, question: Question, work: Work) -> NDArray[np.uint8] | None:
-        """The photograph, if it was sent: a file that is no image is told first, known or not."""
+        """Return the pixels of the photograph, uint8 (H, W, 3); None if only the key of its features was sent.
+
+        Comes before the store is read, so that a file that is not an image is refused in any case.
+        """
         if question.data is None:
             return None
         with self._at_native_size, work.stage("decode"):
@@ -282,14 +295,14 @@ class Engine:
         return pixels
 
     def _features(self, question: Question, flight: Flight[Any], work: Work) -> tuple[dict[str, Features], bool]:
-        """The features of a photograph by view, and whether all of them were in the store."""
+        """Return the features of a photograph by view, and whether all of them were in the store."""
         pixels, render = self._decoded(question, work), question.model.extractor.render
         upright = None if pixels is None else cache(lambda: render(pixels, Key(question.image_id), UNNAMED))
         by_view, cached = dict[str, Features](), True
         for view in question.views:
             try:
                 by_view[view], stored = self._features_of_view(question, view, upright, work)
-            except ImageError as error:  # it may be told to several, each of whom has a name of its own for the file
+            except ImageError as error:  # may reach several questions, each with its own name for the file
                 raise type(error)(str(error).replace(UNNAMED, question.name, 1)) from error
             cached &= stored
             flight.check()
@@ -298,7 +311,11 @@ class Engine:
     def _features_of_view(
         self, question: Question, view: str, upright: Callable[[], Prepared] | None, work: Work
     ) -> tuple[Features, bool]:
-        """One of them; ``upright`` prepares the photograph, if it was sent."""
+        """Return the features of one view, and whether they were in the store.
+
+        Args:
+            upright: prepares the photograph for the network; None if it was not sent.
+        """
         key, model = Key(question.image_id, view), question.model
 
         def found_or_made(wanted: Callable[[], bool]) -> tuple[Features, bool]:
@@ -308,10 +325,10 @@ class Engine:
                 return features, True
             if upright is None:
                 if view == IDENTITY:
-                    raise NotFound(f"no features {question.name} here (any more); send the photograph")
+                    raise NotFound(f"no features {question.name} are stored here (any more); send the photograph")
                 raise NotFound(
-                    "the features of this photograph's mirror images are not here (any more); send the photograph, or "
-                    "ask without mirrored"
+                    "the features of this photograph's mirror images are not stored here (any more); send the "
+                    "photograph, or ask without mirrored"
                 )
             return self._extracted(upright, question, key, work, wanted), False
 
@@ -320,7 +337,10 @@ class Engine:
     def _extracted(
         self, upright: Callable[[], Prepared], question: Question, key: Key, work: Work, wanted: Callable[[], bool]
     ) -> Features:
-        """Invert and store; an answer is given even if that fails. The maps are in the store's own type."""
+        """Invert one view and store its features, whose maps are encoded as in the store.
+
+        The features are returned even if they could not be stored.
+        """
         extractor, card = question.model.extractor, question.model.card
         with work.stage("prepare"):
             prepared = upright().flipped(key.view)
@@ -349,12 +369,15 @@ def load_engine(
     limits: Limits | None = None,
     memory_bytes: int | None = None,
 ) -> Engine:
-    """Load interpreters, the backbones they read, and the store.
+    """Load interpreters, the backbones they read, and the feature store.
 
     Args:
-        models: shipped names or folders; the first is the default.
-        backbone: that all of them read; the one that each of their cards names if None.
-        memory_bytes: the oldest features are removed beyond so many; None keeps all.
+        models: shipped names or folders of interpreters; the first is the default model.
+        store: location of the feature store.
+        backbone: shipped name, folder or hub id of the backbone for all of them; the one that each card names if None.
+        device: cpu, cuda or cuda:N.
+        memory_bytes: most bytes of features to keep, of those that this process has written; beyond it the oldest
+            are deleted. None keeps all.
     """
     metrics, limits = Metrics(), limits or Limits()
     loaded = load_models([models] if isinstance(models, str) else models, backbone, device)
@@ -367,7 +390,7 @@ def load_engine(
 
 
 def _scored(model: Model, features: Features, warnings: list[str]) -> DomainScore | None:
-    """How far the photograph is from the model's training images; None where the model cannot tell."""
+    """Return how far the photograph is from the model's training images; None if it has no statistics of them."""
     if model.domain is None:
         return None
     score = model.domain.score(features, model.extractor.codec)
@@ -377,7 +400,7 @@ def _scored(model: Model, features: Features, warnings: list[str]) -> DomainScor
 
 
 def _run_once(model: Model) -> None:
-    """One inversion and one reading of nothing."""
+    """Invert and segment a blank image."""
     spec, extractor = model.card.spec, model.extractor
     side = spec.resolution
     nothing = NetworkInput(

@@ -1,4 +1,4 @@
-"""What the service answers when it cannot answer, and the status codes of all errors.
+"""The service's exceptions, and how every error is reported over HTTP: status, detail and headers.
 
 ServiceError
 ├── WrongSettings          settings that cannot be read
@@ -6,22 +6,22 @@ ServiceError
 │   └── NoImage            a request without an image
 ├── BodyTooLarge           more bytes than the limit
 ├── BodyTooSlow            a body that does not arrive
-├── UnsupportedAnswer      a media type that nobody here writes
+├── UnsupportedAnswer      no media type that the client accepts can be written
 ├── Unauthorised           no key, or a wrong one
 ├── Forbidden              a key that may not do this
 ├── NotFound               no such model, features or job
-├── Conflict               a job that is not in the state for this
-├── TooManyRequests        a key's own rate or concurrency is used up
-├── Unavailable            not now; Retry-After says when
+├── Conflict               not possible in the present state of a job, or during a reload
+├── TooManyRequests        the rate or concurrency of a key is used up
+├── Unavailable            not possible now; Retry-After says when to try again
 │   ├── NotReady           models are still being loaded, or could not be
 │   ├── NoRoom             the device has no memory for a photograph now
-│   ├── DeviceLost         the device failed for good; only a new process has it again
-│   ├── Busy               the queue is full, or the deadline passed in it
+│   ├── DeviceLost         the device has failed for good; only a new process can use it again
+│   ├── Busy               the queue is full, or the deadline passed while the request was queued
 │   └── DeadlinePassed     the deadline passed while the answer was being made
 └── Abandoned              nobody waits for the answer any more
 
 extractor's ImageError
-└── DicomError             a DICOM file that is no photograph, damaged, or contradicts itself
+└── DicomError             a DICOM file that is not a photograph, is damaged, or contradicts itself
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ServiceError(Exception):
 
 
 class WrongSettings(ServiceError):
-    """Settings that cannot be read; names the variable or file, never what it holds."""
+    """Settings that cannot be read or are invalid; the message names the setting or file, and never an API key."""
 
 
 class BadRequest(ServiceError):
@@ -58,31 +58,31 @@ class BodyTooSlow(ServiceError):
 
 
 class UnsupportedAnswer(ServiceError):
-    """The client accepts none of the types that can be answered."""
+    """The client accepts none of the media types that can be written."""
 
 
 class Unauthorised(ServiceError):
-    """The request has no API key, or one that is not known."""
+    """The request has no API key, or an unknown one."""
 
 
 class Forbidden(ServiceError):
-    """The key may not do what was asked for."""
+    """The key may not do what was requested."""
 
 
 class NotFound(ServiceError):
-    """What was asked for is not here."""
+    """What was requested does not exist here."""
 
 
 class Conflict(ServiceError):
-    """What was asked for cannot be done in this state."""
+    """What was requested cannot be done in the present state."""
 
 
 class TooManyRequests(ServiceError):
     """The limits of this key are used up.
 
     Args:
-        message: for the client.
-        retry_after: seconds.
+        message: text for the client.
+        retry_after: seconds after which the client may try again.
     """
 
     def __init__(self, message: str, retry_after: float = 1.0) -> None:
@@ -91,11 +91,11 @@ class TooManyRequests(ServiceError):
 
 
 class Unavailable(ServiceError):
-    """Not now.
+    """The request cannot be answered now, but may be later.
 
     Args:
-        message: for the client.
-        retry_after: seconds.
+        message: text for the client.
+        retry_after: seconds after which the client should try again.
     """
 
     def __init__(self, message: str, retry_after: float = 5.0) -> None:
@@ -108,27 +108,30 @@ class NotReady(Unavailable):
 
 
 class NoRoom(Unavailable):
-    """The device has no memory for a photograph now; others use it, since one was tried before the first request."""
+    """The device has no memory for a photograph now.
+
+    Other processes must be using it: one photograph fitted when the models were run once before the first request.
+    """
 
 
 class DeviceLost(Unavailable):
-    """The device computes no more in this process.
+    """The device has failed for good in this process.
 
     Args:
-        by_this: it was lost while it was at this photograph, or at another one of its batch.
+        by_this: whether it failed while processing this photograph, or another one of the same batch.
     """
 
     def __init__(self, *, by_this: bool = False) -> None:
-        super().__init__("the device has failed and the service has to be started anew; ask again later", 30)
+        super().__init__("the device has failed and the service must be restarted; ask again later", 30)
         self.by_this = by_this
 
 
 class Busy(Unavailable):
-    """More is asked for than can be done."""
+    """There are more requests than can be processed."""
 
 
 class DeadlinePassed(Unavailable):
-    """The answer took longer than the request was given; what was done is kept, so it is worth asking again."""
+    """The answer took longer than the request allowed; finished stages are kept, so that asking again is worthwhile."""
 
 
 class Abandoned(ServiceError):
@@ -136,7 +139,7 @@ class Abandoned(ServiceError):
 
 
 class DicomError(ImageError):
-    """Not a DICOM file that can be read here, or one whose parts contradict each other."""
+    """A file that is not a DICOM file that can be read here, or one whose parts contradict each other."""
 
 
 EXPECTED = (ServiceError, ExtractorError, InterpreterError, StoreError)
@@ -164,25 +167,25 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
 
 
 def status_of(error: Exception) -> int:
-    """The HTTP status that tells a client whose fault it was."""
+    """Return the HTTP status of an error; 500 for one that was not expected."""
     return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
 
 
 def detail_of(error: Exception) -> str:
-    """What a client is told. The store's own messages name places and are for the log."""
+    """Return the text for the client. The store's own messages contain locations and are for the log only."""
     if isinstance(error, DamagedEntry):
-        return "these features are damaged; send the photograph, and they are made anew"
+        return "these features are damaged; send the photograph, and they are extracted again"
     if isinstance(error, (StoreUnavailable, StoreFull)):
         return "the storage does not answer or is full; ask again later"
     if isinstance(error, StoreBusy):
-        return "these features are being made now; ask again later"
+        return "these features are being extracted now; ask again later"
     if isinstance(error, StoreError):
         return "the storage cannot do this; the log of the service has more"
     return str(error)
 
 
 def headers_of(error: Exception) -> dict[str, str]:
-    """What a client should know besides the status: when to ask again, how to say who it is."""
+    """Return the headers of an error: when to try again, or how to authenticate."""
     if isinstance(error, (Unavailable, TooManyRequests)):
         return {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
     if isinstance(error, (StoreUnavailable, StoreFull, StoreBusy)):

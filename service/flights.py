@@ -1,4 +1,4 @@
-"""Work that somebody waits for: done once for all who ask, and not at all when nobody waits any more."""
+"""Single-flight work: done once for all callers that ask for it, and dropped when nobody waits for it any more."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 
 class Ticket:
-    """One who waits: until a deadline, or until it goes away.
+    """One caller's wait for a flight: until a deadline, or until the caller leaves.
 
     Args:
-        seconds: from now; None waits for ever.
+        seconds: time until the deadline, counted from now; None waits for ever.
     """
 
     def __init__(self, seconds: float | None = None) -> None:
@@ -35,16 +35,18 @@ class Ticket:
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
     def leave(self) -> None:
-        """Not waiting any more."""
+        """Stop waiting."""
         self._gone = True
 
 
 class Flight(Generic[T]):
-    """Work under way, and those who wait for it.
+    """One piece of work, queued or running, and the tickets of the callers that wait for it.
 
     Attributes:
-        future: its result.
-        started: it has left the queue.
+        key: identifies the work; callers with the same key share it.
+        future: future of the result.
+        started: whether the work has left the queue.
+        tickets: tickets of all callers; empty once the flight has ended.
     """
 
     def __init__(self, key: Hashable, first: Ticket) -> None:
@@ -58,18 +60,18 @@ class Flight(Generic[T]):
         return any(ticket.wanted for ticket in self.tickets)
 
     def check(self) -> None:
-        """Abandoned if nobody waits any more: called between the stages of the work."""
+        """Raise Abandoned if nobody waits any more; called between the stages of the work."""
         if not self.wanted:
             raise Abandoned("nobody waits for this answer any more")
 
 
 class Flights(Generic[T]):
-    """A pool of workers that does the same work once, however many ask for it.
+    """A thread pool that does the same work once, however many callers ask for it.
 
     Args:
-        workers: flights at work at the same time.
-        capacity: flights at work or waiting; more are refused.
-        on_joined: called for each who shares the work of another one.
+        workers: flights that run at the same time.
+        capacity: most flights running or queued; more are refused.
+        on_joined: called each time a caller joins a flight that another one has started.
     """
 
     def __init__(self, workers: int, capacity: int, on_joined: Callable[[], None] = lambda: None) -> None:
@@ -81,19 +83,20 @@ class Flights(Generic[T]):
 
     @property
     def count(self) -> int:
-        """Flights at work or waiting."""
+        """Number of flights running or queued."""
         return self._open
 
     def join(
         self, key: Hashable, ticket: Ticket, work: Callable[[Flight[T]], T], *, patient: bool = False
     ) -> Flight[T]:
-        """Take part in the work of this key, or start it.
+        """Join the flight of this key, or start it.
 
         Args:
-            patient: wait for a place instead of being refused.
+            patient: wait for a place in the queue instead of being refused.
 
         Raises:
-            Busy: no place.
+            Busy: the queue is full, or the pool is shut down.
+            Abandoned: the ticket ran out while it waited for a place.
         """
         with self._lock:
             flight = self._by_key.get(key)
@@ -103,7 +106,7 @@ class Flights(Generic[T]):
                 return flight
             while self._open >= self.capacity:
                 if not patient:
-                    raise Busy(f"{self._open} images are at work or waiting, no more are taken; ask again later")
+                    raise Busy(f"{self._open} images are in progress or queued, no more are accepted; ask again later")
                 self._lock.wait(1.0)
                 if not ticket.wanted:
                     raise Abandoned("nobody waits for this answer any more")
@@ -117,7 +120,7 @@ class Flights(Generic[T]):
         return flight
 
     def leave(self, flight: Flight[T], ticket: Ticket) -> None:
-        """Do not wait any more; work that has not begun and that nobody else waits for leaves the queue."""
+        """Stop waiting for a flight; one that has not begun and that nobody else waits for leaves the queue."""
         ticket.leave()
         with self._lock:
             if flight.started or flight.wanted or flight.future.done():
@@ -126,7 +129,7 @@ class Flights(Generic[T]):
             self._landed(flight)
 
     def wait(self, flight: Flight[T], ticket: Ticket) -> T:
-        """The result; Busy or DeadlinePassed if it does not come in time."""
+        """Return the result of a flight; raise Busy or DeadlinePassed if it does not come in time."""
         try:
             return flight.future.result(ticket.remaining)
         except (FutureTimeout, CancelledError, Abandoned) as error:
@@ -134,7 +137,7 @@ class Flights(Generic[T]):
             raise deadline_error(flight) from error
 
     def close(self) -> None:
-        """Finish what has begun; what has not is dropped."""
+        """Finish the flights that have begun, and cancel the others."""
         with self._lock:
             for flight in [flight for flight in self._by_key.values() if not flight.started]:
                 flight.future.cancel()
@@ -167,7 +170,7 @@ class Flights(Generic[T]):
 
 
 def deadline_error(flight: Flight[T]) -> Exception:
-    """What to tell one whose deadline passed: in the queue it is the load, afterwards the work."""
+    """Return the error for a passed deadline: Busy if the flight was still queued, DeadlinePassed if it had begun."""
     if not flight.started:
         return Busy("the deadline passed before the image's turn came; ask again later")
-    return DeadlinePassed("the deadline passed while the image was being segmented; ask again, what was done is kept")
+    return DeadlinePassed("the deadline passed while the image was being segmented; ask again, finished work is kept")

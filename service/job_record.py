@@ -1,4 +1,4 @@
-"""What is kept of a job, and what its owner is told of it."""
+"""The record of a job: how it is stored, and how it is reported to the job's owner."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FINISHED: tuple[State, ...] = ("done", "cancelled")
 
 
 class AnswerSummary(BaseModel):
-    """What an answer says about itself, whatever format it is written in."""
+    """What an answer reports about itself; kept beside the answer's file, since most formats cannot hold it."""
 
     image_id: str
     model: str
@@ -26,7 +26,7 @@ class AnswerSummary(BaseModel):
     abstain: bool | None
     distance: float | None
     residual: float | None
-    expected_dice: dict[str, float | None] = Field(default_factory=dict, description="of each class")
+    expected_dice: dict[str, float | None] = Field(default_factory=dict, description="of each class but the background")
     warnings: tuple[str, ...]
 
     @classmethod
@@ -50,28 +50,30 @@ class JobItem(BaseModel):
     """One photograph of a job.
 
     Attributes:
-        source: NAME/KEY of a folder that the operator allowed; None for an upload.
-        begun_by: runs of the service that began it, and neither ended it nor gave it back: they were stopped meanwhile.
+        source: NAME/KEY, where the operator allowed the folder NAME; None for an upload.
+        begun_by: runs of the service that began it and neither finished it nor gave it back. All but the present run
+            were stopped while they were at it.
         failures: times that it failed in an unexpected way.
-        answer: what it says about itself.
+        answer: summary of its answer.
     """
 
     name: str
     state: Literal["waiting", "done", "failed"] = "waiting"
     problem: str | None = Field(default=None, description="why there is no answer")
     source: str | None = None
-    bytes: int = Field(default=0, description="of the photograph, while it is kept")
+    bytes: int = Field(default=0, description="size of an uploaded photograph, while it is kept")
     begun_by: tuple[str, ...] = ()
     failures: int = 0
-    answer: AnswerSummary | None = Field(default=None, validation_alias=AliasChoices("answer", "told"))  # once `told`
+    # Older records call it ``told``.
+    answer: AnswerSummary | None = Field(default=None, validation_alias=AliasChoices("answer", "told"))
 
     def troubles_before(self, run: str) -> int:
-        """Times that it failed or stopped another run of the service."""
+        """Return how often it failed, or another run of the service than ``run`` was stopped while at it."""
         return self.failures + len(set(self.begun_by) - {run})
 
 
 class JobRecord(BaseModel):
-    """A job as it is kept."""
+    """The stored record of a job."""
 
     id: str
     owner: str
@@ -79,28 +81,28 @@ class JobRecord(BaseModel):
     created: float = Field(description="seconds since 1970")
     finished: float | None = None
     options: Options
-    suffix: str = Field(description="of the results' files")
+    suffix: str = Field(description="file name suffix of the results")
     items: list[JobItem]
-    trouble: str | None = Field(default=None, description="why it does not go on")
-    result_bytes: int = Field(default=0, description="of results")
+    trouble: str | None = Field(default=None, description="why the job cannot continue at present")
+    result_bytes: int = Field(default=0, description="total size of the results")
 
     @property
     def bytes(self) -> int:
-        """All that is kept of it."""
+        """Total size of the uploads and results that are kept."""
         return self.result_bytes + sum(item.bytes for item in self.items)
 
     def count(self, state: str) -> int:
-        """Photographs in a state."""
+        """Return the number of photographs in a state."""
         return sum(item.state == state for item in self.items)
 
     def end_as_cancelled(self, finished: float) -> None:
-        """Nothing more is done of it, and its photographs are gone."""
+        """Mark the job as cancelled at a time, seconds since 1970, and its uploads as deleted."""
         self.state, self.finished = "cancelled", finished
         for item in self.items:
             item.bytes = 0
 
     def file_of(self, number: int) -> str | None:
-        """What the answer to a photograph is called in the ZIP; None where there is none."""
+        """Return the name of a photograph's answer in the ZIP; None where there is no answer."""
         item = self.items[number]
         if item.state != "done":
             return None
@@ -108,7 +110,7 @@ class JobRecord(BaseModel):
 
 
 def as_report(record: JobRecord) -> dict[str, Any]:
-    """What a job was and what each of its answers says about itself, as JSON."""
+    """Return a job, its photographs and the summaries of their answers as values for JSON."""
     images = [
         item.model_dump(exclude={"bytes", "begun_by", "failures", "answer"})
         | {"file": record.file_of(i)}
@@ -127,7 +129,7 @@ def as_report(record: JobRecord) -> dict[str, Any]:
 
 
 def as_table(record: JobRecord) -> str:
-    """The photographs of a job as CSV, one in a row."""
+    """Return the photographs of a job as CSV, one per row."""
     summary = [name for name in AnswerSummary.model_fields if name != "expected_dice"]
     classes = sorted({name for item in record.items if item.answer for name in item.answer.expected_dice})
     columns = ["file", "name", "source", "state", "problem", *summary, *(f"expected_dice_{name}" for name in classes)]

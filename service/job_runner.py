@@ -1,4 +1,4 @@
-"""The thread that does jobs: a few photographs at a time, so that requests find room beside them."""
+"""The thread that runs jobs. It keeps only a few photographs in flight, so that requests are not held up."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from store.errors import StoreUnavailable
 
 logger = structlog.get_logger(__name__)
 ATTEMPTS = 3
-"""A photograph that failed in an unexpected way, or stopped the service, is tried so often, from then on alone."""
+"""Most attempts at a photograph that fails unexpectedly or stops the service. All but the first are made alone."""
 
 
 class _TakenOver(Exception):
-    """Another service is at a job: this one has slept longer than its claim lasts, and may not write of it any more."""
+    """Another service has taken a job over: this one slept longer than its lease and may not write the record now."""
 
 
 class _InFlight(NamedTuple):
@@ -40,18 +40,18 @@ class _InFlight(NamedTuple):
 
 
 class JobRunner:
-    """Does what is unfinished, oldest first; started anew, it goes on where it was stopped.
+    """Runs the unfinished jobs, oldest first; after a restart it resumes where it was stopped.
 
     Args:
-        jobs: their state.
-        engine: does the work.
-        settings: limits.
-        sources: folders that may be read.
+        jobs: the stored jobs.
+        engine: engine that segments the photographs.
+        settings: limits of photographs and jobs.
+        sources: folders that jobs may read.
     """
 
     def __init__(self, jobs: Jobs, engine: Engine, settings: Settings, sources: Sources) -> None:
         self._jobs, self._engine = jobs, engine
-        self._name = uuid.uuid4().hex  # of this run of the service
+        self._name = uuid.uuid4().hex  # identifies this run of the service
         self.adopt(settings, sources)
         self._at_once = engine.limits.batch + 1
         self._wake = threading.Event()
@@ -59,20 +59,20 @@ class JobRunner:
         self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
 
     def adopt(self, settings: Settings, sources: Sources) -> None:
-        """Go on with other limits and folders."""
+        """Use other limits and folders from now on."""
         self._settings, self._sources = settings, sources
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._wake.set()
         self._thread.start()
 
     def wake(self) -> None:
-        """There is a new job."""
+        """Tell the thread that there is a new job."""
         self._wake.set()
 
     def stop(self) -> None:
-        """Stop after the photographs that are being segmented."""
+        """Stop the thread once the photographs that are being segmented are finished."""
         self._stopping.set()
         self._wake.set()
         self._thread.join()
@@ -87,40 +87,40 @@ class JobRunner:
                     self._wake.set()
 
     def _do_all(self) -> bool:
-        """Whether all that could be begun went on to its end; what did not is tried again, the others go on."""
+        """Run every unfinished job; return False if one ended with an error, which does not stop the others."""
         whole = True
         try:
             self._jobs.delete_old()
             self._jobs.delete_torn()
             unfinished = self._jobs.unfinished()
-        except Exception:  # a storage that is away
-            logger.exception("jobs cannot be done now")
+        except Exception:  # the storage is unavailable
+            logger.exception("jobs cannot be run now")
             return False
         for record in unfinished:
             try:
                 self._do_if_free(record)
             except Exception:
-                logger.exception("a job cannot be done now", job=record.id)
+                logger.exception("a job cannot be run now", job=record.id)
                 whole = False
         return whole
 
     def _do_if_free(self, found: JobRecord) -> None:
-        """Do a job that no other service is at."""
+        """Run a job, unless another service is running it."""
         known = found.options.model in (None, *self._engine.models.by_name)
         if not known and found.trouble is not None and not self._is_overdue(found):
-            return  # another service's, and told already
+            return  # another service has its model, and the record says so already
         if not self._jobs.claims.acquire(found.id):
             return
         try:
-            record = self._jobs.read(found.id)  # another one may have been at it
+            record = self._jobs.read(found.id)  # another service may have changed it since it was listed
             if record is None or record.state in FINISHED:
                 return
             if known:
                 self._do(record)
-            else:  # another service's, or a reload has taken the model away
+            else:  # another service has the model, or a reload has removed it
                 self._wait_or_give_up(record, f"the model {record.options.model} is not loaded")
         except _TakenOver:
-            logger.warning("a job is left to another service, which has taken it over", job=found.id)
+            logger.warning("a job has been taken over by another service", job=found.id)
         finally:
             self._jobs.release(found.id)
 
@@ -131,7 +131,7 @@ class JobRunner:
         try:
             record.trouble = self._do_begun(record, under_way)
         finally:
-            for one in under_way:  # of a job that cannot be gone on with
+            for one in under_way:  # empty unless an error ended the job
                 if one.flight is not None:
                     self._engine.leave(one.flight, one.ticket)
         if record.trouble is not None:
@@ -140,11 +140,15 @@ class JobRunner:
         self._end(record)
 
     def _do_begun(self, record: JobRecord, under_way: deque[_InFlight]) -> str | None:
-        """All photographs, or until one cannot be done now: what keeps it. Those that were asked for are finished."""
+        """Process the photographs until none is left or one cannot be done now; those in flight are always finished.
+
+        Returns:
+            The reason why the job has to wait; None if there is none.
+        """
         trouble = None
         try:
             self._do_each(record, under_way)
-        except Unavailable as error:  # other jobs go on, and this one later
+        except Unavailable as error:  # this job is tried again later, others go on
             trouble = str(error)
         while under_way:
             try:
@@ -154,7 +158,7 @@ class JobRunner:
         return trouble
 
     def _save(self, record: JobRecord) -> None:
-        """Replace a job's record, which nobody else may be at."""
+        """Replace a job's record; raises if another service has taken the job over."""
         self._require_ours(record)
         self._jobs.save(record)
 
@@ -163,7 +167,7 @@ class JobRunner:
             raise _TakenOver
 
     def _do_each(self, record: JobRecord, under_way: deque[_InFlight]) -> None:
-        """A few at once; alone and last those that have failed, or stopped the service, before."""
+        """Process photographs, a few at once; those that failed or stopped the service before come last, each alone."""
         while not self._stopping.is_set():
             busy = {one.number for one in under_way}
             left = [i for i, item in enumerate(record.items) if item.state == "waiting" and i not in busy]
@@ -181,7 +185,7 @@ class JobRunner:
                 self._begin(record, number, under_way)
 
     def _end(self, record: JobRecord) -> None:
-        """Nothing of a job waits any more."""
+        """Mark a job as done if none of its photographs is waiting."""
         if not record.count("waiting"):
             record.state, record.finished = "done", time.time()
             self._require_ours(record)
@@ -189,7 +193,10 @@ class JobRunner:
             self._jobs.save(record)
 
     def _wait_or_give_up(self, record: JobRecord, trouble: str) -> None:
-        """What keeps a job waiting for longer than finished ones are kept will not end by itself."""
+        """Record what keeps a job waiting; if the job is older than ``job_hours``, fail its remaining photographs.
+
+        Trouble that has lasted for so long is not expected to pass.
+        """
         if self._is_overdue(record):
             for number, item in enumerate(record.items):
                 if item.state == "waiting":
@@ -206,14 +213,14 @@ class JobRunner:
         return current is None or current.state == "cancelled"
 
     def _begin(self, record: JobRecord, number: int, under_way: deque[_InFlight]) -> None:
-        """Put the question of one photograph; Unavailable where its folder is away."""
+        """Submit one photograph to the engine; raises Unavailable if its folder cannot be read now."""
         item = record.items[number]
         if item.troubles_before(self._name) >= ATTEMPTS:
-            stopped = f"{len(item.begun_by)} runs of the service were stopped while they were at this photograph"
+            stopped = f"{len(item.begun_by)} runs of the service were stopped while processing this photograph"
             self._failed(record, number, ServiceError(stopped))
             return
         item.begun_by = tuple(dict.fromkeys((*item.begun_by, self._name)))
-        self._save(record)  # before the work, which may be this process's end
+        self._save(record)  # before the work, which may kill this process
         try:
             under_way.append(self._ask(record, number))
         except Unavailable:
@@ -225,7 +232,10 @@ class JobRunner:
             self._failed_unexpectedly(record, number)
 
     def _failed_unexpectedly(self, record: JobRecord, number: int) -> None:
-        """One photograph's trouble is not the job's: it is tried again, and given up after ``ATTEMPTS``."""
+        """Count an unexpected error of one photograph: it is tried again, and failed after ``ATTEMPTS``.
+
+        The rest of the job goes on.
+        """
         item = record.items[number]
         item.failures += 1
         self._give_back(item)
@@ -240,10 +250,10 @@ class JobRunner:
         item, options, engine = record.items[number], record.options, self._engine
         try:
             data = self._data(record, number)
-        except (StoreUnavailable, OSError) as error:  # where jobs are kept: nothing is wrong with the photograph
+        except (StoreUnavailable, OSError) as error:  # the storage of jobs is in trouble, not the photograph
             raise Unavailable("the photographs of the job cannot be read now") from error
         if options.model not in (None, *engine.models.by_name):
-            raise Unavailable(f"the model {options.model} is not loaded")  # a reload has just taken it away
+            raise Unavailable(f"the model {options.model} is not loaded")  # a reload has just removed it
         OUTPUTS[options.output or "png"].check(SourcePhotograph(data, item.name, self._settings.max_pixels))
         question = engine.question(data, item.name, options.model, options.timesteps, mirrored=options.mirrored)
         ticket, known = Ticket(), engine.finished(question)
@@ -251,7 +261,7 @@ class JobRunner:
         return _InFlight(number, data, ticket, flight, known)
 
     def _finish(self, record: JobRecord, one: _InFlight) -> None:
-        """Keep the answer to one photograph; Unavailable where there is no room for it, or no answer, now."""
+        """Store the answer to one photograph; raises Unavailable if there is no room for it, or no answer, now."""
         item = record.items[one.number]
         try:
             answer, rendered = self._rendered(record, one)
@@ -278,7 +288,7 @@ class JobRunner:
         try:
             answer = one.answer or _result(one.flight.future if one.flight else Future())
         except (Abandoned, CancelledError) as error:
-            raise Unavailable("a photograph was given up; it is asked for again") from error
+            raise Unavailable("work on a photograph was abandoned; it is tried again") from error
         source = SourcePhotograph(one.data, item.name, self._settings.max_pixels)
         return answer, OUTPUTS[options.output or "png"].render(options.applied(answer), options, source)
 
@@ -286,8 +296,8 @@ class JobRunner:
         try:
             self._require_ours(record)
             self._jobs.put_result(record, number, rendered)
-        except OSError as error:  # full, read-only or away
-            raise Unavailable("the answers of the job cannot be kept now") from error
+        except OSError as error:  # full, read-only or unavailable
+            raise Unavailable("the answers of the job cannot be stored now") from error
 
     def _failed(self, record: JobRecord, number: int, error: Exception) -> None:
         record.items[number].state, record.items[number].problem = "failed", detail_of(error)

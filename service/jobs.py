@@ -1,9 +1,9 @@
-"""Jobs: many photographs, segmented behind the requests. Their state is on disk and survives a restart.
+"""Jobs: many photographs, segmented in the background. Their state is stored and survives a restart.
 
 <jobs>/<id>/job.json            the record, replaced as a whole
 <jobs>/<id>/inputs/<number>     uploaded photographs, until they are answered
 <jobs>/<id>/results/<number>    answers
-<jobs>/<id>/cancelled           when it was cancelled: whoever is at it may replace the record once more
+<jobs>/<id>/cancelled           time of cancellation, which holds even if whoever runs the job replaces the record later
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from store.objects import Objects
 logger = structlog.get_logger(__name__)
 _ID = re.compile("[0-9a-f]{32}")
 RECOUNT = 60.0
-"""Seconds for which what others add to the jobs is not noticed."""
+"""Seconds for which the known total size of all jobs is used; what other services add meanwhile goes unnoticed."""
 
 
 class JobLimits(NamedTuple):
-    """How much is kept.
+    """How many jobs are kept, for how long, and how large they may be.
 
     Attributes:
-        most: unfinished jobs; more are refused.
-        hours: finished ones are deleted after so long.
-        bytes: of all jobs together; the oldest finished ones make room for new ones.
+        most: most unfinished jobs; more are refused.
+        hours: hours after which finished jobs are deleted.
+        bytes: most bytes of all jobs together; the oldest finished ones are deleted to make room.
     """
 
     most: int
@@ -51,23 +51,23 @@ class JobLimits(NamedTuple):
 
 
 class Jobs:
-    """The jobs at one place.
+    """The jobs stored at one place, which several services may share.
 
     Args:
-        objects: where they are kept.
-        limits: how much of them.
+        objects: storage of the jobs.
+        limits: how much is kept.
 
     Attributes:
-        claims: on jobs that are being taken or done. Several services may keep their jobs at one place.
+        claims: this service's claims on jobs that it is creating or running.
     """
 
     def __init__(self, objects: Objects, limits: JobLimits) -> None:
         self._objects, self.limits = objects, limits
         self.claims = Claims(objects)
         self._lock = threading.RLock()
-        self._making: dict[str, int] = {}  # bytes of jobs that are being taken
-        self._reading: Counter[str] = Counter()  # readers of each job's results
-        self._counted, self._recount = 0, 0.0  # bytes that are kept, at most, and when to look again
+        self._making: dict[str, int] = {}  # upload size of each job that is being created
+        self._reading: Counter[str] = Counter()  # number of readers of each job's results
+        self._counted, self._recount = 0, 0.0  # upper bound on the bytes kept, and when to count again
 
     def create(
         self,
@@ -79,14 +79,20 @@ class Jobs:
         sources: Sequence[str] = (),
         given_up: Callable[[], bool] = lambda: False,
     ) -> JobRecord:
-        """A new job, its photographs written first, so that it is whole or not there.
+        """Create a job. Its record is written after its photographs, so that it is complete or does not exist.
 
         Args:
-            data: of uploads; sources: of photographs in a folder.
-            given_up: asked before it is there: whether nobody waits for it any more.
+            owner: name of the key that the job belongs to.
+            options: options of the segmentation.
+            suffix: file name suffix of the results.
+            names: names of the photographs.
+            data: contents of the photographs, if they are uploaded.
+            sources: NAME/KEY of each photograph, if they are in a folder.
+            given_up: asked just before the record is written; the job is not created if nobody waits for it any more.
 
         Raises:
-            Busy: too many are unfinished, or take all the room. Unavailable: it cannot be kept.
+            Busy: too many jobs are unfinished, or unfinished ones take all the room.
+            Unavailable: the job cannot be stored, or was given up.
         """
         self.delete_old()
         items = [
@@ -106,7 +112,7 @@ class Jobs:
         with self._lock:
             unfinished += len(self._making)
             if unfinished >= self.limits.most:
-                raise Busy(f"{unfinished} jobs are unfinished, no more are taken; ask again later", retry_after=60)
+                raise Busy(f"{unfinished} jobs are unfinished, no more are accepted; ask again later", retry_after=60)
             self._making[record.id] = size
         try:
             self._make_room(size, counted=True)
@@ -116,11 +122,11 @@ class Jobs:
             if given_up():
                 raise TimeoutError("nobody waits for the job any more")
             self._objects.put(f"{record.id}/job.json", record.model_dump_json().encode())
-        except OSError as error:  # full, read-only or away
-            logger.warning("a job cannot be kept", problem=str(error))
+        except OSError as error:  # full, read-only or unavailable
+            logger.warning("a job cannot be stored", problem=str(error))
             with suppress(OSError):
                 self._objects.delete(record.id)
-            raise Unavailable("the job cannot be kept; ask again later", retry_after=60) from error
+            raise Unavailable("the job cannot be stored; ask again later", retry_after=60) from error
         finally:
             self.release(record.id)
             with self._lock:
@@ -128,15 +134,19 @@ class Jobs:
         return record
 
     def release(self, job_id: str) -> None:
-        """Somebody else may do a job."""
-        with suppress(StoreError, OSError, KeyError):  # the lease will end the claim
+        """Release the claim on a job, so that any service may run it."""
+        with suppress(StoreError, OSError, KeyError):  # the claim ends with its lease anyway
             self.claims.release(job_id)
 
     def _make_room(self, size: int, *, counted: bool = False) -> None:
-        """Room for so many bytes, at the cost of the oldest finished jobs; Busy if unfinished ones take it all.
+        """Make room for ``size`` more bytes by deleting the oldest finished jobs.
 
         Args:
-            counted: they are of a job that is being taken.
+            size: bytes to be written; negative if fewer are kept afterwards.
+            counted: whether the bytes are of a job being created, and thus in ``_making`` already.
+
+        Raises:
+            Busy: unfinished jobs take all the room.
         """
         with self._lock:
             self._counted += size
@@ -155,19 +165,19 @@ class Jobs:
         for job in finished:
             if too_many <= 0:
                 return
-            logger.warning("a finished job makes room for a new one", job=job.id)
+            logger.warning("a finished job is deleted to make room", job=job.id)
             self._delete(job.id)
             too_many -= job.bytes
 
     def get(self, job_id: str, owner: str) -> JobRecord:
-        """A job of this owner; NotFound for any other."""
+        """Return a job of this owner; raises NotFound if there is none, or if it belongs to another."""
         record = self.read(job_id)
         if record is None or record.owner != owner:
             raise NotFound("no such job here (any more)")
         return record
 
     def read(self, job_id: str) -> JobRecord | None:
-        """A job, whoever owns it; None if there is none, or it was never complete."""
+        """Return a job, whoever owns it; None if it does not exist or its record cannot be read."""
         if not _ID.fullmatch(job_id):
             return None
         try:
@@ -183,16 +193,16 @@ class Jobs:
         return record
 
     def all(self) -> list[JobRecord]:
-        """Every complete job, the oldest first."""
+        """Return every complete job, oldest first."""
         records = (self.read(name) for name in self._objects.names(""))
         return sorted((record for record in records if record is not None), key=lambda record: record.created)
 
     def unfinished(self) -> list[JobRecord]:
-        """Jobs with work to do, the oldest first."""
+        """Return the jobs that are not finished, oldest first."""
         return [record for record in self.all() if record.state not in FINISHED]
 
     def save(self, record: JobRecord) -> None:
-        """Replace a job's record; one that was cancelled or done meanwhile stays so, one that was deleted is gone."""
+        """Replace a job's record. A job cancelled or done meanwhile stays so; a deleted one is not written again."""
         with self._lock:
             known = self.read(record.id)
             if known is None or known.state == "done":
@@ -202,7 +212,7 @@ class Jobs:
             self._objects.put(f"{record.id}/job.json", record.model_dump_json().encode())
 
     def cancel(self, record: JobRecord) -> JobRecord:
-        """Stop a job; Conflict if it is finished. What is done stays."""
+        """Cancel a job and return its record; raises Conflict if it is finished. Results that exist are kept."""
         with self._lock:
             current = self.read(record.id) or record
             if current.state in FINISHED:
@@ -214,7 +224,7 @@ class Jobs:
         return current
 
     def remove(self, record: JobRecord) -> None:
-        """Delete a finished job and its results; Conflict if it is not finished, or somebody reads them now."""
+        """Delete a finished job and its results; raises Conflict if it is unfinished or its results are being read."""
         with self._lock:
             current = self.read(record.id) or record
             if current.state not in FINISHED:
@@ -224,25 +234,28 @@ class Jobs:
             self._delete(record.id)
 
     def forget_input(self, record: JobRecord, number: int) -> None:
-        """Delete a photograph whose answer is kept, once the record says so."""
+        """Delete an uploaded photograph; to be called once the stored record says that it is answered."""
         if record.items[number].source is None:
             self._objects.remove(f"{record.id}/inputs/{number:05d}")
 
     def forget_inputs(self, record: JobRecord) -> None:
-        """Delete the photographs of a job that is finished."""
+        """Delete all uploaded photographs of a job that is finished."""
         self._objects.delete(f"{record.id}/inputs")
         for item in record.items:
             item.bytes = 0
 
     def input(self, record: JobRecord, number: int) -> bytes:
-        """The bytes of an uploaded photograph."""
+        """Return the bytes of an uploaded photograph."""
         return self._objects.get(f"{record.id}/inputs/{number:05d}")
 
     def put_result(self, record: JobRecord, number: int, data: bytes) -> None:
-        """Keep the answer to one photograph, whose place it takes; of a job that was deleted nothing is kept.
+        """Store the answer to one photograph; in the size of the job it replaces the upload.
+
+        Nothing is stored if the job has been deleted.
 
         Raises:
-            Busy: there is no room for it. OSError: it cannot be written.
+            Busy: there is no room for it.
+            OSError: it cannot be written.
         """
         if not self._objects.exists(f"{record.id}/job.json"):
             return
@@ -252,7 +265,10 @@ class Jobs:
         record.result_bytes, item.bytes = record.result_bytes + len(data), 0
 
     def zipped(self, record: JobRecord) -> Iterator[bytes]:
-        """A ZIP of all results and ``job.json``, piece by piece; while it is read, the job makes no room for others."""
+        """Yield a ZIP of all results, ``images.csv`` and ``job.json`` in pieces.
+
+        Meanwhile this service does not delete the job.
+        """
         with self._lock:
             self._reading[record.id] += 1
         try:
@@ -273,19 +289,22 @@ class Jobs:
         yield sink.taken()
 
     def delete_old(self) -> None:
-        """Delete jobs that have been finished for longer than they are kept."""
+        """Delete jobs that were finished more than ``limits.hours`` ago."""
         oldest = time.time() - 3600 * self.limits.hours
         for record in self.all():
             if record.finished is not None and record.finished < oldest and not self._reading[record.id]:
                 self._delete(record.id)
 
     def delete_torn(self) -> None:
-        """Delete what is left of a job that a killed process was taking or deleting, or that was deleted meanwhile."""
+        """Delete the remains of incomplete jobs.
+
+        Their process was killed while it created or deleted them, or they were deleted while being run.
+        """
         for name in self._objects.names(""):
             if not _ID.fullmatch(name) or self.claims.is_held(name):
                 continue
             if not self._objects.exists(f"{name}/job.json"):
-                logger.warning("what is left of a torn job is deleted", job=name)
+                logger.warning("the remains of an incomplete job are deleted", job=name)
                 self._objects.delete(name)
 
     def _delete(self, job_id: str) -> None:
@@ -294,7 +313,7 @@ class Jobs:
 
 
 def _time_in(data: bytes) -> float:
-    """Seconds since 1970; now, where a device that lost its power has not kept them."""
+    """Return the time that a ``cancelled`` object holds, seconds since 1970; now, if a power failure damaged it."""
     try:
         return float(data)
     except ValueError:
@@ -302,7 +321,7 @@ def _time_in(data: bytes) -> float:
 
 
 class _Sink(io.RawIOBase):
-    """What a ZIP is written into, taken away in pieces; it cannot go back."""
+    """A write-only stream for a ZIP, whose content is taken away in pieces; it cannot seek."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
@@ -316,6 +335,6 @@ class _Sink(io.RawIOBase):
         return len(piece)
 
     def taken(self) -> bytes:
-        """What was written since this was last asked."""
+        """Return what was written since the last call."""
         pieces, self._pieces = self._pieces, []
         return b"".join(pieces)

@@ -1,4 +1,4 @@
-"""JSON logs, ours and those of the libraries, with the id of the request that they belong to."""
+"""JSON logs of this service and the libraries it uses, with the id of the request that each entry belongs to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from structlog.typing import Processor
 
 
 def configure(level: str = "info") -> None:
-    """One JSON object a line on stderr. Contents of photographs and keys are logged nowhere."""
+    """Set up logging: one JSON object per line on stderr. The contents of photographs and API keys are never logged."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,

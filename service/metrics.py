@@ -15,12 +15,12 @@ _RESIDUALS = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0
 
 
 class Metrics:
-    """What the engine counts, in a registry of its own."""
+    """Metrics of an engine, in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = r = CollectorRegistry()
         self._stages = Histogram(
-            "diffdgss_stage_seconds", "Time by stage of an answer", ["stage"], buckets=_SECONDS, registry=r
+            "diffdgss_stage_seconds", "Time spent in each stage", ["stage"], buckets=_SECONDS, registry=r
         )
         self.batch_size = Histogram("diffdgss_batch_size", "Images inverted together", buckets=_SIZES, registry=r)
         self.answers = Counter("diffdgss_answers", "Answers by where they came from", ["model", "source"], registry=r)
@@ -32,26 +32,26 @@ class Metrics:
         self.residual = Histogram(
             "diffdgss_inversion_residual", "Residual of the inversion", ["model"], buckets=_RESIDUALS, registry=r
         )
-        self.store_failures = Counter("diffdgss_store_failures", "Store that did not do it", ["doing"], registry=r)
+        self.store_failures = Counter("diffdgss_store_failures", "Failed store operations", ["doing"], registry=r)
         self.job_images = Counter("diffdgss_job_images", "Images of jobs", ["result"], registry=r)
-        self.reloads = Counter("diffdgss_reloads", "Times that models were loaded anew", registry=r)
+        self.reloads = Counter("diffdgss_reloads", "Reloads of the models", registry=r)
         self.gauge("diffdgss_resident_bytes", "Memory of this process", resident_bytes)
 
     def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """A figure that is asked for when it is read."""
+        """Register a gauge whose value is computed when the metrics are read."""
         Gauge(name, text, registry=self.registry).set_function(value)
 
     def observe(self, stage: str, seconds: float) -> None:
-        """Count time towards a stage."""
+        """Record the seconds that one run of a stage took."""
         self._stages.labels(stage).observe(seconds)
 
     def text(self) -> bytes:
-        """In Prometheus's format."""
+        """Return all metrics in the text format of Prometheus."""
         return generate_latest(self.registry)
 
 
 class HttpMetrics:
-    """What the HTTP application counts."""
+    """Metrics of the HTTP application, in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = r = CollectorRegistry()
@@ -63,5 +63,5 @@ class HttpMetrics:
         self.in_flight = Gauge("diffdgss_requests_in_flight", "Requests being answered", registry=r)
 
     def text(self) -> bytes:
-        """In Prometheus's format."""
+        """Return all metrics in the text format of Prometheus."""
         return generate_latest(self.registry)

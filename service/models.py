@@ -1,4 +1,4 @@
-"""The models of the service: interpreters, and one backbone for all that read the same features."""
+"""The models of the service: interpreters, and one extractor for all of them that read features of the same spec."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from service.errors import NotFound
 
 @dataclass(frozen=True)
 class Model:
-    """An interpreter and what makes the features that it reads.
+    """An interpreter and the extractor of the features that it reads.
 
     Attributes:
-        name: what requests call it.
-        version: 12 hexadecimal digits that change with card and weights.
-        domain: statistics of its training images' features, if it has them.
+        name: name of the model in requests.
+        version: 12 hexadecimal digits that change with the files of the model (``version_of``).
+        domain: statistics of the features of its training images; None if it has none.
     """
 
     name: str
@@ -47,10 +47,10 @@ class Models:
         return next(iter(self.by_name.values()))
 
     def get(self, name: str | None) -> Model:
-        """The model of that name; the default for None.
+        """Return the model of that name; the default model for None.
 
         Raises:
-            NotFound: no such model; names those there are.
+            NotFound: there is no such model; the message lists those there are.
         """
         if name is None:
             return self.default
@@ -59,11 +59,11 @@ class Models:
         return self.by_name[name]
 
     def of_spec(self, digest: str) -> Model | None:
-        """A model that reads features of the spec whose digest begins so."""
+        """Return a model that reads features of the spec whose digest starts with ``digest``; None if there is none."""
         return next((m for m in self.by_name.values() if m.card.spec.digest.startswith(digest)), None)
 
     def extractors(self) -> dict[str, Extractor]:
-        """{spec digest: what makes its features}."""
+        """Return {spec digest: extractor of its features}."""
         return {model.card.spec.digest: model.extractor for model in self.by_name.values()}
 
 
@@ -73,12 +73,14 @@ def load_models(
     """Load interpreters and backbones.
 
     Args:
-        names: shipped names or folders.
-        backbone: instead of those that the interpreters name.
-        known: {spec digest: extractor} that need not be loaded again: a digest names weights.
+        names: shipped names or folders of interpreters.
+        backbone: shipped name, folder or hub id of a backbone to use instead of those that the interpreters name.
+        device: cpu, cuda or cuda:N.
+        known: {spec digest: extractor} of those loaded before, which are used again: a digest identifies the weights.
 
     Raises:
-        InterpreterError, BackboneError: one cannot be loaded.
+        InterpreterError: an interpreter cannot be loaded.
+        BackboneError: a backbone cannot be loaded.
     """
     extractors = dict(known or {})
     models: list[Model] = []
@@ -96,7 +98,7 @@ def load_models(
 
 
 def version_of(folder: Path) -> str:
-    """12 hexadecimal digits of the sha256 over an interpreter's files."""
+    """Return the first 12 hexadecimal digits of the sha256 over an interpreter's files: their names and contents."""
     sha = hashlib.sha256()
     for path in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors")):
         sha.update(path.name.encode() + path.read_bytes())
@@ -104,7 +106,7 @@ def version_of(folder: Path) -> str:
 
 
 def _free_name(folder: str, task: str, taken: list[str]) -> str:
-    """A model is called by its task, and by its folder where that is taken."""
+    """Return a free name for a model: its task, else its folder, else the task with a number."""
     for name in (task, folder, *(f"{task}-{i}" for i in range(2, len(taken) + 3))):
         if name not in taken:
             return name

@@ -1,7 +1,6 @@
-"""Files that requests bring, to pixels: only the formats that the operator allows, and what their quality forbids.
+"""Decoding of photographs in the formats that the operator allows, and warnings about their quality.
 
-A kind of file that is no ordinary image has a decoder in ``DECODERS``; the first that recognises the bytes
-takes them.
+Each kind of file has a decoder in ``DECODERS``; the first one that recognises the bytes decodes them.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ SUFFIXES = IMAGE_SUFFIXES | {".dcm", ".dicom"}
 
 
 class Decoder(NamedTuple):
-    """How one kind of file becomes pixels.
+    """Decoder of one kind of file.
 
     Attributes:
-        name: as in ``formats`` of the settings.
-        recognises: whether these bytes are of this kind, by their first few.
+        name: name of the format, as in the setting ``formats``.
+        recognises: returns whether bytes are of this format, judged by the first of them.
         decode: (bytes, name for messages, most pixels) -> uint8 (H, W, 3); raises ImageError.
     """
 
@@ -41,7 +40,7 @@ def _starts(*signatures: bytes) -> Callable[[bytes], bool]:
     return lambda data: data.startswith(signatures)
 
 
-# DICOM first: its preamble may be made to look like another format, TIFF above all.
+# DICOM first: its preamble may hold the signature of another format, most often TIFF.
 DECODERS: list[Decoder] = [
     Decoder("DICOM", is_dicom, decode_dicom),
     Decoder("PNG", _starts(b"\x89PNG\r\n\x1a\n"), decode_image),
@@ -54,10 +53,11 @@ DECODERS: list[Decoder] = [
 
 
 def decode_photograph(data: bytes, name: str, max_pixels: int, formats: Sequence[str] = FORMATS) -> Pixels:
-    """uint8 (H, W, 3), RGB, upright.
+    """Decode a photograph to uint8 (H, W, 3), RGB, upright.
 
     Raises:
-        ImageError: none of the formats, or damaged; ImageTooLarge: more than ``max_pixels``.
+        ImageError: the file is of none of the formats, or damaged.
+        ImageTooLarge: the photograph has more than ``max_pixels``.
     """
     if not data:
         raise ImageError(f"{name}: the file is empty")
@@ -66,7 +66,7 @@ def decode_photograph(data: bytes, name: str, max_pixels: int, formats: Sequence
             if decoder.name not in formats:
                 raise ImageError(f"{name}: {decoder.name} is not accepted here; expected one of {', '.join(formats)}")
             return decoder.decode(data, name, max_pixels)
-    raise ImageError(f"{name}: not an image of a kind that is read; expected one of {', '.join(formats)}")
+    raise ImageError(f"{name}: not an image of a known format; expected one of {', '.join(formats)}")
 
 
 SIDE = 512
@@ -77,19 +77,20 @@ SMALL = 256
 
 
 def quality_warnings(pixels: Pixels, fov: NDArray[np.bool_]) -> list[str]:
-    """What a reader should know about a photograph that can be used all the same.
+    """Return warnings about the quality of a photograph, which is segmented all the same.
 
-    Measured at about 512 pixels inside the field of view: median brightness (dark), share of saturated
-    pixels (over-exposed), and the Laplacian's standard deviation over the brightness (blurred).
+    A photograph is small if its longer side has fewer than 256 pixels. The rest is measured inside the field of view at
+    512 pixels or less: median brightness (dark), share of saturated pixels (over-exposed), and the standard deviation
+    of the green channel's Laplacian divided by its mean brightness (blurred).
 
     Args:
         pixels: uint8 (H, W, 3).
-        fov: bool (H, W).
+        fov: field of view, bool (H, W).
     """
     height, width = fov.shape
     found = []
     if max(height, width) < SMALL:
-        found.append(f"small: {width} x {height} pixels; details that were trained on cannot be in it")
+        found.append(f"small: {width} x {height} pixels; it lacks the detail of the training photographs")
     shrink = min(1.0, SIDE / max(height, width))
     size = max(1, round(width * shrink)), max(1, round(height * shrink))
     small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What is asked of the engine and what it keeps count of: the values that pass through it."""
+"""The values that pass through the engine: its limits, questions, the bookkeeping of their work, and results."""
 
 from __future__ import annotations
 
@@ -21,15 +21,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Limits:
-    """How much an engine does at once, and what it reads: settings of the same names have defaults for a service.
+    """How much an engine does at once, and what it accepts.
+
+    A service takes these from the settings of the same names, some of which have other defaults.
 
     Attributes:
-        max_pixels: of one image.
-        formats: that are read.
-        batch: images inverted together; ``batch_wait`` seconds are waited for them.
-        queue: images at work or waiting.
-        answers_bytes: memory for finished answers.
-        store_timeout: seconds until a store that hangs is left alone.
+        max_pixels: most pixels of one image.
+        formats: names of the image formats that are accepted.
+        batch: most images inverted together.
+        batch_wait: seconds to wait for a batch to fill.
+        queue: most images in progress or queued.
+        answers_bytes: most bytes of the cache of finished answers; 0 disables it.
+        store_timeout: seconds until an operation of the feature store is given up.
     """
 
     max_pixels: int = MAX_PIXELS
@@ -43,15 +46,15 @@ class Limits:
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about one photograph.
+    """A request to segment one photograph with one model.
 
     Attributes:
-        image_id: sha256 of its bytes.
-        data: the bytes; None where its features must be in the store.
-        name: for messages.
-        model: reads them.
-        timesteps: that vote; all of the model's if None.
-        mirrored: its three mirror images are read, too.
+        image_id: sha256 of the photograph's bytes.
+        data: bytes of the photograph; None if they were not sent, so that its features must be in the store.
+        name: name of the photograph in messages.
+        model: model that answers.
+        timesteps: timesteps that vote; all of the model's if None.
+        mirrored: whether the photograph's three mirror images are read as well.
     """
 
     image_id: str
@@ -63,27 +66,31 @@ class Question:
 
     @property
     def views(self) -> tuple[str, ...]:
-        """What is read of the photograph: itself last, so that a store that forgets the oldest keeps it longest."""
+        """Views to read. The photograph itself comes last: a store that deletes the oldest then keeps it longest."""
         return MIRRORED if self.mirrored else (IDENTITY,)
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Equal for questions with equal answers: who sent no photograph may be told that it is needed, and nothing
-        can be said of how sharp it is."""
+        """Key that is equal for questions with equal answers.
+
+        Whether the photograph was sent is part of it: without it there are no warnings about its quality, and features
+        that are not stored cannot be extracted.
+        """
         return self.image_id, self.data is None, self.model.name, self.model.version, self.timesteps, self.mirrored
 
 
 @dataclass
 class Work:
-    """Bookkeeping of one answer.
+    """Bookkeeping of the work on one answer.
 
     Attributes:
-        wanted: whether anybody still waits for it.
-        seconds: by stage.
-        warnings: what the reader should know of the photograph.
-        troubles: likewise of the store, which later answers need not have.
-        bytes_stored: written to the store.
-        all_stored: nothing was refused by it.
+        metrics: metrics that record the time of each stage.
+        wanted: returns whether anybody still waits for the answer.
+        seconds: seconds spent in each stage.
+        warnings: warnings about the photograph, which are cached with the answer.
+        troubles: warnings about the store, which are not, since they need not apply later.
+        bytes_stored: bytes written to the feature store.
+        all_stored: whether the store accepted everything so far.
         forwards: network forwards that were run.
     """
 
@@ -98,7 +105,7 @@ class Work:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Count the time of a block of code towards a stage."""
+        """Add the time that a block of code takes to a stage."""
         started = time.perf_counter()
         try:
             yield
@@ -106,7 +113,12 @@ class Work:
             self.spent(name, time.perf_counter() - started)
 
     def on_device(self, name: str, work: Callable[[], tuple[T, float]]) -> T:
-        """The result of work on the device; the time it waited there is the stage ``queue``, the rest this stage."""
+        """Return the result of work on the device, and record its time.
+
+        Args:
+            name: stage that the time is added to, except that spent in the queue, which is the stage ``queue``.
+            work: returns its result and the seconds that it waited in the queue.
+        """
         started = time.perf_counter()
         result, waited = work()
         self.spent("queue", waited)
@@ -114,19 +126,22 @@ class Work:
         return result
 
     def spent(self, name: str, seconds: float) -> None:
-        """Count some time towards a stage."""
+        """Add seconds to a stage."""
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
         self.metrics.observe(name, seconds)
 
 
 @dataclass(frozen=True)
 class FeaturesResult:
-    """Features that have been made or found.
+    """The features of one photograph, after they were extracted or found in the store.
 
     Attributes:
-        key: what ``/v1/features`` calls them.
-        spec: what they are.
-        stored: all of them are in the store, or another process is just storing them.
+        key: their key in ``/v1/features``.
+        image_id: sha256 of the photograph's bytes.
+        spec: spec of the features.
+        cached: whether all of them were in the store already.
+        forwards: network forwards that were run.
+        stored: whether all of them are in the store now, or being stored by another process.
     """
 
     key: str
@@ -138,11 +153,11 @@ class FeaturesResult:
 
 
 def subset(model: Model, timesteps: Sequence[int] | None) -> tuple[int, ...] | None:
-    """Timesteps in the order of the model's spec; None for all of them.
+    """Return the timesteps that are asked for in the order of the model's spec; None for all of them.
 
     Raises:
-        NotFound: the spec does not keep one.
-        BadRequest: the model reads all of them at once.
+        NotFound: the spec does not keep one of them.
+        BadRequest: they are not all timesteps, and the model can only read all of them at once.
     """
     spec = model.card.spec
     if timesteps is None:

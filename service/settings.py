@@ -1,7 +1,7 @@
-"""Settings of the service: command line before environment (``DIFFDGSS_PORT=8001``) before file.
+"""Settings of the service: the command line overrides the environment (``DIFFDGSS_PORT=8001``), that overrides a file.
 
-The file is TOML and named by ``DIFFDGSS_CONFIG``; keys are the names below. Both are read again on
-reload, so that keys can be rotated without a restart.
+The file is TOML and named by ``DIFFDGSS_CONFIG``; its keys are the names of the fields below. Environment and file are
+read again on a reload, so that API keys can be rotated without a restart.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from service.errors import WrongSettings
 PREFIX = "DIFFDGSS_"
 CONFIG = f"{PREFIX}CONFIG"
 FORMATS = ("PNG", "JPEG", "TIFF", "PPM", "GIF", "BMP", "DICOM")
-"""``service.photographs`` reads them; named here, so that settings are read without what reads images."""
+"""Image formats that ``service.photographs`` decodes; listed here so that settings do not import the decoders."""
 MEMORY = "memory://"
 
 
 def _listed(value: Any) -> Any:
-    """A list as the environment has it: by commas, or as JSON."""
+    """Parse a list from the environment: separated by commas, or JSON."""
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("["):
         try:
             return json.loads(value)
         except json.JSONDecodeError as error:
-            raise ValueError("expected a list by commas, or as JSON") from error
+            raise ValueError("expected a list separated by commas, or as JSON") from error
     return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
@@ -55,64 +55,68 @@ class Settings(BaseSettings):
         env_prefix=PREFIX,
         frozen=True,
         extra="forbid",
-        hide_input_in_errors=True,  # they are told and logged
+        hide_input_in_errors=True,  # errors are shown and logged, and must not contain keys
     )
 
     host: str = Field(default="127.0.0.1", description="address to listen on")
-    port: int = Field(default=8000, ge=0, le=65535, description="0 takes a free one")
-    model: str = Field(default="vessels", description="shipped name or folder of an interpreter; the default model")
-    models: Names = Field(default=(), description="further interpreters; those of one spec share features")
-    backbone: str | None = Field(default=None, description="shipped name, folder or hub id; the model's if not given")
+    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
+    model: str = Field(default="vessels", description="default model: shipped name or folder of an interpreter")
+    models: Names = Field(default=(), description="further models; those with the same feature spec share features")
+    backbone: str | None = Field(default=None, description="shipped name, folder or hub id; by default, the model's")
     store: str | Path = Field(
         default=Path("~/.cache/diffdgss/features.zarr"),
-        description="feature store, a folder or s3://bucket/prefix; the trainer's may be it",
+        description="feature store: a folder or s3://bucket/prefix; may be shared with the trainer",
     )
-    keep_nothing: bool = Field(default=False, description="nothing is written to disk: store and jobs are in memory")
-    memory_bytes: int = Field(default=1_000_000_000, gt=0, description="of features, if nothing is kept on disk")
+    keep_nothing: bool = Field(default=False, description="write nothing to disk: store and jobs are kept in memory")
+    memory_bytes: int = Field(
+        default=1_000_000_000, gt=0, description="with keep_nothing: most bytes of features, and of jobs"
+    )
     device: str = Field(default="cpu", description="cpu, cuda or cuda:N")
 
-    max_bytes: int = Field(default=64_000_000, gt=0, description="of one request")
-    max_pixels: int = Field(default=50_000_000, gt=0, description="of one image")
-    formats: Names = Field(default=("PNG", "JPEG", "TIFF", "PPM", "DICOM"), description="image formats that are read")
+    max_bytes: int = Field(default=64_000_000, gt=0, description="most bytes of one request")
+    max_pixels: int = Field(default=50_000_000, gt=0, description="most pixels of one image")
+    formats: Names = Field(default=("PNG", "JPEG", "TIFF", "PPM", "DICOM"), description="accepted image formats")
 
-    batch: int = Field(default=1, gt=0, description="images inverted together; more may change features by last bits")
-    batch_wait: float = Field(default=0.01, ge=0, le=10, description="seconds that a batch waits for company")
-    queue: int = Field(default=32, gt=0, description="images at work or waiting; more are answered with 503")
+    batch: int = Field(
+        default=1, gt=0, description="images inverted together; above 1, features may differ in last bits"
+    )
+    batch_wait: float = Field(default=0.01, ge=0, le=10, description="seconds to wait for a batch to fill")
+    queue: int = Field(default=32, gt=0, description="most images in progress or queued; more are answered with 503")
     deadline: float = Field(default=120.0, gt=0, description="seconds that a request may take")
-    answers_bytes: int = Field(default=256_000_000, ge=0, description="memory for finished answers; 0 keeps none")
+    answers_bytes: int = Field(default=256_000_000, ge=0, description="bytes of the cache of answers; 0 disables it")
     store_timeout: float = Field(
         default=10.0,
         gt=0,
-        description="seconds until a store that hangs is left alone, and one more for each 10 MB of an entry",
+        description="seconds until an operation on storage is given up; one more per 10 MB of features or uploads",
     )
-    max_requests: int = Field(default=64, gt=0, description="requests at the same time, downloads of jobs among them")
-    uploads_bytes: int = Field(default=2_000_000_000, gt=0, description="memory for the bodies of all requests")
-    upload_seconds: float = Field(default=600.0, gt=0, description="until the body of a request has to be there")
+    max_requests: int = Field(default=64, gt=0, description="most concurrent requests, including downloads of results")
+    uploads_bytes: int = Field(default=2_000_000_000, gt=0, description="most bytes of all request bodies in memory")
+    upload_seconds: float = Field(default=600.0, gt=0, description="seconds within which a request body must arrive")
 
     jobs: str | Path = Field(
-        default=Path("~/.cache/diffdgss/jobs"), description="where jobs are kept, a folder or s3://"
+        default=Path("~/.cache/diffdgss/jobs"), description="storage of jobs: a folder or s3://bucket/prefix"
     )
-    job_images: int = Field(default=1000, gt=0, description="of one job")
-    job_bytes: int = Field(default=1_000_000_000, gt=0, description="of one job's upload")
+    job_images: int = Field(default=1000, gt=0, description="most photographs in one job")
+    job_bytes: int = Field(default=1_000_000_000, gt=0, description="most bytes of one job's upload")
     jobs_bytes: int = Field(
-        default=20_000_000_000, gt=0, description="of all jobs that are kept; the oldest finished ones go first"
+        default=20_000_000_000, gt=0, description="most bytes of all jobs; the oldest finished ones are deleted first"
     )
-    max_jobs: int = Field(default=100, gt=0, description="unfinished jobs")
-    job_hours: float = Field(default=24.0, gt=0, description="finished jobs are deleted after so long")
+    max_jobs: int = Field(default=100, gt=0, description="most unfinished jobs")
+    job_hours: float = Field(default=24.0, gt=0, description="hours after which finished jobs are deleted")
     folders: dict[str, str | Path] = Field(
-        default={}, description="name = folder or s3://bucket/prefix that jobs may read, and no other"
+        default={}, description="name = folder or s3://bucket/prefix; jobs may read these and no others"
     )
 
     api_keys: dict[str, tuple[SecretStr, ...]] = Field(
         default={},
-        description="name = key or sha256:<hex> of it, or a list of them while one is replaced; without any, everybody "
-        "may ask",
+        description="name = key or sha256:<hex> of it, or a list of them during a rotation; without any, everybody has "
+        "access",
     )
-    admins: Names = Field(default=(), description="names of keys that may reload, and delete features")
-    rate: float = Field(default=0.0, ge=0, description="requests a minute of each key; 0: any number")
-    key_requests: int = Field(default=0, ge=0, description="requests of one key at the same time; 0: any number")
-    cors_origins: Names = Field(default=(), description="web origins that may ask from a browser")
-    log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$", description="of the JSON log")
+    admins: Names = Field(default=(), description="names of keys that may reload the service and delete features")
+    rate: float = Field(default=0.0, ge=0, description="most requests per minute for each key; 0: no limit")
+    key_requests: int = Field(default=0, ge=0, description="most concurrent requests for each key; 0: no limit")
+    cors_origins: Names = Field(default=(), description="web origins whose pages may send requests (CORS)")
+    log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$", description="level of the JSON log")
 
     @model_validator(mode="after")
     def _admins_have_keys(self) -> Settings:
@@ -123,9 +127,9 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _a_job_fits(self) -> Settings:
         if self.job_bytes > min(self.uploads_bytes, self.jobs_bytes):
-            raise ValueError("expected job_bytes, of one job, within uploads_bytes and jobs_bytes, of all")
+            raise ValueError("expected job_bytes, of one job, to be at most uploads_bytes and jobs_bytes, of all")
         if self.max_bytes > self.uploads_bytes:
-            raise ValueError("expected max_bytes, of one request, within uploads_bytes, of all")
+            raise ValueError("expected max_bytes, of one request, to be at most uploads_bytes, of all")
         return self
 
     @field_validator("api_keys", mode="before")
@@ -144,7 +148,7 @@ class Settings(BaseSettings):
             for secret in secrets:
                 kind, colon, digest = secret.get_secret_value().partition(":")
                 if colon and kind == "sha256" and not re.fullmatch("[0-9a-fA-F]{64}", digest):
-                    raise ValueError(f"expected sha256: and 64 hexadecimal digits in api_keys.{name}")
+                    raise ValueError(f"expected sha256: followed by 64 hexadecimal digits in api_keys.{name}")
         return keys
 
     @field_validator("formats")
@@ -187,32 +191,32 @@ class Settings(BaseSettings):
         if file is None:
             return sources
         if not Path(file).is_file():
-            raise FileNotFoundError(f"{CONFIG} names {file}, which is no file")
+            raise FileNotFoundError(f"{CONFIG} names {file}, which is not a file")
         return (*sources, TomlConfigSettingsSource(settings_cls, Path(file)))
 
 
 def read_settings(**given: Any) -> Settings:
-    """The settings of this process, with those of the command line.
+    """Return the settings of this process; ``given`` are those of the command line.
 
     Raises:
-        WrongSettings: an invalid value, a file that cannot be read, or a variable that is not quite the
-            name of a setting: what ``DIFFDGSS_API_KEY`` was to protect would be open to everybody.
+        WrongSettings: an invalid value, a file that cannot be read, or a variable that is nearly the name of a
+            setting. Were ``DIFFDGSS_API_KEY`` ignored, the service would be open to everybody.
     """
     names = [name.lower() for name in (CONFIG, *(f"{PREFIX}{field}" for field in Settings.model_fields))]
     for variable in os.environ:
         name = variable.lower()
         if name.startswith(PREFIX.lower()) and name not in names and (near := get_close_matches(name, names, 1, 0.84)):
-            raise WrongSettings(f"{variable} is no setting; {near[0].upper()} is one")
+            raise WrongSettings(f"{variable} is not a setting; did you mean {near[0].upper()}?")
     try:
         return Settings(**given)
     except ValidationError as error:
         raise WrongSettings("; ".join(_told(one) for one in error.errors())) from error
-    except SettingsError as error:  # a table of the environment that is no JSON; names its field
+    except SettingsError as error:  # a table in the environment that is not JSON; the message names its field
         field = re.search(r'"(\w+)"', str(error))
         variable = f"{PREFIX}{field[1].upper()}" if field else "a setting"
         raise WrongSettings(f'{variable}: expected a table as JSON, such as {{"name": "value"}}') from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise WrongSettings(f"{os.environ[CONFIG]} is no TOML: {error}") from error
+        raise WrongSettings(f"{os.environ[CONFIG]} is not valid TOML: {error}") from error
     except OSError as error:
         raise WrongSettings(str(error)) from error
 
@@ -222,12 +226,12 @@ def _told(problem: Any) -> str:
     reason = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         near = get_close_matches(place, Settings.model_fields, 1)
-        reason = f"no setting{f'; {near[0]} is one' if near else ''}"
+        reason = f"not a setting{f'; did you mean {near[0]}?' if near else ''}"
     return f"{place}: {reason}" if place else reason
 
 
 def described() -> list[tuple[str, str, str]]:
-    """(environment variable, default, description) of every setting."""
+    """Return (environment variable, default, description) of every setting."""
     rows = []
     for name, field in Settings.model_fields.items():
         default: Any = field.default

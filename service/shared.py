@@ -1,4 +1,4 @@
-"""What two workers need at once is made by one of them."""
+"""Single-flight calls: what several threads need at the same time is made by one of them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,22 @@ Wanted = Callable[[], bool]
 
 
 class Shared(Generic[T]):
-    """Work by key: the first caller does it in its own thread, the others wait for its result."""
+    """Work identified by a key: the first caller does it in its own thread, the others wait for its result."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._under_way: dict[Hashable, tuple[Future[T], list[Wanted]]] = {}
 
     def once(self, key: Hashable, wanted: Wanted, work: Callable[[Wanted], T]) -> T:
-        """The result of ``work``, which is told how to ask whether anybody still wants it.
+        """Return the result of ``work``, done by this caller or by another one with the same key.
+
+        Args:
+            key: identifies the work.
+            wanted: returns whether this caller still wants the result.
+            work: gets a function that returns whether any of the callers still wants the result.
 
         Raises:
-            Abandoned: not wanted any more while another caller's work was waited for.
+            Abandoned: this caller did not want the result any more while it waited for another one's work.
         """
         with self._lock:
             known = self._under_way.get(key)
@@ -39,7 +44,7 @@ class Shared(Generic[T]):
             except Abandoned:
                 if not wanted():
                     raise
-                return self.once(key, wanted, work)  # given up just before this caller came
+                return self.once(key, wanted, work)  # the others gave it up just before this caller joined
         try:
             result = work(lambda: any(one() for one in list(all_wanted)))
         except BaseException as error:

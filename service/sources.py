@@ -1,7 +1,7 @@
-"""Where jobs may read photographs: folders and prefixes of object storage that the operator allowed by name.
+"""Folders and prefixes of object storage from which jobs may read photographs, allowed by the operator by name.
 
-A request names ``NAME`` or ``NAME/PREFIX``. The name is the operator's; what is below it is the client's, and never
-leads out. Places are told to nobody.
+A request names ``NAME`` or ``NAME/PREFIX``. The operator chooses the name; the client chooses the prefix, which cannot
+lead out of the folder. Clients are never told where a folder is.
 """
 
 from __future__ import annotations
@@ -26,21 +26,28 @@ T = TypeVar("T")
 
 
 class Source(Protocol):
-    """Photographs below one place."""
+    """The photographs below one folder or prefix of object storage."""
 
     def keys(self, prefix: str, most: int | None) -> list[str]:
-        """Keys of the photographs below a prefix, sorted, of more than ``most`` some; Forbidden if it leads out.
+        """Return the sorted keys of the photographs below a prefix: all, or ``most`` of them, not always the first.
 
         Raises:
+            Forbidden: the prefix leads out of this place.
             NotFound: nothing is there.
         """
 
     def read(self, key: str, limit: int) -> bytes:
-        """One photograph; BodyTooLarge beyond ``limit`` bytes, Forbidden if it leads out, NotFound if it is gone."""
+        """Return the bytes of one photograph.
+
+        Raises:
+            BodyTooLarge: it has more than ``limit`` bytes.
+            Forbidden: the key leads out of this place.
+            NotFound: the photograph does not exist (any more).
+        """
 
 
 class FolderSource:
-    """A local folder; links that lead out of it are not followed."""
+    """A local folder; symbolic links that lead out of it are not followed."""
 
     def __init__(self, root: Path) -> None:
         self._root = root.expanduser().resolve()
@@ -56,7 +63,7 @@ class FolderSource:
 
     def _can_be_told(self, key: str) -> bool:
         if not _is_text(key):
-            logger.warning("a photograph whose name is no UTF-8 is left out")
+            logger.warning("a photograph whose name is not UTF-8 is left out")
         return _is_text(key)
 
     def read(self, key: str, limit: int) -> bytes:
@@ -66,14 +73,14 @@ class FolderSource:
                 data = file.read(limit + 1)
         except OSError as error:
             if not self._is_there():
-                raise StoreUnavailable("the folder is empty or away") from error
+                raise StoreUnavailable("the folder is empty or not mounted") from error
             raise NotFound(f"{path.name}: cannot be read (any more)") from error
         if len(data) > limit:
             raise _too_large(path.name, limit)
         return data
 
     def _is_there(self) -> bool:
-        """Whether the folder holds anything: an unmounted one is empty or gone."""
+        """Return whether the folder holds anything: an unmounted one is empty or gone."""
         try:
             return any(self._root.iterdir())
         except OSError:
@@ -90,7 +97,7 @@ class FolderSource:
 
 
 class ObjectSource:
-    """A prefix of object storage. Objects have no types: photographs are told by the ends of their keys."""
+    """A prefix of object storage. Objects have no types, so photographs are recognised by the suffix of their keys."""
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
@@ -113,51 +120,60 @@ class ObjectSource:
 
 
 class Sources:
-    """The places that an operator allowed, opened when they are first asked for.
+    """The folders that the operator allowed, each opened on first use.
 
     Args:
         folders: {name: a folder, or s3://bucket/prefix}.
-        timeout: seconds until a place that does not answer is given up.
+        timeout: seconds until an operation on a folder that does not answer is given up.
     """
 
     def __init__(self, folders: Mapping[str, str | Path], timeout: float = 10.0) -> None:
         self._folders, self._timeout = dict(folders), timeout
         self._opened: dict[str, Source] = {}
-        # One for each place: one that hangs keeps its own threads, and the others go on.
+        # A pool for each folder: one that hangs blocks its own threads, and the others go on.
         self._pools = {name: ThreadPoolExecutor(2, thread_name_prefix=f"source-{name}") for name in self._folders}
 
     def keys(self, location: str, most: int | None = None) -> list[str]:
-        """Every photograph of ``NAME`` or ``NAME/PREFIX``, as ``NAME/KEY``, sorted; of more than ``most`` some.
+        """Return the photographs of ``NAME`` or ``NAME/PREFIX`` as sorted ``NAME/KEY``.
+
+        Args:
+            most: most photographs to return, not necessarily the first ones; all if None.
 
         Raises:
-            Forbidden: no such name is allowed, or the prefix leads out.
-            NotFound: nothing is there. Unavailable: the place does not answer.
+            Forbidden: no folder of this name is allowed, or the prefix leads out of it.
+            NotFound: nothing is there.
+            Unavailable: the folder cannot be read now.
         """
         name, _, prefix = location.partition("/")
         return [f"{name}/{key}" for key in self._in_time(name, lambda: self._source(name).keys(prefix, most))]
 
     def read(self, location: str, limit: int) -> bytes:
-        """The bytes of one photograph, named as ``keys`` does.
+        """Return the bytes of one photograph, named ``NAME/KEY`` as by ``keys``.
 
         Raises:
-            Forbidden: not allowed (any more). NotFound: gone. BodyTooLarge: more than ``limit`` bytes.
-            Unavailable: the place does not answer.
+            Forbidden: the folder is not allowed (any more).
+            NotFound: the photograph does not exist (any more).
+            BodyTooLarge: it has more than ``limit`` bytes.
+            Unavailable: the folder cannot be read now.
         """
         name, _, key = location.partition("/")
         return self._in_time(name, lambda: self._source(name).read(key, limit))
 
     def close(self) -> None:
-        """Wait for nothing that hangs."""
+        """Stop the threads, without waiting for operations that hang."""
         for pool in self._pools.values():
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _source(self, name: str) -> Source:
-        if name not in self._opened:  # twice at once does no harm
+        if name not in self._opened:  # two threads may both open it, which does no harm
             self._opened[name] = _opened(self._folders[name])
         return self._opened[name]
 
     def _in_time(self, name: str, work: Callable[[], T]) -> T:
-        """The result of work on a place; what is wrong with it is for the log, since it names the place."""
+        """Return the result of work on a folder, within the timeout.
+
+        The errors of the work name the folder's location, so they are only logged.
+        """
         if name not in self._folders:
             raise Forbidden(f"no folder {name[:40]!r} is allowed here; allowed: {', '.join(self._folders) or 'none'}")
         try:
@@ -165,9 +181,9 @@ class Sources:
             try:
                 return future.result(self._timeout)
             finally:
-                future.cancel()  # what was not begun in time is not done behind what hangs
-        except (CancelledError, RuntimeError) as error:  # a reload has closed these places meanwhile
-            raise Unavailable("the folders are being read anew; ask again", retry_after=1) from error
+                future.cancel()  # work that was still queued behind an operation that hangs is dropped
+        except (CancelledError, RuntimeError) as error:  # a reload has closed this pool meanwhile
+            raise Unavailable("the folders are being reloaded; ask again", retry_after=1) from error
         except (FutureTimeout, StoreUnavailable, FormatError, OSError) as error:
             problem = str(error) or f"no answer within {self._timeout:.0f} s"
             logger.warning("a folder of jobs cannot be read", folder=name, problem=problem)
@@ -181,7 +197,12 @@ def _opened(location: str | Path) -> Source:
 
 
 def _checked(key: str) -> str:
-    """A key without its last slash; Forbidden if a part could lead elsewhere, NotFound if nothing can be called so."""
+    """Return a key without its last slash.
+
+    Raises:
+        Forbidden: a part of it could lead out of the folder.
+        NotFound: it cannot be the name of a file.
+    """
     plain = key.removesuffix("/")
     if "\0" in plain or not _is_text(plain):
         raise NotFound("no such folder")
@@ -191,7 +212,7 @@ def _checked(key: str) -> str:
 
 
 def _is_text(key: str) -> bool:
-    """Whether a file's name can be told; the rest of an old archive's may not be UTF-8."""
+    """Return whether a file's name can be encoded as UTF-8; names from old archives may not be."""
     try:
         key.encode()
     except UnicodeEncodeError:

@@ -1,7 +1,7 @@
-"""The feature store as the service needs it: never a reason not to answer.
+"""The feature store as the service uses it: trouble with the store never prevents an answer.
 
-A store that is full, read-only, damaged or away costs a warning and the next inversion. One that hangs
-is left alone for a while, so that it costs one request its patience and not every one.
+A store that is full, read-only, damaged or unavailable costs a warning and another inversion. One that hangs
+is left alone for a while, so that one request waits for the timeout and not every one.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ from store.spec import FeatureSpec
 logger = structlog.get_logger(__name__)
 T = TypeVar("T")
 LEAST_RATE = 10e6
-"""Bytes in a second that a store which is slow, and does not hang, reads or writes."""
+"""Bytes per second that a store must read or write at least; a slower one counts as hanging."""
 REST = 15.0
-"""Seconds that a store is left alone that did not answer."""
+"""Seconds for which a store that did not answer is left alone."""
 
 
 class Storage:
     """Reads and writes of a feature store that may be in trouble.
 
     Args:
-        open_store: makes the store; tried again while it is away.
-        metrics: failures are counted there.
-        timeout: seconds until an operation is given up.
-        memory_bytes: the oldest entries are removed beyond so many; None keeps everything.
+        open_store: opens the store; called again while the store is unavailable.
+        metrics: metrics that count failures.
+        timeout: seconds until an operation is given up, plus those that its bytes take at ``LEAST_RATE``.
+        memory_bytes: most bytes of entries written here to keep; beyond it the oldest are deleted. None keeps all.
 
     Raises:
-        StoreError: the place is none for a store; one that is only away is no error.
+        StoreError: the location cannot be used as a store. A store that is merely unavailable is not an error.
     """
 
     def __init__(
@@ -71,34 +71,34 @@ class Storage:
         self._troubles: dict[str, str] = {}
         self._rests_until = 0.0
         self._probed = 0.0
-        self._no_room_for = 0  # bytes of an entry that did not fit
+        self._no_room_for = 0  # size of the last entry that did not fit, in bytes; 0 if the last one did
         self._kept = _Kept(memory_bytes)
         try:
             self._guarded("open", self.store)
-        except OSError as error:  # away; it is tried again
+        except OSError as error:  # unavailable; tried again later
             if isinstance(error.__cause__, FormatError):
                 raise error.__cause__ from None
 
     @property
     def troubles(self) -> dict[str, str]:
-        """{"read" or "write": what is wrong with it}; empty if nothing is."""
+        """What is wrong with the store: {"open", "read" or "write": problem}; empty if nothing is."""
         return dict(self._troubles)
 
     def store(self) -> FeatureStore:
-        """The store itself."""
+        """Return the store itself, opened on first use."""
         if self._store is None:
             self._store = self._open()
         return self._store
 
     def read(self, spec: FeatureSpec, key: Key, warnings: list[str]) -> Features | None:
-        """The features of a photograph; None if they have to be made. Troubles become warnings."""
+        """Return a photograph's features; None if they have to be extracted. Trouble is added to ``warnings``."""
         try:
             features = self._guarded("read", lambda: self._entry(spec, key).features(), spec.entry_bytes())
         except MissingEntry:
             return None
         except DamagedEntry as error:
-            logger.warning("cached features are damaged and made anew", problem=str(error))
-            warnings.append("cached features were damaged and have been made anew")
+            logger.warning("cached features are damaged and extracted again", problem=str(error))
+            warnings.append("cached features were damaged and have been extracted again")
             return None
         except (StoreError, OSError) as error:
             logger.warning("the store cannot be read", problem=str(error))
@@ -107,24 +107,35 @@ class Storage:
         return features
 
     def stored_bytes(self, spec: FeatureSpec, key: Key) -> int | None:
-        """Stored bytes of a photograph's features; None if there are none. StoreUnavailable if that cannot be known."""
+        """Return the stored size of a photograph's features in bytes; None if there are none.
+
+        Raises:
+            StoreUnavailable: the store is unavailable.
+        """
         return self._guarded("read", lambda: self.store().stored_bytes(spec, key))
 
     def block(self, spec: FeatureSpec, key: Key, block: str, timesteps: list[int] | None) -> NDArray[np.float32]:
-        """One block, float32 (t, c, h, w).
+        """Return one block of a photograph's features, float32 (t, c, h, w).
+
+        Args:
+            timesteps: timesteps to read; all if None.
 
         Raises:
-            MissingEntry, DamagedEntry, SpecError: not there; StoreUnavailable: the store is away.
+            MissingEntry: there are no such features.
+            DamagedEntry: the stored bytes are damaged.
+            SpecError: the features have no such block or timestep.
+            StoreUnavailable: the store is unavailable.
         """
         return self._guarded("read", lambda: self._entry(spec, key).read(block, timesteps), spec.entry_bytes())
 
     def write(
         self, spec: FeatureSpec, key: Key, features: Features, backbone: str, codebook: Codebook | None, warn: list[str]
     ) -> int | None:
-        """Keep features, unless another process is just about to; bytes written.
+        """Store features, unless another process is storing them at the moment.
 
         Returns:
-            None if they could not be kept, which becomes a warning.
+            Bytes written, 0 if another process stores them; None if they could not be stored, which is added to
+            ``warn``.
         """
         try:
             written = self._guarded(
@@ -134,7 +145,7 @@ class Storage:
             if isinstance(error.__cause__, StoreFull):
                 self._no_room_for = spec.entry_bytes()
             logger.warning("features could not be stored", problem=str(error))
-            warn.append("features could not be stored; the next request inverts again")
+            warn.append("features could not be stored; the next request has to extract them again")
             return None
         self._no_room_for = 0
         for old_spec, old_key in self._kept.added(spec, key, written):
@@ -142,38 +153,43 @@ class Storage:
         return written
 
     def forget(self, spec: FeatureSpec, image_id: str) -> int:
-        """Remove all that is kept of a photograph's features; how many views.
+        """Delete a photograph's features in every view; return the number of views deleted.
 
         Raises:
-            StoreBusy: another process is making some. StoreUnavailable: the store is away.
+            StoreBusy: another process is writing some of them.
+            StoreUnavailable: the store is unavailable.
         """
         self._kept.forget(spec, image_id)
         return self._guarded("write", lambda: self.store().delete_image(spec, image_id, min(5.0, self._timeout / 2)))
 
     def probe(self, every: float = REST) -> dict[str, str]:
-        """Try to write something small, at most so often; the troubles there are."""
+        """Try a small write, at most once in ``every`` seconds; return the present troubles."""
         if time.monotonic() - self._probed >= every:
             self._probed = time.monotonic()
             before = self._troubles.get("write")
             with contextlib.suppress(OSError):
                 self._guarded("write", lambda: self.store().objects.require_writable())
                 if before is not None and self._is_full():
-                    self._troubles["write"] = before  # for a few bytes there is room
+                    self._troubles["write"] = before  # a few bytes fit, the entry still would not
         return self.troubles
 
     def _is_full(self) -> bool:
-        """Whether the entry that did not fit would not fit now, as far as that can be known."""
+        """Return whether the last entry that did not fit would not fit now either, as far as this can be known."""
         if not self._no_room_for:
             return False
         free = self.store().objects.free_bytes()
         return free is None or free < self._no_room_for
 
     def close(self) -> None:
-        """Wait for nothing that hangs."""
+        """Stop the threads, without waiting for operations that hang."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _entry(self, spec: FeatureSpec, key: Key) -> FeatureEntry:
-        """What is stored; asked for first, so that nothing is noted of what is not there, and no place is told."""
+        """Return a stored entry.
+
+        Its existence is checked first: opening a missing entry would record a use of it, and raise an error that names
+        the store's location.
+        """
         store = self.store()
         if not store.has(spec, key):
             raise MissingEntry("not there")
@@ -195,10 +211,13 @@ class Storage:
             claims.release(path)
 
     def _guarded(self, doing: str, work: Callable[[], T], size: int = 0) -> T:
-        """The result of work on the store, in time; the store rests after it did not answer.
+        """Return the result of work on the store; raises StoreUnavailable if the store fails or is too slow.
+
+        A store that does not answer, or is unavailable, is not asked again for ``REST`` seconds.
 
         Args:
-            size: bytes that are read or written; for them there is more time.
+            doing: name of the operation in troubles and metrics: open, read or write.
+            size: bytes that are read or written, which extend the timeout.
         """
         if time.monotonic() < self._rests_until:
             raise StoreUnavailable(self._troubles.get(doing) or "the feature store did not answer a moment ago")
@@ -206,7 +225,7 @@ class Storage:
         try:
             result = future.result(patience)
         except FutureTimeout as error:
-            future.cancel()  # what was not begun holds its features no longer
+            future.cancel()  # if it was not begun, its features are freed
             raise self._failed(doing, f"no answer within {patience:.0f} s", rest=True) from error
         except StoreFull as error:
             raise self._failed(doing, str(error), rest=False) from error
@@ -215,7 +234,7 @@ class Storage:
         except (MissingEntry, DamagedEntry):
             self._troubles.pop(doing, None)
             raise
-        except (SpecError, StoreBusy):  # of what was asked for, or of a store that is not what it was
+        except (SpecError, StoreBusy):  # not trouble of the store
             raise
         except (StoreError, OSError) as error:
             raise self._failed(doing, str(error), rest=False) from error
@@ -232,7 +251,7 @@ class Storage:
 
 
 class _Kept:
-    """What has been written, oldest first, where a memory has to stay bounded."""
+    """The entries written so far, oldest first, for a store whose size has a limit in bytes; None: no limit."""
 
     def __init__(self, limit: int | None) -> None:
         self._limit = limit
@@ -240,13 +259,13 @@ class _Kept:
         self._lock = threading.Lock()
 
     def forget(self, spec: FeatureSpec, image_id: str) -> None:
-        """What is removed by others."""
+        """Forget a photograph's entries, which are being deleted otherwise."""
         with self._lock:
             for one in [one for one in self._sizes if one[0] == spec.digest and one[1].image_id == image_id]:
                 del self._sizes[one]
 
     def added(self, spec: FeatureSpec, key: Key, size: int) -> list[tuple[FeatureSpec, Key]]:
-        """What has to go now."""
+        """Record an entry that was written, and return those that have to be deleted for it."""
         if self._limit is None or not size:
             return []
         gone = []

@@ -77,7 +77,7 @@ def test_the_same_question_is_answered_once(blocked: tuple[Flights[int], Gate]) 
 def test_a_full_queue_refuses_and_the_patient_wait(blocked: tuple[Flights[int], Gate]) -> None:
     flights, gate = blocked
     flights.join("second", Ticket(), lambda _: 2)
-    with pytest.raises(Busy, match="2 images are at work or waiting"):
+    with pytest.raises(Busy, match="2 images are in progress or queued"):
         flights.join("third", Ticket(), lambda _: 3)
     with ThreadPoolExecutor(1) as pool:
         ticket = Ticket()
@@ -434,7 +434,7 @@ def test_a_lost_device_is_said_and_costs_no_photograph(
         job = client.post("/v1/jobs", files=[("image", ("a.png", png(1))), ("image", ("b.png", png(2)))]).json()
         await_that(lambda: client.get(f"/v1/jobs/{job['id']}").json()["trouble"] is not None)
         status = client.get(f"/v1/jobs/{job['id']}").json()
-        assert "started anew" in status["trouble"]
+        assert "must be restarted" in status["trouble"]
         assert (status["done"], status["failed"]) == (0, 0)
         for path in ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"):
             assert client.get(path).status_code == 503, path

@@ -380,7 +380,7 @@ def test_a_photograph_that_stops_the_service_is_tried_alone_and_not_for_ever(
             runner._do_if_free(found)
     poison, *others = ended(jobs, record.id).items
     assert attempts == [(1, 1, 0), (2, 1), (3,)]  # beside others, which it costs an attempt, then alone
-    assert poison.problem == "3 runs of the service were stopped while they were at this photograph"
+    assert poison.problem == "3 runs of the service were stopped while processing this photograph"
     assert [item.state for item in others] == ["done", "done"]
 
 
@@ -520,7 +520,7 @@ def test_an_answer_to_a_deleted_job_is_not_kept(tmp_path: Path) -> None:
 def test_jobs_that_cannot_be_kept_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     jobs = Jobs(open_objects(tmp_path / "file" / "jobs"), LIMITS)
-    with pytest.raises(Unavailable, match="cannot be kept"):
+    with pytest.raises(Unavailable, match="cannot be stored"):
         jobs.create("anybody", Options(), ".png", ["a.png"], [b"a"])
 
 
@@ -603,7 +603,7 @@ def test_a_full_disk_is_a_jobs_trouble_and_not_its_end(
         if now.trouble is not None:
             break
         time.sleep(0.05)
-    assert (now.state, now.trouble) == ("running", "the answers of the job cannot be kept now")
+    assert (now.state, now.trouble) == ("running", "the answers of the job cannot be stored now")
     monkeypatch.setattr(jobs._objects, "put", put)
     runner.wake()
     assert ended(jobs, record.id).count("done") == 1

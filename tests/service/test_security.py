@@ -144,9 +144,9 @@ def test_settings_that_cannot_be_meant_change_nothing(shared_engine: Engine, mod
             Settings(api_keys={"new": f"sha256:{digest}", "old": "hunter2"})  # type: ignore[dict-item]
         assert "hunter2" not in str(told.value)
     assert Keys(Settings(api_keys={"a": f"sha256:{'A' * 64}"}).api_keys)  # type: ignore[dict-item]
-    with pytest.raises(ValidationError, match="job_bytes, of one job, within"):
+    with pytest.raises(ValidationError, match="job_bytes, of one job, to be at most"):
         Settings(job_bytes=10, uploads_bytes=9, max_bytes=1)
-    with pytest.raises(ValidationError, match="max_bytes, of one request, within"):
+    with pytest.raises(ValidationError, match="max_bytes, of one request, to be at most"):
         Settings(job_bytes=1, uploads_bytes=9, max_bytes=10)
     settings = Settings(model=str(model_folder), keep_nothing=True, api_keys={"boss": "old"}, admins=("boss",))  # type: ignore[dict-item]
     client = TestClient(
@@ -156,7 +156,7 @@ def test_settings_that_cannot_be_meant_change_nothing(shared_engine: Engine, mod
     models = shared_engine.models
     refused = client.post("/v1/reload", headers={"X-API-Key": "old"})
     assert refused.status_code == 500
-    assert "expected job_bytes, of one job, within" in refused.json()["detail"]
+    assert "expected job_bytes, of one job, to be at most" in refused.json()["detail"]
     assert shared_engine.models is models
     assert client.get("/v1/models", headers={"X-API-Key": "old"}).status_code == 200
 

@@ -50,14 +50,14 @@ def test_what_cannot_be_meant_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_pa
 @pytest.mark.parametrize(
     ("variable", "value", "said"),
     [
-        ("DIFFDGSS_API_KEY", "hunter2", "DIFFDGSS_API_KEY is no setting; DIFFDGSS_API_KEYS is one"),
-        ("diffdgss_keys", "hunter2", "diffdgss_keys is no setting; DIFFDGSS_API_KEYS is one"),
+        ("DIFFDGSS_API_KEY", "hunter2", "DIFFDGSS_API_KEY is not a setting; did you mean DIFFDGSS_API_KEYS?"),
+        ("diffdgss_keys", "hunter2", "diffdgss_keys is not a setting; did you mean DIFFDGSS_API_KEYS?"),
         ("DIFFDGSS_API_KEYS", "hunter2", "DIFFDGSS_API_KEYS: expected a table as JSON"),
         ("DIFFDGSS_FORMATS", "PNG,jpg", "found jpg"),
         ("DIFFDGSS_FORMATS", "", "in formats, found none"),
-        ("DIFFDGSS_MODELS", '["a"', "models: expected a list by commas, or as JSON"),
+        ("DIFFDGSS_MODELS", '["a"', "models: expected a list separated by commas, or as JSON"),
         ("DIFFDGSS_ADMINS", "nobody", "expected names of api_keys in admins"),
-        ("DIFFDGSS_CONFIG", "/nothing.toml", "which is no file"),
+        ("DIFFDGSS_CONFIG", "/nothing.toml", "which is not a file"),
     ],
 )
 def test_wrong_settings_are_told_and_not_shown(
@@ -86,13 +86,13 @@ def test_lists_are_given_by_commas_or_as_json(monkeypatch: pytest.MonkeyPatch, t
     assert (settings.models, settings.cors_origins) == (("lesions",), ("https://clinic.example",))
     (tmp_path / "service.toml").write_text("port = 1\nport = 2\n")
     monkeypatch.setenv("DIFFDGSS_CONFIG", str(tmp_path / "service.toml"))
-    with pytest.raises(WrongSettings, match=r"service\.toml is no TOML: .*line 2"):
+    with pytest.raises(WrongSettings, match=r"service\.toml is not valid TOML: .*line 2"):
         read_settings()
     (tmp_path / "service.toml").write_text("prot = 1\n")
-    with pytest.raises(WrongSettings, match="prot: no setting; port is one"):
+    with pytest.raises(WrongSettings, match=r"prot: not a setting; did you mean port\?"):
         read_settings()
     (tmp_path / "service.toml").write_bytes("store = 'Ä'".encode("latin-1"))
-    with pytest.raises(WrongSettings, match=r"service\.toml is no TOML: .*utf-8"):
+    with pytest.raises(WrongSettings, match=r"service\.toml is not valid TOML: .*utf-8"):
         read_settings()
 
 

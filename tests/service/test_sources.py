@@ -120,7 +120,7 @@ def test_names_that_are_no_text_are_left_out(tmp_path: Path) -> None:
 def test_places_that_a_reload_has_closed_are_asked_again(tmp_path: Path) -> None:
     sources = Sources({"clinic": tmp_path})
     sources.close()
-    with pytest.raises(Unavailable, match="read anew"):
+    with pytest.raises(Unavailable, match="being reloaded"):
         sources.keys("clinic")
 
 
