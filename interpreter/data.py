@@ -1,4 +1,4 @@
-"""LabelledImage images of a store, ready for training and evaluation."""
+"""Labelled images of a store, ready for training and evaluation."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def probe_command(
         typer.Option(
             min=0.01,
             max=0.99,
-            help="ProcessShard of the images that probes are scored on, where --score-on names none.",
+            help="Share of the images that probes are scored on, where --score-on names none.",
         ),
     ] = 0.4,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the images and pixels that are drawn.")] = 0,

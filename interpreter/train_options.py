@@ -30,7 +30,7 @@ Out = Annotated[Path, typer.Option(help="Folder of the run; an interrupted run r
 Validation = Annotated[
     list[str] | None,
     _data(
-        help="LabelledImage images to select the best epoch on, NAME or NAME:SPLIT, in place of a part of --dataset; never "
+        help="Labelled images to select the best epoch on, NAME or NAME:SPLIT, in place of a part of --dataset; never "
         "test on them. May be given again."
     ),
 ]
@@ -96,7 +96,7 @@ Crop = Annotated[
     _training(min=1, help="Side in pixels of the random windows to train on.", show_default="whole images"),
 ]
 Foreground = Annotated[
-    float, _training(min=0, max=1, help="ProcessShard of the windows that are centred on a pixel of a class.")
+    float, _training(min=0, max=1, help="Share of the windows that are centred on a pixel of a class.")
 ]
 LearningRate = Annotated[float, _training(min=1e-9, help="Learning rate of Adam.")]
 Decay = Annotated[Literal["none", "cosine"], _training(help="Decay of the learning rate.")]
