@@ -9,7 +9,8 @@ from pathlib import Path
 DOCUMENT = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 HEAD = """# Benchmarks
 
-Ratios of one run on two CPU cores, medians; absolute times depend on the machine and are not given.
+Medians of ratios within one run, measured on two CPU cores or on the GPU that a section names. Absolute times, where
+they are given beside the ratios, depend on the machine and promise nothing for another one.
 """
 
 

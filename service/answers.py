@@ -144,23 +144,23 @@ def at_threshold(answer: Answer, threshold: float) -> Answer:
     native, square = answer.native_probabilities()[1:], answer.prediction.probabilities[1:]
     enough = (native >= threshold) & answer.native_fov()
     if answer.layers is not None:
-        return _layered(answer, enough, square >= threshold)
+        return _with_masks(answer, enough, square >= threshold)
     labels = np.where(enough.any(axis=0), native.argmax(axis=0) + 1, 0).astype(np.uint8)
-    return _labelled(answer, labels, np.where(square.max(axis=0) >= threshold, square.argmax(axis=0) + 1, 0))
+    return _with_labels(answer, labels, np.where(square.max(axis=0) >= threshold, square.argmax(axis=0) + 1, 0))
 
 
-def of_classes(answer: Answer, names: Sequence[str]) -> Answer:
+def restricted_to(answer: Answer, names: Sequence[str]) -> Answer:
     """Return the answer with all classes but ``names`` merged into the background: labels, votes and probabilities."""
     kept = np.array([name in names for name in answer.classes[1:]])
     if answer.layers is not None:
         chosen = kept[:, None, None]
-        return _layered(_voting(answer, kept), answer.layers & chosen, answer.prediction.masks & chosen)
+        return _with_masks(_restricted_votes(answer, kept), answer.layers & chosen, answer.prediction.masks & chosen)
     others = np.flatnonzero(~kept) + 1
     labels, square = (np.where(np.isin(x, others), 0, x) for x in (answer.labels, answer.prediction.labels))
-    return _labelled(_voting(answer, kept), labels, square)
+    return _with_labels(_restricted_votes(answer, kept), labels, square)
 
 
-def _voting(answer: Answer, kept: NDArray[np.bool_]) -> Answer:
+def _restricted_votes(answer: Answer, kept: NDArray[np.bool_]) -> Answer:
     """Return the answer as if only the classes ``kept``, bool (n - 1,), existed.
 
     A voter that chose another class counts for the background.
@@ -184,14 +184,14 @@ def _voting(answer: Answer, kept: NDArray[np.bool_]) -> Answer:
     return replace(answer, prediction=now)
 
 
-def _labelled(answer: Answer, labels: NDArray[np.integer], square: NDArray[np.integer]) -> Answer:
+def _with_labels(answer: Answer, labels: NDArray[np.integer], square: NDArray[np.integer]) -> Answer:
     """Return the answer with other labels: ``labels`` (H, W) and ``square`` (R, R)."""
     masks = np.stack([square == c for c in range(1, len(answer.classes))])
     prediction = replace(answer.prediction, labels=square.astype(np.uint8), masks=masks)
     return replace(answer, labels=labels.astype(np.uint8), prediction=prediction)
 
 
-def _layered(answer: Answer, layers: NDArray[np.bool_], square: NDArray[np.bool_]) -> Answer:
+def _with_masks(answer: Answer, layers: NDArray[np.bool_], square: NDArray[np.bool_]) -> Answer:
     """Return the answer with other masks of overlapping classes: ``layers`` (n - 1, H, W), ``square`` (n - 1, R, R)."""
     prediction = replace(answer.prediction, labels=labels_from_masks(square), masks=square)
     return replace(answer, labels=labels_from_masks(layers), layers=layers, prediction=prediction)

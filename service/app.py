@@ -19,7 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from service.context import Context
 from service.engine import Engine
-from service.envelope import Envelope, LastResort
+from service.envelope import RequestMiddleware, UnexpectedErrorMiddleware
 from service.errors import EXPECTED, NotReady, Unavailable, detail_of, headers_of, status_of
 from service.routes import features, health, jobs, models, page, segment
 from service.routes.segment import HEADERS
@@ -69,7 +69,7 @@ def create_app(
     app.add_exception_handler(HTTPException, _http_error)
     for routes in (page, health, segment, features, jobs, models):
         app.include_router(routes.router)
-    app.add_middleware(LastResort)  # innermost, so that its answers pass through the other middlewares
+    app.add_middleware(UnexpectedErrorMiddleware)  # innermost, so that its answers pass through the other middlewares
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -78,7 +78,7 @@ def create_app(
             allow_headers=["*"],
             expose_headers=[*HEADERS, "X-Request-Id", "Retry-After", "Location"],
         )
-    app.add_middleware(Envelope, metrics=context.http)
+    app.add_middleware(RequestMiddleware, metrics=context.http)
     return app
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from service.errors import EXPECTED, WrongSettings
-from service.settings import CONFIG, Settings, described, read_settings
+from service.settings import CONFIG, Settings, read_settings, settings_table
 from store import console
 from store.errors import StoreError
 
@@ -31,7 +31,7 @@ class Action(StrEnum):
 
 
 def _epilog() -> str:
-    rows = [f"{name} ({default or 'none'}): {text}" for name, default, text in described()]
+    rows = [f"{name} ({default or 'none'}): {text}" for name, default, text in settings_table()]
     return "\n\n".join(
         [
             "Example: service --model vessels --store features.zarr --port 8000, then open http://127.0.0.1:8000/ . "

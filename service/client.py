@@ -50,7 +50,7 @@ class Client:
         url: base URL of the service.
         api_key: needed if the operator has set keys.
         timeout: seconds that each step of a request may take: to connect, to send, to receive.
-        patience: how many times a request is retried while the service is busy.
+        retries: how many times a request is retried while the service is busy.
         transport: transport of httpx; its default if None.
     """
 
@@ -59,12 +59,12 @@ class Client:
         url: str = "http://127.0.0.1:8000",
         api_key: str | None = None,
         timeout: float = 300.0,
-        patience: int = 3,
+        retries: int = 3,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout, transport=transport)
-        self._patience = patience
+        self._retries = retries
 
     def __enter__(self) -> Self:
         return self
@@ -83,7 +83,7 @@ class Client:
         with Image.open(io.BytesIO(self._segment(photograph, options | {"output": "png"}))) as image:
             return np.asarray(image, dtype=np.uint8)
 
-    def written(self, photograph: Photograph | None, output: str, **options: Any) -> bytes:
+    def segment_as(self, photograph: Photograph | None, output: str, **options: Any) -> bytes:
         """The answer in the format ``output``, such as ``npz`` or ``dicom-seg``, as the bytes that were received."""
         return self._segment(photograph, options | {"output": output})
 
@@ -144,17 +144,17 @@ class Client:
         """Delete the features and cached answers of a photograph; only for keys named in ``admins``."""
         self._request("DELETE", f"/v1/features/{key}")
 
-    def finished_job(
-        self, job_id: str, every: float = 1.0, on_progress: Callable[[JobStatus], None] | None = None
+    def wait_for_job(
+        self, job_id: str, poll_seconds: float = 1.0, on_progress: Callable[[JobStatus], None] | None = None
     ) -> JobStatus:
-        """Wait until a job is done or cancelled, polling it ``every`` so many seconds."""
+        """Wait until a job is done or cancelled, asking for its state every ``poll_seconds``."""
         while True:
             status = self.job(job_id)
             if on_progress is not None:
                 on_progress(status)
             if status.finished is not None:
                 return status
-            time.sleep(every)
+            time.sleep(poll_seconds)
 
     def job_results(self, job_id: str) -> bytes:
         """The ZIP with the results of a finished job."""
@@ -166,12 +166,12 @@ class Client:
 
     def _request(self, method: str, path: str, **how: Any) -> httpx.Response:
         """Send a request, retrying while the service is busy; Refused if it fails."""
-        for attempt in range(self._patience + 1):
+        for attempt in range(self._retries + 1):
             response = self._http.request(method, path, **how)
             if response.is_success:
                 return response
             refused = _refused(response)
-            if refused.retry_after is None or attempt == self._patience:
+            if refused.retry_after is None or attempt == self._retries:
                 break
             time.sleep(refused.retry_after)
         raise refused

@@ -27,7 +27,7 @@ from service.security import Admission, Keys, presented_key
 from service.settings import Settings
 from service.sources import Sources
 from service.storage import LEAST_RATE
-from service.uploads import Room
+from service.uploads import UploadBudget, release_body
 from store.objects import open_objects
 
 logger = structlog.get_logger(__name__)
@@ -107,7 +107,7 @@ class Context:
         finally:
             self._reloading.release()
 
-    async def at_jobs(self, work: Callable[..., T], *arguments: object) -> T:
+    async def run_in_job_pool(self, work: Callable[..., T], *arguments: object) -> T:
         """Return the result of work on the storage of jobs.
 
         Such work has its own threads, so that a storage that hangs does not block requests that need no jobs.
@@ -117,7 +117,7 @@ class Context:
         """
         return await self._in_time(self._job_threads.submit(work, *arguments), self.settings.store_timeout)
 
-    async def made_job(
+    async def create_job(
         self, owner: str, options: Options, suffix: str, names: list[str], data: list[bytes], sources: list[str]
     ) -> JobRecord:
         """Create a job (``Jobs.create``), with more time for larger uploads.
@@ -168,7 +168,7 @@ class Context:
 
     def _adopt(self, settings: Settings, keys: Keys) -> None:
         self.settings, self.keys = settings, keys
-        self.room = Room(settings.uploads_bytes, settings.upload_seconds)
+        self.uploads = UploadBudget(settings.uploads_bytes, settings.upload_seconds)
         self.jobs.limits = _job_limits(settings)
         former, self.sources = self.sources, Sources(settings.folders, settings.store_timeout)
         if self.runner is not None:
@@ -223,12 +223,11 @@ async def _admitted(request: Request, name: Annotated[str, Depends(_known)]) -> 
     The memory of its body is given back afterwards.
     """
     context = await _context(request)
-    room = context.room  # a reload may replace it while the request is answered
-    with context.admission.admitted(name):
+    with context.admission.admit(name):
         try:
             yield name
         finally:
-            room.give_back(request)
+            release_body(request)
 
 
 SharedContext = Annotated[Context, Depends(_context)]
@@ -236,7 +235,7 @@ ReadyEngine = Annotated[Engine, Depends(_engine)]
 Admitted = Annotated[str, Depends(_admitted)]
 
 
-async def awaited(request: Request, engine: Engine, flight: Flight[T], ticket: Ticket) -> T:
+async def wait_for_flight(request: Request, engine: Engine, flight: Flight[T], ticket: Ticket) -> T:
     """Wait for the result of a flight, until the deadline passes or the client disconnects.
 
     Raises:

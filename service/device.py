@@ -15,7 +15,7 @@ import torch
 
 from extractor.errors import DeviceFull
 from extractor.extraction import Extractor, Prepared
-from service.errors import Abandoned, Busy, DeviceLost, NoRoom
+from service.errors import Abandoned, Busy, DeviceLost, DeviceOutOfMemory
 from service.metrics import Metrics
 from store.features import Features
 from store.memory import keep_freed_memory
@@ -76,7 +76,7 @@ class Device:
         Raises:
             Abandoned: it was not wanted any more when its turn came.
             Busy: the device is closed.
-            NoRoom: the device has no memory for it now.
+            DeviceOutOfMemory: the device has no memory for it now.
             DeviceLost: the device has failed for good.
         """
         inversion = _Inversion(extractor, prepared, wanted)
@@ -91,7 +91,7 @@ class Device:
         Raises:
             Abandoned: it was not wanted any more when its turn came.
             Busy: the device is closed.
-            NoRoom: the device has no memory for it now.
+            DeviceOutOfMemory: the device has no memory for it now.
             DeviceLost: the device has failed for good.
         """
         call = _Call(work, wanted)
@@ -138,7 +138,7 @@ class Device:
                 if self._calls:
                     return self._calls.popleft()
                 if self._inversions:
-                    batch = self._gathered()
+                    batch = self._take_batch()
                     if batch:
                         return batch
                     continue
@@ -146,7 +146,7 @@ class Device:
                     return None
                 self._changed.wait()
 
-    def _gathered(self) -> list[_Inversion]:
+    def _take_batch(self) -> list[_Inversion]:
         """Take the first inversion and others of its extractor from the queue, after a short wait for more of them.
 
         The lock must be held. The batch is empty if nobody wants these inversions any more.
@@ -199,7 +199,7 @@ class Device:
                 error = DeviceLost(by_this=True)
             elif isinstance(error, (DeviceFull, torch.OutOfMemoryError)):
                 logger.warning("the device has no memory for a photograph", problem=str(error))
-                error = NoRoom("the device has no memory for a photograph now; ask again later")
+                error = DeviceOutOfMemory("the device has no memory for a photograph now; ask again later")
             future.set_exception(error)
         else:
             future.set_result(result)

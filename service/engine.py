@@ -37,8 +37,8 @@ from service.metrics import Metrics
 from service.models import Model, Models, load_models
 from service.photographs import decode_photograph, quality_warnings
 from service.question import FeaturesResult, Limits, Question, Work, subset
-from service.shared import Shared
-from service.storage import Storage
+from service.single_flight import SingleFlight
+from service.storage import GuardedStore
 from store.feature_store import FeatureStore
 from store.features import Features, Key
 from store.geometry import Geometry
@@ -63,7 +63,7 @@ class Engine:
     def __init__(
         self,
         models: Models,
-        storage: Storage,
+        storage: GuardedStore,
         limits: Limits | None = None,
         metrics: Metrics | None = None,
         device: str = "cpu",
@@ -75,7 +75,7 @@ class Engine:
         self._answers = AnswerCache(self.limits.answers_bytes)
         joined = self.metrics.joined.inc
         self._flights: Flights[Any] = Flights(2 * self.limits.batch + 2, self.limits.queue, joined)
-        self._shared: Shared[tuple[Features, bool]] = Shared()
+        self._single_flight: SingleFlight[tuple[Features, bool]] = SingleFlight()
         self._at_native_size = threading.Semaphore(2)  # arrays are large there: two at a time, whatever the pool's size
         gauge = self.metrics.gauge
         gauge("diffdgss_queue_length", "Images in progress or queued", lambda: self._flights.count)
@@ -114,7 +114,7 @@ class Engine:
         """
         ticket = Ticket()
         question = self.question(data, name, model, timesteps, mirrored=mirrored)
-        known = self.finished(question)
+        known = self.cached_answer(question)
         return known or self._flights.wait(self.ask(question, ticket, patient=True), ticket)
 
     def question(
@@ -154,7 +154,7 @@ class Engine:
             raise NotFound(f"no model here reads features of the spec {digest}; see /v1/models")
         return Question(image, None, key, reader, subset(reader, timesteps), mirrored)
 
-    def finished(self, question: Question) -> Answer | None:
+    def cached_answer(self, question: Question) -> Answer | None:
         """Return the cached answer to a question; None if there is none."""
         answer = self._answers.get(question.key)
         if answer is not None:
@@ -223,7 +223,7 @@ class Engine:
         return self._flights.join(key, ticket, work, patient=patient)
 
     def _answer(self, question: Question, flight: Flight[Any]) -> Answer:
-        if (known := self.finished(question)) is not None:  # finished while this question was queued
+        if (known := self.cached_answer(question)) is not None:  # finished while this question was queued
             return known
         work, model = Work(self.metrics, lambda: flight.wanted), question.model
         by_view, cached = self._features(question, flight, work)
@@ -332,7 +332,7 @@ class Engine:
                 )
             return self._extracted(upright, question, key, work, wanted), False
 
-        return self._shared.once((model.card.spec.digest, key, upright is None), work.wanted, found_or_made)
+        return self._single_flight.do((model.card.spec.digest, key, upright is None), work.wanted, found_or_made)
 
     def _extracted(
         self, upright: Callable[[], Prepared], question: Question, key: Key, work: Work, wanted: Callable[[], bool]
@@ -381,7 +381,7 @@ def load_engine(
     """
     metrics, limits = Metrics(), limits or Limits()
     loaded = load_models([models] if isinstance(models, str) else models, backbone, device)
-    storage = Storage(lambda: FeatureStore(store), metrics, limits.store_timeout, memory_bytes)
+    storage = GuardedStore(lambda: FeatureStore(store), metrics, limits.store_timeout, memory_bytes)
     try:
         return Engine(loaded, storage, limits, metrics, device)
     except BaseException:

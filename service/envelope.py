@@ -32,7 +32,7 @@ _QUIET = ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/read
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-class Envelope:
+class RequestMiddleware:
     """Middleware that gives each request an id, security headers, a log line and metrics.
 
     It is pure ASGI, so that the routes still notice when a client disconnects.
@@ -84,7 +84,7 @@ class Envelope:
             logger.info("request", route=route, method=scope["method"], status=status, seconds=round(seconds, 4))
 
 
-class LastResort:
+class UnexpectedErrorMiddleware:
     """Middleware that turns unexpected exceptions into a 500, whose message is only logged.
 
     FastAPI's own handler of ``Exception`` runs outside of all middleware: its answers would have

@@ -14,7 +14,7 @@ ServiceError
 ├── TooManyRequests        the rate or concurrency of a key is used up
 ├── Unavailable            not possible now; Retry-After says when to try again
 │   ├── NotReady           models are still being loaded, or could not be
-│   ├── NoRoom             the device has no memory for a photograph now
+│   ├── DeviceOutOfMemory  the device has no memory for a photograph now
 │   ├── DeviceLost         the device has failed for good; only a new process can use it again
 │   ├── Busy               the queue is full, or the deadline passed while the request was queued
 │   └── DeadlinePassed     the deadline passed while the answer was being made
@@ -107,7 +107,7 @@ class NotReady(Unavailable):
     """The models are not loaded."""
 
 
-class NoRoom(Unavailable):
+class DeviceOutOfMemory(Unavailable):
     """The device has no memory for a photograph now.
 
     Other processes must be using it: one photograph fitted when the models were run once before the first request.

@@ -113,9 +113,9 @@ class Flights(Generic[T]):
             flight = self._by_key[key] = Flight(key, ticket)
             self._open += 1
         try:
-            self._pool.submit(self._fly, flight, work)
+            self._pool.submit(self._run, flight, work)
         except RuntimeError as error:  # the pool has been shut down
-            self._landed(flight)
+            self._end(flight)
             raise Busy("the service is stopping") from error
         return flight
 
@@ -126,7 +126,7 @@ class Flights(Generic[T]):
             if flight.started or flight.wanted or flight.future.done():
                 return
             flight.future.cancel()
-            self._landed(flight)
+            self._end(flight)
 
     def wait(self, flight: Flight[T], ticket: Ticket) -> T:
         """Return the result of a flight; raise Busy or DeadlinePassed if it does not come in time."""
@@ -141,10 +141,10 @@ class Flights(Generic[T]):
         with self._lock:
             for flight in [flight for flight in self._by_key.values() if not flight.started]:
                 flight.future.cancel()
-                self._landed(flight)
+                self._end(flight)
         self._pool.shutdown(wait=True)
 
-    def _fly(self, flight: Flight[T], work: Callable[[Flight[T]], T]) -> None:
+    def _run(self, flight: Flight[T], work: Callable[[Flight[T]], T]) -> None:
         with self._lock:
             if not flight.future.set_running_or_notify_cancel():
                 return
@@ -153,13 +153,13 @@ class Flights(Generic[T]):
             flight.check()
             result = work(flight)
         except BaseException as error:
-            self._landed(flight)
+            self._end(flight)
             flight.future.set_exception(error)
         else:
-            self._landed(flight)
+            self._end(flight)
             flight.future.set_result(result)
 
-    def _landed(self, flight: Flight[T]) -> None:
+    def _end(self, flight: Flight[T]) -> None:
         with self._lock:
             if self._by_key.get(flight.key) is flight:
                 del self._by_key[flight.key]

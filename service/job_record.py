@@ -67,7 +67,7 @@ class JobItem(BaseModel):
     # Older records call it ``told``.
     answer: AnswerSummary | None = Field(default=None, validation_alias=AliasChoices("answer", "told"))
 
-    def troubles_before(self, run: str) -> int:
+    def failed_attempts(self, run: str) -> int:
         """Return how often it failed, or another run of the service than ``run`` was stopped while at it."""
         return self.failures + len(set(self.begun_by) - {run})
 

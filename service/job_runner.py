@@ -25,6 +25,9 @@ from store.errors import StoreUnavailable
 logger = structlog.get_logger(__name__)
 ATTEMPTS = 3
 """Most attempts at a photograph that fails unexpectedly or stops the service. All but the first are made alone."""
+PAUSES = (60.0, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
+"""Seconds until jobs are looked for without being woken: if none has to wait, and after the first, second, ... attempt
+in a row at one that has to."""
 
 
 class _TakenOver(Exception):
@@ -79,67 +82,69 @@ class JobRunner:
 
     def _run(self) -> None:
         with self._jobs.claims:
+            attempts = 0
             while not self._stopping.is_set():
-                self._wake.wait(60)
+                self._wake.wait(PAUSES[attempts])
                 self._wake.clear()
-                if not self._do_all():
-                    self._stopping.wait(5)
-                    self._wake.set()
+                attempts = 0 if self._run_jobs() else min(attempts + 1, len(PAUSES) - 1)
 
-    def _do_all(self) -> bool:
-        """Run every unfinished job; return False if one ended with an error, which does not stop the others."""
-        whole = True
+    def _run_jobs(self) -> bool:
+        """Run every unfinished job; return False if one has to be tried again, which does not stop the others."""
+        all_done = True
         try:
             self._jobs.delete_old()
-            self._jobs.delete_torn()
+            self._jobs.delete_incomplete()
             unfinished = self._jobs.unfinished()
         except Exception:  # the storage is unavailable
             logger.exception("jobs cannot be run now")
             return False
         for record in unfinished:
             try:
-                self._do_if_free(record)
+                all_done &= self._run_if_free(record)
             except Exception:
                 logger.exception("a job cannot be run now", job=record.id)
-                whole = False
-        return whole
+                all_done = False
+        return all_done
 
-    def _do_if_free(self, found: JobRecord) -> None:
-        """Run a job, unless another service is running it."""
+    def _run_if_free(self, found: JobRecord) -> bool:
+        """Run a job, unless another service is running it; return False if it has to be tried again."""
         known = found.options.model in (None, *self._engine.models.by_name)
         if not known and found.trouble is not None and not self._is_overdue(found):
-            return  # another service has its model, and the record says so already
+            return True  # another service has its model, and the record says so already
         if not self._jobs.claims.acquire(found.id):
-            return
+            return True
         try:
             record = self._jobs.read(found.id)  # another service may have changed it since it was listed
             if record is None or record.state in FINISHED:
-                return
+                return True
             if known:
-                self._do(record)
-            else:  # another service has the model, or a reload has removed it
-                self._wait_or_give_up(record, f"the model {record.options.model} is not loaded")
+                return self._run_job(record)
+            # Another service has the model, or a reload has removed it.
+            self._record_trouble(record, f"the model {record.options.model} is not loaded")
         except _TakenOver:
             logger.warning("a job has been taken over by another service", job=found.id)
         finally:
             self._jobs.release(found.id)
+        return True
 
-    def _do(self, record: JobRecord) -> None:
+    def _run_job(self, record: JobRecord) -> bool:
+        """Run a job until its photographs are done or it has to wait; return False if it has to."""
         record.state, record.trouble = "running", None
         self._save(record)
         under_way: deque[_InFlight] = deque()
         try:
-            record.trouble = self._do_begun(record, under_way)
+            record.trouble = self._process(record, under_way)
         finally:
             for one in under_way:  # empty unless an error ended the job
                 if one.flight is not None:
                     self._engine.leave(one.flight, one.ticket)
         if record.trouble is not None:
-            self._wait_or_give_up(record, record.trouble)
-            return
+            self._record_trouble(record, record.trouble)
+            return False
         self._end(record)
+        return True
 
-    def _do_begun(self, record: JobRecord, under_way: deque[_InFlight]) -> str | None:
+    def _process(self, record: JobRecord, under_way: deque[_InFlight]) -> str | None:
         """Process the photographs until none is left or one cannot be done now; those in flight are always finished.
 
         Returns:
@@ -147,7 +152,7 @@ class JobRunner:
         """
         trouble = None
         try:
-            self._do_each(record, under_way)
+            self._process_each(record, under_way)
         except Unavailable as error:  # this job is tried again later, others go on
             trouble = str(error)
         while under_way:
@@ -166,14 +171,14 @@ class JobRunner:
         if not self._jobs.claims.is_ours(record.id):
             raise _TakenOver
 
-    def _do_each(self, record: JobRecord, under_way: deque[_InFlight]) -> None:
+    def _process_each(self, record: JobRecord, under_way: deque[_InFlight]) -> None:
         """Process photographs, a few at once; those that failed or stopped the service before come last, each alone."""
         while not self._stopping.is_set():
             busy = {one.number for one in under_way}
             left = [i for i, item in enumerate(record.items) if item.state == "waiting" and i not in busy]
             if not left and not under_way:
                 return
-            troubles = [record.items[i].troubles_before(self._name) for i in left]
+            troubles = [record.items[i].failed_attempts(self._name) for i in left]
             least = min(troubles, default=0)
             number = left[troubles.index(least)] if left else None
             at_once = 0 if number is None else 1 if least else self._at_once
@@ -192,7 +197,7 @@ class JobRunner:
             self._jobs.forget_inputs(record)
             self._jobs.save(record)
 
-    def _wait_or_give_up(self, record: JobRecord, trouble: str) -> None:
+    def _record_trouble(self, record: JobRecord, trouble: str) -> None:
         """Record what keeps a job waiting; if the job is older than ``job_hours``, fail its remaining photographs.
 
         Trouble that has lasted for so long is not expected to pass.
@@ -215,7 +220,7 @@ class JobRunner:
     def _begin(self, record: JobRecord, number: int, under_way: deque[_InFlight]) -> None:
         """Submit one photograph to the engine; raises Unavailable if its folder cannot be read now."""
         item = record.items[number]
-        if item.troubles_before(self._name) >= ATTEMPTS:
+        if item.failed_attempts(self._name) >= ATTEMPTS:
             stopped = f"{len(item.begun_by)} runs of the service were stopped while processing this photograph"
             self._failed(record, number, ServiceError(stopped))
             return
@@ -256,7 +261,7 @@ class JobRunner:
             raise Unavailable(f"the model {options.model} is not loaded")  # a reload has just removed it
         OUTPUTS[options.output or "png"].check(SourcePhotograph(data, item.name, self._settings.max_pixels))
         question = engine.question(data, item.name, options.model, options.timesteps, mirrored=options.mirrored)
-        ticket, known = Ticket(), engine.finished(question)
+        ticket, known = Ticket(), engine.cached_answer(question)
         flight = None if known is not None else engine.ask(question, ticket, patient=True)
         return _InFlight(number, data, ticket, flight, known)
 

@@ -40,12 +40,12 @@ class JobLimits(NamedTuple):
     """How many jobs are kept, for how long, and how large they may be.
 
     Attributes:
-        most: most unfinished jobs; more are refused.
+        max_unfinished: most unfinished jobs; more are refused.
         hours: hours after which finished jobs are deleted.
         bytes: most bytes of all jobs together; the oldest finished ones are deleted to make room.
     """
 
-    most: int
+    max_unfinished: int
     hours: float
     bytes: int
 
@@ -111,7 +111,7 @@ class Jobs:
         unfinished = sum(job.state not in FINISHED for job in self.all())
         with self._lock:
             unfinished += len(self._making)
-            if unfinished >= self.limits.most:
+            if unfinished >= self.limits.max_unfinished:
                 raise Busy(f"{unfinished} jobs are unfinished, no more are accepted; ask again later", retry_after=60)
             self._making[record.id] = size
         try:
@@ -295,7 +295,7 @@ class Jobs:
             if record.finished is not None and record.finished < oldest and not self._reading[record.id]:
                 self._delete(record.id)
 
-    def delete_torn(self) -> None:
+    def delete_incomplete(self) -> None:
         """Delete the remains of incomplete jobs.
 
         Their process was killed while it created or deleted them, or they were deleted while being run.

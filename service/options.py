@@ -86,15 +86,15 @@ class Options(BaseModel):
         Raises:
             NotFound: the model has no such class.
         """
-        from service.answers import at_threshold, of_classes
+        from service.answers import at_threshold, restricted_to
 
         self.require_classes(answer.classes)
         if self.threshold is not None:
             answer = at_threshold(answer, self.threshold)
-        return answer if self.labels is None else of_classes(answer, self.labels)
+        return answer if self.labels is None else restricted_to(answer, self.labels)
 
 
-def merged(options: Options, fields: Mapping[str, Any]) -> Options:
+def merge_options(options: Options, fields: Mapping[str, Any]) -> Options:
     """Options from query parameters and form fields together; form fields take precedence.
 
     Raises:

@@ -121,7 +121,7 @@ OUTPUTS: dict[str, Output] = {
 }
 
 
-def negotiated(output: str | None, accept: str) -> tuple[str, Output]:
+def negotiate_output(output: str | None, accept: str) -> tuple[str, Output]:
     """The name and output that a client asked for: by name, or the one that its ``Accept`` prefers.
 
     Raises:

@@ -69,11 +69,11 @@ def decode_photograph(data: bytes, name: str, max_pixels: int, formats: Sequence
     raise ImageError(f"{name}: not an image of a known format; expected one of {', '.join(formats)}")
 
 
-SIDE = 512
-DARK = 35.0
-BRIGHT = 0.10
-SHARP = 0.022
-SMALL = 256
+QUALITY_SIDE = 512
+DARK_BELOW = 35.0
+SATURATED_ABOVE = 0.10
+BLURRED_BELOW = 0.022
+SMALL_BELOW = 256
 
 
 def quality_warnings(pixels: Pixels, fov: NDArray[np.bool_]) -> list[str]:
@@ -89,9 +89,9 @@ def quality_warnings(pixels: Pixels, fov: NDArray[np.bool_]) -> list[str]:
     """
     height, width = fov.shape
     found = []
-    if max(height, width) < SMALL:
+    if max(height, width) < SMALL_BELOW:
         found.append(f"small: {width} x {height} pixels; it lacks the detail of the training photographs")
-    shrink = min(1.0, SIDE / max(height, width))
+    shrink = min(1.0, QUALITY_SIDE / max(height, width))
     size = max(1, round(width * shrink)), max(1, round(height * shrink))
     small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA).astype(np.float32)
     inside = cv2.resize(fov.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
@@ -100,14 +100,14 @@ def quality_warnings(pixels: Pixels, fov: NDArray[np.bool_]) -> list[str]:
         return found
     brightness = small.max(axis=2)
     level = float(np.median(brightness[inside]))
-    if level < DARK:
+    if level < DARK_BELOW:
         found.append(f"dark: the median brightness inside the field of view is {level:.0f} of 255")
     saturated = float((small.min(axis=2)[inside] >= 250).mean())
-    if saturated > BRIGHT:
+    if saturated > SATURATED_ABOVE:
         found.append(f"over-exposed: {100 * saturated:.0f} % of the field of view is saturated")
     detail = float(cv2.Laplacian(small[..., 1], cv2.CV_32F)[inside].std()) / max(
         1.0, float(small[..., 1][inside].mean())
     )
-    if detail < SHARP:
+    if detail < BLURRED_BELOW:
         found.append("blurred: there is little fine detail inside the field of view")
     return found

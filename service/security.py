@@ -67,7 +67,7 @@ class Admission:
         self._lock = threading.Lock()
 
     @contextmanager
-    def admitted(self, name: str) -> Iterator[None]:
+    def admit(self, name: str) -> Iterator[None]:
         """Count a request of a key as running inside the context.
 
         Raises:

@@ -33,7 +33,7 @@ FORMATS = ("PNG", "JPEG", "TIFF", "PPM", "GIF", "BMP", "DICOM")
 MEMORY = "memory://"
 
 
-def _listed(value: Any) -> Any:
+def _parse_list(value: Any) -> Any:
     """Parse a list from the environment: separated by commas, or JSON."""
     if not isinstance(value, str):
         return value
@@ -45,7 +45,7 @@ def _listed(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
-Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parse_list)]
 
 
 class Settings(BaseSettings):
@@ -210,7 +210,7 @@ def read_settings(**given: Any) -> Settings:
     try:
         return Settings(**given)
     except ValidationError as error:
-        raise WrongSettings("; ".join(_told(one) for one in error.errors())) from error
+        raise WrongSettings("; ".join(_error_text(one) for one in error.errors())) from error
     except SettingsError as error:  # a table in the environment that is not JSON; the message names its field
         field = re.search(r'"(\w+)"', str(error))
         variable = f"{PREFIX}{field[1].upper()}" if field else "a setting"
@@ -221,7 +221,7 @@ def read_settings(**given: Any) -> Settings:
         raise WrongSettings(str(error)) from error
 
 
-def _told(problem: Any) -> str:
+def _error_text(problem: Any) -> str:
     place = ".".join(str(part) for part in problem["loc"])
     reason = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
@@ -230,7 +230,7 @@ def _told(problem: Any) -> str:
     return f"{place}: {reason}" if place else reason
 
 
-def described() -> list[tuple[str, str, str]]:
+def settings_table() -> list[tuple[str, str, str]]:
     """Return (environment variable, default, description) of every setting."""
     rows = []
     for name, field in Settings.model_fields.items():

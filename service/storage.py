@@ -40,11 +40,11 @@ logger = structlog.get_logger(__name__)
 T = TypeVar("T")
 LEAST_RATE = 10e6
 """Bytes per second that a store must read or write at least; a slower one counts as hanging."""
-REST = 15.0
+COOL_DOWN = 15.0
 """Seconds for which a store that did not answer is left alone."""
 
 
-class Storage:
+class GuardedStore:
     """Reads and writes of a feature store that may be in trouble.
 
     Args:
@@ -69,7 +69,7 @@ class Storage:
         self._store: FeatureStore | None = None
         self._registered: set[str] = set()
         self._troubles: dict[str, str] = {}
-        self._rests_until = 0.0
+        self._blocked_until = 0.0
         self._probed = 0.0
         self._no_room_for = 0  # size of the last entry that did not fit, in bytes; 0 if the last one did
         self._kept = _Kept(memory_bytes)
@@ -149,8 +149,15 @@ class Storage:
             return None
         self._no_room_for = 0
         for old_spec, old_key in self._kept.added(spec, key, written):
-            self.store().delete(old_spec, old_key)
+            self._evict(old_spec, old_key)
         return written
+
+    def _evict(self, spec: FeatureSpec, key: Key) -> None:
+        """Delete an entry that there is no memory for any more; no answer depends on whether that succeeds."""
+        try:
+            self._guarded("write", lambda: self.store().delete(spec, key))
+        except (StoreError, OSError) as error:
+            logger.warning("features could not be deleted", problem=str(error))
 
     def forget(self, spec: FeatureSpec, image_id: str) -> int:
         """Delete a photograph's features in every view; return the number of views deleted.
@@ -162,7 +169,7 @@ class Storage:
         self._kept.forget(spec, image_id)
         return self._guarded("write", lambda: self.store().delete_image(spec, image_id, min(5.0, self._timeout / 2)))
 
-    def probe(self, every: float = REST) -> dict[str, str]:
+    def probe(self, every: float = COOL_DOWN) -> dict[str, str]:
         """Try a small write, at most once in ``every`` seconds; return the present troubles."""
         if time.monotonic() - self._probed >= every:
             self._probed = time.monotonic()
@@ -213,40 +220,40 @@ class Storage:
     def _guarded(self, doing: str, work: Callable[[], T], size: int = 0) -> T:
         """Return the result of work on the store; raises StoreUnavailable if the store fails or is too slow.
 
-        A store that does not answer, or is unavailable, is not asked again for ``REST`` seconds.
+        A store that does not answer, or is unavailable, is not asked again for ``COOL_DOWN`` seconds.
 
         Args:
             doing: name of the operation in troubles and metrics: open, read or write.
             size: bytes that are read or written, which extend the timeout.
         """
-        if time.monotonic() < self._rests_until:
+        if time.monotonic() < self._blocked_until:
             raise StoreUnavailable(self._troubles.get(doing) or "the feature store did not answer a moment ago")
         future, patience = self._pool.submit(work), self._timeout + size / LEAST_RATE
         try:
             result = future.result(patience)
         except FutureTimeout as error:
             future.cancel()  # if it was not begun, its features are freed
-            raise self._failed(doing, f"no answer within {patience:.0f} s", rest=True) from error
+            raise self._failed(doing, f"no answer within {patience:.0f} s", cool_down=True) from error
         except StoreFull as error:
-            raise self._failed(doing, str(error), rest=False) from error
+            raise self._failed(doing, str(error), cool_down=False) from error
         except StoreUnavailable as error:
-            raise self._failed(doing, str(error), rest=True) from error
+            raise self._failed(doing, str(error), cool_down=True) from error
         except (MissingEntry, DamagedEntry):
             self._troubles.pop(doing, None)
             raise
         except (SpecError, StoreBusy):  # not trouble of the store
             raise
         except (StoreError, OSError) as error:
-            raise self._failed(doing, str(error), rest=False) from error
+            raise self._failed(doing, str(error), cool_down=False) from error
         for over in (doing, "open"):
             self._troubles.pop(over, None)
         return result
 
-    def _failed(self, doing: str, why: str, *, rest: bool) -> OSError:
+    def _failed(self, doing: str, why: str, *, cool_down: bool) -> OSError:
         self._troubles[doing] = why
         self._metrics.store_failures.labels(doing).inc()
-        if rest:
-            self._rests_until = time.monotonic() + REST
+        if cool_down:
+            self._blocked_until = time.monotonic() + COOL_DOWN
         return StoreUnavailable(why)
 
 

@@ -31,7 +31,7 @@ class Upload(NamedTuple):
     fields: dict[str, str]
 
 
-class Room:
+class UploadBudget:
     """The memory budget for the bodies of all requests together.
 
     Args:
@@ -44,19 +44,27 @@ class Room:
         self._limit, self._used = limit, 0
         self._lock = threading.Lock()
 
-    def take(self, request: Request, count: int) -> None:
+    def reserve(self, request: Request, count: int) -> None:
         """Reserve ``count`` more bytes for a request's body; Busy if the budget is used up."""
         with self._lock:
             if self._used + count > self._limit:
-                raise Busy("other requests' photographs take all the room there is; ask again later")
+                raise Busy("other requests' photographs take all the memory for uploads; ask again later")
             self._used += count
-        request.state.held = getattr(request.state, "held", 0) + count
+        _, reserved = getattr(request.state, "reserved", (self, 0))
+        request.state.reserved = self, reserved + count
 
-    def give_back(self, request: Request) -> None:
-        """Release everything that was reserved for a request."""
+    def release(self, count: int) -> None:
+        """Release bytes that were reserved before."""
         with self._lock:
-            self._used -= getattr(request.state, "held", 0)
-        request.state.held = 0
+            self._used -= count
+
+
+def release_body(request: Request) -> None:
+    """Release what was reserved for a request's body, in the budget of then: a reload may have replaced it since."""
+    budget, reserved = getattr(request.state, "reserved", (None, 0))
+    if budget is not None:
+        budget.release(reserved)
+        del request.state.reserved
 
 
 class _InMemory(MultiPartParser):
@@ -65,11 +73,11 @@ class _InMemory(MultiPartParser):
     spool_max_size = 2**62
 
 
-async def received(request: Request, room: Room, limit: int, files: int = 1) -> Upload:
+async def read_body(request: Request, budget: UploadBudget, limit: int, files: int = 1) -> Upload:
     """Read the body of a request.
 
     Args:
-        room: budget in which its bytes are reserved until the request is answered.
+        budget: budget in which its bytes are reserved until the request is answered.
         limit: most bytes, counted as they arrive, since the declared length may be missing or wrong.
         files: most files that it may have.
 
@@ -81,25 +89,25 @@ async def received(request: Request, room: Room, limit: int, files: int = 1) -> 
         Abandoned: the client disconnected while sending.
     """
     try:
-        async with asyncio.timeout(room.seconds):
-            return await _received(request, room, limit, files)
+        async with asyncio.timeout(budget.seconds):
+            return await _read_body(request, budget, limit, files)
     except TimeoutError as error:
-        raise BodyTooSlow(f"the body did not arrive within {room.seconds:.0f} s") from error
+        raise BodyTooSlow(f"the body did not arrive within {budget.seconds:.0f} s") from error
     except ClientDisconnect as error:
         raise Abandoned("the client went away before all of the body had arrived") from error
 
 
-async def _received(request: Request, room: Room, limit: int, files: int) -> Upload:
+async def _read_body(request: Request, budget: UploadBudget, limit: int, files: int) -> Upload:
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise BodyTooLarge(f"the request has {declared} bytes, the limit is {limit}")
     content_type = request.headers.get("content-type", "").lower()
     if content_type.startswith("multipart/form-data"):
-        return await _multipart(request, room, limit, files)
+        return await _multipart(request, budget, limit, files)
     if content_type.startswith(RAW_TYPES):
-        data = b"".join([chunk async for chunk in _limited(request, room, limit)])
+        data = b"".join([chunk async for chunk in _limited(request, budget, limit)])
         return Upload([("image", data)] if data else [], {})
-    if any([chunk async for chunk in _limited(request, room, limit)]):
+    if any([chunk async for chunk in _limited(request, budget, limit)]):
         raise NoImage(
             "expected multipart/form-data with the photograph in the field 'image', or its bytes as image/* or "
             "application/octet-stream"
@@ -107,8 +115,8 @@ async def _received(request: Request, room: Room, limit: int, files: int) -> Upl
     return Upload([], {})
 
 
-async def _multipart(request: Request, room: Room, limit: int, files: int) -> Upload:
-    chunks = _limited(request, room, limit)
+async def _multipart(request: Request, budget: UploadBudget, limit: int, files: int) -> Upload:
+    chunks = _limited(request, budget, limit)
     parser = _InMemory(request.headers, chunks, max_files=files, max_fields=20, max_part_size=10_000)
     try:
         form = await parser.parse()
@@ -127,13 +135,13 @@ async def _multipart(request: Request, room: Room, limit: int, files: int) -> Up
             file.close()
 
 
-async def _limited(request: Request, room: Room, limit: int) -> AsyncGenerator[bytes, None]:
+async def _limited(request: Request, budget: UploadBudget, limit: int) -> AsyncGenerator[bytes, None]:
     count = 0
     async for chunk in request.stream():
         count += len(chunk)
         if count > limit:
             raise BodyTooLarge(f"the request has more than {limit} bytes")
-        room.take(request, len(chunk))
+        budget.reserve(request, len(chunk))
         yield chunk
 
 

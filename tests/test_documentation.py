@@ -18,12 +18,13 @@ from tests.conftest import Run, draw_fundus
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+SERVICE = (ROOT / "docs" / "service.md").read_text()
 COMMANDS = ("extractor", "interpreter", "store", "service")
 
 
-def blocks(language: str) -> list[str]:
-    """Fenced code blocks of the README in that language."""
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, document: str = README) -> list[str]:
+    """Fenced code blocks in that language of a document's text."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", document, re.MULTILINE | re.DOTALL)
     return [code for found, code in fenced if found == language]
 
 
@@ -66,6 +67,26 @@ def test_links_lead_somewhere() -> None:
             there = document.parent / target if target else document
             assert there.exists(), f"{document.name} links to {target}"
             assert not anchor or anchor in anchors(there), f"{document.name} links to {target}#{anchor}"
+
+
+def test_the_index_of_decisions_is_complete() -> None:
+    folder = ROOT / "docs" / "decisions"
+    linked = re.findall(r"^\| \d+ \| \[.*?\]\(([^)]*)\)", (folder / "README.md").read_text(), re.MULTILINE)
+    assert linked == sorted(path.name for path in folder.glob("0*.md"))
+
+
+def test_the_examples_of_the_service_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from service.schemas import SegmentResponse
+    from service.settings import CONFIG, read_settings
+
+    [toml], [answer] = blocks("toml", SERVICE), blocks("json", SERVICE)
+    (tmp_path / "service.toml").write_text(toml)
+    monkeypatch.setenv(CONFIG, str(tmp_path / "service.toml"))
+    settings = read_settings()
+    assert (settings.models, len(settings.api_keys["screening"])) == (("disc_cup", "lesions"), 2)
+    example = SegmentResponse.model_config["json_schema_extra"]["examples"][0]  # type: ignore[index, call-overload]
+    SegmentResponse.model_validate(example | json.loads(answer))
+    assert json.loads(answer).keys() <= example.keys()
 
 
 def test_what_docker_copies_exists() -> None:

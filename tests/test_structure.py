@@ -69,9 +69,9 @@ PROMISED = {
         save_interpreter segment segment_into
     """,
     "service": """
-        Answer BadRequest Busy Client DeadlinePassed DeviceLost DicomError Engine FeaturesInfo JobStatus Limits
-        ModelInfo NoRoom NotFound NotReady Ready Refused SegmentResponse ServiceError Settings Unavailable WrongSettings
-        create_app load_engine
+        Answer BadRequest Busy Client DeadlinePassed DeviceLost DeviceOutOfMemory DicomError Engine FeaturesInfo
+        JobStatus Limits ModelInfo NotFound NotReady Ready Refused SegmentResponse ServiceError Settings Unavailable
+        WrongSettings create_app load_engine
     """,
     "store": """
         AffineEncoding Batch Block Clahe Codebook Collection Collections DamagedEntry DamagedModel

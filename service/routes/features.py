@@ -9,15 +9,15 @@ import numpy as np
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from service.context import Admitted, ReadyEngine, SharedContext, awaited
+from service.context import Admitted, ReadyEngine, SharedContext, wait_for_flight
 from service.engine import Engine
 from service.errors import BadRequest, NoImage, NotFound, Unavailable
 from service.flights import Ticket
-from service.options import KEY_PATTERN, Options, merged
+from service.options import KEY_PATTERN, Options, merge_options
 from service.routes.problems import problems
 from service.routes.segment import FEATURES_BODY, FEATURES_FIELDS
 from service.schemas import BlockInfo, FeaturesInfo
-from service.uploads import received
+from service.uploads import read_body
 from store.errors import MissingEntry, SpecError
 from store.features import Key
 from store.spec import FeatureSpec
@@ -46,15 +46,15 @@ async def make(
     mirrored: Annotated[bool, Query(description="also store the features of its three mirror images")] = False,
 ) -> FeaturesInfo:
     """Store the features of a photograph, unless they are there; later requests may send their key instead of it."""
-    upload = await received(request, context.room, context.settings.max_bytes)
+    upload = await read_body(request, context.uploads, context.settings.max_bytes)
     if not upload.files:
         raise NoImage("expected a photograph in the field 'image' or as the body")
     name, data = upload.files[0]
     ticket = Ticket(context.settings.deadline)
     fields = {field: upload.fields[field] for field in FEATURES_FIELDS if field in upload.fields}
-    options = merged(Options(model=model, mirrored=mirrored), fields)
+    options = merge_options(Options(model=model, mirrored=mirrored), fields)
     question = await run_in_threadpool(engine.question, data, name, options.model, mirrored=options.mirrored)
-    kept = await awaited(request, engine, engine.ask_features(question, ticket), ticket)
+    kept = await wait_for_flight(request, engine, engine.ask_features(question, ticket), ticket)
     if not kept.stored:
         raise Unavailable("the features could not be stored; /readyz says why", retry_after=30)
     try:

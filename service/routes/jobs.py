@@ -13,12 +13,12 @@ from service.context import Admitted, Context, ReadyEngine, SharedContext
 from service.engine import Engine
 from service.errors import BadRequest, Conflict, NoImage
 from service.job_record import FINISHED, JobRecord
-from service.options import Options, merged
-from service.outputs import negotiated
+from service.options import Options, merge_options
+from service.outputs import negotiate_output
 from service.routes.problems import problems
 from service.routes.segment import OPTION_FIELDS
 from service.schemas import JobProblem, JobStatus
-from service.uploads import plain_name, received
+from service.uploads import plain_name, read_body
 
 router = APIRouter(tags=["jobs"])
 _ID = Annotated[str, PathParameter(pattern="^[0-9a-f]{32}$", description="id of the job")]
@@ -67,10 +67,10 @@ async def start(
     ] = None,
 ) -> JobStatus:
     """Start a job that segments many photographs: uploaded ones, or those of a folder that the operator allowed."""
-    upload = await received(request, context.room, context.settings.job_bytes, context.settings.job_images)
+    upload = await read_body(request, context.uploads, context.settings.job_bytes, context.settings.job_images)
     folder = upload.fields.pop("folder", folder)
-    options = _checked(merged(options, upload.fields), engine)
-    _, output = negotiated(options.output, "image/png")
+    options = _checked(merge_options(options, upload.fields), engine)
+    _, output = negotiate_output(options.output, "image/png")
     options = options.model_copy(update={"output": options.output or "png"})
     if folder is not None and upload.files:
         raise BadRequest("expected photographs or a folder, found both")
@@ -81,7 +81,7 @@ async def start(
         names, data, sources = [name for name, _ in upload.files], [data for _, data in upload.files], []
     if not names:
         raise NoImage("expected photographs in fields 'image', or a folder that has some")
-    record = await context.made_job(key, options, output.suffix, names, data, sources)
+    record = await context.create_job(key, options, output.suffix, names, data, sources)
     if context.runner is not None:
         context.runner.wake()
     response.headers["Location"] = f"/v1/jobs/{record.id}"
@@ -91,7 +91,7 @@ async def start(
 @router.get("/v1/jobs", response_model=list[JobStatus], responses=problems(401, 429, 503), operation_id="list_jobs")
 async def listed(context: SharedContext, key: Admitted) -> list[JobStatus]:
     """List the jobs of this key that are still kept, oldest first."""
-    records = await context.at_jobs(context.jobs.all)
+    records = await context.run_in_job_pool(context.jobs.all)
     return [_status(record) for record in records if record.owner == key]
 
 
@@ -100,7 +100,7 @@ async def listed(context: SharedContext, key: Admitted) -> list[JobStatus]:
 )
 async def read(job_id: _ID, context: SharedContext, key: Admitted) -> JobStatus:
     """The state and progress of a job."""
-    return _status(await context.at_jobs(context.jobs.get, job_id, key))
+    return _status(await context.run_in_job_pool(context.jobs.get, job_id, key))
 
 
 @router.delete(
@@ -111,8 +111,8 @@ async def read(job_id: _ID, context: SharedContext, key: Admitted) -> JobStatus:
 )
 async def cancel(job_id: _ID, context: SharedContext, key: Admitted) -> JobStatus:
     """Cancel a job after the photograph in progress; the results so far can still be fetched."""
-    record = await context.at_jobs(context.jobs.get, job_id, key)
-    return _status(await context.at_jobs(context.jobs.cancel, record))
+    record = await context.run_in_job_pool(context.jobs.get, job_id, key)
+    return _status(await context.run_in_job_pool(context.jobs.cancel, record))
 
 
 @router.get(
@@ -124,7 +124,7 @@ async def cancel(job_id: _ID, context: SharedContext, key: Admitted) -> JobStatu
 )
 async def results(job_id: _ID, context: SharedContext, key: Admitted) -> StreamingResponse:
     """Download a ZIP of all answers; ``images.csv`` and ``job.json`` have a summary or the error of each photograph."""
-    record = await context.at_jobs(context.jobs.get, job_id, key)
+    record = await context.run_in_job_pool(context.jobs.get, job_id, key)
     if record.state not in FINISHED:
         raise Conflict(f"the job is {record.state}: {record.count('done')} of {len(record.items)} are done")
     disposition = {"Content-Disposition": f'attachment; filename="{job_id}.zip"'}
@@ -139,8 +139,8 @@ async def results(job_id: _ID, context: SharedContext, key: Admitted) -> Streami
 )
 async def delete(job_id: _ID, context: SharedContext, key: Admitted) -> None:
     """Delete a finished job and its results now, rather than when it expires."""
-    record = await context.at_jobs(context.jobs.get, job_id, key)
-    await context.at_jobs(context.jobs.remove, record)
+    record = await context.run_in_job_pool(context.jobs.get, job_id, key)
+    await context.run_in_job_pool(context.jobs.remove, record)
 
 
 def _checked(options: Options, engine: Engine) -> Options:

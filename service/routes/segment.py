@@ -12,15 +12,15 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from service.answers import Answer
-from service.context import Admitted, Context, ReadyEngine, SharedContext, awaited
+from service.context import Admitted, Context, ReadyEngine, SharedContext, wait_for_flight
 from service.engine import Engine
 from service.errors import Abandoned, BadRequest, DeadlinePassed, NoImage
 from service.flights import Ticket
-from service.options import Options, merged
-from service.outputs import OUTPUTS, SourcePhotograph, negotiated
+from service.options import Options, merge_options
+from service.outputs import OUTPUTS, SourcePhotograph, negotiate_output
 from service.routes.problems import SEGMENT
 from service.schemas import SegmentResponse
-from service.uploads import received
+from service.uploads import read_body
 
 router = APIRouter(tags=["segment"])
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -83,9 +83,9 @@ async def segment(
     request: Request, engine: ReadyEngine, context: SharedContext, _key: Admitted, options: Annotated[Options, Query()]
 ) -> Response:
     """Segment one photograph, or a photograph whose features are in the store, by their key."""
-    upload = await received(request, context.room, context.settings.max_bytes)
-    options = merged(options, upload.fields)
-    name, output = negotiated(options.output, request.headers.get("accept", "*/*"))
+    upload = await read_body(request, context.uploads, context.settings.max_bytes)
+    options = merge_options(options, upload.fields)
+    name, output = negotiate_output(options.output, request.headers.get("accept", "*/*"))
     file, data = upload.files[0] if upload.files else ("image", None)
     if options.key is None and data is None:
         raise NoImage("expected a photograph in the field 'image' or as the body, or a key of /v1/features")
@@ -137,7 +137,7 @@ async def answered(
     if options.fov_only:
         if data is None:
             raise NoImage("fov_only needs the photograph; send it instead of its key")
-        return await awaited(request, engine, engine.ask_field_of_view(data, name, ticket), ticket)
+        return await wait_for_flight(request, engine, engine.ask_field_of_view(data, name, ticket), ticket)
     if data is None:
         assert options.key is not None
         question = engine.question_by_key(options.key, options.model, options.timesteps, mirrored=options.mirrored)
@@ -146,7 +146,7 @@ async def answered(
             engine.question, data, name, options.model, options.timesteps, mirrored=options.mirrored
         )
     options.require_classes(question.model.card.task.classes)
-    known = engine.finished(question)
+    known = engine.cached_answer(question)
     if known is not None:
         return known
-    return await awaited(request, engine, engine.ask(question, ticket), ticket)
+    return await wait_for_flight(request, engine, engine.ask(question, ticket), ticket)

@@ -13,14 +13,16 @@ from recipes.pictures import CAPTION, SIDE, ask, photographs
 from service.engine import Engine, Limits
 from service.metrics import Metrics
 from service.models import load_models
-from service.storage import Storage
+from service.storage import GuardedStore
 from store.feature_store import FeatureStore
 
 
 def test_every_model_says_how_far_an_astronaut_is(tmp_path: Path) -> None:
     astronaut = next(one for one in photographs() if one.title == "an astronaut")
     models = load_models(shipped())
-    engine = Engine(models, Storage(lambda: FeatureStore(tmp_path / "f.zarr"), Metrics(), 60.0), Limits(), Metrics())
+    engine = Engine(
+        models, GuardedStore(lambda: FeatureStore(tmp_path / "f.zarr"), Metrics(), 60.0), Limits(), Metrics()
+    )
     told, picture = ask(engine, [astronaut, dataclasses.replace(astronaut, displayed=False)])
     assert [one.model for one in told] == 2 * list(models.by_name)
     assert all(one.abstains for one in told)

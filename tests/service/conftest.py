@@ -24,7 +24,7 @@ from service.metrics import Metrics
 from service.models import load_models
 from service.question import Limits
 from service.settings import Settings
-from service.storage import Storage
+from service.storage import GuardedStore
 from store import FeatureSpec, FeatureStore
 from tests.conftest import draw_fundus
 
@@ -50,7 +50,7 @@ def engine(model_folder: Path, filled_store: FeatureStore) -> Engine:
 def with_store(engine: Engine, open_store: Callable[[], FeatureStore], **limits: int) -> Engine:
     """The same models with another store."""
     metrics = Metrics()
-    return Engine(engine.models, Storage(open_store, metrics), Limits(**limits), metrics)
+    return Engine(engine.models, GuardedStore(open_store, metrics), Limits(**limits), metrics)
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +61,7 @@ def make_engine(model_folder: Path) -> Iterator[Callable[..., Engine]]:
     def make(**limits: object) -> Engine:
         metrics = Metrics()
         models = load_models([str(model_folder)])
-        storage = Storage(lambda: FeatureStore("memory://"), metrics)
+        storage = GuardedStore(lambda: FeatureStore("memory://"), metrics)
         made.append(Engine(models, storage, Limits(**limits), metrics))  # type: ignore[arg-type]
         return made[-1]
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from interpreter.prediction import at_native_size, labels_from_masks, native_masks, vote, vote_overlapping
-from service.answers import Answer, at_threshold, of_classes
+from service.answers import Answer, at_threshold, restricted_to
 from service.options import Options
 from service.outputs import OUTPUTS, SourcePhotograph
 from service.responses import to_response
@@ -28,7 +28,10 @@ def disc_and_cup(steps: int = 2) -> Answer:
     probabilities[:, 0, 8:24, 8:24] = 0.9
     probabilities[:, 1, 12:20, 12:20] = 0.8
     prediction = vote_overlapping(probabilities)
-    fov, geometry = np.ones((SIDE, SIDE), np.bool_), Geometry.whole(SIDE, SIDE, SIDE)
+    fov, geometry = (
+        np.ones((SIDE, SIDE), np.bool_),
+        Geometry.whole(SIDE, SIDE, SIDE),
+    )
     layers = native_masks(prediction, fov, geometry)
     return Answer(
         image_id="0" * 64, model="disc_cup", version="1", spec="2" * 64, classes=("background", "OD", "cup"),
@@ -60,7 +63,7 @@ def test_the_disc_holds_its_cup() -> None:
 
 
 def test_a_class_alone_is_whole() -> None:
-    only_disc = of_classes(disc_and_cup(), ["OD"])
+    only_disc = restricted_to(disc_and_cup(), ["OD"])
     assert np.count_nonzero(only_disc.labels == 1) == 256
     assert not only_disc.mask(2).any()
     told = to_response(only_disc, Options())
@@ -109,10 +112,13 @@ def test_a_class_that_is_left_out_is_left_out_of_everything(overlapping: bool) -
     else:
         drawn = random.random((3, 3, SIDE, SIDE), dtype=np.float32)
         prediction = vote(drawn / drawn.sum(axis=1, keepdims=True))
-    fov, geometry = np.ones((SIDE, SIDE), np.bool_), Geometry.whole(SIDE, SIDE, SIDE)
+    fov, geometry = (
+        np.ones((SIDE, SIDE), np.bool_),
+        Geometry.whole(SIDE, SIDE, SIDE),
+    )
     _, labels, layers = at_native_size(prediction, fov, geometry)
     answer = dataclasses.replace(disc_and_cup(), labels=labels, layers=layers, prediction=prediction)
-    kept = of_classes(answer, ["OD"])
+    kept = restricted_to(answer, ["OD"])
     now, before = kept.prediction, answer.prediction
     assert set(np.unique(now.labels_by_voter)) == {0, 1}
     np.testing.assert_array_equal(now.labels_by_voter == 1, before.masks_by_voter[:, 0])
@@ -124,6 +130,6 @@ def test_a_class_that_is_left_out_is_left_out_of_everything(overlapping: bool) -
     np.testing.assert_array_equal(now.disagreement == 0, agreed)
     arrays = np.load(io.BytesIO(OUTPUTS["npz"].render(kept, Options(by_timestep=True), SOURCE)))
     assert not arrays["probabilities"][2].any()
-    everything = of_classes(answer, ["OD", "cup"]).prediction
+    everything = restricted_to(answer, ["OD", "cup"]).prediction
     for name in ("labels", "probabilities", "votes", "disagreement", "labels_by_voter", "masks", "masks_by_voter"):
         np.testing.assert_allclose(getattr(everything, name), getattr(before, name), atol=1e-6)

@@ -18,7 +18,7 @@ from extractor.field_of_view import find_field_of_view
 from extractor.images import decode_image
 from service.engine import Engine
 from service.options import Options
-from service.outputs import negotiated
+from service.outputs import negotiate_output
 from service.photographs import decode_photograph
 from service.schemas import FeaturesInfo, JobStatus, ModelInfo, Ready, Reloaded, SegmentResponse
 from service.settings import Settings
@@ -311,4 +311,4 @@ def test_every_operation_names_its_errors_and_its_example(api: TestClient) -> No
     ],
 )
 def test_the_most_specific_range_says_how_much_a_type_is_wanted(accept: str, answered: str) -> None:
-    assert negotiated(None, accept)[0] == answered
+    assert negotiate_output(None, accept)[0] == answered

@@ -58,7 +58,7 @@ def service(model: Path, folder: Path, **settings: str) -> Iterator[tuple[subpro
 @pytest.mark.slow
 def test_it_is_killed_and_goes_on(model_folder: Path, make_engine: MakeEngine, tmp_path: Path) -> None:
     images = [png(seed) for seed in range(200, 224)]
-    with service(model_folder, tmp_path) as (process, url), Client(url, patience=0) as client:
+    with service(model_folder, tmp_path) as (process, url), Client(url, retries=0) as client:
         job = client.start_job(images, output="png")
         while client.job(job.id).done < 2:
             time.sleep(0.01)
@@ -72,13 +72,13 @@ def test_it_is_killed_and_goes_on(model_folder: Path, make_engine: MakeEngine, t
     assert all(store.verify(spec, key) == [] for key in complete)  # what has a marker is whole
     with service(model_folder, tmp_path) as (_, url), Client(url) as client:
         seen: list[float] = []
-        status = client.finished_job(job.id, 0.05, lambda now: seen.append(now.progress))
+        status = client.wait_for_job(job.id, 0.05, lambda now: seen.append(now.progress))
         assert (status.state, status.done, status.failed) == ("done", 24, 0)
         assert seen[0] > 0  # it did not begin anew
         assert seen == sorted(seen)
         assert client.job_results(job.id)[:2] == b"PK"
         expected = make_engine().segment(images[0])
-        assert client.written(images[0], "png") == encode_labels(expected.labels, expected.colours)
+        assert client.segment_as(images[0], "png") == encode_labels(expected.labels, expected.colours)
         assert client.ready().status == "ready"
 
 
@@ -112,7 +112,7 @@ def test_everything_a_client_can_ask(model_folder: Path, tmp_path: Path) -> None
             assert features.key == answer.key
             np.testing.assert_array_equal(client.mask(key=features.key), mask)
             assert client.stored_features(features.key).blocks == features.blocks
-            job = client.finished_job(client.start_job([photograph]).id, 0.05)
+            job = client.wait_for_job(client.start_job([photograph]).id, 0.05)
             assert [one.id for one in client.jobs()] == [job.id]
             with pytest.raises(Refused, match="403: only the keys named in admins"):
                 client.reload()
@@ -139,7 +139,7 @@ def test_a_busy_service_is_asked_again_when_it_says() -> None:
         with Client(transport=httpx.MockTransport(lambda _, dated=dated: dated)) as client, pytest.raises(Refused):
             client.models()
     refusal = httpx.Response(503, text="no JSON", headers={"Retry-After": "0"})
-    with Client(transport=httpx.MockTransport(lambda _: refusal), patience=1) as client, pytest.raises(Refused) as told:
+    with Client(transport=httpx.MockTransport(lambda _: refusal), retries=1) as client, pytest.raises(Refused) as told:
         client.models()
     assert (told.value.status, told.value.detail) == (503, "no JSON")
 

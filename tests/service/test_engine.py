@@ -22,7 +22,7 @@ from service.engine import Engine
 from service.errors import Abandoned, Busy, DeadlinePassed, NotFound
 from service.flights import Flight, Flights, Ticket
 from service.models import Model, Models
-from service.shared import Shared
+from service.single_flight import SingleFlight
 from store import Features
 from tests.conftest import draw_fundus
 from tests.service.conftest import png, post, serving
@@ -146,7 +146,7 @@ def test_work_that_was_given_up_is_not_joined(blocked: tuple[Flights[int], Gate]
 
 
 def test_who_comes_when_work_is_given_up_has_it_done() -> None:
-    shared, gate = Shared[int](), Gate()
+    shared, gate = SingleFlight[int](), Gate()
 
     def given_up(_wanted: Callable[[], bool]) -> int:
         gate.begun.set()
@@ -154,10 +154,10 @@ def test_who_comes_when_work_is_given_up_has_it_done() -> None:
         raise Abandoned("nobody waits for this answer any more")
 
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(shared.once, "k", lambda: False, given_up)
+        first = pool.submit(shared.do, "k", lambda: False, given_up)
         assert gate.begun.wait(60)
         asked = threading.Event()
-        second = pool.submit(shared.once, "k", lambda: asked.set() or True, lambda _: 7)  # type: ignore[func-returns-value]
+        second = pool.submit(shared.do, "k", lambda: asked.set() or True, lambda _: 7)  # type: ignore[func-returns-value]
         assert asked.wait(60)
         gate.go.set()
         with pytest.raises(Abandoned):
@@ -182,7 +182,7 @@ def test_errors_reach_everybody_who_waits() -> None:
 
 
 def test_shared_work_is_done_by_the_first_and_given_up_by_nobody_else() -> None:
-    shared, gate = Shared[int](), Gate()
+    shared, gate = SingleFlight[int](), Gate()
 
     def work(wanted: Callable[[], bool]) -> int:
         gate.begun.set()
@@ -192,11 +192,11 @@ def test_shared_work_is_done_by_the_first_and_given_up_by_nobody_else() -> None:
 
     with ThreadPoolExecutor(3) as pool:
         first_waits = True
-        first = pool.submit(shared.once, "k", lambda: first_waits, work)
+        first = pool.submit(shared.do, "k", lambda: first_waits, work)
         assert gate.begun.wait(60)
         asked = threading.Event()
-        second = pool.submit(shared.once, "k", lambda: asked.set() or True, work)  # type: ignore[func-returns-value]
-        gone = pool.submit(shared.once, "k", lambda: False, work)
+        second = pool.submit(shared.do, "k", lambda: asked.set() or True, work)  # type: ignore[func-returns-value]
+        gone = pool.submit(shared.do, "k", lambda: False, work)
         with pytest.raises(Abandoned):
             gone.result(60)
         assert asked.wait(60)
@@ -252,7 +252,7 @@ def test_who_sends_the_photograph_is_not_told_to_send_it(make_engine: MakeEngine
         first.future.result(120)
     assert second.future.result(120).forwards > 0
     busy.join()
-    assert engine.finished(by_key) is None
+    assert engine.cached_answer(by_key) is None
 
 
 def test_the_cache_of_answers_is_bounded(make_engine: MakeEngine) -> None:

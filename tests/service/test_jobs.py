@@ -38,7 +38,7 @@ from store.objects import open_objects
 from tests.service.conftest import png, serving
 
 MakeEngine = Callable[..., Engine]
-LIMITS = JobLimits(most=10, hours=24, bytes=10**9)
+LIMITS = JobLimits(max_unfinished=10, hours=24, bytes=10**9)
 
 
 def finished(client: TestClient, job: dict[str, Any]) -> dict[str, Any]:
@@ -377,7 +377,7 @@ def test_a_photograph_that_stops_the_service_is_tried_alone_and_not_for_ever(
         found = jobs.read(record.id)
         assert found is not None
         with suppress(SystemExit):
-            runner._do_if_free(found)
+            runner._run_if_free(found)
     poison, *others = ended(jobs, record.id).items
     assert attempts == [(1, 1, 0), (2, 1), (3,)]  # beside others, which it costs an attempt, then alone
     assert poison.problem == "3 runs of the service were stopped while processing this photograph"
@@ -413,11 +413,11 @@ def test_a_storage_that_keeps_no_records_makes_no_photograph_guilty(
         found = jobs.read(record.id)
         assert found is not None
         with suppress(StoreUnavailable):
-            runner._do_if_free(found)
+            runner._run_if_free(found)
     monkeypatch.setattr(jobs._objects, "put", put)
     found = jobs.read(record.id)
     assert found is not None
-    runner._do_if_free(found)
+    runner._run_if_free(found)
     (item,) = ended(jobs, record.id).items
     assert item.state == "done"
 
@@ -625,7 +625,7 @@ def test_a_photograph_that_cannot_be_asked_for_ends_no_job(
     monkeypatch.setitem(OUTPUTS, "png", OUTPUTS["png"]._replace(check=check))
     jobs = Jobs(open_objects(tmp_path), LIMITS)
     record = jobs.create("anybody", Options(output="png"), ".png", ["a.png", "b.png"], [png(4), png(5)])
-    JobRunner(jobs, make_engine(), Settings(keep_nothing=True), Sources({}))._do_all()
+    JobRunner(jobs, make_engine(), Settings(keep_nothing=True), Sources({}))._run_jobs()
     bad, good = ended(jobs, record.id).items
     assert (bad.state, bad.failures, good.state) == ("failed", 3, "done")
 
@@ -643,12 +643,12 @@ def test_who_slept_longer_than_its_claim_leaves_the_job_to_whoever_took_over(
         if current.count("done") and others.read(record.id) is not None:
             claim = tmp_path / "claims" / record.id
             claim.write_text(json.dumps(json.loads(claim.read_text()) | {"renewed": time.time() - 200}))
-            other._do_all()
+            other._run_jobs()
         return is_cancelled(current)
 
     monkeypatch.setattr(sleeper, "_cancelled", sleeping)
     sleeper._at_once = 1
-    sleeper._do_all()
+    sleeper._run_jobs()
     done = mine.read(record.id)
     assert done is not None
     assert (done.state, [item.state for item in done.items]) == ("done", ["done"] * 4)
@@ -671,14 +671,14 @@ def test_a_job_waits_for_its_model_where_a_reload_takes_it_away(
         return is_cancelled(current)
 
     monkeypatch.setattr(runner, "_cancelled", reloading)
-    runner._do_all()
+    runner._run_jobs()
     waiting = jobs.read(record.id)
     assert waiting is not None
     assert [item.state for item in waiting.items] == ["done", "waiting"]
     assert waiting.trouble == f"the model {name} is not loaded"
     monkeypatch.undo()
     engine.models = before
-    runner._do_all()
+    runner._run_jobs()
     assert ended(jobs, record.id).count("done") == 2
 
 
@@ -717,12 +717,12 @@ def test_a_storage_that_is_away_for_a_moment_fails_no_photograph(
             return is_ours(name)
 
         monkeypatch.setattr(jobs.claims, "is_ours", away_once)
-        runner._do_all()
+        runner._run_jobs()
         found = jobs.read(record.id)
         assert found is not None
         assert found.items[0].state in ("waiting", "done"), found.items[0].problem
     monkeypatch.undo()
-    runner._do_all()
+    runner._run_jobs()
     assert ended(jobs, record.id).items[0].state == "done"
 
 

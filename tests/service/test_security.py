@@ -17,13 +17,13 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service.app import create_app
 from service.engine import Engine
-from service.envelope import SECURITY_HEADERS, Envelope, LastResort
+from service.envelope import SECURITY_HEADERS, RequestMiddleware, UnexpectedErrorMiddleware
 from service.errors import BodyTooSlow, Busy, TooManyRequests, Unauthorised
 from service.metrics import HttpMetrics, Metrics
 from service.security import ANYBODY, Admission, Keys, presented_key
 from service.settings import Settings, read_settings
-from service.storage import Storage
-from service.uploads import Room, received
+from service.storage import GuardedStore
+from service.uploads import UploadBudget, read_body, release_body
 from store import FeatureStore
 from tests.service.conftest import png, post, serving
 
@@ -54,26 +54,26 @@ def test_rates_refill_and_are_each_keys_own(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("service.security.time", SimpleNamespace(monotonic=lambda: now[0]))
     admission = Admission(rate=2, at_once=0, total=10)
     for _ in range(2):
-        with admission.admitted("one"):
+        with admission.admit("one"):
             pass
-    with pytest.raises(TooManyRequests) as refused, admission.admitted("one"):
+    with pytest.raises(TooManyRequests) as refused, admission.admit("one"):
         pass
     assert 0 < refused.value.retry_after <= 30
-    with admission.admitted("other"):
+    with admission.admit("other"):
         pass
     now[0] += 30.1
-    with admission.admitted("one"):
+    with admission.admit("one"):
         pass
 
 
 def test_requests_at_once_are_bounded_for_one_and_for_all() -> None:
     admission = Admission(rate=0, at_once=1, total=2)
-    with admission.admitted("one"):
-        with pytest.raises(TooManyRequests), admission.admitted("one"):
+    with admission.admit("one"):
+        with pytest.raises(TooManyRequests), admission.admit("one"):
             pass
-        with admission.admitted("two"), pytest.raises(Busy), admission.admitted("three"):
+        with admission.admit("two"), pytest.raises(Busy), admission.admit("three"):
             pass
-    with admission.admitted("one"):
+    with admission.admit("one"):
         pass
 
 
@@ -165,15 +165,18 @@ def test_bodies_have_room_together_and_give_it_back(make_engine: MakeEngine) -> 
     data = png()
     with serving(make_engine(), max_bytes=10_000, job_bytes=10_000, uploads_bytes=int(1.5 * len(data))) as client:
         client.app.state.engine.result()  # type: ignore[attr-defined]
-        room = client.app.state.context.room  # type: ignore[attr-defined]
+        context = client.app.state.context  # type: ignore[attr-defined]
         for _ in range(3):
             assert post(client, data).status_code == 200
         held = Request({"type": "http", "state": {}})
-        room.take(held, len(data))
+        context.uploads.reserve(held, len(data))
         refused = post(client, data)
         assert refused.status_code == 503
-        assert "take all the room" in refused.json()["detail"]
-        room.give_back(held)
+        assert "take all the memory for uploads" in refused.json()["detail"]
+        former, context.uploads = context.uploads, UploadBudget(int(1.5 * len(data)), 10.0)  # as a reload does
+        release_body(held)
+        former.reserve(held, len(data))
+        context.uploads.reserve(Request({"type": "http", "state": {}}), int(0.4 * len(data)))
         assert post(client, data).status_code == 200
 
 
@@ -196,7 +199,7 @@ def test_a_body_that_does_not_arrive_is_given_up() -> None:
     headers = [(b"content-type", b"image/png")]
     request = Request({"type": "http", "state": {}, "headers": headers, "method": "POST"}, receive)
     with pytest.raises(BodyTooSlow, match="did not arrive within 0 s"):
-        asyncio.run(received(request, Room(100, 0.01), 100))
+        asyncio.run(read_body(request, UploadBudget(100, 0.01), 100))
 
 
 @pytest.mark.parametrize("content_type", ["image/png", "multipart/form-data; boundary=x"])
@@ -262,7 +265,9 @@ def test_an_answer_that_nobody_takes_frees_its_place(monkeypatch: pytest.MonkeyP
     metrics = HttpMetrics()
     with pytest.raises(TimeoutError):
         asyncio.run(
-            Envelope(app, metrics)({"type": "http", "path": "/x", "method": "GET", "headers": []}, receive, send)
+            RequestMiddleware(app, metrics)(
+                {"type": "http", "path": "/x", "method": "GET", "headers": []}, receive, send
+            )
         )
     text = metrics.text().decode()
     assert 'status="500"} 1.0' in text  # it was cut off, whatever it began with
@@ -303,7 +308,7 @@ def test_every_answer_has_security_headers_and_an_id(shared_engine: Engine) -> N
     assert forged.headers["X-Request-Id"] != "a" * 200
 
 
-class BrokenStorage(Storage):
+class BrokenStore(GuardedStore):
     """Fails as nobody expects it to."""
 
     def read(self, *_: object) -> None:
@@ -313,7 +318,7 @@ class BrokenStorage(Storage):
 def test_failures_that_nobody_expected_have_the_headers_too(make_engine: MakeEngine) -> None:
     origin = {"Origin": "https://clinic.example", "X-Request-Id": "trace-9"}
     metrics = Metrics()
-    engine = Engine(make_engine().models, BrokenStorage(lambda: FeatureStore("memory://"), metrics), metrics=metrics)
+    engine = Engine(make_engine().models, BrokenStore(lambda: FeatureStore("memory://"), metrics), metrics=metrics)
     with serving(engine, cors_origins=("https://clinic.example",)) as client:
         client.app.state.engine.result()  # type: ignore[attr-defined]
         for path in ("/v1/segment", "/segment", "/v1/features"):
@@ -335,7 +340,7 @@ def test_an_answer_that_fails_midway_is_cut_off() -> None:
         raise RuntimeError("gone")
 
     with pytest.raises(RuntimeError, match="gone"):
-        TestClient(LastResort(failing)).get("/")
+        TestClient(UnexpectedErrorMiddleware(failing)).get("/")
 
 
 def test_the_log_has_no_photograph_and_no_key(make_engine: MakeEngine, capsys: pytest.CaptureFixture[str]) -> None:

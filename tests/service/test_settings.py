@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from extractor.images import FORMATS as IMAGE_FORMATS
 from service.errors import WrongSettings
 from service.photographs import DECODERS
-from service.settings import FORMATS, MEMORY, Settings, described, read_settings
+from service.settings import FORMATS, MEMORY, Settings, read_settings, settings_table
 from tests.conftest import Run
 
 
@@ -105,7 +105,7 @@ def test_nothing_is_kept_where_nothing_may_be() -> None:
 def test_help_and_document_name_every_setting(run: Run) -> None:
     shown = run("service", "--help").stdout
     document = (Path(__file__).parents[2] / "docs" / "service.md").read_text()
-    for name, _, description in described():
+    for name, _, description in settings_table():
         assert description, name
         assert name in shown, name
         assert f"`{name.removeprefix('DIFFDGSS_').lower()}`" in document, name

@@ -17,7 +17,7 @@ import pytest
 
 from service.engine import Engine
 from service.metrics import Metrics
-from service.storage import Storage
+from service.storage import GuardedStore
 from store import Features, FeatureSpec, FeatureStore, Key, StoreFull, StoreUnavailable
 from store.console import Exit
 from store.errors import FormatError
@@ -91,14 +91,14 @@ def test_object_storage_that_is_away(make_engine: MakeEngine, monkeypatch: pytes
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
         models, metrics = make_engine().models, Metrics()
-        monkeypatch.setattr("service.storage.REST", 600.0)
+        monkeypatch.setattr("service.storage.COOL_DOWN", 600.0)
         opened = list[None]()
 
         def away() -> FeatureStore:
             opened.append(None)
             return FeatureStore("s3://bucket/prefix")
 
-        engine = Engine(models, Storage(away, metrics, timeout=0.5), metrics=metrics)
+        engine = Engine(models, GuardedStore(away, metrics, timeout=0.5), metrics=metrics)
         for seed in (90, 91, 92):
             assert engine.segment(png(seed)).forwards == 3
         assert len(opened) == 1  # it is not asked, and waited for, each time
@@ -162,7 +162,7 @@ def test_a_store_that_hangs_is_left_alone(spec: FeatureSpec) -> None:
             return False
 
     hanging, metrics = HangingStore("memory://"), Metrics()
-    storage = Storage(lambda: hanging, metrics, timeout=60.0)
+    storage = GuardedStore(lambda: hanging, metrics, timeout=60.0)
     storage.store()
     storage._timeout = 0.2
     warnings = list[str]()
@@ -176,7 +176,7 @@ def test_a_store_that_hangs_is_left_alone(spec: FeatureSpec) -> None:
     storage.close()
 
 
-def test_memory_stays_bounded_where_nothing_is_kept(make_engine: MakeEngine) -> None:
+def test_memory_stays_bounded_where_nothing_is_kept(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make_engine()
     model = engine.models.default
     spec = model.card.spec
@@ -184,7 +184,7 @@ def test_memory_stays_bounded_where_nothing_is_kept(make_engine: MakeEngine) -> 
     size = engine.storage.stored_bytes(spec, Key(engine.question(png(92)).image_id)) or 0
     assert size > 0
     metrics = Metrics()
-    storage = Storage(lambda: FeatureStore("memory://"), metrics, memory_bytes=int(2.5 * size))
+    storage = GuardedStore(lambda: FeatureStore("memory://"), metrics, memory_bytes=int(2.5 * size))
     small = Engine(engine.models, storage, metrics=metrics)
     for seed in range(93, 97):
         small.segment(png(seed))
@@ -194,6 +194,13 @@ def test_memory_stays_bounded_where_nothing_is_kept(make_engine: MakeEngine) -> 
     assert not small.segment(png(93)).cached
     small.segment(png(97), mirrored=True)
     assert small.segment(png(97)).cached  # of a photograph and its mirror images it is forgotten last
+
+    def away(*_of: object) -> None:
+        raise StoreUnavailable("no answer")
+
+    monkeypatch.setattr(storage.store(), "delete", away)
+    assert small.segment(png(98)).bytes_stored
+    assert storage.troubles == {"write": "no answer"}
     small.close()
 
 
@@ -255,8 +262,8 @@ def test_a_process_ends_although_a_store_does_not_answer() -> None:
         "import time\n"
         "from service.cli import _leave_what_hangs\n"
         "from service.metrics import Metrics\n"
-        "from service.storage import Storage\n"
-        "storage = Storage(lambda: time.sleep(1000), Metrics(), timeout=0.1)\n"
+        "from service.storage import GuardedStore\n"
+        "storage = GuardedStore(lambda: time.sleep(1000), Metrics(), timeout=0.1)\n"
         "storage.close()\n"
         "_leave_what_hangs()\n"
     )
@@ -267,7 +274,7 @@ def test_a_process_ends_although_a_store_does_not_answer() -> None:
 
 def test_a_large_entry_has_more_time(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make_engine()
-    storage = Storage(lambda: FeatureStore("memory://"), Metrics(), timeout=0.05)
+    storage = GuardedStore(lambda: FeatureStore("memory://"), Metrics(), timeout=0.05)
     store = storage.store()
     write = store.write
 

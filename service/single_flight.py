@@ -14,14 +14,14 @@ T = TypeVar("T")
 Wanted = Callable[[], bool]
 
 
-class Shared(Generic[T]):
+class SingleFlight(Generic[T]):
     """Work identified by a key: the first caller does it in its own thread, the others wait for its result."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._under_way: dict[Hashable, tuple[Future[T], list[Wanted]]] = {}
 
-    def once(self, key: Hashable, wanted: Wanted, work: Callable[[Wanted], T]) -> T:
+    def do(self, key: Hashable, wanted: Wanted, work: Callable[[Wanted], T]) -> T:
         """Return the result of ``work``, done by this caller or by another one with the same key.
 
         Args:
@@ -44,7 +44,7 @@ class Shared(Generic[T]):
             except Abandoned:
                 if not wanted():
                     raise
-                return self.once(key, wanted, work)  # the others gave it up just before this caller joined
+                return self.do(key, wanted, work)  # the others gave it up just before this caller joined
         try:
             result = work(lambda: any(one() for one in list(all_wanted)))
         except BaseException as error:
