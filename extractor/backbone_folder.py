@@ -23,6 +23,7 @@ from extractor.unet import build_unet
 from store.files import replace_json, replaced
 from store.manifest import require_intact
 from store.spec import Precision, Preprocessing
+from store.validation import first_problem
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
@@ -96,9 +97,7 @@ def _preprocessing_in(folder: Path) -> Preprocessing | None:
     try:
         return Preprocessing.model_validate(_read_json(path))
     except ValidationError as error:
-        raise BackboneError(
-            f"{path}: not a preprocessing that this version knows ({error.errors()[0]['msg']})"
-        ) from error
+        raise BackboneError(f"{path}: not a preprocessing that this version knows ({first_problem(error)})") from error
 
 
 _FORMER_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}

@@ -25,6 +25,7 @@ from store.spec import (
     Trajectory,
     TransformEncoding,
 )
+from store.validation import first_problem
 
 if TYPE_CHECKING:  # loading diffusers takes seconds; recipes are read without it
     from extractor.backbone import Backbone
@@ -68,9 +69,7 @@ class Preset:
         try:
             return self._spec(backbone)
         except ValidationError as error:
-            raise SpecError(
-                f"the recipe {self.name!r}: {error.errors()[0]['msg'].removeprefix('Value error, ')}"
-            ) from error
+            raise SpecError(f"the recipe {self.name!r}: {first_problem(error)}") from error
         except BackboneError as error:
             raise SpecError(f"the recipe {self.name!r}: {error}") from error
 

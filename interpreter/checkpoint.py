@@ -18,6 +18,7 @@ from store.errors import StoreError
 from store.files import replaced
 from store.manifest import require_intact
 from store.spec import FeatureSpec, TransformEncoding
+from store.validation import first_problem
 
 CARD_FILE = "interpreter.json"
 WEIGHTS_FILE = "interpreter.safetensors"
@@ -142,9 +143,7 @@ def read_card(name: str | Path) -> Card:
     try:
         return Card.model_validate_json(path.read_text())
     except ValidationError as error:
-        first = error.errors()[0]
-        where = "".join(f"{part}: " for part in first["loc"])
-        raise CheckpointError(f"{path}: {where}{first['msg']}") from error
+        raise CheckpointError(f"{path}: {first_problem(error)}") from error
 
 
 def folder_of(name: str | Path) -> Path:

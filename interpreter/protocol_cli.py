@@ -21,6 +21,7 @@ from interpreter.protocols.running import ProtocolRun
 from interpreter.protocols.table import tabulated
 from store import console
 from store.feature_store import FeatureStore
+from store.validation import first_problem
 
 
 def run_protocol(
@@ -96,7 +97,7 @@ def parse_settings(text: str | None, device: str, *, mirrored: bool = False) -> 
         if first["type"] == "extra_forbidden":
             there = ", ".join(sorted(ProtocolSettings.model_fields))
             raise ConfigurationError(f"--settings: no setting {first['loc'][0]!r}; there are {there}") from error
-        raise ConfigurationError(f"--settings: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise ConfigurationError(f"--settings: {first_problem(error)}") from error
     except (json.JSONDecodeError, TypeError, AttributeError) as error:
         raise ConfigurationError(f"--settings: expected a JSON object, got {text!r}") from error
 

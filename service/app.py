@@ -25,6 +25,7 @@ from service.routes import features, health, jobs, models, page, segment
 from service.routes.segment import HEADERS
 from service.settings import Settings
 from store.errors import StoreError
+from store.validation import problem_text
 
 logger = structlog.get_logger(__name__)
 
@@ -108,7 +109,7 @@ async def _expected_error(request: Request, error: Exception) -> JSONResponse:
 async def _invalid_request(_request: Request, error: Exception) -> JSONResponse:
     """Answer invalid parameters with their location and the reason, never with the values that were sent."""
     assert isinstance(error, RequestValidationError)
-    found = [f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']}" for one in error.errors()[:5]]
+    found = [problem_text(one) for one in error.errors()[:5]]
     return JSONResponse({"detail": "; ".join(found)}, status_code=422)
 
 

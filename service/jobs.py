@@ -29,6 +29,7 @@ from service.options import Options
 from store.claims import Claims
 from store.errors import MissingEntry, StoreError
 from store.objects import Objects
+from store.validation import first_problem
 
 logger = structlog.get_logger(__name__)
 _ID = re.compile("[0-9a-f]{32}")
@@ -185,7 +186,7 @@ class Jobs:
         except MissingEntry:
             return None
         except ValidationError as error:
-            logger.warning("a job's record cannot be read", job=job_id, problem=str(error.errors()[0]["msg"]))
+            logger.warning("a job's record cannot be read", job=job_id, problem=first_problem(error))
             return None
         if record.state not in FINISHED:
             with suppress(MissingEntry):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from service.errors import BadRequest, NotFound
+from store.validation import first_problem
 
 if TYPE_CHECKING:  # importing torch takes seconds, and clients do not need it
     from service.answers import Answer
@@ -105,5 +106,4 @@ def merge_options(options: Options, fields: Mapping[str, Any]) -> Options:
     try:
         return Options.model_validate(options.model_dump(exclude_unset=True) | dict(fields))
     except ValidationError as error:
-        first = error.errors()[0]
-        raise BadRequest(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
+        raise BadRequest(first_problem(error)) from error

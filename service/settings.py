@@ -10,6 +10,7 @@ import json
 import os
 import re
 import tomllib
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +26,7 @@ from pydantic_settings import (
 )
 
 from service.errors import WrongSettings
+from store.validation import problem_text
 
 PREFIX = "DIFFDGSS_"
 CONFIG = f"{PREFIX}CONFIG"
@@ -221,13 +223,13 @@ def read_settings(**given: Any) -> Settings:
         raise WrongSettings(str(error)) from error
 
 
-def _error_text(problem: Any) -> str:
-    place = ".".join(str(part) for part in problem["loc"])
-    reason = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
-        near = get_close_matches(place, Settings.model_fields, 1)
-        reason = f"not a setting{f'; did you mean {near[0]}?' if near else ''}"
-    return f"{place}: {reason}" if place else reason
+def _error_text(problem: Mapping[str, Any]) -> str:
+    """One problem of the settings; for an unknown one, the setting whose name is nearest."""
+    if problem["type"] != "extra_forbidden":
+        return problem_text(problem)
+    place = ".".join(map(str, problem["loc"]))
+    near = get_close_matches(place, Settings.model_fields, 1)
+    return f"{place}: not a setting{f'; did you mean {near[0]}?' if near else ''}"
 
 
 def settings_table() -> list[tuple[str, str, str]]:

@@ -30,6 +30,7 @@ from rich.text import Text
 
 from store.cores import limit_threads_to_quota
 from store.files import is_disk_full
+from store.validation import first_problem
 
 WIDE = 160
 """Columns of a table that is written to a file or another program, for which rich would assume 80."""
@@ -87,8 +88,7 @@ def run(app: typer.Typer, *expected: type[Exception], usage: tuple[type[Exceptio
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(Exit.FAILED)
     except ValidationError as error:
-        first = error.errors()[0]
-        _fail(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}", Exit.USAGE)
+        _fail(first_problem(error), Exit.USAGE)
     except (OSError, json.JSONDecodeError) as error:
         full = is_disk_full(error) and getattr(error, "filename", None) is None
         _fail(f"{error}; free some space and run the same command again to continue" if full else error, Exit.FAILED)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from store.errors import DamagedModel
 from store.files import replaced
+from store.validation import first_problem
 
 MANIFEST_FILE = "manifest.json"
 _SEALED = (".json", ".safetensors")
@@ -128,9 +129,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "all of it"
-        raise DamagedModel(f"{path}: {where}: {first['msg']}; {_REMEDY}") from error
+        raise DamagedModel(f"{path}: {first_problem(error)}; {_REMEDY}") from error
 
 
 def seal(folder: Path, manifest: Manifest) -> Manifest:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from store.errors import SpecError, SpecMismatch
+from store.validation import first_problem
 
 Trajectory = Literal["ddim", "anchored", "stochastic"]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -334,6 +335,4 @@ def parse_spec(text: str | bytes) -> FeatureSpec:
     try:
         return FeatureSpec.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "spec"
-        raise SpecError(f"not a feature spec: {where}: {first['msg']}") from error
+        raise SpecError(f"not a feature spec: {first_problem(error)}") from error

@@ -358,7 +358,7 @@ def test_a_protocol_that_cannot_be_meant_leaves_no_folder(run: Run, dataset_fold
     call = ["evaluate", "--protocol", "lodo-vessels", "--store", tmp_path / "store", "--out", out, "--data", data]
     for more, message in (
         ([], "two data sets at least"),
-        (["--data", data], "two data sets have one name"),
+        (["--data", data], "data sets with distinct names"),
         (["--data", data.replace("a=", "b="), "--target", "c"], "no data set c"),
         (["--rows", "nonsense"], "no method"),
         (["--settings", '{"timesteps": "5,1"}'], "strictly increasing timesteps"),
