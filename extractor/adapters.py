@@ -15,6 +15,9 @@ from extractor.errors import DatasetError
 from extractor.images import SUFFIXES, decode_mask, is_image_name, read_bytes
 from store.collection import UNNAMED_TARGET
 
+FIELD_OF_VIEW = "fov"
+"""Target of the masks that show what the camera lit, and label nothing."""
+
 
 @dataclass(frozen=True)
 class Photograph:
@@ -34,6 +37,11 @@ class Photograph:
     masks: Mapping[str, Path] = field(default_factory=dict)
     split: str | None = None
     group: str | None = None
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether there is a mask of any target other than the field of view."""
+        return any(target != FIELD_OF_VIEW for target in self.masks)
 
     def read_mask(self, target: str, size: tuple[int, int]) -> NDArray[np.bool_]:
         """Read the mask of a target: bool (H, W); DatasetError if that is not ``size``, the (H, W) of the image."""

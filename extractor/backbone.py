@@ -86,7 +86,7 @@ class Backbone:
         self.precision: Precision = precision
         self.config = unet_config(unet, config or {})
         self._modules = decoder_blocks(unet)
-        self._recordings: GraphCache | None = None
+        self._graphs: GraphCache | None = None
         self._is_compiled = False
         if unet.class_embedding is not None and diffusion.class_label is None:
             raise BackboneError(
@@ -124,7 +124,7 @@ class Backbone:
         memory_format = torch.contiguous_format if on_cuda else self._format_on_cpus
         self.unet.to(device, memory_format=memory_format)
         self.memory_format = memory_format
-        self._recordings = GraphCache() if on_cuda and not self._is_compiled else None
+        self._graphs = GraphCache() if on_cuda and not self._is_compiled else None
         return self
 
     def untrained(self) -> Backbone:
@@ -224,10 +224,10 @@ class Backbone:
         wanted = tuple(name for name in self.block_names if name in blocks)
         compute = partial(self._run, wanted, features_only)
         inputs = self._inputs(x, t)
-        if self._recordings is None:
+        if self._graphs is None:
             made = compute(*inputs)
         else:
-            made = self._recordings.run((wanted, features_only, self.precision), compute, inputs)
+            made = self._graphs.run((wanted, features_only, self.precision), compute, inputs)
         _require_finite(made, t)
         return made.pop(OUTPUT, None), made
 
@@ -306,7 +306,7 @@ class Backbone:
     def compiled(self) -> Backbone:
         """Have torch compile each block when it is first run, which takes minutes; returns this backbone."""
         compile_blocks(self.unet)
-        self._is_compiled, self._recordings = True, None
+        self._is_compiled, self._graphs = True, None
         return self
 
 

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Run a diffusion U-Net once over each photograph and cache its decoder's feature maps.",
     epilog="Exit codes: 0 all done, 1 failed, 2 wrong usage, 3 some images could not be used (they are listed), "
-    "130 interrupted (run again to go on).",
+    "130 interrupted (run again to continue).",
     no_args_is_help=True,
     rich_markup_mode="rich",
     add_completion=False,
@@ -69,7 +69,7 @@ def run(
     store: option.Store,
     name: option.Name = None,
     split: option.Split = None,
-    labelled: option.LabelledImage = False,
+    labelled: option.LabelledOnly = False,
     images: option.Images = None,
     limit: option.Limit = None,
     views: option.Views = "identity",
@@ -115,6 +115,8 @@ def run(
     for line in whole.notes_on_unread:
         console.note(line)
     data = selected(whole, split, limit, images, labelled=labelled)
+    if labelled and (unlabelled := sum(not photograph.is_labelled for photograph in data.others)):
+        console.note(f"{unlabelled} of {len(whole.photographs)} photographs have no mask of a target and are left out")
     features = FeatureStore(store)
     if name is None:
         require_own_name(features, data.name, dataset)

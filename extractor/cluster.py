@@ -154,7 +154,7 @@ def _device(device: str, worker: Worker) -> str:
 
 
 def extract_task(run: str, work: Sequence[Work]) -> TaskResult:
-    """Run one task on the worker that calls this; ``run`` is the name of the run's ``ExtractionPlugin`` plugin."""
+    """Run one task on the worker that calls this; ``run`` is the name of the run's ``ExtractionPlugin``."""
     plugin: ExtractionPlugin = get_worker().plugins[run]
     return plugin.run(work)
 
@@ -202,7 +202,6 @@ def extract_on_cluster(
     client: Client,
     *,
     views: Sequence[str] = (IDENTITY,),
-    part_of_a_set: bool = False,
     advance: Callable[[str], None] | None = None,
     stop: Stop | None = None,
 ) -> RunReport:
@@ -212,7 +211,6 @@ def extract_on_cluster(
 
     Args:
         views: renderings of each photograph.
-        part_of_a_set: keep the other images that the store has under the data set's name.
         advance: called with the photograph's name for each view that is done.
         stop: checked between tasks; tasks that are under way are finished.
 
@@ -239,7 +237,7 @@ def extract_on_cluster(
                 if advance is not None:
                     advance(work.photograph.name)
     report.interrupted = done < len(views_of_all)
-    record_collection(store, dataset, report, samples, part_of_a_set=part_of_a_set)
+    record_collection(store, dataset, report, samples)
     return report
 
 
@@ -292,7 +290,7 @@ def _results(
         try:
             done = wait(list(under_way), return_when="FIRST_COMPLETED").done
         except CancelledError as error:
-            raise ClusterError("the Dask scheduler is gone; what was done is kept, run again to go on") from error
+            raise ClusterError("the Dask scheduler is gone; what was done is kept, run again to continue") from error
         for future in done:
             task = under_way.pop(future)
             try:
@@ -300,7 +298,7 @@ def _results(
             except KilledWorker as error:
                 raise ClusterError(
                     f"the workers that had {task[0].photograph.image.name} died one after the other; their logs say "
-                    "why (often: too little memory). All else is kept; run again to go on"
+                    "why (often: too little memory). All else is kept; run again to continue"
                 ) from error
             yield task, result
 

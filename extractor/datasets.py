@@ -26,12 +26,20 @@ class DataSet:
     """Photographs under one name.
 
     Attributes:
+        others: photographs of the data set that were not selected, where this is a part of it.
         notes_on_unread: sentences about files in a ``folder`` that are not read although the user may expect it.
     """
 
     name: str
     photographs: tuple[Photograph, ...]
+    others: tuple[Photograph, ...] = ()
     notes_on_unread: tuple[str, ...] = ()
+
+    def part(self, photographs: Iterable[Photograph]) -> DataSet:
+        """The part of the data set that has these of its photographs."""
+        chosen = tuple(photographs)
+        names = {photograph.name for photograph in chosen}
+        return DataSet(self.name, chosen, tuple(p for p in self.photographs if p.name not in names))
 
 
 def load_dataset(reference: str, name: str | None = None) -> DataSet:
@@ -65,7 +73,7 @@ def load_dataset(reference: str, name: str | None = None) -> DataSet:
             f"'.', got {name!r}"
         )
     unread = notes_on_unread(path, photographs) if adapter == "folder" else ()
-    return DataSet(name or _as_name(called) or adapter, photographs, tuple(unread))
+    return DataSet(name or _as_name(called) or adapter, photographs, notes_on_unread=tuple(unread))
 
 
 def _as_name(called: str) -> str:
@@ -77,21 +85,21 @@ def _as_name(called: str) -> str:
 def selected(
     data: DataSet, split: str | None, limit: int | None, images: str | None, *, labelled: bool = False
 ) -> DataSet:
-    """Select photographs: of a split, with a mask, whose file names match a pattern, the first ``limit`` of them.
+    """Select photographs: of a split, labelled ones, with file names like a pattern, and the first ``limit`` of these.
 
     Raises:
         DatasetError: there are none.
     """
     photographs = data.photographs if split is None else tuple(of_split(data.photographs, split))
     if labelled:
-        photographs = tuple(p for p in photographs if p.masks)
+        photographs = tuple(p for p in photographs if p.is_labelled)
         if not photographs:
-            raise DatasetError(f"no image of {data.name}{f' in split {split}' if split else ''} has a mask")
+            raise DatasetError(f"no image of {data.name}{f' in split {split}' if split else ''} has a mask of a target")
     if images is not None:
         photographs = tuple(p for p in photographs if fnmatch(p.image.name, images))
         if not photographs:
             raise DatasetError(f"no image of {data.name} has a name like {images!r}")
-    return DataSet(data.name, photographs[:limit])
+    return data.part(photographs[:limit])
 
 
 def of_split(photographs: Iterable[Photograph], split: str) -> list[Photograph]:

@@ -95,7 +95,6 @@ def extract_recorded(
             views=request.views,
             batch=batch,
             overwrite=execution.overwrite,
-            part_of_a_set=request.part_of_a_set,
             advance=advance,
             stop=stop,
             say=say,
@@ -142,7 +141,6 @@ def _on_cluster(
             job,
             client,
             views=request.views,
-            part_of_a_set=request.part_of_a_set,
             advance=advance,
             stop=stop,
         )

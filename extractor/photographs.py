@@ -117,6 +117,7 @@ class CropDataset(Dataset[torch.Tensor]):
     """An endless sequence of augmented crops; the i-th depends on the seeds and i alone.
 
     Args:
+        photographs: what is cropped.
         size: side of a crop.
         photometric: strength of photometric changes.
         seeds: seeds of all random draws.

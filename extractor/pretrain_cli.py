@@ -50,7 +50,7 @@ PreprocessingChoice = Annotated[
 
 Steps = Annotated[int, _training(min=1, help="Steps of the optimiser.")]
 Batch = Annotated[int, _training(min=1, help="Crops in a batch, on each device.")]
-Accumulate = Annotated[int, _training(min=1, help="Batches whose gradients are summed before a step.")]
+Accumulate = Annotated[int, _training(min=1, help="Batches whose gradients are averaged in a step.")]
 LearningRate = Annotated[float, _training(min=1e-9, help="Peak learning rate.")]
 Warmup = Annotated[int, _training(min=0, help="Steps over which the learning rate rises.")]
 LevelPower = Annotated[

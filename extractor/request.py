@@ -28,7 +28,7 @@ class Request:
         split: only this split.
         limit: at most this number of photographs, the first ones.
         images: only photographs whose file names match this pattern.
-        labelled: only photographs that have a mask.
+        labelled: only photographs that have a mask of a target.
         codebook: file of the codebook for the compact encoding; the backbone's own if None.
         class_label: the class that a class-conditional backbone is run with.
     """
@@ -44,11 +44,6 @@ class Request:
     labelled: bool = False
     codebook: Path | None = None
     class_label: int | None = None
-
-    @property
-    def part_of_a_set(self) -> bool:
-        """Whether the request selects a part of the data set, of which the store may have other photographs."""
-        return self.labelled or any(choice is not None for choice in (self.split, self.limit, self.images))
 
     def photographs(self) -> DataSet:
         """Load the photographs that the request selects; DatasetError if there are none."""

@@ -23,9 +23,9 @@ Name = Annotated[
 ]
 
 Split = Annotated[str | None, _photographs(help="Read only this split.")]
-LabelledImage = Annotated[bool, _photographs("--labelled", help="Read only photographs that have a mask.")]
+LabelledOnly = Annotated[bool, _photographs("--labelled", help="Read only photographs that have a mask of a target.")]
 Images = Annotated[str | None, _photographs(help="Read only photographs whose file names match, such as '*_left.jpg'.")]
-Limit = Annotated[int | None, _photographs(min=1, help="Read only the first N photographs.")]
+Limit = Annotated[int | None, _photographs(min=1, help="Read only the first N of the photographs selected.")]
 Views = Annotated[
     str, _photographs(help="Renderings of each photograph, such as identity,flips,photometric:8,red-free,negative.")
 ]
@@ -42,7 +42,7 @@ EncodingOption = Annotated[
 ]
 CodebookOption = Annotated[
     Path | None,
-    _features(help="Codebook of the compact encoding (fit-codebook).", show_default="the backbone's"),
+    _features(help="Codebook of the compact encoding, from extractor fit-codebook.", show_default="the backbone's"),
 ]
 ExpectSpec = Annotated[
     str | None,
@@ -54,7 +54,7 @@ Batch = Annotated[
     _machines(
         min=1,
         help="Photographs in one forward; memory grows with it.",
-        show_default="2; 1 with --workers; 16 on CUDA",
+        show_default="2; 1 with --workers or --scheduler; up to 16 on CUDA",
     ),
 ]
 Workers = Annotated[

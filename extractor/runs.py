@@ -92,7 +92,6 @@ def extract_dataset(
     views: Sequence[str] = (IDENTITY,),
     batch: int = 1,
     overwrite: bool = False,
-    part_of_a_set: bool = False,
     advance: Callable[[str], None] | None = None,
     stop: Stop | None = None,
     say: Callable[[str], None] | None = None,
@@ -106,7 +105,6 @@ def extract_dataset(
         views: renderings of each photograph to extract (``store.views``).
         batch: batch size, in views.
         overwrite: compute entries again that the store already has.
-        part_of_a_set: keep the other images that the store has under the data set's name.
         advance: called with the photograph's name for each view that is done.
         stop: checked between views; views that are under way are finished.
         say: called with notes for the user during the run.
@@ -120,7 +118,7 @@ def extract_dataset(
     store.register(extractor.spec, backbone, extractor.codebook)
     pipeline = Pipeline(store, extractor, batch=batch, overwrite=overwrite, advance=advance, stop=stop, say=say)
     pipeline.run(work_of(dataset, views))
-    record_collection(store, dataset, pipeline.report, pipeline.samples, part_of_a_set=part_of_a_set)
+    record_collection(store, dataset, pipeline.report, pipeline.samples)
     return pipeline.report
 
 
@@ -129,12 +127,12 @@ def work_of(dataset: DataSet, views: Sequence[str]) -> list[Work]:
     return [Work(photograph, view) for photograph in dataset.photographs for view in views]
 
 
-def record_collection(
-    store: FeatureStore, dataset: DataSet, report: RunReport, samples: Mapping[str, Sample], *, part_of_a_set: bool
-) -> None:
+def record_collection(store: FeatureStore, dataset: DataSet, report: RunReport, samples: Mapping[str, Sample]) -> None:
     """Record the data set in the store, with the samples of a run in the order of its photographs.
 
-    A run that was interrupted adds its samples to those recorded before, and without samples records nothing.
+    Of what was recorded before, the samples stay of photographs that the data set has and the run did not come to: it
+    was asked for a part of them, or was interrupted. A sample is dropped if the photograph has masks of other targets
+    now. A run that was interrupted before its first sample records nothing.
 
     Raises:
         DatasetError: no image could be used.
@@ -145,4 +143,10 @@ def record_collection(
         raise DatasetError(f"none of the {len(dataset.photographs)} images could be used; first: {report.failed[0][1]}")
     ordered = {p.name: samples[p.name] for p in dataset.photographs if p.name in samples}
     collection = Collection(name=dataset.name, samples=tuple(ordered.values()))
-    store.collections.update(collection, keep=part_of_a_set or report.interrupted)
+    not_reached = (*dataset.others, *(dataset.photographs if report.interrupted else ()))
+    targets = {photograph.name: set(photograph.masks) for photograph in not_reached}
+
+    def is_current(sample: Sample) -> bool:
+        return targets.get(sample.name) == set(sample.masks)
+
+    store.collections.update(collection, keep=is_current if not_reached else None)

@@ -21,7 +21,7 @@ from store.errors import StoreError
 app = typer.Typer(
     help="Train a small network to read cached diffusion features, and measure it.",
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some photographs of --data were left out, 130 interrupted "
-    "(run again to go on).",
+    "(run again to continue).",
     no_args_is_help=True,
     rich_markup_mode="rich",
     add_completion=False,

@@ -18,23 +18,23 @@ Corner = tuple[int, int]
 """Top and left edge of a window, in pixels of the network's square."""
 
 
-def require_window(side: int, step: int, resolution: int) -> None:
+def require_window(side: int, stride: int, resolution: int) -> None:
     """Raise ConfigurationError unless windows of that side fit the square and hold whole values of every map.
 
     Args:
         side: side of a window, in pixels of the network's square.
-        step: pixels of the square, along a side, that the network cannot read apart (``Head.step``).
+        stride: pixels of the square, along a side, that the network cannot read apart (``Head.stride``).
         resolution: side of the square, R.
     """
-    if side > resolution or side % step:
+    if side > resolution or side % stride:
         raise ConfigurationError(
-            f"a crop of {side} pixels: expected a multiple of {step}, {resolution} at most, since the coarsest map "
-            f"has one value for every {step} pixels"
+            f"a crop of {side} pixels: expected a multiple of {stride}, {resolution} at most, since the coarsest map "
+            f"has one value for every {stride} pixels"
         )
 
 
-def draw_corner(inside: NDArray[np.bool_], side: int, step: int, random: np.random.Generator) -> Corner:
-    """Draw a window centred on a random pixel of ``inside``, then moved into the square and onto multiples of ``step``.
+def draw_corner(inside: NDArray[np.bool_], side: int, stride: int, random: np.random.Generator) -> Corner:
+    """Draw a window centred on a random pixel of ``inside``, moved into the square and onto multiples of ``stride``.
 
     Args:
         inside: (R, R), the pixels that a window may be centred on; if none is set, it is centred on the square.
@@ -45,7 +45,7 @@ def draw_corner(inside: NDArray[np.bool_], side: int, step: int, random: np.rand
     else:
         centre = tuple(length // 2 for length in inside.shape)
     largest = len(inside) - side
-    top, left = (min(max(int(c) - side // 2, 0), largest) // step * step for c in centre)
+    top, left = (min(max(int(c) - side // 2, 0), largest) // stride * stride for c in centre)
     return top, left
 
 

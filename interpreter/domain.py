@@ -109,9 +109,9 @@ class Domain:
         distance = self.distance(descriptor(features, codec))
         return DomainScore(distance, self.threshold, residual(features), self.residual_range)
 
-    def distance(self, described: NDArray[np.float64]) -> float:
+    def distance(self, descriptor: NDArray[np.float64]) -> float:
         """The distance of a descriptor, float64 (d,), from the training images."""
-        away = (described - self.mean) / self.scale
+        away = (descriptor - self.mean) / self.scale
         along = self.directions @ away
         outside = max(0.0, float(away @ away - along @ along))
         return float(np.sqrt(((along**2 / self.variances).sum() + outside / self.rest) / len(away)))
@@ -170,9 +170,9 @@ def fit_domain(
     """
     if len(images := list(descriptors)) < MIN_IMAGES:
         raise DataError(f"expected at least {MIN_IMAGES} images to fit a domain to, got {len(images)}")
-    described = np.stack(images).astype(np.float64)
-    left_out = [_gaussian(spec, np.delete(described, i, 0)).distance(one) for i, one in enumerate(described)]
-    whole = _gaussian(spec, described)
+    descriptors = np.stack(images).astype(np.float64)
+    left_out = [_gaussian(spec, np.delete(descriptors, i, 0)).distance(one) for i, one in enumerate(descriptors)]
+    whole = _gaussian(spec, descriptors)
     threshold = MARGIN * float(np.quantile(left_out, QUANTILE))
     return replace(whole, threshold=threshold, residual_range=_usual(residuals))
 
@@ -231,11 +231,11 @@ def _usual(residuals: Sequence[float | None]) -> Range | None:
     return float(lowest) / MARGIN, float(highest) * MARGIN
 
 
-def _gaussian(spec: FeatureSpec, described: NDArray[np.float64]) -> Domain:
+def _gaussian(spec: FeatureSpec, descriptors: NDArray[np.float64]) -> Domain:
     """Mean and shrunk covariance of n descriptors; variance outside their span is the shrunk mean. No threshold yet."""
-    n, d = described.shape
-    mean, scale = described.mean(axis=0), described.std(axis=0) + _FLOOR
-    away = (described - mean) / scale
+    n, d = descriptors.shape
+    mean, scale = descriptors.mean(axis=0), descriptors.std(axis=0) + _FLOOR
+    away = (descriptors - mean) / scale
     _, singular, directions = np.linalg.svd(away, full_matrices=False)
     kept = singular > singular.max() * 1e-9
     variances = singular[kept] ** 2 / n

@@ -75,7 +75,7 @@ class Feed:
         images: the training images; each is drawn once in an epoch, and what is drawn depends on their order.
         settings: settings of the training.
         rules: how the ground truth is made, and which pixels count.
-        share: the part of each batch that this process learns from.
+        shard: the part of each batch that this process learns from.
 
     Raises:
         ConfigurationError: the network cannot read windows of this size, or ``foreground`` is set without ``crop``.
@@ -89,10 +89,10 @@ class Feed:
         images: Sequence[LabelledImage],
         settings: TrainingSettings,
         rules: Rules,
-        share: ProcessShard,
+        shard: ProcessShard,
     ) -> None:
         self._network, self._store, self._task, self._images = network, store, task, images
-        self._settings, self._rules, self.share = settings, rules, share
+        self._settings, self._rules, self.shard = settings, rules, shard
         self._spec = network.spec
         self._moments_cache = MomentsCache(network.moments, lambda key: store.entry(self._spec, key).fov)
         self._truths: dict[str, Truth] = {}
@@ -132,13 +132,13 @@ class Feed:
 
     def _share_of(self, plan: Plan) -> Plan:
         """This process's images of a batch; if none, one of weight 0, so that all processes take the same steps."""
-        rows = self.share.rows(len(plan.keys)) or [0]
+        rows = self.shard.rows(len(plan.keys)) or [0]
         return Plan(tuple(plan.keys[row] for row in rows), plan.timesteps[rows])
 
     def weight(self, position: int) -> float:
         """Weight of this process's mean loss of a batch (``ProcessShard.weight``)."""
         images = min(self._settings.batch, len(self._images) - position * self._settings.batch)
-        return self.share.weight(images)
+        return self.shard.weight(images)
 
     def load(self, batch: Batch, epoch: int) -> LoadedBatch:
         """Decode, crop and flip a batch, seeded by its epoch and position, and augment it with torch's generator."""
@@ -174,7 +174,7 @@ class Feed:
         if side is None:
             return batch, truths
         step = self._network.head.stride
-        random = np.random.default_rng([self._settings.seed, epoch, batch.position, self.share.process, 3])
+        random = np.random.default_rng([self._settings.seed, epoch, batch.position, self.shard.process, 3])
         corners = [draw_corner(self._centres(*truth, random), side, step, random) for truth in truths]
         maps = crop_maps(batch.maps, corners, side, self._spec.resolution)
         windows = [

@@ -64,7 +64,7 @@ class Interpreter(nn.Module):
         """Names of the voters: the timesteps, the models of an ensemble, or one that reads all timesteps."""
         return self.head.voters(self.spec.timesteps)
 
-    def at(self, timesteps: Sequence[int]) -> Interpreter:
+    def with_timesteps(self, timesteps: Sequence[int]) -> Interpreter:
         """The same interpreter, sharing its weights, reading only some timesteps; itself if they are all of its own.
 
         Raises:

@@ -90,7 +90,7 @@ Steps = Annotated[
     _training(min=1, help="Train until the end of the epoch in which this many batches are reached, not by --epochs."),
 ]
 Batch = Annotated[int, _training(min=1, help="Images in a batch, over all processes.")]
-Accumulate = Annotated[int, _training(min=1, help="Batches whose gradients are summed before a step.")]
+Accumulate = Annotated[int, _training(min=1, help="Batches whose gradients are averaged in a step.")]
 Crop = Annotated[
     int | None,
     _training(min=1, help="Side in pixels of the random windows to train on.", show_default="whole images"),

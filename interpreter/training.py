@@ -125,7 +125,7 @@ class Training:
         self._in_step = self._is_prepared = False
         self.data_wait_share = 0.0
         self._files = RunFolder(folder)
-        self._holes = HeapTrimmer() if self.device.type == "cpu" else None
+        self._trimmer = HeapTrimmer() if self.device.type == "cpu" else None
         if self.accelerator.is_main_process:
             self._files.require_same_run(card.model_dump(mode="json") | self._decided_elsewhere())
         self._resume()
@@ -230,8 +230,8 @@ class Training:
         for batch in self.feed.batches(self.epoch, self.next_batch):
             waited += time.perf_counter() - ready
             loss = self._step(batch)
-            if self._holes is not None:
-                self._holes.trim_if_fragmented()
+            if self._trimmer is not None:
+                self._trimmer.trim_if_fragmented()
             recorder.loss(loss, self.epoch * self.steps_per_epoch + batch.position)
             if report is not None:
                 report(self.epoch, batch.position, loss)

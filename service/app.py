@@ -19,8 +19,8 @@ from starlette.middleware.cors import CORSMiddleware
 
 from service.context import Context
 from service.engine import Engine
-from service.envelope import RequestMiddleware, UnexpectedErrorMiddleware
 from service.errors import EXPECTED, NotReady, Unavailable, detail_of, headers_of, status_of
+from service.middleware import RequestMiddleware, UnexpectedErrorMiddleware
 from service.routes import features, health, jobs, models, page, segment
 from service.routes.segment import HEADERS
 from service.settings import Settings

@@ -228,8 +228,8 @@ class Engine:
         work, model = Work(self.metrics, lambda: flight.wanted), question.model
         by_view, cached = self._features(question, flight, work)
         timesteps = question.timesteps or model.card.spec.timesteps
-        features, reader = by_view[IDENTITY], model.interpreter.at(timesteps)
-        mirrored = {view: one.at(model.card.spec, timesteps) for view, one in by_view.items()}
+        features, reader = by_view[IDENTITY], model.interpreter.with_timesteps(timesteps)
+        mirrored = {view: one.with_timesteps(model.card.spec, timesteps) for view, one in by_view.items()}
         plain = mirrored.pop(IDENTITY)
         prediction = work.on_device(
             "interpret",

@@ -84,7 +84,8 @@ class JobRunner:
         with self._jobs.claims:
             attempts = 0
             while not self._stopping.is_set():
-                self._wake.wait(PAUSES[attempts])
+                if self._wake.wait(PAUSES[attempts]):
+                    attempts = 0  # a new job does not wait as long as an old one that has failed often
                 self._wake.clear()
                 attempts = 0 if self._run_jobs() else min(attempts + 1, len(PAUSES) - 1)
 
@@ -129,7 +130,7 @@ class JobRunner:
 
     def _run_job(self, record: JobRecord) -> bool:
         """Run a job until its photographs are done or it has to wait; return False if it has to."""
-        record.state, record.trouble = "running", None
+        record.state = "running"
         self._save(record)
         under_way: deque[_InFlight] = deque()
         try:
@@ -140,7 +141,7 @@ class JobRunner:
                     self._engine.leave(one.flight, one.ticket)
         if record.trouble is not None:
             self._record_trouble(record, record.trouble)
-            return False
+            return record.state in FINISHED
         self._end(record)
         return True
 
@@ -284,6 +285,7 @@ class JobRunner:
             self._failed_unexpectedly(record, one.number)
             return
         item.state, item.answer = "done", AnswerSummary.of(answer)
+        record.trouble = None
         self._engine.metrics.job_images.labels("done").inc()
         self._save(record)
         self._jobs.forget_input(record, one.number)

@@ -286,7 +286,7 @@ class JobStatus(BaseModel):
     created: float = Field(description="Unix time in seconds")
     finished: float | None
     problems: list[JobProblem] = Field(description="the first hundred photographs that failed, with the reasons")
-    trouble: str | None = Field(description="why the job is paused; it is retried every minute")
+    trouble: str | None = Field(description="why the job is paused; it is tried again, less and less often")
     results: str = Field(description="path of the ZIP of results, once the job is finished")
 
 

@@ -148,16 +148,17 @@ class GuardedStore:
             warn.append("features could not be stored; the next request has to extract them again")
             return None
         self._no_room_for = 0
-        for old_spec, old_key in self._kept.added(spec, key, written):
-            self._evict(old_spec, old_key)
+        for old_spec, old_key, size in self._kept.added(spec, key, written):
+            self._evict(old_spec, old_key, size)
         return written
 
-    def _evict(self, spec: FeatureSpec, key: Key) -> None:
-        """Delete an entry that there is no memory for any more; no answer depends on whether that succeeds."""
+    def _evict(self, spec: FeatureSpec, key: Key, size: int) -> None:
+        """Delete an entry that there is no memory for any more; if that fails, the next write tries it again."""
         try:
             self._guarded("write", lambda: self.store().delete(spec, key))
         except (StoreError, OSError) as error:
             logger.warning("features could not be deleted", problem=str(error))
+            self._kept.put_back(spec, key, size)
 
     def forget(self, spec: FeatureSpec, image_id: str) -> int:
         """Delete a photograph's features in every view; return the number of views deleted.
@@ -228,12 +229,12 @@ class GuardedStore:
         """
         if time.monotonic() < self._blocked_until:
             raise StoreUnavailable(self._troubles.get(doing) or "the feature store did not answer a moment ago")
-        future, patience = self._pool.submit(work), self._timeout + size / LEAST_RATE
+        future, timeout = self._pool.submit(work), self._timeout + size / LEAST_RATE
         try:
-            result = future.result(patience)
+            result = future.result(timeout)
         except FutureTimeout as error:
             future.cancel()  # if it was not begun, its features are freed
-            raise self._failed(doing, f"no answer within {patience:.0f} s", cool_down=True) from error
+            raise self._failed(doing, f"no answer within {timeout:.0f} s", cool_down=True) from error
         except StoreFull as error:
             raise self._failed(doing, str(error), cool_down=False) from error
         except StoreUnavailable as error:
@@ -271,14 +272,20 @@ class _Kept:
             for one in [one for one in self._sizes if one[0] == spec.digest and one[1].image_id == image_id]:
                 del self._sizes[one]
 
-    def added(self, spec: FeatureSpec, key: Key, size: int) -> list[tuple[FeatureSpec, Key]]:
-        """Record an entry that was written, and return those that have to be deleted for it."""
+    def put_back(self, spec: FeatureSpec, key: Key, size: int) -> None:
+        """Record an entry that could not be deleted, as the oldest."""
+        with self._lock:
+            self._sizes[spec.digest, key] = spec, size
+            self._sizes.move_to_end((spec.digest, key), last=False)
+
+    def added(self, spec: FeatureSpec, key: Key, size: int) -> list[tuple[FeatureSpec, Key, int]]:
+        """Record an entry that was written, and return those that have to be deleted for it, with their sizes."""
         if self._limit is None or not size:
             return []
         gone = []
         with self._lock:
             self._sizes[spec.digest, key] = spec, size
             while len(self._sizes) > 1 and sum(held for _, held in self._sizes.values()) > self._limit:
-                (_, old_key), (old_spec, _) = self._sizes.popitem(last=False)
-                gone.append((old_spec, old_key))
+                (_, old_key), (old_spec, old_size) = self._sizes.popitem(last=False)
+                gone.append((old_spec, old_key, old_size))
         return gone

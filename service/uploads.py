@@ -50,7 +50,8 @@ class UploadBudget:
             if self._used + count > self._limit:
                 raise Busy("other requests' photographs take all the memory for uploads; ask again later")
             self._used += count
-        _, reserved = getattr(request.state, "reserved", (self, 0))
+        budget, reserved = getattr(request.state, "reserved", (self, 0))
+        assert budget is self, "a body is read once"
         request.state.reserved = self, reserved + count
 
     def release(self, count: int) -> None:
@@ -60,7 +61,7 @@ class UploadBudget:
 
 
 def release_body(request: Request) -> None:
-    """Release what was reserved for a request's body, in the budget of then: a reload may have replaced it since."""
+    """Give a body's memory back to the budget it was taken from, which a reload may have replaced in between."""
     budget, reserved = getattr(request.state, "reserved", (None, 0))
     if budget is not None:
         budget.release(reserved)

@@ -30,7 +30,7 @@ def channel_ranges(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     At least one of the two is not finite if the channel holds NaN or infinity.
     """
-    if not _is_side_by_side(maps):
+    if not _is_channels_last(maps):
         return maps.amin(dim=(-2, -1)), maps.amax(dim=(-2, -1))
     x = _pixels(maps)
     found = np.empty((len(x), TASKS, 2, x.shape[2]), dtype=np.float32)
@@ -41,7 +41,7 @@ def channel_ranges(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def rounded(maps: torch.Tensor, offset: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
     """(maps - offset) / step, rounded and clamped to int8; maps float32 (..., c, h, w), the others (..., c)."""
-    if not _is_side_by_side(maps):
+    if not _is_channels_last(maps):
         steps = (maps - offset[..., None, None]) / step[..., None, None]
         return steps.round_().clamp_(-128, 127).to(torch.int8)
     x = _pixels(maps)
@@ -51,7 +51,7 @@ def rounded(maps: torch.Tensor, offset: torch.Tensor, step: torch.Tensor) -> tor
     return torch.from_numpy(stored).view(maps.shape)
 
 
-def _is_side_by_side(maps: torch.Tensor) -> bool:
+def _is_channels_last(maps: torch.Tensor) -> bool:
     return maps.device.type == "cpu" and maps.ndim == 4 and maps.permute(0, 2, 3, 1).is_contiguous()
 
 

@@ -150,7 +150,7 @@ def _read(
     maps = {}
     for position, name in enumerate(names):
         rows = parts[position :: len(names)]
-        maps[name] = Encoded(targets[name], _beside(rows, "scale"), _beside(rows, "offset"))
+        maps[name] = Encoded(targets[name], _stacked_parameter(rows, "scale"), _stacked_parameter(rows, "offset"))
     return maps
 
 
@@ -164,7 +164,7 @@ def _encoded(entry: FeatureEntry, block: str, timesteps: NDArray[np.int64], out:
     return entry.encoded(block, [int(t) for t in timesteps], out)
 
 
-def _beside(parts: Sequence[Encoded], parameter: str) -> NDArray[np.float32] | None:
+def _stacked_parameter(parts: Sequence[Encoded], parameter: str) -> NDArray[np.float32] | None:
     values = [getattr(part, parameter) for part in parts]
     return None if values[0] is None else np.stack(values)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
+from collections.abc import Callable
 from typing import Self
 
 import numpy as np
@@ -116,11 +117,12 @@ class Collections:
         names = self.objects.names(COLLECTIONS)
         return [name for name in names if self.objects.exists(f"{COLLECTIONS}/{name}/zarr.json")]
 
-    def update(self, collection: Collection, *, keep: bool) -> None:
+    def update(self, collection: Collection, *, keep: Callable[[Sample], bool] | None = None) -> None:
         """Write a collection under its claim, so that only one process at a time does.
 
         Args:
-            keep: keep the stored samples that have other names, before the new ones.
+            keep: returns whether a stored sample of another name stays, before the new ones; None replaces all of them
+                without reading them.
 
         Raises:
             ValueError: a new collection may not have this name.
@@ -133,8 +135,9 @@ class Collections:
             )
         with Claims(self.objects) as claims, claims.acquired(f"{COLLECTIONS}/{collection.name}"):
             samples = {sample.name: sample for sample in collection.samples}
-            if keep and collection.name in self.names():
-                samples = {sample.name: sample for sample in self.read(collection.name).samples} | samples
+            if keep is not None and collection.name in self.names():
+                stored = self.read(collection.name).samples
+                samples = {one.name: one for one in stored if one.name in samples or keep(one)} | samples
             self.write(Collection(name=collection.name, samples=tuple(samples.values())))
 
     def write_mask(self, mask: NDArray[np.bool_]) -> str:

@@ -106,7 +106,7 @@ def _copy_collection(source: FeatureStore, destination: FeatureStore, name: str)
         known = {sample.name for sample in destination.collections.read(name).samples}
     new = tuple(sample for sample in source.collections.read(name).samples if sample.name not in known)
     if new:
-        destination.collections.update(Collection(name=name, samples=new), keep=True)
+        destination.collections.update(Collection(name=name, samples=new), keep=lambda _: True)
 
 
 def _is_whole(objects: Objects, path: str) -> bool:

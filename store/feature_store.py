@@ -277,17 +277,17 @@ class FeatureStore:
         self.objects.delete(path)
         self.uses.forget(path)
 
-    def delete_image(self, spec: FeatureSpec, image_id: str, patience: float = 5.0) -> int:
+    def delete_image(self, spec: FeatureSpec, image_id: str, timeout: float = 5.0) -> int:
         """Remove all views of an image, complete or not, and return how many there were.
 
         Args:
-            patience: seconds to wait, in all, for processes that are making some of them.
+            timeout: seconds to wait, in all, for processes that are making some of them.
 
         Raises:
             StoreBusy: a process still holds the claim of a view; that view and those after it stay.
         """
         views, claims = self.objects.names(f"{spec.digest}/{image_id}"), Claims(self.objects)
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + timeout
         for view in views:
             key = Key(image_id, view)
             with claims.acquired(entry_path(spec, key), max(0.0, deadline - time.monotonic())):

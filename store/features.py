@@ -60,7 +60,7 @@ class Features:
     geometry: Geometry
     residuals: Mapping[int, float] = field(default_factory=dict)
 
-    def at(self, spec: FeatureSpec, timesteps: Sequence[int]) -> Features:
+    def with_timesteps(self, spec: FeatureSpec, timesteps: Sequence[int]) -> Features:
         """The features at some of the timesteps of their spec; unchanged if these are all of them.
 
         Raises:

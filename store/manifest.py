@@ -161,11 +161,13 @@ def require_intact(folder: Path, *names: str, otherwise: type[Exception] = Damag
 def read_intact(folder: Path, otherwise: type[Exception] = DamagedModel) -> Manifest | None:
     """The manifest of a folder, after comparing all files that it names; None if the folder has none.
 
-    Raises:
-        otherwise: as by ``require_intact``.
+    Args:
+        otherwise: exception to raise where ``require_intact`` would, and if the manifest cannot be read.
     """
-    require_intact(folder, otherwise=otherwise)  # that the manifest can be read
-    manifest = read_manifest(folder)
+    try:
+        manifest = read_manifest(folder)
+    except DamagedModel as error:
+        raise otherwise(str(error)) from error
     if manifest is not None:
         require_intact(folder, *manifest.files, otherwise=otherwise)
     return manifest

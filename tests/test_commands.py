@@ -160,6 +160,11 @@ def test_photographs_on_disk_are_extracted_as_an_interpreter_reads_them(
     assert scored.returncode == 0, scored.stderr
     assert (json.loads(scored.stdout)["images"], json.loads(scored.stdout)["mirrored"]) == (6, True)
     assert "eyes/without_mask" not in run("store", "ls", tmp_path / "new.zarr", "--json").stdout
+    (partly_labelled / "images" / "eye0.png").unlink()
+    (partly_labelled / "masks" / "eye0.png").unlink()
+    (partly_labelled / "masks" / "eye1.png").unlink()
+    rescored = run("interpreter", "evaluate", *read, "--data", eyes, "--json")
+    assert json.loads(rescored.stdout)["by_image"].keys() == {f"eyes/eye{i}" for i in range(2, 6)}
     none = run("interpreter", "evaluate", *read, "--data", eyes, "--split", "nowhere")
     assert (none.returncode, "could not be extracted" in none.stderr) == (1, True)
     called.clear()

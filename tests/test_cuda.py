@@ -99,13 +99,13 @@ def test_a_forward_is_run_recorded_and_replayed_to_the_same_bits(folder: Path) -
         return [estimate.x0, *estimate.features.values()]
 
     run, *_, replayed = [told(network, one, 7) for _ in range(4)]
-    assert network._recordings is not None
-    assert len(network._recordings._graphs) == 1
+    assert network._graphs is not None
+    assert len(network._graphs._graphs) == 1
     assert all(torch.equal(a, b) for a, b in zip(run, replayed, strict=True))
     again, expected = told(network, other, 90), told(fresh, other, 90)
     assert all(torch.equal(a, b) for a, b in zip(again, expected, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(run, replayed, strict=True))  # nobody wrote over what was given out
-    assert network._recordings.forget()
+    assert network._graphs.forget()
     assert all(torch.equal(a, b) for a, b in zip(told(network, one, 7), run, strict=True))
 
 

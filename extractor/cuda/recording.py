@@ -34,8 +34,8 @@ class GraphCache:
     def __init__(self) -> None:
         self._asked: Counter[Hashable] = Counter()
         self._graphs: dict[Hashable, _Graph] = {}
-        self._most = MAX_GRAPHS
-        self._place: _CaptureContext | None = None
+        self._max_graphs = MAX_GRAPHS
+        self._context: _CaptureContext | None = None
 
     def run(self, name: Hashable, compute: Computation, inputs: Sequence[torch.Tensor]) -> Maps:
         """Apply ``compute`` to the inputs: replay its graph if there is one, else run it, and record it if it is due.
@@ -61,7 +61,7 @@ class GraphCache:
         key = name, *((x.shape, x.dtype, x.device) for x in inputs)
         if key not in self._graphs:
             self._asked[key] += 1
-            if self._asked[key] > WARMUP_RUNS and len(self._graphs) < self._most:
+            if self._asked[key] > WARMUP_RUNS and len(self._graphs) < self._max_graphs:
                 self._record(key, compute, inputs)
         recorded = self._graphs.get(key)
         return compute(*inputs) if recorded is None else recorded.replay(inputs)
@@ -70,23 +70,23 @@ class GraphCache:
         """Free the graphs' memory and record no more; returns False, and changes nothing, if there are no graphs."""
         if not self._graphs:
             return False
-        self._most = 0
+        self._max_graphs = 0
         self._graphs.clear()
-        self._place = None
+        self._context = None
         torch.cuda.empty_cache()
         return True
 
     def _record(self, key: Hashable, compute: Computation, inputs: Sequence[torch.Tensor]) -> None:
         """Record a computation. If that fails, never record again: computations are then run without graphs."""
         reason = None
-        if self._place is None:
-            self._place = _capture_context(inputs[0].device)
+        if self._context is None:
+            self._context = _capture_context(inputs[0].device)
         try:
-            self._graphs[key] = _Graph(compute, inputs, self._place)
+            self._graphs[key] = _Graph(compute, inputs, self._context)
         except RuntimeError as error:  # the device may be full, or another thread may be recording
             reason = str(error).strip().partition("\n")[0]
         if reason is not None:  # outside the clause above: the exception keeps tensors alive until its clause ends
-            self._most = 0
+            self._max_graphs = 0
             self.forget()
             logger.warning("forwards are not recorded as CUDA graphs (%s), which makes them a little slower", reason)
 
@@ -107,15 +107,15 @@ def _capture_context(device: torch.device) -> _CaptureContext:
 class _Graph:
     """One CUDA graph, with the tensors that it reads and writes."""
 
-    def __init__(self, compute: Computation, inputs: Sequence[torch.Tensor], place: _CaptureContext) -> None:
-        before = torch.cuda.current_stream(place.device)
-        with torch.cuda.device(place.device):
+    def __init__(self, compute: Computation, inputs: Sequence[torch.Tensor], context: _CaptureContext) -> None:
+        before = torch.cuda.current_stream(context.device)
+        with torch.cuda.device(context.device):
             self._graph = torch.cuda.CUDAGraph()
             self._inputs = [x.clone() for x in inputs]
             try:
                 # thread_local: other threads may copy and allocate during the recording.
                 recording = torch.cuda.graph(
-                    self._graph, pool=place.pool, stream=place.stream, capture_error_mode="thread_local"
+                    self._graph, pool=context.pool, stream=context.stream, capture_error_mode="thread_local"
                 )
                 with recording:
                     self._outputs = compute(*self._inputs)

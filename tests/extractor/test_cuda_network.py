@@ -193,7 +193,7 @@ def test_a_full_device_gives_up_its_recordings_and_holds_nothing_of_what_failed(
     config = tiny_unet()
     network = Backbone(build_unet(config), Diffusion(noise_schedule("cosine-100")), config)
     x, other = torch.randn(2, 1, 3, 16, 16)
-    network._recordings = recordings
+    network._graphs = recordings
     expected = [network.estimate(x, 7, ["block_1"]) for _ in range(WARMUP_RUNS + 2)][-1]
     usual, held = Backbone._network, list[weakref.ref[torch.Tensor]]()
 

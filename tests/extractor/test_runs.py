@@ -348,8 +348,14 @@ def test_a_part_of_a_set_joins_what_is_known_of_it(backbone: Backbone, spec: Fea
     store, extractor = FeatureStore("memory://"), Extractor(backbone, spec)
     dataset = load_dataset(f"folder:{dataset_folder}", "eyes")
     for part in (dataset.photographs[:2], dataset.photographs[1:4]):
-        extract_dataset(DataSet("eyes", part), store, extractor, part_of_a_set=True)
+        extract_dataset(dataset.part(part), store, extractor)
     assert [sample.name for sample in store.collections.read("eyes").samples] == ["eye0", "eye1", "eye2", "eye3"]
+    relabelled = [replace(p, masks={"disc": p.masks["mask"]}) for p in dataset.photographs[1:2]]
+    extract_dataset(
+        DataSet("eyes", dataset.photographs[4:5], (*relabelled, *dataset.photographs[2:])), store, extractor
+    )
+    names = [sample.name for sample in store.collections.read("eyes").samples]
+    assert names == ["eye2", "eye3", "eye4"]  # eye0 is gone from the folder, and eye1 has other masks
     extract_dataset(DataSet("eyes", dataset.photographs[4:]), store, extractor)
     assert [sample.name for sample in store.collections.read("eyes").samples] == ["eye4", "eye5"]
 

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from extractor.architectures import plain_unet
 from extractor.backbone import Backbone
 from extractor.backbone_folder import save_backbone
-from extractor.datasets import DataSet, load_dataset, of_split
+from extractor.datasets import load_dataset, of_split
 from extractor.diffusion import Diffusion
 from extractor.errors import DatasetError
 from extractor.extraction import Extractor
@@ -97,7 +97,7 @@ def extract(backbone: Backbone, store: FeatureStore) -> Extract:
         recipe = dataclasses.replace(TINY, preprocessing=prepared).along(wanted.trajectory)
         recipe = recipe.reading(resolution=wanted.resolution or TINY.resolution)
         data = load_dataset(wanted.source.reference, wanted.source.name)
-        part = DataSet(data.name, tuple(of_split(data.photographs, wanted.split)))
+        part = data.part(of_split(data.photographs, wanted.split))
         network = backbone.untrained() if wanted.untrained else backbone
         spec = recipe.spec(network)
         extractor = (
@@ -105,7 +105,7 @@ def extract(backbone: Backbone, store: FeatureStore) -> Extract:
             if wanted.photographs
             else Extractor(network, spec)
         )
-        extract_dataset(part, store, extractor, views=wanted.views, part_of_a_set=True)
+        extract_dataset(part, store, extractor, views=wanted.views)
         return extractor.spec.digest
 
     return extract_here

@@ -91,8 +91,8 @@ def test_holes_in_its_memory_are_looked_for_after_each_step(
             looked.append(run.next_batch)
             return super().trim_if_fragmented()
 
-    assert run._holes is not None
-    run._holes = Counted()
+    assert run._trimmer is not None
+    run._trimmer = Counted()
     run.run()
     assert looked == [1, 2, 3, 1, 2, 3]
 

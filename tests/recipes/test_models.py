@@ -71,7 +71,7 @@ def test_a_new_backbone_is_made_by_the_recipe_that_is_named(
     assert asked == [SMALL, BASE, "small"]
     assert json.loads(BASE.config) == base_unet()
     refused = {
-        "no backbone's recipe huge": ["huge"],
+        "no recipe huge": ["huge"],
         "leave out --backbone and --smoke": ["base", "--smoke"],
     }
     for why, words in refused.items():

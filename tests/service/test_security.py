@@ -17,9 +17,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service.app import create_app
 from service.engine import Engine
-from service.envelope import SECURITY_HEADERS, RequestMiddleware, UnexpectedErrorMiddleware
 from service.errors import BodyTooSlow, Busy, TooManyRequests, Unauthorised
 from service.metrics import HttpMetrics, Metrics
+from service.middleware import SECURITY_HEADERS, RequestMiddleware, UnexpectedErrorMiddleware
 from service.security import ANYBODY, Admission, Keys, presented_key
 from service.settings import Settings, read_settings
 from service.storage import GuardedStore
@@ -261,7 +261,7 @@ def test_an_answer_that_nobody_takes_frees_its_place(monkeypatch: pytest.MonkeyP
         if message["type"] == "http.response.body":
             await asyncio.sleep(600)
 
-    monkeypatch.setattr("service.envelope.ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr("service.middleware.ANSWER_SECONDS", 0.05)
     metrics = HttpMetrics()
     with pytest.raises(TimeoutError):
         asyncio.run(

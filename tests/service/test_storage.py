@@ -201,6 +201,10 @@ def test_memory_stays_bounded_where_nothing_is_kept(make_engine: MakeEngine, mon
     monkeypatch.setattr(storage.store(), "delete", away)
     assert small.segment(png(98)).bytes_stored
     assert storage.troubles == {"write": "no answer"}
+    monkeypatch.undo()
+    storage._blocked_until = 0.0
+    small.segment(png(99))
+    assert len(list(storage.store().keys(spec))) == 2  # what could not be deleted before is gone, too
     small.close()
 
 

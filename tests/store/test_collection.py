@@ -46,13 +46,11 @@ def test_a_damaged_collection_is_told() -> None:
 def test_what_is_no_name_is_refused(name: str) -> None:
     assert not is_name(name)
     with pytest.raises(ValueError, match="bytes of letters"):
-        FeatureStore("memory://").collections.update(
-            Collection(name=name, samples=(Sample(image_id="a", name="a"),)), keep=False
-        )
+        FeatureStore("memory://").collections.update(Collection(name=name, samples=(Sample(image_id="a", name="a"),)))
 
 
 @pytest.mark.parametrize("name", ["stare", "cm²", "augenärzte", "a.b-c_d", "2024"])
 def test_what_is_a_name_is_one_everywhere(name: str) -> None:
     collections = FeatureStore("memory://").collections
-    collections.update(Collection(name=name, samples=(Sample(image_id="a", name="a"),)), keep=False)
+    collections.update(Collection(name=name, samples=(Sample(image_id="a", name="a"),)))
     assert collections.names() == [name]

@@ -343,7 +343,7 @@ def test_what_is_being_made_is_not_deleted(store: FeatureStore, spec: FeatureSpe
     with Claims(store.objects) as claims:
         assert claims.acquire(entry_path(spec, key))
         with pytest.raises(StoreBusy, match="another process has held"):
-            store.delete_image(spec, key.image_id, patience=0.1)
+            store.delete_image(spec, key.image_id, timeout=0.1)
         assert store.verify(spec, key) == []
     assert store.delete_image(spec, key.image_id) == 1
     assert not store.has(spec, key)
