@@ -127,7 +127,7 @@ class Backbone:
         self._graphs = GraphCache() if on_cuda and not self._is_compiled else None
         return self
 
-    def untrained(self) -> Backbone:
+    def untrained_copy(self) -> Backbone:
         """The same architecture with random weights from seed 1: the control that shows what pre-training is worth."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
@@ -290,8 +290,8 @@ class Backbone:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=getattr(torch, self.precision))
 
-    def with_fast_kernels(self) -> Backbone:
-        """Use the fast kernels for the current device (``extractor.cpu``, ``extractor.cuda``); returns this backbone.
+    def use_fast_kernels(self) -> None:
+        """Use the fast kernels for the current device (``extractor.cpu``, ``extractor.cuda``) from now on.
 
         Features change by up to 1e-5 of their largest value.
         """
@@ -301,13 +301,11 @@ class Backbone:
             from extractor.cpu.network import use_fast_kernels  # imported late: loading Numba takes a second
 
         use_fast_kernels(self.unet)
-        return self
 
-    def compiled(self) -> Backbone:
-        """Have torch compile each block when it is first run, which takes minutes; returns this backbone."""
+    def compile(self) -> None:
+        """Have torch compile each block when it is first run, which takes minutes."""
         compile_blocks(self.unet)
         self._is_compiled, self._graphs = True, None
-        return self
 
 
 def _require_finite(made: Mapping[str, torch.Tensor], t: int | Sequence[int]) -> None:

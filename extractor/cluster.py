@@ -120,7 +120,7 @@ class ExtractionPlugin(WorkerPlugin):
             keep_freed_memory()
         network = open_backbone(job.backbone, job.spec.precision, _device(job.device, worker), job.class_label)
         if job.compiled:
-            network.compiled()
+            network.compile()
         codebook = codebook_for(job.spec, job.backbone, job.codebook)
         self.extractor = Extractor(network, job.spec, codebook)  # raises BackboneError for another backbone
         self.store = FeatureStore(job.store)

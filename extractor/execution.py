@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from extractor.backbone import Backbone
 from extractor.datasets import DataSet
+from extractor.errors import ClusterError
 from extractor.extraction import Extractor
 from extractor.pipeline import AnyExtractor, default_batch
 from extractor.pixels import PixelExtractor
-from extractor.presets import codebook_for
+from extractor.presets import codebook_for, open_backbone
 from extractor.request import Request, absolute_backbone, absolute_store, require_own_name
 from extractor.run_report import RunReport
 from extractor.runs import extract_dataset
@@ -41,6 +42,10 @@ class Execution:
     overwrite: bool = False
     compiled: bool = False
 
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.scheduler is not None:
+            raise ClusterError("workers start a cluster, a scheduler has one already: expected one of the two")
+
     @property
     def spread(self) -> bool:
         """Whether workers do the work, and this process only hands it out."""
@@ -50,7 +55,7 @@ class Execution:
 def extract_recorded(
     request: Request,
     store: FeatureStore,
-    network: Backbone,
+    network: Backbone | None = None,
     execution: Execution | None = None,
     *,
     dataset: DataSet | None = None,
@@ -64,7 +69,8 @@ def extract_recorded(
 
     Args:
         request: what is made.
-        network: the request's backbone; unused if workers do the work, or if photographs are stored.
+        network: the request's backbone; opened here if it is None and needed, which it is unless workers do the work
+            or photographs are stored.
         dataset: the request's photographs, if they are loaded and their name in the store was checked already.
         advance: called with the photograph's name for each view that is done.
         stop: checked between views; views that are under way are finished.
@@ -80,7 +86,7 @@ def extract_recorded(
         dataset = request.photographs()
         if request.name is None:
             require_own_name(store, dataset.name, request.dataset)
-    extractor = None if execution.spread else _extractor(request, network, compiled=execution.compiled)
+    extractor = None if execution.spread else _extractor(request, network, execution)
     record = RunRecord(spec=spec.digest, dataset=dataset.name, options=request.options(), device=execution.device)
     store.records.write(record)
     batch = execution.batch or default_batch(execution.device, spec.entry_bytes(), spread=execution.spread)
@@ -104,11 +110,14 @@ def extract_recorded(
     return report
 
 
-def _extractor(request: Request, network: Backbone, *, compiled: bool) -> AnyExtractor:
+def _extractor(request: Request, network: Backbone | None, execution: Execution) -> AnyExtractor:
     if holds_pixels(request.spec):
         return PixelExtractor(request.spec)
-    codebook = codebook_for(request.spec, request.backbone, request.codebook)
-    return Extractor(network.compiled() if compiled else network, request.spec, codebook)
+    if network is None:
+        network = open_backbone(request.backbone, request.spec.precision, execution.device, request.class_label)
+    if execution.compiled:
+        network.compile()
+    return Extractor(network, request.spec, codebook_for(request.spec, request.backbone, request.codebook))
 
 
 def _on_cluster(

@@ -224,15 +224,16 @@ def open_backbone(
     """Load a shipped backbone by name, or one from a folder or hub id, onto a device, with the fast kernels for it.
 
     Args:
-        name: the prefix ``untrained:`` asks for the same architecture with random weights (``Backbone.untrained``).
+        name: the prefix ``untrained:`` asks for the architecture with random weights (``Backbone.untrained_copy``).
 
     Raises:
         BackboneError: the backbone is neither shipped nor found, or the device cannot be used.
     """
     loaded = stored_backbone(name.removeprefix(UNTRAINED), precision, class_label)
     if name.startswith(UNTRAINED):
-        loaded = loaded.untrained()
+        loaded = loaded.untrained_copy()
     try:
-        return loaded.to(device).with_fast_kernels()
+        loaded.to(device).use_fast_kernels()
     except (RuntimeError, AssertionError) as error:  # torch raises either if there is no such device
         raise BackboneError(f"the device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return loaded

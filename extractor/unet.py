@@ -89,7 +89,7 @@ def compile_blocks(unet: UNet2DModel) -> None:
     """Have torch compile each block when it is first run; weights keep their names, and hooks are not compiled."""
     blocks = []
     for module in unet.modules():
-        vars(module).pop("forward", None)  # set by ``Backbone.with_fast_kernels``
+        vars(module).pop("forward", None)  # set by ``Backbone.use_fast_kernels``
         if isinstance(module, (ResnetBlock2D, Attention, Upsample2D, Downsample2D)):
             blocks.append(module)
     # Blocks of one class share their code, of which torch compiles only eight versions unless it is told otherwise.

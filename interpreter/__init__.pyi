@@ -10,6 +10,7 @@ from .errors import (
     DataError,
     ExtractionFailed,
     InterpreterError,
+    NonFinitePrediction,
     ScanUnavailable,
     TrainingDiverged,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "InterpreterConfig",
     "InterpreterError",
     "LabelledImage",
+    "NonFinitePrediction",
     "Prediction",
     "PseudoLabels",
     "Rules",

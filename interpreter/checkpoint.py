@@ -94,7 +94,9 @@ def write_card(folder: Path, card: Card) -> None:
 
 
 def _half(values: torch.Tensor) -> torch.Tensor:
-    return (values.half() if values.is_floating_point() else values).contiguous()
+    """Values as float16; as they are if they are integers, or too large for float16."""
+    half = values.half() if values.is_floating_point() else values
+    return (half if bool(half.isfinite().all()) else values).contiguous()
 
 
 def load_interpreter(name: str | Path) -> tuple[Interpreter, Card]:

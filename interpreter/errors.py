@@ -4,6 +4,7 @@ InterpreterError
 ├── ConfigurationError     settings that contradict each other or the features
 ├── CheckpointError        an interpreter that cannot be loaded
 ├── DataError              images, labels or features that are needed are missing
+├── NonFinitePrediction    the interpreter computed NaN or infinity
 ├── ExtractionFailed       `extractor run` did not make all features that are needed
 ├── TrainingDiverged       the loss became NaN or infinite
 └── ScanUnavailable        the selective scan that was asked for cannot run here
@@ -24,6 +25,10 @@ class CheckpointError(InterpreterError, ValueError):
 
 class DataError(InterpreterError, LookupError):
     """Images, labels or features that are needed are not in the store, or too few."""
+
+
+class NonFinitePrediction(InterpreterError, ArithmeticError):
+    """The interpreter computed NaN or infinity for a photograph."""
 
 
 class ExtractionFailed(InterpreterError, RuntimeError):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from interpreter.errors import NonFinitePrediction
 from interpreter.network import Interpreter
 from store.encoded import Encoded
 from store.features import Features
@@ -117,6 +118,9 @@ def predict(
         fov: bool (R, R), the field of view.
         mirrored: features of the same photograph in flipped views (``store.views.FLIPS``), by view. Each voter's
             probabilities are then averaged over all views, after flipping them back.
+
+    Raises:
+        NonFinitePrediction: the interpreter computes NaN or infinity.
     """
     mirrored = mirrored or {}
     probabilities = _probabilities(interpreter, maps, fov)
@@ -134,6 +138,11 @@ def _probabilities(
     """Probabilities of each voter, float32 (t, n, R, R); (t, n - 1, R, R), without background, if classes overlap."""
     interpreter.eval()
     logits = torch.cat([one.float() for one in interpreter.votes(maps, fov)]) / interpreter.temperature
+    if not bool(logits.isfinite().all()):  # a vote over them would be a unanimous one for the background
+        raise NonFinitePrediction(
+            "the interpreter computes NaN or infinity for this photograph: its weights are damaged, or its training "
+            "diverged; train it again"
+        )
     squashed = torch.sigmoid(logits) if interpreter.config.overlapping else torch.softmax(logits, dim=1)
     probabilities: NDArray[np.float32] = squashed.cpu().numpy()
     return probabilities

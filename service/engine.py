@@ -15,9 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import structlog
 import torch
 from numpy.typing import NDArray
 
@@ -30,6 +31,7 @@ from interpreter.checkpoint import Card
 from interpreter.domain import DomainScore
 from interpreter.prediction import at_native_size, predict, segment
 from service.answers import Answer, AnswerCache, feature_key, of_field_of_view
+from service.deletions import Deletions
 from service.device import Device
 from service.errors import NotFound
 from service.flights import Flight, Flights, Ticket
@@ -39,14 +41,31 @@ from service.photographs import decode_photograph, quality_warnings
 from service.question import FeaturesResult, Limits, Question, Work, subset
 from service.single_flight import SingleFlight
 from service.storage import GuardedStore
+from store.errors import StoreError
 from store.feature_store import FeatureStore
 from store.features import Features, Key
 from store.geometry import Geometry
 from store.spec import FeatureSpec
 from store.views import IDENTITY
 
+logger = structlog.get_logger(__name__)
 UNNAMED = "<photograph>"
 """Placeholder for the photograph's name in errors of shared work: each request has a name of its own for the file."""
+
+
+class _FoundOrMade(NamedTuple):
+    """The features of one view, as all who asked for them at once get them.
+
+    Attributes:
+        cached: whether they were in the store.
+        stored: whether they are in it now, or being stored by another process.
+        troubles: warnings about the store.
+    """
+
+    features: Features
+    cached: bool
+    stored: bool
+    troubles: list[str]
 
 
 class Engine:
@@ -73,9 +92,10 @@ class Engine:
         self.models, self.storage = models, storage
         self.device = Device(device, self.limits.batch, self.limits.batch_wait, self.metrics)
         self._answers = AnswerCache(self.limits.answers_bytes)
+        self._deletions = Deletions()
         joined = self.metrics.joined.inc
         self._flights: Flights[Any] = Flights(2 * self.limits.batch + 2, self.limits.queue, joined)
-        self._single_flight: SingleFlight[tuple[Features, bool]] = SingleFlight()
+        self._single_flight: SingleFlight[_FoundOrMade] = SingleFlight()
         self._at_native_size = threading.Semaphore(2)  # arrays are large there: two at a time, whatever the pool's size
         gauge = self.metrics.gauge
         gauge("diffdgss_queue_length", "Images in progress or queued", lambda: self._flights.count)
@@ -189,7 +209,11 @@ class Engine:
         self._flights.leave(flight, ticket)
 
     def forget(self, spec: FeatureSpec, image_id: str) -> int:
-        """Delete a photograph's features, in every view, and its cached answers; return the number of views deleted."""
+        """Delete a photograph's features, in every view, and its cached answers; return the number of views deleted.
+
+        What is being made of it at this moment is answered, but neither stored nor cached.
+        """
+        self._deletions.add(image_id)
         self._answers.forget(image_id)
         return self.storage.forget(spec, image_id)
 
@@ -264,6 +288,8 @@ class Engine:
         )
         self._count(answer)
         self._answers.put(question.key, replace(answer, warnings=tuple(dict.fromkeys(work.warnings))))
+        if self._deletions.since(question.image_id, work.began):
+            self._answers.forget(question.image_id)
         return answer
 
     def _count(self, answer: Answer) -> None:
@@ -318,11 +344,12 @@ class Engine:
         """
         key, model = Key(question.image_id, view), question.model
 
-        def found_or_made(wanted: Callable[[], bool]) -> tuple[Features, bool]:
+        def found_or_made(wanted: Callable[[], bool]) -> _FoundOrMade:
+            troubles = list[str]()
             with work.stage("read"):
-                features = self.storage.read(model.card.spec, key, work.troubles)
+                features = self.storage.read(model.card.spec, key, troubles)
             if features is not None:
-                return features, True
+                return _FoundOrMade(features, True, True, troubles)
             if upright is None:
                 if view == IDENTITY:
                     raise NotFound(f"no features {question.name} are stored here (any more); send the photograph")
@@ -330,16 +357,27 @@ class Engine:
                     "the features of this photograph's mirror images are not stored here (any more); send the "
                     "photograph, or ask without mirrored"
                 )
-            return self._extracted(upright, question, key, work, wanted), False
+            features, stored = self._extracted(upright, question, key, work, wanted, troubles)
+            return _FoundOrMade(features, False, stored, troubles)
 
-        return self._single_flight.do((model.card.spec.digest, key, upright is None), work.wanted, found_or_made)
+        made = self._single_flight.do((model.card.spec.digest, key, upright is None), work.wanted, found_or_made)
+        work.troubles += made.troubles
+        work.all_stored &= made.stored
+        return made.features, made.cached
 
     def _extracted(
-        self, upright: Callable[[], Prepared], question: Question, key: Key, work: Work, wanted: Callable[[], bool]
-    ) -> Features:
+        self,
+        upright: Callable[[], Prepared],
+        question: Question,
+        key: Key,
+        work: Work,
+        wanted: Callable[[], bool],
+        troubles: list[str],
+    ) -> tuple[Features, bool]:
         """Invert one view and store its features, whose maps are encoded as in the store.
 
-        The features are returned even if they could not be stored.
+        Returns:
+            The features, and whether they are stored; if they could not be, ``troubles`` gets the reason.
         """
         extractor, card = question.model.extractor, question.model.card
         with work.stage("prepare"):
@@ -347,10 +385,19 @@ class Engine:
         features = work.on_device("invert", lambda: self.device.invert(extractor, prepared, wanted))
         work.forwards += len(card.spec.grid)
         with work.stage("store"):
-            written = self.storage.write(card.spec, key, features, card.backbone, extractor.codebook, work.troubles)
+            written = self.storage.write(card.spec, key, features, card.backbone, extractor.codebook, troubles)
+            self._delete_if_asked_meanwhile(card.spec, question, work)
         work.bytes_stored += written or 0
-        work.all_stored &= written is not None
-        return features
+        return features, written is not None
+
+    def _delete_if_asked_meanwhile(self, spec: FeatureSpec, question: Question, work: Work) -> None:
+        """Delete features that were just written if the photograph was deleted while they were made."""
+        if not self._deletions.since(question.image_id, work.began):
+            return
+        try:
+            self.storage.forget(spec, question.image_id)
+        except (StoreError, OSError) as error:
+            logger.warning("features of a deleted photograph could not be removed", problem=str(error))
 
     def _field_of_view(self, data: bytes, image: str, name: str) -> Answer:
         work = Work(self.metrics, lambda: True)

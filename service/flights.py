@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import wait as wait_for
 from typing import Generic, TypeVar
 
 from service.errors import Abandoned, Busy, DeadlinePassed
@@ -130,11 +130,15 @@ class Flights(Generic[T]):
 
     def wait(self, flight: Flight[T], ticket: Ticket) -> T:
         """Return the result of a flight; raise Busy or DeadlinePassed if it does not come in time."""
+        wait_for([flight.future], ticket.remaining)
         try:
-            return flight.future.result(ticket.remaining)
-        except (FutureTimeout, CancelledError, Abandoned) as error:
+            if flight.future.done():
+                return flight.future.result()
+        except (CancelledError, Abandoned) as error:
             self.leave(flight, ticket)
             raise deadline_error(flight) from error
+        self.leave(flight, ticket)
+        raise deadline_error(flight)
 
     def close(self) -> None:
         """Finish the flights that have begun, and cancel the others."""

@@ -39,7 +39,7 @@ class _InFlight(NamedTuple):
     data: bytes
     ticket: Ticket
     flight: Flight[Answer] | None
-    answer: Answer | None
+    outcome: Future[Answer]
 
 
 class JobRunner:
@@ -204,9 +204,9 @@ class JobRunner:
         Trouble that has lasted for so long is not expected to pass.
         """
         if self._is_overdue(record):
-            for number, item in enumerate(record.items):
+            for item in record.items:
                 if item.state == "waiting":
-                    self._failed(record, number, ServiceError(trouble))
+                    self._mark_failed(item, ServiceError(trouble))
         record.trouble = trouble
         self._save(record)
         self._end(record)
@@ -263,8 +263,12 @@ class JobRunner:
         OUTPUTS[options.output or "png"].check(SourcePhotograph(data, item.name, self._settings.max_pixels))
         question = engine.question(data, item.name, options.model, options.timesteps, mirrored=options.mirrored)
         ticket, known = Ticket(), engine.cached_answer(question)
-        flight = None if known is not None else engine.ask(question, ticket, patient=True)
-        return _InFlight(number, data, ticket, flight, known)
+        if known is None:
+            flight = engine.ask(question, ticket, patient=True)
+            return _InFlight(number, data, ticket, flight, flight.future)
+        outcome = Future[Answer]()
+        outcome.set_result(known)
+        return _InFlight(number, data, ticket, None, outcome)
 
     def _finish(self, record: JobRecord, one: _InFlight) -> None:
         """Store the answer to one photograph; raises Unavailable if there is no room for it, or no answer, now."""
@@ -293,7 +297,7 @@ class JobRunner:
     def _rendered(self, record: JobRecord, one: _InFlight) -> tuple[Answer, bytes]:
         options, item = record.options, record.items[one.number]
         try:
-            answer = one.answer or _result(one.flight.future if one.flight else Future())
+            answer = one.outcome.result()
         except (Abandoned, CancelledError) as error:
             raise Unavailable("work on a photograph was abandoned; it is tried again") from error
         source = SourcePhotograph(one.data, item.name, self._settings.max_pixels)
@@ -307,16 +311,15 @@ class JobRunner:
             raise Unavailable("the answers of the job cannot be stored now") from error
 
     def _failed(self, record: JobRecord, number: int, error: Exception) -> None:
-        record.items[number].state, record.items[number].problem = "failed", detail_of(error)
-        self._engine.metrics.job_images.labels("failed").inc()
+        self._mark_failed(record.items[number], error)
         self._save(record)
+
+    def _mark_failed(self, item: JobItem, error: Exception) -> None:
+        item.state, item.problem = "failed", detail_of(error)
+        self._engine.metrics.job_images.labels("failed").inc()
 
     def _data(self, record: JobRecord, number: int) -> bytes:
         source = record.items[number].source
         if source is None:
             return self._jobs.input(record, number)
         return self._sources.read(source, self._settings.max_bytes)
-
-
-def _result(future: Future[Answer]) -> Answer:
-    return future.result()

@@ -92,6 +92,7 @@ class Work:
         bytes_stored: bytes written to the feature store.
         all_stored: whether the store accepted everything so far.
         forwards: network forwards that were run.
+        began: ``time.monotonic`` at the beginning.
     """
 
     metrics: Metrics
@@ -102,6 +103,7 @@ class Work:
     bytes_stored: int = 0
     all_stored: bool = True
     forwards: int = 0
+    began: float = field(default_factory=time.monotonic)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -65,5 +65,7 @@ def _waited_for(future: Future[T], wanted: Wanted) -> T:
         try:
             return future.result(0.25)
         except FutureTimeout:
+            if future.done():  # meanwhile, or the work itself raised a TimeoutError
+                return future.result()
             if not wanted():
                 raise Abandoned("nobody waits for this answer any more") from None

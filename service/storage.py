@@ -11,8 +11,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import numpy as np
@@ -230,11 +229,11 @@ class GuardedStore:
         if time.monotonic() < self._blocked_until:
             raise StoreUnavailable(self._troubles.get(doing) or "the feature store did not answer a moment ago")
         future, timeout = self._pool.submit(work), self._timeout + size / LEAST_RATE
-        try:
-            result = future.result(timeout)
-        except FutureTimeout as error:
+        if not wait([future], timeout).done:
             future.cancel()  # if it was not begun, its features are freed
-            raise self._failed(doing, f"no answer within {timeout:.0f} s", cool_down=True) from error
+            raise self._failed(doing, f"no answer within {timeout:.0f} s", cool_down=True)
+        try:
+            result = future.result()
         except StoreFull as error:
             raise self._failed(doing, str(error), cool_down=False) from error
         except StoreUnavailable as error:

@@ -54,7 +54,7 @@ def list_entries(path: StorePath, spec: SpecOption = None, as_json: AsJson = Fal
     store = FeatureStore(path, read_only=True)
     names = _image_names(store)
     rows: list[dict[str, Any]] = []
-    work = [(one, key) for one in _specs(store, spec) for key in store.keys(one)]
+    work = [(one, key) for one in _specs(store, spec) for key in store.all_keys(one)]
     with console.progress("looking", len(work), as_json=as_json) as advance:
         sizes = in_parallel(lambda entry: store.stored_bytes(*entry), work)
         for (one, key), size in zip(work, sizes, strict=True):
@@ -207,7 +207,7 @@ def export(
         raise typer.BadParameter(f"{out}: an export is written to a folder; `store copy` writes to object storage")
     store = FeatureStore(path, read_only=True)
     one = _only(_specs(store, spec), store)
-    keys = [key for key in store.keys(one) if store.has(one, key)]
+    keys = list(store.keys(one))
     if dataset is not None:
         of_image: dict[str, list[Key]] = {}
         for key in keys:
@@ -236,7 +236,7 @@ def copy(
         raise typer.BadParameter("a copy in memory:// would end with this command; name a folder or s3://bucket/prefix")
     store = FeatureStore(source, read_only=True)
     specs = _specs(store, spec)
-    count = sum(1 for one in specs for _ in store.keys(one))
+    count = sum(1 for one in specs for _ in store.all_keys(one))
     with console.progress("copying", count, as_json=as_json) as advance:
         report = copy_store(store, FeatureStore(destination), specs, lambda: advance(1))
     if as_json:
@@ -311,7 +311,7 @@ def _image_names(store: FeatureStore) -> dict[str, str]:
 
 def _spec_info(store: FeatureStore, spec: FeatureSpec, advance: Callable[[], None]) -> dict[str, Any]:
     sizes = []
-    for key in store.keys(spec):
+    for key in store.all_keys(spec):
         if (size := store.stored_bytes(spec, key)) is not None:
             sizes.append(size)
         advance()

@@ -64,7 +64,7 @@ def copy_store(
                 report.problems.append(str(error))
                 continue
             destination.register(spec, source.backbone_of(spec), codebook)
-            paths = [entry_path(spec, key) for key in source.keys(spec)]
+            paths = [entry_path(spec, key) for key in source.all_keys(spec)]
             for part in in_parallel(lambda path: _copy_claimed(source, destination, path, claims), paths):
                 report.add(part)
                 if advance is not None:

@@ -133,7 +133,7 @@ def to_xarray(
         import xarray
     except ImportError as error:
         raise FormatError("an xarray Dataset needs xarray; `pip install xarray`") from error
-    chosen = [key for key in store.keys(spec) if store.has(spec, key)] if keys is None else list(keys)
+    chosen = list(store.keys(spec) if keys is None else keys)
     if not chosen:
         raise MissingEntry(f"{store.location}: no complete entry of spec {spec.digest[:12]}")
     plan = Plan(tuple(chosen), np.tile(np.asarray(spec.timesteps, dtype=np.int64), (len(chosen), 1)))

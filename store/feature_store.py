@@ -37,7 +37,7 @@ from store.entries import (
     write_entry,
     write_group,
 )
-from store.errors import DamagedEntry, FormatError, MissingEntry, SpecError, SpecMismatch
+from store.errors import DamagedEntry, FormatError, MissingEntry, SpecError, SpecMismatch, StoreError
 from store.features import FeatureEntry, Features, Key, arrays_of, attributes_of, entry_path
 from store.objects import HEALTH, Objects, open_objects
 from store.records import RUNS, Records
@@ -221,10 +221,13 @@ class FeatureStore:
             SpecMismatch: this view of the image is stored under other specs only; the message says in what the nearest
                 of them differs.
         """
-        self.uses.stamp(entry_path(spec, key))
+        path = entry_path(spec, key)
+        self.uses.stamp(path)  # before it is opened, so that no `prune` removes it in between
         try:
-            return FeatureEntry(self._open(entry_path(spec, key)), spec, self.codec(spec), self.uses)
+            return FeatureEntry(self._open(path), spec, self.codec(spec), self.uses)
         except MissingEntry as error:
+            with suppress(StoreError, OSError, ValueError):  # a stamp that cannot be removed is a small thing
+                self.uses.forget(path)
             if (other := self.nearest_spec(spec, key)) is not None:
                 raise SpecMismatch(
                     f"{self.location}: image {key.image_id[:12]}, view {key.view}, has no features of spec "
@@ -295,7 +298,11 @@ class FeatureStore:
         return len(views)
 
     def keys(self, spec: FeatureSpec) -> Iterator[Key]:
-        """Keys of all entries of a spec, complete or not, sorted by image and view."""
+        """Keys of the complete entries of a spec, sorted by image and view."""
+        return (key for key in self.all_keys(spec) if self.has(spec, key))
+
+    def all_keys(self, spec: FeatureSpec) -> Iterator[Key]:
+        """Keys of all entries of a spec, those included that are incomplete or being written, in the same order."""
         for image_id in self.objects.names(spec.digest):
             if _DIGEST.fullmatch(image_id):
                 for view in self.objects.names(f"{spec.digest}/{image_id}"):

@@ -33,7 +33,7 @@ class StoredEntry(NamedTuple):
 
 def stored_entries(store: FeatureStore, specs: Iterable[FeatureSpec]) -> list[StoredEntry]:
     """All entries of some specs: incomplete ones first, then the least recently used first."""
-    entries = [(spec, key) for spec in specs for key in store.keys(spec)]
+    entries = [(spec, key) for spec in specs for key in store.all_keys(spec)]
     found = in_parallel(lambda entry: _stored(store, *entry), entries)
     return sorted(found, key=lambda entry: (entry.complete, entry.used, entry.key))
 

@@ -41,7 +41,7 @@ class CheckResult(NamedTuple):
 def count_parts(store: FeatureStore, specs: Sequence[FeatureSpec]) -> int:
     """Number of parts that ``check`` will read, apart from missing masks and damaged run records."""
     coded = sum(isinstance(spec.encoding, TransformEncoding) for spec in specs)
-    entries = sum(1 for spec in specs for _ in store.keys(spec))
+    entries = sum(1 for spec in specs for _ in store.all_keys(spec))
     return coded + entries + len(store.collections.masks()) + len(store.collections.names())
 
 
@@ -55,7 +55,7 @@ def check(store: FeatureStore, specs: Sequence[FeatureSpec]) -> Iterator[CheckRe
         if isinstance(spec.encoding, TransformEncoding):
             path = f"{spec.digest}/{CODEBOOK}"
             yield CheckResult(path, verify_entry(store.objects, path), spec)
-        entries = [(entry_path(spec, key), spec, key) for key in store.keys(spec)]
+        entries = [(entry_path(spec, key), spec, key) for key in store.all_keys(spec)]
         yield from in_parallel(lambda entry: _checked(store, claims, *entry), entries)
     named: set[str] = set()
     for name in store.collections.names():

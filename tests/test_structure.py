@@ -63,7 +63,8 @@ PROMISED = {
     """,
     "interpreter": """
         Card CheckpointError ConfigurationError DataError Domain DomainScore ExtractionFailed ImageScores Interpreter
-        InterpreterConfig InterpreterError LabelledImage Prediction PseudoLabels Rules ScanUnavailable Scores
+        InterpreterConfig InterpreterError LabelledImage NonFinitePrediction Prediction PseudoLabels Rules
+        ScanUnavailable Scores
         Segmentation SegmentedPhotograph TRAINING_PRESETS Task Training TrainingDiverged TrainingPlan
         TrainingRecord TrainingSettings Validation all_images evaluate labelled_in load_domain load_interpreter predict
         save_interpreter segment segment_into

@@ -109,7 +109,8 @@ def test_a_quick_network_is_the_same_network(time_scale_shift: str) -> None:
     diffusion = Diffusion(noise_schedule("cosine-200"), "v_prediction")
     usual = Backbone(build_unet(config), diffusion, config)
     usual.unet.load_state_dict(unet.state_dict())
-    quick = Backbone(unet, diffusion, config).with_fast_kernels()
+    quick = Backbone(unet, diffusion, config)
+    quick.use_fast_kernels()
     assert quick.fingerprint == usual.fingerprint
     x = torch.randn(2, 3, 64, 64)
     expected, found = (one.estimate(x, 7, one.block_names) for one in (usual, quick))
@@ -151,7 +152,8 @@ def test_processors_with_narrow_vectors_convolve_too(tmp_path: Path) -> None:
 
 def test_weights_that_change_are_transformed_again() -> None:
     config = plain_unet((16, 16), norm_groups=4)
-    quick = Backbone(build_unet(config), Diffusion(noise_schedule("cosine-200")), config).with_fast_kernels()
+    quick = Backbone(build_unet(config), Diffusion(noise_schedule("cosine-200")), config)
+    quick.use_fast_kernels()
     usual = Backbone(build_unet(config), quick.diffusion, config)
     x = torch.randn(1, 3, 32, 32)
     quick.estimate(x, 1)
@@ -171,7 +173,7 @@ def test_what_cannot_be_done_here_is_done_as_usual() -> None:
     config = plain_unet((16, 16), norm_groups=4)
     usual, quick = (Backbone(build_unet(config), Diffusion(noise_schedule("cosine-200")), config) for _ in range(2))
     quick.unet.load_state_dict(usual.unet.state_dict())
-    quick.with_fast_kernels()
+    quick.use_fast_kernels()
     odd = torch.randn(1, 3, 18, 18)
     assert torch.equal(quick.estimate(odd, 1).x0, usual.estimate(odd, 1).x0)  # type: ignore[arg-type]
     x = torch.randn(1, 3, 32, 32).requires_grad_()
@@ -191,10 +193,9 @@ def test_a_compiled_network_is_the_same_network() -> None:
     usual, compiled = (Backbone(build_unet(config), Diffusion(noise_schedule("cosine-200")), config) for _ in range(2))
     compiled.unet.load_state_dict(usual.unet.state_dict())
     x = torch.randn(1, 3, 32, 32)
-    expected, found = (
-        usual.estimate(x, 7, ["block_0"]),
-        compiled.with_fast_kernels().compiled().estimate(x, 7, ["block_0"]),
-    )
+    compiled.use_fast_kernels()
+    compiled.compile()
+    expected, found = (one.estimate(x, 7, ["block_0"]) for one in (usual, compiled))
     torch.testing.assert_close(found.features["block_0"], expected.features["block_0"], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found.x0, expected.x0, rtol=1e-4, atol=1e-4)
 
@@ -206,5 +207,6 @@ def test_every_block_is_compiled_however_many_there_are(monkeypatch: pytest.Monk
     config = plain_unet((8, 16, 24), norm_groups=4)
     network = Backbone(build_unet(config), Diffusion(noise_schedule("cosine-200")), config)
     usual = network.estimate(torch.ones(1, 3, 16, 16), 7, ["block_1"])
-    found = network.compiled().estimate(torch.ones(1, 3, 16, 16), 7, ["block_1"])
+    network.compile()
+    found = network.estimate(torch.ones(1, 3, 16, 16), 7, ["block_1"])
     torch.testing.assert_close(found.features, usual.features, rtol=1e-4, atol=1e-4)

@@ -113,6 +113,16 @@ def test_an_interpreter_from_before_there_were_heads_loads(spec: FeatureSpec, tm
     assert all(torch.equal(a.half(), b.half()) for a, b in zip(old.parameters(), network.parameters(), strict=True))
 
 
+def test_weights_beyond_half_precision_are_saved_as_they_are(spec: FeatureSpec, tmp_path: Path) -> None:
+    network = Interpreter(spec, InterpreterConfig())
+    large = next(network.parameters())
+    with torch.no_grad():
+        large[0] = 1e5
+    task = Task(name="vessels", targets=("mask",))
+    save_interpreter(tmp_path, network, Card(spec=spec, backbone="x", task=task, config=network.config))
+    assert torch.equal(next(load_interpreter(tmp_path)[0].parameters()), large)
+
+
 @pytest.mark.parametrize("head", ["adaptive", "joint", "mlp"])
 @pytest.mark.parametrize("overlapping", [False, True])
 def test_heads_are_built_saved_and_loaded_by_name(

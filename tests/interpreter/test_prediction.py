@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from interpreter.config import InterpreterConfig
+from interpreter.errors import NonFinitePrediction
 from interpreter.network import Interpreter
 from interpreter.prediction import (
     native_labels,
@@ -48,6 +49,18 @@ def test_a_class_without_votes_never_wins_a_tie() -> None:
 def test_disagreement_is_the_entropy_of_the_votes() -> None:
     assert vote(one_pixel((0.9, 0.1), (0.8, 0.2))).disagreement[0, 0] == 0
     assert vote(one_pixel((0.9, 0.1), (0.1, 0.9))).disagreement[0, 0] == pytest.approx(np.log(2))
+
+
+@pytest.mark.parametrize("overlapping", [False, True])
+def test_nan_is_an_error_and_not_a_vote_for_the_background(
+    filled_store: FeatureStore, spec: FeatureSpec, overlapping: bool
+) -> None:
+    network = Interpreter(spec, InterpreterConfig(overlapping=overlapping))
+    features = filled_store.entry(spec, next(filled_store.keys(spec))).features()
+    with torch.no_grad():
+        next(network.parameters()).fill_(torch.nan)
+    with pytest.raises(NonFinitePrediction, match="train it again"):
+        predict(network, features.maps, features.fov)
 
 
 def test_every_timestep_is_read_with_its_own_maps(filled_store: FeatureStore, spec: FeatureSpec) -> None:

@@ -98,7 +98,7 @@ def extract(backbone: Backbone, store: FeatureStore) -> Extract:
         recipe = recipe.reading(resolution=wanted.resolution or TINY.resolution)
         data = load_dataset(wanted.source.reference, wanted.source.name)
         part = data.part(of_split(data.photographs, wanted.split))
-        network = backbone.untrained() if wanted.untrained else backbone
+        network = backbone.untrained_copy() if wanted.untrained else backbone
         spec = recipe.spec(network)
         extractor = (
             PixelExtractor(spec_of_pixels(spec.resolution, spec.preprocessing))

@@ -23,9 +23,9 @@ from service.errors import Abandoned, Busy, DeadlinePassed, NotFound
 from service.flights import Flight, Flights, Ticket
 from service.models import Model, Models
 from service.single_flight import SingleFlight
-from store import Features
+from store import Features, FeatureStore, StoreFull
 from tests.conftest import draw_fundus
-from tests.service.conftest import png, post, serving
+from tests.service.conftest import png, post, serving, with_store
 
 MakeEngine = Callable[..., Engine]
 
@@ -163,6 +163,84 @@ def test_who_comes_when_work_is_given_up_has_it_done() -> None:
         with pytest.raises(Abandoned):
             first.result(60)
         assert second.result(60) == 7
+
+
+def test_a_timeout_of_the_work_is_not_taken_for_one_of_the_wait() -> None:
+    shared, gate = SingleFlight[int](), Gate()
+
+    def slow(_wanted: Callable[[], bool]) -> int:
+        gate.begun.set()
+        assert gate.go.wait(60)
+        raise TimeoutError("the disk did not answer")
+
+    asked: list[None] = []
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(shared.do, "k", lambda: True, slow)
+        assert gate.begun.wait(60)
+        second = pool.submit(shared.do, "k", lambda: asked.append(None) is None, slow)
+        while not asked:  # it waits
+            time.sleep(0.01)
+        gate.go.set()
+        for one in (first, second):
+            with pytest.raises(TimeoutError, match="the disk"):
+                one.result(60)
+    flights = Flights[int](1, 1)
+
+    def late(_flight: Flight[int]) -> int:
+        raise TimeoutError("the disk did not answer")
+
+    ticket = Ticket(60)
+    with pytest.raises(TimeoutError, match="the disk"):
+        flights.wait(flights.join("a", ticket, late), ticket)
+
+
+def test_who_joins_an_extraction_is_told_that_it_could_not_be_stored(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = with_store(make_engine(), lambda: FeatureStore("memory://"))
+    extractor, gate = engine.models.default.extractor, Gate()
+    features = extractor.features
+
+    def waiting(*of: object) -> list[Features]:
+        gate.begun.set()
+        assert gate.go.wait(60)
+        return features(*of)  # type: ignore[arg-type]
+
+    def full(*_of: object) -> int:
+        raise StoreFull("no room left")
+
+    monkeypatch.setattr(extractor, "features", waiting)
+    monkeypatch.setattr(engine.storage.store(), "write", full)
+    tickets = Ticket(), Ticket()
+    first, second = (engine.question(png(81), name) for name in ("a", "b"))  # two flights, one extraction
+    flights = [engine.ask_features(first, tickets[0])]
+    assert gate.begun.wait(60)
+    flights.append(engine.ask_features(second, tickets[1]))
+    joined = engine._single_flight._under_way
+    while not any(len(wanted) == 2 for _, wanted in list(joined.values())):
+        time.sleep(0.01)
+    gate.go.set()
+    assert [flight.future.result(60).stored for flight in flights] == [False, False]
+    engine.close()
+
+
+def test_what_is_deleted_while_it_is_made_is_not_kept(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = with_store(make_engine(), lambda: FeatureStore("memory://"), answers_bytes=10_000_000)
+    extractor, spec = engine.models.default.extractor, engine.card.spec
+    features, question = extractor.features, engine.question(png(82))
+
+    def deleted_meanwhile(*of: object) -> list[Features]:
+        assert engine.forget(spec, question.image_id) == 0
+        return features(*of)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(extractor, "features", deleted_meanwhile)
+    assert not engine.segment(png(82)).cached
+    assert not list(engine.storage.store().all_keys(spec))
+    assert engine.cached_answer(question) is None
+    monkeypatch.undo()
+    engine.segment(png(82))
+    assert (len(list(engine.storage.store().keys(spec))), engine.cached_answer(question) is None) == (1, False)
+    engine.close()
 
 
 def test_errors_reach_everybody_who_waits() -> None:

@@ -433,7 +433,7 @@ def test_a_photograph_that_loses_the_device_is_counted_and_others_are_not(
         flight.future.set_exception(DeviceLost(by_this=by_this))
         record.items[number].begun_by = (runner._name,)
         with pytest.raises(DeviceLost):
-            runner._finish(record, _InFlight(number, b"", Ticket(), flight, None))
+            runner._finish(record, _InFlight(number, b"", Ticket(), flight, flight.future))
     assert [item.begun_by for item in record.items] == [(runner._name,), ()]
 
 

@@ -24,7 +24,7 @@ from tests.store.conftest import ENCODINGS, coded, some_features
 
 @pytest.fixture
 def keys(filled_store: FeatureStore, spec: FeatureSpec) -> list[Key]:
-    return list(filled_store.keys(spec))
+    return list(filled_store.all_keys(spec))
 
 
 def test_batches_hold_what_the_store_holds(filled_store: FeatureStore, spec: FeatureSpec, keys: list[Key]) -> None:

@@ -28,7 +28,7 @@ from store import (
     StoreUnavailable,
 )
 from store.arrays import ArrayToWrite, Compressor, packed
-from store.features import entry_path
+from store.features import Key, entry_path
 from store.objects import Objects
 from tests.conftest import changed
 from tests.store.conftest import ENCODINGS, KEY, coded, some_features, some_maps
@@ -48,7 +48,7 @@ def test_what_is_written_is_read(store: FeatureStore, location: str, spec: Featu
     assert not store.has(spec, KEY)
     written = store.write(spec, KEY, features)
     assert store.has(spec, KEY)
-    assert list(store.keys(spec)) == [KEY]
+    assert list(store.all_keys(spec)) == [KEY]
     assert [s.digest for s in store.specs()] == [spec.digest]
     assert store.backbone_of(spec) == "tiny"
     reader = store if location == "memory://" else FeatureStore(location, read_only=True)
@@ -123,6 +123,16 @@ def test_a_deleted_entry_is_gone(store: FeatureStore, spec: FeatureSpec) -> None
     assert not store.has(spec, KEY)
     with pytest.raises(MissingEntry, match="`extractor run` makes them"):
         store.entry(spec, KEY)
+    assert not store.objects.exists(f"used/{entry_path(spec, KEY)}")  # a miss is no use
+
+
+def test_keys_are_those_of_complete_entries(store: FeatureStore, spec: FeatureSpec) -> None:
+    begun = Key("0" * 64, KEY.view)  # first in order
+    for key in (KEY, begun):
+        store.write(spec, key, some_features(spec))
+    store.objects.remove(f"{entry_path(spec, begun)}/zarr.json")
+    assert list(store.keys(spec)) == [KEY]
+    assert list(store.all_keys(spec)) == [begun, KEY]
 
 
 def test_another_spec_is_refused_with_the_difference(store: FeatureStore, spec: FeatureSpec) -> None:

@@ -55,8 +55,8 @@ def test_the_least_recently_used_go_first(store: FeatureStore, spec: FeatureSpec
     chosen = to_prune(entries, max_bytes=2 * max(entry.bytes for entry in entries))
     assert [entry.key for entry in chosen] == [KEYS[1], KEYS[2]]
     assert prune(store, chosen) == chosen
-    assert list(store.keys(spec)) == [KEYS[0], KEYS[3]]
-    assert all(store.verify(spec, key) == [] for key in store.keys(spec))
+    assert list(store.all_keys(spec)) == [KEYS[0], KEYS[3]]
+    assert all(store.verify(spec, key) == [] for key in store.all_keys(spec))
     assert store.objects.keys(f"used/{entry_path(spec, KEYS[1])}") == []
 
 
@@ -91,7 +91,7 @@ def test_incomplete_entries_go_but_not_those_being_written(store: FeatureStore, 
     chosen = to_prune(stored_entries(store, [spec]))
     assert [entry.key for entry in chosen] == [KEYS[0]]
     prune(store, chosen)
-    assert list(store.keys(spec)) == KEYS[1:]
+    assert list(store.all_keys(spec)) == KEYS[1:]
 
 
 def test_a_damaged_record_and_a_stray_file_block_nothing(store: FeatureStore, spec: FeatureSpec) -> None:
@@ -250,7 +250,7 @@ def test_what_another_process_makes_is_not_copied_over_it(
 def test_a_stray_file_is_no_entry(store: FeatureStore, spec: FeatureSpec) -> None:
     fill(store, spec)
     store.objects.put(f"{spec.digest}/{KEYS[0].image_id}/.DS_Store", b"left by a file manager")
-    assert list(store.keys(spec)) == KEYS
+    assert list(store.all_keys(spec)) == KEYS
 
 
 def test_a_copy_is_not_old(store: FeatureStore, spec: FeatureSpec, tmp_path: Path) -> None:
@@ -311,10 +311,10 @@ def test_the_commands(run: Run, spec: FeatureSpec, tmp_path: Path) -> None:
     one = store.stored_bytes(spec, KEYS[0]) or 0
     planned = json.loads(run("store", "prune", store.location, "--max-bytes", f"{one}B", "--dry-run", "--json").stdout)
     assert [entry["image_id"] for entry in planned["removed"]] == [key.image_id for key in KEYS[:3]]
-    assert list(store.keys(spec)) == KEYS
+    assert list(store.all_keys(spec)) == KEYS
     pruned = run("store", "prune", store.location, "--max-bytes", f"{one / 1e6}MB")
     assert "removed 3 entries" in pruned.stdout
-    assert list(store.keys(spec)) == KEYS[3:]
+    assert list(store.all_keys(spec)) == KEYS[3:]
     assert run("store", "prune", store.location, "--older-than", "soon").returncode == 2
     copied = json.loads(run("store", "copy", store.location, tmp_path / "copy", "--json").stdout)
     assert (copied["copied"], copied["problems"]) == (1, [])
