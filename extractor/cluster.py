@@ -26,7 +26,7 @@ from distributed import Client, Future, KilledWorker, LocalCluster, Scheduler, W
 from extractor.datasets import DataSet
 from extractor.errors import ClusterError
 from extractor.extraction import Extractor
-from extractor.pipeline import Pipeline, Work
+from extractor.pipeline import Pipeline, ViewTask
 from extractor.presets import codebook_for, open_backbone
 from extractor.run_report import RunReport
 from extractor.runs import record_collection, work_of
@@ -126,7 +126,7 @@ class ExtractionPlugin(WorkerPlugin):
         self.store = FeatureStore(job.store)
         self.one_at_a_time = threading.Lock()  # the threads of a worker share one network
 
-    def run(self, work: Sequence[Work]) -> TaskResult:
+    def run(self, work: Sequence[ViewTask]) -> TaskResult:
         """Extract some views into the store."""
         if self.failure is not None:
             raise self.failure
@@ -153,7 +153,7 @@ def _device(device: str, worker: Worker) -> str:
     return f"cuda:{int(number[1]) % max(1, torch.cuda.device_count())}"
 
 
-def extract_task(run: str, work: Sequence[Work]) -> TaskResult:
+def extract_task(run: str, work: Sequence[ViewTask]) -> TaskResult:
     """Run one task on the worker that calls this; ``run`` is the name of the run's ``ExtractionPlugin``."""
     plugin: ExtractionPlugin = get_worker().plugins[run]
     return plugin.run(work)
@@ -276,11 +276,11 @@ def _registered(client: Client, job: ExtractionJob) -> Iterator[str]:
 
 
 def _results(
-    client: Client, run: str, tasks: Sequence[list[Work]], job: ExtractionJob, stop: Stop
-) -> Iterator[tuple[list[Work], TaskResult]]:
+    client: Client, run: str, tasks: Sequence[list[ViewTask]], job: ExtractionJob, stop: Stop
+) -> Iterator[tuple[list[ViewTask], TaskResult]]:
     """Yield each task with its result, in order of completion; a worker has ``TASKS_PER_WORKER`` at most."""
     needs = None if job.device == "cpu" else {"GPU": 1}
-    left, under_way = iter(tasks), dict[Future, list[Work]]()
+    left, under_way = iter(tasks), dict[Future, list[ViewTask]]()
     while True:
         room = 0 if stop.requested else TASKS_PER_WORKER * max(1, len(client.nthreads())) - len(under_way)
         for task in islice(left, max(0, room)):

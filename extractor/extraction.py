@@ -60,7 +60,7 @@ class UnstackedFeatures:
     input: NetworkInput
     residuals: dict[int, float]
 
-    def gathered(self) -> Features:
+    def stacked(self) -> Features:
         """The features with the timesteps of each block stacked into one array."""
         maps = {name: stacked(steps) for name, steps in self.steps.items()}
         return Features(maps, self.input.fov, self.input.geometry, self.residuals)
@@ -149,7 +149,7 @@ class Extractor(ViewMaker):
             NonFiniteFeatures: the encoding cannot represent some of the numbers.
             DeviceFull: the device has no room for a single photograph.
         """
-        return [one.gathered() for one in self.extract_unstacked(prepared)]
+        return [one.stacked() for one in self.extract_unstacked(prepared)]
 
     def extract_unstacked(self, prepared: Sequence[Prepared]) -> list[UnstackedFeatures]:
         """``features`` before the timesteps are stacked, which the threads that write do while the network runs."""

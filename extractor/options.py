@@ -77,9 +77,9 @@ def recipe_of(
     resolution: int | None,
 ) -> Preset:
     """The recipe that the options describe; ``reading`` is timesteps, grid and blocks as typed."""
-    recipe = dataclasses.replace(_preset_named(preset), clip=clip).along(trajectory, seed)
+    recipe = dataclasses.replace(_preset_named(preset), clip=clip).with_trajectory(trajectory, seed)
     timesteps, grid, blocks = (integers(part) for part in reading)
-    return recipe.reading(timesteps, grid, blocks, resolution)
+    return recipe.with_overrides(timesteps, grid, blocks, resolution)
 
 
 def preprocessing_for(network: Backbone, name: PreprocessingName | None) -> Preprocessing:

@@ -63,7 +63,7 @@ def default_threads(device: str, cores: int) -> Threads:
     return Threads(decoders=each, writers=each)
 
 
-class Work(NamedTuple):
+class ViewTask(NamedTuple):
     """One view of one photograph."""
 
     photograph: Photograph
@@ -135,14 +135,14 @@ class Pipeline:
         self._threads = default_threads(extractor.device.type, torch.get_num_threads())
         self._ahead = batch + self._threads.decoders
         self._opened = PhotographCache(store, extractor, self._ahead + 1)
-        self._writing: deque[tuple[Work, Future[int | None]]] = deque()
-        self._lost: list[Work] = []
+        self._writing: deque[tuple[ViewTask, Future[int | None]]] = deque()
+        self._lost: list[ViewTask] = []
         self._nonfinite_ids: set[str] = set()
         self.made: set[Key] = set()
         self._stages = extractor.stages
         self._claims: Claims
 
-    def run(self, work: Sequence[Work]) -> None:
+    def run(self, work: Sequence[ViewTask]) -> None:
         """Do all the work; wait for entries that other processes are making, and take over those they leave undone.
 
         Raises:
@@ -160,7 +160,7 @@ class Pipeline:
         for stage, seconds in self._stages.seconds.items():
             self.report.seconds[stage] = seconds - before.get(stage, 0.0)
 
-    def _complete(self, work: Sequence[Work]) -> None:
+    def _complete(self, work: Sequence[ViewTask]) -> None:
         left, wait, waits = list(work), 0.1, 0
         while left and not self._stop.requested:
             before = len(left)
@@ -173,10 +173,10 @@ class Pipeline:
                 time.sleep(wait)
         self.report.interrupted = bool(left)
 
-    def _once(self, work: Sequence[Work]) -> list[Work]:
+    def _once(self, work: Sequence[ViewTask]) -> list[ViewTask]:
         """Go through the work once; returns what is claimed by others, was lost to them, or was not begun."""
-        left: list[Work] = []
-        together: list[tuple[Work, _Decoded]] = []
+        left: list[ViewTask] = []
+        together: list[tuple[ViewTask, _Decoded]] = []
         for one, decoding in self._decoded_ahead(work):
             if decoding is None or self._stop.requested:  # claims of decoded views end with the run
                 left.append(one)
@@ -206,7 +206,7 @@ class Pipeline:
         lost, self._lost = self._lost, []
         return left + lost
 
-    def _extract(self, together: Sequence[tuple[Work, _Decoded]]) -> None:
+    def _extract(self, together: Sequence[tuple[ViewTask, _Decoded]]) -> None:
         prepared = [decoded.prepared for _, decoded in together if decoded.prepared is not None]
         reason: str | None = None
         try:
@@ -236,7 +236,7 @@ class Pipeline:
         self._nonfinite_ids.add(decoded.key.image_id)
         return len(self._nonfinite_ids) == MAX_NONFINITE_PHOTOGRAPHS
 
-    def _extract_apart(self, together: Sequence[tuple[Work, _Decoded]], reason: str) -> None:
+    def _extract_apart(self, together: Sequence[tuple[ViewTask, _Decoded]], reason: str) -> None:
         """Extract the views of a batch with non-finite numbers one by one; leave out a view that has them by itself."""
         if len(together) > 1:
             for pair in together:
@@ -259,18 +259,18 @@ class Pipeline:
         self.report.bytes_stored += written
         self._done(one)
 
-    def _done(self, one: Work) -> None:
+    def _done(self, one: ViewTask) -> None:
         if self._advance is not None:
             self._advance(one.photograph.name)
 
-    def _record(self, one: Work, decoded: _Decoded) -> None:
+    def _record(self, one: ViewTask, decoded: _Decoded) -> None:
         if decoded.sample is not None:
             self.samples.setdefault(one.photograph.name, decoded.sample)
 
     def _write(self, key: Key, handed_over: list[UnstackedFeatures]) -> int | None:
         """Return the bytes written; None if the claim's lease has expired and another process makes the entry."""
         with self._stages("gather"):
-            features = handed_over.pop().gathered()
+            features = handed_over.pop().stacked()
         with self._stages("write"):
             claim = entry_path(self._extractor.spec, key)
             written = None
@@ -283,19 +283,19 @@ class Pipeline:
             self._claims.release(claim)
         return written
 
-    def _decoded_ahead(self, work: Iterable[Work]) -> Iterator[tuple[Work, Future[_Decoded] | None]]:
+    def _decoded_ahead(self, work: Iterable[ViewTask]) -> Iterator[tuple[ViewTask, Future[_Decoded] | None]]:
         """Yield each view with its decoding, several of which run ahead; None for views not begun before the stop."""
-        waiting: deque[tuple[Work, Future[_Decoded] | None]] = deque()
+        waiting: deque[tuple[ViewTask, Future[_Decoded] | None]] = deque()
         for one in work:
             waiting.append((one, None if self._stop.requested else self._decoders.submit(self._decode, one)))
             if len(waiting) > self._ahead:
                 yield waiting.popleft()
         yield from waiting
 
-    def _decode(self, work: Work) -> _Decoded:
+    def _decode(self, work: ViewTask) -> _Decoded:
         opened = self._opened.get(work.photograph)
         with self._stages("decode"):
-            decoded = self._looked_at(opened, work.view)
+            decoded = self._claim_and_prepare(opened, work.view)
         if decoded.elsewhere:
             return decoded
         try:
@@ -306,7 +306,7 @@ class Pipeline:
                 self._claims.release(entry_path(self._extractor.spec, decoded.key))
             raise
 
-    def _looked_at(self, opened: OpenedPhotograph, view: str) -> _Decoded:
+    def _claim_and_prepare(self, opened: OpenedPhotograph, view: str) -> _Decoded:
         key = Key(opened.image_id, view)
         claim = entry_path(self._extractor.spec, key)
         if self._is_there(key):

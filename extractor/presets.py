@@ -89,7 +89,7 @@ class Preset:
             seed=self.seed,
         )
 
-    def reading(
+    def with_overrides(
         self,
         timesteps: tuple[int, ...] | None = None,
         grid: tuple[int, ...] | None = None,
@@ -108,7 +108,7 @@ class Preset:
             resolution=resolution or self.resolution,
         )
 
-    def along(self, trajectory: Trajectory, seed: int = 0) -> Preset:
+    def with_trajectory(self, trajectory: Trajectory, seed: int = 0) -> Preset:
         """The same recipe along another trajectory (the paper's ablations)."""
         grid = self.grid if trajectory == "ddim" else self.timesteps
         return replace(self, trajectory=trajectory, grid=grid, seed=seed if trajectory == "stochastic" else None)

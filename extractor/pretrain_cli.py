@@ -124,8 +124,11 @@ def pretrain(
     for reason in photographs.rejected:
         console.err.print(f"left out: {reason}", highlight=False, markup=False, soft_wrap=True)
     training = Pretraining(settings, photographs, out, start, workers=workers)
-    stop, alone = Stop(), training.accelerator.num_processes == 1
+    stop, single_process = Stop(), training.accelerator.num_processes == 1
     say = partial(console.err.print, "writing a checkpoint; Ctrl-C again interrupts at once")
-    with stop.on_interrupt(say, alone=alone), console.progress("pre-training", steps - training.step) as advance:
+    with (
+        stop.on_interrupt(say, single_process=single_process),
+        console.progress("pre-training", steps - training.step) as advance,
+    ):
         training.run(lambda _, loss: advance(1, f"loss {loss:.3f}"), stop)
     console.out.print(f"backbone: {out / 'backbone'}  (pictures and TensorBoard beside it)")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from extractor.datasets import DataSet, Photograph
 from extractor.errors import DatasetError, ImageError
 from extractor.images import image_id, read_bytes
-from extractor.pipeline import AnyExtractor, Pipeline, Work
+from extractor.pipeline import AnyExtractor, Pipeline, ViewTask
 from extractor.run_report import RunReport
 from store.collection import Collection, Sample
 from store.console import human_bytes
@@ -122,9 +122,9 @@ def extract_dataset(
     return pipeline.report
 
 
-def work_of(dataset: DataSet, views: Sequence[str]) -> list[Work]:
+def work_of(dataset: DataSet, views: Sequence[str]) -> list[ViewTask]:
     """Every view of every photograph; the views of one photograph are adjacent."""
-    return [Work(photograph, view) for photograph in dataset.photographs for view in views]
+    return [ViewTask(photograph, view) for photograph in dataset.photographs for view in views]
 
 
 def record_collection(store: FeatureStore, dataset: DataSet, report: RunReport, samples: Mapping[str, Sample]) -> None:

@@ -82,7 +82,7 @@ def adapt_command(
     interpreter, card = open_model(model, scan, device)
     sides = sorted(set(resolution or ({interpreter.spec.resolution, *TRIED} if data else ())))
     specs = [card.spec.with_resolution(side) for side in sides]
-    extracted = photographs.extracted(store, model, card, specs, (view,), device)
+    extracted = photographs.extract_missing(store, model, card, specs, (view,), device)
     features = FeatureStore(store, read_only=True)
     named = {image.key.image_id: image for one in extracted.references for image in all_images(features, one)}
     images = [image.seen_as(view) for image in named.values()]

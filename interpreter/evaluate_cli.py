@@ -175,7 +175,7 @@ def _evaluate_model(
     views = views_read(view, mirrored=mirrored)
     interpreter, card = open_model(model, scan, device)
     spec = card.spec.with_resolution(resolution)
-    extracted = photographs.extracted(store, model, card, [spec], views, device, labelled=True)
+    extracted = photographs.extract_missing(store, model, card, [spec], views, device, labelled=True)
     features = FeatureStore(store, read_only=True)
     labelled, notes = labelled_for(features, extracted.references, card.task)
     for line in notes:

@@ -43,7 +43,7 @@ class NamedPhotographs:
     data: Sequence[str] = ()
     split: str | None = None
 
-    def extracted(
+    def extract_missing(
         self,
         store: str,
         model: str,

@@ -72,7 +72,7 @@ def segment_command(
     spec = card.spec.with_resolution(resolution)
     if out.exists() and not out.is_dir():
         raise typer.BadParameter(f"--out: {out} is a file; expected a folder")
-    extracted = photographs.extracted(store, model, card, [spec], views, device)
+    extracted = photographs.extract_missing(store, model, card, [spec], views, device)
     features = FeatureStore(store, read_only=True)
     named = {image.name: image for one in extracted.references for image in all_images(features, one)}
     images = [image.seen_as(view) for image in named.values()]

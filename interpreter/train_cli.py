@@ -171,10 +171,10 @@ def _train(training: Training, as_json: bool) -> None:
     training.prepare()  # before Ctrl-C waits for a step
     left = (training.epochs - training.epoch) * training.steps_per_epoch - training.next_batch
     first = training.accelerator.is_main_process
-    stop, alone = Stop(), training.accelerator.num_processes == 1
+    stop, single_process = Stop(), training.accelerator.num_processes == 1
     say = partial(console.err.print, "finishing a step; Ctrl-C again interrupts at once")
     with (
-        stop.on_interrupt(say, alone=alone),
+        stop.on_interrupt(say, single_process=single_process),
         console.progress("training", left, hidden=not first or training.is_finished, as_json=as_json) as advance,
     ):
         dice = training.run(lambda epoch, _, loss: advance(1, f"epoch {epoch + 1}, loss {loss:.3f}"), stop)

@@ -104,7 +104,7 @@ class Training:
         labelled, validation_images = split_images(images, task, settings, validation)
         unlabelled = [] if pseudo_labels is None else pseudo_labels.excluding(labelled, validation_images)
         self.train_images = [*labelled, *unlabelled]
-        self._taught, self._pseudo_labels = unlabelled, pseudo_labels
+        self._pseudo_labelled, self._pseudo_labels = unlabelled, pseudo_labels
         read = dict.fromkeys((plain_view(settings.views), *settings.views))
         require_features(store, spec, self.train_images, tuple(read))
         require_features(store, spec, validation_images)
@@ -127,13 +127,13 @@ class Training:
         self._files = RunFolder(folder)
         self._trimmer = HeapTrimmer() if self.device.type == "cpu" else None
         if self.accelerator.is_main_process:
-            self._files.require_same_run(card.model_dump(mode="json") | self._decided_elsewhere())
+            self._files.require_same_run(card.model_dump(mode="json") | self._run_identity())
         self._resume()
 
     def _card(self, config: InterpreterConfig, backbone: str, validation_images: Sequence[LabelledImage]) -> Card:
         pseudo_labels = None
         if self._pseudo_labels is not None:
-            taught = tuple(image.key.image_id for image in self._taught)
+            taught = tuple(image.key.image_id for image in self._pseudo_labelled)
             pseudo_labels = PseudoLabelled(teacher=self._pseudo_labels.teacher, images=taught)
         return Card(
             spec=self.spec,
@@ -201,12 +201,12 @@ class Training:
         """Load the masks of all images, and have the teacher label those without, once; ``run`` calls this first."""
         if self._is_prepared or self.is_finished:
             return
-        taught = {image.key.image_id for image in self._taught}
+        taught = {image.key.image_id for image in self._pseudo_labelled}
         for image in self.train_images:
             if image.key.image_id not in taught:
                 self.feed.load_truth(image)
         if self._pseudo_labels is not None:
-            for image, native in self._pseudo_labels.label(self._taught, self.device):
+            for image, native in self._pseudo_labels.label(self._pseudo_labelled, self.device):
                 self.feed.load_truth(image, native)
         self._is_prepared = True
 
@@ -285,7 +285,7 @@ class Training:
         if self.selection.update(float(broadcast_object_list(criterion)[0])) and self.accelerator.is_main_process:
             self.selection.keep(self.network, self.epoch)
 
-    def _decided_elsewhere(self) -> dict[str, Any]:
+    def _run_identity(self) -> dict[str, Any]:
         """What decides a training besides its card: the masks, which targets are known, and the number of processes."""
         images = [*self.train_images, *self.validation_images]
         masks = json.dumps([image.masks_of(self.task) for image in images])

@@ -19,7 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from service.context import Context
 from service.engine import Engine
-from service.errors import EXPECTED, NotReady, Unavailable, detail_of, headers_of, status_of
+from service.errors import HANDLED_ERRORS, NotReady, Unavailable, detail_of, headers_of, status_of
 from service.middleware import RequestMiddleware, UnexpectedErrorMiddleware
 from service.routes import features, health, jobs, models, page, segment
 from service.routes.segment import HEADERS
@@ -64,7 +64,7 @@ def create_app(
         redoc_url=None,
     )
     app.state.settings, app.state.context, app.state.engine = settings, context, context.engine
-    for kind in EXPECTED:
+    for kind in HANDLED_ERRORS:
         app.add_exception_handler(kind, _expected_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http_error)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from service.errors import EXPECTED, WrongSettings
+from service.errors import HANDLED_ERRORS, WrongSettings
 from service.settings import CONFIG, Settings, read_settings, settings_table
 from store import console
 from store.errors import StoreError
@@ -120,7 +120,7 @@ def _folders_are_read(settings: Settings) -> bool:
     for name in settings.folders:
         try:
             state = f"{len(sources.keys(name))} photographs"
-        except EXPECTED as error:
+        except HANDLED_ERRORS as error:
             state, fine = str(error), False
         console.out.print(f"folder {name}: {state}", highlight=False)
     sources.close()
@@ -196,7 +196,7 @@ def _app(settings: Settings, chosen: dict[str, Any]) -> FastAPI:
 
 def main() -> NoReturn:
     """Entry point of the command."""
-    console.run(app, *EXPECTED)
+    console.run(app, *HANDLED_ERRORS)
 
 
 if __name__ == "__main__":

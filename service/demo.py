@@ -20,7 +20,7 @@ from extractor.images import decode_image
 from interpreter.rendering import encode_labels, encode_picture, overlay
 from service.answers import Answer
 from service.engine import load_engine
-from service.errors import EXPECTED
+from service.errors import HANDLED_ERRORS
 from service.schemas import DISCLAIMER
 from store import console
 
@@ -108,7 +108,7 @@ def _report(answer: Answer, mask: bytes, picture: bytes) -> str:
 
 def main() -> NoReturn:
     """Run the command; errors that are expected are printed and set the exit code."""
-    console.run(app, *EXPECTED, OSError)
+    console.run(app, *HANDLED_ERRORS, OSError)
 
 
 if __name__ == "__main__":

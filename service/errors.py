@@ -142,7 +142,7 @@ class DicomError(ImageError):
     """A file that is not a DICOM file that can be read here, or one whose parts contradict each other."""
 
 
-EXPECTED = (ServiceError, ExtractorError, InterpreterError, StoreError)
+HANDLED_ERRORS = (ServiceError, ExtractorError, InterpreterError, StoreError)
 
 _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (BodyTooLarge, 413),

@@ -13,7 +13,7 @@ import structlog
 
 from service.answers import Answer
 from service.engine import Engine
-from service.errors import EXPECTED, Abandoned, DeviceLost, ServiceError, Unavailable, detail_of
+from service.errors import HANDLED_ERRORS, Abandoned, DeviceLost, ServiceError, Unavailable, detail_of
 from service.flights import Flight, Ticket
 from service.job_record import FINISHED, AnswerSummary, JobItem, JobRecord
 from service.jobs import Jobs
@@ -232,7 +232,7 @@ class JobRunner:
         except Unavailable:
             self._give_back(item)
             raise
-        except EXPECTED as error:
+        except HANDLED_ERRORS as error:
             self._failed(record, number, error)
         except Exception:
             self._failed_unexpectedly(record, number)
@@ -280,7 +280,7 @@ class JobRunner:
             if not (isinstance(error, DeviceLost) and error.by_this):
                 self._give_back(item)
             raise
-        except EXPECTED as error:
+        except HANDLED_ERRORS as error:
             self._failed(record, one.number, error)
             return
         except _TakenOver:

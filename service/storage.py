@@ -71,7 +71,7 @@ class GuardedStore:
         self._blocked_until = 0.0
         self._probed = 0.0
         self._no_room_for = 0  # size of the last entry that did not fit, in bytes; 0 if the last one did
-        self._kept = _Kept(memory_bytes)
+        self._kept = _EntryBudget(memory_bytes)
         try:
             self._guarded("open", self.store)
         except OSError as error:  # unavailable; tried again later
@@ -257,7 +257,7 @@ class GuardedStore:
         return StoreUnavailable(why)
 
 
-class _Kept:
+class _EntryBudget:
     """The entries written so far, oldest first, for a store whose size has a limit in bytes; None: no limit."""
 
     def __init__(self, limit: int | None) -> None:

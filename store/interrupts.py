@@ -26,17 +26,17 @@ class Stop:
         self._requested.set()
 
     @contextmanager
-    def on_interrupt(self, say: Callable[[], None], *, alone: bool = True) -> Iterator[None]:
+    def on_interrupt(self, say: Callable[[], None], *, single_process: bool = True) -> Iterator[None]:
         """In this context, SIGINT, SIGTERM and SIGHUP request a stop instead of interrupting.
 
         Only the main thread can handle signals; in any other thread this does nothing.
 
         Args:
             say: called at the first signal.
-            alone: False where several processes work together, which could not agree on where to stop; signals then
-                interrupt as usual.
+            single_process: False where several processes work together, which could not agree on where to stop; signals
+                then interrupt as usual.
         """
-        if not alone or threading.current_thread() is not threading.main_thread():
+        if not single_process or threading.current_thread() is not threading.main_thread():
             yield
             return
 

@@ -49,7 +49,7 @@ def extractor_of(
     folder: Path, device: str, trajectory: Trajectory = "ddim", precision: Precision = "float32"
 ) -> Extractor:
     network = open_backbone(str(folder), precision, device)
-    return Extractor(network, TINY.along(trajectory).spec(network))
+    return Extractor(network, TINY.with_trajectory(trajectory).spec(network))
 
 
 @pytest.mark.parametrize("trajectory", ["ddim", "anchored", "stochastic"])

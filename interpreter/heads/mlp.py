@@ -20,7 +20,7 @@ from interpreter.heads.head import Head, Loss, Maps, coarsest_stride, stack_time
 from store.spec import FeatureSpec
 
 MODELS = 10
-PIXELS = 1024  # drawn per model from each image of a batch
+PIXELS_PER_MODEL = 1024  # drawn per model from each image of a batch
 ROWS = 64  # rows of pixels classified at once, to bound memory
 
 
@@ -107,5 +107,5 @@ def _draw_pixels(inside: torch.Tensor) -> torch.Tensor:
     drawn = []
     for one in inside:
         candidates = one.flatten().nonzero()[:, 0]
-        drawn.append(candidates[torch.randint(len(candidates), (PIXELS,), device=candidates.device)])
+        drawn.append(candidates[torch.randint(len(candidates), (PIXELS_PER_MODEL,), device=candidates.device)])
     return torch.stack(drawn)

@@ -151,8 +151,10 @@ class ProtocolRun:
     def _train(self, training: Training) -> None:
         """Train to the end, or until Ctrl-C, SIGTERM or SIGHUP; the next run of the protocol resumes the training."""
         training.prepare()
-        stop, alone = Stop(), training.accelerator.num_processes == 1
-        with stop.on_interrupt(lambda: self._say("  finishing a step; Ctrl-C again interrupts at once"), alone=alone):
+        stop, single_process = Stop(), training.accelerator.num_processes == 1
+        with stop.on_interrupt(
+            lambda: self._say("  finishing a step; Ctrl-C again interrupts at once"), single_process=single_process
+        ):
             training.run(lambda epoch, _, loss: self._say(f"  epoch {epoch + 1}, loss {loss:.3f}"), stop)
         if stop.requested:  # after the last step, where the training itself no longer stops
             raise KeyboardInterrupt

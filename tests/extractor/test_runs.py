@@ -225,7 +225,7 @@ def test_a_data_set_without_a_usable_image_is_an_error(backbone: Backbone, spec:
 def test_the_features_do_not_depend_on_the_batch(backbone: Backbone, spec: FeatureSpec, dataset_folder: Path) -> None:
     exact = replace(TINY, encoding=FloatEncoding(kind="float32"))
     for trajectory in ("ddim", "stochastic"):
-        extractor = Extractor(backbone, exact.along(trajectory).spec(backbone))  # type: ignore[arg-type]
+        extractor = Extractor(backbone, exact.with_trajectory(trajectory).spec(backbone))  # type: ignore[arg-type]
         prepared = [extractor.prepare(p.read_bytes()) for p in sorted((dataset_folder / "images").iterdir())[:3]]
         together = extractor.features(prepared)
         for one, expected in zip(prepared, together, strict=True):
@@ -242,11 +242,15 @@ def test_trajectories_differ_and_seeds_repeat(backbone: Backbone, dataset_folder
         extractor = Extractor(backbone, preset.spec(backbone))  # type: ignore[attr-defined]
         return np.asarray(extractor.features([extractor.prepare(data)])[0].maps["block_2"].values)
 
-    ddim, anchored, stochastic = maps(TINY), maps(TINY.along("anchored")), maps(TINY.along("stochastic", 1))
+    ddim, anchored, stochastic = (
+        maps(TINY),
+        maps(TINY.with_trajectory("anchored")),
+        maps(TINY.with_trajectory("stochastic", 1)),
+    )
     np.testing.assert_array_equal(ddim[0], anchored[0])  # the walk starts at the image
     assert not np.allclose(ddim[2], anchored[2])
-    np.testing.assert_array_equal(stochastic, maps(TINY.along("stochastic", 1)))
-    assert not np.allclose(stochastic, maps(TINY.along("stochastic", 2)))
+    np.testing.assert_array_equal(stochastic, maps(TINY.with_trajectory("stochastic", 1)))
+    assert not np.allclose(stochastic, maps(TINY.with_trajectory("stochastic", 2)))
 
 
 def test_residuals_come_with_the_inversion_and_cost_no_forward(
@@ -361,14 +365,14 @@ def test_a_part_of_a_set_joins_what_is_known_of_it(backbone: Backbone, spec: Fea
 
 
 def test_recipes_at_other_timesteps(backbone: Backbone) -> None:
-    spec = TINY.reading(timesteps=(5, 50), blocks=(1,)).spec(backbone)
+    spec = TINY.with_overrides(timesteps=(5, 50), blocks=(1,)).spec(backbone)
     assert (spec.grid, spec.timesteps, [b.name for b in spec.blocks]) == ((5, 50), (5, 50), ["block_1"])
-    assert TINY.reading(grid=(1, 10, 50, 100)).spec(backbone).timesteps == TINY.timesteps
-    assert TINY.reading().spec(backbone) == TINY.spec(backbone)
-    smaller = TINY.reading(resolution=TINY.resolution // 2).spec(backbone)
+    assert TINY.with_overrides(grid=(1, 10, 50, 100)).spec(backbone).timesteps == TINY.timesteps
+    assert TINY.with_overrides().spec(backbone) == TINY.spec(backbone)
+    smaller = TINY.with_overrides(resolution=TINY.resolution // 2).spec(backbone)
     assert [2 * one.width for one in smaller.blocks] == [one.width for one in TINY.spec(backbone).blocks]
     with pytest.raises(SpecError, match=r"timesteps \[50\] are kept but not in the grid"):
-        TINY.reading(timesteps=(5, 50), grid=(5, 10)).spec(backbone)
+        TINY.with_overrides(timesteps=(5, 50), grid=(5, 10)).spec(backbone)
 
 
 def test_half_precision_that_overflows_falls_back_to_float32(

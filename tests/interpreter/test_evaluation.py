@@ -88,7 +88,7 @@ def test_finding_nothing_is_no_criterion_for_classes_that_images_lack() -> None:
 def test_photographs_may_be_read_at_another_resolution(
     backbone: Backbone, spec: FeatureSpec, dataset_folder: Path, head: HeadName
 ) -> None:
-    store, larger = FeatureStore("memory://"), TINY.reading(resolution=2 * spec.resolution).spec(backbone)
+    store, larger = FeatureStore("memory://"), TINY.with_overrides(resolution=2 * spec.resolution).spec(backbone)
     assert spec.with_resolution(2 * spec.resolution) == larger
     assert larger.with_resolution(spec.resolution) == spec
     extract_dataset(load_dataset(f"folder:{dataset_folder}", "eyes"), store, Extractor(backbone, larger))

@@ -94,8 +94,8 @@ def store(tmp_path: Path) -> FeatureStore:
 def extract(backbone: Backbone, store: FeatureStore) -> Extract:
     def extract_here(wanted: FeatureRequest) -> str:
         prepared = PREPROCESSINGS[wanted.preprocessing or "fundus"]()
-        recipe = dataclasses.replace(TINY, preprocessing=prepared).along(wanted.trajectory)
-        recipe = recipe.reading(resolution=wanted.resolution or TINY.resolution)
+        recipe = dataclasses.replace(TINY, preprocessing=prepared).with_trajectory(wanted.trajectory)
+        recipe = recipe.with_overrides(resolution=wanted.resolution or TINY.resolution)
         data = load_dataset(wanted.source.reference, wanted.source.name)
         part = data.part(of_split(data.photographs, wanted.split))
         network = backbone.untrained_copy() if wanted.untrained else backbone
