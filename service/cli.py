@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
-import time
 from contextlib import suppress
 from enum import StrEnum
 from ipaddress import ip_address
@@ -163,7 +160,6 @@ def _serve(settings: Settings, chosen: dict[str, Any]) -> None:
             raise typer.Exit(console.Exit.FAILED)
     finally:
         listening.close()
-        _leave_what_hangs()
 
 
 def _is_loopback(host: str) -> bool:
@@ -172,20 +168,6 @@ def _is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _leave_what_hangs() -> None:
-    """End the process even if a store or folder does not answer: Python would wait for its threads for ever."""
-    from structlog import get_logger
-
-    until = time.monotonic() + 1  # threads that are not stuck end by themselves
-    while hanging := [
-        one.name for one in threading.enumerate() if one.name.startswith(("store_", "source-", "at jobs"))
-    ]:
-        if time.monotonic() > until:
-            get_logger(__name__).warning("stopped while a store or folder does not answer", threads=hanging)
-            os._exit(console.Exit.INTERRUPTED)
-        time.sleep(0.02)
 
 
 def _app(settings: Settings, chosen: dict[str, Any]) -> FastAPI:
