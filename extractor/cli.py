@@ -140,14 +140,14 @@ def run(
         codebook=codebook, class_label=class_label,
     )  # fmt: skip
     entries = len(data.photographs) * len(request.views)
-    with console.progress("looking for features", len(data.photographs), as_json=as_json) as advance:
-        size = plan_size(data, features, spec, request.views, overwrite=overwrite, advance=advance)
-    _print_size(size, entries, spec, as_json and dry_run)
     if not as_json:
         _print_masks(data)
-    if dry_run:
-        return
-    if not ignore_space:
+    if dry_run or not ignore_space:
+        with console.progress("looking for features", len(data.photographs), as_json=as_json) as advance:
+            size = plan_size(data, features, spec, request.views, overwrite=overwrite, advance=advance)
+        _print_size(size, entries, spec, as_json and dry_run)
+        if dry_run:
+            return
         require_room(size)
     with _interruptible(data.name, entries, as_json) as (stop, done):
         report = extract_recorded(

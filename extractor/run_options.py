@@ -73,4 +73,10 @@ Compiled = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Compute again what the store holds.")]
 Profile = Annotated[bool, typer.Option("--profile", help="Print where the time went, by stage.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print how much would be written, and stop.")]
-IgnoreSpace = Annotated[bool, typer.Option("--ignore-space", help="Start even if the disk may be too small.")]
+IgnoreSpace = Annotated[
+    bool,
+    typer.Option(
+        "--ignore-space",
+        help="Do not look beforehand how much there is to do, and whether it fits: for runs on very many photographs.",
+    ),
+]

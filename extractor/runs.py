@@ -55,6 +55,9 @@ def plan_size(
 ) -> SizePlan:
     """Count the entries that a run will make and the bytes they will take.
 
+    Photographs are read for this, as their names in the store are hashes of their bytes; not if all have to be
+    extracted anyway: with ``overwrite``, or where the store has no entry of the spec yet.
+
     Args:
         advance: called for each photograph that was checked.
     """
@@ -64,8 +67,13 @@ def plan_size(
             name = image_id(read_bytes(photograph.image))
         except ImageError:
             return 0  # the run will list it
-        return sum(overwrite or not store.has(spec, Key(name, view)) for view in views)
+        return sum(not store.has(spec, Key(name, view)) for view in views)
 
+    if overwrite or next(store.all_keys(spec), None) is None:
+        if advance is not None:
+            for _ in dataset.photographs:
+                advance()
+        return SizePlan(len(dataset.photographs) * len(views), spec.block_bytes(), store.objects.free_bytes())
     todo = 0
     for count in in_parallel(missing, dataset.photographs):
         todo += count
