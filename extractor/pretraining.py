@@ -12,8 +12,9 @@ from __future__ import annotations
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import torch
@@ -39,6 +40,9 @@ from extractor.unet import build_unet, stride
 from store.files import raising_store_full, read_json, replace_json
 from store.interrupts import Stop
 from store.spec import Preprocessing
+
+if TYPE_CHECKING:  # loading it takes a second
+    from torch.utils.tensorboard import SummaryWriter
 
 RECONSTRUCTION_GRID = (1, 10, 100, 500)
 STATE_FOLDER = "state"
@@ -177,7 +181,16 @@ class Pretraining:
         """
         from torch.utils.tensorboard import SummaryWriter  # imported late: takes a second
 
-        writer = SummaryWriter(str(self.folder / "tensorboard")) if self.accelerator.is_main_process else None
+        is_first = self.accelerator.is_main_process
+        with SummaryWriter(str(self.folder / "tensorboard")) if is_first else nullcontext() as writer:
+            self._train(writer, report, stop)
+        if is_first:  # again: a run killed in its last checkpoint may have left it incomplete
+            save_backbone(self.averaged(), self.folder / BACKBONE_FOLDER)
+        self.accelerator.wait_for_everyone()
+        return load_backbone(self.folder / BACKBONE_FOLDER)
+
+    def _train(self, writer: SummaryWriter | None, report: Report | None, stop: Stop | None) -> None:
+        """Train up to ``settings.steps``; raise KeyboardInterrupt after a checkpoint if a stop is requested."""
         for position, x0 in enumerate(self._batches()):
             losses, levels = self._train_step(x0, position % self.settings.accumulate)
             if not self.accelerator.sync_gradients:
@@ -198,12 +211,6 @@ class Pretraining:
                 raise KeyboardInterrupt
             if regular and writer is not None:
                 self._draw(writer)
-        if writer is not None:
-            writer.close()
-        if self.accelerator.is_main_process:  # again: a run killed in its last checkpoint may have left it incomplete
-            save_backbone(self.averaged(), self.folder / BACKBONE_FOLDER)
-        self.accelerator.wait_for_everyone()
-        return load_backbone(self.folder / BACKBONE_FOLDER)
 
     def _require_finite(self, loss: float) -> None:
         if not np.isfinite(loss):

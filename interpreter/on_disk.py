@@ -60,7 +60,7 @@ class NamedPhotographs:
             store: location of the store that features go to; created if missing.
             model: name or folder of the interpreter.
             card: the interpreter's card.
-            specs: specs of the features: the card's, at its own resolution or at others.
+            specs: specs of the features, one at least: the card's, at its own resolution or at others.
             views: views to extract of each photograph.
             device: where the backbone runs.
             labelled: extract only photographs that have a mask.
@@ -87,12 +87,12 @@ class NamedPhotographs:
                 "device": device,
             }
             options = {key: value for key, value in chosen.items() if value is not None}
-            for spec in specs:
-                flags = {"json": True} | ({"labelled": True} if labelled else {})
-                command = ExtractionCommand({**_options_of(spec, model, card), **options, **flags})
-                report = run_extraction(command, partial=True)
+            flags = {"json": True} | ({"labelled": True} if labelled else {})
+            commands = [ExtractionCommand({**_options_of(spec, model, card), **options, **flags}) for spec in specs]
+            reports = [run_extraction(command, partial=True) for command in commands]
+            for report in reports:
                 left_out |= dict(report["failed"])
-            found = report["dataset"]
+            found = reports[0]["dataset"]
             seen[found] += name is None
             references.append(found if self.split is None else f"{found}:{self.split}")
         for reason in left_out.values():
