@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from contextlib import suppress
 from enum import StrEnum
 from ipaddress import ip_address
@@ -160,6 +163,21 @@ def _serve(settings: Settings, chosen: dict[str, Any]) -> None:
             raise typer.Exit(console.Exit.FAILED)
     finally:
         listening.close()
+        _leave_what_hangs()
+
+
+def _leave_what_hangs() -> None:
+    """End the process even if storage hangs: zarr's own threads, which wait for local folders, are joined at exit."""
+    from structlog import get_logger
+
+    until = time.monotonic() + 1  # threads that are not stuck end by themselves
+    while hanging := [
+        one.name for one in threading.enumerate() if one.name.startswith(("store-", "source-", "jobs storage-"))
+    ]:
+        if time.monotonic() > until:
+            get_logger(__name__).warning("stopped while a store or folder does not answer", threads=hanging)
+            os._exit(console.Exit.INTERRUPTED)
+        time.sleep(0.02)
 
 
 def _is_loopback(host: str) -> bool:

@@ -57,7 +57,7 @@ class Context:
         self.engine: Future[Engine] = Future()
         self.runner: JobRunner | None = None
         self._job_threads = DaemonPool(4, "jobs storage")
-        self._job_makers = DaemonPool(4, "jobs storage, writing")
+        self._job_makers = DaemonPool(4, "jobs storage-writing")
         self.jobs = Jobs(open_objects(settings.jobs_location), _job_limits(settings))
         self.http = HttpMetrics()
         self.sources = Sources({})

@@ -13,17 +13,17 @@ class Deletions:
     """The photographs that were deleted lately; safe to use from several threads."""
 
     def __init__(self) -> None:
-        self._times: dict[str, float] = {}
+        self._times: dict[tuple[str, str], float] = {}
         self._lock = threading.Lock()
 
-    def add(self, image_id: str) -> None:
-        """Remember that a photograph is being deleted now."""
+    def add(self, spec: str, image_id: str) -> None:
+        """Remember that a photograph's features of a spec, named by its digest, are being deleted now."""
         now = time.monotonic()
         with self._lock:
             self._times = {one: then for one, then in self._times.items() if now - then < REMEMBERED}
-            self._times[image_id] = now
+            self._times[spec, image_id] = now
 
-    def since(self, image_id: str, began: float) -> bool:
-        """Return whether a photograph was deleted at or after ``began``, in ``time.monotonic``."""
+    def since(self, spec: str, image_id: str, began: float) -> bool:
+        """Return whether a photograph's features of a spec were deleted at or after ``began`` (``time.monotonic``)."""
         with self._lock:
-            return self._times.get(image_id, float("-inf")) >= began
+            return self._times.get((spec, image_id), float("-inf")) >= began

@@ -213,7 +213,7 @@ class Engine:
 
         What is being made of it at this moment is answered, but neither stored nor cached.
         """
-        self._deletions.add(image_id)
+        self._deletions.add(spec.digest, image_id)
         self._answers.forget(image_id)
         return self.storage.forget(spec, image_id)
 
@@ -288,7 +288,7 @@ class Engine:
         )
         self._count(answer)
         self._answers.put(question.key, replace(answer, warnings=tuple(dict.fromkeys(work.warnings))))
-        if self._deletions.since(question.image_id, work.began):
+        if self._deletions.since(model.card.spec.digest, question.image_id, work.began):
             self._answers.forget(question.image_id)
         return answer
 
@@ -386,16 +386,17 @@ class Engine:
         work.forwards += len(card.spec.grid)
         with work.stage("store"):
             written = self.storage.write(card.spec, key, features, card.backbone, extractor.codebook, troubles)
-            self._delete_if_asked_meanwhile(card.spec, question, work)
+            if self._deletions.since(card.spec.digest, question.image_id, work.began):
+                self._delete_again(card.spec, key)
+                troubles.append("the photograph was deleted while its features were made; they are not kept")
+                written = None
         work.bytes_stored += written or 0
         return features, written is not None
 
-    def _delete_if_asked_meanwhile(self, spec: FeatureSpec, question: Question, work: Work) -> None:
-        """Delete features that were just written if the photograph was deleted while they were made."""
-        if not self._deletions.since(question.image_id, work.began):
-            return
+    def _delete_again(self, spec: FeatureSpec, key: Key) -> None:
+        """Delete features that were just written of a photograph that was deleted while they were made."""
         try:
-            self.storage.forget(spec, question.image_id)
+            self.storage.delete(spec, key)
         except (StoreError, OSError) as error:
             logger.warning("features of a deleted photograph could not be removed", problem=str(error))
 

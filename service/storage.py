@@ -155,10 +155,14 @@ class GuardedStore:
     def _evict(self, spec: FeatureSpec, key: Key, size: int) -> None:
         """Delete an entry that there is no memory for any more; if that fails, the next write tries it again."""
         try:
-            self._guarded("write", lambda: self.store().delete(spec, key))
+            self.delete(spec, key)
         except (StoreError, OSError) as error:
             logger.warning("features could not be deleted", problem=str(error))
             self._kept.put_back(spec, key, size)
+
+    def delete(self, spec: FeatureSpec, key: Key) -> None:
+        """Delete one entry; raises StoreUnavailable if the store is unavailable."""
+        self._guarded("write", lambda: self.store().delete(spec, key))
 
     def forget(self, spec: FeatureSpec, image_id: str) -> int:
         """Delete a photograph's features in every view; return the number of views deleted.
