@@ -167,12 +167,12 @@ def _serve(settings: Settings, chosen: dict[str, Any]) -> None:
 
 
 def _leave_what_hangs() -> None:
-    """End the process even if storage hangs: zarr's own threads, which wait for local folders, are joined at exit."""
+    """End the process even if a store or folder does not answer: Python would wait for its threads for ever."""
     from structlog import get_logger
 
     until = time.monotonic() + 1  # threads that are not stuck end by themselves
     while hanging := [
-        one.name for one in threading.enumerate() if one.name.startswith(("store-", "source-", "jobs storage-"))
+        one.name for one in threading.enumerate() if one.name.startswith(("store_", "source-", "jobs storage"))
     ]:
         if time.monotonic() > until:
             get_logger(__name__).warning("stopped while a store or folder does not answer", threads=hanging)

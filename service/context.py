@@ -6,15 +6,13 @@ import asyncio
 import dataclasses
 import threading
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future
-from functools import partial
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Annotated, Any, TypeVar
 
 import structlog
 from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 
-from service.daemon_pool import DaemonPool
 from service.engine import Engine, load_engine
 from service.errors import Abandoned, Conflict, Forbidden, NotReady, Unavailable
 from service.flights import Flight, Ticket, deadline_error
@@ -56,8 +54,8 @@ class Context:
         self._read_settings = read_settings or (lambda: settings)
         self.engine: Future[Engine] = Future()
         self.runner: JobRunner | None = None
-        self._job_threads = DaemonPool(4, "jobs storage")
-        self._job_makers = DaemonPool(4, "jobs storage-writing")
+        self._job_threads = ThreadPoolExecutor(4, thread_name_prefix="jobs storage")
+        self._job_makers = ThreadPoolExecutor(4, thread_name_prefix="jobs storage, writing")
         self.jobs = Jobs(open_objects(settings.jobs_location), _job_limits(settings))
         self.http = HttpMetrics()
         self.sources = Sources({})
@@ -117,7 +115,7 @@ class Context:
         Raises:
             Unavailable: the storage did not answer in time.
         """
-        return await self._in_time(self._job_threads.submit(partial(work, *arguments)), self.settings.store_timeout)
+        return await self._in_time(self._job_threads.submit(work, *arguments), self.settings.store_timeout)
 
     async def create_job(
         self, owner: str, options: Options, suffix: str, names: list[str], data: list[bytes], sources: list[str]
@@ -132,7 +130,7 @@ class Context:
         """
         late = threading.Event()
         making = self._job_makers.submit(
-            lambda: self.jobs.create(owner, options, suffix, names, data, sources, given_up=late.is_set)
+            self.jobs.create, owner, options, suffix, names, data, sources, given_up=late.is_set
         )
         try:
             return await self._in_time(making, self.settings.store_timeout + sum(map(len, data)) / LEAST_RATE)
@@ -150,7 +148,7 @@ class Context:
         if self.runner is not None:
             self.runner.stop()
         for threads in (self._job_threads, self._job_makers):
-            threads.close()
+            threads.shutdown(wait=False, cancel_futures=True)
         self.sources.close()
         if self.engine.done() and self.engine.exception() is None:
             self.engine.result().close()

@@ -7,7 +7,7 @@ lead out of the folder. Clients are never told where a folder is.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -16,7 +16,6 @@ from typing import Protocol, TypeVar
 import structlog
 
 from extractor.images import is_image_name
-from service.daemon_pool import DaemonPool
 from service.errors import BodyTooLarge, Forbidden, NotFound, Unavailable
 from service.photographs import SUFFIXES
 from store.errors import FormatError, MissingEntry, StoreUnavailable
@@ -132,7 +131,7 @@ class Sources:
         self._folders, self._timeout = dict(folders), timeout
         self._opened: dict[str, Source] = {}
         # A pool for each folder: one that hangs blocks its own threads, and the others go on.
-        self._pools = {name: DaemonPool(2, f"source-{name}") for name in self._folders}
+        self._pools = {name: ThreadPoolExecutor(2, thread_name_prefix=f"source-{name}") for name in self._folders}
 
     def keys(self, location: str, most: int | None = None) -> list[str]:
         """Return the photographs of ``NAME`` or ``NAME/PREFIX`` as sorted ``NAME/KEY``.
@@ -163,7 +162,7 @@ class Sources:
     def close(self) -> None:
         """Stop the threads, without waiting for operations that hang."""
         for pool in self._pools.values():
-            pool.close()
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _source(self, name: str) -> Source:
         if name not in self._opened:  # two threads may both open it, which does no harm

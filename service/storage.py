@@ -11,14 +11,13 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from service.daemon_pool import DaemonPool
 from service.metrics import Metrics
 from store.claims import Claims
 from store.codebook import Codebook
@@ -65,7 +64,7 @@ class GuardedStore:
         memory_bytes: int | None = None,
     ) -> None:
         self._open, self._metrics, self._timeout = open_store, metrics, timeout
-        self._pool = DaemonPool(4, "store")
+        self._pool = ThreadPoolExecutor(4, thread_name_prefix="store")
         self._store: FeatureStore | None = None
         self._registered: set[str] = set()
         self._troubles: dict[str, str] = {}
@@ -194,7 +193,7 @@ class GuardedStore:
 
     def close(self) -> None:
         """Stop the threads, without waiting for operations that hang."""
-        self._pool.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _entry(self, spec: FeatureSpec, key: Key) -> FeatureEntry:
         """Return a stored entry.

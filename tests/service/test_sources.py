@@ -72,7 +72,7 @@ def test_a_place_that_hangs_is_its_own_trouble(tmp_path: Path, monkeypatch: pyte
     for _ in range(3):
         with pytest.raises(Unavailable):
             sources.keys("a")
-    assert sources._pools["a"]._calls.qsize() <= 1  # what was not begun in time is not done later
+    assert sources._pools["a"]._work_queue.qsize() <= 1  # what was not begun in time is not done later
     sources._timeout = 60.0  # less than "a" hangs: in one pool with it "b" would wait
     assert sources.keys("b") == ["b/eye.png"]
     released.set()
