@@ -69,13 +69,10 @@ def plan_size(
             return 0  # the run will list it
         return sum(not store.has(spec, Key(name, view)) for view in views)
 
-    if overwrite or next(store.all_keys(spec), None) is None:
-        if advance is not None:
-            for _ in dataset.photographs:
-                advance()
-        return SizePlan(len(dataset.photographs) * len(views), spec.block_bytes(), store.objects.free_bytes())
+    everything = overwrite or next(store.all_keys(spec), None) is None
+    counts = (len(views) for _ in dataset.photographs) if everything else in_parallel(missing, dataset.photographs)
     todo = 0
-    for count in in_parallel(missing, dataset.photographs):
+    for count in counts:
         todo += count
         if advance is not None:
             advance()

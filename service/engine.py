@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import structlog
 import torch
 from numpy.typing import NDArray
 
@@ -41,14 +40,12 @@ from service.photographs import decode_photograph, quality_warnings
 from service.question import FeaturesResult, Limits, Question, Work, subset
 from service.single_flight import SingleFlight
 from service.storage import GuardedStore
-from store.errors import StoreError
 from store.feature_store import FeatureStore
 from store.features import Features, Key
 from store.geometry import Geometry
 from store.spec import FeatureSpec
 from store.views import IDENTITY
 
-logger = structlog.get_logger(__name__)
 UNNAMED = "<photograph>"
 """Placeholder for the photograph's name in errors of shared work: each request has a name of its own for the file."""
 
@@ -357,8 +354,7 @@ class Engine:
                     "the features of this photograph's mirror images are not stored here (any more); send the "
                     "photograph, or ask without mirrored"
                 )
-            features, stored = self._extracted(upright, question, key, work, wanted, troubles)
-            return _FoundOrMade(features, False, stored, troubles)
+            return self._extracted(upright, question, key, work, wanted, troubles)
 
         made = self._single_flight.do((model.card.spec.digest, key, upright is None), work.wanted, found_or_made)
         work.troubles += made.troubles
@@ -373,11 +369,11 @@ class Engine:
         work: Work,
         wanted: Callable[[], bool],
         troubles: list[str],
-    ) -> tuple[Features, bool]:
+    ) -> _FoundOrMade:
         """Invert one view and store its features, whose maps are encoded as in the store.
 
-        Returns:
-            The features, and whether they are stored; if they could not be, ``troubles`` gets the reason.
+        Args:
+            troubles: warnings about the store so far; gets the reason if the features are not stored.
         """
         extractor, card = question.model.extractor, question.model.card
         with work.stage("prepare"):
@@ -387,18 +383,11 @@ class Engine:
         with work.stage("store"):
             written = self.storage.write(card.spec, key, features, card.backbone, extractor.codebook, troubles)
             if self._deletions.since(card.spec.digest, question.image_id, work.began):
-                self._delete_again(card.spec, key)
+                self.storage.discard(card.spec, key)
                 troubles.append("the photograph was deleted while its features were made; they are not kept")
                 written = None
         work.bytes_stored += written or 0
-        return features, written is not None
-
-    def _delete_again(self, spec: FeatureSpec, key: Key) -> None:
-        """Delete features that were just written of a photograph that was deleted while they were made."""
-        try:
-            self.storage.delete(spec, key)
-        except (StoreError, OSError) as error:
-            logger.warning("features of a deleted photograph could not be removed", problem=str(error))
+        return _FoundOrMade(features, False, written is not None, troubles)
 
     def _field_of_view(self, data: bytes, image: str, name: str) -> Answer:
         work = Work(self.metrics, lambda: True)

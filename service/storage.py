@@ -148,20 +148,18 @@ class GuardedStore:
             return None
         self._no_room_for = 0
         for old_spec, old_key, size in self._kept.added(spec, key, written):
-            self._evict(old_spec, old_key, size)
+            if not self.discard(old_spec, old_key):  # the next write tries it again
+                self._kept.put_back(old_spec, old_key, size)
         return written
 
-    def _evict(self, spec: FeatureSpec, key: Key, size: int) -> None:
-        """Delete an entry that there is no memory for any more; if that fails, the next write tries it again."""
+    def discard(self, spec: FeatureSpec, key: Key) -> bool:
+        """Delete one entry, and return whether that succeeded; trouble is logged."""
         try:
-            self.delete(spec, key)
+            self._guarded("write", lambda: self.store().delete(spec, key))
         except (StoreError, OSError) as error:
             logger.warning("features could not be deleted", problem=str(error))
-            self._kept.put_back(spec, key, size)
-
-    def delete(self, spec: FeatureSpec, key: Key) -> None:
-        """Delete one entry; raises StoreUnavailable if the store is unavailable."""
-        self._guarded("write", lambda: self.store().delete(spec, key))
+            return False
+        return True
 
     def forget(self, spec: FeatureSpec, image_id: str) -> int:
         """Delete a photograph's features in every view; return the number of views deleted.
@@ -196,11 +194,7 @@ class GuardedStore:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _entry(self, spec: FeatureSpec, key: Key) -> FeatureEntry:
-        """Return a stored entry.
-
-        Its existence is checked first: opening a missing entry would record a use of it, and raise an error that names
-        the store's location.
-        """
+        """Return a stored entry; MissingEntry names neither the store's location nor specs that have the entry."""
         store = self.store()
         if not store.has(spec, key):
             raise MissingEntry("not there")

@@ -46,12 +46,12 @@ class UploadBudget:
 
     def reserve(self, request: Request, count: int) -> None:
         """Reserve ``count`` more bytes for a request's body; Busy if the budget is used up."""
+        budget, reserved = getattr(request.state, "reserved", (self, 0))
+        assert budget is self, "a body is read once"
         with self._lock:
             if self._used + count > self._limit:
                 raise Busy("other requests' photographs take all the memory for uploads; ask again later")
             self._used += count
-        budget, reserved = getattr(request.state, "reserved", (self, 0))
-        assert budget is self, "a body is read once"
         request.state.reserved = self, reserved + count
 
     def release(self, count: int) -> None:
