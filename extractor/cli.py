@@ -115,8 +115,8 @@ def run(
     for line in whole.notes_on_unread:
         console.note(line)
     data = selected(whole, split, limit, images, labelled=labelled)
-    if labelled and (unlabelled := sum(not photograph.is_labelled for photograph in data.others)):
-        console.note(f"{unlabelled} of {len(whole.photographs)} photographs have no mask of a target and are left out")
+    if labelled:
+        _note_unlabelled(selected(whole, split, None, images))
     features = FeatureStore(store)
     if name is None:
         require_own_name(features, data.name, dataset)
@@ -205,6 +205,12 @@ def _print_masks(data: DataSet) -> None:
     counts = Counter(target for photograph in data.photographs for target in photograph.masks)
     counted = ", ".join(f"{target} of {count}" for target, count in sorted(counts.items())) or "none"
     console.err.print(f"masks of {len(data.photographs)} photographs: {counted}", highlight=False)
+
+
+def _note_unlabelled(asked: DataSet) -> None:
+    """Say how many of the photographs that are asked for ``--labelled`` leaves out."""
+    if unlabelled := sum(not photograph.is_labelled for photograph in asked.photographs):
+        console.note(f"{unlabelled} of {len(asked.photographs)} photographs have no mask of a target and are left out")
 
 
 def _print_report(report: RunReport, name: str, digest: str, as_json: bool) -> None:

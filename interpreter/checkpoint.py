@@ -94,7 +94,7 @@ def write_card(folder: Path, card: Card) -> None:
 
 
 def _half(values: torch.Tensor) -> torch.Tensor:
-    """Values as float16; as they are if they are integers, or too large for float16."""
+    """Values as float16; as they are if they are integers, or not finite as float16."""
     half = values.half() if values.is_floating_point() else values
     return (half if bool(half.isfinite().all()) else values).contiguous()
 

@@ -63,7 +63,7 @@ class NamedPhotographs:
             specs: specs of the features, one at least: the card's, at its own resolution or at others.
             views: views to extract of each photograph.
             device: where the backbone runs.
-            labelled: extract only photographs that have a mask.
+            labelled: extract only photographs that have a mask of a target.
 
         Raises:
             ConfigurationError: two data sets have one name, or photographs are prepared in a way that the command has

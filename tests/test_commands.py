@@ -160,6 +160,10 @@ def test_photographs_on_disk_are_extracted_as_an_interpreter_reads_them(
     assert scored.returncode == 0, scored.stderr
     assert (json.loads(scored.stdout)["images"], json.loads(scored.stdout)["mirrored"]) == (6, True)
     assert "eyes/without_mask" not in run("store", "ls", tmp_path / "new.zarr", "--json").stdout
+    labelled = ["run", "--dataset", f"folder:{partly_labelled}", *AT_64, wide_backbone, "--labelled", "--dry-run"]
+    for pattern, told in (("*", "1 of 7 photographs have no mask of a target"), ("eye*", "")):
+        dry = run("extractor", *labelled, "--store", tmp_path / "dry.zarr", "--images", pattern)
+        assert (told in dry.stderr, "are left out" in dry.stderr) == (True, bool(told)), dry.stderr
     (partly_labelled / "images" / "eye0.png").unlink()
     (partly_labelled / "masks" / "eye0.png").unlink()
     (partly_labelled / "masks" / "eye1.png").unlink()
