@@ -150,12 +150,7 @@ def require_intact(folder: Path, *names: str, otherwise: type[Exception] = Damag
         otherwise: exception to raise if a sealed file is missing, if a file differs from the sealed one or was never
             sealed, or if the manifest cannot be read.
     """
-    try:
-        problem = _damage(folder, names)
-    except DamagedModel as error:
-        raise otherwise(str(error)) from error
-    if problem is not None:
-        raise otherwise(problem)
+    _checked(folder, names, otherwise)
 
 
 def read_intact(folder: Path, otherwise: type[Exception] = DamagedModel) -> Manifest | None:
@@ -164,20 +159,24 @@ def read_intact(folder: Path, otherwise: type[Exception] = DamagedModel) -> Mani
     Args:
         otherwise: exception to raise where ``require_intact`` would, and if the manifest cannot be read.
     """
+    return _checked(folder, None, otherwise)
+
+
+def _checked(folder: Path, names: Iterable[str] | None, otherwise: type[Exception]) -> Manifest | None:
+    """The manifest of a folder, if it has one, after comparing the files called ``names``; all that it names if None."""
     try:
         manifest = read_manifest(folder)
     except DamagedModel as error:
         raise otherwise(str(error)) from error
     if manifest is not None:
-        require_intact(folder, *manifest.files, otherwise=otherwise)
+        problem = _damage(folder, manifest, manifest.files if names is None else names)
+        if problem is not None:
+            raise otherwise(problem)
     return manifest
 
 
-def _damage(folder: Path, names: Iterable[str]) -> str | None:
+def _damage(folder: Path, manifest: Manifest, names: Iterable[str]) -> str | None:
     """A message about the first of these files that is not as it was sealed; None if all are."""
-    manifest = read_manifest(folder)
-    if manifest is None:
-        return None
     for path in (folder / name for name in names):
         sealed = manifest.files.get(path.name)
         if not path.is_file():
