@@ -163,7 +163,7 @@ def read_intact(folder: Path, otherwise: type[Exception] = DamagedModel) -> Mani
 
 
 def _checked(folder: Path, names: Iterable[str] | None, otherwise: type[Exception]) -> Manifest | None:
-    """The manifest of a folder, if it has one, after comparing the files called ``names``; all that it names if None."""
+    """The manifest of a folder, if it has one, after comparing the files called ``names``; all it names if None."""
     try:
         manifest = read_manifest(folder)
     except DamagedModel as error:
