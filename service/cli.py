@@ -171,9 +171,7 @@ def _leave_what_hangs() -> None:
     from structlog import get_logger
 
     until = time.monotonic() + 1  # threads that are not stuck end by themselves
-    while hanging := [
-        one.name for one in threading.enumerate() if one.name.startswith(("store_", "source-", "jobs storage"))
-    ]:
+    while hanging := [one.name for one in threading.enumerate() if one.name.startswith(("store_", "source-", "jobs"))]:
         if time.monotonic() > until:
             get_logger(__name__).warning("stopped while a store or folder does not answer", threads=hanging)
             os._exit(console.Exit.INTERRUPTED)

@@ -23,7 +23,7 @@ class Deletions:
             self._times = {one: then for one, then in self._times.items() if now - then < REMEMBERED}
             self._times[spec, image_id] = now
 
-    def since(self, spec: str, image_id: str, began: float) -> bool:
-        """Return whether a photograph's features of a spec were deleted at or after ``began`` (``time.monotonic``)."""
+    def last(self, spec: str, image_id: str) -> float:
+        """Return when a photograph's features of a spec were deleted last (``time.monotonic``); 0 if not lately."""
         with self._lock:
-            return self._times.get((spec, image_id), float("-inf")) >= began
+            return self._times.get((spec, image_id), 0.0)

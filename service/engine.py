@@ -32,7 +32,7 @@ from interpreter.prediction import at_native_size, predict, segment
 from service.answers import Answer, AnswerCache, feature_key, of_field_of_view
 from service.deletions import Deletions
 from service.device import Device
-from service.errors import NotFound
+from service.errors import Conflict, NotFound
 from service.flights import Flight, Flights, Ticket
 from service.metrics import Metrics
 from service.models import Model, Models, load_models
@@ -150,7 +150,7 @@ class Engine:
             BadRequest: timesteps were given, and the model can only read all of its timesteps at once.
         """
         chosen = self.models.get(model)
-        return Question(image_id(data), data, name, chosen, subset(chosen, timesteps), mirrored)
+        return self._posed(image_id(data), data, name, chosen, timesteps, mirrored=mirrored)
 
     def question_by_key(
         self, key: str, model: str | None, timesteps: Sequence[int] | None = None, *, mirrored: bool = False
@@ -169,7 +169,24 @@ class Engine:
         reader = self.models.get(model) if model is not None else self.models.of_spec(digest)
         if reader is None or not reader.card.spec.digest.startswith(digest):
             raise NotFound(f"no model here reads features of the spec {digest}; see /v1/models")
-        return Question(image, None, key, reader, subset(reader, timesteps), mirrored)
+        return self._posed(image, None, key, reader, timesteps, mirrored=mirrored)
+
+    def _posed(
+        self,
+        image: str,
+        data: bytes | None,
+        name: str,
+        model: Model,
+        timesteps: Sequence[int] | None,
+        *,
+        mirrored: bool,
+    ) -> Question:
+        deleted = self._deletions.last(model.card.spec.digest, image)
+        return Question(image, data, name, model, subset(model, timesteps), mirrored, deleted)
+
+    def _is_deleted(self, question: Question) -> bool:
+        """Return whether the photograph has been deleted since the question was posed."""
+        return self._deletions.last(question.model.card.spec.digest, question.image_id) != question.deleted
 
     def cached_answer(self, question: Question) -> Answer | None:
         """Return the cached answer to a question; None if there is none."""
@@ -192,8 +209,12 @@ class Engine:
         return self._join(key, ticket, lambda flight: self._answer(question, flight), patient=patient)
 
     def ask_features(self, question: Question, ticket: Ticket) -> Flight[FeaturesResult]:
-        """Submit the extraction of a photograph's features into the store, or join it; stored ones are used as is."""
-        key = ("features", question.image_id, question.model.card.spec.digest, question.views, question.name)
+        """Submit the extraction of a photograph's features into the store, or join it; stored ones are used as is.
+
+        The flight fails with Conflict if the photograph is deleted meanwhile.
+        """
+        spec = question.model.card.spec.digest
+        key = ("features", question.image_id, spec, question.views, question.name, question.deleted)
         return self._join(key, ticket, lambda flight: self._made_or_found(question, flight))
 
     def ask_field_of_view(self, data: bytes, name: str, ticket: Ticket) -> Flight[Answer]:
@@ -285,7 +306,7 @@ class Engine:
         )
         self._count(answer)
         self._answers.put(question.key, replace(answer, warnings=tuple(dict.fromkeys(work.warnings))))
-        if self._deletions.since(model.card.spec.digest, question.image_id, work.began):
+        if self._is_deleted(question):
             self._answers.forget(question.image_id)
         return answer
 
@@ -302,6 +323,8 @@ class Engine:
     def _made_or_found(self, question: Question, flight: Flight[Any]) -> FeaturesResult:
         work, spec = Work(self.metrics, lambda: flight.wanted), question.model.card.spec
         _, cached = self._features(question, flight, work)
+        if self._is_deleted(question):
+            raise Conflict("the photograph was deleted while its features were made; ask again to have them stored")
         key = feature_key(spec.digest, question.image_id)
         return FeaturesResult(key, question.image_id, spec, cached, work.forwards, work.all_stored)
 
@@ -356,7 +379,8 @@ class Engine:
                 )
             return self._extracted(upright, question, key, work, wanted, troubles)
 
-        made = self._single_flight.do((model.card.spec.digest, key, upright is None), work.wanted, found_or_made)
+        shared = (model.card.spec.digest, key, upright is None, question.deleted)
+        made = self._single_flight.do(shared, work.wanted, found_or_made)
         work.troubles += made.troubles
         work.all_stored &= made.stored
         return made.features, made.cached
@@ -380,10 +404,13 @@ class Engine:
             prepared = upright().flipped(key.view)
         features = work.on_device("invert", lambda: self.device.invert(extractor, prepared, wanted))
         work.forwards += len(card.spec.grid)
+        written = None
         with work.stage("store"):
-            written = self.storage.write(card.spec, key, features, card.backbone, extractor.codebook, troubles)
-            if self._deletions.since(card.spec.digest, question.image_id, work.began):
-                self.storage.discard(card.spec, key)
+            if not self._is_deleted(question):
+                written = self.storage.write(card.spec, key, features, card.backbone, extractor.codebook, troubles)
+            if self._is_deleted(question):  # before, or while they were written
+                if written:
+                    self.storage.discard(card.spec, key)
                 troubles.append("the photograph was deleted while its features were made; they are not kept")
                 written = None
         work.bytes_stored += written or 0

@@ -10,7 +10,7 @@ ServiceError
 ├── Unauthorised           no key, or a wrong one
 ├── Forbidden              a key that may not do this
 ├── NotFound               no such model, features or job
-├── Conflict               not possible in the present state of a job, or during a reload
+├── Conflict               not possible in the present state of a job or photograph, or during a reload
 ├── TooManyRequests        the rate or concurrency of a key is used up
 ├── Unavailable            not possible now; Retry-After says when to try again
 │   ├── NotReady           models are still being loaded, or could not be

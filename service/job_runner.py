@@ -75,10 +75,16 @@ class JobRunner:
         self._wake.set()
 
     def stop(self) -> None:
-        """Stop the thread once the photographs that are being segmented are finished."""
+        """Stop the thread once the photographs that are being segmented are finished.
+
+        A thread that the storage of jobs does not answer is left behind after ``deadline`` seconds; the job goes on at
+        the next start.
+        """
         self._stopping.set()
         self._wake.set()
-        self._thread.join()
+        self._thread.join(self._settings.deadline)
+        if self._thread.is_alive():
+            logger.warning("stopped while a job was being run; it goes on at the next start")
 
     def _run(self) -> None:
         with self._jobs.claims:
@@ -110,7 +116,8 @@ class JobRunner:
     def _run_if_free(self, found: JobRecord) -> bool:
         """Run a job, unless another service is running it; return False if it has to be tried again."""
         known = found.options.model in (None, *self._engine.models.by_name)
-        if not known and found.trouble is not None and not self._is_overdue(found):
+        not_loaded = f"the model {found.options.model} is not loaded"
+        if not known and found.trouble == not_loaded and not self._is_overdue(found):
             return True  # another service has its model, and the record says so already
         if not self._jobs.claims.acquire(found.id):
             return True
@@ -121,7 +128,7 @@ class JobRunner:
             if known:
                 return self._run_job(record)
             # Another service has the model, or a reload has removed it.
-            self._record_trouble(record, f"the model {record.options.model} is not loaded")
+            self._record_trouble(record, not_loaded)
         except _TakenOver:
             logger.warning("a job has been taken over by another service", job=found.id)
         finally:

@@ -55,6 +55,8 @@ class Question:
         model: model that answers.
         timesteps: timesteps that vote; all of the model's if None.
         mirrored: whether the photograph's three mirror images are read as well.
+        deleted: when the photograph was deleted last before the question was posed (``time.monotonic``); 0 if not
+            lately. Work that began before a deletion keeps nothing, so later questions must not share it.
     """
 
     image_id: str
@@ -63,6 +65,7 @@ class Question:
     model: Model
     timesteps: tuple[int, ...] | None = None
     mirrored: bool = False
+    deleted: float = 0.0
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -76,7 +79,15 @@ class Question:
         Whether the photograph was sent is part of it: without it there are no warnings about its quality, and features
         that are not stored cannot be extracted.
         """
-        return self.image_id, self.data is None, self.model.name, self.model.version, self.timesteps, self.mirrored
+        return (
+            self.image_id,
+            self.data is None,
+            self.model.name,
+            self.model.version,
+            self.timesteps,
+            self.mirrored,
+            self.deleted,
+        )
 
 
 @dataclass
@@ -92,7 +103,6 @@ class Work:
         bytes_stored: bytes written to the feature store.
         all_stored: whether the store accepted everything so far.
         forwards: network forwards that were run.
-        began: ``time.monotonic`` at the beginning.
     """
 
     metrics: Metrics
@@ -103,7 +113,6 @@ class Work:
     bytes_stored: int = 0
     all_stored: bool = True
     forwards: int = 0
-    began: float = field(default_factory=time.monotonic)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -10,9 +10,9 @@ import contextlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import structlog
@@ -147,9 +147,8 @@ class GuardedStore:
             warn.append("features could not be stored; the next request has to extract them again")
             return None
         self._no_room_for = 0
-        for old_spec, old_key, size in self._kept.added(spec, key, written):
-            if not self.discard(old_spec, old_key):  # the next write tries it again
-                self._kept.put_back(old_spec, old_key, size)
+        gone = self._kept.added(spec, key, written)
+        self._kept.put_back([one for one in gone if not self.discard(one.spec, one.key)])  # the next write tries again
         return written
 
     def discard(self, spec: FeatureSpec, key: Key) -> bool:
@@ -242,7 +241,7 @@ class GuardedStore:
         except (SpecError, StoreBusy):  # not trouble of the store
             raise
         except (StoreError, OSError) as error:
-            raise self._failed(doing, str(error), cool_down=False) from error
+            raise self._failed(doing, str(error), cool_down=isinstance(error, TimeoutError)) from error
         for over in (doing, "open"):
             self._troubles.pop(over, None)
         return result
@@ -255,34 +254,45 @@ class GuardedStore:
         return StoreUnavailable(why)
 
 
+class _Kept(NamedTuple):
+    spec: FeatureSpec
+    key: Key
+    size: int
+
+    @property
+    def name(self) -> tuple[str, Key]:
+        return self.spec.digest, self.key
+
+
 class _EntryBudget:
     """The entries written so far, oldest first, for a store whose size has a limit in bytes; None: no limit."""
 
     def __init__(self, limit: int | None) -> None:
         self._limit = limit
-        self._sizes: OrderedDict[tuple[str, Key], tuple[FeatureSpec, int]] = OrderedDict()
+        self._entries: OrderedDict[tuple[str, Key], _Kept] = OrderedDict()
         self._lock = threading.Lock()
 
     def forget(self, spec: FeatureSpec, image_id: str) -> None:
         """Forget a photograph's entries, which are being deleted otherwise."""
         with self._lock:
-            for one in [one for one in self._sizes if one[0] == spec.digest and one[1].image_id == image_id]:
-                del self._sizes[one]
+            for name in [name for name in self._entries if name[0] == spec.digest and name[1].image_id == image_id]:
+                del self._entries[name]
 
-    def put_back(self, spec: FeatureSpec, key: Key, size: int) -> None:
-        """Record an entry that could not be deleted, as the oldest."""
+    def put_back(self, entries: Sequence[_Kept]) -> None:
+        """Record entries that could not be deleted, oldest first, as older than all others."""
         with self._lock:
-            self._sizes[spec.digest, key] = spec, size
-            self._sizes.move_to_end((spec.digest, key), last=False)
+            for one in reversed(entries):
+                if one.name not in self._entries:  # else it was written again meanwhile
+                    self._entries[one.name] = one
+                    self._entries.move_to_end(one.name, last=False)
 
-    def added(self, spec: FeatureSpec, key: Key, size: int) -> list[tuple[FeatureSpec, Key, int]]:
-        """Record an entry that was written, and return those that have to be deleted for it, with their sizes."""
+    def added(self, spec: FeatureSpec, key: Key, size: int) -> list[_Kept]:
+        """Record an entry that was written, and return those that have to be deleted for it, oldest first."""
         if self._limit is None or not size:
             return []
-        gone = []
+        gone, new = list[_Kept](), _Kept(spec, key, size)
         with self._lock:
-            self._sizes[spec.digest, key] = spec, size
-            while len(self._sizes) > 1 and sum(held for _, held in self._sizes.values()) > self._limit:
-                (_, old_key), (old_spec, old_size) = self._sizes.popitem(last=False)
-                gone.append((old_spec, old_key, old_size))
+            self._entries[new.name] = new
+            while len(self._entries) > 1 and sum(one.size for one in self._entries.values()) > self._limit:
+                gone.append(self._entries.popitem(last=False)[1])
         return gone

@@ -31,7 +31,7 @@ _KEY = Annotated[
 @router.post(
     "/v1/features",
     response_model=FeaturesInfo,
-    responses=problems(400, 401, 404, 408, 413, 415, 429, 503),
+    responses=problems(400, 401, 404, 408, 409, 413, 415, 429, 503),
     openapi_extra=FEATURES_BODY,
     operation_id="make_features",
 )

@@ -19,7 +19,7 @@ from interpreter.config import HeadName, InterpreterConfig
 from interpreter.network import Interpreter
 from service.answers import AnswerCache
 from service.engine import Engine
-from service.errors import Abandoned, Busy, DeadlinePassed, NotFound
+from service.errors import Abandoned, Busy, Conflict, DeadlinePassed, NotFound
 from service.flights import Flight, Flights, Ticket
 from service.models import Model, Models
 from service.single_flight import SingleFlight
@@ -236,10 +236,41 @@ def test_what_is_deleted_while_it_is_made_is_not_kept(make_engine: MakeEngine, m
     monkeypatch.setattr(extractor, "features", deleted_meanwhile)
     assert not engine.segment(png(82)).cached
     assert not list(engine.storage.store().all_keys(spec))
-    assert engine.cached_answer(question) is None
+    assert engine.cached_answer(engine.question(png(82))) is None
+    ticket = Ticket(60)
+    with pytest.raises(Conflict, match="deleted while"):
+        engine._flights.wait(engine.ask_features(engine.question(png(82)), ticket), ticket)
     monkeypatch.undo()
     engine.segment(png(82))
-    assert (len(list(engine.storage.store().keys(spec))), engine.cached_answer(question) is None) == (1, False)
+    assert len(list(engine.storage.store().keys(spec))) == 1
+    assert engine.cached_answer(engine.question(png(82))) is not None
+    engine.close()
+
+
+def test_who_asks_after_a_deletion_does_not_join_work_begun_before(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = with_store(make_engine(), lambda: FeatureStore("memory://"))
+    extractor, spec, gate = engine.models.default.extractor, engine.card.spec, Gate()
+    features = extractor.features
+
+    def waiting(*of: object) -> list[Features]:
+        gate.begun.set()
+        assert gate.go.wait(60)
+        return features(*of)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(extractor, "features", waiting)
+    tickets, before = (Ticket(60), Ticket(60)), engine.question(png(83))
+    flights = [engine.ask_features(before, tickets[0])]
+    assert gate.begun.wait(60)
+    engine.forget(spec, before.image_id)
+    flights.append(engine.ask_features(engine.question(png(83)), tickets[1]))
+    assert flights[0] is not flights[1]
+    gate.go.set()
+    with pytest.raises(Conflict, match="deleted while"):
+        engine._flights.wait(flights[0], tickets[0])
+    assert engine._flights.wait(flights[1], tickets[1]).stored
+    assert len(list(engine.storage.store().keys(spec))) == 1
     engine.close()
 
 

@@ -676,10 +676,34 @@ def test_a_job_waits_for_its_model_where_a_reload_takes_it_away(
     assert waiting is not None
     assert [item.state for item in waiting.items] == ["done", "waiting"]
     assert waiting.trouble == f"the model {name} is not loaded"
+    waiting.trouble = "the answers of the job cannot be stored now"  # an older reason
+    jobs.save(waiting)
+    runner._run_jobs()
+    known = jobs.read(record.id)
+    assert known is not None
+    assert known.trouble == f"the model {name} is not loaded"
     monkeypatch.undo()
     engine.models = before
     runner._run_jobs()
     assert ended(jobs, record.id).count("done") == 2
+
+
+def test_a_runner_whose_storage_hangs_is_left_behind(make_engine: MakeEngine, tmp_path: Path) -> None:
+    jobs, asked, released = Jobs(open_objects(tmp_path), LIMITS), threading.Event(), threading.Event()
+
+    def hanging() -> None:
+        asked.set()
+        released.wait(120)
+
+    jobs.delete_old = hanging  # type: ignore[method-assign]
+    runner = JobRunner(jobs, make_engine(), Settings(keep_nothing=True, deadline=0.1), Sources({}))
+    runner.start()
+    assert asked.wait(60)
+    runner.stop()
+    assert runner._thread.is_alive()
+    released.set()
+    runner._thread.join(60)
+    assert not runner._thread.is_alive()
 
 
 def test_a_cancellation_that_a_lost_power_has_emptied_is_one(tmp_path: Path) -> None:
