@@ -6,7 +6,7 @@ InterpreterError
 ├── DataError              images, labels or features that are needed are missing
 ├── NonFinitePrediction    the interpreter computed NaN or infinity
 ├── ExtractionFailed       `extractor run` did not make all features that are needed
-├── TrainingDiverged       the loss became NaN or infinite
+├── TrainingDiverged       the loss or the output became NaN or infinite
 └── ScanUnavailable        the selective scan that was asked for cannot run here
 """
 
@@ -36,7 +36,7 @@ class ExtractionFailed(InterpreterError, RuntimeError):
 
 
 class TrainingDiverged(InterpreterError, ArithmeticError):
-    """The loss became NaN or infinite."""
+    """The loss, or the network's output for a validation image, became NaN or infinite."""
 
 
 class ScanUnavailable(InterpreterError, RuntimeError):

@@ -16,9 +16,9 @@ from interpreter.errors import DataError
 from interpreter.expected import expected_of
 from interpreter.metrics import Counts, bootstrap_interval, count, finite_or_none, hd95, mean_of_known
 from interpreter.network import Interpreter
-from interpreter.prediction import Prediction, Segmentation, native_masks, native_probabilities, segment
+from interpreter.prediction import Prediction, Segmentation, native_masks, native_probabilities
 from interpreter.rules import Rules, Size
-from interpreter.stored import mirrored_features
+from interpreter.stored import segment_stored
 from interpreter.task import Task
 from store.feature_store import FeatureStore
 from store.features import Features
@@ -191,7 +191,9 @@ def evaluate(
         DataError: there are no images.
         SpecMismatch: the spec differs from the interpreter's in more than resolution.
         ConfigurationError: ``mirrored``, and an image is read in another view than the photograph itself.
-        MissingEntry: features of an image, or of a flip that is read, are not in the store.
+        MissingEntry, DamagedEntry: features of an image, or of a flip that is read, are not in the store, or no longer
+            what was written.
+        NonFinitePrediction: the interpreter computes NaN or infinity for an image.
     """
     interpreter.require(spec)
     if not images:
@@ -201,18 +203,11 @@ def evaluate(
     targets = tuple(task.targets[i] for i in scored)
     scores = Scores(targets, [], [PooledPixels() for _ in scored], [Reliability() for _ in scored])
     for image in images:
-        entry = store.entry(spec, image.key)
-        features = entry.features()
-        flips = mirrored_features(store, spec, image) if mirrored else None
-        segmented = segment(interpreter, features, flips)
-        prediction = segmented.prediction
-        truth = native_truth(store, image, task)
-        at_network = task.members(rules.square_truth(entry.geometry, truth, task, image.sample))
-        inside = rules.counted(features.fov)
-        compared = Compared(prediction.masks, prediction.probabilities[1:], at_network, inside)
-        known = image.known(task)
+        features, segmented = segment_stored(interpreter, store, spec, image, mirrored=mirrored)
+        prediction, truth, known = segmented.prediction, native_truth(store, image, task), image.known(task)
+        compared = _at_network_size(prediction, features, image, truth, task, rules)
         by_voter = {
-            voter: _mean_dice(masks[known], at_network[known], inside)
+            voter: _mean_dice(masks[known], compared.truth[known], compared.inside)
             for voter, masks in zip(interpreter.voters, prediction.masks_by_voter, strict=True)
         }
         if rules.size != "network":
@@ -227,6 +222,21 @@ def evaluate(
         if on_image is not None:
             on_image(image, segmented)
     return scores
+
+
+def _at_network_size(
+    prediction: Prediction,
+    features: Features,
+    image: LabelledImage,
+    truth: NDArray[np.uint8],
+    task: Task,
+    rules: Rules,
+) -> Compared:
+    """The arrays to compare at the network's size; ``truth`` is uint8 (H, W)."""
+    in_square = rules.square_truth(features.geometry, truth, task, image.sample)
+    return Compared(
+        prediction.masks, prediction.probabilities[1:], task.members(in_square), rules.counted(features.fov)
+    )
 
 
 def _carried(

@@ -19,13 +19,11 @@ from numpy.typing import NDArray
 from interpreter.checkpoint import CARD_FILE, CODEBOOK_FILE, WEIGHTS_FILE, folder_of, load_interpreter
 from interpreter.data import LabelledImage, without_duplicates
 from interpreter.errors import ConfigurationError, DataError
-from interpreter.prediction import segment
 from interpreter.scan import Method
 from interpreter.splits import group_of, unaugmented
-from interpreter.stored import require_features
+from interpreter.stored import require_features, segment_stored
 from interpreter.task import Task
 from store.feature_store import FeatureStore
-from store.features import Key
 from store.views import plain_view
 
 
@@ -94,12 +92,11 @@ class PseudoLabels:
         """
         self._network.to(device)
         for image in images:
-            yield image, self._native(image.key.image_id)
+            yield image, self._native(image.seen_as(self._view))
         self._network.to("cpu")
 
-    def _native(self, image_id: str) -> NDArray[np.uint8]:
-        features = self._store.entry(self._spec, Key(image_id, self._view)).features()
-        _, labels, masks = segment(self._network, features)
+    def _native(self, image: LabelledImage) -> NDArray[np.uint8]:
+        _, (_, labels, masks) = segment_stored(self._network, self._store, self._spec, image)
         return labels if masks is None else self._task.labels(dict(zip(self._task.targets, masks, strict=True)))
 
 

@@ -13,9 +13,8 @@ from interpreter.domain import Domain, DomainScore
 from interpreter.expected import expected_of
 from interpreter.metrics import finite_or_none
 from interpreter.network import Interpreter
-from interpreter.prediction import segment
 from interpreter.rendering import write_label_maps
-from interpreter.stored import mirrored_features
+from interpreter.stored import segment_stored
 from interpreter.task import Task
 from store.feature_store import FeatureStore
 from store.spec import FeatureSpec
@@ -88,12 +87,11 @@ def segment_into(
         ConfigurationError: ``mirrored``, and an image is read in another view than the photograph itself.
         MissingEntry, DamagedEntry: features of an image, or of a flip that is read, are not in the store, or no longer
             what was written.
+        NonFinitePrediction: the interpreter computes NaN or infinity for an image.
     """
     interpreter.require(spec)
     for image in images:
-        features = store.entry(spec, image.key).features()
-        flips = mirrored_features(store, spec, image) if mirrored else None
-        prediction, labels, masks = segment(interpreter, features, flips)
+        features, (prediction, labels, masks) = segment_stored(interpreter, store, spec, image, mirrored=mirrored)
         found = [labels == c for c in range(1, len(task.classes))] if masks is None else list(masks)
         inside = features.geometry.restore(features.fov).astype(np.bool_)
         expected = expected_of(prediction, features.fov)

@@ -1,17 +1,19 @@
-"""Choosing the spec and views of images to read from a store, and checking that their features are there."""
+"""Reading images' features from a store: which spec and views, whether they are there, and their segmentation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from interpreter.data import LabelledImage
-from interpreter.errors import ConfigurationError, DataError
+from interpreter.errors import ConfigurationError, DataError, NonFinitePrediction
+from interpreter.network import Interpreter
+from interpreter.prediction import Segmentation, segment
 from store.errors import MissingEntry
 from store.extraction_command import ExtractionCommand, options_of_spec
 from store.feature_store import FeatureStore
 from store.features import Features, Key
 from store.spec import FeatureSpec
-from store.views import FLIPS, IDENTITY, MIRRORED
+from store.views import IDENTITY, MIRRORED
 
 
 def store_spec(store: FeatureStore, digest: str | None, images: Sequence[LabelledImage] = ()) -> FeatureSpec:
@@ -42,15 +44,27 @@ def views_read(view: str, *, mirrored: bool) -> tuple[str, ...]:
     return MIRRORED
 
 
-def mirrored_features(store: FeatureStore, spec: FeatureSpec, image: LabelledImage) -> dict[str, Features]:
-    """Features of an image's three mirror images by view, as ``interpreter.prediction.predict`` takes them.
+def segment_stored(
+    interpreter: Interpreter, store: FeatureStore, spec: FeatureSpec, image: LabelledImage, *, mirrored: bool = False
+) -> tuple[Features, Segmentation]:
+    """Segment an image from its stored features, and return both.
+
+    Args:
+        spec: spec of the features to read: the interpreter's, at its own resolution or another one.
+        mirrored: also read the image's three flips, and average the probabilities.
 
     Raises:
-        ConfigurationError: the image's key has another view than the photograph itself.
-        MissingEntry, DamagedEntry: one of them is not in the store, or no longer what was written.
+        ConfigurationError: ``mirrored``, and the image's key has another view than the photograph itself.
+        MissingEntry, DamagedEntry: features of it, or of a flip, are not in the store, or no longer what was written.
+        NonFinitePrediction: the interpreter computes NaN or infinity; the message names the image.
     """
-    views_read(image.key.view, mirrored=True)
-    return {view: store.entry(spec, image.seen_as(view).key).features() for view in FLIPS}
+    views = views_read(image.key.view, mirrored=mirrored)
+    by_view = {view: store.entry(spec, image.seen_as(view).key).features() for view in views}
+    features = by_view.pop(image.key.view)
+    try:
+        return features, segment(interpreter, features, by_view)
+    except NonFinitePrediction as error:
+        raise NonFinitePrediction(f"{image.name}: {error}") from error
 
 
 def require_features(

@@ -26,7 +26,7 @@ from accelerate.utils import broadcast_object_list
 from interpreter.checkpoint import Card
 from interpreter.config import InterpreterConfig
 from interpreter.data import LabelledImage
-from interpreter.errors import ConfigurationError, TrainingDiverged
+from interpreter.errors import ConfigurationError, NonFinitePrediction, TrainingDiverged
 from interpreter.feed import Feed, ProcessShard
 from interpreter.network import Interpreter
 from interpreter.objective import Objective
@@ -180,7 +180,7 @@ class Training:
                 epoch that they completed.
 
         Raises:
-            TrainingDiverged: the loss became NaN or infinite.
+            TrainingDiverged: the loss, or the network's output for a validation image, became NaN or infinite.
             MissingEntry, DamagedEntry: features or masks are gone, or no longer what was written.
             KeyboardInterrupt: a stop was requested.
         """
@@ -281,7 +281,10 @@ class Training:
         """Score the network on the validation images, in the first process alone; keep it if it is the best."""
         criterion = [0.0]
         if self.accelerator.is_main_process:
-            criterion = [self.selection.criterion(self.network, self.epoch, recorder, self.feed.truth_of)]
+            try:
+                criterion = [self.selection.criterion(self.network, self.epoch, recorder, self.feed.truth_of)]
+            except NonFinitePrediction as error:
+                raise TrainingDiverged(f"after epoch {self.epoch}, {error}") from error
         if self.selection.update(float(broadcast_object_list(criterion)[0])) and self.accelerator.is_main_process:
             self.selection.keep(self.network, self.epoch)
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from interpreter.config import InterpreterConfig
+from interpreter.data import all_images
 from interpreter.errors import NonFinitePrediction
 from interpreter.network import Interpreter
 from interpreter.prediction import (
@@ -18,6 +19,7 @@ from interpreter.prediction import (
     vote,
     vote_overlapping,
 )
+from interpreter.stored import segment_stored
 from store import FeatureSpec, FeatureStore, Geometry
 
 
@@ -61,6 +63,9 @@ def test_nan_is_an_error_and_not_a_vote_for_the_background(
         next(network.parameters()).fill_(torch.nan)
     with pytest.raises(NonFinitePrediction, match="train it again"):
         predict(network, features.maps, features.fov)
+    (first, *_) = all_images(filled_store, "eyes")
+    with pytest.raises(NonFinitePrediction, match=f"^{first.name}: "):
+        segment_stored(network, filled_store, spec, first)
 
 
 def test_every_timestep_is_read_with_its_own_maps(filled_store: FeatureStore, spec: FeatureSpec) -> None:

@@ -192,6 +192,22 @@ def test_a_loss_that_is_no_number_ends_the_training(
     assert not (tmp_path / "run" / "interpreter.safetensors").exists()
 
 
+def test_a_validation_that_gives_no_number_ends_the_training(
+    filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path
+) -> None:
+    settings = SETTINGS.model_copy(update={"epochs": 1, "evaluate_every": 1})
+    broken = training(filled_store, spec, tmp_path / "run", settings)
+
+    def overflowing(_epoch: int, _batch: int, _loss: float) -> None:
+        if broken.next_batch == broken.steps_per_epoch:  # after the last step, whose loss was still finite
+            with torch.no_grad():
+                next(broken.network.parameters()).fill_(float("nan"))
+
+    with pytest.raises(TrainingDiverged, match="after epoch 1, eyes/"):
+        broken.run(overflowing)
+    assert not (tmp_path / "run" / "interpreter.safetensors").exists()
+
+
 def test_a_run_file_that_is_cut_off_is_named(filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path) -> None:
     training(filled_store, spec, tmp_path / "run")
     run_file = tmp_path / "run" / "run.json"
