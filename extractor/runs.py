@@ -136,8 +136,8 @@ def record_collection(store: FeatureStore, dataset: DataSet, report: RunReport, 
     """Record the data set in the store, with the samples of a run in the order of its photographs.
 
     Of what was recorded before, the samples stay of photographs that the data set has and the run did not come to: it
-    was asked for a part of them, or was interrupted. A sample is dropped if the photograph has masks of other targets
-    now. A run that was interrupted before its first sample records nothing.
+    was asked for a part of them, or was interrupted. A sample is dropped if the photograph could not be used, or has
+    masks of other targets now. A run that was interrupted before its first sample records nothing.
 
     Raises:
         DatasetError: no image could be used.
@@ -148,7 +148,9 @@ def record_collection(store: FeatureStore, dataset: DataSet, report: RunReport, 
         raise DatasetError(f"none of the {len(dataset.photographs)} images could be used; first: {report.failed[0][1]}")
     ordered = {p.name: samples[p.name] for p in dataset.photographs if p.name in samples}
     collection = Collection(name=dataset.name, samples=tuple(ordered.values()))
-    not_reached = (*dataset.others, *(dataset.photographs if report.interrupted else ()))
+    failed = {image for image, _ in report.failed}
+    interrupted = (p for p in dataset.photographs if str(p.image) not in failed) if report.interrupted else ()
+    not_reached = (*dataset.others, *interrupted)
     targets = {photograph.name: set(photograph.masks) for photograph in not_reached}
 
     def is_current(sample: Sample) -> bool:

@@ -428,6 +428,20 @@ def test_a_stop_is_asked_between_views(backbone: Backbone, spec: FeatureSpec, da
     assert len(store.collections.read("eyes").samples) == 6
 
 
+def test_an_interrupted_run_drops_what_can_no_longer_be_read(
+    backbone: Backbone, spec: FeatureSpec, dataset_folder: Path
+) -> None:
+    store, stop, extractor = FeatureStore("memory://"), Stop(), Extractor(backbone, spec)
+    dataset = load_dataset(f"folder:{dataset_folder}", "eyes")
+    extract_dataset(dataset, store, extractor)
+    dataset.photographs[0].image.write_bytes(b"rubbish")
+    report = extract_dataset(
+        dataset, store, extractor, stop=stop, advance=lambda name: stop.request() if name == "eye1" else None
+    )
+    assert (report.interrupted, len(report.failed)) == (True, 1)
+    assert [sample.name for sample in store.collections.read("eyes").samples] == [f"eye{i}" for i in range(1, 6)]
+
+
 def test_a_batch_without_room_is_done_in_halves(
     backbone: Backbone, spec: FeatureSpec, dataset_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
