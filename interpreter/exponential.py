@@ -1,7 +1,4 @@
-"""The exponential function for use inside Numba kernels, in operations that vectorise.
-
-Numba's cache does not notice changes to this file: a change here must also touch the kernels that call it.
-"""
+"""The exponential function for use inside Numba kernels, in operations that vectorise."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """Weights of convolutions, transformed for ``extractor.cpu.convolution``, and the matrices that transform them.
 
-Whoever changes the matrices has to touch ``convolution.py``, too: Numba's cache only checks the file in which a
-kernel is defined.
-
 c  channels in     k  channels out     p  points of evaluation along an axis: 6, or 5 for doubled maps
 """
 

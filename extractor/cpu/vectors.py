@@ -1,7 +1,6 @@
 """Inner loops written in LLVM IR, because Numba's own loops do not keep their numbers in vector registers.
 
-All but ``fetch_add`` operate on flat float32 arrays and indices into them, and return nothing. Whoever changes this
-file has to touch ``convolution.py``, too: Numba's cache only checks the file in which a kernel is defined.
+All but ``fetch_add`` operate on flat float32 arrays and indices into them, and return nothing.
 """
 
 from __future__ import annotations
