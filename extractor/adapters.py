@@ -292,7 +292,7 @@ def _images(folder: Path, wanted: Callable[[Path], bool] = lambda _: True) -> li
 
 
 def _number(image: Path, digits: str) -> int:
-    if not digits.isdigit():
+    if not digits.isdecimal():
         raise DatasetError(f"{image}: expected a number in the name; is this the data set it was called?")
     return int(digits)
 

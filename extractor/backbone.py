@@ -302,6 +302,10 @@ class Backbone:
 
         use_fast_kernels(self.unet)
 
+    def forget_graphs(self) -> bool:
+        """Free the memory of recorded CUDA graphs and record no more; False, and no change, if there are none."""
+        return self._graphs is not None and self._graphs.forget()
+
     def compile(self) -> None:
         """Have torch compile each block when it is first run, which takes minutes."""
         compile_blocks(self.unet)

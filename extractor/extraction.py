@@ -141,8 +141,8 @@ class Extractor(ViewMaker):
         Returns:
             The maps of each photograph on the host, in the spec's encoding: they are encoded on the device, before
             they are copied. Photographs whose activations overflow in half precision are computed again in float32,
-            and noted (``take_fallbacks``). A batch that exceeds the memory of a CUDA device is split in halves, and
-            so are later ones.
+            and noted (``take_fallbacks``). Where the memory of a CUDA device does not suffice, recorded graphs are
+            given up first; then the batch is split in halves, and so are later ones.
 
         Raises:
             NonFiniteActivation: NaN or infinity in a map; the message names block and timestep.
@@ -173,6 +173,8 @@ class Extractor(ViewMaker):
                 ) from error
             full = True
         # Outside the clauses above: the exception keeps the batch's tensors alive until its clause ends.
+        if full and self.backbone.forget_graphs():  # which hold memory even where it was not the network that ran out
+            return self._extract_with_fallbacks(prepared)
         if len(prepared) > 1:
             half = len(prepared) // 2
             if full:

@@ -279,8 +279,8 @@ class Pretraining:
             self.accelerator.save_state(str(fresh))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            shutil.rmtree(former, ignore_errors=True)
-            if current.is_dir():
+            if current.is_dir():  # else the last complete state is the former one
+                shutil.rmtree(former, ignore_errors=True)
                 current.rename(former)
             fresh.rename(current)
             shutil.rmtree(former, ignore_errors=True)

@@ -81,6 +81,6 @@ _BUILDERS = {"cosine": cosine, "linear": linear}
 def noise_schedule(name: str) -> NoiseSchedule:
     """The schedule named ``name``, such as ``cosine-4000``."""
     kind, _, steps = name.partition("-")
-    if kind not in _BUILDERS or not steps.isdigit() or int(steps) < 2:
+    if kind not in _BUILDERS or not steps.isdecimal() or int(steps) < 2:
         raise ScheduleError(f"unknown noise schedule {name!r}; expected one like cosine-4000 or linear-1000")
     return _BUILDERS[kind](int(steps))

@@ -216,7 +216,7 @@ def _table(scores: Scores, rules: Rules) -> Table:
     table.add_row("95 % interval", *(f"{in_points(low)} to {in_points(high)}" for _, _, (low, high) in columns))
     where = "" if rules.size == "network" else ", at the network's size"
     for voter, dice in scores.dice_by_voter().items():
-        alone = f"t = {voter}" if voter.isdigit() else voter
+        alone = f"t = {voter}" if voter.isdecimal() else voter
         table.add_row(f"Dice of {alone} alone{where}", *[""] * (len(columns) - 1), in_points(dice))
     for name, words in SHOWN.items():
         table.add_row(words, *(in_points(figures[name]) for _, figures, _ in columns))

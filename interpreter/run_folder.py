@@ -60,13 +60,13 @@ class RunFolder:
         with replaced(self.path / STATE_FILE) as partial:
             torch.save(state, partial)
 
-    def load_state(self, device: torch.device) -> dict[str, Any] | None:
-        """Return the state saved last, None if there is none; raises CheckpointError if it cannot be read."""
+    def load_state(self) -> dict[str, Any] | None:
+        """Return the state saved last, on the CPU; None if there is none; raises CheckpointError if it is damaged."""
         path = self.path / STATE_FILE
         if not path.is_file():
             return None
         try:
-            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, UnpicklingError) as error:  # what torch raises for damaged files
             reason = next(iter(str(error).splitlines()), "it is empty")
             raise CheckpointError(

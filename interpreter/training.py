@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -108,8 +109,10 @@ class Training:
         read = dict.fromkeys((plain_view(settings.views), *settings.views))
         require_features(store, spec, self.train_images, tuple(read))
         require_features(store, spec, validation_images)
-        self.accelerator = Accelerator(cpu=device == "cpu")
-        self.device = self.accelerator.device if device in ("cpu", "cuda") else torch.device(device)
+        launched = int(os.environ.get("WORLD_SIZE", 1)) > 1
+        # A process has one accelerator state for good: alone, it must not settle on the device of its first training.
+        self.accelerator = Accelerator(cpu=launched and device == "cpu")
+        self.device = self.accelerator.device if launched else torch.device(device)
         torch.manual_seed(settings.seed)
         self.network = Interpreter(spec, config, store.codebook(spec)).to(self.device)
         self.network.use_scan(scan)
@@ -310,12 +313,12 @@ class Training:
             )
 
     def _resume(self) -> None:
-        state = self._files.load_state(self.device)
+        state = self._files.load_state()
         if state is not None:
             self.network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])
             for parameter, gradient in zip(self.network.parameters(), state["gradients"], strict=True):
-                parameter.grad = gradient
+                parameter.grad = None if gradient is None else gradient.to(self.device)
             self.epoch, self.next_batch, self.selection.best, self.selection.since_best = state["progress"]
 
 

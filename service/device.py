@@ -175,14 +175,12 @@ class Device:
         self._metrics.batch_size.observe(len(batch))
         for one in batch:
             one.waited = time.perf_counter() - one.queued
-        try:
-            features = batch[0].extractor.features([one.prepared for one in batch])
-        except Exception:  # one photograph must not fail the others: each is tried alone
-            for one in batch:
+        features = _features_of(batch) if len(batch) > 1 else None
+        for i, one in enumerate(batch):
+            if features is not None:
+                one.future.set_result(features[i])
+            else:
                 self._settle(one.future, lambda one=one: one.extractor.features([one.prepared])[0])  # type: ignore[misc]
-        else:
-            for one, its in zip(batch, features, strict=True):
-                one.future.set_result(its)
         for done in batch[0].extractor.take_fallbacks():
             logger.warning("an image overflowed half precision and was done in float32", image=done)
 
@@ -212,3 +210,11 @@ class Device:
             return True
         except RuntimeError:
             return False
+
+
+def _features_of(batch: Sequence[_Inversion]) -> list[Features] | None:
+    """Return the features of a batch; None if it fails: one photograph must not fail the others, so each goes alone."""
+    try:
+        return batch[0].extractor.features([one.prepared for one in batch])
+    except Exception:
+        return None  # with the exception, whatever it kept on the device is freed

@@ -99,17 +99,14 @@ class Flights(Generic[T]):
             Abandoned: the ticket ran out while it waited for a place.
         """
         with self._lock:
-            flight = self._by_key.get(key)
-            if flight is not None and flight.wanted and not flight.future.done():
-                flight.tickets.append(ticket)
-                self._on_joined()
-                return flight
-            while self._open >= self.capacity:
+            while (flight := self._joined(key, ticket)) is None and self._open >= self.capacity:
                 if not patient:
                     raise Busy(f"{self._open} images are in progress or queued, no more are accepted; ask again later")
                 self._lock.wait(1.0)
                 if not ticket.wanted:
                     raise Abandoned("nobody waits for this answer any more")
+            if flight is not None:
+                return flight
             flight = self._by_key[key] = Flight(key, ticket)
             self._open += 1
         try:
@@ -117,6 +114,15 @@ class Flights(Generic[T]):
         except RuntimeError as error:  # the pool has been shut down
             self._end(flight)
             raise Busy("the service is stopping") from error
+        return flight
+
+    def _joined(self, key: Hashable, ticket: Ticket) -> Flight[T] | None:
+        """Join the flight of this key and return it; None if there is none that can be joined."""
+        flight = self._by_key.get(key)
+        if flight is None or not flight.wanted or flight.future.done():
+            return None
+        flight.tickets.append(ticket)
+        self._on_joined()
         return flight
 
     def leave(self, flight: Flight[T], ticket: Ticket) -> None:

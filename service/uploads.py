@@ -100,7 +100,7 @@ async def read_body(request: Request, budget: UploadBudget, limit: int, files: i
 
 async def _read_body(request: Request, budget: UploadBudget, limit: int, files: int) -> Upload:
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
+    if declared.isdecimal() and int(declared) > limit:
         raise BodyTooLarge(f"the request has {declared} bytes, the limit is {limit}")
     content_type = request.headers.get("content-type", "").lower()
     if content_type.startswith("multipart/form-data"):

@@ -124,7 +124,7 @@ def load_codebook(path: Path) -> Codebook:
 
 def _by_number(name: str) -> tuple[str, int]:
     stem, _, number = name.rpartition("_")
-    return stem, int(number) if number.isdigit() else 0
+    return stem, int(number) if number.isdecimal() else 0
 
 
 class Moments:

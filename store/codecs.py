@@ -7,14 +7,14 @@ The leading axes, shown as "...", are any number of images and timesteps.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from store.affine import channel_ranges, rounded
-from store.codebook import Codebook
+from store.codebook import BlockCode, Codebook
 from store.encoded import Encoded
 from store.errors import NonFiniteFeatures, SpecError
 from store.spec import AffineEncoding, FeatureSpec, FloatEncoding, TransformEncoding
@@ -93,23 +93,52 @@ class TransformCodec:
     dtype = np.dtype(np.uint8)
 
     def __init__(self, codebook: Codebook) -> None:
-        self._blocks = {
-            name: tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in (c.mean, c.basis, c.step, _limit(c.bits)))
-            for name, c in codebook.blocks.items()
-        }
+        self._codes = codebook.blocks
+        self._transforms: dict[tuple[str, torch.device], _Transform] = {}
+
+    def _transform(self, block: str, device: torch.device | str) -> _Transform:
+        at = block, torch.device(device)
+        if at not in self._transforms:  # copied to a device once: each such copy waits for the device
+            self._transforms[at] = _Transform.of(self._codes[block], at[1])
+        return self._transforms[at]
 
     def encode(self, block: str, maps: torch.Tensor, to_host: ToHost = at_once) -> Encoded:
-        mean, basis, step, limit = (a.to(maps.device) for a in self._blocks[block])
-        maps = _finite(block, maps)
-        components = _along((basis / step).T, maps, -(mean @ (basis / step)))
-        steps = components.round_().clamp_(-limit[:, None, None] - 1, limit[:, None, None]).to(torch.int16)
+        to_steps, at_zero, limit, _, _ = self._transform(block, maps.device)
+        components = _along(to_steps, _finite(block, maps), at_zero)
+        steps = components.round_().clamp_(-limit - 1, limit).to(torch.int16)
         return Encoded(to_host(((steps << 1) ^ (steps >> 15)).to(torch.uint8)))
 
     def decode(self, block: str, encoded: Encoded, device: torch.device | str = "cpu") -> torch.Tensor:
-        mean, basis, step, _ = (a.to(device) for a in self._blocks[block])
+        _, _, _, from_steps, mean = self._transform(block, device)
         stored = _to_device(encoded.values, device)
         steps = ((stored >> 1) ^ (stored & 1).neg_()).view(torch.int8).float()
-        return _along(basis * step, steps, mean)
+        return _along(from_steps, steps, mean)
+
+
+class _Transform(NamedTuple):
+    """The constants of one block's code, float32 on one device.
+
+    Attributes:
+        to_steps: (k, c), channels to components in steps of the quantiser.
+        at_zero: (k), the components of a map of zeros.
+        limit: (k, 1, 1), largest step.
+        from_steps: (c, k), steps to channels.
+        mean: (c), mean of each channel.
+    """
+
+    to_steps: torch.Tensor
+    at_zero: torch.Tensor
+    limit: torch.Tensor
+    from_steps: torch.Tensor
+    mean: torch.Tensor
+
+    @classmethod
+    def of(cls, code: BlockCode, device: torch.device) -> _Transform:
+        mean, basis, step, limit = (
+            torch.from_numpy(np.ascontiguousarray(a)).to(device)
+            for a in (code.mean, code.basis, code.step, _limit(code.bits))
+        )
+        return cls((basis / step).T, -(mean @ (basis / step)), limit[:, None, None], basis * step, mean)
 
 
 def codec_for(spec: FeatureSpec, codebook: Codebook | None = None) -> Codec:

@@ -73,7 +73,7 @@ def authors_levels(spec: FeatureSpec) -> dict[str, list[Block]]:
     levels: dict[str, list[Block]] = {}
     for block in spec.blocks:
         number = block.name.rpartition("_")[2]
-        name = next((n for n, indices in AUTHORS_LEVELS.items() if number.isdigit() and int(number) in indices), None)
+        name = next((n for n, indices in AUTHORS_LEVELS.items() if number.isdecimal() and int(number) in indices), None)
         levels.setdefault(name or block.name, []).append(block)
     named: dict[str, list[Block]] = {}
     for name, blocks in levels.items():
@@ -86,7 +86,7 @@ def authors_levels(spec: FeatureSpec) -> dict[str, list[Block]]:
 
 def _like_adm(spec: FeatureSpec) -> bool:
     """Return whether the decoder may be that of ADM-512: some block has a number above 10."""
-    return any(int(b.name.rpartition("_")[2]) > 10 for b in spec.blocks if b.name.rpartition("_")[2].isdigit())
+    return any(int(b.name.rpartition("_")[2]) > 10 for b in spec.blocks if b.name.rpartition("_")[2].isdecimal())
 
 
 def export_zarr(

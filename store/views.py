@@ -72,7 +72,7 @@ def parse_views(text: str) -> tuple[str, ...]:
     views: list[str] = []
     for part in (part.strip() for part in text.split(",")):
         name, _, count = part.partition(":")
-        if name == "photometric" and count.isdigit() and int(count) > 0:
+        if name == "photometric" and count.isdecimal() and int(count) > 0:
             views += [f"{_PHOTOMETRIC}{seed}" for seed in range(int(count))]
         elif part == "flips":
             views += FLIPS
@@ -123,4 +123,4 @@ def flipped_axes(view: str) -> tuple[int, ...]:
 def photometric_seed(view: str) -> int | None:
     """The seed of a photometric view; None for any other view."""
     seed = view.removeprefix(_PHOTOMETRIC)
-    return int(seed) if seed != view and seed.isdigit() else None
+    return int(seed) if seed != view and seed.isdecimal() else None

@@ -78,6 +78,7 @@ def test_half_precision_is_near(folder: Path, dataset_folder: Path, precision: P
         assert 0 < difference < 0.05 * maps.values.astype(np.float32).std()
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="torch before 2.9 has other switches for TF32")
 def test_float32_has_all_its_bits_whatever_torch_rounds_otherwise(folder: Path) -> None:
     here, there = (open_backbone(str(folder), device=device) for device in ("cpu", "cuda"))
     assert torch.backends.cudnn.conv.fp32_precision == "tf32"  # as torch is unless it is told
@@ -141,8 +142,12 @@ def test_a_run_fills_a_store_that_an_interpreter_learns_from(
     assert report.extracted == 6
     images = labelled_images(store, "eyes", None, TASK)
     settings = TrainingSettings(epochs=2, batch=2, evaluate_every=1, validation_share=0.2)
-    Training(store, extractor.spec, TASK, images, InterpreterConfig(), settings, tmp_path / "run", "x", "cuda").run()
-    assert load_interpreter(tmp_path / "run")[1].task == TASK
+    for device in ("cpu", "cuda"):  # one process may train on both
+        run = tmp_path / device
+        training = Training(store, extractor.spec, TASK, images, InterpreterConfig(), settings, run, "x", device)
+        training.run()
+        assert next(training.network.parameters()).device.type == device
+        assert load_interpreter(run)[1].task == TASK
 
 
 def test_a_worker_with_a_gpu_extracts(folder: Path, spec: FeatureSpec, dataset_folder: Path, tmp_path: Path) -> None:

@@ -154,6 +154,26 @@ def test_a_checkpoint_killed_between_its_two_renames_is_found(photographs: Prepa
     assert Pretraining(SETTINGS, photographs, tmp_path / "run").step == 6
 
 
+def test_the_only_complete_state_stays_until_the_next_has_its_name(
+    photographs: PreparedPhotographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Pretraining(SETTINGS, photographs, tmp_path / "run").run()
+    (tmp_path / "run" / "state").rename(tmp_path / "run" / "state.old")
+    longer = SETTINGS.model_copy(update={"steps": 7})
+    rename = Path.rename
+
+    def killed(self: Path, target: Path) -> Path:
+        if self.name == "state.new":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        Pretraining(longer, photographs, tmp_path / "run").run()
+    monkeypatch.undo()
+    assert Pretraining(longer, photographs, tmp_path / "run").step == 6
+
+
 def test_a_folder_belongs_to_one_run(photographs: PreparedPhotographs, tmp_path: Path) -> None:
     Pretraining(SETTINGS, photographs, tmp_path / "run")
     Pretraining(SETTINGS.model_copy(update={"steps": 9}), photographs, tmp_path / "run")

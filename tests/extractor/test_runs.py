@@ -429,10 +429,10 @@ def test_a_stop_is_asked_between_views(backbone: Backbone, spec: FeatureSpec, da
 
 
 def test_an_interrupted_run_drops_what_can_no_longer_be_read(
-    backbone: Backbone, spec: FeatureSpec, dataset_folder: Path
+    backbone: Backbone, spec: FeatureSpec, dataset_folder: Path, tmp_path: Path
 ) -> None:
     store, stop, extractor = FeatureStore("memory://"), Stop(), Extractor(backbone, spec)
-    dataset = load_dataset(f"folder:{dataset_folder}", "eyes")
+    dataset = load_dataset(f"folder:{shutil.copytree(dataset_folder, tmp_path / 'eyes')}")
     extract_dataset(dataset, store, extractor)
     dataset.photographs[0].image.write_bytes(b"rubbish")
     report = extract_dataset(
@@ -464,6 +464,24 @@ def test_a_batch_without_room_is_done_in_halves(
     assert tried == [5, 2, 2, 1]
     assert len(extractor.features(prepared)) == 5
     assert tried[4:] == [2, 2, 1]  # what there is room for is known
+
+
+def test_recorded_graphs_are_given_up_before_a_batch_is_split(
+    backbone: Backbone, spec: FeatureSpec, dataset_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extractor = Extractor(backbone, spec)
+    prepared = [extractor.prepare(path.read_bytes()) for path in sorted((dataset_folder / "images").iterdir())[:3]]
+    encode, left = extractor.codec.encode, [1]
+
+    def full_beside_graphs(*given: Any) -> Any:
+        if left:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(*given)
+
+    monkeypatch.setattr(extractor.codec, "encode", full_beside_graphs)
+    monkeypatch.setattr(backbone, "forget_graphs", lambda: bool(left and left.pop()))
+    assert len(extractor.features(prepared)) == 3
+    assert extractor.forwards == 3 * len(spec.grid)  # in one batch
 
 
 def test_a_device_without_room_for_one_photograph_is_told(

@@ -88,6 +88,28 @@ def test_a_full_queue_refuses_and_the_patient_wait(blocked: tuple[Flights[int], 
         assert flights.wait(patient.result(60), ticket) == 3
 
 
+def test_the_patient_share_the_work_of_one_question_too(blocked: tuple[Flights[int], Gate]) -> None:
+    flights, gate = blocked
+    flights.join("second", Ticket(), lambda _: 2)
+    runs: list[int] = []
+
+    def work(_flight: Flight[int]) -> int:
+        runs.append(1)
+        time.sleep(0.2)  # the other one gets its place meanwhile
+        return 3
+
+    def asked() -> int:
+        ticket = Ticket()
+        return flights.wait(flights.join("third", ticket, work, patient=True), ticket)
+
+    with ThreadPoolExecutor(2) as pool:
+        patient = [pool.submit(asked) for _ in range(2)]
+        time.sleep(0.05)
+        gate.go.set()
+        assert [one.result(60) for one in patient] == [3, 3]
+    assert runs == [1]
+
+
 def test_what_nobody_waits_for_leaves_the_queue(blocked: tuple[Flights[int], Gate]) -> None:
     flights, gate = blocked
     one, other = Ticket(), Ticket()
