@@ -163,17 +163,17 @@ def read_all(objects: Objects, arrays: list[str], rows: list[int] | None) -> Non
 
 
 def prefetching(store: FeatureStore, spec: FeatureSpec, repeats: int) -> list[list[object]]:
-    """Speed of an epoch by prefetch depth, relative to depth 1, with a consumer that works as long as reading takes."""
+    """Speed of an epoch by the number of batches ahead, relative to 0; the consumer works as long as reading takes."""
     keys = [key for key in store.keys(spec) if key.view == "identity"][:8]
     plans = plan_epoch(spec, keys, 2)
-    pause = seconds(lambda: list(stream(store, spec, plans, prefetch=1))) / len(plans)
+    pause = seconds(lambda: list(stream(store, spec, plans, prefetch=0))) / len(plans)
 
     def epoch(depth: int) -> None:
         for _ in stream(store, spec, plans, prefetch=depth):
             time.sleep(pause)
 
-    found = interleaved({str(depth): partial(epoch, depth) for depth in (1, 2, 4)}, repeats)
-    return [[depth, found["1"] / value] for depth, value in found.items()]
+    found = interleaved({str(depth): partial(epoch, depth) for depth in (0, 1, 3)}, repeats)
+    return [[depth, found["0"] / value] for depth, value in found.items()]
 
 
 def peak_memory(location: Path, digest: str, images: int) -> int:

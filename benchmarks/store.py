@@ -222,7 +222,7 @@ def report(
         "",
         *table(["encoding", "codec", "chunk", "float32 / bytes", "read all", "read one timestep"], chosen),
         "",
-        "Prefetch depth, speed relative to one batch ahead, with a consumer that works as long as reading takes:",
+        "Prefetch depth, speed relative to no batch ahead, with a consumer that works as long as reading takes:",
         "",
         *table(["batches ahead", "speed"], prefetch),
     ]

@@ -28,6 +28,7 @@ from store.feature_store import FeatureStore
 from store.features import Key, entry_path
 from store.geometry import Geometry
 from store.interrupts import Stop
+from store.parallel import lookahead
 
 MOST_THREADS = 8
 LARGEST_BATCH = 16
@@ -285,12 +286,8 @@ class Pipeline:
 
     def _decoded_ahead(self, work: Iterable[ViewTask]) -> Iterator[tuple[ViewTask, Future[_Decoded] | None]]:
         """Yield each view with its decoding, several of which run ahead; None for views not begun before the stop."""
-        waiting: deque[tuple[ViewTask, Future[_Decoded] | None]] = deque()
-        for one in work:
-            waiting.append((one, None if self._stop.requested else self._decoders.submit(self._decode, one)))
-            if len(waiting) > self._ahead:
-                yield waiting.popleft()
-        yield from waiting
+        started = ((one, None if self._stop.requested else self._decoders.submit(self._decode, one)) for one in work)
+        return lookahead(started, self._ahead)
 
     def _decode(self, work: ViewTask) -> _Decoded:
         opened = self._opened.get(work.photograph)

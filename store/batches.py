@@ -10,9 +10,8 @@ k  stored planes: channels, or components of the compact encoding
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dask
@@ -24,6 +23,7 @@ from store.encoded import Encoded, stacked
 from store.errors import SpecError
 from store.feature_store import FeatureStore
 from store.features import STORED_TYPES, FeatureEntry, Key
+from store.parallel import lookahead
 from store.spec import FeatureSpec
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def stream(
     blocks: Sequence[str] | None = None,
     *,
     start: int = 0,
-    prefetch: int = 2,
+    prefetch: int = 1,
     client: Client | None = None,
 ) -> Iterator[Batch]:
     """Read the planned batches in order, up to ``prefetch`` of them ahead.
@@ -99,7 +99,7 @@ def stream(
     Args:
         blocks: names of blocks; all of the spec's if None.
         start: index of the first batch; an epoch that was left after batch n is resumed with ``start=n + 1``.
-        prefetch: batches in flight; memory holds at most ``prefetch + 1``.
+        prefetch: batches that are read while the caller works on one; memory holds at most ``prefetch + 1``.
         client: a Dask client whose workers are threads of this process
             (``Client(processes=False)``); the threaded scheduler if None.
 
@@ -116,18 +116,11 @@ def stream(
         return Batch(index, plan.keys, plan.timesteps, _read(store, spec, plan, names, client))
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as reader:
-        waiting: deque[Future[Batch]] = deque()
-        upcoming = iter(range(start, len(plans)))
         try:
-            while True:
-                while len(waiting) < max(prefetch, 1) and (index := next(upcoming, None)) is not None:
-                    waiting.append(reader.submit(load, index))
-                if not waiting:
-                    return
-                yield waiting.popleft().result()
+            for reading in lookahead((reader.submit(load, index) for index in range(start, len(plans))), prefetch):
+                yield reading.result()
         finally:
-            for pending in waiting:
-                pending.cancel()
+            reader.shutdown(wait=False, cancel_futures=True)
 
 
 def _read(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -17,15 +17,19 @@ def in_parallel(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
 
     After an error, or when the caller stops iterating, no further item is started.
     """
-    waiting: deque[Future[R]] = deque()
     with ThreadPoolExecutor(AT_ONCE) as pool:
         try:
-            for item in items:
-                waiting.append(pool.submit(work, item))
-                if len(waiting) > 2 * AT_ONCE:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+            for future in lookahead((pool.submit(work, item) for item in items), 2 * AT_ONCE):
+                yield future.result()
         finally:
-            for future in waiting:
-                future.cancel()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def lookahead(items: Iterable[T], count: int) -> Iterator[T]:
+    """The items in order, ``count`` more of which have been drawn than the caller has been given."""
+    drawn: deque[T] = deque()
+    for item in items:
+        drawn.append(item)
+        if len(drawn) > count:
+            yield drawn.popleft()
+    yield from drawn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from store import (
     plan_epoch,
     stream,
 )
+from store.features import FeatureEntry
 from tests.store.conftest import ENCODINGS, coded, some_features
 
 
@@ -103,6 +105,28 @@ def test_workers_in_other_processes_are_refused(filled_store: FeatureStore, spec
 
     with pytest.raises(SpecError, match=r"tcp://10.0.0.1:4040 are separate processes.*processes=False"):
         next(stream(filled_store, spec, plan_epoch(spec, keys, 2), client=Foreign()))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 2])
+def test_while_the_caller_works_so_many_batches_are_read(
+    filled_store: FeatureStore, spec: FeatureSpec, keys: list[Key], monkeypatch: pytest.MonkeyPatch, prefetch: int
+) -> None:
+    begun: list[Key] = []
+    entry, reached = filled_store.entry, threading.Semaphore(0)
+
+    def noted(of: FeatureSpec, key: Key) -> FeatureEntry:
+        begun.append(key)
+        reached.release()
+        return entry(of, key)
+
+    monkeypatch.setattr(filled_store, "entry", noted)
+    batches = stream(filled_store, spec, plan_epoch(spec, keys, 1), prefetch=prefetch)
+    next(batches)
+    for _ in range(1 + prefetch):
+        assert reached.acquire(timeout=60)
+    assert not reached.acquire(timeout=0.1)
+    assert begun == keys[: 1 + prefetch]
+    assert len(list(batches)) == len(keys) - 1
 
 
 def test_a_missing_image_stops_the_stream(filled_store: FeatureStore, spec: FeatureSpec) -> None:
