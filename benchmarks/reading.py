@@ -15,13 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
-from zarr.storage import MemoryStore
 
 from benchmarks.measuring import peak_bytes, seconds
 from store import Codebook, FeatureSpec, FeatureStore, Key, plan_epoch, stream
 from store.arrays import ArrayToWrite, StoredArray, packed
 from store.exporting import authors_levels, export_npy
-from store.objects import Objects
+from store.objects import Objects, open_objects
 
 Call = Callable[[], object]
 BATCH = 4
@@ -149,7 +148,7 @@ def choices(store: FeatureStore, specs: dict[str, Coded], repeats: int) -> Itera
 
 
 def in_memory(arrays: dict[str, np.ndarray], codec: Any, by_row: bool) -> Objects:
-    target = Objects(MemoryStore(), "memory://")
+    target = open_objects("memory://")
     for name, values in arrays.items():
         for below, data in packed(ArrayToWrite(values, ("t", "c", "h", "w"), by_row, codec)).items():
             target.put(f"{name}/{below}", *data)

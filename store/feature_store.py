@@ -39,7 +39,7 @@ from store.entries import (
 )
 from store.errors import DamagedEntry, FormatError, MissingEntry, SpecError, SpecMismatch, StoreError
 from store.features import FeatureEntry, Features, Key, arrays_of, attributes_of, entry_path
-from store.objects import HEALTH, Objects, open_objects
+from store.objects import HEALTH, open_objects
 from store.records import RUNS, Records
 from store.spec import FeatureSpec, TransformEncoding
 from store.uses import USES, Uses
@@ -78,7 +78,7 @@ class FeatureStore:
         self.objects = open_objects(location, read_only=read_only)
         self.collections = Collections(self.objects)
         self.records = Records(self.objects)
-        self.uses = Uses(_writable(self.objects))
+        self.uses = Uses(self.objects.writable())
         self._codecs: dict[str, Codec] = {}
         try:
             require_format(read_group(self.objects, "").get(MARKER, {"format": 1}), self.location)
@@ -319,11 +319,3 @@ class FeatureStore:
     def verify(self, spec: FeatureSpec, key: Key) -> list[str]:
         """Read one entry completely and check it; returns one line for each problem."""
         return verify_entry(self.objects, entry_path(spec, key))
-
-
-def _writable(objects: Objects) -> Objects:
-    """The same location, writable, to record uses in; a Zarr store that cannot be reopened is returned as it is."""
-    try:
-        return Objects(objects.zarr_store.with_read_only(False), objects.location)
-    except NotImplementedError:
-        return objects

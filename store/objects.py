@@ -1,18 +1,15 @@
-"""Whole objects of a Zarr store, read and written synchronously.
-
-The only module that uses zarr's asynchronous store interface. Every ``put`` is atomic: local
-files are renamed into place, and object storage replaces objects as a whole.
-"""
+"""Whole objects of a store, read and written synchronously: files of a folder, or objects of any Zarr store."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import shutil
 import sys
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from io import RawIOBase
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,66 +30,31 @@ HEALTH = "health"
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
-class Objects:
+class Objects(ABC):
     """Keys and bytes below one location.
 
-    Args:
-        zarr_store: local folder, memory, object storage or any other Zarr store.
-        location: the location, as messages show it.
+    Every ``put`` is atomic. Methods raise StoreFull if there is no room, and StoreUnavailable if object storage refuses
+    access or does not answer, after its client's own retries.
 
-    Every method raises StoreUnavailable if object storage refuses access or does not answer, after
-    its client's own retries.
+    Attributes:
+        location: the location, as messages show it.
     """
 
-    def __init__(self, zarr_store: Store, location: str) -> None:
-        self.zarr_store = zarr_store
-        self.location = location
-        self._folder = Path(zarr_store.root) if isinstance(zarr_store, LocalStore) else None
+    location: str
 
+    @abstractmethod
     def get(self, key: str) -> bytes:
         """All bytes of one object; MissingEntry if there is none."""
-        if self._folder is not None:  # not through zarr's event loop, which would cost two copies
-            try:
-                return (self._folder / key).read_bytes()
-            except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-                raise MissingEntry(f"{self.location}: no object {key}") from error
-        buffer = self._wait(self.zarr_store.get(key, default_buffer_prototype()))
-        if buffer is None:
-            raise MissingEntry(f"{self.location}: no object {key}")
-        return buffer.to_bytes()
 
+    @abstractmethod
     def get_range(self, key: str, start: int, length: int) -> NDArray[np.uint8]:
         """``length`` bytes of one object from ``start``, fewer if it ends before; MissingEntry if there is none."""
-        if self._folder is not None:
-            data = np.empty(length, np.uint8)  # page faults of large ``bytes`` objects slow training down
-            try:
-                with (self._folder / key).open("rb", buffering=0) as file:
-                    file.seek(start)
-                    filled = 0  # one call reads at most 2 GiB, and less on some network file systems
-                    while filled < length and (count := file.readinto(data[filled:].data)):
-                        filled += count
-                    return data[:filled]
-            except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-                raise MissingEntry(f"{self.location}: no object {key}") from error
-        wanted = RangeByteRequest(start, start + length)
-        try:
-            buffer = self._wait(self.zarr_store.get(key, default_buffer_prototype(), wanted))
-        except StoreUnavailable:
-            if self.size(key) > start:
-                raise
-            return np.empty(0, np.uint8)  # object storage refuses a range that starts after the end
-        if buffer is None:
-            raise MissingEntry(f"{self.location}: no object {key}")
-        return np.frombuffer(buffer.to_bytes(), np.uint8)
 
+    @abstractmethod
     def put(self, key: str, *parts: bytes) -> None:
-        """Write or replace one object, given in one or more parts; StoreFull if there is no room."""
-        with self._room_for(key):
-            if self._folder is not None and not self.zarr_store.read_only:
-                _replace(self._folder / key, parts)
-                return
-            self._wait(self.zarr_store.set(key, default_buffer_prototype().buffer.from_bytes(b"".join(parts))))
+        """Write or replace one object, given in one or more parts."""
 
+    @abstractmethod
     def create(self, key: str, data: bytes) -> bool:
         """Write one object unless it exists already; of several concurrent calls, one succeeds.
 
@@ -102,23 +64,38 @@ class Objects:
         Returns:
             Whether the stored object is now this one.
         """
-        with self._room_for(key):
-            try:
-                self._wait(self.zarr_store.set_if_not_exists(key, default_buffer_prototype().buffer.from_bytes(data)))
-            except OSError as error:
-                if self._folder is None or error.errno not in _NO_LINKS:
-                    raise
-                self._create_without_links(key, data)
-        try:
-            return self.get(key) == data
-        except MissingEntry:  # its owner has just removed it
-            return False
 
-    def _create_without_links(self, key: str, data: bytes) -> None:
-        """For file systems without hard links, where a reader may see the object before it is filled."""
-        assert self._folder is not None
-        with contextlib.suppress(FileExistsError), (self._folder / key).open("xb") as file:
-            file.write(data)
+    @abstractmethod
+    def exists(self, key: str) -> bool:
+        """Whether there is an object of this key."""
+
+    @abstractmethod
+    def size(self, key: str) -> int:
+        """Bytes of one object; MissingEntry if there is none."""
+
+    @abstractmethod
+    def names(self, prefix: str) -> list[str]:
+        """Names directly below a prefix, sorted."""
+
+    @abstractmethod
+    def keys(self, prefix: str) -> list[str]:
+        """Keys of all objects below a prefix, sorted."""
+
+    @abstractmethod
+    def remove(self, key: str) -> None:
+        """Remove one object, if it exists."""
+
+    @abstractmethod
+    def delete(self, prefix: str) -> None:
+        """Remove everything below a prefix."""
+
+    @abstractmethod
+    def writable(self) -> Objects:
+        """The same location, opened for writing; itself where that cannot be done."""
+
+    def free_bytes(self) -> int | None:
+        """Free bytes on the disk of a folder; None for other storage, where that cannot be known."""
+        return None
 
     def require_writable(self) -> None:
         """Write a small object and remove it again; raises what ``put`` raises."""
@@ -126,42 +103,190 @@ class Objects:
         self.put(name, b"alive")
         self.remove(name)
 
+    def _holds(self, key: str, data: bytes) -> bool:
+        try:
+            return self.get(key) == data
+        except MissingEntry:  # its owner has just removed it
+            return False
+
+
+class FolderObjects(Objects):
+    """Objects as files of a local folder. Zarr's own store would take them through its event loop, at several times
+    the cost.
+
+    Args:
+        folder: need not exist before the first object is written.
+        location: how messages name it.
+        read_only: refuse to write and to remove.
+    """
+
+    def __init__(self, folder: Path, location: str, *, read_only: bool = False) -> None:
+        self._folder, self.location, self._read_only = folder, location, read_only
+
+    def get(self, key: str) -> bytes:
+        with self._missing(key):
+            return (self._folder / key).read_bytes()
+
+    def get_range(self, key: str, start: int, length: int) -> NDArray[np.uint8]:
+        data = np.empty(length, np.uint8)  # page faults of large ``bytes`` objects slow training down
+        with self._missing(key), (self._folder / key).open("rb", buffering=0) as file:
+            file.seek(start)
+            filled = 0  # one call reads at most 2 GiB, and less on some network file systems
+            while filled < length and (count := file.readinto(data[filled:].data)):
+                filled += count
+        return data[:filled]
+
+    def put(self, key: str, *parts: bytes) -> None:
+        with self._written(key, parts) as partial:
+            partial.replace(self._folder / key)
+
+    def create(self, key: str, data: bytes) -> bool:
+        with self._written(key, [data]) as partial:
+            try:
+                os.link(partial, self._folder / key)
+            except FileExistsError:
+                pass
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                self._create_without_links(key, data)
+        return self._holds(key, data)  # some network file systems say that a link exists which they have just made
+
+    def _create_without_links(self, key: str, data: bytes) -> None:
+        """For file systems without hard links, where a reader may see the object before it is filled."""
+        with suppress(FileExistsError), (self._folder / key).open("xb") as file:
+            file.write(data)
+
     def exists(self, key: str) -> bool:
-        return self._wait(self.zarr_store.exists(key))
+        return (self._folder / key).is_file()
 
     def size(self, key: str) -> int:
-        """Bytes of one object; MissingEntry if there is none."""
-        try:
-            return self._wait(self.zarr_store.getsize(key))
-        except FileNotFoundError as error:
-            raise MissingEntry(f"{self.location}: no object {key}") from error
+        with self._missing(key):
+            return (self._folder / key).stat().st_size
 
     def names(self, prefix: str) -> list[str]:
-        """Names directly below a prefix, sorted."""
-        found = self._wait(_collected(lambda: self.zarr_store.list_dir(prefix)))
-        return sorted({name.rstrip("/") for name in found} - {""})
+        try:
+            return sorted(path.name for path in (self._folder / prefix).iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
     def keys(self, prefix: str) -> list[str]:
-        """Keys of all objects below a prefix, sorted."""
-        return sorted(self._wait(_collected(lambda: self.zarr_store.list_prefix(f"{prefix}/" if prefix else ""))))
+        found = (Path(folder) / name for folder, _, names in os.walk(self._folder / prefix) for name in names)
+        return sorted(path.relative_to(self._folder).as_posix() for path in found)
 
     def remove(self, key: str) -> None:
-        """Remove one object, if it exists."""
-        self._wait(self.zarr_store.delete(key))
+        self._refuse_if_read_only()
+        (self._folder / key).unlink(missing_ok=True)
 
     def delete(self, prefix: str) -> None:
-        """Remove everything below a prefix."""
-        with contextlib.suppress(FileNotFoundError):  # another process is removing the same objects
-            self._wait(self.zarr_store.delete_dir(prefix))
+        self._refuse_if_read_only()
+        with suppress(FileNotFoundError):  # also where another process is removing the same objects
+            shutil.rmtree(self._folder / prefix)
+
+    def writable(self) -> Objects:
+        return FolderObjects(self._folder, self.location)
 
     def free_bytes(self) -> int | None:
-        """Free bytes on the disk of a local store; None for other storage, where that cannot be known."""
-        if self._folder is None:
-            return None
         folder = self._folder.absolute()
         while not folder.exists():
             folder = folder.parent
         return shutil.disk_usage(folder).free
+
+    def _refuse_if_read_only(self) -> None:
+        if self._read_only:
+            raise ValueError(f"{self.location}: opened for reading only")
+
+    @contextmanager
+    def _missing(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+            raise MissingEntry(f"{self.location}: no object {key}") from error
+
+    @contextmanager
+    def _written(self, key: str, parts: Iterable[bytes]) -> Iterator[Path]:
+        """A temporary file with these parts beside an object, to be renamed or linked to it; removed afterwards."""
+        self._refuse_if_read_only()
+        path = self._folder / key
+        partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")  # of the form that zarr uses, too
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb", buffering=0) as file:
+                for part in parts:
+                    _write_all(file, part)
+            yield partial
+        except OSError as error:
+            if is_disk_full(error):
+                raise StoreFull(_no_room(self.location, key)) from error
+            raise
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+class ZarrObjects(Objects):
+    """Objects of a Zarr store: memory, object storage or any other.
+
+    The only class that uses zarr's asynchronous interface.
+    """
+
+    def __init__(self, zarr_store: Store, location: str) -> None:
+        self._store, self.location = zarr_store, location
+
+    def get(self, key: str) -> bytes:
+        buffer = self._wait(self._store.get(key, default_buffer_prototype()))
+        if buffer is None:
+            raise MissingEntry(f"{self.location}: no object {key}")
+        return buffer.to_bytes()
+
+    def get_range(self, key: str, start: int, length: int) -> NDArray[np.uint8]:
+        wanted = RangeByteRequest(start, start + length)
+        try:
+            buffer = self._wait(self._store.get(key, default_buffer_prototype(), wanted))
+        except StoreUnavailable:
+            if self.size(key) > start:
+                raise
+            return np.empty(0, np.uint8)  # object storage refuses a range that starts after the end
+        if buffer is None:
+            raise MissingEntry(f"{self.location}: no object {key}")
+        return np.frombuffer(buffer.to_bytes(), np.uint8)
+
+    def put(self, key: str, *parts: bytes) -> None:
+        with self._room_for(key):
+            self._wait(self._store.set(key, default_buffer_prototype().buffer.from_bytes(b"".join(parts))))
+
+    def create(self, key: str, data: bytes) -> bool:
+        with self._room_for(key):
+            self._wait(self._store.set_if_not_exists(key, default_buffer_prototype().buffer.from_bytes(data)))
+        return self._holds(key, data)
+
+    def exists(self, key: str) -> bool:
+        return self._wait(self._store.exists(key))
+
+    def size(self, key: str) -> int:
+        try:
+            return self._wait(self._store.getsize(key))
+        except FileNotFoundError as error:
+            raise MissingEntry(f"{self.location}: no object {key}") from error
+
+    def names(self, prefix: str) -> list[str]:
+        found = self._wait(_collected(lambda: self._store.list_dir(prefix)))
+        return sorted({name.rstrip("/") for name in found} - {""})
+
+    def keys(self, prefix: str) -> list[str]:
+        return sorted(self._wait(_collected(lambda: self._store.list_prefix(f"{prefix}/" if prefix else ""))))
+
+    def remove(self, key: str) -> None:
+        self._wait(self._store.delete(key))
+
+    def delete(self, prefix: str) -> None:
+        with suppress(FileNotFoundError):  # another process is removing the same objects
+            self._wait(self._store.delete_dir(prefix))
+
+    def writable(self) -> Objects:
+        try:
+            return ZarrObjects(self._store.with_read_only(False), self.location)
+        except NotImplementedError:
+            return self
 
     def _wait(self, operation: Coroutine[Any, Any, T]) -> T:
         try:
@@ -173,33 +298,23 @@ class Objects:
                 "credentials (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...) and run the same command again"
             ) from error
 
-    @contextlib.contextmanager
+    @contextmanager
     def _room_for(self, key: str) -> Iterator[None]:
         try:
             yield
+        except FileNotFoundError as error:
+            raise StoreUnavailable(f"{self.location}: there is no such bucket; create it first") from error
         except OSError as error:
-            if isinstance(error, FileNotFoundError) and self._folder is None:
-                raise StoreUnavailable(f"{self.location}: there is no such bucket; create it first") from error
             if is_disk_full(error):
-                raise StoreFull(
-                    f"{self.location}: no room left while writing {key}; free some space and run the same command "
-                    "again; it continues where it stopped"
-                ) from error
+                raise StoreFull(_no_room(self.location, key)) from error
             raise
 
 
-def _replace(path: Path, parts: Iterable[bytes]) -> None:
-    """Write a file under a temporary name, of the form that zarr uses too, and rename it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")
-    try:
-        with partial.open("wb", buffering=0) as file:
-            for part in parts:
-                _write_all(file, part)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+def _no_room(location: str, key: str) -> str:
+    return (
+        f"{location}: no room left while writing {key}; free some space and run the same command again; it continues "
+        "where it stopped"
+    )
 
 
 def _write_all(file: RawIOBase, data: bytes) -> None:
@@ -228,12 +343,14 @@ def open_objects(location: str | Path | Store, *, read_only: bool = False) -> Ob
         MissingEntry: ``read_only``, and the folder does not exist.
         FormatError: the URL is of an unsupported kind, the path is a file, or obstore is not installed.
     """
+    if isinstance(location, LocalStore):
+        return FolderObjects(location.root, str(location), read_only=location.read_only)
     if isinstance(location, Store):
-        return Objects(location, str(location))
+        return ZarrObjects(location, str(location))
     if str(location) == "memory://":
-        return Objects(MemoryStore(), "memory://")
+        return ZarrObjects(MemoryStore(), "memory://")
     if str(location).startswith("s3://"):
-        return Objects(_s3(str(location), read_only), str(location))
+        return ZarrObjects(_s3(str(location), read_only), str(location))
     if "://" in str(location):
         raise FormatError(
             f"{location}: expected a folder, s3://bucket/prefix or memory://; pass other storage as a zarr Store"
@@ -243,7 +360,7 @@ def open_objects(location: str | Path | Store, *, read_only: bool = False) -> Ob
         raise MissingEntry(f"{folder}: no such store; `extractor run --dataset ... --store {folder}` makes it")
     if folder.exists() and not folder.is_dir():
         raise FormatError(f"{folder}: is a file, expected a folder")
-    return Objects(LocalStore(folder, read_only=read_only), str(folder))
+    return FolderObjects(folder, str(folder), read_only=read_only)
 
 
 def _s3(url: str, read_only: bool) -> Store:

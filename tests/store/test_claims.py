@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 
 import pytest
 
 from store import FeatureStore, StoreError
 from store.claims import Claims
-from store.objects import Objects
+from store.objects import Objects, open_objects
 
 
 class Clock:
@@ -118,7 +122,7 @@ def test_a_dead_claim_that_somebody_took_over_and_gave_up_meanwhile_is_not_follo
     store: FeatureStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow, quick, third = (Claims(store.objects) for _ in range(3))
-    create = Objects.create
+    create = type(store.objects).create
     store.objects.put("claims/a", json.dumps({"token": "dead", "machine": "m", "process": 1, "renewed": 0}).encode())
 
     def overtaken(objects: Objects, key: str, data: bytes) -> bool:
@@ -130,7 +134,7 @@ def test_a_dead_claim_that_somebody_took_over_and_gave_up_meanwhile_is_not_follo
         return create(objects, key, data)
 
     seen: list[str] = []
-    monkeypatch.setattr(Objects, "create", overtaken)
+    monkeypatch.setattr(type(store.objects), "create", overtaken)
     assert not slow.acquire("a")
     assert third.is_ours("a")
     third.release("a")
@@ -153,6 +157,28 @@ def test_an_object_is_created_once(store: FeatureStore) -> None:
     assert store.objects.create("a", b"1")
     assert not store.objects.create("a", b"2")
     assert store.objects.get("a") == b"1"
+
+
+def test_an_object_is_created_once_without_hard_links_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    objects = open_objects(tmp_path)
+    assert [objects.create("a/b", data) for data in (b"1", b"2")] == [True, False]
+    assert objects.get("a/b") == b"1"
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
+
+
+def test_what_is_opened_for_reading_is_not_changed(tmp_path: Path) -> None:
+    open_objects(tmp_path).put("a", b"1")
+    objects = open_objects(tmp_path, read_only=True)
+    for change in (objects.remove, objects.delete, partial(objects.put, "b"), lambda key: objects.create(key, b"2")):
+        with pytest.raises(ValueError, match="opened for reading only"):
+            change("a")
+    assert objects.keys("") == ["a"]
+    objects.writable().put("b", b"2")
+    assert objects.keys("") == ["a", "b"]
 
 
 @pytest.mark.parametrize("key", ["a", "a/b/c"])

@@ -29,7 +29,7 @@ from store import (
 )
 from store.arrays import ArrayToWrite, Compressor, packed
 from store.features import Key, entry_path
-from store.objects import Objects
+from store.objects import open_objects
 from tests.conftest import changed
 from tests.store.conftest import ENCODINGS, KEY, coded, some_features, some_maps
 
@@ -307,10 +307,11 @@ def test_arrays_are_those_that_zarr_writes(dtype: str, compressor: Compressor, b
 
 def test_numbers_of_another_byte_order_are_the_same_numbers() -> None:
     values = np.arange(24, dtype=">f4").reshape(2, 3, 4)
-    objects = Objects(MemoryStore(), "memory://")
+    memory = MemoryStore()
+    objects = open_objects(memory)
     for below, parts in packed(ArrayToWrite(values, ("t", "h", "w"), by_row=True)).items():
         objects.put(f"array/{below}", *parts)
-    back = zarr.open_array(objects.zarr_store, path="array", mode="r")
+    back = zarr.open_array(memory, path="array", mode="r")
     np.testing.assert_array_equal(np.asarray(back[...]), values)
 
 
