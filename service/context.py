@@ -24,7 +24,7 @@ from service.models import load_models
 from service.options import Options
 from service.question import Limits
 from service.security import Admission, Keys, presented_key
-from service.settings import Settings
+from service.settings import FIXED_AT_START, FIXED_IN_ENGINE, Settings
 from service.sources import Sources
 from service.storage import LEAST_RATE
 from service.uploads import UploadBudget, release_body
@@ -90,9 +90,13 @@ class Context:
         if not self._reloading.acquire(blocking=False):
             raise Conflict("a reload is under way")
         try:
-            settings = self._read_settings()
+            failed = self.engine.done() and self.engine.exception() is not None
+            fixed = FIXED_AT_START if failed else (*FIXED_AT_START, *FIXED_IN_ENGINE)
+            settings, ignored = self.settings.reloaded(self._read_settings(), fixed)
+            if ignored:
+                logger.warning("these settings have changed and need a restart", settings=ignored)
             keys = Keys(settings.api_keys)
-            if self.engine.done() and self.engine.exception() is not None:  # there is no working state to preserve
+            if failed:  # there is no working state to preserve
                 self._adopt(settings, keys)
                 self.engine = Future()
                 self.start()

@@ -99,13 +99,12 @@ class JobRunner:
         """Run every unfinished job; return False if one has to be tried again, which does not stop the others."""
         all_done = True
         try:
-            self._jobs.delete_old()
-            self._jobs.delete_incomplete()
-            unfinished = self._jobs.unfinished()
+            records = self._jobs.delete_old()
+            self._jobs.delete_incomplete(records)
         except Exception:  # the storage is unavailable
             logger.exception("jobs cannot be run now")
             return False
-        for record in unfinished:
+        for record in [record for record in records if record.state not in FINISHED]:
             try:
                 all_done &= self._run_if_free(record)
             except Exception:

@@ -8,27 +8,25 @@
 
 from __future__ import annotations
 
-import io
-import json
 import re
 import threading
 import time
 import uuid
-import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 import structlog
 from pydantic import ValidationError
 
 from service.errors import Busy, Conflict, NotFound, Unavailable
-from service.job_record import FINISHED, JobItem, JobRecord, as_report, as_table
+from service.job_record import FINISHED, JobItem, JobRecord
 from service.options import Options
 from store.claims import Claims
 from store.errors import MissingEntry, StoreError
 from store.objects import Objects
+from store.parallel import in_parallel
 from store.validation import first_problem
 
 logger = structlog.get_logger(__name__)
@@ -95,7 +93,7 @@ class Jobs:
             Busy: too many jobs are unfinished, or unfinished ones take all the room.
             Unavailable: the job cannot be stored, or was given up.
         """
-        self.delete_old()
+        unfinished = sum(job.state not in FINISHED for job in self.delete_old())
         items = [
             JobItem(name=name, source=sources[i] if sources else None, bytes=len(data[i]) if data else 0)
             for i, name in enumerate(names)
@@ -109,7 +107,6 @@ class Jobs:
             items=items,
         )
         size = sum(map(len, data))
-        unfinished = sum(job.state not in FINISHED for job in self.all())
         with self._lock:
             unfinished += len(self._making)
             if unfinished >= self.limits.max_unfinished:
@@ -195,12 +192,8 @@ class Jobs:
 
     def all(self) -> list[JobRecord]:
         """Return every complete job, oldest first."""
-        records = (self.read(name) for name in self._objects.names(""))
+        records = in_parallel(self.read, self._objects.names(""))
         return sorted((record for record in records if record is not None), key=lambda record: record.created)
-
-    def unfinished(self) -> list[JobRecord]:
-        """Return the jobs that are not finished, oldest first."""
-        return [record for record in self.all() if record.state not in FINISHED]
 
     def save(self, record: JobRecord) -> None:
         """Replace a job's record. A job cancelled or done meanwhile stays so; a deleted one is not written again."""
@@ -265,44 +258,42 @@ class Jobs:
         self._objects.put(f"{record.id}/results/{number:05d}", data)
         record.result_bytes, item.bytes = record.result_bytes + len(data), 0
 
-    def zipped(self, record: JobRecord) -> Iterator[bytes]:
-        """Yield a ZIP of all results, ``images.csv`` and ``job.json`` in pieces.
+    def result(self, record: JobRecord, number: int) -> bytes:
+        """Return the answer to one photograph."""
+        return self._objects.get(f"{record.id}/results/{number:05d}")
 
-        Meanwhile this service does not delete the job.
-        """
+    @contextmanager
+    def reading(self, job_id: str) -> Iterator[None]:
+        """In this context, this service does not delete the job."""
         with self._lock:
-            self._reading[record.id] += 1
+            self._reading[job_id] += 1
         try:
-            yield from self._zipped(record)
+            yield
         finally:
             with self._lock:
-                self._reading[record.id] -= 1
+                self._reading[job_id] -= 1
 
-    def _zipped(self, record: JobRecord) -> Iterator[bytes]:
-        sink = _Sink()
-        with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:  # results are compressed already
-            for i in range(len(record.items)):
-                if (file := record.file_of(i)) is not None:
-                    archive.writestr(file, self._objects.get(f"{record.id}/results/{i:05d}"))
-                    yield sink.taken()
-            archive.writestr("images.csv", as_table(record))
-            archive.writestr("job.json", json.dumps(as_report(record), indent=1))
-        yield sink.taken()
-
-    def delete_old(self) -> None:
-        """Delete jobs that were finished more than ``limits.hours`` ago."""
-        oldest = time.time() - 3600 * self.limits.hours
+    def delete_old(self) -> list[JobRecord]:
+        """Delete jobs that were finished more than ``limits.hours`` ago; return the others, oldest first."""
+        oldest, kept = time.time() - 3600 * self.limits.hours, list[JobRecord]()
         for record in self.all():
             if record.finished is not None and record.finished < oldest and not self._reading[record.id]:
                 self._delete(record.id)
+            else:
+                kept.append(record)
+        return kept
 
-    def delete_incomplete(self) -> None:
+    def delete_incomplete(self, complete: Iterable[JobRecord]) -> None:
         """Delete the remains of incomplete jobs.
 
         Their process was killed while it created or deleted them, or they were deleted while being run.
+
+        Args:
+            complete: jobs that need not be looked at.
         """
+        known = {record.id for record in complete}
         for name in self._objects.names(""):
-            if not _ID.fullmatch(name) or self.claims.is_held(name):
+            if name in known or not _ID.fullmatch(name) or self.claims.is_held(name):
                 continue
             if not self._objects.exists(f"{name}/job.json"):
                 logger.warning("the remains of an incomplete job are deleted", job=name)
@@ -319,23 +310,3 @@ def _time_in(data: bytes) -> float:
         return float(data)
     except ValueError:
         return time.time()
-
-
-class _Sink(io.RawIOBase):
-    """A write-only stream for a ZIP, whose content is taken away in pieces; it cannot seek."""
-
-    def __init__(self) -> None:
-        self._pieces: list[bytes] = []
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: object) -> int:
-        piece = bytes(data)  # type: ignore[call-overload]  # any buffer
-        self._pieces.append(piece)
-        return len(piece)
-
-    def taken(self) -> bytes:
-        """Return what was written since the last call."""
-        pieces, self._pieces = self._pieces, []
-        return b"".join(pieces)

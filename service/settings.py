@@ -10,7 +10,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,6 +48,15 @@ def _parse_list(value: Any) -> Any:
 
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parse_list)]
+
+
+FIXED_AT_START = ("host", "port", "jobs", "keep_nothing", "cors_origins", "log_level")
+"""Settings that a reload cannot change."""
+FIXED_IN_ENGINE = (
+    "store", "memory_bytes", "device", "max_pixels", "formats", "batch", "batch_wait", "queue", "answers_bytes",
+    "store_timeout",
+)  # fmt: skip
+"""Settings that a reload cannot change once the models are loaded."""
 
 
 class Settings(BaseSettings):
@@ -170,6 +179,11 @@ class Settings(BaseSettings):
             if "://" in str(place) and not str(place).startswith("s3://"):
                 raise ValueError(f"expected a folder or s3://bucket/prefix for {name}, found {place}")
         return folders
+
+    def reloaded(self, new: Settings, fixed: Sequence[str]) -> tuple[Settings, list[str]]:
+        """Return new settings with this one's values of those that are fixed, and the names of these that differ."""
+        kept = {name: getattr(self, name) for name in fixed}
+        return new.model_copy(update=kept), [name for name, value in kept.items() if getattr(new, name) != value]
 
     @property
     def store_location(self) -> str | Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -9,6 +11,7 @@ from fastapi import Path as PathParameter
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
+from service.archive import archived
 from service.context import Admitted, Context, ReadyEngine, SharedContext
 from service.engine import Engine
 from service.errors import BadRequest, Conflict, NoImage
@@ -128,7 +131,7 @@ async def results(job_id: _ID, context: SharedContext, key: Admitted) -> Streami
     if record.state not in FINISHED:
         raise Conflict(f"the job is {record.state}: {record.count('done')} of {len(record.items)} are done")
     disposition = {"Content-Disposition": f'attachment; filename="{job_id}.zip"'}
-    return StreamingResponse(context.jobs.zipped(record), media_type="application/zip", headers=disposition)
+    return StreamingResponse(_archive(context, record), media_type="application/zip", headers=disposition)
 
 
 @router.delete(
@@ -141,6 +144,14 @@ async def delete(job_id: _ID, context: SharedContext, key: Admitted) -> None:
     """Delete a finished job and its results now, rather than when it expires."""
     record = await context.run_in_job_pool(context.jobs.get, job_id, key)
     await context.run_in_job_pool(context.jobs.remove, record)
+
+
+async def _archive(context: Context, record: JobRecord) -> AsyncIterator[bytes]:
+    """Yield the ZIP of a job's answers; meanwhile this service does not delete the job."""
+    with context.jobs.reading(record.id):
+        read = partial(context.run_in_job_pool, context.jobs.result, record)
+        async for piece in archived(record, read):
+            yield piece
 
 
 def _checked(options: Options, engine: Engine) -> Options:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import json
@@ -22,6 +23,7 @@ from PIL import Image
 
 from interpreter.domain import DomainScore
 from interpreter.rendering import encode_labels
+from service.archive import archived
 from service.engine import Engine
 from service.errors import Busy, Conflict, DeviceLost, Unavailable
 from service.flights import Flight, Ticket
@@ -48,6 +50,16 @@ def finished(client: TestClient, job: dict[str, Any]) -> dict[str, Any]:
             return status
         time.sleep(0.05)
     raise AssertionError("the job did not end")
+
+
+def archive_of(jobs: Jobs, record: JobRecord) -> zipfile.ZipFile:
+    async def result(number: int) -> bytes:
+        return jobs.result(record, number)
+
+    async def pieces() -> list[bytes]:
+        return [piece async for piece in archived(record, result)]
+
+    return zipfile.ZipFile(io.BytesIO(b"".join(asyncio.run(pieces()))))
 
 
 def uploads(*data: bytes) -> list[tuple[str, tuple[str, bytes]]]:
@@ -177,10 +189,8 @@ def test_a_finished_job_is_deleted_with_its_answers(make_engine: MakeEngine) -> 
         job = client.post("/v1/jobs", files=uploads(png(17))).json()
         path, jobs = f"/v1/jobs/{job['id']}", client.app.state.context.jobs  # type: ignore[attr-defined]
         finished(client, job)
-        reading = jobs.zipped(jobs.read(job["id"]))
-        next(reading)
-        assert client.delete(f"{path}/results").status_code == 409  # somebody reads them
-        reading.close()
+        with jobs.reading(job["id"]):
+            assert client.delete(f"{path}/results").status_code == 409
         assert client.delete(f"{path}/results").status_code == 204
         for gone in (path, f"{path}/results"):
             assert client.get(gone).status_code == 404
@@ -220,7 +230,7 @@ def test_a_job_goes_on_where_a_killed_service_left_it(make_engine: MakeEngine, t
     assert now.bytes == len(b"the first answer") + (tmp_path / record.id / "results" / "00001").stat().st_size
     assert now.count("done") == 2
     assert engine.models.default.extractor.forwards == 3  # the first was not done again
-    archive = zipfile.ZipFile(io.BytesIO(b"".join(jobs.zipped(now))))
+    archive = archive_of(jobs, now)
     assert archive.read("00000_a.png") == b"the first answer"
     assert np.asarray(Image.open(io.BytesIO(archive.read("00001_b.png")))).shape == (80, 96)
 
@@ -265,13 +275,11 @@ def test_what_is_being_read_stays_until_it_is_read(tmp_path: Path) -> None:
     jobs.put_result(record, 0, bytes(60))
     record.state, record.finished, record.items[0].state = "done", 0.0, "done"  # long ago
     jobs.save(record)
-    reading = jobs.zipped(record)
-    pieces = [next(reading)]
-    jobs.delete_old()
-    with pytest.raises(Busy, match="take all the room"):
-        jobs.create("anybody", Options(), ".png", ["a.png"], [bytes(60)])
-    pieces += reading
-    assert zipfile.ZipFile(io.BytesIO(b"".join(pieces))).testzip() is None
+    with jobs.reading(record.id):
+        assert [kept.id for kept in jobs.delete_old()] == [record.id]
+        with pytest.raises(Busy, match="take all the room"):
+            jobs.create("anybody", Options(), ".png", ["a.png"], [bytes(60)])
+        assert archive_of(jobs, record).testzip() is None
     jobs.create("anybody", Options(), ".png", ["a.png"], [bytes(60)])
     assert jobs.read(record.id) is None
 
@@ -652,7 +660,7 @@ def test_who_slept_longer_than_its_claim_leaves_the_job_to_whoever_took_over(
     done = mine.read(record.id)
     assert done is not None
     assert (done.state, [item.state for item in done.items]) == ("done", ["done"] * 4)
-    archive = zipfile.ZipFile(io.BytesIO(b"".join(mine.zipped(done))))
+    archive = archive_of(mine, done)
     assert len([name for name in archive.namelist() if name.endswith(".png")]) == 4
 
 
@@ -691,9 +699,10 @@ def test_a_job_waits_for_its_model_where_a_reload_takes_it_away(
 def test_a_runner_whose_storage_hangs_is_left_behind(make_engine: MakeEngine, tmp_path: Path) -> None:
     jobs, asked, released = Jobs(open_objects(tmp_path), LIMITS), threading.Event(), threading.Event()
 
-    def hanging() -> None:
+    def hanging() -> list[JobRecord]:
         asked.set()
         released.wait(120)
+        return []
 
     jobs.delete_old = hanging  # type: ignore[method-assign]
     runner = JobRunner(jobs, make_engine(), Settings(keep_nothing=True, deadline=0.1), Sources({}))
@@ -723,6 +732,20 @@ def test_a_storage_of_jobs_that_hangs_costs_other_requests_nothing(make_engine: 
         time.sleep(0.2)
         assert client.post("/v1/segment", files={"image": ("a.png", png(3))}).status_code == 200
         assert {poll.result().status_code for poll in polls} == {503}
+        released.set()
+
+
+def test_answers_that_cannot_be_read_cost_other_requests_nothing(make_engine: MakeEngine) -> None:
+    released = threading.Event()
+    with serving(make_engine(), store_timeout=0.5) as client, ThreadPoolExecutor(50) as pool:
+        client.app.state.engine.result()  # type: ignore[attr-defined]
+        job = client.post("/v1/jobs", files=uploads(png(9))).json()
+        finished(client, job)
+        client.app.state.context.jobs.result = lambda *_: released.wait(120)  # type: ignore[attr-defined]
+        downloads = [pool.submit(client.get, f"/v1/jobs/{job['id']}/results") for _ in range(45)]
+        time.sleep(0.2)
+        assert client.post("/v1/segment", files={"image": ("a.png", png(3))}).status_code == 200
+        assert {download.result(60).status_code for download in downloads} == {503}
         released.set()
 
 

@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr, ValidationError
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
+from structlog.testing import capture_logs
 
 from service.app import create_app
 from service.engine import Engine
@@ -21,7 +22,7 @@ from service.errors import BodyTooSlow, Busy, TooManyRequests, Unauthorised
 from service.metrics import HttpMetrics, Metrics
 from service.middleware import SECURITY_HEADERS, RequestMiddleware, UnexpectedErrorMiddleware
 from service.security import ANYBODY, Admission, Keys, presented_key
-from service.settings import Settings, read_settings
+from service.settings import FIXED_AT_START, FIXED_IN_ENGINE, Settings, read_settings
 from service.storage import GuardedStore
 from service.uploads import UploadBudget, read_body, release_body
 from store import FeatureStore
@@ -110,6 +111,20 @@ def test_reloading_is_for_admins_and_rotates_keys(shared_engine: Engine, model_f
     failed = client.post("/v1/reload", headers={"X-API-Key": "new"})
     assert failed.status_code == 500
     assert client.get("/v1/models", headers={"X-API-Key": "new"}).status_code == 200  # as it was
+
+
+def test_a_reload_leaves_what_needs_a_restart_and_says_so(shared_engine: Engine, model_folder: Path) -> None:
+    settings = Settings(model=str(model_folder), keep_nothing=True)
+    new = settings.model_copy(update={"max_pixels": 10, "device": "cuda", "job_images": 7})
+    context = create_app(settings, lambda: shared_engine, lambda: new).state.context
+    context.engine.set_result(shared_engine)
+    with capture_logs() as logs:
+        context.reload()
+    adopted = context.settings
+    assert (adopted.max_pixels, adopted.device, adopted.job_images) == (settings.max_pixels, "cpu", 7)
+    assert [log["settings"] for log in logs if "need a restart" in log["event"]] == [["device", "max_pixels"]]
+    documented = (Path(__file__).parents[2] / "docs" / "service.md").read_text()
+    assert all(f"`{name}`" in documented for name in (*FIXED_AT_START, *FIXED_IN_ENGINE))
 
 
 def test_features_are_deleted_by_admins(make_engine: MakeEngine) -> None:
