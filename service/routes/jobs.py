@@ -131,7 +131,9 @@ async def results(job_id: _ID, context: SharedContext, key: Admitted) -> Streami
     if record.state not in FINISHED:
         raise Conflict(f"the job is {record.state}: {record.count('done')} of {len(record.items)} are done")
     disposition = {"Content-Disposition": f'attachment; filename="{job_id}.zip"'}
-    return StreamingResponse(_archive(context, record), media_type="application/zip", headers=disposition)
+    pieces = _archive(context, record)
+    first = await anext(pieces)  # before the answer begins, so that a storage that hangs is answered with 503
+    return StreamingResponse(_chained(first, pieces), media_type="application/zip", headers=disposition)
 
 
 @router.delete(
@@ -152,6 +154,12 @@ async def _archive(context: Context, record: JobRecord) -> AsyncIterator[bytes]:
         read = partial(context.run_in_job_pool, context.jobs.result, record)
         async for piece in archived(record, read):
             yield piece
+
+
+async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for piece in rest:
+        yield piece
 
 
 def _checked(options: Options, engine: Engine) -> Options:
