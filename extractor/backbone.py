@@ -138,7 +138,7 @@ class Backbone:
     def fingerprint(self) -> str:
         """sha256 of configuration, training (``Diffusion``) and float32 weights; the same on every device."""
         config = {key: self.config.get(key) for key in _FINGERPRINTED}
-        sha = hashlib.sha256(json.dumps([config, self.diffusion.to_json()], sort_keys=True).encode())
+        sha = hashlib.sha256(json.dumps([config, self.diffusion.identity()], sort_keys=True).encode())
         for name, tensor in sorted(self.unet.state_dict().items()):
             sha.update(f"{name}{tuple(tensor.shape)}".encode())
             sha.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())

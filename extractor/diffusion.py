@@ -48,6 +48,13 @@ class Diffusion:
 
     def to_json(self) -> dict[str, Any]:
         """The configuration of diffusers' scheduler, with two keys of our own (rescale_timesteps, class_label)."""
+        config, scale = self.identity(), 1000 / self.schedule.steps
+        if config["beta_schedule"] == "linear":
+            config |= {"beta_start": 1e-4 * scale, "beta_end": 0.02 * scale}
+        return config | {"clip_sample": False}
+
+    def identity(self) -> dict[str, Any]:
+        """The part of the configuration that fingerprints of backbones contain; they change if this does."""
         kind, steps = self.schedule.name.split("-")
         beta_schedule = next(theirs for theirs, ours in _BETA_SCHEDULES.items() if ours == kind)
         return {

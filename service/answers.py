@@ -17,6 +17,7 @@ from interpreter.domain import DomainScore
 from interpreter.expected import expected_of
 from interpreter.metrics import finite_or_none
 from interpreter.prediction import Prediction, disagreement, labels_from_masks, native_probabilities, vote
+from service.options import Options
 from store.geometry import Geometry, Interpolation
 
 
@@ -130,6 +131,18 @@ class Answer:
         native = self.geometry.restore(square, interpolation)
         native[~self.native_fov()] = 0
         return native
+
+
+def relabelled(answer: Answer, options: Options) -> Answer:
+    """Return the answer with the options' ``threshold`` and restricted to their ``labels``, where these are given.
+
+    Raises:
+        NotFound: the model has no such class.
+    """
+    options.require_classes(answer.classes)
+    if options.threshold is not None:
+        answer = at_threshold(answer, options.threshold)
+    return answer if options.labels is None else restricted_to(answer, options.labels)
 
 
 def at_threshold(answer: Answer, threshold: float) -> Answer:

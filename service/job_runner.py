@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import structlog
 
-from service.answers import Answer
+from service.answers import Answer, relabelled
 from service.engine import Engine
 from service.errors import HANDLED_ERRORS, Abandoned, DeviceLost, ServiceError, Unavailable, detail_of
 from service.flights import Flight, Ticket
@@ -307,7 +307,7 @@ class JobRunner:
         except (Abandoned, CancelledError) as error:
             raise Unavailable("work on a photograph was abandoned; it is tried again") from error
         source = SourcePhotograph(one.data, item.name, self._settings.max_pixels)
-        return answer, OUTPUTS[options.output or "png"].render(options.applied(answer), options, source)
+        return answer, OUTPUTS[options.output or "png"].render(relabelled(answer, options), options, source)
 
     def _keep(self, record: JobRecord, number: int, rendered: bytes) -> None:
         try:

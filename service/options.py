@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from service.errors import BadRequest, NotFound
 from store.validation import first_problem
-
-if TYPE_CHECKING:  # importing torch takes seconds, and clients do not need it
-    from service.answers import Answer
 
 KEY_PATTERN = r"^[0-9a-f]{16}\.[0-9a-f]{64}$"
 
@@ -80,19 +77,6 @@ class Options(BaseModel):
         """Raise NotFound unless the requested labels are all among a model's classes."""
         if unknown := sorted(set(self.labels or ()) - set(classes)):
             raise NotFound(f"no class {', '.join(unknown)} in this model; it has {', '.join(classes)}")
-
-    def applied(self, answer: Answer) -> Answer:
-        """The answer relabelled with ``threshold`` and restricted to the classes in ``labels``, where these are given.
-
-        Raises:
-            NotFound: the model has no such class.
-        """
-        from service.answers import at_threshold, restricted_to
-
-        self.require_classes(answer.classes)
-        if self.threshold is not None:
-            answer = at_threshold(answer, self.threshold)
-        return answer if self.labels is None else restricted_to(answer, self.labels)
 
 
 def merge_options(options: Options, fields: Mapping[str, Any]) -> Options:

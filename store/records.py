@@ -13,8 +13,9 @@ from importlib import metadata
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from store.entries import read_group, write_group
-from store.errors import DamagedEntry
+from store.errors import DamagedEntry, MissingEntry
 from store.objects import Objects
+from store.parallel import in_parallel
 
 RUNS = "runs"
 _PACKAGES = ("diffdgss", "torch", "diffusers", "numpy", "zarr", "numcodecs")
@@ -78,15 +79,17 @@ class Records:
 
     def checked(self) -> Iterator[tuple[str, RunRecord | DamagedEntry]]:
         """The name of every record, with the record itself or the error that describes its damage."""
-        for name in self._objects.names(RUNS):
-            if self._objects.exists(f"{RUNS}/{name}/zarr.json"):
-                try:
-                    yield name, self._read(name)
-                except DamagedEntry as error:
-                    yield name, error
+        names = self._objects.names(RUNS)
+        for name, found in zip(names, in_parallel(self._read, names), strict=True):
+            if found is not None:
+                yield name, found
 
-    def _read(self, name: str) -> RunRecord:
+    def _read(self, name: str) -> RunRecord | DamagedEntry | None:
         try:
             return RunRecord.model_validate(read_group(self._objects, f"{RUNS}/{name}")["run"])
+        except MissingEntry:  # a folder that something else has left there
+            return None
+        except DamagedEntry as error:
+            return error
         except (KeyError, ValidationError) as error:
-            raise DamagedEntry(f"{self._objects.location}: the run record {name} is damaged ({error})") from error
+            return DamagedEntry(f"{self._objects.location}: the run record {name} is damaged ({error})")

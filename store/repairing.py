@@ -108,11 +108,12 @@ def runs_to_repeat(
 ) -> tuple[list[RunRecord], list[CheckResult], list[CheckResult]]:
     """The runs to run again, each once; the damaged parts that they may make; those that no recorded run made."""
     records = store.records.all()
+    contents = {name: _contents(store, name) for name in {record.dataset for record in records}}
     chosen: dict[tuple[tuple[str, str | bool], ...], RunRecord] = {}
     made: list[CheckResult] = []
     orphans: list[CheckResult] = []
     for one in damaged:
-        makers = [record for record in records if _may_have_made(store, record, one)]
+        makers = [record for record in records if _may_have_made(record, contents[record.dataset], one)]
         (made if makers else orphans).append(one)
         for record in makers:
             chosen[tuple(sorted(record.options.items()))] = record
@@ -133,7 +134,23 @@ def run_again(commands: Iterable[ExtractionCommand]) -> list[str]:
     return [f"`{command}` failed with exit code {code}" for command, code in failed if code]
 
 
-def _may_have_made(store: FeatureStore, record: RunRecord, damaged: CheckResult) -> bool:
+class _Contents(NamedTuple):
+    """The image ids and the digests of the masks that a data set names."""
+
+    images: set[str]
+    masks: set[str]
+
+
+def _contents(store: FeatureStore, dataset: str) -> _Contents | None:
+    """What a data set names; None if it cannot be read."""
+    try:
+        samples = store.collections.read(dataset).samples
+    except (MissingEntry, DamagedEntry):
+        return None
+    return _Contents({one.image_id for one in samples}, {mask for one in samples for mask in one.masks.values()})
+
+
+def _may_have_made(record: RunRecord, contents: _Contents | None, damaged: CheckResult) -> bool:
     """Return whether a run may have made a damaged part.
 
     A run makes the entries and masks of its data set under its spec. If that data set cannot be read, as after a run
@@ -145,11 +162,8 @@ def _may_have_made(store: FeatureStore, record: RunRecord, damaged: CheckResult)
         return True
     if damaged.path.startswith(f"{COLLECTIONS}/"):
         return False
-    try:
-        samples = store.collections.read(record.dataset).samples
-    except (MissingEntry, DamagedEntry):
+    if contents is None:
         return True
     if damaged.key is not None:
-        return any(sample.image_id == damaged.key.image_id for sample in samples)
-    label = damaged.path.removeprefix(f"{LABELS}/")
-    return damaged.spec is not None or any(label in sample.masks.values() for sample in samples)
+        return damaged.key.image_id in contents.images
+    return damaged.spec is not None or damaged.path.removeprefix(f"{LABELS}/") in contents.masks

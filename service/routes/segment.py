@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from service.answers import Answer
+from service.answers import Answer, relabelled
 from service.context import Admitted, Context, ReadyEngine, SharedContext, wait_for_flight
 from service.engine import Engine
 from service.errors import Abandoned, BadRequest, DeadlinePassed, NoImage
@@ -97,7 +97,7 @@ async def segment(
     answer = await answered(request, engine, options, file, data, ticket)
     async with _turn(request, context, ticket):
         started = time.perf_counter()
-        body = await run_in_threadpool(lambda: output.render(options.applied(answer), options, source))
+        body = await run_in_threadpool(lambda: output.render(relabelled(answer, options), options, source))
         engine.metrics.observe("render", time.perf_counter() - started)
     headers = {
         "X-Image-Id": answer.image_id,

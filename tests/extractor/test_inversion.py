@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DModel
+from diffusers import DDIMScheduler, UNet2DModel
 from diffusers.models.unets.unet_2d import UNet2DOutput
 
 from extractor.architectures import plain_unet, tiny_unet
@@ -183,6 +183,15 @@ def test_half_precision_is_close(backbone: Backbone) -> None:
 def test_schedules_that_were_changed_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(BackboneError, match=f"changed by {next(iter(changes))}"):
         Diffusion.from_json({"num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2"} | changes)
+
+
+@pytest.mark.parametrize("name", ["linear-4000", "linear-1000", "cosine-4000"])
+def test_diffusers_reads_the_schedule_that_is_saved(name: str) -> None:
+    diffusion = Diffusion(noise_schedule(name), "v_prediction")
+    theirs = DDIMScheduler.from_config(diffusion.to_json())
+    np.testing.assert_allclose(theirs.alphas_cumprod.numpy(), diffusion.schedule.alphas_cumprod, rtol=1e-3, atol=1e-7)
+    assert (theirs.config.clip_sample, theirs.config.prediction_type) == (False, "v_prediction")
+    assert Diffusion.from_json(diffusion.to_json()).schedule.name == name
 
 
 def test_a_folder_of_diffusers_own_making_is_read(tmp_path: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import multiprocessing
 import os
@@ -22,6 +23,7 @@ from extractor.diffusion import Diffusion
 from extractor.errors import PretrainingError
 from extractor.photographs import CropDataset, PreparedPhotographs, find_images
 from extractor.photometric import photometric_change
+from extractor.pretrain_cli import pretrain
 from extractor.pretraining import Pretraining, PretrainingSettings, _by_level, noisy_pair
 from extractor.schedule import noise_schedule
 from extractor.unet import build_unet
@@ -172,6 +174,14 @@ def test_the_only_complete_state_stays_until_the_next_has_its_name(
         Pretraining(longer, photographs, tmp_path / "run").run()
     monkeypatch.undo()
     assert Pretraining(longer, photographs, tmp_path / "run").step == 6
+
+
+def test_the_defaults_of_the_command_are_those_of_the_settings() -> None:
+    said = {name: one.default for name, one in inspect.signature(pretrain).parameters.items()}
+    for name, field in PretrainingSettings.model_fields.items():
+        if said.get(name) is not None:  # None leaves it to the settings
+            assert said[name] == field.default, name
+    assert set(PretrainingSettings.model_fields) - set(said) == {"unet", "ema_decay"}
 
 
 def test_a_folder_belongs_to_one_run(photographs: PreparedPhotographs, tmp_path: Path) -> None:
