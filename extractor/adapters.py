@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from extractor.errors import DatasetError
+from extractor.errors import DatasetError, naming
 from extractor.images import SUFFIXES, decode_mask, is_image_name, read_bytes
 from store.collection import UNNAMED_TARGET
 
@@ -46,7 +46,9 @@ class Photograph:
     def read_mask(self, target: str, size: tuple[int, int]) -> NDArray[np.bool_]:
         """Read the mask of a target: bool (H, W); DatasetError if that is not ``size``, the (H, W) of the image."""
         path = self.masks[target]
-        mask = decode_mask(read_bytes(path), str(path))
+        data = read_bytes(path)
+        with naming(path):
+            mask = decode_mask(data)
         if mask.shape != size:
             raise DatasetError(
                 f"{path}: mask of {mask.shape[1]} x {mask.shape[0]} pixels, its image {self.image.name} has "

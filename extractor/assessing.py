@@ -19,6 +19,7 @@ import torch
 
 from extractor.backbone import Backbone
 from extractor.datasets import Photograph
+from extractor.errors import naming
 from extractor.images import decode_image, image_id, read_bytes
 from extractor.inversion import psnr, residual, round_trip
 from extractor.preprocess import preprocess
@@ -78,8 +79,9 @@ def assess(
     denoised: dict[int, list[float]] = {t: [] for t in levels}
     walked: list[float] = []
     for photograph in photographs:
-        data, name = read_bytes(photograph.image), str(photograph.image)
-        prepared = preprocess(decode_image(data, name), resolution, how, name)
+        data = read_bytes(photograph.image)
+        with naming(photograph.image):
+            prepared = preprocess(decode_image(data), resolution, how)
         x0, inside = prepared.x0.to(backbone.device), torch.from_numpy(prepared.fov)[None].to(backbone.device)
         drawn = np.random.default_rng([seed, int(image_id(data)[:16], 16)]).standard_normal(x0.shape, np.float32)
         noise = torch.from_numpy(drawn).to(x0.device)

@@ -202,14 +202,18 @@ def reconstruct(
     as_json: AsJson = False,
 ) -> None:
     """Invert a photograph, reconstruct it (Eq. 4) and print the loss: does the backbone know such images?"""
+    from extractor.errors import naming
     from extractor.images import decode_image, read_bytes
     from extractor.inversion import round_trip
     from extractor.preprocess import preprocess, save_side_by_side
 
-    pixels = decode_image(read_bytes(image), str(image))
+    data = read_bytes(image)
+    with naming(image):
+        pixels = decode_image(data)
     network = open_backbone(backbone)
     network.require_resolution(resolution)
-    x0 = preprocess(pixels, resolution, preprocessing_for(network, preprocessing), str(image)).x0
+    with naming(image):
+        x0 = preprocess(pixels, resolution, preprocessing_for(network, preprocessing)).x0
     back, psnr = round_trip(network, x0, integers(grid) or ())
     save_side_by_side(x0, back, out)
     if as_json:

@@ -9,6 +9,7 @@ import torch
 
 from extractor.backbone import Backbone
 from extractor.datasets import Photograph
+from extractor.errors import naming
 from extractor.extraction import Extractor
 from extractor.images import read_bytes
 from extractor.presets import Preset
@@ -41,7 +42,9 @@ def fit_codebook(
     extractor = Extractor(backbone, spec)
     moments = {block.name: Moments(block.channels) for block in spec.blocks}
     for chosen in photographs:
-        prepared = extractor.prepare(read_bytes(chosen.image), str(chosen.image))
+        data = read_bytes(chosen.image)
+        with naming(chosen.image):
+            prepared = extractor.prepare(data)
         with torch.inference_mode():
             for step in extractor.walk(prepared.input.x0.to(backbone.device), [prepared]):
                 for name, maps in step.features.items():

@@ -14,13 +14,27 @@ ExtractorError
 └── PretrainingError       pre-training that cannot start or go on
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class ExtractorError(Exception):
     """Base of all errors of the extractor; the message says what to do."""
 
 
 class ImageError(ExtractorError, ValueError):
-    """The bytes are not an image that can be used."""
+    """The bytes are not an image that can be used. What decodes them does not know a name; ``naming`` adds it."""
+
+
+@contextmanager
+def naming(image: object) -> Iterator[None]:
+    """In this context, the message of an ImageError begins with the image's name or path."""
+    try:
+        yield
+    except ImageError as error:
+        raise type(error)(f"{image}: {error}") from error
 
 
 class ImageTooLarge(ImageError):

@@ -76,17 +76,17 @@ class ViewMaker:
     def __init__(self, spec: FeatureSpec) -> None:
         self.spec = spec
 
-    def prepare(self, data: bytes, name: str = "image", max_pixels: int = MAX_PIXELS, view: str = IDENTITY) -> Prepared:
+    def prepare(self, data: bytes, max_pixels: int = MAX_PIXELS, view: str = IDENTITY) -> Prepared:
         """Decode a photograph, preprocess it and render a view; raises ImageError for what is no photograph."""
-        return self.render(decode_image(data, name, max_pixels), Key(image_id(data), view), name)
+        return self.render(decode_image(data, max_pixels), Key(image_id(data), view))
 
-    def render(self, pixels: NDArray[np.uint8], key: Key, name: str = "image") -> Prepared:
+    def render(self, pixels: NDArray[np.uint8], key: Key) -> Prepared:
         """Preprocess a decoded photograph, uint8 (H, W, 3), and render the view that ``key`` names."""
-        return self.view_of(self.frame(pixels, name), key)
+        return self.view_of(self.frame(pixels), key)
 
-    def frame(self, pixels: NDArray[np.uint8], name: str = "image") -> Framed:
+    def frame(self, pixels: NDArray[np.uint8]) -> Framed:
         """The first part of ``render``, shared by all views; raises ImageError for what is no photograph."""
-        return frame(pixels, self.spec.resolution, self.spec.preprocessing, name)
+        return frame(pixels, self.spec.resolution, self.spec.preprocessing)
 
     def view_of(self, framed: Framed, key: Key) -> Prepared:
         """The second part of ``render``: the view that ``key`` names."""

@@ -21,12 +21,11 @@ MIN_SOLIDITY = 0.85  # least lit share of a disc; it is 0.93 to 1 in photographs
 MIN_AREA = 0.05  # smaller lit regions are reflections, not retinas
 
 
-def find_field_of_view(image: NDArray[np.uint8], name: str = "image") -> NDArray[np.bool_]:
+def find_field_of_view(image: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Find the lit disc.
 
     Args:
         image: uint8 (H, W, 3), RGB.
-        name: for messages.
 
     Returns:
         bool (H, W), True inside the field of view.
@@ -43,9 +42,7 @@ def find_field_of_view(image: NDArray[np.uint8], name: str = "image") -> NDArray
     bright = float(np.percentile(level, 98))
     frame = _corner_level(level)
     if bright < 16:
-        raise NoFieldOfView(
-            f"{name}: too dark, nothing lit was found (98 % of its pixels are at most {bright:.0f} of 255)"
-        )
+        raise NoFieldOfView(f"too dark, nothing lit was found (98 % of its pixels are at most {bright:.0f} of 255)")
     if frame > DARK_FRAME or frame > 0.5 * bright:
         return np.ones((height, width), dtype=np.bool_)
 
@@ -58,7 +55,7 @@ def find_field_of_view(image: NDArray[np.uint8], name: str = "image") -> NDArray
         return np.ones((height, width), dtype=np.bool_)
     if disc.mean() < MIN_AREA:
         raise NoFieldOfView(
-            f"{name}: the largest lit region covers {100 * disc.mean():.1f} % of the image, "
+            f"the largest lit region covers {100 * disc.mean():.1f} % of the image, "
             f"a field of view covers at least {100 * MIN_AREA:.0f} %"
         )
     return cv2.resize(disc, (width, height), interpolation=cv2.INTER_LINEAR) > 0

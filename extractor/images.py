@@ -54,12 +54,11 @@ def read_bytes(path: Path) -> bytes:
         raise ImageError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def decode_image(data: bytes, name: str = "image", max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Decode a photograph.
 
     Args:
         data: contents of a PNG, JPEG, TIFF, PPM, GIF or BMP file.
-        name: what error messages call the image.
         max_pixels: larger images are refused before their pixels are decoded.
 
     Returns:
@@ -69,17 +68,17 @@ def decode_image(data: bytes, name: str = "image", max_pixels: int = MAX_PIXELS)
         ImageError: not an image of these formats, truncated, or empty.
         ImageTooLarge: more than ``max_pixels``.
     """
-    image = _open(data, name, max_pixels)
+    image = _open(data, max_pixels)
     deep = image.mode.startswith("I") or image.mode == "F"
-    pixels = _deep_to_8_bit(np.asarray(image), name) if deep else np.asarray(_to_rgb(image))
+    pixels = _deep_to_8_bit(np.asarray(image)) if deep else np.asarray(_to_rgb(image))
     if not deep and _has_16_bits(data):  # Pillow has already reduced 16-bit colours to their high byte
-        _require_lit(int(pixels.max(initial=0)) << 8, name)
+        _require_lit(int(pixels.max(initial=0)) << 8)
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[..., None], 3, axis=2)
     return np.ascontiguousarray(pixels, dtype=np.uint8)
 
 
-def decode_mask(data: bytes, name: str = "mask") -> NDArray[np.bool_]:
+def decode_mask(data: bytes) -> NDArray[np.bool_]:
     """Decode a binary mask to bool (H, W).
 
     Data sets have masks of any two values, in any colour, with one bit or with a palette. Of two values the larger is
@@ -90,27 +89,25 @@ def decode_mask(data: bytes, name: str = "mask") -> NDArray[np.bool_]:
         ImageError: the file is a photograph; it has several classes, as areas of more than two values or colours or as
             class ids; or its colours are all equally bright.
     """
-    image = _open(data, name, MAX_PIXELS)
+    image = _open(data, MAX_PIXELS)
     colours = np.asarray(image)[..., None] if image.mode.startswith("I") else np.asarray(_to_rgb(image))
     pixels = colours.max(axis=2)
     levels = np.unique(pixels)
     binary = len(levels) <= 2 and (colours == pixels[..., None]).all()
     if not binary and (areas := _areas(colours)) > 2:
-        raise ImageError(f"{name}: expected a binary mask, found areas of {areas} values or colours; {_ONE_EACH}")
+        raise ImageError(f"expected a binary mask, found areas of {areas} values or colours; {_ONE_EACH}")
     if not binary and _is_photograph(colours):
         raise ImageError(
-            f"{name}: expected a binary mask, found a photograph (swapped files?) or probabilities (threshold them)"
+            "expected a binary mask, found a photograph (swapped files?) or probabilities (threshold them)"
         )
     if len(levels) == 1 and (colours != colours[0, 0]).any():
-        raise ImageError(
-            f"{name}: expected a binary mask, found several colours of one brightness; save it in black and white"
-        )
+        raise ImageError("expected a binary mask, found several colours of one brightness; save it in black and white")
     if len(levels) <= 2:
         return np.asarray(pixels > (levels[0] if len(levels) == 2 else 0))
     middle = 127 if levels[-1] <= 255 else int(levels[-1]) // 2
     if levels[-1] <= middle:
         raise ImageError(
-            f"{name}: expected a binary mask, found {len(levels)} values from {levels[0]} to {levels[-1]}; {_ONE_EACH}"
+            f"expected a binary mask, found {len(levels)} values from {levels[0]} to {levels[-1]}; {_ONE_EACH}"
         )
     return np.asarray(pixels > middle)
 
@@ -178,50 +175,50 @@ def is_indexed(path: Path) -> bool:
         return False
 
 
-def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
+def _open(data: bytes, max_pixels: int) -> Image.Image:
     """Open ``data`` with Pillow: decoded and upright; every failure is raised as an ImageError."""
     if not data:
-        raise ImageError(f"{name}: the file is empty")
+        raise ImageError("the file is empty")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own size warning: the limit below replaces it
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             if image.width * image.height > max_pixels:
-                raise ImageTooLarge(f"{name}: {image.width} x {image.height} pixels are more than {max_pixels}")
+                raise ImageTooLarge(f"{image.width} x {image.height} pixels are more than {max_pixels}")
             if image.format in ("JPEG", "MPO"):
-                require_few_scans(data, name)
+                require_few_scans(data)
             if isinstance(image, TiffImagePlugin.TiffImageFile):
-                _require_small_tiles(image.tag_v2, name, max_pixels)
+                _require_small_tiles(image.tag_v2, max_pixels)
             image.load()
             return ImageOps.exif_transpose(image)
     except UnidentifiedImageError as error:
-        deep = _decode_deep_tiff(data, name, max_pixels)
+        deep = _decode_deep_tiff(data, max_pixels)
         if deep is None:
-            raise ImageError(f"{name}: not an image; expected one of {', '.join(FORMATS)}") from error
+            raise ImageError(f"not an image; expected one of {', '.join(FORMATS)}") from error
         return Image.fromarray(deep)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise ImageTooLarge(f"{name}: more pixels than the limit of {max_pixels}") from error
+        raise ImageTooLarge(f"more pixels than the limit of {max_pixels}") from error
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
-        raise ImageError(f"{name}: damaged or truncated image ({error})") from error
+        raise ImageError(f"damaged or truncated image ({error})") from error
 
 
-def require_few_scans(jpeg: bytes, name: str) -> None:
+def require_few_scans(jpeg: bytes) -> None:
     """Raise ImageError for a JPEG with more than ``MAX_SCANS`` scans, whose few bytes could take minutes to decode."""
     place, scans = 2, 0
     while (marker := _MARKER.search(jpeg, place)) and (kind := jpeg[marker.end() - 1]) != _END_OF_IMAGE:
         place = marker.end() + int.from_bytes(jpeg[marker.end() : marker.end() + 2], "big")
         scans += kind == _START_OF_SCAN
         if scans > MAX_SCANS:
-            raise ImageError(f"{name}: a JPEG of more than {MAX_SCANS} scans; save it again with an image editor")
+            raise ImageError(f"a JPEG of more than {MAX_SCANS} scans; save it again with an image editor")
 
 
-def _require_small_tiles(directory: TiffImagePlugin.ImageFileDirectory_v2, name: str, max_pixels: int) -> None:
+def _require_small_tiles(directory: TiffImagePlugin.ImageFileDirectory_v2, max_pixels: int) -> None:
     """Raise ImageTooLarge for tiles larger than an image may be: a decoder allocates whole tiles."""
     tile = int(directory.get(TiffImagePlugin.TILEWIDTH, 0)) * int(directory.get(TiffImagePlugin.TILELENGTH, 0))
     if tile > max_pixels:
-        raise ImageTooLarge(f"{name}: tiles of {tile} pixels, more than {max_pixels}")
+        raise ImageTooLarge(f"tiles of {tile} pixels, more than {max_pixels}")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -231,21 +228,21 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _deep_to_8_bit(pixels: NDArray[np.generic], name: str) -> NDArray[np.uint8]:
+def _deep_to_8_bit(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
     """Reduce 16 bits per channel to 8 by keeping the high byte, which does not depend on the image's contents."""
     if pixels.dtype == np.float32:
-        raise ImageError(f"{name}: floating-point pixels have no defined range; save the image as 8 or 16 bit")
+        raise ImageError("floating-point pixels have no defined range; save the image as 8 or 16 bit")
     if pixels.dtype != np.uint16 and pixels.size and (pixels.min() < 0 or pixels.max() > 65535):
-        raise ImageError(f"{name}: expected 8 or 16 bits a channel, found values outside 0..65535")
-    _require_lit(int(pixels.max(initial=0)), name)
+        raise ImageError("expected 8 or 16 bits a channel, found values outside 0..65535")
+    _require_lit(int(pixels.max(initial=0)))
     return np.right_shift(pixels.astype(np.uint16, copy=False), 8).astype(np.uint8)
 
 
-def _require_lit(brightest: int, name: str) -> None:
+def _require_lit(brightest: int) -> None:
     """Raise ImageError if 16-bit values use the range of fewer bits only; black images are reported elsewhere."""
     if 0 < brightest < _DIMMEST:
         raise ImageError(
-            f"{name}: 16 bits a channel, but no value above {brightest}: a photograph with values of 10, 12 or 14 bits "
+            f"16 bits a channel, but no value above {brightest}: a photograph with values of 10, 12 or 14 bits "
             "would be nearly black; save it with its values scaled to 0..65535"
         )
 
@@ -259,7 +256,7 @@ def _has_16_bits(data: bytes) -> bool:
     return False
 
 
-def _decode_deep_tiff(data: bytes, name: str, max_pixels: int) -> NDArray[np.uint8] | None:
+def _decode_deep_tiff(data: bytes, max_pixels: int) -> NDArray[np.uint8] | None:
     """Decode a 16-bit RGB TIFF, which Pillow does not identify, with OpenCV; None if ``data`` is no such file."""
     if data[:4] not in _TIFF:
         return None
@@ -267,16 +264,16 @@ def _decode_deep_tiff(data: bytes, name: str, max_pixels: int) -> NDArray[np.uin
         directory = _first_directory(data)
         width, height = int(directory[TiffImagePlugin.IMAGEWIDTH]), int(directory[TiffImagePlugin.IMAGELENGTH])
         if width * height > max_pixels:
-            raise ImageTooLarge(f"{name}: {width} x {height} pixels are more than {max_pixels}")
-        _require_small_tiles(directory, name, max_pixels)
+            raise ImageTooLarge(f"{width} x {height} pixels are more than {max_pixels}")
+        _require_small_tiles(directory, max_pixels)
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except ImageTooLarge:
         raise
     except Exception as error:  # damaged directories, and files that OpenCV rejects
-        raise ImageError(f"{name}: damaged or truncated image ({type(error).__name__})") from error
+        raise ImageError(f"damaged or truncated image ({type(error).__name__})") from error
     if pixels is None or pixels.dtype != np.uint16:
         return None
-    eight_bit = _deep_to_8_bit(pixels, name)
+    eight_bit = _deep_to_8_bit(pixels)
     if eight_bit.ndim == 2:
         return eight_bit
     order = cv2.COLOR_BGRA2RGBA if eight_bit.shape[2] == 4 else cv2.COLOR_BGR2RGB

@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 
 from extractor.datasets import Photograph
+from extractor.errors import naming
 from extractor.extraction import ViewMaker
 from extractor.images import decode_image, image_id, is_indexed, read_bytes
 from extractor.preprocess import Framed
@@ -52,8 +53,9 @@ class OpenedPhotograph:
         """The photograph cropped and resized; raises ImageError for what is no photograph."""
         with self._lock:
             if self._framed is None:
-                name = str(self._photograph.image)
-                self._framed = self._extractor.frame(decode_image(self._read(), name), name)
+                data = self._read()
+                with naming(self._photograph.image):
+                    self._framed = self._extractor.frame(decode_image(data))
                 self._data = None
             return self._framed
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from extractor.errors import ImageError, PretrainingError
+from extractor.errors import ImageError, PretrainingError, naming
 from extractor.images import SUFFIXES, decode_image, image_id, is_image_name, read_bytes
 from extractor.photometric import photometric_change
 from extractor.preprocess import preprocess, to_network_range, to_pixels
@@ -107,7 +107,8 @@ def _prepare(path: Path, folder: Path, resolution: int, how: Preprocessing) -> P
     recipe = hashlib.sha256(how.model_dump_json().encode()).hexdigest()[:12]
     target = folder / f"{image_id(data)}-{resolution}-{recipe}.npy"
     if not target.exists():
-        x0 = preprocess(decode_image(data, str(path)), resolution, how, str(path)).x0
+        with naming(path):
+            x0 = preprocess(decode_image(data), resolution, how).x0
         with replaced(target) as partial, partial.open("wb") as file:
             np.save(file, to_pixels(x0)[0])
     return target

@@ -62,7 +62,6 @@ def preprocess(
     image: NDArray[np.uint8],
     resolution: int,
     how: Preprocessing,
-    name: str = "image",
     rendering: Rendering | None = None,
 ) -> NetworkInput:
     """Crop to the field of view, resize, render, equalise and scale to [-1, 1].
@@ -71,24 +70,22 @@ def preprocess(
         image: uint8 (H, W, 3), RGB.
         resolution: R.
         how: the spec's preprocessing.
-        name: for messages.
         rendering: changes the resized photograph, uint8 (R, R, 3), before it is equalised. The field of view is found
             earlier, so that all renderings have the same geometry.
 
     Raises:
         ImageError, NoFieldOfView: as ``frame``.
     """
-    return frame(image, resolution, how, name).shown(how, rendering)
+    return frame(image, resolution, how).shown(how, rendering)
 
 
-def frame(image: NDArray[np.uint8], resolution: int, how: Preprocessing, name: str = "image") -> Framed:
+def frame(image: NDArray[np.uint8], resolution: int, how: Preprocessing) -> Framed:
     """Find the field of view, crop to it and resize.
 
     Args:
         image: uint8 (H, W, 3), RGB.
         resolution: R.
         how: the spec's preprocessing.
-        name: for messages.
 
     Raises:
         ImageError: the image is so narrow that a square around it would take far more memory.
@@ -97,10 +94,10 @@ def frame(image: NDArray[np.uint8], resolution: int, how: Preprocessing, name: s
     height, width = image.shape[:2]
     if how.crop == "fov" and max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise ImageError(
-            f"{name}: {width} x {height} pixels are no photograph of a retina; "
+            f"{width} x {height} pixels are no photograph of a retina; "
             f"its longer side may be {MAX_ASPECT_RATIO} times the shorter one"
         )
-    fov = find_field_of_view(image, name)
+    fov = find_field_of_view(image)
     geometry = (
         Geometry.square_around(fov, resolution) if how.crop == "fov" else Geometry.whole(height, width, resolution)
     )

@@ -91,7 +91,7 @@ def ask(engine: Engine, asked_about: Sequence[Photograph]) -> tuple[list[Finding
     for one in asked_about:
         tiles = [_tile(_shown(one), one.title)]
         for model in engine.models.by_name:
-            answer = engine.segment(one.data, one.title, model)
+            answer = engine.segment(one.data, model)
             findings.append(_finding(one.title, answer))
             tiles.append(_tile(overlay(_shown(one), answer.labels, answer.colours, 0.8), _caption(findings[-1])))
         rows.append(np.concatenate(tiles, axis=1))
@@ -99,7 +99,7 @@ def ask(engine: Engine, asked_about: Sequence[Photograph]) -> tuple[list[Finding
 
 
 def _shown(one: Photograph) -> NDArray[np.uint8]:
-    pixels = decode_image(one.data, one.title)
+    pixels = decode_image(one.data)
     return pixels if one.displayed else np.zeros_like(pixels)
 
 

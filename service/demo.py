@@ -38,7 +38,7 @@ def demo(
     engine = load_engine(model, out / "features.zarr")
     loading = time.perf_counter() - started
     data = image.read_bytes() if image else files("skimage.data").joinpath("retina.jpg").read_bytes()
-    answer = engine.segment(data, image.name if image else "retina.jpg")
+    answer = engine.segment(data)
     paths = write_report(answer, data, out)
     _tell(answer, loading)
     seconds = {"load": round(loading, 3)} | {stage: round(s, 3) for stage, s in answer.seconds.items()}

@@ -51,13 +51,12 @@ def is_dicom(data: bytes) -> bool:
     return data[128:132] == b"DICM"
 
 
-def decode_dicom(data: bytes, name: str, max_pixels: int) -> NDArray[np.uint8]:
+def decode_dicom(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
     """Decode an ophthalmic photograph.
 
     Args:
         data: contents of a DICOM file: uncompressed, JPEG baseline or JPEG 2000; RGB, YBR or monochrome; 8 or
             16 bit; one frame.
-        name: of the file, for error messages.
         max_pixels: larger images are refused before their pixels are decoded.
 
     Returns:
@@ -70,18 +69,18 @@ def decode_dicom(data: bytes, name: str, max_pixels: int) -> NDArray[np.uint8]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom warns about invalid values; the checks below decide
-            header, at = _read_header(data, name)
-            _check_shape(header, name, max_pixels)
-            _read_pixel_data(header, data[at:], name)
-            pixels = _decoded(header, name)
-            return _to_rgb8(pixels, header, name)
+            header, at = _read_header(data)
+            _check_shape(header, max_pixels)
+            _read_pixel_data(header, data[at:])
+            pixels = _decoded(header)
+            return _to_rgb8(pixels, header)
     except (DicomError, ImageTooLarge):
         raise
     except Exception as error:  # parsers and decoders raise almost anything on damaged files
-        raise DicomError(f"{name}: damaged DICOM file ({type(error).__name__})") from error
+        raise DicomError(f"damaged DICOM file ({type(error).__name__})") from error
 
 
-def read_header(data: bytes, name: str) -> Dataset:
+def read_header(data: bytes) -> Dataset:
     """Read the header, which is everything before the pixel data.
 
     Raises:
@@ -90,21 +89,21 @@ def read_header(data: bytes, name: str) -> Dataset:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _read_header(data, name)[0]
+            return _read_header(data)[0]
     except DicomError:
         raise
     except Exception as error:
-        raise DicomError(f"{name}: damaged DICOM file ({type(error).__name__})") from error
+        raise DicomError(f"damaged DICOM file ({type(error).__name__})") from error
 
 
-def _read_header(data: bytes, name: str) -> tuple[Dataset, int]:
+def _read_header(data: bytes) -> tuple[Dataset, int]:
     """The header, and the offset in bytes at which the pixel data begin."""
     try:
         from pydicom.filereader import dcmread, read_dataset, read_preamble
     except ImportError as error:
-        raise DicomError(f"{name}: DICOM is not supported by this installation; install the extra `dicom`") from error
+        raise DicomError("DICOM is not supported by this installation; install the extra `dicom`") from error
     if not is_dicom(data):
-        raise DicomError(f"{name}: not a DICOM file; expected 'DICM' after a preamble of 128 bytes")
+        raise DicomError("not a DICOM file; expected 'DICM' after a preamble of 128 bytes")
     file = io.BytesIO(data[:HEADER_BYTES])
     read_preamble(file, force=False)
     # The transfer syntax is checked first, on its own: dcmread would inflate a deflated file as a whole.
@@ -114,53 +113,51 @@ def _read_header(data: bytes, name: str) -> tuple[Dataset, int]:
     syntax = meta.get("TransferSyntaxUID")
     if syntax not in (*_UNCOMPRESSED, _JPEG, *_J2K):
         found = "none" if syntax is None else getattr(syntax, "name", str(syntax))[:80]
-        raise DicomError(f"{name}: expected uncompressed little endian, JPEG baseline or JPEG 2000, found {found}")
+        raise DicomError(f"expected uncompressed little endian, JPEG baseline or JPEG 2000, found {found}")
     file.seek(0)
     header = dcmread(file, stop_before_pixels=True)
     if (kind := header.get("SOPClassUID")) not in PHOTOGRAPHS:
         found = "none" if kind is None else getattr(kind, "name", str(kind))[:80]
-        raise DicomError(f"{name}: expected Ophthalmic Photography (8 or 16 bit), found the SOP class {found}")
+        raise DicomError(f"expected Ophthalmic Photography (8 or 16 bit), found the SOP class {found}")
     header.PixelRepresentation = header.get("PixelRepresentation", 0)
     return header, file.tell()
 
 
-def _check_shape(header: Dataset, name: str, max_pixels: int) -> None:
+def _check_shape(header: Dataset, max_pixels: int) -> None:
     """Check the size, colours and bits that the header claims, before anything is allocated by them."""
-    frames = _whole(header, "NumberOfFrames", name, 1)
+    frames = _whole(header, "NumberOfFrames", 1)
     if frames != 1:
-        raise DicomError(f"{name}: expected one frame, found {frames}; send each frame as a file of its own")
-    rows, columns = _whole(header, "Rows", name), _whole(header, "Columns", name)
+        raise DicomError(f"expected one frame, found {frames}; send each frame as a file of its own")
+    rows, columns = _whole(header, "Rows"), _whole(header, "Columns")
     if not (0 < rows <= _LARGEST_SIDE and 0 < columns <= _LARGEST_SIDE):
-        raise DicomError(f"{name}: expected 1 to {_LARGEST_SIDE} rows and columns, found {rows} x {columns}")
+        raise DicomError(f"expected 1 to {_LARGEST_SIDE} rows and columns, found {rows} x {columns}")
     if rows * columns > max_pixels:
-        raise ImageTooLarge(f"{name}: {columns} x {rows} pixels are more than {max_pixels}")
-    samples, colours = _whole(header, "SamplesPerPixel", name), str(header.get("PhotometricInterpretation"))
+        raise ImageTooLarge(f"{columns} x {rows} pixels are more than {max_pixels}")
+    samples, colours = _whole(header, "SamplesPerPixel"), str(header.get("PhotometricInterpretation"))
     if colours not in _COLOURS.get(samples, ()):
         expected = ", ".join(name for names in _COLOURS.values() for name in names)
-        raise DicomError(f"{name}: expected one of {expected}, found {colours[:40]} with {samples} samples a pixel")
-    allocated, stored = _whole(header, "BitsAllocated", name), _whole(header, "BitsStored", name)
+        raise DicomError(f"expected one of {expected}, found {colours[:40]} with {samples} samples a pixel")
+    allocated, stored = _whole(header, "BitsAllocated"), _whole(header, "BitsStored")
     if allocated not in (8, 16) or not 8 <= stored <= allocated:
-        raise DicomError(
-            f"{name}: expected 8 to 16 stored bits in 8 or 16 allocated bits, found {stored} in {allocated}"
-        )
-    if _whole(header, "HighBit", name, stored - 1) != stored - 1:
-        raise DicomError(f"{name}: expected the highest bit at {stored - 1}, found it at {header.HighBit}")
-    if _whole(header, "PixelRepresentation", name, 0) != 0:
-        raise DicomError(f"{name}: expected unsigned pixel values, found signed ones")
+        raise DicomError(f"expected 8 to 16 stored bits in 8 or 16 allocated bits, found {stored} in {allocated}")
+    if _whole(header, "HighBit", stored - 1) != stored - 1:
+        raise DicomError(f"expected the highest bit at {stored - 1}, found it at {header.HighBit}")
+    if _whole(header, "PixelRepresentation", 0) != 0:
+        raise DicomError("expected unsigned pixel values, found signed ones")
     if allocated == 16 and colours in ("YBR_FULL", "YBR_FULL_422"):
-        raise DicomError(f"{name}: expected 8 bits of {colours}, found {allocated}")
+        raise DicomError(f"expected 8 bits of {colours}, found {allocated}")
 
 
-def _whole(header: Dataset, keyword: str, name: str, default: int | None = None) -> int:
+def _whole(header: Dataset, keyword: str, default: int | None = None) -> int:
     """The integer value of a header element; DicomError if it has none."""
     value = header.get(keyword, default)
     try:
         return int(value)
     except (TypeError, ValueError) as error:
-        raise DicomError(f"{name}: expected a number as {keyword}, found {str(value)[:40]!r}") from error
+        raise DicomError(f"expected a number as {keyword}, found {str(value)[:40]!r}") from error
 
 
-def _read_pixel_data(header: Dataset, rest: bytes, name: str) -> None:
+def _read_pixel_data(header: Dataset, rest: bytes) -> None:
     """Add the pixel data to the header, and nothing that follows them in the file."""
     from pydicom.dataelem import DataElement, RawDataElement
     from pydicom.filereader import read_dataset
@@ -174,14 +171,14 @@ def _read_pixel_data(header: Dataset, rest: bytes, name: str) -> None:
     )
     raw: DataElement | RawDataElement | None = found.get_item(_PIXEL_DATA)  # with the length that the file declares
     if not isinstance(raw, RawDataElement) or not raw.value:
-        raise DicomError(f"{name}: no pixel data; expected them after at most {HEADER_BYTES // 1_000_000} MB of header")
+        raise DicomError(f"no pixel data; expected them after at most {HEADER_BYTES // 1_000_000} MB of header")
     if syntax in _UNCOMPRESSED and raw.length != len(raw.value):
-        raise DicomError(f"{name}: cut off: {raw.length} bytes of pixel data are declared, {len(raw.value)} follow")
+        raise DicomError(f"cut off: {raw.length} bytes of pixel data are declared, {len(raw.value)} follow")
     header.PixelData = found.PixelData
     header["PixelData"].is_undefined_length = syntax not in _UNCOMPRESSED
 
 
-def _decoded(header: Dataset, name: str) -> NDArray[np.generic]:
+def _decoded(header: Dataset) -> NDArray[np.generic]:
     """Decode the pixel data to (H, W) or (H, W, 3), RGB, after checking that their size is what the header says."""
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.pixels.utils import get_expected_length
@@ -190,16 +187,16 @@ def _decoded(header: Dataset, name: str) -> NDArray[np.generic]:
     if syntax in _UNCOMPRESSED:
         expected, found = get_expected_length(header), len(header.PixelData)
         if found not in (expected, expected + expected % 2):
-            raise DicomError(f"{name}: expected {expected} bytes of pixel data, found {found}")
+            raise DicomError(f"expected {expected} bytes of pixel data, found {found}")
         pixels, _ = get_decoder(syntax).as_array(header)
         return pixels
-    _check_codestream(header, name)
+    _check_codestream(header)
     plugin = "pillow" if syntax == _JPEG else "pylibjpeg"
     pixels, _ = get_decoder(syntax).as_array(header, decoding_plugin=plugin)
     return pixels
 
 
-def _check_codestream(header: Dataset, name: str) -> None:
+def _check_codestream(header: Dataset) -> None:
     """Check compressed data against the header: they have a size of their own, by which a decoder allocates."""
     from pydicom.encaps import get_frame
 
@@ -207,28 +204,28 @@ def _check_codestream(header: Dataset, name: str) -> None:
     kind = "JPEG" if header.file_meta.TransferSyntaxUID == _JPEG else "JPEG2000"
     if kind == "JPEG2000" and (frame[:4] != _CODESTREAM or any(frame[_OFFSETS])):
         raise DicomError(
-            f"{name}: expected a JPEG 2000 codestream whose image begins at (0, 0), as DICOM requires; a decoder would "
+            "expected a JPEG 2000 codestream whose image begins at (0, 0), as DICOM requires; a decoder would "
             "allocate memory for everything before it"
         )
     if kind == "JPEG":
-        require_few_scans(frame, name)
+        require_few_scans(frame)
     try:
         with Image.open(io.BytesIO(frame), formats=(kind,)) as image:
             size, bands = image.size, len(image.getbands())
     except Exception as error:  # Pillow's parsers raise almost anything on damaged files
-        raise DicomError(f"{name}: the pixel data are not {kind}, or damaged") from error
+        raise DicomError(f"the pixel data are not {kind}, or damaged") from error
     if size != (header.Columns, header.Rows) or bands != header.SamplesPerPixel:
         raise DicomError(
-            f"{name}: the header says {header.Columns} x {header.Rows} with {header.SamplesPerPixel} samples a pixel, "
+            f"the header says {header.Columns} x {header.Rows} with {header.SamplesPerPixel} samples a pixel, "
             f"the pixel data say {size[0]} x {size[1]} with {bands}"
         )
 
 
-def _to_rgb8(pixels: NDArray[np.generic], header: Dataset, name: str) -> NDArray[np.uint8]:
+def _to_rgb8(pixels: NDArray[np.generic], header: Dataset) -> NDArray[np.uint8]:
     samples, stored = int(header.SamplesPerPixel), int(header.BitsStored)
     shape = (int(header.Rows), int(header.Columns), samples)[: 2 if samples == 1 else 3]
     if pixels.shape != shape or pixels.dtype.kind != "u" or pixels.size != math.prod(shape):
-        raise DicomError(f"{name}: expected pixels of shape {shape}, found {pixels.shape} of {pixels.dtype}")
+        raise DicomError(f"expected pixels of shape {shape}, found {pixels.shape} of {pixels.dtype}")
     eight = ((pixels.astype(np.uint16) & ((1 << stored) - 1)) >> (stored - 8)).astype(np.uint8)
     if header.PhotometricInterpretation == "MONOCHROME1":
         eight = np.asarray(255 - eight, dtype=np.uint8)

@@ -88,7 +88,6 @@ class SegmentedBy:
 
 def encode_segmentation(
     source: bytes,
-    name: str,
     masks: NDArray[np.bool_],
     classes: Sequence[str],
     colours: Sequence[str],
@@ -98,7 +97,6 @@ def encode_segmentation(
 
     Args:
         source: the DICOM photograph that was segmented.
-        name: of the source, for error messages.
         masks: of each class but the background, bool (n - 1, H, W), at the source's size; they may overlap.
         classes: names of all classes, background first.
         colours: of classes 1, 2, ..., repeated if there are fewer.
@@ -108,37 +106,33 @@ def encode_segmentation(
         UnsupportedAnswer: the source is not a DICOM file, or lacks what a reference to it needs.
         DicomError: the source is damaged.
     """
-    header = _header(source, name)
+    header = _header(source)
     if masks.shape[1:] != (header.Rows, header.Columns):
-        raise UnsupportedAnswer(
-            f"{name}: expected masks of {header.Rows} x {header.Columns} pixels, found {masks.shape[1:]}"
-        )
+        raise UnsupportedAnswer(f"expected masks of {header.Rows} x {header.Columns} pixels, found {masks.shape[1:]}")
     descriptions = [
         _described(i, class_name, colours[(i - 1) % len(colours)], made_by)
         for i, class_name in enumerate(classes)
         if i > 0
     ]
-    with _as_the_standard_wants(name):
+    with _as_the_standard_wants():
         return _written(header, masks, descriptions, made_by)
 
 
-def check_source(source: bytes, name: str) -> None:
+def check_source(source: bytes) -> None:
     """Raise UnsupportedAnswer if no SEG can refer to the source, or it is not DICOM; DicomError if it is damaged."""
-    _header(source, name)
+    _header(source)
 
 
-def _header(source: bytes, name: str) -> Dataset:
+def _header(source: bytes) -> Dataset:
     if not is_dicom(source):
-        raise UnsupportedAnswer(
-            f"{name}: a DICOM SEG has to refer to a DICOM photograph, and this is not one; ask for png"
-        )
-    header = read_header(source, name)
-    with _as_the_standard_wants(name):
-        return _referable(header, name)
+        raise UnsupportedAnswer("a DICOM SEG has to refer to a DICOM photograph, and this is not one; ask for png")
+    header = read_header(source)
+    with _as_the_standard_wants():
+        return _referable(header)
 
 
 @contextmanager
-def _as_the_standard_wants(name: str) -> Iterator[None]:
+def _as_the_standard_wants() -> Iterator[None]:
     """Raise UnsupportedAnswer where highdicom rejects what is copied from the source, such as patient and study."""
     try:
         with warnings.catch_warnings():
@@ -146,12 +140,12 @@ def _as_the_standard_wants(name: str) -> Iterator[None]:
             yield
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise UnsupportedAnswer(
-            f"{name}: attributes of patient or study in the DICOM source violate the standard, "
+            f"attributes of patient or study in the DICOM source violate the standard, "
             f"so no SEG can refer to it; ask for png ({type(error).__name__})"
         ) from error
 
 
-def _referable(header: Dataset, name: str) -> Dataset:
+def _referable(header: Dataset) -> Dataset:
     """Complete a header for highdicom, missing type 2 elements as empty; UnsupportedAnswer if it lacks a UID."""
     lacking = [
         keyword
@@ -159,7 +153,7 @@ def _referable(header: Dataset, name: str) -> Dataset:
         if not header.get(keyword)
     ]
     if lacking:
-        raise UnsupportedAnswer(f"{name}: no SEG can refer to a source without {', '.join(lacking)}; ask for png")
+        raise UnsupportedAnswer(f"no SEG can refer to a source without {', '.join(lacking)}; ask for png")
     for keyword in (
         "PatientID",
         "PatientName",

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from extractor.errors import ImageError
 from extractor.extraction import Prepared
 from extractor.field_of_view import find_field_of_view
 from extractor.images import image_id
@@ -45,9 +44,6 @@ from store.features import Features, Key
 from store.geometry import Geometry
 from store.spec import FeatureSpec
 from store.views import IDENTITY
-
-UNNAMED = "<photograph>"
-"""Placeholder for the photograph's name in errors of shared work: each request has a name of its own for the file."""
 
 
 class _FoundOrMade(NamedTuple):
@@ -108,7 +104,6 @@ class Engine:
     def segment(
         self,
         data: bytes,
-        name: str = "image",
         model: str | None = None,
         timesteps: Sequence[int] | None = None,
         *,
@@ -118,7 +113,6 @@ class Engine:
 
         Args:
             data: contents of an image file.
-            name: name of the photograph in messages.
             model: name of the model; the default model if None.
             timesteps: timesteps that vote; all of the model's if None.
             mirrored: read the photograph's three mirror images as well, for four times the work.
@@ -130,14 +124,13 @@ class Engine:
             BadRequest: timesteps were given, and the model can only read all of its timesteps at once.
         """
         ticket = Ticket()
-        question = self.question(data, name, model, timesteps, mirrored=mirrored)
+        question = self.question(data, model, timesteps, mirrored=mirrored)
         known = self.cached_answer(question)
         return known or self._flights.wait(self.ask(question, ticket, patient=True), ticket)
 
     def question(
         self,
         data: bytes,
-        name: str = "image",
         model: str | None = None,
         timesteps: Sequence[int] | None = None,
         *,
@@ -150,7 +143,7 @@ class Engine:
             BadRequest: timesteps were given, and the model can only read all of its timesteps at once.
         """
         chosen = self.models.get(model)
-        return self._posed(image_id(data), data, name, chosen, timesteps, mirrored=mirrored)
+        return self._posed(image_id(data), data, chosen, timesteps, mirrored=mirrored)
 
     def question_by_key(
         self, key: str, model: str | None, timesteps: Sequence[int] | None = None, *, mirrored: bool = False
@@ -169,20 +162,19 @@ class Engine:
         reader = self.models.get(model) if model is not None else self.models.of_spec(digest)
         if reader is None or not reader.card.spec.digest.startswith(digest):
             raise NotFound(f"no model here reads features of the spec {digest}; see /v1/models")
-        return self._posed(image, None, key, reader, timesteps, mirrored=mirrored)
+        return self._posed(image, None, reader, timesteps, mirrored=mirrored)
 
     def _posed(
         self,
         image: str,
         data: bytes | None,
-        name: str,
         model: Model,
         timesteps: Sequence[int] | None,
         *,
         mirrored: bool,
     ) -> Question:
         deleted = self._deletions.last(model.card.spec.digest, image)
-        return Question(image, data, name, model, subset(model, timesteps), mirrored, deleted)
+        return Question(image, data, model, subset(model, timesteps), mirrored, deleted)
 
     def _is_deleted(self, question: Question) -> bool:
         """Return whether the photograph has been deleted since the question was posed."""
@@ -204,9 +196,9 @@ class Engine:
         Raises:
             Busy: the queue is full, and the caller is not patient.
         """
-        # The name is part of the key because errors contain it: no client may see what another calls its file.
-        key = ("answer", *question.key, question.name)
-        return self._join(key, ticket, lambda flight: self._answer(question, flight), patient=patient)
+        return self._join(
+            ("answer", *question.key), ticket, lambda flight: self._answer(question, flight), patient=patient
+        )
 
     def ask_features(self, question: Question, ticket: Ticket) -> Flight[FeaturesResult]:
         """Submit the extraction of a photograph's features into the store, or join it; stored ones are used as is.
@@ -214,13 +206,13 @@ class Engine:
         The flight fails with Conflict if the photograph is deleted meanwhile.
         """
         spec = question.model.card.spec.digest
-        key = ("features", question.image_id, spec, question.views, question.name, question.deleted)
+        key = ("features", question.image_id, spec, question.views, question.deleted)
         return self._join(key, ticket, lambda flight: self._made_or_found(question, flight))
 
-    def ask_field_of_view(self, data: bytes, name: str, ticket: Ticket) -> Flight[Answer]:
+    def ask_field_of_view(self, data: bytes, ticket: Ticket) -> Flight[Answer]:
         """Submit the search for the field of view alone, answered with two classes; no network is run."""
         image = image_id(data)
-        return self._join(("fov", image, name), ticket, lambda _: self._field_of_view(data, image, name))
+        return self._join(("fov", image), ticket, lambda _: self._field_of_view(data, image))
 
     def leave(self, flight: Flight[Any], ticket: Ticket) -> None:
         """Stop waiting for a flight; one that has not begun and that nobody else waits for is cancelled."""
@@ -336,20 +328,17 @@ class Engine:
         if question.data is None:
             return None
         with self._at_native_size, work.stage("decode"):
-            pixels = decode_photograph(question.data, question.name, self.limits.max_pixels, self.limits.formats)
-            work.warnings += quality_warnings(pixels, find_field_of_view(pixels, question.name))
+            pixels = decode_photograph(question.data, self.limits.max_pixels, self.limits.formats)
+            work.warnings += quality_warnings(pixels, find_field_of_view(pixels))
         return pixels
 
     def _features(self, question: Question, flight: Flight[Any], work: Work) -> tuple[dict[str, Features], bool]:
         """Return the features of a photograph by view, and whether all of them were in the store."""
         pixels, render = self._decoded(question, work), question.model.extractor.render
-        upright = None if pixels is None else cache(lambda: render(pixels, Key(question.image_id), UNNAMED))
+        upright = None if pixels is None else cache(lambda: render(pixels, Key(question.image_id)))
         by_view, cached = dict[str, Features](), True
         for view in question.views:
-            try:
-                by_view[view], stored = self._features_of_view(question, view, upright, work)
-            except ImageError as error:  # may reach several questions, each with its own name for the file
-                raise type(error)(str(error).replace(UNNAMED, question.name, 1)) from error
+            by_view[view], stored = self._features_of_view(question, view, upright, work)
             cached &= stored
             flight.check()
         return by_view, cached
@@ -372,7 +361,7 @@ class Engine:
                 return _FoundOrMade(features, True, True, troubles)
             if upright is None:
                 if view == IDENTITY:
-                    raise NotFound(f"no features {question.name} are stored here (any more); send the photograph")
+                    raise NotFound("these features are not stored here (any more); send the photograph")
                 raise NotFound(
                     "the features of this photograph's mirror images are not stored here (any more); send the "
                     "photograph, or ask without mirrored"
@@ -416,11 +405,11 @@ class Engine:
         work.bytes_stored += written or 0
         return _FoundOrMade(features, False, written is not None, troubles)
 
-    def _field_of_view(self, data: bytes, image: str, name: str) -> Answer:
+    def _field_of_view(self, data: bytes, image: str) -> Answer:
         work = Work(self.metrics, lambda: True)
         with self._at_native_size, work.stage("decode"):
-            pixels = decode_photograph(data, name, self.limits.max_pixels, self.limits.formats)
-            fov = find_field_of_view(pixels, name)
+            pixels = decode_photograph(data, self.limits.max_pixels, self.limits.formats)
+            fov = find_field_of_view(pixels)
         warnings = tuple(quality_warnings(pixels, fov))
         return of_field_of_view(image, fov, self.card.spec.resolution, work.seconds, warnings)
 

@@ -259,15 +259,15 @@ class JobRunner:
         item.begun_by = tuple(run for run in item.begun_by if run != self._name)
 
     def _ask(self, record: JobRecord, number: int) -> _InFlight:
-        item, options, engine = record.items[number], record.options, self._engine
+        options, engine = record.options, self._engine
         try:
             data = self._data(record, number)
         except (StoreUnavailable, OSError) as error:  # the storage of jobs is in trouble, not the photograph
             raise Unavailable("the photographs of the job cannot be read now") from error
         if options.model not in (None, *engine.models.by_name):
             raise Unavailable(f"the model {options.model} is not loaded")  # a reload has just removed it
-        OUTPUTS[options.output or "png"].check(SourcePhotograph(data, item.name, self._settings.max_pixels))
-        question = engine.question(data, item.name, options.model, options.timesteps, mirrored=options.mirrored)
+        OUTPUTS[options.output or "png"].check(SourcePhotograph(data, self._settings.max_pixels))
+        question = engine.question(data, options.model, options.timesteps, mirrored=options.mirrored)
         ticket, known = Ticket(), engine.cached_answer(question)
         if known is None:
             flight = engine.ask(question, ticket, patient=True)
@@ -301,12 +301,12 @@ class JobRunner:
         self._jobs.forget_input(record, one.number)
 
     def _rendered(self, record: JobRecord, one: _InFlight) -> tuple[Answer, bytes]:
-        options, item = record.options, record.items[one.number]
+        options = record.options
         try:
             answer = one.outcome.result()
         except (Abandoned, CancelledError) as error:
             raise Unavailable("work on a photograph was abandoned; it is tried again") from error
-        source = SourcePhotograph(one.data, item.name, self._settings.max_pixels)
+        source = SourcePhotograph(one.data, self._settings.max_pixels)
         return answer, OUTPUTS[options.output or "png"].render(relabelled(answer, options), options, source)
 
     def _keep(self, record: JobRecord, number: int, rendered: bytes) -> None:

@@ -26,12 +26,10 @@ class SourcePhotograph:
 
     Attributes:
         data: its bytes; None if the request had a key instead.
-        name: file name, for error messages.
         max_pixels: larger photographs are refused.
     """
 
     data: bytes | None
-    name: str
     max_pixels: int
 
     def bytes_for(self, what: str) -> bytes:
@@ -68,7 +66,7 @@ def _png(answer: Answer, _options: Options, _source: SourcePhotograph) -> bytes:
 
 
 def _overlay(answer: Answer, options: Options, source: SourcePhotograph) -> bytes:
-    pixels = decode_photograph(source.bytes_for("an overlay"), source.name, source.max_pixels)
+    pixels = decode_photograph(source.bytes_for("an overlay"), source.max_pixels)
     return encode_picture(overlay(pixels, answer.labels, answer.colours, options.opacity))
 
 
@@ -105,11 +103,11 @@ def _dicom_seg(answer: Answer, _options: Options, source: SourcePhotograph) -> b
     made_by = SegmentedBy(answer.model, answer.version, metadata.version("diffdgss"), answer.mirrored)
     data = source.bytes_for("a DICOM SEG")
     masks = np.stack([answer.mask(i) for i in range(1, len(answer.classes))])
-    return encode_segmentation(data, source.name, masks, answer.classes, answer.colours, made_by)
+    return encode_segmentation(data, masks, answer.classes, answer.colours, made_by)
 
 
 def _is_dicom(source: SourcePhotograph) -> None:
-    check_source(source.bytes_for("a DICOM SEG"), source.name)
+    check_source(source.bytes_for("a DICOM SEG"))
 
 
 OUTPUTS: dict[str, Output] = {

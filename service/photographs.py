@@ -28,12 +28,12 @@ class Decoder(NamedTuple):
     Attributes:
         name: name of the format, as in the setting ``formats``.
         recognises: returns whether bytes are of this format, judged by the first of them.
-        decode: (bytes, name for messages, most pixels) -> uint8 (H, W, 3); raises ImageError.
+        decode: (bytes, most pixels) -> uint8 (H, W, 3); raises ImageError.
     """
 
     name: str
     recognises: Callable[[bytes], bool]
-    decode: Callable[[bytes, str, int], Pixels]
+    decode: Callable[[bytes, int], Pixels]
 
 
 def _starts(*signatures: bytes) -> Callable[[bytes], bool]:
@@ -52,7 +52,7 @@ DECODERS: list[Decoder] = [
 ]
 
 
-def decode_photograph(data: bytes, name: str, max_pixels: int, formats: Sequence[str] = FORMATS) -> Pixels:
+def decode_photograph(data: bytes, max_pixels: int, formats: Sequence[str] = FORMATS) -> Pixels:
     """Decode a photograph to uint8 (H, W, 3), RGB, upright.
 
     Raises:
@@ -60,13 +60,13 @@ def decode_photograph(data: bytes, name: str, max_pixels: int, formats: Sequence
         ImageTooLarge: the photograph has more than ``max_pixels``.
     """
     if not data:
-        raise ImageError(f"{name}: the file is empty")
+        raise ImageError("the file is empty")
     for decoder in DECODERS:
         if decoder.recognises(data):
             if decoder.name not in formats:
-                raise ImageError(f"{name}: {decoder.name} is not accepted here; expected one of {', '.join(formats)}")
-            return decoder.decode(data, name, max_pixels)
-    raise ImageError(f"{name}: not an image of a known format; expected one of {', '.join(formats)}")
+                raise ImageError(f"{decoder.name} is not accepted here; expected one of {', '.join(formats)}")
+            return decoder.decode(data, max_pixels)
+    raise ImageError(f"not an image of a known format; expected one of {', '.join(formats)}")
 
 
 QUALITY_SIDE = 512

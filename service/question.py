@@ -51,7 +51,6 @@ class Question:
     Attributes:
         image_id: sha256 of the photograph's bytes.
         data: bytes of the photograph; None if they were not sent, so that its features must be in the store.
-        name: name of the photograph in messages.
         model: model that answers.
         timesteps: timesteps that vote; all of the model's if None.
         mirrored: whether the photograph's three mirror images are read as well.
@@ -61,7 +60,6 @@ class Question:
 
     image_id: str
     data: bytes | None
-    name: str
     model: Model
     timesteps: tuple[int, ...] | None = None
     mirrored: bool = False

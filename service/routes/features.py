@@ -9,6 +9,7 @@ import numpy as np
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
+from extractor.errors import naming
 from service.context import Admitted, ReadyEngine, SharedContext, wait_for_flight
 from service.engine import Engine
 from service.errors import BadRequest, NoImage, NotFound, Unavailable
@@ -53,8 +54,9 @@ async def make(
     ticket = Ticket(context.settings.deadline)
     fields = {field: upload.fields[field] for field in FEATURES_FIELDS if field in upload.fields}
     options = merge_options(Options(model=model, mirrored=mirrored), fields)
-    question = await run_in_threadpool(engine.question, data, name, options.model, mirrored=options.mirrored)
-    kept = await wait_for_flight(request, engine, engine.ask_features(question, ticket), ticket)
+    question = await run_in_threadpool(engine.question, data, options.model, mirrored=options.mirrored)
+    with naming(name):
+        kept = await wait_for_flight(request, engine, engine.ask_features(question, ticket), ticket)
     if not kept.stored:
         raise Unavailable("the features could not be stored; /readyz says why", retry_after=30)
     try:

@@ -166,7 +166,7 @@ def _checked(options: Options, engine: Engine) -> Options:
     """Return the options with the model named; invalid ones are refused now and not at the first photograph."""
     if options.key is not None or options.fov_only:
         raise BadRequest("a job segments photographs; expected neither key nor fov_only")
-    question = engine.question(b"", "image", options.model, options.timesteps)
+    question = engine.question(b"", options.model, options.timesteps)
     options.require_classes(question.model.card.task.classes)
     return options.model_copy(update={"model": question.model.name})  # a reload may change the default
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
+from extractor.errors import naming
 from service.answers import Answer, relabelled
 from service.context import Admitted, Context, ReadyEngine, SharedContext, wait_for_flight
 from service.engine import Engine
@@ -91,14 +92,14 @@ async def segment(
         raise NoImage("expected a photograph in the field 'image' or as the body, or a key of /v1/features")
     if options.key is not None and data is not None:
         raise BadRequest("expected a photograph or a key, found both")
-    source = SourcePhotograph(data, file, context.settings.max_pixels)
-    output.check(source)
-    ticket = Ticket(context.settings.deadline)
-    answer = await answered(request, engine, options, file, data, ticket)
-    async with _turn(request, context, ticket):
-        started = time.perf_counter()
-        body = await run_in_threadpool(lambda: output.render(relabelled(answer, options), options, source))
-        engine.metrics.observe("render", time.perf_counter() - started)
+    source, ticket = SourcePhotograph(data, context.settings.max_pixels), Ticket(context.settings.deadline)
+    with naming(file):
+        output.check(source)
+        answer = await answered(request, engine, options, data, ticket)
+        async with _turn(request, context, ticket):
+            started = time.perf_counter()
+            body = await run_in_threadpool(lambda: output.render(relabelled(answer, options), options, source))
+            engine.metrics.observe("render", time.perf_counter() - started)
     headers = {
         "X-Image-Id": answer.image_id,
         "X-Cached": str(answer.cached).lower(),
@@ -130,20 +131,18 @@ async def _turn(request: Request, context: Context, ticket: Ticket) -> AsyncIter
         context.rendering.release()
 
 
-async def answered(
-    request: Request, engine: Engine, options: Options, name: str, data: bytes | None, ticket: Ticket
-) -> Answer:
+async def answered(request: Request, engine: Engine, options: Options, data: bytes | None, ticket: Ticket) -> Answer:
     """The answer to a request: from the cache of finished answers if possible, else made by the engine."""
     if options.fov_only:
         if data is None:
             raise NoImage("fov_only needs the photograph; send it instead of its key")
-        return await wait_for_flight(request, engine, engine.ask_field_of_view(data, name, ticket), ticket)
+        return await wait_for_flight(request, engine, engine.ask_field_of_view(data, ticket), ticket)
     if data is None:
         assert options.key is not None
         question = engine.question_by_key(options.key, options.model, options.timesteps, mirrored=options.mirrored)
     else:
         question = await run_in_threadpool(
-            engine.question, data, name, options.model, options.timesteps, mirrored=options.mirrored
+            engine.question, data, options.model, options.timesteps, mirrored=options.mirrored
         )
     options.require_classes(question.model.card.task.classes)
     known = engine.cached_answer(question)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from extractor.errors import ImageError, ImageTooLarge
+from extractor.errors import ImageError, ImageTooLarge, naming
 from extractor.images import decode_image, decode_mask, image_id, is_indexed, read_bytes
 
 RGB = np.random.default_rng(0).integers(0, 256, (21, 34, 3), dtype=np.uint8)
@@ -111,13 +111,13 @@ def test_masks_in_any_two_values_and_any_colour() -> None:
 def test_colours_of_one_brightness_are_no_binary_mask() -> None:
     painted = np.full((5, 5, 3), 255, np.uint8)
     painted[2, 2] = 255, 0, 0  # a red lesion on white: which of both is meant?
-    with pytest.raises(ImageError, match=r"red\.png: expected a binary mask, found several colours of one brightness"):
-        decode_mask(encoded(Image.fromarray(painted), "PNG"), "red.png")
+    with pytest.raises(ImageError, match=r"^expected a binary mask, found several colours of one brightness"):
+        decode_mask(encoded(Image.fromarray(painted), "PNG"))
 
 
 def test_class_ids_are_no_binary_mask() -> None:
-    with pytest.raises(ImageError, match=r"ids\.png: expected a binary mask, found 4 values from 0 to 3"):
-        decode_mask(encoded(Image.fromarray(RGB[..., 0] // 64), "PNG"), "ids.png")
+    with pytest.raises(ImageError, match=r"^expected a binary mask, found 4 values from 0 to 3"):
+        decode_mask(encoded(Image.fromarray(RGB[..., 0] // 64), "PNG"))
 
 
 def areas_of(*colours: int | tuple[int, int, int]) -> Image.Image:
@@ -138,8 +138,8 @@ def areas_of(*colours: int | tuple[int, int, int]) -> Image.Image:
     ],
 )
 def test_classes_painted_in_one_file_are_no_binary_mask(image: Image.Image, found: str) -> None:
-    with pytest.raises(ImageError, match=rf"all\.png: expected a binary mask, found areas of {found} or colours; save"):
-        decode_mask(encoded(image, "PNG"), "all.png")
+    with pytest.raises(ImageError, match=rf"^expected a binary mask, found areas of {found} or colours; save"):
+        decode_mask(encoded(image, "PNG"))
 
 
 def test_deep_classes_are_no_binary_mask() -> None:
@@ -163,14 +163,14 @@ def test_soft_masks_and_those_kept_as_jpeg_are_binary(quality: int) -> None:
 @pytest.mark.parametrize("bits", [10, 12, 14])
 def test_fewer_bits_in_a_file_of_16_are_told(bits: int) -> None:
     deep = RGB[..., 0].astype(np.uint16) << (bits - 8)
-    told = r"deep: 16 bits a channel, but no value above \d+: a photograph with values of 10, 12 or 14 bits"
+    told = r"^16 bits a channel, but no value above \d+: a photograph with values of 10, 12 or 14 bits"
     with pytest.raises(ImageError, match=told):
-        decode_image(encoded(Image.fromarray(deep), "PNG"), "deep")
+        decode_image(encoded(Image.fromarray(deep), "PNG"))
     for suffix in (".png", ".tiff"):
         ok, colours = cv2.imencode(suffix, cv2.cvtColor(RGB, cv2.COLOR_RGB2BGR).astype(np.uint16) << (bits - 8))
         assert ok
         with pytest.raises(ImageError, match=told):
-            decode_image(colours.tobytes(), "deep")
+            decode_image(colours.tobytes())
     assert not decode_image(encoded(Image.fromarray(np.zeros_like(deep)), "PNG")).any()  # said to be dark elsewhere
 
 
@@ -193,10 +193,9 @@ def test_a_deep_tiff_that_lies_about_its_size_is_refused() -> None:
         (encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), "floating-point"),
     ],
 )
-def test_what_is_no_image_is_refused_by_name(data: bytes, message: str) -> None:
-    with pytest.raises(ImageError, match=message) as caught:
-        decode_image(data, "eye.png")
-    assert "eye.png" in str(caught.value)
+def test_what_is_no_image_is_refused_and_named_by_who_knows_its_name(data: bytes, message: str) -> None:
+    with pytest.raises(ImageError, match=f"^eye.png: .*{message}"), naming("eye.png"):
+        decode_image(data)
 
 
 def test_too_many_pixels_are_refused_before_decoding() -> None:

@@ -62,8 +62,8 @@ def test_a_net_of_bright_lines_is_no_disc() -> None:
 
 @pytest.mark.parametrize(("level", "message"), [(0, "too dark"), (10, "too dark")])
 def test_darkness_is_refused(level: int, message: str) -> None:
-    with pytest.raises(NoFieldOfView, match=f"night.png: {message}"):
-        find_field_of_view(np.full((40, 40, 3), level, dtype=np.uint8), "night.png")
+    with pytest.raises(NoFieldOfView, match=f"^{message}"):
+        find_field_of_view(np.full((40, 40, 3), level, dtype=np.uint8))
 
 
 def test_a_spot_is_no_field_of_view() -> None:
@@ -105,8 +105,8 @@ def test_the_whole_image_can_be_squeezed() -> None:
 def test_a_strip_is_no_photograph() -> None:
     """A square around it would take four times the memory of the largest photograph, and more."""
     strip = np.full((20, 100, 3), 200, np.uint8)
-    with pytest.raises(ImageError, match=r"strip\.png: 100 x 20 pixels are no photograph of a retina"):
-        preprocess(strip, 64, Preprocessing(), "strip.png")
+    with pytest.raises(ImageError, match=r"^100 x 20 pixels are no photograph of a retina"):
+        preprocess(strip, 64, Preprocessing())
     assert preprocess(strip[:, :80], 64, Preprocessing()).geometry.box_height == 80
     assert preprocess(strip, 64, squeeze()).geometry.box_width == 100
 

@@ -19,7 +19,7 @@ from service.responses import to_response
 from store.geometry import Geometry
 
 SIDE = 32
-SOURCE = SourcePhotograph(None, "eye", 10**6)
+SOURCE = SourcePhotograph(None, 10**6)
 
 
 def disc_and_cup(steps: int = 2) -> Answer:

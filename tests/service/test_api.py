@@ -63,7 +63,7 @@ def test_formats_that_the_operator_does_not_allow(kind: str) -> None:
     buffer = io.BytesIO()
     Image.open(io.BytesIO(png())).save(buffer, kind)
     with pytest.raises(ImageError, match=f"{kind} is not accepted here; expected one of PNG"):
-        decode_photograph(buffer.getvalue(), "eye", 100_000, Settings(keep_nothing=True).formats)
+        decode_photograph(buffer.getvalue(), 100_000, Settings(keep_nothing=True).formats)
 
 
 def test_outputs_by_name_and_by_accept(api: TestClient) -> None:

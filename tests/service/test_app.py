@@ -165,9 +165,9 @@ class FullStore(FeatureStore):
 
 def test_a_full_store_is_no_reason_not_to_answer(engine: Engine) -> None:
     full = with_store(engine, lambda: FullStore("memory://"))
-    answer = full.segment(png(), "eye.png")
+    answer = full.segment(png())
     assert "could not be stored" in answer.warnings[-1]
-    expected = engine.segment(png(), "eye.png")
+    expected = engine.segment(png())
     np.testing.assert_array_equal(answer.labels, expected.labels)
 
 

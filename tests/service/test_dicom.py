@@ -36,7 +36,7 @@ from tests.service.dicom_files import LIMIT, compressed, fundus, jpeg, jpeg2000,
 
 
 def decoded(data: bytes) -> NDArray[np.uint8]:
-    return decode_dicom(data, "eye.dcm", LIMIT)
+    return decode_dicom(data, LIMIT)
 
 
 def sixteen(pixels: NDArray[np.uint8], low: int = 0x5A) -> NDArray[np.uint16]:
@@ -123,7 +123,7 @@ def test_odd_sizes_are_padded_and_read() -> None:
 def test_pixels_reach_beyond_the_bytes_that_may_be_header() -> None:
     large = draw_fundus(700)[0]
     assert large.nbytes > HEADER_BYTES
-    np.testing.assert_array_equal(decode_dicom(written(photograph(large)), "eye.dcm", large.size), large)
+    np.testing.assert_array_equal(decode_dicom(written(photograph(large)), large.size), large)
 
 
 REFUSED = {

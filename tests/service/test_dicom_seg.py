@@ -44,7 +44,7 @@ def api(shared_engine: Engine) -> Iterator[TestClient]:
 
 def seg_of(source: Dataset, labels: Any = LABELS) -> bytes:
     masks = np.stack([labels == 1, labels == 2])
-    return encode_segmentation(written(source), "eye.dcm", masks, CLASSES, ("#1fe0ff", "#7cff6b"), MADE_BY)
+    return encode_segmentation(written(source), masks, CLASSES, ("#1fe0ff", "#7cff6b"), MADE_BY)
 
 
 def test_every_class_is_a_segment_on_the_source_pixels() -> None:
@@ -61,7 +61,7 @@ def test_what_made_it_and_how_stands_in_the_file() -> None:
     for mirrored, told in ((False, "mirrored=false"), (True, "mirrored=true")):
         made_by = dataclasses.replace(MADE_BY, mirrored=mirrored)
         masks = np.stack([LABELS == 1, LABELS == 2])
-        data = encode_segmentation(written(photograph(fundus())), "eye.dcm", masks, CLASSES, ("#1fe0ff",), made_by)
+        data = encode_segmentation(written(photograph(fundus())), masks, CLASSES, ("#1fe0ff",), made_by)
         for segment in pydicom.dcmread(io.BytesIO(data)).SegmentSequence:
             (algorithm,) = segment.SegmentationAlgorithmIdentificationSequence
             assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("DiffDGSS vessels", "0a1b2c")
@@ -72,7 +72,7 @@ def test_segments_may_overlap() -> None:
     source = photograph(fundus())
     disc, cup = np.zeros((2, 80, 96), np.bool_)
     disc[20:60, 20:60] = cup[30:50, 30:50] = True
-    data = encode_segmentation(written(source), "eye.dcm", np.stack([disc, cup]), CLASSES, ("#1fe0ff",), MADE_BY)
+    data = encode_segmentation(written(source), np.stack([disc, cup]), CLASSES, ("#1fe0ff",), MADE_BY)
     seg = highdicom.seg.segread(io.BytesIO(data))
     masks = seg.get_pixels_by_source_instance([source.SOPInstanceUID], ignore_spatial_locations=True)
     np.testing.assert_array_equal(masks[0, ..., 0], disc)
@@ -170,7 +170,7 @@ def test_dicom_in_and_seg_out_through_the_service(api: TestClient, source: Datas
 def test_a_dicom_file_is_segmented_like_the_picture_in_it(api: TestClient) -> None:
     data = written(photograph(fundus()))
     buffer = io.BytesIO()
-    Image.fromarray(decode_dicom(data, "eye", LIMIT)).save(buffer, "PNG")
+    Image.fromarray(decode_dicom(data, LIMIT)).save(buffer, "PNG")
     masks = [
         api.post("/v1/segment?output=png", files={"image": ("eye", one)}).content for one in (data, buffer.getvalue())
     ]

@@ -344,11 +344,12 @@ def test_a_photograph_that_fails_in_an_unexpected_way_ends_no_job(
 ) -> None:
     jobs, engine = Jobs(open_objects(tmp_path), LIMITS), make_engine()
     record = jobs.create("anybody", Options(output="png"), ".png", ["a.png", "b.png"], [png(4), png(5)])
-    rendered: list[str] = []
+    rendered, names = list[str](), {png(4): "a.png", png(5): "b.png"}
 
     def render(_answer: object, _options: object, source: SourcePhotograph) -> bytes:
-        rendered.append(source.name)
-        if source.name == "a.png" or rendered.count(source.name) == 1:
+        name = names[source.data]  # type: ignore[index]
+        rendered.append(name)
+        if name == "a.png" or rendered.count(name) == 1:
             raise UnicodeDecodeError("utf-8", b"x", 0, 1, "of a class that does not take a message alone")
         return b"an answer"
 
@@ -627,7 +628,7 @@ def test_a_photograph_that_cannot_be_asked_for_ends_no_job(
     make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def check(source: SourcePhotograph) -> None:
-        if source.name == "a.png":
+        if source.data == png(4):
             raise TypeError("of a library that nobody expected it of")
 
     monkeypatch.setitem(OUTPUTS, "png", OUTPUTS["png"]._replace(check=check))
