@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -230,12 +231,17 @@ def notes_on_unread(root: Path, photographs: Sequence[Photograph]) -> list[str]:
     images, masks = _first_of(root, "images", "."), root / "masks"
     used = {path for one in photographs for path in (one.image, *one.masks.values())}
     there = [path for path in images.iterdir() if path not in (images / "images", images / "masks")]
+    by_target = any(path.parent.parent == masks for path in used)
+    beside = [path for path in masks.iterdir() if is_image_name(path)] if by_target else []
     kinds = {
         "have formats that are not read; save them as PNG": [p for p in there if p.suffix.lower() in _OTHER_IMAGES],
         "are unread folders of images; name each as a data set, or list them in a manifest": [
             p for p in there if p.is_dir() and any(map(is_image_name, p.iterdir()))
         ],
-        "are masks without an image": [p for p in masks.rglob("*") if is_image_name(p) and p not in used],
+        "are masks beside folders of targets, which alone are read": beside,
+        "are masks without an image": [
+            p for p in masks.rglob("*") if is_image_name(p) and p not in used and p not in beside
+        ],
     }
     return [
         f"{len(paths)} in {root} {what} ({', '.join(sorted(p.name for p in paths)[:3])}{', ...' * (len(paths) > 3)})"
@@ -255,8 +261,9 @@ def manifest(path: Path) -> Iterator[Photograph]:
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            columns, listed = list(rows.fieldnames or ()), list(rows)
+            rows = csv.DictReader(file, skipinitialspace=True)
+            rows.fieldnames = [column.strip() for column in rows.fieldnames or ()]
+            columns, listed = list(rows.fieldnames), list(rows)
     except (UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{path}: expected a CSV file in UTF-8; {error}") from error
     if "image" not in columns:
@@ -266,12 +273,12 @@ def manifest(path: Path) -> Iterator[Photograph]:
         raise DatasetError(f"{path}: two columns are called {', '.join(twice)}")
     targets = [column for column in columns if column and column not in _MANIFEST_COLUMNS]
     for line, row in enumerate(listed, 2):
-        if not row["image"]:
+        if not (row["image"] or "").strip():
             raise DatasetError(f"{path}: line {line} names no image")
         if None in row:
             raise DatasetError(f"{path}: line {line} has more cells than there are columns")
-        image = path.parent / row["image"]
-        files = {target: path.parent / row[target] for target in targets if row[target]}
+        image = path.parent / row["image"].strip()
+        files = {target: path.parent / row[target].strip() for target in targets if (row[target] or "").strip()}
         for named in (image, *files.values()):
             if not named.is_file():
                 raise DatasetError(f"{path}: line {line} names {named}, which does not exist")
@@ -306,14 +313,14 @@ def _of(image: Path, masks: Path) -> Path | None:
 
 def _maybe(folder: Path, stem: str) -> Path | None:
     """The image file with that stem, whatever its suffix; None if there is none."""
-    return _by_stem(folder, folder.stat().st_mtime_ns).get(stem) if folder.is_dir() else None
+    return _by_stem(folder, folder.stat().st_mtime_ns).get(normalize("NFC", stem)) if folder.is_dir() else None
 
 
 @lru_cache(maxsize=64)
 def _by_stem(folder: Path, _changed: int) -> dict[str, Path]:
     """{stem: image file} of a folder, cached until it changes; of several files with one stem the first by name."""
     there = sorted(filter(is_image_name, folder.iterdir()), reverse=True)
-    return {path.stem: path for path in there}
+    return {normalize("NFC", path.stem): path for path in there}  # archives of macOS write accents in another way
 
 
 def _one(folder: Path, stem: str) -> Path:

@@ -110,6 +110,8 @@ def run(
         raise typer.BadParameter("--codebook belongs to the compact encoding; give --encoding compact with it")
     if photographs and (given := console.options_given(context, _OF_A_NETWORK)):
         raise typer.BadParameter(f"--photographs runs no network: leave out {', '.join(given)}")
+    if trajectory != "stochastic" and console.options_given(context, ("seed",)):
+        raise typer.BadParameter("--seed draws the noise of --trajectory stochastic; the others have none")
     recipe = recipe_of(preset, clip, trajectory, seed, (timesteps, grid, blocks), resolution)
     whole = load_dataset(dataset, name)
     for line in whole.notes_on_unread:

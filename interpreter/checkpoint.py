@@ -33,6 +33,7 @@ class Validation(BaseModel):
         validation_dice: mean over images and classes, 0..1; None without validation images.
         epoch: number of epochs after which the weights were kept.
         calibrated: whether the temperature was fitted to these images.
+        finished: whether the training ran to its end, after which temperature and domain are fitted.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,6 +41,7 @@ class Validation(BaseModel):
     validation_dice: float | None = Field(default=None, ge=0, le=1)
     epoch: int | None = Field(default=None, ge=0)
     calibrated: bool = False
+    finished: bool = True
 
 
 class Card(BaseModel):
@@ -73,6 +75,12 @@ class Card(BaseModel):
     licence: str = "Apache-2.0"
     temperature: float = Field(default=1.0, gt=0)
     learnt_at: int | None = Field(default=None, gt=0)
+
+    @property
+    def seen_ids(self) -> frozenset[str]:
+        """Ids of all images that it, or the teacher of its pseudo-labels, was trained or selected on."""
+        taught = self.training.pseudo_labels
+        return frozenset((*self.training_ids, *self.validation_ids, *(taught.teacher_images if taught else ())))
 
 
 def save_interpreter(folder: Path, interpreter: Interpreter, card: Card) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,7 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 from rich.markup import escape
 from rich.table import Table
 
-from interpreter.data import LabelledImage, labelled_for
+from interpreter.checkpoint import Card
+from interpreter.data import LabelledImage, all_images, labelled_for
 from interpreter.metrics import in_points
 from interpreter.on_disk import NamedPhotographs
 from interpreter.options import (
@@ -33,6 +35,7 @@ from interpreter.protocols.protocol import ROWS, Edition
 from interpreter.rendering import write_label_maps
 from interpreter.rules import Rules, Size
 from interpreter.scan import Method
+from interpreter.splits import group_of
 from interpreter.stored import require_features, views_read
 from store import console
 from store.feature_store import FeatureStore
@@ -181,8 +184,7 @@ def _evaluate_model(
     for line in notes:
         console.note(line)
     images = [image.seen_as(view) for image in labelled]
-    if seen := {image.key.image_id for image in images} & {*card.training_ids, *card.validation_ids}:
-        console.note(f"{len(seen)} of these images were used to train this interpreter")
+    _note_seen(features, images, card)
     require_features(features, spec, images, views, card.backbone)
     with console.progress("evaluating", len(images), as_json=as_json) as advance:
 
@@ -203,6 +205,17 @@ def _evaluate_model(
     console.exit_after(extracted.left_out)
 
 
+def _note_seen(store: FeatureStore, images: Sequence[LabelledImage], card: Card) -> None:
+    """Say which of the images, or of their groups, the interpreter has seen: then the scores are too good."""
+    if seen := {image.key.image_id for image in images} & card.seen_ids:
+        console.note(f"{len(seen)} of these images were used to train this interpreter")
+    everything = [image for name in {image.dataset for image in images} for image in all_images(store, name)]
+    groups = {group_of(image) for image in everything if image.key.image_id in card.seen_ids}
+    others = [image for image in images if group_of(image) in groups and image.key.image_id not in seen]
+    if others:
+        console.note(f"{len(others)} of these images are of groups (patients) that it was trained on")
+
+
 def _table(scores: Scores, rules: Rules) -> Table:
     """A row for each metric in points of 100; a column for each class, and one for the mean of several."""
     columns = [(name, scores.class_figures(i), scores.class_interval(i)) for i, name in enumerate(scores.classes)]
@@ -213,7 +226,7 @@ def _table(scores: Scores, rules: Rules) -> Table:
     if min(counts) < len(scores.images):
         table.add_row("images", *map(str, counts), *[""] * (len(columns) - len(counts)))
     table.add_row("Dice", *(in_points(figures["dice"]) for _, figures, _ in columns))
-    table.add_row("95 % interval", *(f"{in_points(low)} to {in_points(high)}" for _, _, (low, high) in columns))
+    table.add_row("95 % interval", *(_interval(*bounds) for _, _, bounds in columns))
     where = "" if rules.size == "network" else ", at the network's size"
     for voter, dice in scores.dice_by_voter().items():
         alone = f"t = {voter}" if voter.isdecimal() else voter
@@ -221,6 +234,10 @@ def _table(scores: Scores, rules: Rules) -> Table:
     for name, words in SHOWN.items():
         table.add_row(words, *(in_points(figures[name]) for _, figures, _ in columns))
     return table
+
+
+def _interval(low: float, high: float) -> str:
+    return "" if math.isnan(low) else f"{in_points(low)} to {in_points(high)}"
 
 
 def _table_of_images(scores: Scores) -> Table:

@@ -74,8 +74,11 @@ class Scores:
 
     @property
     def mean_dice(self) -> float:
-        """Mean over images of ``ImageScores.dice``, 0..1."""
-        return float(np.mean([image.dice for image in self.images]))
+        """Mean over classes of the mean Dice of the images in which it is known where the class is, 0..1."""
+        return float(np.mean([self._mean_dice_of(index) for index in range(len(self.classes))]))
+
+    def _mean_dice_of(self, index: int) -> float:
+        return float(np.mean([counts.dice for counts in self._counts(index)]))
 
     def criterion(self, *, overlapping: bool) -> float:
         """The figure by which interpreters are compared on the same images, 0..1; the higher the better.
@@ -104,12 +107,12 @@ class Scores:
         return [counts for image in self.images if (counts := image.voted[index]) is not None]
 
     def interval(self) -> tuple[float, float]:
-        """95 % bootstrap confidence interval, over images, of the mean over classes of their mean Dice."""
+        """95 % bootstrap confidence interval, over images, of ``mean_dice``; (nan, nan) for a single image."""
         of_each = [[math.nan if one is None else one.dice for one in image.voted] for image in self.images]
         return bootstrap_interval(np.array(of_each))
 
     def class_interval(self, index: int) -> tuple[float, float]:
-        """95 % bootstrap confidence interval, over images, of one class's mean Dice."""
+        """95 % bootstrap confidence interval, over images, of one class's mean Dice; (nan, nan) for one image."""
         return bootstrap_interval(np.array([counts.dice for counts in self._counts(index)]))
 
     def class_figures(self, index: int) -> dict[str, float]:
@@ -117,7 +120,7 @@ class Scores:
         pooled, pixels = self.pooled(index), self.pixels[index]
         distances = np.array([image.hd95[index] for image in self.images])
         return {
-            "dice": float(np.mean([counts.dice for counts in self._counts(index)])),
+            "dice": self._mean_dice_of(index),
             "expected_dice": mean_of_known(image.expected[index] for image in self.images),
             "pooled_dice": pooled.dice,
             "iou": pooled.iou,
@@ -140,7 +143,7 @@ class Scores:
         return {
             "images": len(self.images),
             **_plain(self.figures()),
-            "dice_interval_95": list(self.interval()),
+            "dice_interval_95": [finite_or_none(bound) for bound in self.interval()],
             "dice_by_voter": self.dice_by_voter(),
             "by_class": {name: self._class_summary(i) for i, name in enumerate(self.classes)},
             "by_image": {
@@ -149,7 +152,8 @@ class Scores:
         }
 
     def _class_summary(self, index: int) -> dict[str, object]:
-        counted = {"images": self.images_of(index), "dice_interval_95": list(self.class_interval(index))}
+        interval = [finite_or_none(bound) for bound in self.class_interval(index)]
+        counted = {"images": self.images_of(index), "dice_interval_95": interval}
         return _plain(self.class_figures(index)) | counted
 
 

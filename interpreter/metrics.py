@@ -82,13 +82,18 @@ def bootstrap_interval(
     """Percentile bootstrap confidence interval of the mean over images; ``values`` (images) or (images, classes).
 
     Images are resampled. With several classes, the interval is that of the mean over classes of their means; a value
-    is nan if it is not known where the class is in the image.
+    is nan if it is not known where the class is in the image, and samples without any image of some class are not
+    counted. Of a single image there is no interval: (nan, nan).
     """
+    if len(values) < 2:
+        return math.nan, math.nan
     of_class = values.reshape(len(values), -1)
+    of_class = of_class[:, ~np.isnan(of_class).all(axis=0)]
     drawn = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
     known = ~np.isnan(of_class)
     sums, counts = np.where(known, of_class, 0)[drawn].sum(axis=1), known[drawn].sum(axis=1)  # (draws, classes)
-    means = np.divide(sums, counts, where=counts > 0, out=np.zeros_like(sums)).sum(axis=1) / (counts > 0).sum(axis=1)
+    whole = (counts > 0).all(axis=1)
+    means = (sums[whole] / counts[whole]).mean(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

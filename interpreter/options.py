@@ -13,6 +13,7 @@ from interpreter.errors import ConfigurationError
 from interpreter.network import Interpreter
 from interpreter.on_disk import NamedPhotographs
 from interpreter.scan import Method
+from store import console
 from store.errors import SpecError
 from store.views import is_upright, parse_views
 
@@ -99,6 +100,11 @@ def views_named(text: str) -> tuple[str, ...]:
 def open_model(name: str, scan: Method, device: str) -> tuple[Interpreter, Card]:
     """Load an interpreter by shipped name or folder onto a device; return it with its card."""
     interpreter, card = load_interpreter(name)
+    if not card.metrics.finished:
+        console.note(
+            f"the training of {name} has not finished: its temperature and domain are missing; the command that began "
+            "it continues"
+        )
     interpreter.use_scan(scan)
     return interpreter.to(require_device(device)), card
 

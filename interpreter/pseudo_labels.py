@@ -43,6 +43,7 @@ class PseudoLabels:
         images: the photographs, each once, in the plain view of the student's training.
         task_of_teacher: the teacher's task.
         teacher: sha256 of the teacher's files, 64 hexadecimal digits.
+        teacher_images: ids of the images that the teacher has seen (``Card.seen_ids``), sorted.
 
     Raises:
         ConfigurationError: the teacher segments other classes. CheckpointError: it cannot be loaded.
@@ -63,7 +64,7 @@ class PseudoLabels:
         self._network.use_scan(scan)
         self._spec, self._backbone = card.spec, card.backbone
         self._view = plain_view(card.training.views)
-        self.task_of_teacher = card.task
+        self.task_of_teacher, self.teacher_images = card.task, tuple(sorted(card.seen_ids))
         self.images = unaugmented(without_duplicates(map(_unlabelled, images), task), views)
         self.teacher = _digest(folder_of(teacher))
 

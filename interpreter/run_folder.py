@@ -26,6 +26,8 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if path.exists() and not path.is_dir():
+            raise ConfigurationError(f"{path}: is a file; expected a folder for the training")
         path.mkdir(parents=True, exist_ok=True)
 
     def require_same_run(self, mine: dict[str, Any]) -> None:
@@ -43,6 +45,7 @@ class RunFolder:
             theirs = read_json(path, CheckpointError)
             if "config" in theirs:
                 theirs["config"] = with_current_defaults(InterpreterConfig, theirs["config"])
+            theirs["metrics"] = mine["metrics"]  # how far it has come, not what it is
             if "training" in theirs:
                 theirs["training"] = with_current_defaults(TrainingRecord, theirs["training"])
             if differing := [field for field in mine if mine[field] != theirs.get(field, mine[field])]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +13,7 @@ from rich.table import Table
 from interpreter.checkpoint import folder_of
 from interpreter.data import all_images
 from interpreter.domain import load_domain
+from interpreter.errors import DataError
 from interpreter.metrics import in_points
 from interpreter.options import (
     AsJson,
@@ -79,21 +80,38 @@ def segment_command(
     require_features(features, spec, images, views, card.backbone)
     domain = load_domain(folder_of(model), card.spec)
     out.mkdir(parents=True, exist_ok=True)
+    former = _former_rows(out / TABLE, card.task, {image.name for image in images})
     with console.progress("segmenting", len(images), as_json=as_json) as advance:
         found = []
         for one in segment_into(out, interpreter, features, spec, card.task, images, domain, mirrored=mirrored):
             found.append(one)
             advance(1, one.image)
-    rows = [one.row(out) for one in found]
+    rows: list[Mapping[str, object]] = [*former, *(one.row(out) for one in found)]
     with replaced(out / TABLE) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, list(rows[0]))
+        table = csv.DictWriter(file, list(rows[-1]))
         table.writeheader()
         table.writerows(rows)
     if as_json:
-        console.print_json(rows)
+        console.print_json(rows[len(former) :])
     else:
         _print_found(found, card.task, out)
     console.exit_after(extracted.left_out)
+
+
+def _former_rows(path: Path, task: Task, made_again: Collection[str]) -> list[dict[str, str]]:
+    """The rows of a table that an earlier call has written, without those of images that are segmented again.
+
+    Raises:
+        DataError: the table is of an interpreter with other classes, or no such table.
+    """
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    shares = [f"share_{name}" for name in task.targets]
+    if rows and [column for column in rows[0] if column.startswith("share_")] != shares:
+        raise DataError(f"{path}: holds the results of an interpreter with other classes; choose another --out")
+    return [row for row in rows if row["image"] not in made_again]
 
 
 def _print_found(found: Sequence[SegmentedPhotograph], task: Task, out: Path) -> None:

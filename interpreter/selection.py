@@ -65,7 +65,7 @@ class Selection:
 
     def keep(self, network: Interpreter, epoch: int) -> None:
         """Write the network whose criterion was computed last."""
-        metrics = Validation(validation_dice=self._dice, epoch=epoch)
+        metrics = Validation(validation_dice=self._dice, epoch=epoch, finished=False)
         save_interpreter(self._folder, network, self._card.model_copy(update={"metrics": metrics}))
 
     def finish(self, device: str) -> None:
@@ -78,6 +78,10 @@ class Selection:
         enough = len(self._card.training_ids) + len(self._card.validation_ids) >= MIN_IMAGES
         if enough and not (self._folder / DOMAIN_FILE).is_file():
             domain_of(self._card, self._store).save(self._folder)
+        card = read_card(self._folder)
+        if not card.metrics.finished:
+            metrics = card.metrics.model_copy(update={"finished": True})
+            write_card(self._folder, card.model_copy(update={"metrics": metrics}))
 
     def kept_dice(self) -> float:
         """Validation Dice of the interpreter that was kept; nan without validation images."""

@@ -66,12 +66,14 @@ class PseudoLabelled(BaseModel):
     Attributes:
         teacher: sha256 of that interpreter's files (``interpreter.pseudo_labels``).
         images: ids of the photographs.
+        teacher_images: ids of the images that the teacher was trained or selected on, as far as they are recorded.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     teacher: str
     images: tuple[str, ...]
+    teacher_images: tuple[str, ...] = ()
 
 
 class AdaptedTo(BaseModel):

@@ -102,5 +102,9 @@ def split_images(
         return split_small_set(images, settings.validation_share, settings.seed)
     train, kept = split_off(images, settings.validation_share, settings.seed)
     if not kept:
-        raise DataError(f"{len(images)} image(s) are too few; one has to be kept for validation")
+        count = len({group_of(image) for image in images})
+        raise DataError(
+            f"{len(images)} image(s) of {count} group(s) are too few: whole groups, such as patients, are kept for "
+            "validation; add another, or name other images to validate on"
+        )
     return train, kept

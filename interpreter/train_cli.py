@@ -43,6 +43,10 @@ def _as_options(plan: TrainingPlan) -> str:
     return " ".join(name if value is True else f"{name} {value}" for name, value in named.items())
 
 
+_OF_ADAPTIVE_HEADS = ("standardise", "width_multiplier", "max_width", "vss", "vss_max_size", "drop_path")
+"""Options of the network's levels, which the head ``mlp`` has none of."""
+
+
 @app.command(
     epilog="Example: interpreter train --store features.zarr --dataset stare:train --dataset hrf:train "
     f"--target vessel --preset fast --out runs/vessels · --preset fast is {_as_options(TRAINING_PRESETS['fast'])}"
@@ -98,6 +102,8 @@ def train(
 
     if (unlabelled is None) != (teacher is None):
         raise typer.BadParameter("expected --unlabelled and --teacher together")
+    if head == "mlp" and (given := console.options_given(context, _OF_ADAPTIVE_HEADS)):
+        raise typer.BadParameter(f"the head mlp reads single pixels: leave out {', '.join(given)}")
     if console.options_given(context, ("epochs", "steps")) == ["--epochs"]:
         steps = None  # the preset's, which would take precedence over the epochs asked for
     settings = TrainingSettings(

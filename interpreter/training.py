@@ -137,7 +137,9 @@ class Training:
         pseudo_labels = None
         if self._pseudo_labels is not None:
             taught = tuple(image.key.image_id for image in self._pseudo_labelled)
-            pseudo_labels = PseudoLabelled(teacher=self._pseudo_labels.teacher, images=taught)
+            pseudo_labels = PseudoLabelled(
+                teacher=self._pseudo_labels.teacher, images=taught, teacher_images=self._pseudo_labels.teacher_images
+            )
         return Card(
             spec=self.spec,
             backbone=backbone,

@@ -19,16 +19,25 @@ class DataSource:
     Attributes:
         name: its name in the store and in the table.
         reference: ADAPTER:PATH, as ``extractor run --dataset`` takes it.
+        named: whether the name was given, so that it may replace a data set of that name.
     """
 
     name: str
     reference: str
+    named: bool = True
 
 
 def parse_source(text: str) -> DataSource:
-    """Parse ``NAME=ADAPTER:PATH``, or ``ADAPTER:PATH``, which names the data set after its adapter."""
+    """Parse ``NAME=ADAPTER:PATH``, or ``ADAPTER:PATH``, which names the data set after its adapter.
+
+    Raises:
+        ConfigurationError: the text is neither, or names no folder or manifest, which have no name of their own.
+    """
     name, reference = parse_data(text)
-    return DataSource(name or reference.partition(":")[0], reference)
+    adapter = reference.partition(":")[0]
+    if name is None and adapter in ("folder", "manifest"):
+        raise ConfigurationError(f"{text}: give the data set a name, as NAME={text}")
+    return DataSource(name or adapter, reference, named=name is not None)
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,7 @@ def command_of(wanted: FeatureRequest, store: str, settings: ProtocolSettings) -
         raise ConfigurationError("the method untrained needs a backbone's architecture: name it in the settings")
     options: dict[str, object] = {
         "dataset": wanted.source.reference,
-        "name": wanted.source.name,
+        "name": wanted.source.name if wanted.source.named else None,
         "split": wanted.split,
         "store": store,
         "preset": settings.preset,

@@ -23,7 +23,8 @@ def idrid_lesions() -> Protocol:
         notes=(
             "Probability maps at native size, 8 bits, thresholds 0, 8, ..., 256, all pixels of all test images "
             "together, as in the challenge; one network for all lesions, which may overlap.",
-            "An image without a mask of a lesion is taken to be free of it.",
+            "An image without a mask of a lesion is taken to be free of it, if another image of its data set has one; "
+            "else the lesion is neither learnt nor scored there.",
         ),
         metric="auc_pr_33",
         by_class=True,

@@ -49,7 +49,9 @@ def _page(protocol: Protocol, plain: dict[str, Any], results: Sequence[Result]) 
     if plain["settings"]["adapt"]:
         yield f"<p class=note>{ADAPTED}</p>"
     seeds = ", ".join(map(str, plain["seeds"]))
-    over = f"seeds {seeds}, mean ± their standard deviation" if len(plain["seeds"]) > 1 else f"seed {seeds}"
+    over = (
+        f"seeds {seeds}, mean ± standard deviation of just these seeds" if len(plain["seeds"]) > 1 else f"seed {seeds}"
+    )
     interval = "" if protocol.by_class else " (95 % bootstrap interval over test images)"
     yield f"<p>{_metric(protocol)}, in points of 100; {over}{interval}.</p>"
     yield from _table(tabulated(protocol, results), protocol)

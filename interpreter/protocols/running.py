@@ -23,6 +23,7 @@ from interpreter.protocols.features import ProtocolFeatures, Say
 from interpreter.protocols.protocol import Experiment, Protocol, ProtocolSettings, Row, TableRequest
 from interpreter.protocols.score_cache import inputs_of, read_scores, write_scores
 from interpreter.rendering import draw_comparison, encode_picture, label_map_path
+from interpreter.splits import group_of
 from interpreter.training import Training
 from store.feature_store import FeatureStore
 from store.interrupts import Stop
@@ -89,12 +90,17 @@ class ProtocolRun:
         results = []
         for number, experiment in enumerate(experiments, 1):
             self._say(f"{number} of {len(experiments)}: {experiment.path}")
-            results.append(self._result(experiment))
+            if (result := self._result(experiment)) is not None:
+                results.append(result)
         return results
 
-    def _result(self, experiment: Experiment) -> Result:
+    def _result(self, experiment: Experiment) -> Result | None:
+        """Return the result of an experiment; None, after saying so, if there are fewer images than it asks for."""
         spec, folder = self.features.extract_for_experiment(experiment), self.out / experiment.path
         sources = self.features.images(experiment.sources)
+        if experiment.labels is not None and experiment.labels > len(sources):
+            self._say(f"  left out: there are only {len(sources)} labelled images")
+            return None
         tests = self.features.images(experiment.tests, experiment.test_view)
         adapted_on = self._adapted_on(experiment, spec) if self.settings.adapt else []
         inputs = inputs_of(experiment, spec, self.settings, self.protocol.task, (sources, tests), adapted_on)
@@ -231,11 +237,20 @@ def _adaptation_splits(experiment: Experiment) -> list[tuple[str, str]]:
 
 
 def _require_disjoint(experiment: Experiment, sources: Sequence[LabelledImage], tests: Sequence[LabelledImage]) -> None:
-    """Raise DataError if a photograph is both trained and tested on, as happens if one data set contains another."""
+    """Raise DataError if a photograph, or a group such as a patient, is both trained and tested on.
+
+    The former happens if one data set contains another.
+    """
     trained = {image.key.image_id: image.name for image in sources}
     both = [(trained[test.key.image_id], test.name) for test in tests if test.key.image_id in trained]
     if both:
         raise DataError(
             f"{experiment.path}: {len(both)} photographs would be both trained and tested on; {both[0][0]} of the "
             f"training images is the same file as {both[0][1]} of the test images: leave one of them out"
+        )
+    groups = {group_of(image) for image in sources}
+    if shared := [test for test in tests if group_of(test) in groups]:
+        raise DataError(
+            f"{experiment.path}: {len(shared)} test images are of groups (patients) that are trained on, such as "
+            f"{shared[0].name} of the group {group_of(shared[0])[1]}: a group belongs to one split"
         )

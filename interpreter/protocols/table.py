@@ -30,7 +30,7 @@ class Cell:
         value: mean over seeds; nan if the metric is unknown.
         by_seed: {seed: value}.
         interval: 95 % bootstrap interval over test images, of each image's mean over seeds; None if the metric is
-            not one of single images.
+            not one of single images, or there is one image.
     """
 
     value: float
@@ -131,6 +131,7 @@ def _cell(by_seed: dict[int, float | None], interval: tuple[float, float] | None
     return Cell(float(np.mean(list(numbers.values()))), numbers, interval)
 
 
-def _interval(results: Sequence[Result]) -> tuple[float, float]:
+def _interval(results: Sequence[Result]) -> tuple[float, float] | None:
     by_image = [result.summary["by_image"] for result in results]
-    return bootstrap_interval(np.array([np.mean([of[image]["dice"] for of in by_image]) for image in by_image[0]]))
+    interval = bootstrap_interval(np.array([np.mean([of[image]["dice"] for of in by_image]) for image in by_image[0]]))
+    return None if math.isnan(interval[0]) else interval

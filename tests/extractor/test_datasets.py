@@ -185,6 +185,24 @@ def test_what_a_folder_holds_and_nobody_reads_is_told(tmp_path: Path) -> None:
     )
     touch(tmp_path, "flat/a.png", "flat/masks/vessel/a.png")
     assert load_dataset(f"folder:{tmp_path}/flat").notes_on_unread == ()
+    touch(tmp_path, "flat/masks/a.png")
+    assert load_dataset(f"folder:{tmp_path}/flat").notes_on_unread == (
+        f"1 in {tmp_path}/flat are masks beside folders of targets, which alone are read (a.png)",
+    )
+
+
+def test_accents_may_be_written_in_two_ways(tmp_path: Path) -> None:
+    touch(tmp_path, "images/Jos\u00e9.png", "masks/Jose\u0301.png")  # as archives of macOS write them
+    (photograph,) = load_dataset(f"folder:{tmp_path}").photographs
+    assert photograph.masks["mask"].name == "Jose\u0301.png"
+
+
+def test_cells_of_a_manifest_may_have_spaces_around_them(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "b.png", "a_mask.png")
+    (tmp_path / "list.csv").write_text("image, split, vessel\na.png , train, a_mask.png\nb.png, test, \n")
+    first, second = load_dataset(f"manifest:{tmp_path / 'list.csv'}").photographs
+    assert (first.image.name, first.split, first.masks["vessel"].name) == ("a.png", "train", "a_mask.png")
+    assert (second.split, second.masks) == ("test", {})
 
 
 def test_a_mask_of_another_size_is_named(tmp_path: Path) -> None:

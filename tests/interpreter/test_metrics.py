@@ -60,6 +60,10 @@ def test_the_bootstrap_of_several_classes_is_that_of_their_mean() -> None:
     assert low < np.nanmean(values, axis=0).mean() < high
     one = np.stack([values[:, 0], np.full(12, np.nan)], axis=1)
     assert bootstrap_interval(one) == pytest.approx(bootstrap_interval(values[:, 0]))
+    rare = np.full((10, 2), np.nan)
+    rare[:, 0], rare[0, 1] = 0.9, 0.5  # samples without the first image say nothing of the second class
+    assert bootstrap_interval(rare) == pytest.approx((0.7, 0.7))
+    assert np.isnan(bootstrap_interval(np.array([0.8]))).all()
 
 
 def test_the_bootstrap_interval_covers_the_mean_as_often_as_it_says() -> None:

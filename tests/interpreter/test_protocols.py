@@ -216,6 +216,21 @@ def test_a_photograph_that_is_trained_and_tested_on_is_named(table: Table, tmp_p
         table("lodo-vessels", "strict", [stare, collected], ("stare",))
 
 
+def test_a_patient_who_is_trained_and_tested_on_is_named(table: Table, tmp_path: Path) -> None:
+    source = draw_data(tmp_path / "stare", "stare", TARGETS["vessel"], 0)
+    listed = tmp_path / "stare" / "stare.csv"
+    rows = listed.read_text().splitlines()
+    listed.write_text("\n".join([f"{rows[0]},group", *(f"{row},{i // 4}" for i, row in enumerate(rows[1:]))]))
+    with pytest.raises(DataError, match=r"1 test images are of groups \(patients\) .* stare/stare3 of the group 0"):
+        table("few-label", "strict", [source])
+
+
+def test_only_a_name_that_was_given_replaces_a_data_set_of_that_name() -> None:
+    for text, named in (("stare:/x/STARE", False), ("stare=stare:/x/STARE", True)):
+        wanted = FeatureRequest(parse_source(text), "train", "ddim", ("identity",), None)
+        assert ("name" in command_of(wanted, "features.zarr", SETTINGS).options) == named
+
+
 def test_what_was_done_is_not_done_again_and_other_settings_are_refused(table: Table, tmp_path: Path) -> None:
     sources = vessels(tmp_path, "stare", "hrf")
     first, _ = table("lodo-vessels", "strict", sources, ("hrf",))
@@ -373,6 +388,9 @@ def test_few_labels(table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert list(report["table"]["diffdgss"]) == ["1", "5", "all"]
     trained = [(r.summary["training_images"], r.summary["validation_images"]) for r in results]
     assert trained == [(1, 0), (4, 1), (4, 2)]
+    monkeypatch.setattr(protocols, "FEW", (1, 7))  # of six images
+    _, report = table("few-label", "strict", vessels(tmp_path, "stare", "hrf"))
+    assert list(report["table"]["diffdgss"]) == ["1", "all"]
 
 
 def test_an_interrupted_training_of_a_protocol_goes_on_where_it_was(
@@ -401,9 +419,9 @@ def test_an_interrupted_training_of_a_protocol_goes_on_where_it_was(
 
 def test_names_and_options() -> None:
     assert {name for name, _ in PROTOCOLS} == {"lodo-vessels", "cross-modality", "idrid-lesions", "few-label"}
-    assert parse_source("stare:/x/STARE") == DataSource("stare", "stare:/x/STARE")
+    assert parse_source("stare:/x/STARE") == DataSource("stare", "stare:/x/STARE", named=False)
     assert parse_source("a=hrf:/x/HRF") == DataSource("a", "hrf:/x/HRF")
-    assert parse_source("hrf:/x=y/HRF") == DataSource("hrf", "hrf:/x=y/HRF")
+    assert parse_source("hrf:/x=y/HRF") == DataSource("hrf", "hrf:/x=y/HRF", named=False)
     assert parse_seeds(["0", "1", "2"]) == parse_seeds(["0,1 2"]) == [0, 1, 2]
     assert parse_settings('{"device": "cuda:1"}', "cpu").device == "cuda:1"
     assert parse_settings('{"views": "identity,photometric:2"}', "cpu").views == (
@@ -424,6 +442,7 @@ def test_names_and_options() -> None:
             (lambda text=text: parse_source(text), "expected NAME=ADAPTER:PATH")
             for text in ("nowhere", "=a:b", "a=b", "a:", "a=:b")
         ),
+        (lambda: parse_source("manifest:list.csv"), "give the data set a name, as NAME=manifest:list.csv"),
         (lambda: parse_rows("diffdgss,x"), "no method x"),
         (lambda: parse_seeds(["0", "--x"]), "expected seeds such as"),
         (lambda: parse_settings('{"epochs": 0}', "cpu"), "epochs: Input should be"),

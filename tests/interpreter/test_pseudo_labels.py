@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from interpreter.checkpoint import Card, load_interpreter, save_interpreter
+from interpreter.checkpoint import Card, load_interpreter, read_card, save_interpreter
 from interpreter.config import InterpreterConfig
 from interpreter.data import LabelledImage, labelled_images, native_truth
 from interpreter.errors import ConfigurationError, DataError
@@ -89,10 +89,14 @@ def test_a_student_learns_from_what_the_teacher_makes_of_photographs(
         np.testing.assert_array_equal(learnt[image.key], expected)
     run.run()
     _, card = load_interpreter(tmp_path / "student")
+    card_of_teacher = read_card(teacher)
     files = b"".join((teacher / f"interpreter.{kind}").read_bytes() for kind in ("json", "safetensors"))
     assert card.training.pseudo_labels == PseudoLabelled(
-        teacher=hashlib.sha256(files).hexdigest(), images=tuple(image.key.image_id for image in unlabelled)
+        teacher=hashlib.sha256(files).hexdigest(),
+        images=tuple(image.key.image_id for image in unlabelled),
+        teacher_images=tuple(sorted(card_of_teacher.seen_ids)),
     )
+    assert card.seen_ids == {*card.training_ids, *card.validation_ids, *card_of_teacher.training_ids}
     assert {image.key.image_id for image in unlabelled} <= set(card.training_ids)
 
 
