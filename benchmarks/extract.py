@@ -39,12 +39,13 @@ from benchmarks.plain import PlainLoop
 from benchmarks.report import device_name, table, write_section
 from extractor.backbone import Backbone
 from extractor.backbone_folder import load_backbone
+from extractor.backbones import backbone_source, open_backbone
 from extractor.cluster import ExtractionJob, connected, extract_on_cluster
 from extractor.cuda.recording import WARMUP_RUNS
 from extractor.datasets import DataSet, load_dataset
 from extractor.extraction import Extractor
 from extractor.pipeline import default_batch
-from extractor.presets import Preset, backbone_source, open_backbone, small
+from extractor.presets import Preset, small
 from extractor.runs import extract_dataset
 from store import FeatureStore, FloatEncoding
 

@@ -26,7 +26,8 @@ import torch
 from benchmarks.drawn import draw_photograph
 from benchmarks.measuring import DEVICE, seconds
 from benchmarks.report import table, write_section
-from extractor.presets import open_backbone, small
+from extractor.backbones import open_backbone
+from extractor.presets import small
 from interpreter.config import InterpreterConfig
 from interpreter.counting import cost_of
 from interpreter.data import labelled_images

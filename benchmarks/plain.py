@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from extractor.backbone_folder import load_backbone
+from extractor.backbones import backbone_source
 from extractor.images import decode_image
 from extractor.preprocess import preprocess
-from extractor.presets import backbone_source
 from extractor.unet import decoder_blocks
 from store import FeatureSpec
 

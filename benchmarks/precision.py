@@ -26,8 +26,9 @@ from PIL import Image
 from benchmarks.drawn import draw_photograph
 from benchmarks.measuring import DEVICE
 from benchmarks.report import device_name, table, write_section
+from extractor.backbones import open_backbone
 from extractor.extraction import Extractor
-from extractor.presets import fast, open_backbone
+from extractor.presets import fast
 from interpreter.checkpoint import load_interpreter
 from interpreter.metrics import count
 from interpreter.network import Interpreter

@@ -28,9 +28,10 @@ from benchmarks.drawn import draw_data
 from benchmarks.measuring import say
 from benchmarks.reading import Coded, choices, peak_memory, prefetching, reading, stream_images
 from benchmarks.report import table, write_section
+from extractor.backbones import encoding_of, open_backbone
 from extractor.datasets import DataSet, load_dataset, of_split
 from extractor.extraction import Extractor
-from extractor.presets import encoding_of, open_backbone, small
+from extractor.presets import small
 from extractor.runs import extract_dataset
 from interpreter.checkpoint import load_interpreter
 from interpreter.config import InterpreterConfig

@@ -3,6 +3,7 @@
 from .assessing import Assessment, assess
 from .backbone import Backbone
 from .backbone_folder import load_backbone, save_backbone
+from .backbones import open_backbone
 from .datasets import DataSet, load_dataset
 from .diffusion import Diffusion
 from .errors import (
@@ -24,7 +25,7 @@ from .extraction import Extractor
 from .guided_diffusion import UnrecordedOptions, import_checkpoint, read_checkpoint
 from .images import decode_image, image_id
 from .inversion import anchor, diffuse, invert, reconstruct
-from .presets import Preset, fast, open_backbone, paper, small
+from .presets import Preset, fast, paper, small
 from .pretraining import Pretraining, PretrainingSettings
 from .request import Request
 from .run_report import RunReport

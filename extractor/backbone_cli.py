@@ -10,6 +10,7 @@ import typer
 from pydantic import BaseModel
 from rich.table import Table
 
+from extractor.backbones import open_backbone
 from extractor.datasets import evenly_spread, load_dataset, of_split
 from extractor.diffusion import Diffusion, Prediction
 from extractor.options import (
@@ -31,7 +32,7 @@ from extractor.options import (
     preprocessing_for,
     recipe_of,
 )
-from extractor.presets import PRESETS, Preset, open_backbone
+from extractor.presets import PRESETS, Preset
 from extractor.schedule import noise_schedule
 from store import console
 from store.codebook import DISTORTION, FINEST_DISTORTION

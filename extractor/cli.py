@@ -13,6 +13,7 @@ from rich.table import Table
 
 from extractor import run_options as option
 from extractor.backbone_cli import app as backbone_commands
+from extractor.backbones import encoding_of, open_backbone
 from extractor.datasets import DataSet, load_dataset, selected
 from extractor.errors import ExtractorError, ScheduleError
 from extractor.options import (
@@ -33,7 +34,6 @@ from extractor.options import (
     preprocessing_for,
     recipe_of,
 )
-from extractor.presets import encoding_of, open_backbone
 from extractor.pretrain_cli import app as pretraining_commands
 from extractor.request import Request, require_own_name
 from store import console

@@ -23,11 +23,11 @@ from pathlib import Path
 import torch
 from distributed import Client, Future, KilledWorker, LocalCluster, Scheduler, Worker, WorkerPlugin, get_worker, wait
 
+from extractor.backbones import codebook_for, open_backbone
 from extractor.datasets import DataSet
 from extractor.errors import ClusterError
 from extractor.extraction import Extractor
 from extractor.pipeline import Pipeline, ViewTask
-from extractor.presets import codebook_for, open_backbone
 from extractor.run_report import RunReport
 from extractor.runs import record_collection, work_of
 from store.claims import Claims

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from extractor.backbone import Backbone
+from extractor.backbones import codebook_for, open_backbone
 from extractor.datasets import DataSet
 from extractor.errors import ClusterError
 from extractor.extraction import Extractor
 from extractor.pipeline import AnyExtractor, default_batch
 from extractor.pixels import PixelExtractor
-from extractor.presets import codebook_for, open_backbone
 from extractor.request import Request, absolute_backbone, absolute_store, require_own_name
 from extractor.run_report import RunReport
 from extractor.runs import extract_dataset

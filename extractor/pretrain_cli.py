@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from extractor.architectures import small_unet
+from extractor.backbones import stored_backbone
 from extractor.diffusion import Prediction
-from extractor.presets import stored_backbone
 from store import console
 from store.interrupts import Stop
 from store.spec import PREPROCESSINGS, PreprocessingName

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from extractor.backbones import backbone_source, open_backbone, shipped_backbones
 from extractor.errors import BackboneError
-from extractor.presets import PRESETS, backbone_source, open_backbone, shipped_backbones
+from extractor.presets import PRESETS
 from store.console import human_bytes
 from store.manifest import Manifest, read_intact
 

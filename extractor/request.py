@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from extractor.backbones import UNTRAINED, is_shipped
 from extractor.datasets import DataSet, load_dataset, selected
 from extractor.errors import DatasetError
-from extractor.presets import UNTRAINED, is_shipped
 from store.extraction_command import options_of_spec
 from store.feature_store import FeatureStore
 from store.pixels import holds_pixels

@@ -30,7 +30,7 @@ class Validation(BaseModel):
     """Scores of the weights that were kept, on the validation images that they were selected on.
 
     Attributes:
-        validation_dice: mean over images and classes, 0..1; None without validation images.
+        validation_dice: ``Scores.mean_dice`` on them, 0..1; None without validation images.
         epoch: number of epochs after which the weights were kept.
         calibrated: whether the temperature was fitted to these images.
         finished: whether the training ran to its end, after which temperature and domain are fitted.

@@ -32,9 +32,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from extractor.architectures import plain_unet, small_unet
 from extractor.backbone import Backbone
+from extractor.backbones import stored_backbone
 from extractor.errors import ExtractorError
 from extractor.photographs import PreparedPhotographs, find_images
-from extractor.presets import stored_backbone
 from extractor.pretraining import Pretraining, PretrainingSettings
 from extractor.unet import build_unet
 from interpreter.errors import InterpreterError

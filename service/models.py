@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from extractor.backbones import open_backbone
 from extractor.extraction import Extractor
-from extractor.presets import open_backbone
 from interpreter.checkpoint import Card, folder_of, load_interpreter
 from interpreter.domain import Domain, load_domain
 from interpreter.network import Interpreter

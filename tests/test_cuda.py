@@ -15,10 +15,10 @@ from PIL import Image
 from extractor.architectures import tiny_unet
 from extractor.backbone import Backbone
 from extractor.backbone_folder import load_backbone, save_backbone
+from extractor.backbones import open_backbone
 from extractor.cluster import ExtractionJob, connected, extract_on_cluster
 from extractor.datasets import load_dataset
 from extractor.extraction import Extractor
-from extractor.presets import open_backbone
 from extractor.runs import extract_dataset
 from interpreter.checkpoint import Card, load_interpreter, save_interpreter
 from interpreter.config import InterpreterConfig

@@ -14,11 +14,11 @@ from distributed import Client
 
 from extractor.backbone import Backbone
 from extractor.backbone_folder import save_backbone
+from extractor.backbones import open_backbone
 from extractor.cluster import ExtractionJob, connected, extract_on_cluster
 from extractor.datasets import load_dataset
 from extractor.errors import BackboneError, ClusterError
 from extractor.extraction import Extractor
-from extractor.presets import open_backbone
 from extractor.run_report import RunReport
 from extractor.runs import extract_dataset
 from store import FeatureSpec, FeatureStore, parse_views

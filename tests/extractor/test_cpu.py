@@ -18,12 +18,12 @@ from torch.nn import functional
 
 from extractor.architectures import plain_unet
 from extractor.backbone import Backbone
+from extractor.backbones import open_backbone
 from extractor.cpu.convolution import Residual, convolve
 from extractor.cpu.kernels import transform_kernel, transform_projection
 from extractor.cpu.moments import channel_moments
 from extractor.cpu.network import _Weights
 from extractor.diffusion import Diffusion
-from extractor.presets import open_backbone
 from extractor.schedule import noise_schedule
 from extractor.unet import build_unet
 

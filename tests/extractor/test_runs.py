@@ -20,10 +20,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from extractor import opened, presets
+from extractor import backbones, opened
 from extractor.architectures import tiny_unet
 from extractor.backbone import Backbone
 from extractor.backbone_folder import save_backbone
+from extractor.backbones import encoding_of, open_backbone
 from extractor.background import BEHIND, ONE_THREAD_OF_OPENCV
 from extractor.datasets import DataSet, load_dataset
 from extractor.diffusion import Diffusion
@@ -32,7 +33,6 @@ from extractor.extraction import Extractor, Prepared, UnstackedFeatures
 from extractor.images import image_id
 from extractor.pipeline import Threads, default_batch, default_threads
 from extractor.pixels import PixelExtractor
-from extractor.presets import encoding_of, open_backbone
 from extractor.runs import SizePlan, extract_dataset, plan_size, require_room
 from extractor.unet import build_unet
 from store import FeatureSpec, FeatureStore, FloatEncoding, NonFiniteFeatures, SpecError, StoreFull
@@ -313,7 +313,7 @@ def test_untrained_is_the_same_architecture_with_other_weights_always_the_same(
 def test_the_backbone_beside_the_wheel_is_pointed_at_where_it_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(presets, "MODELS", tmp_path)
+    monkeypatch.setattr(backbones, "MODELS", tmp_path)
     for missing in (lambda: open_backbone("base"), lambda: encoding_of("compact", "base")):
         with pytest.raises(BackboneError, match="too large for the wheel: name its folder, extractor/models/base"):
             missing()
