@@ -124,12 +124,8 @@ class Build:
         where = f"{part.source.dataset}, test, {scores['images']} photographs"
         for target, figures in scores["by_class"].items():
             low, high = figures["dice_interval_95"]
-            yield Figure(
-                where=where,
-                metric=f"Dice of {target}",
-                value=round(figures["dice"], 6),
-                interval=(round(low, 6), round(high, 6)),
-            )
+            interval = None if low is None else (round(low, 6), round(high, 6))  # of one photograph there is none
+            yield Figure(where=where, metric=f"Dice of {target}", value=round(figures["dice"], 6), interval=interval)
 
     def _learnt_from(self, part: Part) -> TrainingData:
         manifest = part.source.write_manifest(self.table, self.work / "tables")

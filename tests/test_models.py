@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from extractor import backbones, presets
+from extractor import presets
 from extractor import registry as backbones
 from extractor.backbone_folder import WEIGHTS_FILE as BACKBONE_WEIGHTS
 from extractor.backbone_folder import load_backbone
+from extractor.backbones import CODEBOOK_FILE, MODELS, encoding_of, open_backbone
 from extractor.errors import BackboneError
 from interpreter import checkpoint
 from interpreter import registry as interpreters
@@ -27,7 +28,7 @@ from store.manifest import MANIFEST_FILE, read_manifest
 from store.spec import PREPROCESSINGS, AffineEncoding, Clahe, FeatureSpec, FloatEncoding, Preprocessing
 from tests.conftest import Run, changed
 
-BACKBONES = sorted(path.parent for path in backbones.MODELS.glob("*/config.json"))
+BACKBONES = sorted(path.parent for path in MODELS.glob("*/config.json"))
 INTERPRETERS = sorted(path.parent for path in checkpoint.MODELS.glob(f"*/{CARD_FILE}"))
 
 
@@ -79,7 +80,7 @@ def test_options_are_told_as_far_as_they_have_names(spec: FeatureSpec) -> None:
 @pytest.mark.parametrize("folder", INTERPRETERS, ids=lambda folder: folder.name)
 def test_interpreters_read_a_shipped_backbone(folder: Path) -> None:
     _, card = load_interpreter(folder.name)
-    backbone = backbones.open_backbone(card.backbone)
+    backbone = open_backbone(card.backbone)
     prepared = PREPROCESSINGS[RECIPES[folder.name].preprocessing or "fundus"]()
     assert card.spec == replace(presets.fast(), preprocessing=prepared).spec(backbone)
     domain = load_domain(folder, card.spec)
@@ -114,7 +115,7 @@ def test_a_domain_that_is_gone_is_not_taken_for_none(tmp_path: Path) -> None:
 def test_folders_are_listed_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder named as a shipped model, and one that a diffusers pipeline wrote."""
     shutil.copytree(checkpoint.MODELS / "vessels", tmp_path / "disc_cup")
-    small = backbones.MODELS / "small"
+    small = MODELS / "small"
     for part, name in (("unet", "config.json"), ("unet", BACKBONE_WEIGHTS), ("scheduler", "scheduler_config.json")):
         (tmp_path / "pipe" / part).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(small / name, tmp_path / "pipe" / part / name)
@@ -126,12 +127,12 @@ def test_folders_are_listed_as_they_are(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_changed_backbone_or_codebook_is_not_loaded(tmp_path: Path) -> None:
-    copy = broken(backbones.MODELS / "small", "diffusion_pytorch_model.safetensors", tmp_path / "a")
+    copy = broken(MODELS / "small", "diffusion_pytorch_model.safetensors", tmp_path / "a")
     with pytest.raises(BackboneError, match=r"expected sha256 .*install the model again"):
         load_backbone(copy)
-    copy = broken(backbones.MODELS / "small", backbones.CODEBOOK_FILE, tmp_path / "b")
+    copy = broken(MODELS / "small", CODEBOOK_FILE, tmp_path / "b")
     with pytest.raises(DamagedModel, match="expected sha256"):
-        backbones.encoding_of("compact", str(copy))
+        encoding_of("compact", str(copy))
     with pytest.raises(BackboneError, match="expected sha256"):
         backbones.listed([copy])
 
@@ -160,11 +161,11 @@ def test_interpreters_are_listed_by_command(run: Run, tmp_path: Path) -> None:
 
 def test_backbones_are_listed_by_command(run: Run) -> None:
     small = json.loads(run("extractor", "models", "--json").stdout)["small"]
-    manifest = read_manifest(backbones.MODELS / "small")
+    manifest = read_manifest(MODELS / "small")
     assert manifest is not None
     assert small["fingerprint"] == manifest.fingerprint == load_interpreter("vessels")[1].spec.backbone
     assert set(small["presets"]) == {"small", "fast"}
-    in_half = replace(presets.small(), encoding=FloatEncoding()).spec(backbones.open_backbone("small"))
+    in_half = replace(presets.small(), encoding=FloatEncoding()).spec(open_backbone("small"))
     assert in_half.digest == "6d1d6cf53c841b548007a8bcf8a2392a17e5c4cb0c6e18cb323fdeae8dd9d935"  # as ever
     assert small["presets"]["small"] == in_half.with_encoding(AffineEncoding()).digest
     assert small["weights"] > 3e6
