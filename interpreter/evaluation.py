@@ -209,13 +209,13 @@ def evaluate(
     for image in images:
         features, segmented = segment_stored(interpreter, store, spec, image, mirrored=mirrored)
         prediction, truth, known = segmented.prediction, native_truth(store, image, task), image.known(task)
-        compared = _at_network_size(prediction, features, image, truth, task, rules)
+        compared = _compared("network", prediction, features, image, truth, task, rules)
         by_voter = {
             voter: _mean_dice(masks[known], compared.truth[known], compared.inside)
             for voter, masks in zip(interpreter.voters, prediction.masks_by_voter, strict=True)
         }
         if rules.size != "network":
-            compared = _carried(rules.size, prediction, features, image, truth, task, rules)
+            compared = _compared(rules.size, prediction, features, image, truth, task, rules)
         of_scored = [i if known[i] else None for i in scored]
         scores.images.append(_score(image.name, compared, by_voter, expected_of(prediction, features.fov), of_scored))
         for pixels, reliability, i in zip(scores.pixels, scores.reliability, of_scored, strict=True):
@@ -228,22 +228,7 @@ def evaluate(
     return scores
 
 
-def _at_network_size(
-    prediction: Prediction,
-    features: Features,
-    image: LabelledImage,
-    truth: NDArray[np.uint8],
-    task: Task,
-    rules: Rules,
-) -> Compared:
-    """The arrays to compare at the network's size; ``truth`` is uint8 (H, W)."""
-    in_square = rules.square_truth(features.geometry, truth, task, image.sample)
-    return Compared(
-        prediction.masks, prediction.probabilities[1:], task.members(in_square), rules.counted(features.fov)
-    )
-
-
-def _carried(
+def _compared(
     size: Size,
     prediction: Prediction,
     features: Features,
@@ -252,8 +237,11 @@ def _carried(
     task: Task,
     rules: Rules,
 ) -> Compared:
-    """The arrays to compare at another size than the network's; ``truth`` is uint8 (H, W)."""
+    """The arrays to compare at a size; ``truth`` is uint8 (H, W)."""
     fov, geometry = features.fov, features.geometry
+    if size == "network":
+        truth = rules.square_truth(geometry, truth, task, image.sample)
+        return Compared(prediction.masks, prediction.probabilities[1:], task.members(truth), rules.counted(fov))
     if isinstance(size, int):
         truth = rules.square_truth(geometry.with_resolution(size), truth, task, image.sample)
         geometry = Geometry.whole(size, size, geometry.resolution)

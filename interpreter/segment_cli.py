@@ -29,7 +29,7 @@ from interpreter.options import (
     open_model,
     photographs_named,
 )
-from interpreter.segmenting import SegmentedPhotograph, segment_into
+from interpreter.segmenting import SegmentedPhotograph, segment_into, table_columns
 from interpreter.stored import require_features, views_read
 from interpreter.task import Task
 from store import console
@@ -88,7 +88,7 @@ def segment_command(
             advance(1, one.image)
     rows: list[Mapping[str, object]] = [*former, *(one.row(out) for one in found)]
     with replaced(out / TABLE) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, list(rows[-1]))
+        table = csv.DictWriter(file, table_columns(card.task))
         table.writeheader()
         table.writerows(rows)
     if as_json:
@@ -102,15 +102,15 @@ def _former_rows(path: Path, task: Task, made_again: Collection[str]) -> list[di
     """The rows of a table that an earlier call has written, without those of images that are segmented again.
 
     Raises:
-        DataError: the table is of an interpreter with other classes, or no such table.
+        DataError: it is another table, such as of an interpreter with other classes.
     """
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    shares = [f"share_{name}" for name in task.targets]
-    if rows and [column for column in rows[0] if column.startswith("share_")] != shares:
-        raise DataError(f"{path}: holds the results of an interpreter with other classes; choose another --out")
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    if reader.fieldnames != table_columns(task):
+        raise DataError(f"{path}: is another table, such as of an interpreter with other classes; choose another --out")
     return [row for row in rows if row["image"] not in made_again]
 
 

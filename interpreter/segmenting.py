@@ -51,7 +51,7 @@ class SegmentedPhotograph:
         return "" if self.domain is None else " ".join(self.domain.reasons)
 
     def row(self, folder: Path) -> dict[str, Cell]:
-        """A row of a table: plain values, with the file's path relative to ``folder``."""
+        """A row of the table of ``table_columns``: plain values, with the file's path relative to ``folder``."""
         return {
             "image": self.image,
             "file": self.file.relative_to(folder).as_posix(),
@@ -62,6 +62,12 @@ class SegmentedPhotograph:
             "distance": None if self.domain is None else self.domain.distance,
             "unusual": self.unusual,
         }
+
+
+def table_columns(task: Task) -> list[str]:
+    """Names of the columns of ``SegmentedPhotograph.row``."""
+    shares, expected = ([f"{kind}_{name}" for name in task.targets] for kind in ("share", "expected_dice"))
+    return ["image", "file", "mirrored", *shares, *expected, "disagreement", "distance", "unusual"]
 
 
 def segment_into(

@@ -178,7 +178,7 @@ class Engine:
 
     def _is_deleted(self, question: Question) -> bool:
         """Return whether the photograph has been deleted since the question was posed."""
-        return self._deletions.last(question.model.card.spec.digest, question.image_id) != question.deleted
+        return self._deletions.last(question.model.card.spec.digest, question.image_id) > question.deleted
 
     def cached_answer(self, question: Question) -> Answer | None:
         """Return the cached answer to a question; None if there is none."""

@@ -130,7 +130,7 @@ def test_the_whole_way_by_commands(run: Run, dataset_folder: Path, wide_backbone
     assert "6 label maps and segmented.csv" in run("interpreter", *segment).stdout
     assert table.read_text().startswith(former)
     table.write_text(former.replace("share_mask", "share_disc"))
-    assert "an interpreter with other classes; choose another --out" in run("interpreter", *segment).stderr
+    assert "is another table, such as" in run("interpreter", *segment).stderr
     card = json.loads((model / "interpreter.json").read_text())
     assert card["metrics"]["finished"]
     card["metrics"]["finished"] = False
