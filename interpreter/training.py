@@ -43,6 +43,7 @@ from interpreter.stored import require_features
 from interpreter.task import Task
 from store.batches import Batch
 from store.feature_store import FeatureStore
+from store.features import entry_path
 from store.interrupts import Stop
 from store.memory import HeapTrimmer, keep_freed_memory
 from store.spec import FeatureSpec
@@ -217,6 +218,8 @@ class Training:
 
     def _run_epochs(self, recorder: Recorder, report: Report | None, stop: Stop | None) -> None:
         while not self.is_finished:
+            for image in self.validation_images:  # they are read after some epochs; until then nobody may remove them
+                self.store.uses.stamp(entry_path(self.spec, image.key))
             try:
                 self._run_epoch(recorder, report, stop)
             except KeyboardInterrupt:

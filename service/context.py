@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Annotated, Any, TypeVar
@@ -26,8 +27,9 @@ from service.question import Limits
 from service.security import Admission, Keys, presented_key
 from service.settings import FIXED_AT_START, FIXED_IN_ENGINE, Settings
 from service.sources import Sources
-from service.storage import LEAST_RATE
+from service.storage import COOL_DOWN, LEAST_RATE
 from service.uploads import UploadBudget, release_body
+from store.errors import StoreError
 from store.objects import open_objects
 
 logger = structlog.get_logger(__name__)
@@ -57,6 +59,8 @@ class Context:
         self._job_threads = ThreadPoolExecutor(4, thread_name_prefix="jobs storage")
         self._job_makers = ThreadPoolExecutor(4, thread_name_prefix="jobs storage, writing")
         self.jobs = Jobs(open_objects(settings.jobs_location), _job_limits(settings))
+        self._next_probe = 0.0
+        self._jobs_trouble: str | None = None
         self.http = HttpMetrics()
         self.sources = Sources({})
         self.rendering = asyncio.Semaphore(2)
@@ -120,6 +124,16 @@ class Context:
             Unavailable: the storage did not answer in time.
         """
         return await self._in_time(self._job_threads.submit(work, *arguments), self.settings.store_timeout)
+
+    async def jobs_trouble(self) -> str | None:
+        """Try a small write to the storage of jobs, at most once in ``COOL_DOWN`` seconds; return what is wrong."""
+        if time.monotonic() >= self._next_probe:
+            self._next_probe, self._jobs_trouble = time.monotonic() + COOL_DOWN, None
+            try:
+                await self.run_in_job_pool(self.jobs.require_writable)
+            except (Unavailable, StoreError, OSError) as error:
+                self._jobs_trouble = str(error)
+        return self._jobs_trouble
 
     async def create_job(
         self, owner: str, options: Options, suffix: str, names: list[str], data: list[bytes], sources: list[str]

@@ -131,6 +131,10 @@ class Jobs:
                 del self._making[record.id]
         return record
 
+    def require_writable(self) -> None:
+        """Write a small object and remove it again; raises StoreError or OSError if that is not possible."""
+        self._objects.require_writable()
+
     def release(self, job_id: str) -> None:
         """Release the claim on a job, so that any service may run it."""
         with suppress(StoreError, OSError, KeyError):  # the claim ends with its lease anyway

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -26,19 +26,29 @@ def _parts(value: Any) -> list[Any]:
     return value.split(",") if isinstance(value, str) else [value]
 
 
-class Options(BaseModel):
-    """Options of a segmentation."""
+class FeatureOptions(BaseModel):
+    """Options of the extraction of features."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model: str | None = Field(
+        default=None, max_length=200, description="name of a model, see /v1/models", examples=["vessels"]
+    )
+    mirrored: bool = Field(
+        default=False,
+        description="also segment the three mirror images and average the probabilities: slightly better, at four "
+        "times the cost; with features alone, also store theirs",
+    )
+
+
+class Options(FeatureOptions):
+    """Options of a segmentation."""
 
     output: str | None = Field(
         default=None,
         max_length=40,
         description="format of the answer: json, png, overlay, npz or dicom-seg; takes precedence over Accept",
         examples=["json"],
-    )
-    model: str | None = Field(
-        default=None, max_length=200, description="name of a model, see /v1/models", examples=["vessels"]
     )
     key: str | None = Field(
         default=None, pattern=KEY_PATTERN, description="key from /v1/features, instead of a photograph"
@@ -49,11 +59,6 @@ class Options(BaseModel):
         max_length=100,
         description="timesteps that vote; all by default, and always for models that read all timesteps at once",
         examples=[[1, 10]],
-    )
-    mirrored: bool = Field(
-        default=False,
-        description="also segment the three mirror images and average the probabilities: slightly better, at four "
-        "times the cost",
     )
     labels: Annotated[list[str], BeforeValidator(_split)] | None = Field(
         default=None, min_length=1, max_length=100, description="classes to keep; the others become background"
@@ -79,7 +84,10 @@ class Options(BaseModel):
             raise NotFound(f"no class {', '.join(unknown)} in this model; it has {', '.join(classes)}")
 
 
-def merge_options(options: Options, fields: Mapping[str, Any]) -> Options:
+OptionsT = TypeVar("OptionsT", bound=FeatureOptions)
+
+
+def merge_options(options: OptionsT, fields: Mapping[str, Any]) -> OptionsT:
     """Options from query parameters and form fields together; form fields take precedence.
 
     Raises:
@@ -88,6 +96,6 @@ def merge_options(options: Options, fields: Mapping[str, Any]) -> Options:
     if not fields:
         return options
     try:
-        return Options.model_validate(options.model_dump(exclude_unset=True) | dict(fields))
+        return type(options).model_validate(options.model_dump(exclude_unset=True) | dict(fields))
     except ValidationError as error:
         raise BadRequest(first_problem(error)) from error

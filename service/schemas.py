@@ -236,10 +236,10 @@ class ModelInfo(BaseModel):
 
 
 class Ready(BaseModel):
-    """The service is ready; ``degraded`` if its feature store is in trouble."""
+    """The service is ready; ``degraded`` if its feature store or the storage of its jobs is in trouble."""
 
     model_config = _example(
-        status="degraded", model="vessels", spec=SPEC, models=["vessels"], store={"write": "no room left"}
+        status="degraded", model="vessels", spec=SPEC, models=["vessels"], store={"write": "no room left"}, jobs=None
     )
 
     status: Literal["ready", "degraded"]
@@ -249,6 +249,7 @@ class Ready(BaseModel):
     store: dict[str, str] = Field(
         description="what is wrong with the feature store, by operation (read, write, open); empty if nothing is"
     )
+    jobs: str | None = Field(description="what is wrong with the storage of jobs; null if nothing is")
 
 
 class JobProblem(BaseModel):

@@ -25,7 +25,7 @@ class Keys:
     """
 
     def __init__(self, keys: Mapping[str, Sequence[SecretStr]]) -> None:
-        self._hashes = [(name, _hash(one.get_secret_value())) for name, secrets in keys.items() for one in secrets]
+        self._hashes = [(name, key_digest(one)) for name, secrets in keys.items() for one in secrets]
 
     def name_of(self, presented: str | None) -> str:
         """The name of the presented key; it is compared with every key, in constant time.
@@ -45,10 +45,15 @@ class Keys:
 
 
 def presented_key(headers: Mapping[str, str]) -> str | None:
-    """The key in a request's headers, None without one. Clients send UTF-8, which Starlette decodes as Latin-1."""
+    """The key in a request's headers; None without one."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     presented = token.strip() if scheme.lower() == "bearer" and token else headers.get("x-api-key")
-    return None if presented is None else presented.encode("latin-1", "replace").decode("utf-8", "surrogateescape")
+    return None if presented is None else as_utf8(presented)
+
+
+def as_utf8(header: str) -> str:
+    """A header's value as it was sent in UTF-8: Starlette decodes headers as Latin-1."""
+    return header.encode("latin-1", "replace").decode("utf-8", "surrogateescape")
 
 
 class Admission:
@@ -106,8 +111,9 @@ class Admission:
         self._buckets[name] = tokens - 1, now
 
 
-def _hash(key: str) -> bytes:
-    kind, _, digest = key.partition(":")
+def key_digest(key: SecretStr) -> bytes:
+    """The sha256 of an API key, which is given in plain text or as ``sha256:`` and the digest in hexadecimal."""
+    kind, _, digest = key.get_secret_value().partition(":")
     if kind == "sha256":
         return bytes.fromhex(digest)
-    return hashlib.sha256(key.encode()).digest()
+    return hashlib.sha256(key.get_secret_value().encode()).digest()

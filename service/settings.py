@@ -26,6 +26,7 @@ from pydantic_settings import (
 )
 
 from service.errors import WrongSettings
+from service.security import key_digest
 from store.validation import problem_text
 
 PREFIX = "DIFFDGSS_"
@@ -66,6 +67,7 @@ class Settings(BaseSettings):
         env_prefix=PREFIX,
         frozen=True,
         extra="forbid",
+        allow_inf_nan=False,
         hide_input_in_errors=True,  # errors are shown and logged, and must not contain keys
     )
 
@@ -153,13 +155,16 @@ class Settings(BaseSettings):
     @field_validator("api_keys")
     @classmethod
     def _hashes_are_hashes(cls, keys: dict[str, tuple[SecretStr, ...]]) -> dict[str, tuple[SecretStr, ...]]:
+        owners: dict[bytes, str] = {}
         for name, secrets in keys.items():
-            if not secrets:
+            if not secrets or not all(secret.get_secret_value() for secret in secrets):
                 raise ValueError(f"expected a key in api_keys.{name}")
             for secret in secrets:
                 kind, colon, digest = secret.get_secret_value().partition(":")
                 if colon and kind == "sha256" and not re.fullmatch("[0-9a-fA-F]{64}", digest):
                     raise ValueError(f"expected sha256: followed by 64 hexadecimal digits in api_keys.{name}")
+                if (owner := owners.setdefault(key_digest(secret), name)) != name:
+                    raise ValueError(f"expected different keys in api_keys.{owner} and api_keys.{name}")
         return keys
 
     @field_validator("formats")

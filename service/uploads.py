@@ -128,6 +128,8 @@ async def _multipart(request: Request, budget: UploadBudget, limit: int, files: 
         for key, value in form.multi_items():
             if isinstance(value, str):
                 fields[key] = f"{fields[key]},{value}" if key in fields else value
+        if "image" in fields:
+            raise NoImage("expected a file in the field 'image', found text; with curl, write -F image=@FILE")
         return Upload([(plain_name(file.filename), await file.read()) for _, file in uploads], fields)
     except (MultiPartException, KeyError, ValueError, UnicodeError) as error:
         raise BadRequest(f"malformed multipart body ({error})") from error

@@ -20,6 +20,7 @@ from store.errors import DamagedEntry, MissingEntry, StoreError
 from store.feature_store import FeatureStore
 from store.features import Key
 from store.parallel import in_parallel
+from store.records import RUNS
 from store.repairing import (
     CheckResult,
     check,
@@ -137,6 +138,7 @@ def verify(
             _print_lines(
                 f"{entry}: no recorded run made it; where it is incomplete `store prune` removes it"
                 for entry in report["made_by_no_recorded_run"]
+                if not entry.startswith(f"{RUNS}/")
             )
             _print_lines(report["problems_left"])
             console.out.print(f"after the repair {len(report['problems_left'])} problems")

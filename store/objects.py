@@ -10,9 +10,10 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from io import RawIOBase
-from pathlib import Path
+from io import FileIO, RawIOBase
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -177,11 +178,18 @@ class FolderObjects(Objects):
     def remove(self, key: str) -> None:
         self._refuse_if_read_only()
         (self._folder / key).unlink(missing_ok=True)
+        self._remove_empty_parents(key)
 
     def delete(self, prefix: str) -> None:
         self._refuse_if_read_only()
         with suppress(FileNotFoundError):  # also where another process is removing the same objects
             shutil.rmtree(self._folder / prefix)
+        self._remove_empty_parents(prefix)
+
+    def _remove_empty_parents(self, key: str) -> None:
+        with suppress(OSError):  # until one that is not empty
+            for parent in list(PurePosixPath(key).parents)[:-1]:
+                (self._folder / parent).rmdir()
 
     def writable(self) -> Objects:
         return FolderObjects(self._folder, self.location)
@@ -210,8 +218,7 @@ class FolderObjects(Objects):
         path = self._folder / key
         partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")  # of the form that zarr uses, too
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb", buffering=0) as file:
+            with _opened_for_writing(partial) as file:
                 for part in parts:
                     _write_all(file, part)
             yield partial
@@ -317,6 +324,16 @@ def _no_room(location: str, key: str) -> str:
     )
 
 
+def _opened_for_writing(path: Path) -> FileIO:
+    """Open a new file, whose folder another process may remove, while it is empty, as soon as it is made."""
+    for _ in range(100):
+        with suppress(FileNotFoundError, FileExistsError):  # what mkdir raises depends on the moment
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open("wb", buffering=0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("wb", buffering=0)
+
+
 def _write_all(file: RawIOBase, data: bytes) -> None:
     """Write all of ``data``: one call writes at most 2 GiB, and less if the disk fills up; the next one then raises."""
     left = memoryview(data)
@@ -371,6 +388,8 @@ def _s3(url: str, read_only: bool) -> Store:
         raise FormatError(f"{url}: object storage needs obstore (the extra `s3`)") from error
     from zarr.storage import ObjectStore
 
+    if not urlsplit(url).netloc:
+        raise FormatError(f"{url}: expected s3://bucket/prefix")
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     options: dict[str, Any] = {"client_options": {"allow_http": True}} if (endpoint or "").startswith("http:") else {}
     if endpoint:

@@ -14,9 +14,9 @@ from service.context import Admitted, ReadyEngine, SharedContext, wait_for_fligh
 from service.engine import Engine
 from service.errors import BadRequest, NoImage, NotFound, Unavailable
 from service.flights import Ticket
-from service.options import KEY_PATTERN, Options, merge_options
+from service.options import KEY_PATTERN, FeatureOptions, merge_options
 from service.routes.problems import problems
-from service.routes.segment import FEATURES_BODY, FEATURES_FIELDS
+from service.routes.segment import FEATURES_BODY
 from service.schemas import BlockInfo, FeaturesInfo
 from service.uploads import read_body
 from store.errors import MissingEntry, SpecError
@@ -41,10 +41,7 @@ async def make(
     engine: ReadyEngine,
     context: SharedContext,
     _key: Admitted,
-    model: Annotated[
-        str | None, Query(max_length=200, description="model that will read the features, see /v1/models")
-    ] = None,
-    mirrored: Annotated[bool, Query(description="also store the features of its three mirror images")] = False,
+    options: Annotated[FeatureOptions, Query()],
 ) -> FeaturesInfo:
     """Store the features of a photograph, unless they are there; later requests may send their key instead of it."""
     upload = await read_body(request, context.uploads, context.settings.max_bytes)
@@ -52,8 +49,7 @@ async def make(
         raise NoImage("expected a photograph in the field 'image' or as the body")
     name, data = upload.files[0]
     ticket = Ticket(context.settings.deadline)
-    fields = {field: upload.fields[field] for field in FEATURES_FIELDS if field in upload.fields}
-    options = merge_options(Options(model=model, mirrored=mirrored), fields)
+    options = merge_options(options, upload.fields)
     question = await run_in_threadpool(engine.question, data, options.model, mirrored=options.mirrored)
     with naming(name):
         kept = await wait_for_flight(request, engine, engine.ask_features(question, ticket), ticket)

@@ -79,18 +79,22 @@ async def healthz(context: SharedContext) -> Alive:
 
 @router.get("/readyz", response_model=Ready, responses=problems(503), operation_id="readyz")
 async def readyz(context: SharedContext) -> Ready:
-    """Readiness: 503 until the models are loaded; ``degraded`` if the feature store fails, which only costs time."""
+    """Readiness: 503 until the models are loaded; ``degraded`` if the store or the storage of jobs is in trouble.
+
+    A feature store that fails only costs time.
+    """
     if context.engine.done() and (error := context.engine.exception()):
         raise NotReady(f"models could not be loaded: {error}", retry_after=30)
     engine = context.ready_engine()
     _require_device(context)
-    troubles = await run_in_threadpool(engine.storage.probe)
+    troubles, jobs = await run_in_threadpool(engine.storage.probe), await context.jobs_trouble()
     return Ready(
-        status="degraded" if troubles else "ready",
+        status="degraded" if troubles or jobs else "ready",
         model=engine.card.task.name,
         spec=engine.card.spec.digest,
         models=list(engine.models.by_name),
         store=troubles,
+        jobs=jobs,
     )
 
 

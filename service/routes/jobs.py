@@ -21,6 +21,7 @@ from service.outputs import negotiate_output
 from service.routes.problems import problems
 from service.routes.segment import OPTION_FIELDS
 from service.schemas import JobProblem, JobStatus
+from service.security import as_utf8
 from service.uploads import plain_name, read_body
 
 router = APIRouter(tags=["jobs"])
@@ -71,7 +72,7 @@ async def start(
 ) -> JobStatus:
     """Start a job that segments many photographs: uploaded ones, or those of a folder that the operator allowed."""
     upload = await read_body(request, context.uploads, context.settings.job_bytes, context.settings.job_images)
-    folder = upload.fields.pop("folder", folder)
+    folder = upload.fields.pop("folder", folder and as_utf8(folder))
     options = _checked(merge_options(options, upload.fields), engine)
     _, output = negotiate_output(options.output, "image/png")
     options = options.model_copy(update={"output": options.output or "png"})

@@ -5,10 +5,14 @@ from __future__ import annotations
 from fastapi import APIRouter
 from fastapi.concurrency import run_in_threadpool
 
+from extractor.errors import ExtractorError
+from interpreter.errors import InterpreterError
 from service.context import Admitted, ReadyEngine, SharedContext
+from service.errors import Conflict, WrongSettings
 from service.models import Model
 from service.routes.problems import problems
 from service.schemas import ModelInfo, Reloaded
+from store.errors import StoreError
 
 router = APIRouter(tags=["models"])
 
@@ -23,7 +27,10 @@ async def models(engine: ReadyEngine, _key: Admitted) -> list[ModelInfo]:
 async def reload(context: SharedContext, key: Admitted) -> Reloaded:
     """Reload settings, keys and models without interrupting requests; only for keys named in ``admins``."""
     context.require_admin(key, "reload")
-    return Reloaded(models=await run_in_threadpool(context.reload))
+    try:
+        return Reloaded(models=await run_in_threadpool(context.reload))
+    except (WrongSettings, ExtractorError, InterpreterError, StoreError) as error:
+        raise Conflict(f"nothing was reloaded: {error}") from error
 
 
 def described(model: Model, default: bool) -> ModelInfo:

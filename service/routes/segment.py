@@ -17,7 +17,7 @@ from service.context import Admitted, Context, ReadyEngine, SharedContext, wait_
 from service.engine import Engine
 from service.errors import Abandoned, BadRequest, DeadlinePassed, NoImage
 from service.flights import Ticket
-from service.options import Options, merge_options
+from service.options import FeatureOptions, Options, merge_options
 from service.outputs import OUTPUTS, SourcePhotograph, negotiate_output
 from service.routes.problems import SEGMENT
 from service.schemas import SegmentResponse
@@ -39,8 +39,7 @@ def _body(description: str, fields: dict[str, Any]) -> dict[str, Any]:
 
 OPTION_FIELDS: dict[str, Any] = Options.model_json_schema()["properties"]
 BODY = _body("The photograph; empty if `key` is given. Options may also be form fields.", OPTION_FIELDS)
-FEATURES_FIELDS = ("model", "mirrored")
-FEATURES_BODY = _body("The photograph.", {name: OPTION_FIELDS[name] for name in FEATURES_FIELDS})
+FEATURES_BODY = _body("The photograph.", FeatureOptions.model_json_schema()["properties"])
 HEADERS: dict[str, dict[str, Any]] = {
     "X-Image-Id": {"description": "sha256 of the photograph", "schema": {"type": "string"}},
     "X-Cached": {

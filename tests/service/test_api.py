@@ -312,3 +312,13 @@ def test_every_operation_names_its_errors_and_its_example(api: TestClient) -> No
 )
 def test_the_most_specific_range_says_how_much_a_type_is_wanted(accept: str, answered: str) -> None:
     assert negotiate_output(None, accept)[0] == answered
+
+
+def test_options_of_features_that_do_not_exist_are_refused(api: TestClient) -> None:
+    image = {"image": ("a.png", png())}
+    refused = api.post("/v1/features", files=image, data={"mirored": "true"})
+    assert (refused.status_code, "mirored" in refused.json()["detail"]) == (400, True)
+    assert api.post("/v1/features?output=png", files=image).status_code == 422
+    for route in ("/v1/features", "/v1/segment"):
+        text = api.post(route, files={"image": (None, "eye.jpg")})  # as curl sends it without the @
+        assert (text.status_code, "-F image=@FILE" in text.json()["detail"]) == (400, True)

@@ -697,6 +697,20 @@ def test_a_job_waits_for_its_model_where_a_reload_takes_it_away(
     assert ended(jobs, record.id).count("done") == 2
 
 
+def test_trouble_with_the_storage_of_jobs_is_seen_in_readyz(make_engine: MakeEngine) -> None:
+    with serving(make_engine()) as client:
+        client.app.state.engine.result()  # type: ignore[attr-defined]
+        assert (client.get("/readyz").json()["status"], client.get("/readyz").json()["jobs"]) == ("ready", None)
+        context = client.app.state.context  # type: ignore[attr-defined]
+
+        def full() -> None:
+            raise StoreFull("no room left")
+
+        context.jobs.require_writable, context._next_probe = full, 0.0
+        ready = client.get("/readyz")
+        assert (ready.status_code, ready.json()["status"], ready.json()["jobs"]) == (200, "degraded", "no room left")
+
+
 def test_a_runner_whose_storage_hangs_is_left_behind(make_engine: MakeEngine, tmp_path: Path) -> None:
     jobs, asked, released = Jobs(open_objects(tmp_path), LIMITS), threading.Event(), threading.Event()
 

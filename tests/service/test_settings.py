@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -13,6 +14,20 @@ from service.errors import WrongSettings
 from service.photographs import DECODERS
 from service.settings import FORMATS, MEMORY, Settings, read_settings, settings_table
 from tests.conftest import Run
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"deadline": "inf"}, "deadline: Input should be a finite number"),
+        ({"rate": "nan"}, "rate: Input should be a finite number"),
+        ({"api_keys": {"a": "k", "b": "k"}}, "expected different keys in api_keys.a and api_keys.b"),
+        ({"api_keys": {"a": ""}}, r"expected a key in api_keys\.a"),
+    ],
+)
+def test_what_would_fail_later_is_refused_now(settings: dict[str, Any], problem: str) -> None:
+    with pytest.raises(WrongSettings, match=problem):
+        read_settings(**settings)
 
 
 def test_the_command_line_goes_before_the_environment_and_that_before_the_file(

@@ -170,6 +170,31 @@ def test_an_object_is_created_once_without_hard_links_too(tmp_path: Path, monkey
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
 
 
+def test_empty_folders_do_not_stay(tmp_path: Path) -> None:
+    objects = open_objects(tmp_path)
+    for key in ("a/b/c", "a/d/e", "f/g/h"):
+        objects.put(key, b"1")
+    objects.remove("a/b/c")
+    objects.delete("f/g")
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == ["a", "a/d", "a/d/e"]
+    objects.remove("a/d/e")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_object_may_be_written_while_its_folder_is_removed(tmp_path: Path) -> None:
+    objects = open_objects(tmp_path)
+
+    def write_and_remove(name: str) -> None:
+        for _ in range(300):
+            objects.put(f"a/b/{name}", b"1")
+            assert objects.get(f"a/b/{name}") == b"1"
+            objects.remove(f"a/b/{name}")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write_and_remove, "wxyz"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_is_opened_for_reading_is_not_changed(tmp_path: Path) -> None:
     open_objects(tmp_path).put("a", b"1")
     objects = open_objects(tmp_path, read_only=True)

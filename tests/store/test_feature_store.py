@@ -324,6 +324,13 @@ def test_plain_zarr_reads_it(on_disk: tuple[FeatureStore, Path], spec: FeatureSp
     assert len(objects) == 2  # one shard and the metadata
 
 
+@pytest.mark.parametrize("location", ["s3://", "s3:///x"])
+def test_a_url_without_a_bucket_is_told(location: str) -> None:
+    pytest.importorskip("obstore")
+    with pytest.raises(FormatError, match="expected s3://bucket/prefix"):
+        FeatureStore(location)
+
+
 def test_a_missing_folder_is_told(tmp_path: Path) -> None:
     with pytest.raises(MissingEntry, match="no such store"):
         FeatureStore(tmp_path / "nowhere", read_only=True)
