@@ -42,7 +42,7 @@ class PlainLoop:
     def run(self, photographs: list[Path], folder: Path) -> None:
         """Write {photograph}_{block}_{t}.npy for every photograph, block and timestep."""
         for path in photographs:
-            image = decode_image(path.read_bytes(), str(path))
+            image = decode_image(path.read_bytes())
             x = preprocess(image, self.spec.resolution, self.spec.preprocessing).x0.to(self.device)
             grid = self.spec.grid
             for t, t_next in zip(grid, [*grid[1:], None], strict=True):
