@@ -165,16 +165,16 @@ class Extractor(ViewMaker):
             if self.backbone.precision == "float32":
                 raise
             full = False
-        except torch.OutOfMemoryError as error:
-            if len(prepared) == 1 and self._timesteps_per_forward == 1:
-                raise DeviceFull(
-                    f"{self.backbone.device} has no room for one photograph of {self.spec.resolution} pixels; read it "
-                    "at a smaller --resolution, with --precision float16, or with --device cpu"
-                ) from error
+        except torch.OutOfMemoryError:
             full = True
         # Outside the clauses above: the exception keeps the batch's tensors alive until its clause ends.
         if full and self.backbone.forget_graphs():  # which hold memory even where it was not the network that ran out
             return self._extract_with_fallbacks(prepared)
+        if full and len(prepared) == 1 and self._timesteps_per_forward == 1:
+            raise DeviceFull(
+                f"{self.backbone.device} has no room for one photograph of {self.spec.resolution} pixels; read it at a "
+                "smaller --resolution, with --precision float16, or with --device cpu"
+            )
         if len(prepared) > 1:
             half = len(prepared) // 2
             if full:

@@ -83,7 +83,7 @@ def bootstrap_interval(
 
     Images are resampled. With several classes, the interval is that of the mean over classes of their means; a value
     is nan if it is not known where the class is in the image, and samples without any image of some class are not
-    counted. Of a single image there is no interval: (nan, nan).
+    counted. Without any sample that is left, and of a single image, there is no interval: (nan, nan).
     """
     if len(values) < 2:
         return math.nan, math.nan
@@ -93,6 +93,8 @@ def bootstrap_interval(
     known = ~np.isnan(of_class)
     sums, counts = np.where(known, of_class, 0)[drawn].sum(axis=1), known[drawn].sum(axis=1)  # (draws, classes)
     whole = (counts > 0).all(axis=1)
+    if not whole.any():
+        return math.nan, math.nan
     means = (sums[whole] / counts[whole]).mean(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -218,8 +218,6 @@ class Training:
 
     def _run_epochs(self, recorder: Recorder, report: Report | None, stop: Stop | None) -> None:
         while not self.is_finished:
-            for image in self.validation_images:  # they are read after some epochs; until then nobody may remove them
-                self.store.uses.stamp(entry_path(self.spec, image.key))
             try:
                 self._run_epoch(recorder, report, stop)
             except KeyboardInterrupt:
@@ -237,6 +235,8 @@ class Training:
         started, waited, ready = time.perf_counter(), 0.0, time.perf_counter()
         for batch in self.feed.batches(self.epoch, self.next_batch):
             waited += time.perf_counter() - ready
+            for image in self.validation_images:  # read after some epochs; until then nobody may remove them
+                self.store.uses.stamp(entry_path(self.spec, image.key))
             loss = self._step(batch)
             if self._trimmer is not None:
                 self._trimmer.trim_if_fragmented()

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from rich.table import Table
 
-from extractor.errors import ExtractorError
+from extractor.errors import ExtractorError, naming
 from extractor.images import decode_image
 from interpreter.checkpoint import shipped
 from interpreter.errors import InterpreterError
@@ -91,7 +91,8 @@ def ask(engine: Engine, asked_about: Sequence[Photograph]) -> tuple[list[Finding
     for one in asked_about:
         tiles = [_tile(_shown(one), one.title)]
         for model in engine.models.by_name:
-            answer = engine.segment(one.data, model)
+            with naming(one.title):
+                answer = engine.segment(one.data, model)
             findings.append(_finding(one.title, answer))
             tiles.append(_tile(overlay(_shown(one), answer.labels, answer.colours, 0.8), _caption(findings[-1])))
         rows.append(np.concatenate(tiles, axis=1))

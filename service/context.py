@@ -7,7 +7,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Annotated, Any, TypeVar
 
 import structlog
@@ -29,12 +29,13 @@ from service.settings import FIXED_AT_START, FIXED_IN_ENGINE, Settings
 from service.sources import Sources
 from service.storage import COOL_DOWN, LEAST_RATE
 from service.uploads import UploadBudget, release_body
-from store.errors import StoreError
 from store.objects import open_objects
 
 logger = structlog.get_logger(__name__)
 T = TypeVar("T")
 _POLL = 0.25
+PATIENCE = 1.0
+"""Seconds that a question about readiness waits for the storage of jobs."""
 
 
 class Context:
@@ -59,8 +60,8 @@ class Context:
         self._job_threads = ThreadPoolExecutor(4, thread_name_prefix="jobs storage")
         self._job_makers = ThreadPoolExecutor(4, thread_name_prefix="jobs storage, writing")
         self.jobs = Jobs(open_objects(settings.jobs_location), _job_limits(settings))
-        self._next_probe = 0.0
-        self._jobs_trouble: str | None = None
+        self._probing, self._next_probe = threading.Lock(), 0.0
+        self._probe: Future[None] | None = None
         self.http = HttpMetrics()
         self.sources = Sources({})
         self.rendering = asyncio.Semaphore(2)
@@ -125,15 +126,20 @@ class Context:
         """
         return await self._in_time(self._job_threads.submit(work, *arguments), self.settings.store_timeout)
 
-    async def jobs_trouble(self) -> str | None:
-        """Try a small write to the storage of jobs, at most once in ``COOL_DOWN`` seconds; return what is wrong."""
-        if time.monotonic() >= self._next_probe:
-            self._next_probe, self._jobs_trouble = time.monotonic() + COOL_DOWN, None
-            try:
-                await self.run_in_job_pool(self.jobs.require_writable)
-            except (Unavailable, StoreError, OSError) as error:
-                self._jobs_trouble = str(error)
-        return self._jobs_trouble
+    def jobs_trouble(self) -> str | None:
+        """Try a small write to the storage of jobs, at most once in ``COOL_DOWN`` seconds; return what is wrong.
+
+        No second write is tried while the first one hangs.
+        """
+        with self._probing:
+            if self._probe is None or (self._probe.done() and time.monotonic() >= self._next_probe):
+                self._next_probe = time.monotonic() + COOL_DOWN
+                self._probe = self._job_threads.submit(self.jobs.require_writable)
+            probe = self._probe
+        if not wait([probe], PATIENCE).done:
+            return "the storage of jobs does not answer"
+        error = probe.exception()
+        return None if error is None else str(error)
 
     async def create_job(
         self, owner: str, options: Options, suffix: str, names: list[str], data: list[bytes], sources: list[str]

@@ -16,6 +16,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from extractor.errors import naming
 from extractor.images import decode_image
 from interpreter.rendering import encode_labels, encode_picture, overlay
 from service.answers import Answer
@@ -38,7 +39,8 @@ def demo(
     engine = load_engine(model, out / "features.zarr")
     loading = time.perf_counter() - started
     data = image.read_bytes() if image else files("skimage.data").joinpath("retina.jpg").read_bytes()
-    answer = engine.segment(data)
+    with naming(image or "retina.jpg"):
+        answer = engine.segment(data)
     paths = write_report(answer, data, out)
     _tell(answer, loading)
     seconds = {"load": round(loading, 3)} | {stage: round(s, 3) for stage, s in answer.seconds.items()}

@@ -99,7 +99,8 @@ def stream(
     Args:
         blocks: names of blocks; all of the spec's if None.
         start: index of the first batch; an epoch that was left after batch n is resumed with ``start=n + 1``.
-        prefetch: batches that are read while the caller works on one; memory holds at most ``prefetch + 1``.
+        prefetch: batches that are read while the caller works on one; memory holds at most ``prefetch + 1``. With 0
+            each is read when it is asked for.
         client: a Dask client whose workers are threads of this process
             (``Client(processes=False)``); the threaded scheduler if None.
 

@@ -182,8 +182,9 @@ class FolderObjects(Objects):
 
     def delete(self, prefix: str) -> None:
         self._refuse_if_read_only()
-        with suppress(FileNotFoundError):  # also where another process is removing the same objects
-            shutil.rmtree(self._folder / prefix)
+        while (self._folder / prefix).is_dir():
+            with suppress(FileNotFoundError):  # another process is removing some of the same objects
+                shutil.rmtree(self._folder / prefix)
         self._remove_empty_parents(prefix)
 
     def _remove_empty_parents(self, key: str) -> None:

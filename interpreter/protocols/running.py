@@ -102,6 +102,7 @@ class ProtocolRun:
             self._say(f"  left out: there are only {len(sources)} labelled images")
             return None
         tests = self.features.images(experiment.tests, experiment.test_view)
+        _require_disjoint(experiment, sources, tests)
         adapted_on = self._adapted_on(experiment, spec) if self.settings.adapt else []
         inputs = inputs_of(experiment, spec, self.settings, self.protocol.task, (sources, tests), adapted_on)
         summary = read_scores(folder, inputs)
@@ -119,7 +120,6 @@ class ProtocolRun:
         tests: list[LabelledImage],
     ) -> dict[str, Any]:
         task = self.protocol.task
-        _require_disjoint(experiment, sources, tests)
         training = Training(
             self.store,
             spec,

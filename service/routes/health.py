@@ -87,7 +87,7 @@ async def readyz(context: SharedContext) -> Ready:
         raise NotReady(f"models could not be loaded: {error}", retry_after=30)
     engine = context.ready_engine()
     _require_device(context)
-    troubles, jobs = await run_in_threadpool(engine.storage.probe), await context.jobs_trouble()
+    troubles, jobs = await run_in_threadpool(engine.storage.probe), await run_in_threadpool(context.jobs_trouble)
     return Ready(
         status="degraded" if troubles or jobs else "ready",
         model=engine.card.task.name,

@@ -466,11 +466,12 @@ def test_a_batch_without_room_is_done_in_halves(
     assert tried[4:] == [2, 2, 1]  # what there is room for is known
 
 
+@pytest.mark.parametrize("count", [1, 3])
 def test_recorded_graphs_are_given_up_before_a_batch_is_split(
-    backbone: Backbone, spec: FeatureSpec, dataset_folder: Path, monkeypatch: pytest.MonkeyPatch
+    backbone: Backbone, spec: FeatureSpec, dataset_folder: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     extractor = Extractor(backbone, spec)
-    prepared = [extractor.prepare(path.read_bytes()) for path in sorted((dataset_folder / "images").iterdir())[:3]]
+    prepared = [extractor.prepare(path.read_bytes()) for path in sorted((dataset_folder / "images").iterdir())[:count]]
     encode, left = extractor.codec.encode, [1]
 
     def full_beside_graphs(*given: Any) -> Any:
@@ -480,8 +481,8 @@ def test_recorded_graphs_are_given_up_before_a_batch_is_split(
 
     monkeypatch.setattr(extractor.codec, "encode", full_beside_graphs)
     monkeypatch.setattr(backbone, "forget_graphs", lambda: bool(left and left.pop()))
-    assert len(extractor.features(prepared)) == 3
-    assert extractor.forwards == 3 * len(spec.grid)  # in one batch
+    assert len(extractor.features(prepared)) == count
+    assert extractor.forwards == count * len(spec.grid)  # in one batch
 
 
 def test_a_device_without_room_for_one_photograph_is_told(

@@ -64,6 +64,7 @@ def test_the_bootstrap_of_several_classes_is_that_of_their_mean() -> None:
     rare[:, 0], rare[0, 1] = 0.9, 0.5  # samples without the first image say nothing of the second class
     assert bootstrap_interval(rare) == pytest.approx((0.7, 0.7))
     assert np.isnan(bootstrap_interval(np.array([0.8]))).all()
+    assert np.isnan(bootstrap_interval(np.where(np.eye(30, dtype=bool), 0.5, np.nan))).all()
 
 
 def test_the_bootstrap_interval_covers_the_mean_as_often_as_it_says() -> None:

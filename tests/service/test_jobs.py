@@ -709,6 +709,14 @@ def test_trouble_with_the_storage_of_jobs_is_seen_in_readyz(make_engine: MakeEng
         context.jobs.require_writable, context._next_probe = full, 0.0
         ready = client.get("/readyz")
         assert (ready.status_code, ready.json()["status"], ready.json()["jobs"]) == (200, "degraded", "no room left")
+        released, probes = threading.Event(), list[int]()
+        context.jobs.require_writable = lambda: probes.append(1) or released.wait(120)
+        context._next_probe = 0.0
+        for _ in range(2):
+            context._next_probe = 0.0
+            assert client.get("/readyz").json()["jobs"] == "the storage of jobs does not answer"
+        assert probes == [1]
+        released.set()
 
 
 def test_a_runner_whose_storage_hangs_is_left_behind(make_engine: MakeEngine, tmp_path: Path) -> None:

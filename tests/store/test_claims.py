@@ -181,6 +181,19 @@ def test_empty_folders_do_not_stay(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_others_are_removing_from_is_removed_whole(tmp_path: Path) -> None:
+    objects = open_objects(tmp_path)
+    for _ in range(20):
+        keys = [f"a/{i}/b" for i in range(40)]
+        for key in keys:
+            objects.put(key, b"1")
+        with ThreadPoolExecutor(2) as pool:
+            others = pool.submit(lambda keys=keys: [objects.remove(key) for key in keys[10:30]])
+            objects.delete("a")
+            others.result()
+        assert list(tmp_path.iterdir()) == []
+
+
 def test_an_object_may_be_written_while_its_folder_is_removed(tmp_path: Path) -> None:
     objects = open_objects(tmp_path)
 
