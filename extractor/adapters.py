@@ -273,21 +273,22 @@ def manifest(path: Path) -> Iterator[Photograph]:
         raise DatasetError(f"{path}: two columns are called {', '.join(twice)}")
     targets = [column for column in columns if column and column not in _MANIFEST_COLUMNS]
     for line, row in enumerate(listed, 2):
-        if not (row["image"] or "").strip():
+        cells = {column: (row[column] or "").strip() for column in columns}
+        if not cells["image"]:
             raise DatasetError(f"{path}: line {line} names no image")
         if None in row:
             raise DatasetError(f"{path}: line {line} has more cells than there are columns")
-        image = path.parent / row["image"].strip()
-        files = {target: path.parent / row[target].strip() for target in targets if (row[target] or "").strip()}
+        image = path.parent / cells["image"]
+        files = {target: path.parent / cells[target] for target in targets if cells[target]}
         for named in (image, *files.values()):
             if not named.is_file():
                 raise DatasetError(f"{path}: line {line} names {named}, which does not exist")
-        cells = {column: (row.get(column) or "").strip() for column in ("name", "split", "group", "dataset")}
-        name = cells["name"] or (f"{cells['dataset']}_" if cells["dataset"] else "") + image.stem
+        dataset = cells.get("dataset")
+        name = cells.get("name") or (f"{dataset}_" if dataset else "") + image.stem
         if any(part in ("", ".", "..") for part in name.split("/")):
             raise DatasetError(f"{path}: line {line}: no image can be called {name!r}; results are files of that name")
         yield Photograph(
-            name=name, image=image, masks=files, split=cells["split"] or None, group=cells["group"] or None
+            name=name, image=image, masks=files, split=cells.get("split") or None, group=cells.get("group") or None
         )
 
 

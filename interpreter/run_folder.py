@@ -45,12 +45,8 @@ class RunFolder:
             theirs = read_json(path, CheckpointError)
             if "config" in theirs:
                 theirs["config"] = with_current_defaults(InterpreterConfig, theirs["config"])
-            theirs["metrics"] = mine["metrics"]  # how far it has come, not what it is
             if "training" in theirs:
                 theirs["training"] = with_current_defaults(TrainingRecord, theirs["training"])
-                if taught := theirs["training"]["pseudo_labels"]:
-                    now = mine["training"]["pseudo_labels"] or {}
-                    theirs["training"]["pseudo_labels"] = {"teacher_images": now.get("teacher_images")} | taught
             if differing := [field for field in mine if mine[field] != theirs.get(field, mine[field])]:
                 listed = "; ".join(
                     line for field in differing for line in _differences(field, theirs[field], mine[field])

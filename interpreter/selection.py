@@ -74,11 +74,11 @@ class Selection:
         if self.images and not card.metrics.calibrated:
             temperature = fit_temperature(interpreter.to(device), self._store, card.task, self.images, self._rules)
             metrics = card.metrics.model_copy(update={"calibrated": True})
-            write_card(self._folder, card.model_copy(update={"temperature": temperature, "metrics": metrics}))
+            card = card.model_copy(update={"temperature": temperature, "metrics": metrics})
+            write_card(self._folder, card)
         enough = len(self._card.training_ids) + len(self._card.validation_ids) >= MIN_IMAGES
         if enough and not (self._folder / DOMAIN_FILE).is_file():
             domain_of(self._card, self._store).save(self._folder)
-        card = read_card(self._folder)
         if not card.metrics.finished:
             metrics = card.metrics.model_copy(update={"finished": True})
             write_card(self._folder, card.model_copy(update={"metrics": metrics}))

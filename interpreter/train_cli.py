@@ -43,7 +43,7 @@ def _as_options(plan: TrainingPlan) -> str:
     return " ".join(name if value is True else f"{name} {value}" for name, value in named.items())
 
 
-_OF_ADAPTIVE_HEADS = ("standardise", "width_multiplier", "max_width", "vss", "vss_max_size", "drop_path")
+_OF_ADAPTIVE_HEADS = ("width_multiplier", "max_width", "vss", "vss_max_size", "drop_path")
 """Options of the network's levels, which the head ``mlp`` has none of."""
 
 

@@ -131,7 +131,7 @@ class Training:
         self._files = RunFolder(folder)
         self._trimmer = HeapTrimmer() if self.device.type == "cpu" else None
         if self.accelerator.is_main_process:
-            self._files.require_same_run(card.model_dump(mode="json") | self._run_identity())
+            self._files.require_same_run(self._run_identity(card))
         self._resume()
 
     def _card(self, config: InterpreterConfig, backbone: str, validation_images: Sequence[LabelledImage]) -> Card:
@@ -296,11 +296,16 @@ class Training:
         if self.selection.update(float(broadcast_object_list(criterion)[0])) and self.accelerator.is_main_process:
             self.selection.keep(self.network, self.epoch)
 
-    def _run_identity(self) -> dict[str, Any]:
-        """What decides a training besides its card: the masks, which targets are known, and the number of processes."""
+    def _run_identity(self, card: Card) -> dict[str, Any]:
+        """What decides a training: its card, the masks, which targets are known, and the number of processes.
+
+        Of the card, the scores are left out, and what follows from the teacher.
+        """
+        derived: Any = {"metrics": True, "training": {"pseudo_labels": {"teacher_images"}}}
+        described = card.model_dump(mode="json", exclude=derived)
         images = [*self.train_images, *self.validation_images]
         masks = json.dumps([image.masks_of(self.task) for image in images])
-        return {
+        return described | {
             "masks": hashlib.sha256(masks.encode()).hexdigest(),
             "known": {image.dataset: image.known(self.task).tolist() for image in images},
             "processes": self.accelerator.num_processes,

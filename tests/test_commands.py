@@ -78,6 +78,8 @@ def test_the_whole_way_by_commands(run: Run, dataset_folder: Path, wide_backbone
     assert (again["extracted"], again["present"], again["forwards"]) == (0, 6, 0)
 
     train = ["train", "--store", store, "--dataset", "eyes", "--out", model, "--backbone", wide_backbone]
+    refused = run("interpreter", *train, "--head", "mlp", "--standardise", "--vss", "v05")
+    assert (refused.returncode, "leave out --vss" in refused.stderr) == (2, True)  # any head reads standardised maps
     trained = run(
         "interpreter", *train, "--standardise", "--epochs", "1", "--vss-max-size", "0", "--max-width", "8", "--json"
     )
