@@ -93,7 +93,8 @@ def test_the_public_surface(package: str) -> None:
 
 
 def test_a_package_loads_nothing_before_it_is_asked_for() -> None:
-    code = "import extractor, interpreter, service, sys; print({'torch', 'diffusers', 'fastapi'} & {*sys.modules})"
+    heavy = {"torch", "diffusers", "fastapi", "zarr", "dask.array", "cv2", "pandas"}
+    code = f"import extractor, interpreter, service, store, sys; print({heavy} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 
