@@ -17,6 +17,7 @@ from interpreter.domain import DomainScore
 from interpreter.expected import expected_of
 from interpreter.metrics import finite_or_none
 from interpreter.prediction import Prediction, disagreement, labels_from_masks, native_probabilities, vote
+from service.models import feature_key
 from service.options import Options
 from store.geometry import Geometry, Interpolation
 
@@ -240,11 +241,6 @@ def of_field_of_view(
         seconds=seconds,
         warnings=warnings,
     )
-
-
-def feature_key(spec: str, image_id: str) -> str:
-    """Return the key of a photograph's features: 16 digits of the spec's digest, a dot, the image's sha256."""
-    return f"{spec[:16]}.{image_id}"
 
 
 class AnswerCache:

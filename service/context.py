@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future
 from typing import Annotated, Any, TypeVar
 
 import structlog
@@ -15,27 +14,25 @@ from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 
 from service.engine import Engine, load_engine
-from service.errors import Abandoned, Conflict, Forbidden, NotReady, Unavailable
+from service.errors import Abandoned, Conflict, Forbidden, NotReady
 from service.flights import Flight, Ticket, deadline_error
-from service.job_record import JobRecord
 from service.job_runner import JobRunner
+from service.job_storage import JobStorage
 from service.jobs import JobLimits, Jobs
 from service.metrics import HttpMetrics
 from service.models import load_models
-from service.options import Options
 from service.question import Limits
 from service.security import Admission, Keys, presented_key
 from service.settings import FIXED_AT_START, FIXED_IN_ENGINE, Settings
 from service.sources import Sources
-from service.storage import COOL_DOWN, LEAST_RATE
 from service.uploads import UploadBudget, release_body
 from store.objects import open_objects
 
 logger = structlog.get_logger(__name__)
 T = TypeVar("T")
 _POLL = 0.25
-PATIENCE = 1.0
-"""Seconds that a question about readiness waits for the storage of jobs."""
+_LIMITS = tuple(one.name for one in dataclasses.fields(Limits))
+"""Settings that are limits of the engine; a reload cannot change them once the models are loaded."""
 
 
 class Context:
@@ -57,11 +54,8 @@ class Context:
         self._read_settings = read_settings or (lambda: settings)
         self.engine: Future[Engine] = Future()
         self.runner: JobRunner | None = None
-        self._job_threads = ThreadPoolExecutor(4, thread_name_prefix="jobs storage")
-        self._job_makers = ThreadPoolExecutor(4, thread_name_prefix="jobs storage, writing")
-        self.jobs = Jobs(open_objects(settings.jobs_location), _job_limits(settings))
-        self._probing, self._next_probe = threading.Lock(), 0.0
-        self._probe: Future[None] | None = None
+        jobs = Jobs(open_objects(settings.jobs_location), _job_limits(settings))
+        self.jobs = JobStorage(jobs, settings.store_timeout)
         self.http = HttpMetrics()
         self.sources = Sources({})
         self.rendering = asyncio.Semaphore(2)
@@ -72,7 +66,7 @@ class Context:
         """Load the models, then resume interrupted jobs. An error is logged and kept in ``engine``."""
         try:
             engine = self._load()
-            self.runner = JobRunner(self.jobs, engine, self.settings, self.sources)
+            self.runner = JobRunner(self.jobs.jobs, engine, self.settings, self.sources)
             self.runner.start()
         except Exception as error:
             logger.exception("models could not be loaded")
@@ -96,7 +90,7 @@ class Context:
             raise Conflict("a reload is under way")
         try:
             failed = self.engine.done() and self.engine.exception() is not None
-            fixed = FIXED_AT_START if failed else (*FIXED_AT_START, *FIXED_IN_ENGINE)
+            fixed = FIXED_AT_START if failed else (*FIXED_AT_START, *FIXED_IN_ENGINE, *_LIMITS)
             settings, ignored = self.settings.reloaded(self._read_settings(), fixed)
             if ignored:
                 logger.warning("these settings have changed and need a restart", settings=ignored)
@@ -116,63 +110,11 @@ class Context:
         finally:
             self._reloading.release()
 
-    async def run_in_job_pool(self, work: Callable[..., T], *arguments: object) -> T:
-        """Return the result of work on the storage of jobs.
-
-        Such work has its own threads, so that a storage that hangs does not block requests that need no jobs.
-
-        Raises:
-            Unavailable: the storage did not answer in time.
-        """
-        return await self._in_time(self._job_threads.submit(work, *arguments), self.settings.store_timeout)
-
-    def jobs_trouble(self) -> str | None:
-        """Try a small write to the storage of jobs, at most once in ``COOL_DOWN`` seconds; return what is wrong.
-
-        No second write is tried while the first one hangs.
-        """
-        with self._probing:
-            if self._probe is None or (self._probe.done() and time.monotonic() >= self._next_probe):
-                self._next_probe = time.monotonic() + COOL_DOWN
-                self._probe = self._job_threads.submit(self.jobs.require_writable)
-            probe = self._probe
-        if not wait([probe], PATIENCE).done:
-            return "the storage of jobs does not answer"
-        error = probe.exception()
-        return None if error is None else str(error)
-
-    async def create_job(
-        self, owner: str, options: Options, suffix: str, names: list[str], data: list[bytes], sources: list[str]
-    ) -> JobRecord:
-        """Create a job (``Jobs.create``), with more time for larger uploads.
-
-        A job that is not created in time, or whose client has gone, is not created later either.
-
-        Raises:
-            Busy: too many jobs are unfinished, or unfinished ones take all the room.
-            Unavailable: the job could not be stored in time.
-        """
-        late = threading.Event()
-        making = self._job_makers.submit(
-            self.jobs.create, owner, options, suffix, names, data, sources, given_up=late.is_set
-        )
-        try:
-            return await self._in_time(making, self.settings.store_timeout + sum(map(len, data)) / LEAST_RATE)
-        finally:
-            late.set()
-
-    async def _in_time(self, future: Future[T], seconds: float) -> T:
-        try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), seconds)
-        except TimeoutError as error:
-            raise Unavailable("jobs cannot be read or stored now; ask again later", retry_after=30) from error
-
     def stop(self) -> None:
         """Stop: jobs after the photographs that are being segmented, the engine after the work that has begun."""
         if self.runner is not None:
             self.runner.stop()
-        for threads in (self._job_threads, self._job_makers):
-            threads.shutdown(wait=False, cancel_futures=True)
+        self.jobs.close()
         self.sources.close()
         if self.engine.done() and self.engine.exception() is None:
             self.engine.result().close()
@@ -193,7 +135,7 @@ class Context:
     def _adopt(self, settings: Settings, keys: Keys) -> None:
         self.settings, self.keys = settings, keys
         self.uploads = UploadBudget(settings.uploads_bytes, settings.upload_seconds)
-        self.jobs.limits = _job_limits(settings)
+        self.jobs.jobs.limits, self.jobs.timeout = _job_limits(settings), settings.store_timeout
         former, self.sources = self.sources, Sources(settings.folders, settings.store_timeout)
         if self.runner is not None:
             self.runner.adopt(settings, self.sources)
@@ -208,7 +150,7 @@ def _job_limits(settings: Settings) -> JobLimits:
 
 def engine_from(settings: Settings) -> Engine:
     """Load the engine that the settings describe, and run every model once."""
-    limits = Limits(**{one.name: getattr(settings, one.name) for one in dataclasses.fields(Limits)})
+    limits = Limits(**{name: getattr(settings, name) for name in _LIMITS})
     memory = settings.memory_bytes if settings.keep_nothing else None
     names = (settings.model, *settings.models)
     engine = load_engine(names, settings.store_location, settings.backbone, settings.device, limits, memory)

@@ -17,31 +17,31 @@ from extractor.errors import DeviceFull
 from extractor.extraction import Extractor, Prepared
 from service.errors import Abandoned, Busy, DeviceLost, DeviceOutOfMemory
 from service.metrics import Metrics
+from service.single_flight import Wanted
 from store.features import Features
 from store.memory import keep_freed_memory
 
 logger = structlog.get_logger(__name__)
 T = TypeVar("T")
-Wanted = Callable[[], bool]
 
 
 @dataclass
-class _Inversion:
+class _Queued:
+    wanted: Wanted
+    future: Future[Any] = field(default_factory=Future, init=False)
+    queued: float = field(default_factory=time.perf_counter, init=False)
+    waited: float = field(default=0.0, init=False)
+
+
+@dataclass
+class _Inversion(_Queued):
     extractor: Extractor
     prepared: Prepared
-    wanted: Wanted
-    future: Future[Features] = field(default_factory=Future)
-    queued: float = field(default_factory=time.perf_counter)
-    waited: float = 0.0
 
 
 @dataclass
-class _Call:
+class _Call(_Queued):
     work: Callable[[], Any]
-    wanted: Wanted
-    future: Future[Any] = field(default_factory=Future)
-    queued: float = field(default_factory=time.perf_counter)
-    waited: float = 0.0
 
 
 class Device:
@@ -79,9 +79,10 @@ class Device:
             DeviceOutOfMemory: the device has no memory for it now.
             DeviceLost: the device has failed for good.
         """
-        inversion = _Inversion(extractor, prepared, wanted)
+        inversion = _Inversion(wanted, extractor, prepared)
         self._add(self._inversions, inversion)
-        return inversion.future.result(), inversion.waited
+        features: Features = inversion.future.result()
+        return features, inversion.waited
 
     def run(self, work: Callable[[], T], wanted: Wanted) -> tuple[T, float]:
         """Return the result of work that needs the device, and the seconds that it waited in the queue.
@@ -94,7 +95,7 @@ class Device:
             DeviceOutOfMemory: the device has no memory for it now.
             DeviceLost: the device has failed for good.
         """
-        call = _Call(work, wanted)
+        call = _Call(wanted, work)
         self._add(self._calls, call)
         result: T = call.future.result()
         return result, call.waited
@@ -111,7 +112,7 @@ class Device:
         """Bytes allocated by tensors on a CUDA device; 0 on a CPU, where they are part of the process's memory."""
         return int(torch.cuda.memory_allocated(self.name)) if self.name.startswith("cuda") else 0
 
-    def _add(self, queue: deque[Any], item: _Inversion | _Call) -> None:
+    def _add(self, queue: deque[Any], item: _Queued) -> None:
         with self._changed:
             if self._closed:
                 raise Busy("the service is stopping")

@@ -11,11 +11,10 @@ H, W  native size of the photograph      R  side of the network's square
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,37 +27,21 @@ from extractor.preprocess import NetworkInput
 from interpreter.checkpoint import Card
 from interpreter.domain import DomainScore
 from interpreter.prediction import at_native_size, predict, segment
-from service.answers import Answer, AnswerCache, feature_key, of_field_of_view
-from service.deletions import Deletions
+from service.answers import Answer, AnswerCache, of_field_of_view
 from service.device import Device
 from service.errors import Conflict, NotFound
+from service.finding import FeatureFinder
 from service.flights import Flight, Flights, Ticket
 from service.metrics import Metrics
-from service.models import Model, Models, load_models
+from service.models import Model, Models, feature_key, load_models
 from service.photographs import decode_photograph, quality_warnings
 from service.question import FeaturesResult, Limits, Question, Work, subset
-from service.single_flight import SingleFlight
 from service.storage import GuardedStore
 from store.feature_store import FeatureStore
 from store.features import Features, Key
 from store.geometry import Geometry
 from store.spec import FeatureSpec
 from store.views import IDENTITY
-
-
-class _FoundOrMade(NamedTuple):
-    """The features of one view, as all who asked for them at once get them.
-
-    Attributes:
-        cached: whether they were in the store.
-        stored: whether they are in it now, or being stored by another process.
-        troubles: warnings about the store.
-    """
-
-    features: Features
-    cached: bool
-    stored: bool
-    troubles: list[str]
 
 
 class Engine:
@@ -85,10 +68,9 @@ class Engine:
         self.models, self.storage = models, storage
         self.device = Device(device, self.limits.batch, self.limits.batch_wait, self.metrics)
         self._answers = AnswerCache(self.limits.answers_bytes)
-        self._deletions = Deletions()
+        self._finder = FeatureFinder(storage, self.device)
         joined = self.metrics.joined.inc
         self._flights: Flights[Any] = Flights(2 * self.limits.batch + 2, self.limits.queue, joined)
-        self._single_flight: SingleFlight[_FoundOrMade] = SingleFlight()
         self._at_native_size = threading.Semaphore(2)  # arrays are large there: two at a time, whatever the pool's size
         gauge = self.metrics.gauge
         gauge("diffdgss_queue_length", "Images in progress or queued", lambda: self._flights.count)
@@ -158,10 +140,12 @@ class Engine:
             NotFound: no such features for this model, or it does not keep these timesteps.
             BadRequest: timesteps were given, and the model can only read all of its timesteps at once.
         """
-        digest, _, image = key.partition(".")
-        reader = self.models.get(model) if model is not None else self.models.of_spec(digest)
-        if reader is None or not reader.card.spec.digest.startswith(digest):
-            raise NotFound(f"no model here reads features of the spec {digest}; see /v1/models")
+        readers, image = self.models.readers(key)
+        reader = readers[0] if model is None else self.models.get(model)
+        if all(one is not reader for one in readers):
+            raise NotFound(
+                f"{reader.name} reads no features of this spec; {', '.join(one.name for one in readers)} can"
+            )
         return self._posed(image, None, reader, timesteps, mirrored=mirrored)
 
     def _posed(
@@ -173,12 +157,8 @@ class Engine:
         *,
         mirrored: bool,
     ) -> Question:
-        deleted = self._deletions.last(model.card.spec.digest, image)
+        deleted = self._finder.last_deleted(model.card.spec, image)
         return Question(image, data, model, subset(model, timesteps), mirrored, deleted)
-
-    def _is_deleted(self, question: Question) -> bool:
-        """Return whether the photograph has been deleted since the question was posed."""
-        return self._deletions.last(question.model.card.spec.digest, question.image_id) > question.deleted
 
     def cached_answer(self, question: Question) -> Answer | None:
         """Return the cached answer to a question; None if there is none."""
@@ -196,9 +176,8 @@ class Engine:
         Raises:
             Busy: the queue is full, and the caller is not patient.
         """
-        return self._join(
-            ("answer", *question.key), ticket, lambda flight: self._answer(question, flight), patient=patient
-        )
+        key = ("answer", *question.key)
+        return self._flights.join(key, ticket, lambda flight: self._answer(question, flight), patient=patient)
 
     def ask_features(self, question: Question, ticket: Ticket) -> Flight[FeaturesResult]:
         """Submit the extraction of a photograph's features into the store, or join it; stored ones are used as is.
@@ -207,12 +186,12 @@ class Engine:
         """
         spec = question.model.card.spec.digest
         key = ("features", question.image_id, spec, question.views, question.deleted)
-        return self._join(key, ticket, lambda flight: self._made_or_found(question, flight))
+        return self._flights.join(key, ticket, lambda flight: self._made_or_found(question, flight))
 
     def ask_field_of_view(self, data: bytes, ticket: Ticket) -> Flight[Answer]:
         """Submit the search for the field of view alone, answered with two classes; no network is run."""
         image = image_id(data)
-        return self._join(("fov", image), ticket, lambda _: self._field_of_view(data, image))
+        return self._flights.join(("fov", image), ticket, lambda _: self._field_of_view(data, image))
 
     def leave(self, flight: Flight[Any], ticket: Ticket) -> None:
         """Stop waiting for a flight; one that has not begun and that nobody else waits for is cancelled."""
@@ -223,9 +202,8 @@ class Engine:
 
         What is being made of it at this moment is answered, but neither stored nor cached.
         """
-        self._deletions.add(spec.digest, image_id)
         self._answers.forget(image_id)
-        return self.storage.forget(spec, image_id)
+        return self._finder.forget(spec, image_id)
 
     def warm(self) -> None:
         """Run every model once, so that the first request finds kernels compiled and memory allocated."""
@@ -251,16 +229,11 @@ class Engine:
     def _warm(self, model: Model) -> None:
         self.device.run(lambda: _run_once(model), lambda: True)
 
-    def _join(
-        self, key: tuple[object, ...], ticket: Ticket, work: Callable[[Flight[Any]], Any], *, patient: bool = False
-    ) -> Flight[Any]:
-        return self._flights.join(key, ticket, work, patient=patient)
-
     def _answer(self, question: Question, flight: Flight[Any]) -> Answer:
         if (known := self.cached_answer(question)) is not None:  # finished while this question was queued
             return known
         work, model = Work(self.metrics, lambda: flight.wanted), question.model
-        by_view, cached = self._features(question, flight, work)
+        by_view, cached = self._finder.features(question, self._decoded(question, work), work)
         timesteps = question.timesteps or model.card.spec.timesteps
         features, reader = by_view[IDENTITY], model.interpreter.with_timesteps(timesteps)
         mirrored = {view: one.with_timesteps(model.card.spec, timesteps) for view, one in by_view.items()}
@@ -271,7 +244,7 @@ class Engine:
         )
         with work.stage("interpret"):
             score = _scored(model, features, work.warnings)
-        flight.check()
+        work.check()
         with self._at_native_size, work.stage("outline"):
             _, labels, layers = at_native_size(prediction, features.fov, features.geometry)
         answer = Answer(
@@ -298,7 +271,7 @@ class Engine:
         )
         self._count(answer)
         self._answers.put(question.key, replace(answer, warnings=tuple(dict.fromkeys(work.warnings))))
-        if self._is_deleted(question):
+        if self._finder.is_deleted(question):
             self._answers.forget(question.image_id)
         return answer
 
@@ -314,8 +287,8 @@ class Engine:
 
     def _made_or_found(self, question: Question, flight: Flight[Any]) -> FeaturesResult:
         work, spec = Work(self.metrics, lambda: flight.wanted), question.model.card.spec
-        _, cached = self._features(question, flight, work)
-        if self._is_deleted(question):
+        _, cached = self._finder.features(question, self._decoded(question, work), work)
+        if self._finder.is_deleted(question):
             raise Conflict("the photograph was deleted while its features were made; ask again to have them stored")
         key = feature_key(spec.digest, question.image_id)
         return FeaturesResult(key, question.image_id, spec, cached, work.forwards, work.all_stored)
@@ -331,79 +304,6 @@ class Engine:
             pixels = decode_photograph(question.data, self.limits.max_pixels, self.limits.formats)
             work.warnings += quality_warnings(pixels, find_field_of_view(pixels))
         return pixels
-
-    def _features(self, question: Question, flight: Flight[Any], work: Work) -> tuple[dict[str, Features], bool]:
-        """Return the features of a photograph by view, and whether all of them were in the store."""
-        pixels, render = self._decoded(question, work), question.model.extractor.render
-        upright = None if pixels is None else cache(lambda: render(pixels, Key(question.image_id)))
-        by_view, cached = dict[str, Features](), True
-        for view in question.views:
-            by_view[view], stored = self._features_of_view(question, view, upright, work)
-            cached &= stored
-            flight.check()
-        return by_view, cached
-
-    def _features_of_view(
-        self, question: Question, view: str, upright: Callable[[], Prepared] | None, work: Work
-    ) -> tuple[Features, bool]:
-        """Return the features of one view, and whether they were in the store.
-
-        Args:
-            upright: prepares the photograph for the network; None if it was not sent.
-        """
-        key, model = Key(question.image_id, view), question.model
-
-        def found_or_made(wanted: Callable[[], bool]) -> _FoundOrMade:
-            troubles = list[str]()
-            with work.stage("read"):
-                features = self.storage.read(model.card.spec, key, troubles)
-            if features is not None:
-                return _FoundOrMade(features, True, True, troubles)
-            if upright is None:
-                if view == IDENTITY:
-                    raise NotFound("these features are not stored here (any more); send the photograph")
-                raise NotFound(
-                    "the features of this photograph's mirror images are not stored here (any more); send the "
-                    "photograph, or ask without mirrored"
-                )
-            return self._extracted(upright, question, key, work, wanted, troubles)
-
-        shared = (model.card.spec.digest, key, upright is None, question.deleted)
-        made = self._single_flight.do(shared, work.wanted, found_or_made)
-        work.troubles += made.troubles
-        work.all_stored &= made.stored
-        return made.features, made.cached
-
-    def _extracted(
-        self,
-        upright: Callable[[], Prepared],
-        question: Question,
-        key: Key,
-        work: Work,
-        wanted: Callable[[], bool],
-        troubles: list[str],
-    ) -> _FoundOrMade:
-        """Invert one view and store its features, whose maps are encoded as in the store.
-
-        Args:
-            troubles: warnings about the store so far; gets the reason if the features are not stored.
-        """
-        extractor, card = question.model.extractor, question.model.card
-        with work.stage("prepare"):
-            prepared = upright().flipped(key.view)
-        features = work.on_device("invert", lambda: self.device.invert(extractor, prepared, wanted))
-        work.forwards += len(card.spec.grid)
-        written = None
-        with work.stage("store"):
-            if not self._is_deleted(question):
-                written = self.storage.write(card.spec, key, features, card.backbone, extractor.codebook, troubles)
-            if self._is_deleted(question):  # before, or while they were written
-                if written:
-                    self.storage.discard(card.spec, key)
-                troubles.append("the photograph was deleted while its features were made; they are not kept")
-                written = None
-        work.bytes_stored += written or 0
-        return _FoundOrMade(features, False, written is not None, troubles)
 
     def _field_of_view(self, data: bytes, image: str) -> Answer:
         work = Work(self.metrics, lambda: True)

@@ -59,11 +59,6 @@ class Flight(Generic[T]):
     def wanted(self) -> bool:
         return any(ticket.wanted for ticket in self.tickets)
 
-    def check(self) -> None:
-        """Raise Abandoned if nobody waits any more; called between the stages of the work."""
-        if not self.wanted:
-            raise Abandoned("nobody waits for this answer any more")
-
 
 class Flights(Generic[T]):
     """A thread pool that does the same work once, however many callers ask for it.
@@ -160,7 +155,8 @@ class Flights(Generic[T]):
                 return
             flight.started = True
         try:
-            flight.check()
+            if not flight.wanted:
+                raise Abandoned("nobody waits for this answer any more")
             result = work(flight)
         except BaseException as error:
             self._end(flight)

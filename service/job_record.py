@@ -10,6 +10,7 @@ from pydantic import AliasChoices, BaseModel, Field
 
 from service.answers import Answer
 from service.options import Options
+from service.outputs import OUTPUTS, Output
 from service.schemas import DISCLAIMER
 
 State = Literal["queued", "running", "done", "cancelled"]
@@ -81,10 +82,14 @@ class JobRecord(BaseModel):
     created: float = Field(description="seconds since 1970")
     finished: float | None = None
     options: Options
-    suffix: str = Field(description="file name suffix of the results")
     items: list[JobItem]
     trouble: str | None = Field(default=None, description="why the job cannot continue at present")
     result_bytes: int = Field(default=0, description="total size of the results")
+
+    @property
+    def output(self) -> Output:
+        """The format of the results."""
+        return OUTPUTS[self.options.output or "png"]
 
     @property
     def bytes(self) -> int:
@@ -106,7 +111,7 @@ class JobRecord(BaseModel):
         item = self.items[number]
         if item.state != "done":
             return None
-        return f"{number:05d}_{item.name.rsplit('.', 1)[0] or 'image'}{self.suffix}"
+        return f"{number:05d}_{item.name.rsplit('.', 1)[0] or 'image'}{self.output.suffix}"
 
 
 def as_report(record: JobRecord) -> dict[str, Any]:

@@ -49,6 +49,20 @@ class JobLimits(NamedTuple):
     bytes: int
 
 
+class Submitted(NamedTuple):
+    """A photograph of a new job: uploaded, or in a folder that the operator allowed.
+
+    Attributes:
+        name: its name.
+        data: its contents, if it is uploaded.
+        source: NAME/KEY, if it is in the folder NAME.
+    """
+
+    name: str
+    data: bytes | None = None
+    source: str | None = None
+
+
 class Jobs:
     """The jobs stored at one place, which several services may share.
 
@@ -72,10 +86,7 @@ class Jobs:
         self,
         owner: str,
         options: Options,
-        suffix: str,
-        names: Sequence[str],
-        data: Sequence[bytes] = (),
-        sources: Sequence[str] = (),
+        photographs: Sequence[Submitted],
         given_up: Callable[[], bool] = lambda: False,
     ) -> JobRecord:
         """Create a job. Its record is written after its photographs, so that it is complete or does not exist.
@@ -83,10 +94,7 @@ class Jobs:
         Args:
             owner: name of the key that the job belongs to.
             options: options of the segmentation.
-            suffix: file name suffix of the results.
-            names: names of the photographs.
-            data: contents of the photographs, if they are uploaded.
-            sources: NAME/KEY of each photograph, if they are in a folder.
+            photographs: what is segmented.
             given_up: asked just before the record is written; the job is not created if nobody waits for it any more.
 
         Raises:
@@ -94,19 +102,9 @@ class Jobs:
             Unavailable: the job cannot be stored, or was given up.
         """
         unfinished = sum(job.state not in FINISHED for job in self.delete_old())
-        items = [
-            JobItem(name=name, source=sources[i] if sources else None, bytes=len(data[i]) if data else 0)
-            for i, name in enumerate(names)
-        ]
-        record = JobRecord(
-            id=uuid.uuid4().hex,
-            owner=owner,
-            created=time.time(),
-            options=options,
-            suffix=suffix,
-            items=items,
-        )
-        size = sum(map(len, data))
+        items = [JobItem(name=one.name, source=one.source, bytes=len(one.data or b"")) for one in photographs]
+        record = JobRecord(id=uuid.uuid4().hex, owner=owner, created=time.time(), options=options, items=items)
+        size = sum(item.bytes for item in items)
         with self._lock:
             unfinished += len(self._making)
             if unfinished >= self.limits.max_unfinished:
@@ -115,8 +113,9 @@ class Jobs:
         try:
             self._make_room(size, counted=True)
             self.claims.acquire(record.id)
-            for i, one in enumerate(data):
-                self._objects.put(f"{record.id}/inputs/{i:05d}", one)
+            for i, one in enumerate(photographs):
+                if one.data is not None:
+                    self._objects.put(f"{record.id}/inputs/{i:05d}", one.data)
             if given_up():
                 raise TimeoutError("nobody waits for the job any more")
             self._objects.put(f"{record.id}/job.json", record.model_dump_json().encode())

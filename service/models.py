@@ -58,9 +58,17 @@ class Models:
             raise NotFound(f"no model {name!r} here; there are {', '.join(self.by_name)}")
         return self.by_name[name]
 
-    def of_spec(self, digest: str) -> Model | None:
-        """Return a model that reads features of the spec whose digest starts with ``digest``; None if there is none."""
-        return next((m for m in self.by_name.values() if m.card.spec.digest.startswith(digest)), None)
+    def readers(self, key: str) -> tuple[list[Model], str]:
+        """Return the models that read the features of a key (``feature_key``), and the sha256 of its photograph.
+
+        Raises:
+            NotFound: there is no such model.
+        """
+        digest, _, image_id = key.partition(".")
+        readers = [model for model in self.by_name.values() if model.card.spec.digest.startswith(digest)]
+        if not readers:
+            raise NotFound(f"no model here reads features of the spec {digest}; see /v1/models")
+        return readers, image_id
 
     def extractors(self) -> dict[str, Extractor]:
         """Return {spec digest: extractor of its features}."""
@@ -95,6 +103,11 @@ def load_models(
         domain = load_domain(folder, card.spec)
         models.append(Model(name, interpreter.to(device), card, extractors[digest], version_of(folder), domain))
     return Models(models)
+
+
+def feature_key(spec: str, image_id: str) -> str:
+    """Return the key of a photograph's features: 16 digits of the spec's digest, a dot, the image's sha256."""
+    return f"{spec[:16]}.{image_id}"
 
 
 def version_of(folder: Path) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from extractor.images import MAX_PIXELS
-from service.errors import BadRequest, NotFound
+from service.errors import Abandoned, BadRequest, NotFound
 from service.metrics import Metrics
 from service.models import Model
 from service.photographs import FORMATS
@@ -120,6 +120,11 @@ class Work:
             yield
         finally:
             self.spent(name, time.perf_counter() - started)
+
+    def check(self) -> None:
+        """Raise Abandoned if nobody waits any more; called between the stages of the work."""
+        if not self.wanted():
+            raise Abandoned("nobody waits for this answer any more")
 
     def on_device(self, name: str, work: Callable[[], tuple[T, float]]) -> T:
         """Return the result of work on the device, and record its time.

@@ -53,11 +53,8 @@ Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parse_list)]
 
 FIXED_AT_START = ("host", "port", "jobs", "keep_nothing", "cors_origins", "log_level")
 """Settings that a reload cannot change."""
-FIXED_IN_ENGINE = (
-    "store", "memory_bytes", "device", "max_pixels", "formats", "batch", "batch_wait", "queue", "answers_bytes",
-    "store_timeout",
-)  # fmt: skip
-"""Settings that a reload cannot change once the models are loaded."""
+FIXED_IN_ENGINE = ("store", "memory_bytes", "device")
+"""Settings that a reload cannot change once the models are loaded, besides the limits of the engine."""
 
 
 class Settings(BaseSettings):

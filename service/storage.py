@@ -43,6 +43,18 @@ COOL_DOWN = 15.0
 """Seconds for which a store that did not answer is left alone."""
 
 
+class Written(NamedTuple):
+    """The outcome of storing features.
+
+    Attributes:
+        bytes: bytes written; 0 if another process is storing them, or if they could not be stored.
+        trouble: why they could not be stored; None if they are, or are being stored by another process.
+    """
+
+    bytes: int
+    trouble: str | None = None
+
+
 class GuardedStore:
     """Reads and writes of a feature store that may be in trouble.
 
@@ -89,21 +101,18 @@ class GuardedStore:
             self._store = self._open()
         return self._store
 
-    def read(self, spec: FeatureSpec, key: Key, warnings: list[str]) -> Features | None:
-        """Return a photograph's features; None if they have to be extracted. Trouble is added to ``warnings``."""
+    def read(self, spec: FeatureSpec, key: Key) -> tuple[Features | None, str | None]:
+        """Return a photograph's features, None if they have to be extracted; and the trouble with the store, if any."""
         try:
-            features = self._guarded("read", lambda: self._entry(spec, key).features(), spec.entry_bytes())
+            return self._guarded("read", lambda: self._entry(spec, key).features(), spec.entry_bytes()), None
         except MissingEntry:
-            return None
+            return None, None
         except DamagedEntry as error:
             logger.warning("cached features are damaged and extracted again", problem=str(error))
-            warnings.append("cached features were damaged and have been extracted again")
-            return None
+            return None, "cached features were damaged and have been extracted again"
         except (StoreError, OSError) as error:
             logger.warning("the store cannot be read", problem=str(error))
-            warnings.append("the feature store cannot be read")
-            return None
-        return features
+            return None, "the feature store cannot be read"
 
     def stored_bytes(self, spec: FeatureSpec, key: Key) -> int | None:
         """Return the stored size of a photograph's features in bytes; None if there are none.
@@ -128,14 +137,9 @@ class GuardedStore:
         return self._guarded("read", lambda: self._entry(spec, key).read(block, timesteps), spec.entry_bytes())
 
     def write(
-        self, spec: FeatureSpec, key: Key, features: Features, backbone: str, codebook: Codebook | None, warn: list[str]
-    ) -> int | None:
-        """Store features, unless another process is storing them at the moment.
-
-        Returns:
-            Bytes written, 0 if another process stores them; None if they could not be stored, which is added to
-            ``warn``.
-        """
+        self, spec: FeatureSpec, key: Key, features: Features, backbone: str, codebook: Codebook | None
+    ) -> Written:
+        """Store features, unless another process is storing them at the moment."""
         try:
             written = self._guarded(
                 "write", lambda: self._write(spec, key, features, backbone, codebook), spec.entry_bytes()
@@ -144,12 +148,11 @@ class GuardedStore:
             if isinstance(error.__cause__, StoreFull):
                 self._no_room_for = spec.entry_bytes()
             logger.warning("features could not be stored", problem=str(error))
-            warn.append("features could not be stored; the next request has to extract them again")
-            return None
+            return Written(0, "features could not be stored; the next request has to extract them again")
         self._no_room_for = 0
         gone = self._kept.added(spec, key, written)
         self._kept.put_back([one for one in gone if not self.discard(one.spec, one.key)])  # the next write tries again
-        return written
+        return Written(written)
 
     def discard(self, spec: FeatureSpec, key: Key) -> bool:
         """Delete one entry, and return whether that succeeded; trouble is logged."""

@@ -135,8 +135,5 @@ def _block(engine: Engine, key: str, block: str, timestep: int | None) -> bytes:
 
 
 def _located(engine: Engine, key: str) -> tuple[FeatureSpec, Key, list[str]]:
-    digest, _, image_id = key.partition(".")
-    readers = [m for m in engine.models.by_name.values() if m.card.spec.digest.startswith(digest)]
-    if not readers:
-        raise NotFound(f"no model here reads features of the spec {digest}; see /v1/models")
+    readers, image_id = engine.models.readers(key)
     return readers[0].card.spec, Key(image_id), [reader.name for reader in readers]

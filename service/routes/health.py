@@ -10,9 +10,7 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
 
 from service.context import Context, ReadyEngine, SharedContext
-from service.engine import Engine
-from service.errors import DeviceLost, NotFound, NotReady
-from service.models import Model
+from service.errors import DeviceLost, NotReady
 from service.routes.problems import problems
 from service.schemas import Ready
 
@@ -87,7 +85,7 @@ async def readyz(context: SharedContext) -> Ready:
         raise NotReady(f"models could not be loaded: {error}", retry_after=30)
     engine = context.ready_engine()
     _require_device(context)
-    troubles, jobs = await run_in_threadpool(engine.storage.probe), await run_in_threadpool(context.jobs_trouble)
+    troubles, jobs = await run_in_threadpool(engine.storage.probe), await run_in_threadpool(context.jobs.trouble)
     return Ready(
         status="degraded" if troubles or jobs else "ready",
         model=engine.card.task.name,
@@ -138,7 +136,7 @@ _NAME = Annotated[str, PathParameter(max_length=200)]
 @router.get("/v2/models/{name}", response_model=ModelMetadata, responses=problems(404, 503), operation_id="v2_model")
 async def model_metadata(name: _NAME, engine: ReadyEngine) -> ModelMetadata:
     """Input and output tensors of a model, -1 for any size. Inference itself is ``POST /v1/segment``."""
-    model = _model(engine, name)
+    model = engine.models.get(name)
     classes = len(model.card.task.classes)
     return ModelMetadata(
         name=model.name,
@@ -157,16 +155,10 @@ async def model_metadata(name: _NAME, engine: ReadyEngine) -> ModelMetadata:
 )
 async def model_ready(name: _NAME, engine: ReadyEngine) -> ModelReady:
     """Readiness of a model: 404 if it is not loaded."""
-    return ModelReady(name=_model(engine, name).name)
+    return ModelReady(name=engine.models.get(name).name)
 
 
 def _require_device(context: Context) -> None:
     """Raise DeviceLost if the device has failed for good; before the models are loaded there is none to check."""
     if context.engine.done() and context.engine.exception() is None and context.engine.result().device.lost:
         raise DeviceLost
-
-
-def _model(engine: Engine, name: str) -> Model:
-    if name not in engine.models.by_name:
-        raise NotFound(f"no model {name[:100]!r} here; there are {', '.join(engine.models.by_name)}")
-    return engine.models.by_name[name]

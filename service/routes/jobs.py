@@ -16,6 +16,7 @@ from service.context import Admitted, Context, ReadyEngine, SharedContext
 from service.engine import Engine
 from service.errors import BadRequest, Conflict, NoImage
 from service.job_record import FINISHED, JobRecord
+from service.jobs import Submitted
 from service.options import Options, merge_options
 from service.outputs import negotiate_output
 from service.routes.problems import problems
@@ -74,18 +75,17 @@ async def start(
     upload = await read_body(request, context.uploads, context.settings.job_bytes, context.settings.job_images)
     folder = upload.fields.pop("folder", folder and as_utf8(folder))
     options = _checked(merge_options(options, upload.fields), engine)
-    _, output = negotiate_output(options.output, "image/png")
-    options = options.model_copy(update={"output": options.output or "png"})
+    output, _ = negotiate_output(options.output, "image/png")
+    options = options.model_copy(update={"output": output})
     if folder is not None and upload.files:
         raise BadRequest("expected photographs or a folder, found both")
     if folder is not None:
-        sources, data = await run_in_threadpool(_photographs, folder, context), []
-        names = [plain_name(source) for source in sources]
+        photographs = await run_in_threadpool(_photographs, folder, context)
     else:
-        names, data, sources = [name for name, _ in upload.files], [data for _, data in upload.files], []
-    if not names:
+        photographs = [Submitted(name, data) for name, data in upload.files]
+    if not photographs:
         raise NoImage("expected photographs in fields 'image', or a folder that has some")
-    record = await context.create_job(key, options, output.suffix, names, data, sources)
+    record = await context.jobs.create(key, options, photographs)
     if context.runner is not None:
         context.runner.wake()
     response.headers["Location"] = f"/v1/jobs/{record.id}"
@@ -95,7 +95,7 @@ async def start(
 @router.get("/v1/jobs", response_model=list[JobStatus], responses=problems(401, 429, 503), operation_id="list_jobs")
 async def listed(context: SharedContext, key: Admitted) -> list[JobStatus]:
     """List the jobs of this key that are still kept, oldest first."""
-    records = await context.run_in_job_pool(context.jobs.all)
+    records = await context.jobs.all()
     return [_status(record) for record in records if record.owner == key]
 
 
@@ -104,7 +104,7 @@ async def listed(context: SharedContext, key: Admitted) -> list[JobStatus]:
 )
 async def read(job_id: _ID, context: SharedContext, key: Admitted) -> JobStatus:
     """The state and progress of a job."""
-    return _status(await context.run_in_job_pool(context.jobs.get, job_id, key))
+    return _status(await context.jobs.get(job_id, key))
 
 
 @router.delete(
@@ -115,8 +115,8 @@ async def read(job_id: _ID, context: SharedContext, key: Admitted) -> JobStatus:
 )
 async def cancel(job_id: _ID, context: SharedContext, key: Admitted) -> JobStatus:
     """Cancel a job after the photograph in progress; the results so far can still be fetched."""
-    record = await context.run_in_job_pool(context.jobs.get, job_id, key)
-    return _status(await context.run_in_job_pool(context.jobs.cancel, record))
+    record = await context.jobs.get(job_id, key)
+    return _status(await context.jobs.cancel(record))
 
 
 @router.get(
@@ -128,7 +128,7 @@ async def cancel(job_id: _ID, context: SharedContext, key: Admitted) -> JobStatu
 )
 async def results(job_id: _ID, context: SharedContext, key: Admitted) -> StreamingResponse:
     """Download a ZIP of all answers; ``images.csv`` and ``job.json`` have a summary or the error of each photograph."""
-    record = await context.run_in_job_pool(context.jobs.get, job_id, key)
+    record = await context.jobs.get(job_id, key)
     if record.state not in FINISHED:
         raise Conflict(f"the job is {record.state}: {record.count('done')} of {len(record.items)} are done")
     disposition = {"Content-Disposition": f'attachment; filename="{job_id}.zip"'}
@@ -145,15 +145,14 @@ async def results(job_id: _ID, context: SharedContext, key: Admitted) -> Streami
 )
 async def delete(job_id: _ID, context: SharedContext, key: Admitted) -> None:
     """Delete a finished job and its results now, rather than when it expires."""
-    record = await context.run_in_job_pool(context.jobs.get, job_id, key)
-    await context.run_in_job_pool(context.jobs.remove, record)
+    record = await context.jobs.get(job_id, key)
+    await context.jobs.remove(record)
 
 
 async def _archive(context: Context, record: JobRecord) -> AsyncIterator[bytes]:
     """Yield the ZIP of a job's answers; meanwhile this service does not delete the job."""
     with context.jobs.reading(record.id):
-        read = partial(context.run_in_job_pool, context.jobs.result, record)
-        async for piece in archived(record, read):
+        async for piece in archived(record, partial(context.jobs.result, record)):
             yield piece
 
 
@@ -172,13 +171,13 @@ def _checked(options: Options, engine: Engine) -> Options:
     return options.model_copy(update={"model": question.model.name})  # a reload may change the default
 
 
-def _photographs(folder: str, context: Context) -> list[str]:
-    """Locations of the photographs in the folder NAME or NAME/PREFIX, where NAME is one that the operator allowed."""
+def _photographs(folder: str, context: Context) -> list[Submitted]:
+    """The photographs in the folder NAME or NAME/PREFIX, where NAME is one that the operator allowed."""
     most = context.settings.job_images
     found = context.sources.keys(folder, most + 1)
     if len(found) > most:
         raise BadRequest(f"the folder has more than {most} photographs; name a prefix with fewer")
-    return found
+    return [Submitted(plain_name(source), source=source) for source in found]
 
 
 def _status(record: JobRecord) -> JobStatus:

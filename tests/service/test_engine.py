@@ -238,7 +238,7 @@ def test_who_joins_an_extraction_is_told_that_it_could_not_be_stored(
     made = engine.ask_features(question, tickets[0])
     assert gate.begun.wait(60)
     answered = engine.ask(question, tickets[1])  # another flight, which needs the same features
-    joined = engine._single_flight._under_way
+    joined = engine._finder._single_flight._under_way
     while not any(len(wanted) == 2 for _, wanted in list(joined.values())):
         time.sleep(0.01)
     gate.go.set()

@@ -28,11 +28,12 @@ from service.engine import Engine
 from service.errors import Busy, Conflict, DeviceLost, Unavailable
 from service.flights import Flight, Ticket
 from service.job_record import AnswerSummary, JobRecord, as_report, as_table
-from service.job_runner import JobRunner, _InFlight
-from service.jobs import JobLimits, Jobs
+from service.job_runner import JobRunner
+from service.jobs import JobLimits, Jobs, Submitted
 from service.models import Models
 from service.options import Options
 from service.outputs import OUTPUTS, SourcePhotograph
+from service.question import Question
 from service.settings import Settings
 from service.sources import Sources
 from store.errors import StoreFull, StoreUnavailable
@@ -60,6 +61,11 @@ def archive_of(jobs: Jobs, record: JobRecord) -> zipfile.ZipFile:
         return [piece async for piece in archived(record, result)]
 
     return zipfile.ZipFile(io.BytesIO(b"".join(asyncio.run(pieces()))))
+
+
+def photographs(*data: bytes) -> list[Submitted]:
+    """Uploads called a.png, b.png, ..."""
+    return [Submitted(f"{name}.png", one) for name, one in zip("abcdef", data, strict=False)]
 
 
 def uploads(*data: bytes) -> list[tuple[str, tuple[str, bytes]]]:
@@ -121,10 +127,10 @@ def test_a_job_waits_while_its_folder_is_away_and_others_go_on(make_engine: Make
     (tmp_path / "eyes").mkdir()
     (tmp_path / "eyes" / "eye.png").write_bytes(png(3))
     jobs, sources = Jobs(open_objects(tmp_path / "jobs"), LIMITS), Sources({"clinic": tmp_path / "eyes"})
-    waits = jobs.create("anybody", Options(output="png"), ".png", ["eye.png"], sources=sources.keys("clinic"))
+    waits = jobs.create("anybody", Options(output="png"), [Submitted("eye.png", source="clinic/eye.png")])
     (tmp_path / "eyes").rename(tmp_path / "elsewhere")
     (tmp_path / "eyes").mkdir()  # as the place where a network share was mounted
-    goes_on = jobs.create("anybody", Options(output="png"), ".png", ["b.png"], [png(4)])
+    goes_on = jobs.create("anybody", Options(output="png"), [Submitted("b.png", png(4))])
     runner = JobRunner(jobs, make_engine(), Settings(keep_nothing=True), sources)
     runner.start()
     assert ended(jobs, goes_on.id).count("done") == 1
@@ -187,7 +193,7 @@ def test_a_finished_job_is_deleted_with_its_answers(make_engine: MakeEngine) -> 
     with serving(make_engine()) as client:
         client.app.state.engine.result()  # type: ignore[attr-defined]
         job = client.post("/v1/jobs", files=uploads(png(17))).json()
-        path, jobs = f"/v1/jobs/{job['id']}", client.app.state.context.jobs  # type: ignore[attr-defined]
+        path, jobs = f"/v1/jobs/{job['id']}", client.app.state.context.jobs.jobs  # type: ignore[attr-defined]
         finished(client, job)
         with jobs.reading(job["id"]):
             assert client.delete(f"{path}/results").status_code == 409
@@ -200,7 +206,7 @@ def test_a_finished_job_is_deleted_with_its_answers(make_engine: MakeEngine) -> 
 
 def test_an_unfinished_job_is_not_deleted(tmp_path: Path) -> None:
     jobs = Jobs(open_objects(tmp_path), LIMITS)
-    record = jobs.create("anybody", Options(), ".png", ["a.png"], [b"a"])
+    record = jobs.create("anybody", Options(), photographs(b"a"))
     with pytest.raises(Conflict, match="the job is queued; cancel it first"):
         jobs.remove(record)
     jobs.remove(jobs.cancel(record))
@@ -210,7 +216,7 @@ def test_an_unfinished_job_is_not_deleted(tmp_path: Path) -> None:
 def test_a_job_goes_on_where_a_killed_service_left_it(make_engine: MakeEngine, tmp_path: Path) -> None:
     settings = Settings(jobs=tmp_path, keep_nothing=False)
     jobs = Jobs(open_objects(tmp_path), LIMITS)
-    record = jobs.create("anybody", Options(output="png"), ".png", ["a.png", "b.png"], [png(4), png(5)])
+    record = jobs.create("anybody", Options(output="png"), photographs(png(4), png(5)))
     record.state, record.items[0].state = "running", "done"  # killed between the first and the second
     jobs.put_result(record, 0, b"the first answer")
     jobs.save(record)
@@ -237,12 +243,12 @@ def test_a_job_goes_on_where_a_killed_service_left_it(make_engine: MakeEngine, t
 
 def test_old_jobs_are_deleted_and_new_ones_are_bounded(tmp_path: Path) -> None:
     jobs = Jobs(open_objects(tmp_path), JobLimits(1, 1, 10**9))
-    record = jobs.create("anybody", Options(), ".png", ["a.png"], [b"a"])
+    record = jobs.create("anybody", Options(), photographs(b"a"))
     with pytest.raises(Exception, match="1 jobs are unfinished"):
-        jobs.create("anybody", Options(), ".png", ["a.png"], [b"a"])
+        jobs.create("anybody", Options(), photographs(b"a"))
     record.state, record.finished = "done", time.time() - 3601
     jobs.save(record)
-    jobs.create("anybody", Options(), ".png", ["a.png"], [b"a"])
+    jobs.create("anybody", Options(), photographs(b"a"))
     assert jobs.read(record.id) is None
     assert not (tmp_path / record.id / "inputs" / "00000").exists()
 
@@ -251,7 +257,7 @@ def test_finished_jobs_make_room_and_unfinished_ones_do_not(tmp_path: Path) -> N
     jobs = Jobs(open_objects(tmp_path), JobLimits(10, 24, bytes=100))
 
     def create(size: int) -> JobRecord:
-        return jobs.create("anybody", Options(), ".png", ["a.png"], [bytes(size)])
+        return jobs.create("anybody", Options(), photographs(bytes(size)))
 
     empty, old, new = create(0), create(40), create(40)
     for record in (empty, old):
@@ -271,45 +277,45 @@ def test_finished_jobs_make_room_and_unfinished_ones_do_not(tmp_path: Path) -> N
 
 def test_what_is_being_read_stays_until_it_is_read(tmp_path: Path) -> None:
     jobs = Jobs(open_objects(tmp_path), JobLimits(10, 24, bytes=100))
-    record = jobs.create("anybody", Options(), ".png", ["a.png"], [bytes(40)])
+    record = jobs.create("anybody", Options(), photographs(bytes(40)))
     jobs.put_result(record, 0, bytes(60))
     record.state, record.finished, record.items[0].state = "done", 0.0, "done"  # long ago
     jobs.save(record)
     with jobs.reading(record.id):
         assert [kept.id for kept in jobs.delete_old()] == [record.id]
         with pytest.raises(Busy, match="take all the room"):
-            jobs.create("anybody", Options(), ".png", ["a.png"], [bytes(60)])
+            jobs.create("anybody", Options(), photographs(bytes(60)))
         assert archive_of(jobs, record).testzip() is None
-    jobs.create("anybody", Options(), ".png", ["a.png"], [bytes(60)])
+    jobs.create("anybody", Options(), photographs(bytes(60)))
     assert jobs.read(record.id) is None
 
 
 def test_uploads_at_once_are_bounded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    jobs = Jobs(open_objects(tmp_path), JobLimits(1, 24, bytes=100))
+    objects = open_objects(tmp_path)
+    jobs, put = Jobs(objects, JobLimits(1, 24, bytes=100)), objects.put
     begun, go = threading.Event(), threading.Event()
-    put = jobs._objects.put
 
     def slowly(key: str, data: bytes) -> None:
         begun.set()
         assert go.wait(60)
         put(key, data)
 
-    monkeypatch.setattr(jobs._objects, "put", slowly)
+    monkeypatch.setattr(objects, "put", slowly)
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(jobs.create, "anybody", Options(), ".png", ["a.png"], [bytes(60)])
+        first = pool.submit(jobs.create, "anybody", Options(), photographs(bytes(60)))
         assert begun.wait(60)
         with pytest.raises(Busy, match="1 jobs are unfinished"):
-            jobs.create("anybody", Options(), ".png", ["a.png"], [bytes(10)])
+            jobs.create("anybody", Options(), photographs(bytes(10)))
         jobs.limits = JobLimits(10, 24, bytes=100)
         with pytest.raises(Busy, match="take all the room"):
-            jobs.create("anybody", Options(), ".png", ["a.png"], [bytes(60)])
+            jobs.create("anybody", Options(), photographs(bytes(60)))
         go.set()
         assert first.result(60).count("waiting") == 1
 
 
 def test_a_job_that_was_deleted_does_not_come_back(tmp_path: Path) -> None:
     jobs = Jobs(open_objects(tmp_path), JobLimits(10, 0.0, 10**6))
-    record = jobs.create("anybody", Options(), ".png", ["a.png"], [b"a"])
+    record = jobs.create("anybody", Options(), photographs(b"a"))
     jobs.cancel(record)
     jobs.delete_old()
     assert jobs.read(record.id) is None
@@ -318,9 +324,9 @@ def test_a_job_that_was_deleted_does_not_come_back(tmp_path: Path) -> None:
 
 
 def test_jobs_that_were_taken_are_done_however_full_it_is(make_engine: MakeEngine, tmp_path: Path) -> None:
-    photographs = [png(4), png(5)]
-    jobs = Jobs(open_objects(tmp_path), JobLimits(10, 24, bytes=sum(map(len, photographs))))
-    record = jobs.create("anybody", Options(output="png"), ".png", ["a.png", "b.png"], photographs)
+    data = [png(4), png(5)]
+    jobs = Jobs(open_objects(tmp_path), JobLimits(10, 24, bytes=sum(map(len, data))))
+    record = jobs.create("anybody", Options(output="png"), photographs(*data))
     runner = JobRunner(jobs, make_engine(), Settings(keep_nothing=True), Sources({}))
     runner.start()
     assert ended(jobs, record.id).count("done") == 2
@@ -330,7 +336,7 @@ def test_jobs_that_were_taken_are_done_however_full_it_is(make_engine: MakeEngin
 def test_a_folder_that_stays_away_is_given_up(make_engine: MakeEngine, tmp_path: Path) -> None:
     (tmp_path / "eyes").mkdir()
     jobs = Jobs(open_objects(tmp_path / "jobs"), LIMITS)
-    record = jobs.create("anybody", Options(output="png"), ".png", ["eye.png"], sources=["clinic/eye.png"])
+    record = jobs.create("anybody", Options(output="png"), [Submitted("eye.png", source="clinic/eye.png")])
     sources = Sources({"clinic": tmp_path / "eyes"})
     runner = JobRunner(jobs, make_engine(), Settings(keep_nothing=True, job_hours=1e-9), sources)
     runner.start()
@@ -343,7 +349,7 @@ def test_a_photograph_that_fails_in_an_unexpected_way_ends_no_job(
     make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs, engine = Jobs(open_objects(tmp_path), LIMITS), make_engine()
-    record = jobs.create("anybody", Options(output="png"), ".png", ["a.png", "b.png"], [png(4), png(5)])
+    record = jobs.create("anybody", Options(output="png"), photographs(png(4), png(5)))
     rendered, names = list[str](), {png(4): "a.png", png(5): "b.png"}
 
     def render(_answer: object, _options: object, source: SourcePhotograph) -> bytes:
@@ -367,26 +373,22 @@ def test_a_photograph_that_stops_the_service_is_tried_alone_and_not_for_ever(
     make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs, engine = Jobs(open_objects(tmp_path), LIMITS), make_engine()
-    names = ["poison.png", "beside.png", "behind.png"]
-    record = jobs.create("anybody", Options(output="png"), ".png", names, [png(4), png(5), png(6)])
+    record = jobs.create("anybody", Options(output="png"), photographs(png(4), png(5), png(6)))
     attempts: list[tuple[int, ...]] = []
-    finish = JobRunner._finish
 
-    def killed_with_the_poison(runner: JobRunner, record: JobRecord, asked: Any) -> None:
-        if record.items[asked.number].name == "poison.png":
+    def killed_by_the_first(_answer: object, _options: object, source: SourcePhotograph) -> bytes:
+        if source.data == png(4):
             on_disk = jobs.read(record.id)
             assert on_disk is not None
             attempts.append(tuple(len(item.begun_by) for item in on_disk.items if item.state == "waiting"))
             raise SystemExit  # as if the process were gone: nothing is written any more
-        finish(runner, record, asked)
+        return b"an answer"
 
-    monkeypatch.setattr(JobRunner, "_finish", killed_with_the_poison)
+    monkeypatch.setitem(OUTPUTS, "png", OUTPUTS["png"]._replace(render=killed_by_the_first))
     for _ in range(4):  # it is started anew each time
         runner = JobRunner(jobs, engine, Settings(keep_nothing=True), Sources({}))
-        found = jobs.read(record.id)
-        assert found is not None
         with suppress(SystemExit):
-            runner._run_if_free(found)
+            runner.run_once()
     poison, *others = ended(jobs, record.id).items
     assert attempts == [(1, 1, 0), (2, 1), (3,)]  # beside others, which it costs an attempt, then alone
     assert poison.problem == "3 runs of the service were stopped while processing this photograph"
@@ -395,7 +397,7 @@ def test_a_photograph_that_stops_the_service_is_tried_alone_and_not_for_ever(
 
 def test_a_photograph_that_is_gone_is_its_own_trouble(make_engine: MakeEngine, tmp_path: Path) -> None:
     jobs = Jobs(open_objects(tmp_path), LIMITS)
-    record = jobs.create("anybody", Options(output="png"), ".png", ["a.png", "b.png"], [png(4), png(5)])
+    record = jobs.create("anybody", Options(output="png"), photographs(png(4), png(5)))
     (tmp_path / record.id / "inputs" / "00000").unlink()
     runner = JobRunner(jobs, make_engine(), Settings(keep_nothing=True), Sources({}))
     runner.start()
@@ -407,43 +409,40 @@ def test_a_photograph_that_is_gone_is_its_own_trouble(make_engine: MakeEngine, t
 def test_a_storage_that_keeps_no_records_makes_no_photograph_guilty(
     make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs = Jobs(open_objects(tmp_path), LIMITS)
-    record = jobs.create("anybody", Options(output="png"), ".png", ["a.png"], [png(4)])
+    objects = open_objects(tmp_path)
+    jobs, put = Jobs(objects, LIMITS), objects.put
+    record = jobs.create("anybody", Options(output="png"), photographs(png(4)))
     runner = JobRunner(jobs, make_engine(), Settings(keep_nothing=True), Sources({}))
-    put = jobs._objects.put
 
     def refuses_the_end(key: str, data: bytes) -> None:
         if key.endswith("job.json") and b'"state":"done"' in data:
             raise StoreUnavailable("away")
         put(key, data)
 
-    monkeypatch.setattr(jobs._objects, "put", refuses_the_end)
-    for _ in range(5):
-        found = jobs.read(record.id)
-        assert found is not None
-        with suppress(StoreUnavailable):
-            runner._run_if_free(found)
-    monkeypatch.setattr(jobs._objects, "put", put)
-    found = jobs.read(record.id)
-    assert found is not None
-    runner._run_if_free(found)
+    monkeypatch.setattr(objects, "put", refuses_the_end)
+    assert [runner.run_once() for _ in range(5)] == [False] * 5
+    monkeypatch.setattr(objects, "put", put)
+    assert runner.run_once()
     (item,) = ended(jobs, record.id).items
     assert item.state == "done"
 
 
 def test_a_photograph_that_loses_the_device_is_counted_and_others_are_not(
-    make_engine: MakeEngine, tmp_path: Path
+    make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs, engine = Jobs(open_objects(tmp_path), LIMITS), make_engine()
-    record = jobs.create("anybody", Options(output="png"), ".png", ["a.png", "b.png"], [png(4), png(5)])
-    runner = JobRunner(jobs, engine, Settings(keep_nothing=True), Sources({}))
-    for number, by_this in ((0, True), (1, False)):
-        flight: Flight[Any] = Flight("", Ticket())
-        flight.future.set_exception(DeviceLost(by_this=by_this))
-        record.items[number].begun_by = (runner._name,)
-        with pytest.raises(DeviceLost):
-            runner._finish(record, _InFlight(number, b"", Ticket(), flight, flight.future))
-    assert [item.begun_by for item in record.items] == [(runner._name,), ()]
+    record = jobs.create("anybody", Options(output="png"), photographs(png(4), png(5)))
+
+    def lost(question: Question, ticket: Ticket, **_: object) -> Flight[Any]:
+        flight: Flight[Any] = Flight("", ticket)
+        flight.future.set_exception(DeviceLost(by_this=question.data == png(4)))
+        return flight
+
+    monkeypatch.setattr(engine, "ask", lost)
+    assert not JobRunner(jobs, engine, Settings(keep_nothing=True), Sources({})).run_once()
+    kept = jobs.read(record.id)
+    assert kept is not None
+    assert [len(item.begun_by) for item in kept.items] == [1, 0]
 
 
 def test_what_answers_say_about_themselves_is_in_the_zip(make_engine: MakeEngine, tmp_path: Path) -> None:
@@ -480,7 +479,7 @@ def test_what_answers_say_about_themselves_is_in_the_zip(make_engine: MakeEngine
 
 def test_an_answer_that_should_not_be_relied_on_is_counted(tmp_path: Path, make_engine: MakeEngine) -> None:
     jobs, engine = Jobs(open_objects(tmp_path), LIMITS), make_engine()
-    record = jobs.create("anybody", Options(output="png"), ".png", ["a.png"], [png(4)])
+    record = jobs.create("anybody", Options(output="png"), photographs(png(4)))
     score = DomainScore(distance=9.0, threshold=2.0, residual=None, residual_range=None)
     record.items[0].state, record.items[0].answer = (
         "done",
@@ -494,23 +493,23 @@ def test_an_answer_that_should_not_be_relied_on_is_counted(tmp_path: Path, make_
     assert as_report(kept)["images"][0]["abstain"] is True
     assert next(csv.DictReader(io.StringIO(as_table(kept))))["distance"] == "9.0"
     with serving(engine) as client:
-        client.app.state.context.jobs = jobs  # type: ignore[attr-defined]
+        client.app.state.context.jobs.jobs = jobs  # type: ignore[attr-defined]
         assert client.get(f"/v1/jobs/{record.id}").json()["abstained"] == 1
 
 
 def test_a_cancelled_job_stays_so_whoever_is_at_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one, other = (Jobs(open_objects(tmp_path), LIMITS) for _ in range(2))
-    record = one.create("anybody", Options(), ".png", ["a.png"], [b"a"])
+    objects = open_objects(tmp_path)
+    one, other, put = Jobs(objects, LIMITS), Jobs(open_objects(tmp_path), LIMITS), objects.put
+    record = one.create("anybody", Options(), photographs(b"a"))
     at_it = one.read(record.id)
     assert at_it is not None
     at_it.state = "running"
-    put = one._objects.put
 
     def cancelled_meanwhile(key: str, data: bytes) -> None:
         other.cancel(record)
         put(key, data)
 
-    monkeypatch.setattr(one._objects, "put", cancelled_meanwhile)
+    monkeypatch.setattr(objects, "put", cancelled_meanwhile)
     one.save(at_it)
     kept = one.read(record.id)
     assert kept is not None
@@ -519,7 +518,7 @@ def test_a_cancelled_job_stays_so_whoever_is_at_it(tmp_path: Path, monkeypatch: 
 
 def test_an_answer_to_a_deleted_job_is_not_kept(tmp_path: Path) -> None:
     jobs = Jobs(open_objects(tmp_path), JobLimits(10, 0.0, 10**6))
-    record = jobs.create("anybody", Options(), ".png", ["a.png"], [b"a"])
+    record = jobs.create("anybody", Options(), photographs(b"a"))
     jobs.cancel(record)
     jobs.delete_old()
     jobs.put_result(record, 0, b"too late")
@@ -530,12 +529,12 @@ def test_jobs_that_cannot_be_kept_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     jobs = Jobs(open_objects(tmp_path / "file" / "jobs"), LIMITS)
     with pytest.raises(Unavailable, match="cannot be stored"):
-        jobs.create("anybody", Options(), ".png", ["a.png"], [b"a"])
+        jobs.create("anybody", Options(), photographs(b"a"))
 
 
 def test_a_record_that_is_damaged_is_nobodys_end(tmp_path: Path) -> None:
     jobs = Jobs(open_objects(tmp_path), LIMITS)
-    record = jobs.create("anybody", Options(), ".png", ["a.png"], [b"a"])
+    record = jobs.create("anybody", Options(), photographs(b"a"))
     (tmp_path / record.id / "job.json").write_text("{")
     assert jobs.all() == []
 
@@ -554,7 +553,7 @@ def test_a_job_is_its_owners_alone(make_engine: MakeEngine) -> None:
 def test_services_at_one_place_leave_each_other_their_jobs(make_engine: MakeEngine, tmp_path: Path) -> None:
     mine, theirs = Jobs(open_objects(tmp_path), LIMITS), Jobs(open_objects(tmp_path), LIMITS)
     busy, other, own = (
-        theirs.create("anybody", Options(output="png", model=model), ".png", ["a.png"], [png(4)])
+        theirs.create("anybody", Options(output="png", model=model), photographs(png(4)))
         for model in ("vessels", "disc_cup", "vessels")
     )
     assert theirs.claims.acquire(busy.id)
@@ -576,13 +575,13 @@ def test_a_job_keeps_the_model_it_was_given(make_engine: MakeEngine) -> None:
     with serving(make_engine()) as client:
         client.app.state.engine.result()  # type: ignore[attr-defined]
         job = client.post("/v1/jobs", files=uploads(png(6))).json()
-        record = client.app.state.context.jobs.read(job["id"])  # type: ignore[attr-defined]
+        record = client.app.state.context.jobs.jobs.read(job["id"])  # type: ignore[attr-defined]
         assert record.options.model == "vessels"
 
 
 def test_an_output_that_cannot_be_written_costs_no_work(make_engine: MakeEngine, tmp_path: Path) -> None:
     jobs, engine = Jobs(open_objects(tmp_path), LIMITS), make_engine()
-    record = jobs.create("anybody", Options(output="dicom-seg"), ".dcm", ["a.png"], [png(4)])
+    record = jobs.create("anybody", Options(output="dicom-seg"), photographs(png(4)))
     runner = JobRunner(jobs, engine, Settings(keep_nothing=True), Sources({}))
     runner.start()
     (item,) = ended(jobs, record.id).items
@@ -594,16 +593,16 @@ def test_an_output_that_cannot_be_written_costs_no_work(make_engine: MakeEngine,
 def test_a_full_disk_is_a_jobs_trouble_and_not_its_end(
     make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs = Jobs(open_objects(tmp_path), LIMITS)
-    record = jobs.create("anybody", Options(output="png"), ".png", ["a.png"], [png(4)])
-    put = jobs._objects.put
+    objects = open_objects(tmp_path)
+    jobs, put = Jobs(objects, LIMITS), objects.put
+    record = jobs.create("anybody", Options(output="png"), photographs(png(4)))
 
     def full(key: str, data: bytes) -> None:
         if "/results/" in key:
             raise StoreFull("no room left")
         put(key, data)
 
-    monkeypatch.setattr(jobs._objects, "put", full)
+    monkeypatch.setattr(objects, "put", full)
     runner = JobRunner(jobs, make_engine(), Settings(keep_nothing=True), Sources({}))
     runner.start()
     for _ in range(1200):
@@ -613,7 +612,7 @@ def test_a_full_disk_is_a_jobs_trouble_and_not_its_end(
             break
         time.sleep(0.05)
     assert (now.state, now.trouble) == ("running", "the answers of the job cannot be stored now")
-    monkeypatch.setattr(jobs._objects, "put", put)
+    monkeypatch.setattr(objects, "put", put)
     runner.wake()
     assert ended(jobs, record.id).count("done") == 1
     runner.stop()
@@ -621,7 +620,7 @@ def test_a_full_disk_is_a_jobs_trouble_and_not_its_end(
 
 def test_jobs_in_memory_are_bounded_by_it(make_engine: MakeEngine) -> None:
     with serving(make_engine(), memory_bytes=2_000_000_000) as client:
-        assert client.app.state.context.jobs.limits.bytes == 2_000_000_000  # type: ignore[attr-defined]
+        assert client.app.state.context.jobs.jobs.limits.bytes == 2_000_000_000  # type: ignore[attr-defined]
 
 
 def test_a_photograph_that_cannot_be_asked_for_ends_no_job(
@@ -633,8 +632,8 @@ def test_a_photograph_that_cannot_be_asked_for_ends_no_job(
 
     monkeypatch.setitem(OUTPUTS, "png", OUTPUTS["png"]._replace(check=check))
     jobs = Jobs(open_objects(tmp_path), LIMITS)
-    record = jobs.create("anybody", Options(output="png"), ".png", ["a.png", "b.png"], [png(4), png(5)])
-    JobRunner(jobs, make_engine(), Settings(keep_nothing=True), Sources({}))._run_jobs()
+    record = jobs.create("anybody", Options(output="png"), photographs(png(4), png(5)))
+    JobRunner(jobs, make_engine(), Settings(keep_nothing=True), Sources({})).run_once()
     bad, good = ended(jobs, record.id).items
     assert (bad.state, bad.failures, good.state) == ("failed", 3, "done")
 
@@ -642,23 +641,25 @@ def test_a_photograph_that_cannot_be_asked_for_ends_no_job(
 def test_who_slept_longer_than_its_claim_leaves_the_job_to_whoever_took_over(
     make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, names = make_engine(), [f"{i}.png" for i in range(4)]
+    engine = make_engine()
     mine, others = (Jobs(open_objects(tmp_path), LIMITS) for _ in "ab")
-    record = mine.create("anybody", Options(output="png"), ".png", names, [png(i) for i in range(4)])
+    record = mine.create("anybody", Options(output="png"), photographs(*map(png, range(4))))
     sleeper, other = (JobRunner(jobs, engine, Settings(keep_nothing=True), Sources({})) for jobs in (mine, others))
-    is_cancelled = sleeper._cancelled
+    read, slept = mine.read, list[int]()
 
-    def sleeping(current: JobRecord) -> bool:  # asked before each photograph
-        if current.count("done") and others.read(record.id) is not None:
+    def sleeping(job_id: str) -> JobRecord | None:  # asked before each photograph
+        current = read(job_id)
+        if current is not None and current.count("done") and not slept:
+            slept.append(current.count("waiting"))
             claim = tmp_path / "claims" / record.id
             claim.write_text(json.dumps(json.loads(claim.read_text()) | {"renewed": time.time() - 200}))
-            other._run_jobs()
-        return is_cancelled(current)
+            assert other.run_once()
+        return current
 
-    monkeypatch.setattr(sleeper, "_cancelled", sleeping)
-    sleeper._at_once = 1
-    sleeper._run_jobs()
-    done = mine.read(record.id)
+    monkeypatch.setattr(mine, "read", sleeping)
+    sleeper.run_once()
+    assert slept == [3]
+    done = others.read(record.id)
     assert done is not None
     assert (done.state, [item.state for item in done.items]) == ("done", ["done"] * 4)
     archive = archive_of(mine, done)
@@ -670,50 +671,46 @@ def test_a_job_waits_for_its_model_where_a_reload_takes_it_away(
 ) -> None:
     engine, jobs = make_engine(), Jobs(open_objects(tmp_path), LIMITS)
     before, name = engine.models, engine.models.default.name
-    record = jobs.create("anybody", Options(output="png", model=name), ".png", ["a.png", "b.png"], [png(1), png(2)])
+    record = jobs.create("anybody", Options(output="png", model=name), photographs(png(1), png(2), png(3)))
     runner = JobRunner(jobs, engine, Settings(keep_nothing=True), Sources({}))
-    runner._at_once, is_cancelled = 1, runner._cancelled
 
-    def reloading(current: JobRecord) -> bool:
-        if current.count("done"):
-            engine.models = Models([replace(before.default, name="another")])
-        return is_cancelled(current)
+    def reloading(*_: object) -> bytes:
+        engine.models = Models([replace(before.default, name="another")])
+        return b"an answer"
 
-    monkeypatch.setattr(runner, "_cancelled", reloading)
-    runner._run_jobs()
+    monkeypatch.setitem(OUTPUTS, "png", OUTPUTS["png"]._replace(render=reloading))
+    runner.run_once()
     waiting = jobs.read(record.id)
     assert waiting is not None
-    assert [item.state for item in waiting.items] == ["done", "waiting"]
+    assert [item.state for item in waiting.items] == ["done", "done", "waiting"]  # two are in flight at a time
     assert waiting.trouble == f"the model {name} is not loaded"
     waiting.trouble = "the answers of the job cannot be stored now"  # an older reason
     jobs.save(waiting)
-    runner._run_jobs()
+    runner.run_once()
     known = jobs.read(record.id)
     assert known is not None
     assert known.trouble == f"the model {name} is not loaded"
     monkeypatch.undo()
     engine.models = before
-    runner._run_jobs()
-    assert ended(jobs, record.id).count("done") == 2
+    runner.run_once()
+    assert ended(jobs, record.id).count("done") == 3
 
 
 def test_trouble_with_the_storage_of_jobs_is_seen_in_readyz(make_engine: MakeEngine) -> None:
     with serving(make_engine()) as client:
         client.app.state.engine.result()  # type: ignore[attr-defined]
         assert (client.get("/readyz").json()["status"], client.get("/readyz").json()["jobs"]) == ("ready", None)
-        context = client.app.state.context  # type: ignore[attr-defined]
+        storage = client.app.state.context.jobs  # type: ignore[attr-defined]
 
         def full() -> None:
             raise StoreFull("no room left")
 
-        context.jobs.require_writable, context._next_probe = full, 0.0
+        storage.jobs.require_writable, storage.cool_down = full, 0.0
         ready = client.get("/readyz")
         assert (ready.status_code, ready.json()["status"], ready.json()["jobs"]) == (200, "degraded", "no room left")
         released, probes = threading.Event(), list[int]()
-        context.jobs.require_writable = lambda: probes.append(1) or released.wait(120)
-        context._next_probe = 0.0
+        storage.jobs.require_writable = lambda: probes.append(1) or released.wait(120)
         for _ in range(2):
-            context._next_probe = 0.0
             assert client.get("/readyz").json()["jobs"] == "the storage of jobs does not answer"
         assert probes == [1]
         released.set()
@@ -721,6 +718,7 @@ def test_trouble_with_the_storage_of_jobs_is_seen_in_readyz(make_engine: MakeEng
 
 def test_a_runner_whose_storage_hangs_is_left_behind(make_engine: MakeEngine, tmp_path: Path) -> None:
     jobs, asked, released = Jobs(open_objects(tmp_path), LIMITS), threading.Event(), threading.Event()
+    before = threading.enumerate()
 
     def hanging() -> list[JobRecord]:
         asked.set()
@@ -732,16 +730,16 @@ def test_a_runner_whose_storage_hangs_is_left_behind(make_engine: MakeEngine, tm
     runner.start()
     assert asked.wait(60)
     runner.stop()
-    assert runner._thread.is_alive()
+    (left_behind,) = (thread for thread in threading.enumerate() if thread.name == "jobs" and thread not in before)
     released.set()
-    runner._thread.join(60)
-    assert not runner._thread.is_alive()
+    left_behind.join(60)
+    assert not left_behind.is_alive()
 
 
 def test_a_cancellation_that_a_lost_power_has_emptied_is_one(tmp_path: Path) -> None:
     jobs = Jobs(open_objects(tmp_path), LIMITS)
-    record = jobs.create("anybody", Options(), ".png", ["a.png"], [png(1)])
-    jobs._objects.put(f"{record.id}/cancelled", b"")
+    record = jobs.create("anybody", Options(), photographs(png(1)))
+    (tmp_path / record.id / "cancelled").write_bytes(b"")
     (found,) = jobs.all()
     assert found.state == "cancelled"
 
@@ -750,7 +748,7 @@ def test_a_storage_of_jobs_that_hangs_costs_other_requests_nothing(make_engine: 
     released = threading.Event()
     with serving(make_engine(), store_timeout=0.5) as client, ThreadPoolExecutor(50) as pool:
         client.app.state.engine.result()  # type: ignore[attr-defined]
-        client.app.state.context.jobs.read = lambda _: released.wait(120)  # type: ignore[attr-defined]
+        client.app.state.context.jobs.jobs.read = lambda _: released.wait(120)  # type: ignore[attr-defined]
         polls = [pool.submit(client.get, f"/v1/jobs/{'0' * 32}") for _ in range(45)]
         time.sleep(0.2)
         assert client.post("/v1/segment", files={"image": ("a.png", png(3))}).status_code == 200
@@ -764,7 +762,7 @@ def test_answers_that_cannot_be_read_cost_other_requests_nothing(make_engine: Ma
         client.app.state.engine.result()  # type: ignore[attr-defined]
         job = client.post("/v1/jobs", files=uploads(png(9))).json()
         finished(client, job)
-        client.app.state.context.jobs.result = lambda *_: released.wait(120)  # type: ignore[attr-defined]
+        client.app.state.context.jobs.jobs.result = lambda *_: released.wait(120)  # type: ignore[attr-defined]
         downloads = [pool.submit(client.get, f"/v1/jobs/{job['id']}/results") for _ in range(45)]
         time.sleep(0.2)
         assert client.post("/v1/segment", files={"image": ("a.png", png(3))}).status_code == 200
@@ -776,7 +774,7 @@ def test_a_storage_that_is_away_for_a_moment_fails_no_photograph(
     make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = Jobs(open_objects(tmp_path), LIMITS)
-    record = jobs.create("anybody", Options(output="png"), ".png", ["a.png"], [png(4)])
+    record = jobs.create("anybody", Options(output="png"), photographs(png(4)))
     runner, is_ours = JobRunner(jobs, make_engine(), Settings(keep_nothing=True), Sources({})), jobs.claims.is_ours
     for moment in range(1, 6):
         asked = iter(range(1, 100))
@@ -787,18 +785,18 @@ def test_a_storage_that_is_away_for_a_moment_fails_no_photograph(
             return is_ours(name)
 
         monkeypatch.setattr(jobs.claims, "is_ours", away_once)
-        runner._run_jobs()
+        runner.run_once()
         found = jobs.read(record.id)
         assert found is not None
         assert found.items[0].state in ("waiting", "done"), found.items[0].problem
     monkeypatch.undo()
-    runner._run_jobs()
+    runner.run_once()
     assert ended(jobs, record.id).items[0].state == "done"
 
 
 def test_a_job_that_nobody_waits_for_any_more_is_not_made(tmp_path: Path) -> None:
     jobs = Jobs(open_objects(tmp_path), LIMITS)
     with pytest.raises(Unavailable):
-        jobs.create("anybody", Options(), ".png", ["a.png"], [png(1)], given_up=lambda: True)
+        jobs.create("anybody", Options(), photographs(png(1)), given_up=lambda: True)
     assert jobs.all() == []
-    assert jobs._objects.keys("") == []
+    assert not list(tmp_path.iterdir())

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from service.engine import Engine
 from service.errors import BodyTooSlow, Busy, TooManyRequests, Unauthorised
 from service.metrics import HttpMetrics, Metrics
 from service.middleware import SECURITY_HEADERS, RequestMiddleware, UnexpectedErrorMiddleware
+from service.question import Limits
 from service.security import ANYBODY, Admission, Keys, presented_key
 from service.settings import FIXED_AT_START, FIXED_IN_ENGINE, Settings, read_settings
 from service.storage import GuardedStore
@@ -124,7 +126,9 @@ def test_a_reload_leaves_what_needs_a_restart_and_says_so(shared_engine: Engine,
     assert (adopted.max_pixels, adopted.device, adopted.job_images) == (settings.max_pixels, "cpu", 7)
     assert [log["settings"] for log in logs if "need a restart" in log["event"]] == [["device", "max_pixels"]]
     documented = (Path(__file__).parents[2] / "docs" / "service.md").read_text()
-    assert all(f"`{name}`" in documented for name in (*FIXED_AT_START, *FIXED_IN_ENGINE))
+    assert all(
+        f"`{name}`" in documented for name in (*FIXED_AT_START, *FIXED_IN_ENGINE, *(one.name for one in fields(Limits)))
+    )
 
 
 def test_features_are_deleted_by_admins(make_engine: MakeEngine) -> None:
