@@ -42,10 +42,12 @@ from extractor.backbone_folder import load_backbone
 from extractor.backbones import backbone_source, open_backbone
 from extractor.cluster import ExtractionJob, connected, extract_on_cluster
 from extractor.cuda.recording import WARMUP_RUNS
-from extractor.datasets import DataSet, load_dataset
+from extractor.datasets import DataSet, Selection, load_dataset
+from extractor.execution import Execution
 from extractor.extraction import Extractor
 from extractor.pipeline import default_batch
 from extractor.presets import Preset, small
+from extractor.request import Request
 from extractor.runs import extract_dataset
 from store import FeatureStore, FloatEncoding
 
@@ -183,11 +185,13 @@ def workers(scale: Scale, recipe: Preset, dataset: DataSet, work: Path) -> dict[
     spec = recipe.spec(open_backbone(recipe.backbone))
     photographs = part(dataset, scale.photographs)
     views = ("identity", *(f"photometric-{i}" for i in range(3)))  # enough tasks for the last ones to weigh little
+    folder_of_all = photographs.photographs[0].image.parent
+    request = Request(Selection(f"folder:{folder_of_all}"), spec, recipe.backbone, views)
 
     def extract(client: Client) -> float:
         def run(folder: Path) -> None:
-            job = ExtractionJob(spec=spec, store=str(folder), backbone=recipe.backbone)
-            extract_on_cluster(photographs, job, client, views=views)
+            job = ExtractionJob(request, str(folder), Execution(workers=len(client.nthreads())))
+            extract_on_cluster(photographs, job, client)
 
         return seconds_alone_on_disk(run, work)
 

@@ -4,7 +4,7 @@ from .assessing import Assessment, assess
 from .backbone import Backbone
 from .backbone_folder import load_backbone, save_backbone
 from .backbones import open_backbone
-from .datasets import DataSet, load_dataset
+from .datasets import DataSet, Selection, load_dataset
 from .diffusion import Diffusion
 from .errors import (
     BackboneError,
@@ -56,6 +56,7 @@ __all__ = [
     "Request",
     "RunReport",
     "ScheduleError",
+    "Selection",
     "UnrecordedOptions",
     "anchor",
     "assess",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from extractor.errors import BackboneError
 from store.codebook import Codebook, load_codebook
+from store.extraction_command import UNTRAINED
 from store.spec import AffineEncoding, Encoding, EncodingName, FeatureSpec, FloatEncoding, Precision, TransformEncoding
 
 if TYPE_CHECKING:  # loading diffusers takes seconds; names are looked up without it
@@ -16,8 +17,6 @@ MODELS = Path(__file__).parent / "models"
 SOURCE_ONLY = "base"
 """A backbone that is shipped with the source only, as it is too large for the wheel."""
 CODEBOOK_FILE = "codebook.safetensors"
-UNTRAINED = "untrained:"
-"""Prefix of a backbone's name that stands for its architecture with random weights."""
 
 
 def is_shipped(backbone: str) -> bool:

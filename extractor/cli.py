@@ -14,7 +14,7 @@ from rich.table import Table
 from extractor import run_options as option
 from extractor.backbone_cli import app as backbone_commands
 from extractor.backbones import encoding_of, open_backbone
-from extractor.datasets import DataSet, load_dataset, selected
+from extractor.datasets import DataSet, Selection
 from extractor.errors import ExtractorError, ScheduleError
 from extractor.options import (
     AsJson,
@@ -113,15 +113,11 @@ def run(
     if trajectory != "stochastic" and console.options_given(context, ("seed",)):
         raise typer.BadParameter("--seed draws the noise of --trajectory stochastic; the others have none")
     recipe = recipe_of(preset, clip, trajectory, seed, (timesteps, grid, blocks), resolution)
-    whole = load_dataset(dataset, name)
-    for line in whole.notes_on_unread:
+    selection = Selection(dataset, name, split, labelled, images, limit)
+    data, features = selection.load(), FeatureStore(store)
+    for line in data.notes:
         console.note(line)
-    data = selected(whole, split, limit, images, labelled=labelled)
-    if labelled:
-        _note_unlabelled(selected(whole, split, None, images))
-    features = FeatureStore(store)
-    if name is None:
-        require_own_name(features, data.name, dataset)
+    require_own_name(features, selection, data.name)
     source = backbone or recipe.backbone
     how = encoding_of(encoding, source, codebook)[0] if encoding else recipe.encoding
     execution = Execution(device, batch, workers, scheduler, overwrite, compiled)
@@ -137,10 +133,7 @@ def run(
             f"these options lead to features of spec {spec.digest[:12]}, not of {expect_spec[:12]}: the backbone, its "
             "class label or the codebook differs from the one expected"
         )
-    request = Request(
-        dataset, spec, source, parse_views(views), name, split=split, limit=limit, images=images, labelled=labelled,
-        codebook=codebook, class_label=class_label,
-    )  # fmt: skip
+    request = Request(selection, spec, source, parse_views(views), codebook, class_label)
     entries = len(data.photographs) * len(request.views)
     if not as_json:
         _print_masks(data)
@@ -207,12 +200,6 @@ def _print_masks(data: DataSet) -> None:
     counts = Counter(target for photograph in data.photographs for target in photograph.masks)
     counted = ", ".join(f"{target} of {count}" for target, count in sorted(counts.items())) or "none"
     console.err.print(f"masks of {len(data.photographs)} photographs: {counted}", highlight=False)
-
-
-def _note_unlabelled(asked: DataSet) -> None:
-    """Say how many of the photographs that are asked for ``--labelled`` leaves out."""
-    if unlabelled := sum(not photograph.is_labelled for photograph in asked.photographs):
-        console.note(f"{unlabelled} of {len(asked.photographs)} photographs have no mask of a target and are left out")
 
 
 def _print_report(report: RunReport, name: str, digest: str, as_json: bool) -> None:

@@ -16,18 +16,18 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 
 import torch
 from distributed import Client, Future, KilledWorker, LocalCluster, Scheduler, Worker, WorkerPlugin, get_worker, wait
 
-from extractor.backbones import codebook_for, open_backbone
+from extractor.backbones import codebook_for
 from extractor.datasets import DataSet
 from extractor.errors import ClusterError
-from extractor.extraction import Extractor
+from extractor.execution import Execution, extractor_for
 from extractor.pipeline import Pipeline, ViewTask
+from extractor.request import Request
 from extractor.run_report import RunReport
 from extractor.runs import record_collection, work_of
 from store.claims import Claims
@@ -38,8 +38,6 @@ from store.feature_store import FeatureStore
 from store.features import entry_path
 from store.interrupts import Stop
 from store.memory import keep_freed_memory
-from store.spec import FeatureSpec
-from store.views import IDENTITY
 
 TASKS_PER_WORKER = 2
 """Tasks submitted per worker at any time: enough that no worker waits, few enough that a run stops soon."""
@@ -53,28 +51,29 @@ class ExtractionJob:
     """Everything that a worker needs to know about a run; small, and the same for every task.
 
     Attributes:
-        spec: what is extracted; the worker's own backbone must have its fingerprint.
+        request: what is extracted; every worker must be able to find its backbone, of the spec's fingerprint.
         store: where features are written; every worker must be able to reach it.
-        backbone: shipped name, folder or hub id; every worker must be able to find it.
-        device: ``cuda`` gives each worker the GPU of its number, and a worker without a number the first GPU that it
-            sees (CUDA_VISIBLE_DEVICES).
-        batch: batch size, in views.
+        execution: the device ``cuda`` gives each worker the GPU of its number, and a worker without a number the first
+            GPU that it sees (CUDA_VISIBLE_DEVICES).
     """
 
-    spec: FeatureSpec
+    request: Request
     store: str
-    backbone: str
-    codebook: Path | None = None
-    device: str = "cpu"
-    class_label: int | None = None
-    batch: int = 1
-    overwrite: bool = False
-    compiled: bool = False
+    execution: Execution
+
+    @property
+    def batch(self) -> int:
+        """Batch size, in views."""
+        return self.execution.batch_for(self.request.spec)
 
     @property
     def task_size(self) -> int:
         """Views in one task: on a GPU two batches, so that one is written while the network runs on the next."""
-        return self.batch if self.device == "cpu" else 2 * self.batch
+        return 2 * self.batch if self.on_gpus else self.batch
+
+    @property
+    def on_gpus(self) -> bool:
+        return self.execution.device != "cpu"
 
 
 @dataclass(frozen=True)
@@ -116,13 +115,10 @@ class ExtractionPlugin(WorkerPlugin):
         with suppress(ValueError):  # not the main thread of its process, so Ctrl-C does not reach it either
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that submits the tasks decides when they end
         job = self.job
-        if job.device == "cpu":
+        if not job.on_gpus:
             keep_freed_memory()
-        network = open_backbone(job.backbone, job.spec.precision, _device(job.device, worker), job.class_label)
-        if job.compiled:
-            network.compile()
-        codebook = codebook_for(job.spec, job.backbone, job.codebook)
-        self.extractor = Extractor(network, job.spec, codebook)  # raises BackboneError for another backbone
+        execution = replace(job.execution, device=_device(job.execution.device, worker))
+        self.extractor = extractor_for(job.request, execution)
         self.store = FeatureStore(job.store)
         self.one_at_a_time = threading.Lock()  # the threads of a worker share one network
 
@@ -131,12 +127,13 @@ class ExtractionPlugin(WorkerPlugin):
         if self.failure is not None:
             raise self.failure
         with self.one_at_a_time:
-            pipeline = Pipeline(self.store, self.extractor, batch=self.job.batch, overwrite=self.job.overwrite)
+            overwrite = self.job.execution.overwrite
+            pipeline = Pipeline(self.store, self.extractor, batch=self.job.batch, overwrite=overwrite)
             pipeline.run(work)
         return TaskResult(pipeline.report, pipeline.samples, self._checksums(pipeline))
 
     def _checksums(self, pipeline: Pipeline) -> dict[str, dict[str, str]]:
-        paths = [entry_path(self.job.spec, key) for key in pipeline.made]
+        paths = [entry_path(self.job.request.spec, key) for key in pipeline.made]
         found = {path: _checksums(self.store, path) for path in paths}
         return {path: written for path, written in found.items() if written}  # others are being rewritten right now
 
@@ -201,7 +198,6 @@ def extract_on_cluster(
     job: ExtractionJob,
     client: Client,
     *,
-    views: Sequence[str] = (IDENTITY,),
     advance: Callable[[str], None] | None = None,
     stop: Stop | None = None,
 ) -> RunReport:
@@ -210,7 +206,7 @@ def extract_on_cluster(
     Entries that the store already has are kept, unless the job says ``overwrite``.
 
     Args:
-        views: renderings of each photograph.
+        dataset: the request's photographs, loaded.
         advance: called with the photograph's name for each view that is done.
         stop: checked between tasks; tasks that are under way are finished.
 
@@ -220,11 +216,11 @@ def extract_on_cluster(
         DatasetError: no image could be used.
     """
     stop, store = stop or Stop(), FeatureStore(job.store)
-    codebook = codebook_for(job.spec, job.backbone, job.codebook)
-    store.register(job.spec, job.backbone, codebook)
+    request = job.request
+    store.register(request.spec, request.made_by, codebook_for(request.spec, request.backbone, request.codebook))
     _require_workers(client, job)
     report, samples = RunReport(), {}
-    views_of_all = work_of(dataset, views)
+    views_of_all = work_of(dataset, request.views)
     tasks = [views_of_all[i : i + job.task_size] for i in range(0, len(views_of_all), job.task_size)]
     done = 0
     with _registered(client, job) as run:
@@ -245,7 +241,7 @@ def _require_workers(client: Client, job: ExtractionJob) -> None:
     """Raise ClusterError unless the cluster has workers that can take the job's tasks."""
     if not client.nthreads():
         raise ClusterError("the Dask cluster has no workers; start some: dask worker ADDRESS --nthreads 1")
-    if job.device != "cpu" and not any(offered.get("GPU") for offered in _resources(client)):
+    if job.on_gpus and not any(offered.get("GPU") for offered in _resources(client)):
         raise ClusterError(
             "no worker of the Dask cluster offers a GPU, and tasks would wait for one forever; start workers with "
             "dask worker ADDRESS --nthreads 1 --resources GPU=1"
@@ -279,7 +275,7 @@ def _results(
     client: Client, run: str, tasks: Sequence[list[ViewTask]], job: ExtractionJob, stop: Stop
 ) -> Iterator[tuple[list[ViewTask], TaskResult]]:
     """Yield each task with its result, in order of completion; a worker has ``TASKS_PER_WORKER`` at most."""
-    needs = None if job.device == "cpu" else {"GPU": 1}
+    needs = {"GPU": 1} if job.on_gpus else None
     left, under_way = iter(tasks), dict[Future, list[ViewTask]]()
     while True:
         room = 0 if stop.requested else TASKS_PER_WORKER * max(1, len(client.nthreads())) - len(under_way)

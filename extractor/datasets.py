@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from extractor.adapters import Photograph as Photograph
 from extractor.adapters import notes_on_unread
 from extractor.errors import DatasetError
 from store.collection import LONGEST_NAME, is_name
+from store.extraction_command import as_options
 
 
 @dataclass(frozen=True)
@@ -27,19 +28,85 @@ class DataSet:
 
     Attributes:
         others: photographs of the data set that were not selected, where this is a part of it.
-        notes_on_unread: sentences about files in a ``folder`` that are not read although the user may expect it.
+        notes: sentences for the user about files in a ``folder`` that are not read, and photographs that are left out,
+            although they may be expected.
     """
 
     name: str
     photographs: tuple[Photograph, ...]
     others: tuple[Photograph, ...] = ()
-    notes_on_unread: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def part(self, photographs: Iterable[Photograph]) -> DataSet:
         """The part of the data set that has these of its photographs."""
         chosen = tuple(photographs)
         names = {photograph.name for photograph in chosen}
-        return DataSet(self.name, chosen, tuple(p for p in self.photographs if p.name not in names))
+        return DataSet(self.name, chosen, tuple(p for p in self.photographs if p.name not in names), self.notes)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Some photographs of a data set on disk.
+
+    Attributes:
+        dataset: ADAPTER:PATH.
+        name: what the data set is called in the store; named after its adapter or folder if None.
+        split: only this split.
+        labelled: only photographs that have a mask of a target.
+        images: only photographs whose file names match this pattern.
+        limit: at most this number of photographs, the first ones.
+    """
+
+    dataset: str
+    name: str | None = None
+    split: str | None = None
+    labelled: bool = False
+    images: str | None = None
+    limit: int | None = None
+
+    def load(self) -> DataSet:
+        """Load the photographs that are selected, as a part of their data set.
+
+        Raises:
+            DatasetError: the data set cannot be loaded, or none of its photographs is selected.
+        """
+        data = load_dataset(self.dataset, self.name)
+        chosen = data.photographs if self.split is None else tuple(of_split(data.photographs, self.split))
+        if self.images is not None:
+            chosen = tuple(p for p in chosen if fnmatch(p.image.name, self.images))
+            if not chosen:
+                raise DatasetError(f"no image of {data.name} has a name like {self.images!r}")
+        notes = data.notes
+        if self.labelled:
+            asked, chosen = len(chosen), tuple(p for p in chosen if p.is_labelled)
+            if not chosen:
+                where = f" in split {self.split}" if self.split else ""
+                raise DatasetError(f"no image of {data.name}{where} has a mask of a target")
+            if asked > len(chosen):
+                unlabelled = f"{asked - len(chosen)} of {asked} photographs have no mask of a target and are left out"
+                notes = (*notes, unlabelled)
+        return replace(data.part(chosen[: self.limit]), notes=notes)
+
+    def with_absolute_path(self) -> Selection:
+        """The same selection, meant for a process that runs in another folder."""
+        return replace(self, dataset=absolute_reference(self.dataset))
+
+    def options(self) -> dict[str, str | bool]:
+        """The options of ``extractor run`` that select these photographs."""
+        return as_options(
+            dataset=self.dataset,
+            name=self.name,
+            split=self.split,
+            limit=self.limit,
+            images=self.images,
+            labelled=self.labelled,
+        )
+
+
+def absolute_reference(dataset: str) -> str:
+    """ADAPTER:PATH with an absolute path."""
+    adapter, _, folder = dataset.partition(":")
+    return f"{adapter}:{Path(folder).expanduser().resolve()}"
 
 
 def load_dataset(reference: str, name: str | None = None) -> DataSet:
@@ -73,33 +140,13 @@ def load_dataset(reference: str, name: str | None = None) -> DataSet:
             f"'.', got {name!r}"
         )
     unread = notes_on_unread(path, photographs) if adapter == "folder" else ()
-    return DataSet(name or _as_name(called) or adapter, photographs, notes_on_unread=tuple(unread))
+    return DataSet(name or _as_name(called) or adapter, photographs, notes=tuple(unread))
 
 
 def _as_name(called: str) -> str:
     """Turn the name of a folder or file into a valid name of a collection; empty if nothing is left of it."""
     kept = "".join(c if is_name(f"_{c}") else " " for c in called)
     return re.sub(" +", "_", kept).lstrip(".").encode()[:LONGEST_NAME].decode(errors="ignore")
-
-
-def selected(
-    data: DataSet, split: str | None, limit: int | None, images: str | None, *, labelled: bool = False
-) -> DataSet:
-    """Select photographs: of a split, labelled ones, with file names like a pattern, and the first ``limit`` of these.
-
-    Raises:
-        DatasetError: there are none.
-    """
-    photographs = data.photographs if split is None else tuple(of_split(data.photographs, split))
-    if labelled:
-        photographs = tuple(p for p in photographs if p.is_labelled)
-        if not photographs:
-            raise DatasetError(f"no image of {data.name}{f' in split {split}' if split else ''} has a mask of a target")
-    if images is not None:
-        photographs = tuple(p for p in photographs if fnmatch(p.image.name, images))
-        if not photographs:
-            raise DatasetError(f"no image of {data.name} has a name like {images!r}")
-    return data.part(photographs[:limit])
 
 
 def of_split(photographs: Iterable[Photograph], split: str) -> list[Photograph]:

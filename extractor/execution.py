@@ -13,13 +13,14 @@ from extractor.errors import ClusterError
 from extractor.extraction import Extractor
 from extractor.pipeline import AnyExtractor, default_batch
 from extractor.pixels import PixelExtractor
-from extractor.request import Request, absolute_backbone, absolute_store, require_own_name
+from extractor.request import Request, absolute_store, require_own_name
 from extractor.run_report import RunReport
 from extractor.runs import extract_dataset
 from store.feature_store import FeatureStore
 from store.interrupts import Stop
-from store.pixels import PIXELS, holds_pixels
+from store.pixels import holds_pixels
 from store.records import RunRecord
+from store.spec import FeatureSpec
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,10 @@ class Execution:
         """Whether workers do the work, and this process only hands it out."""
         return self.workers is not None or self.scheduler is not None
 
+    def batch_for(self, spec: FeatureSpec) -> int:
+        """The batch size, in views."""
+        return self.batch or default_batch(self.device, spec.entry_bytes(), spread=self.spread)
+
 
 def extract_recorded(
     request: Request,
@@ -71,7 +76,7 @@ def extract_recorded(
         request: what is made.
         network: the request's backbone; opened here if it is None and needed, which it is unless workers do the work
             or photographs are stored.
-        dataset: the request's photographs, if they are loaded and their name in the store was checked already.
+        dataset: the request's photographs, if they are loaded already.
         advance: called with the photograph's name for each view that is done.
         stop: checked between views; views that are under way are finished.
         say: called with notes for the user during the run.
@@ -82,24 +87,26 @@ def extract_recorded(
         ClusterError: the cluster cannot be reached, or its workers cannot do the work.
     """
     execution, spec, started = execution or Execution(), request.spec, time.perf_counter()
-    if dataset is None:
-        dataset = request.photographs()
-        if request.name is None:
-            require_own_name(store, dataset.name, request.dataset)
-    extractor = None if execution.spread else _extractor(request, network, execution)
+    dataset = dataset or request.selection.load()
+    require_own_name(store, request.selection, dataset.name)
+    extractor = None if execution.spread else extractor_for(request, execution, network)
     record = RunRecord(spec=spec.digest, dataset=dataset.name, options=request.options(), device=execution.device)
     store.records.write(record)
-    batch = execution.batch or default_batch(execution.device, spec.entry_bytes(), spread=execution.spread)
     if extractor is None:
-        report = _on_cluster(request, dataset, store, execution, batch, advance, stop, say)
+        from extractor.cluster import ExtractionJob, connected, extract_on_cluster  # Dask takes a second to import
+
+        job = ExtractionJob(request.with_absolute_paths(), absolute_store(store.location), execution)
+        with connected(execution.scheduler, execution.workers, gpu=execution.device != "cpu") as client:
+            say(f"dashboard: {client.dashboard_link}")
+            report = extract_on_cluster(dataset, job, client, advance=advance, stop=stop)
     else:
         report = extract_dataset(
             dataset,
             store,
             extractor,
-            backbone=PIXELS if holds_pixels(spec) else absolute_backbone(request.backbone),
+            backbone=request.made_by,
             views=request.views,
-            batch=batch,
+            batch=execution.batch_for(spec),
             overwrite=execution.overwrite,
             advance=advance,
             stop=stop,
@@ -110,7 +117,16 @@ def extract_recorded(
     return report
 
 
-def _extractor(request: Request, network: Backbone | None, execution: Execution) -> AnyExtractor:
+def extractor_for(request: Request, execution: Execution, network: Backbone | None = None) -> AnyExtractor:
+    """What makes the entries of a request on the execution's device.
+
+    Args:
+        network: the request's backbone, if it is open already.
+
+    Raises:
+        BackboneError: the backbone is not there, or another one than that of the spec.
+        MissingEntry: the compact encoding's codebook is not there.
+    """
     if holds_pixels(request.spec):
         return PixelExtractor(request.spec)
     if network is None:
@@ -118,38 +134,3 @@ def _extractor(request: Request, network: Backbone | None, execution: Execution)
     if execution.compiled:
         network.compile()
     return Extractor(network, request.spec, codebook_for(request.spec, request.backbone, request.codebook))
-
-
-def _on_cluster(
-    request: Request,
-    dataset: DataSet,
-    store: FeatureStore,
-    execution: Execution,
-    batch: int,
-    advance: Callable[[str], None] | None,
-    stop: Stop | None,
-    say: Callable[[str], None],
-) -> RunReport:
-    from extractor.cluster import ExtractionJob, connected, extract_on_cluster  # Dask takes a second to import
-
-    job = ExtractionJob(
-        spec=request.spec,
-        store=absolute_store(store.location),
-        backbone=absolute_backbone(request.backbone),
-        codebook=request.codebook and request.codebook.resolve(),
-        device=execution.device,
-        class_label=request.class_label,
-        batch=batch,
-        overwrite=execution.overwrite,
-        compiled=execution.compiled,
-    )
-    with connected(execution.scheduler, execution.workers, gpu=execution.device != "cpu") as client:
-        say(f"dashboard: {client.dashboard_link}")
-        return extract_on_cluster(
-            dataset,
-            job,
-            client,
-            views=request.views,
-            advance=advance,
-            stop=stop,
-        )

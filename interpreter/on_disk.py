@@ -11,9 +11,9 @@ from interpreter.checkpoint import CODEBOOK_FILE, Card, folder_of
 from interpreter.errors import ConfigurationError
 from interpreter.extractor_command import parse_data, run_extraction
 from store import console
-from store.extraction_command import ExtractionCommand, options_of_spec
+from store.extraction_command import ExtractionCommand, as_options, options_of_spec
 from store.pixels import holds_pixels
-from store.spec import FeatureSpec, TransformEncoding
+from store.spec import FeatureSpec, TransformEncoding, preprocessing_name
 from store.views import IDENTITY
 
 
@@ -78,17 +78,11 @@ class NamedPhotographs:
         for name, reference in named:
             if name is not None and seen[name] > 1:
                 raise ConfigurationError(f"two data sets would be called {name}; give each a name of its own")
-            chosen: dict[str, str | None] = {
-                "dataset": reference,
-                "name": name,
-                "split": self.split,
-                "store": store,
-                "views": ",".join(views),
-                "device": device,
-            }
-            options = {key: value for key, value in chosen.items() if value is not None}
-            flags = {"json": True} | ({"labelled": True} if labelled else {})
-            commands = [ExtractionCommand({**_options_of(spec, model, card), **options, **flags}) for spec in specs]
+            which = as_options(
+                dataset=reference, name=name, split=self.split, labelled=labelled, views=tuple(views), store=store
+            )
+            how = as_options(device=device, json=True)
+            commands = [ExtractionCommand(which | _options_of(spec, model, card) | how) for spec in specs]
             reports = [run_extraction(command, partial=True) for command in commands]
             for report in reports:
                 left_out |= dict(report["failed"])
@@ -101,14 +95,10 @@ class NamedPhotographs:
 
 
 def _options_of(spec: FeatureSpec, model: str, card: Card) -> dict[str, str | bool]:
-    options = options_of_spec(spec, card.backbone)
-    if options["preprocessing"] == "...":  # no name: features then take the backbone's own
-        if holds_pixels(spec):
-            raise ConfigurationError(
-                f"{model} reads photographs prepared in a way that `extractor run` has no name for: extract them from "
-                "Python (extractor.extract_recorded), and name the data set by --dataset"
-            )
-        del options["preprocessing"]
-    if isinstance(spec.encoding, TransformEncoding):
-        options["codebook"] = str(folder_of(model) / CODEBOOK_FILE)
-    return options | {"expect-spec": spec.digest}
+    if holds_pixels(spec) and preprocessing_name(spec.preprocessing) is None:
+        raise ConfigurationError(
+            f"{model} reads photographs prepared in a way that `extractor run` has no name for: extract them from "
+            "Python (extractor.extract_recorded), and name the data set by --dataset"
+        )
+    codebook = folder_of(model) / CODEBOOK_FILE if isinstance(spec.encoding, TransformEncoding) else None
+    return options_of_spec(spec, card.backbone) | as_options(codebook=codebook, expect_spec=spec.digest)

@@ -9,7 +9,7 @@ from interpreter.errors import ConfigurationError, DataError, NonFinitePredictio
 from interpreter.network import Interpreter
 from interpreter.prediction import Segmentation, segment
 from store.errors import MissingEntry
-from store.extraction_command import ExtractionCommand, options_of_spec
+from store.extraction_command import ExtractionCommand, as_options, options_of_spec
 from store.feature_store import FeatureStore
 from store.features import Features, Key
 from store.spec import FeatureSpec
@@ -132,4 +132,4 @@ def _extracting(
     else:
         how = options_of_spec(spec, backbone or store.backbone_of(spec))
         options = {"dataset": f"...:{dataset}", "name": dataset, **how}
-    return ExtractionCommand(options | {"store": str(store.location), "views": ",".join(views)})
+    return ExtractionCommand(options | as_options(store=store.location, views=tuple(views)))

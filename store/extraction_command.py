@@ -23,6 +23,9 @@ REPEATABLE = frozenset(
 """Options that determine what is made, by name; run records hold these and no others. The rest say how and on which
 machines it is made, which is up to whoever runs it: a record in a store from elsewhere must not name machines."""
 
+UNTRAINED = "untrained:"
+"""Prefix of a backbone's name that stands for its architecture with random weights."""
+
 
 @dataclass(frozen=True)
 class ExtractionCommand:
@@ -77,30 +80,47 @@ class ExtractionCommand:
         return subprocess.CompletedProcess(self.arguments, process.returncode, printed)
 
 
+def as_options(**values: object) -> dict[str, str | bool]:
+    """Options by their names on the command line, in which ``-`` takes the place of ``_``.
+
+    Args:
+        values: True stands for an option without a value, None and False for one that is not given; the items of a
+            tuple or list are joined by commas.
+    """
+    given = {
+        name.replace("_", "-"): value for name, value in values.items() if value is not None and value is not False
+    }
+    return {name: True if value is True else _written(value) for name, value in given.items()}
+
+
+def _written(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
 def options_of_spec(spec: FeatureSpec, backbone: str | None) -> dict[str, str | bool]:
     """The options of ``extractor run`` that make features of this spec.
+
+    A preprocessing that has no name is left out: it is then taken from the backbone.
 
     Args:
         backbone: name or location of the backbone; the option is ``...`` if it is None.
     """
+    preprocessing = preprocessing_name(spec.preprocessing)
     if holds_pixels(spec):
-        return _options_of_pixels(spec)
-    chosen = {
-        "backbone": backbone or "...",
-        "preprocessing": preprocessing_name(spec.preprocessing) or "...",
-        "trajectory": spec.trajectory,
-        "seed": spec.seed,
-        "timesteps": ",".join(map(str, spec.timesteps)),
-        "grid": ",".join(map(str, spec.grid)) if spec.grid != spec.timesteps else None,
-        "blocks": ",".join(block.name.removeprefix("block_") for block in spec.blocks),
-        "resolution": spec.resolution,
-        "encoding": spec.encoding.kind,
-        "precision": spec.precision if spec.precision != "float32" else None,
-    }
-    given: dict[str, str | bool] = {name: str(value) for name, value in chosen.items() if value is not None}
-    return given | ({"clip": True} if spec.clip else {})
-
-
-def _options_of_pixels(spec: FeatureSpec) -> dict[str, str | bool]:
-    prepared = preprocessing_name(spec.preprocessing) or "..."
-    return {"photographs": True, "preprocessing": prepared, "resolution": str(spec.resolution)}
+        prepared_by = (backbone or "...") if preprocessing is None else None
+        return as_options(
+            photographs=True, backbone=prepared_by, preprocessing=preprocessing, resolution=spec.resolution
+        )
+    return as_options(
+        backbone=backbone or "...",
+        preprocessing=preprocessing,
+        trajectory=spec.trajectory,
+        seed=spec.seed,
+        timesteps=spec.timesteps,
+        grid=spec.grid if spec.grid != spec.timesteps else None,
+        blocks=[block.name.removeprefix("block_") for block in spec.blocks],
+        resolution=spec.resolution,
+        encoding=spec.encoding.kind,
+        precision=spec.precision if spec.precision != "float32" else None,
+        clip=spec.clip,
+    )

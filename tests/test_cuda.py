@@ -17,8 +17,10 @@ from extractor.backbone import Backbone
 from extractor.backbone_folder import load_backbone, save_backbone
 from extractor.backbones import open_backbone
 from extractor.cluster import ExtractionJob, connected, extract_on_cluster
-from extractor.datasets import load_dataset
+from extractor.datasets import Selection, load_dataset
+from extractor.execution import Execution
 from extractor.extraction import Extractor
+from extractor.request import Request
 from extractor.runs import extract_dataset
 from interpreter.checkpoint import Card, load_interpreter, save_interpreter
 from interpreter.config import InterpreterConfig
@@ -151,7 +153,8 @@ def test_a_run_fills_a_store_that_an_interpreter_learns_from(
 
 
 def test_a_worker_with_a_gpu_extracts(folder: Path, spec: FeatureSpec, dataset_folder: Path, tmp_path: Path) -> None:
-    job = ExtractionJob(spec=spec, store=str(tmp_path / "features.zarr"), backbone=str(folder), device="cuda")
+    request = Request(Selection(f"folder:{dataset_folder}"), spec, str(folder))
+    job = ExtractionJob(request, str(tmp_path / "features.zarr"), Execution("cuda", batch=1, workers=1))
     with connected(None, 1, gpu=True) as client:
         client.wait_for_workers(1)
         report = extract_on_cluster(load_dataset(f"folder:{dataset_folder}"), job, client)

@@ -69,7 +69,7 @@ def test_options_are_told_as_far_as_they_have_names(spec: FeatureSpec) -> None:
         spec, grid=(0, 1, 10, 100), clip=True, precision="bfloat16", preprocessing=Preprocessing(clahe=Clahe(tiles=4))
     )
     told = str(ExtractionCommand(options_of_spec(spec, None)))
-    assert "--backbone ... --preprocessing ... " in told
+    assert "--backbone ... --trajectory " in told
     assert "--grid 0,1,10,100 " in told
     assert told.endswith("--precision bfloat16 --clip")
     drawn = changed(spec, grid=spec.timesteps, clip=False, trajectory="stochastic", seed=7)

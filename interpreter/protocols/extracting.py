@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from interpreter.errors import ConfigurationError
 from interpreter.extractor_command import parse_data, run_extraction
 from interpreter.protocols.protocol import ProtocolSettings
-from store.extraction_command import ExtractionCommand
+from store.extraction_command import UNTRAINED, ExtractionCommand, as_options
 from store.spec import Trajectory
 
 
@@ -84,29 +84,26 @@ def command_of(wanted: FeatureRequest, store: str, settings: ProtocolSettings) -
     """
     if wanted.untrained and settings.backbone is None:
         raise ConfigurationError("the method untrained needs a backbone's architecture: name it in the settings")
-    options: dict[str, object] = {
-        "dataset": wanted.source.reference,
-        "name": wanted.source.name if wanted.source.named else None,
-        "split": wanted.split,
-        "store": store,
-        "preset": settings.preset,
-        "backbone": f"untrained:{settings.backbone}" if wanted.untrained else settings.backbone,
-        "resolution": wanted.resolution or settings.resolution,
-        "preprocessing": wanted.preprocessing,
-        "views": _joined(wanted.views),
-    }
-    if not wanted.photographs:
-        options |= {
-            "timesteps": _joined(settings.timesteps),
-            "blocks": _joined(settings.blocks),
-            "trajectory": wanted.trajectory,
-            "encoding": settings.encoding,
-            "device": settings.device,
-        }
-    given: dict[str, str | bool] = {name: str(value) for name, value in options.items() if value is not None}
-    return ExtractionCommand(given | ({"photographs": True} if wanted.photographs else {}) | {"json": True})
-
-
-def _joined(values: tuple[int | str, ...] | None) -> str | None:
-    """Join values by commas, as options of the command take them; None stays None."""
-    return None if values is None else ",".join(map(str, values))
+    options = as_options(
+        dataset=wanted.source.reference,
+        name=wanted.source.name if wanted.source.named else None,
+        split=wanted.split,
+        store=store,
+        preset=settings.preset,
+        backbone=f"{UNTRAINED}{settings.backbone}" if wanted.untrained else settings.backbone,
+        resolution=wanted.resolution or settings.resolution,
+        preprocessing=wanted.preprocessing,
+        views=wanted.views,
+        photographs=wanted.photographs,
+        json=True,
+    )
+    if wanted.photographs:  # no network is run
+        return ExtractionCommand(options)
+    network = as_options(
+        timesteps=settings.timesteps,
+        blocks=settings.blocks,
+        trajectory=wanted.trajectory,
+        encoding=settings.encoding,
+        device=settings.device,
+    )
+    return ExtractionCommand(options | network)

@@ -16,9 +16,11 @@ from extractor.backbone import Backbone
 from extractor.backbone_folder import save_backbone
 from extractor.backbones import open_backbone
 from extractor.cluster import ExtractionJob, connected, extract_on_cluster
-from extractor.datasets import load_dataset
+from extractor.datasets import Selection, load_dataset
 from extractor.errors import BackboneError, ClusterError
+from extractor.execution import Execution
 from extractor.extraction import Extractor
+from extractor.request import Request
 from extractor.run_report import RunReport
 from extractor.runs import extract_dataset
 from store import FeatureSpec, FeatureStore, parse_views
@@ -40,17 +42,20 @@ def client() -> Iterator[Client]:
         yield found
 
 
-def job_in(folder: Path, spec: FeatureSpec, saved: Path) -> ExtractionJob:
-    return ExtractionJob(spec=spec, store=str(folder / "features.zarr"), backbone=str(saved))
+def job_in(
+    folder: Path, spec: FeatureSpec, saved: Path, views: tuple[str, ...] = ("identity",), device: str = "cpu"
+) -> ExtractionJob:
+    request = Request(Selection("folder:of no account"), spec, str(saved), views)
+    return ExtractionJob(request, str(folder / "features.zarr"), Execution(device, workers=2))
 
 
 def test_two_workers_make_what_one_process_makes(
     client: Client, spec: FeatureSpec, saved: Path, dataset_folder: Path, tmp_path: Path
 ) -> None:
     dataset, views = load_dataset(f"folder:{dataset_folder}", "eyes"), parse_views("identity,flips")
-    job = job_in(tmp_path, spec, saved)
+    job = job_in(tmp_path, spec, saved, views)
     seen: list[str] = []
-    report = extract_on_cluster(dataset, job, client, views=views, advance=seen.append)
+    report = extract_on_cluster(dataset, job, client, advance=seen.append)
     assert (report.extracted, report.present, report.failed, report.interrupted) == (24, 0, [], False)
     assert sorted(seen) == sorted(p.name for p in dataset.photographs for _ in views)
     alone, store = FeatureStore("memory://"), FeatureStore(job.store)
@@ -60,7 +65,7 @@ def test_two_workers_make_what_one_process_makes(
     for key in alone.keys(spec):
         expected = alone.entry(spec, key).read("block_2")  # by two threads, whose sums are rounded in another order
         np.testing.assert_allclose(store.entry(spec, key).read("block_2"), expected, atol=1e-3 * np.abs(expected).max())
-    again = extract_on_cluster(dataset, job, client, views=views)
+    again = extract_on_cluster(dataset, job, client)
     assert (again.extracted, again.present, again.forwards) == (0, 24, 0)
 
 
@@ -94,7 +99,7 @@ def plugins(client: Client) -> list[str]:
 def test_a_cluster_without_gpus_is_told(
     client: Client, spec: FeatureSpec, saved: Path, dataset_folder: Path, tmp_path: Path
 ) -> None:
-    job = dataclasses.replace(job_in(tmp_path, spec, saved), device="cuda")
+    job = job_in(tmp_path, spec, saved, device="cuda")
     with pytest.raises(ClusterError, match="no worker of the Dask cluster offers a GPU"):
         extract_on_cluster(load_dataset(f"folder:{dataset_folder}"), job, client)
 
@@ -113,21 +118,21 @@ def test_a_stop_leaves_a_clean_store(
     client: Client, spec: FeatureSpec, saved: Path, dataset_folder: Path, tmp_path: Path
 ) -> None:
     dataset, views = load_dataset(f"folder:{dataset_folder}", "eyes"), parse_views("identity,photometric:4")
-    job, stop = job_in(tmp_path, spec, saved), Stop()
-    report = extract_on_cluster(dataset, job, client, views=views, stop=stop, advance=lambda _: stop.request())
+    job, stop = job_in(tmp_path, spec, saved, views), Stop()
+    report = extract_on_cluster(dataset, job, client, stop=stop, advance=lambda _: stop.request())
     store = FeatureStore(job.store)
     assert report.interrupted
     assert 0 < report.extracted < 30
     assert len(list(store.keys(spec))) == report.extracted
     assert store.objects.keys("claims") == []
-    assert extract_on_cluster(dataset, job, client, views=views).present == report.extracted
+    assert extract_on_cluster(dataset, job, client).present == report.extracted
 
 
 def test_a_worker_that_is_killed_loses_nothing(
     spec: FeatureSpec, saved: Path, dataset_folder: Path, tmp_path: Path
 ) -> None:
     dataset, views = load_dataset(f"folder:{dataset_folder}", "eyes"), parse_views("identity,flips,photometric:4")
-    job = job_in(tmp_path, spec, saved)
+    job = job_in(tmp_path, spec, saved, views)
     killed: list[int] = []
     with connected(None, 2) as client:
         client.wait_for_workers(2)
@@ -138,7 +143,7 @@ def test_a_worker_that_is_killed_loses_nothing(
                 killed.append(processes[0])
                 os.kill(processes[0], signal.SIGKILL)
 
-        report = extract_on_cluster(dataset, job, client, views=views, advance=kill)
+        report = extract_on_cluster(dataset, job, client, advance=kill)
         assert killed
         client.wait_for_workers(2)  # another one took its place
         assert processes[0] not in client.run(os.getpid).values()
@@ -165,6 +170,6 @@ def test_no_scheduler_and_another_backbone_are_told(
 def test_a_store_that_only_the_workers_see_is_told(
     client: Client, spec: FeatureSpec, saved: Path, dataset_folder: Path, tmp_path: Path
 ) -> None:
-    job = ExtractionJob(spec=spec, store="memory://", backbone=str(saved))
+    job = dataclasses.replace(job_in(tmp_path, spec, saved), store="memory://")
     with pytest.raises(ClusterError, match="the store has to be one place that every machine reaches"):
         extract_on_cluster(load_dataset(f"folder:{dataset_folder}"), job, client)

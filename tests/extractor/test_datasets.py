@@ -178,15 +178,15 @@ def test_masks_that_belong_to_no_image_are_told(tmp_path: Path, place: str) -> N
 def test_what_a_folder_holds_and_nobody_reads_is_told(tmp_path: Path) -> None:
     touch(tmp_path, "images/a.png", "images/b.webp", "images/more/c.png", "images/notes.txt", "masks/a.png")
     touch(tmp_path, *(f"masks/{i}.png" for i in range(5)))
-    assert load_dataset(f"folder:{tmp_path}").notes_on_unread == (
+    assert load_dataset(f"folder:{tmp_path}").notes == (
         f"1 in {tmp_path} have formats that are not read; save them as PNG (b.webp)",
         f"1 in {tmp_path} are unread folders of images; name each as a data set, or list them in a manifest (more)",
         f"5 in {tmp_path} are masks without an image (0.png, 1.png, 2.png, ...)",
     )
     touch(tmp_path, "flat/a.png", "flat/masks/vessel/a.png")
-    assert load_dataset(f"folder:{tmp_path}/flat").notes_on_unread == ()
+    assert load_dataset(f"folder:{tmp_path}/flat").notes == ()
     touch(tmp_path, "flat/masks/a.png")
-    assert load_dataset(f"folder:{tmp_path}/flat").notes_on_unread == (
+    assert load_dataset(f"folder:{tmp_path}/flat").notes == (
         f"1 in {tmp_path}/flat are masks beside folders of targets, which alone are read (a.png)",
     )
 
@@ -249,4 +249,4 @@ def test_companions_that_macos_leaves_are_no_photographs(tmp_path: Path) -> None
     touch(tmp_path / "eyes" / "masks", "a.png", "._a.png")
     data = load_dataset(f"folder:{tmp_path / 'eyes'}")
     assert [photograph.name for photograph in data.photographs] == ["a"]
-    assert not data.notes_on_unread
+    assert not data.notes
