@@ -250,6 +250,8 @@ def notes_on_unread(root: Path, photographs: Sequence[Photograph]) -> list[str]:
     ]
 
 
+_MOST_NAMED = 5
+"""Missing files of a manifest that are named; there may be thousands."""
 _MANIFEST_COLUMNS = {"image", "name", "split", "group", "dataset"}
 
 
@@ -263,7 +265,7 @@ def manifest(path: Path) -> Iterator[Photograph]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file, skipinitialspace=True)
             rows.fieldnames = [column.strip() for column in rows.fieldnames or ()]
-            columns, listed = list(rows.fieldnames), list(rows)
+            columns, listed = list(rows.fieldnames), [(rows.line_num, row) for row in rows]
     except (UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{path}: expected a CSV file in UTF-8; {error}") from error
     if "image" not in columns:
@@ -272,7 +274,8 @@ def manifest(path: Path) -> Iterator[Photograph]:
     if twice := sorted({column for column in columns if column and columns.count(column) > 1}):
         raise DatasetError(f"{path}: two columns are called {', '.join(twice)}")
     targets = [column for column in columns if column and column not in _MANIFEST_COLUMNS]
-    for line, row in enumerate(listed, 2):
+    gone = list[str]()
+    for line, row in listed:
         cells = {column: (row[column] or "").strip() for column in columns}
         if not cells["image"]:
             raise DatasetError(f"{path}: line {line} names no image")
@@ -280,9 +283,9 @@ def manifest(path: Path) -> Iterator[Photograph]:
             raise DatasetError(f"{path}: line {line} has more cells than there are columns")
         image = path.parent / cells["image"]
         files = {target: path.parent / cells[target] for target in targets if cells[target]}
-        for named in (image, *files.values()):
-            if not named.is_file():
-                raise DatasetError(f"{path}: line {line} names {named}, which does not exist")
+        gone += [f"line {line} names {named}" for named in (image, *files.values()) if not _is_file(named)]
+        if len(gone) > _MOST_NAMED:
+            break
         dataset = cells.get("dataset")
         name = cells.get("name") or (f"{dataset}_" if dataset else "") + image.stem
         if any(part in ("", ".", "..") for part in name.split("/")):
@@ -290,6 +293,16 @@ def manifest(path: Path) -> Iterator[Photograph]:
         yield Photograph(
             name=name, image=image, masks=files, split=cells.get("split") or None, group=cells.get("group") or None
         )
+    if gone:
+        more = " and more are missing" if len(gone) > _MOST_NAMED else ""
+        raise DatasetError(f"{path}: {'; '.join(gone[:_MOST_NAMED])}{more}: no such file")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # its name is longer than any file's
+        return False
 
 
 def _images(folder: Path, wanted: Callable[[Path], bool] = lambda _: True) -> list[Path]:

@@ -128,10 +128,10 @@ def run(
         spec = spec_of_pixels(recipe.resolution, prepared)
     else:
         spec = dataclasses.replace(recipe, encoding=how, preprocessing=prepared).spec(network)
-    if expect_spec is not None and expect_spec != spec.digest:
+    if expect_spec is not None and not spec.digest.startswith(expect_spec):
         raise SpecMismatch(
-            f"these options lead to features of spec {spec.digest[:12]}, not of {expect_spec[:12]}: the backbone, its "
-            "class label or the codebook differs from the one expected"
+            f"these options lead to features of spec {spec.digest[:12]}, not of {expect_spec[:12]}"
+            + _difference(features, expect_spec, spec)
         )
     request = Request(selection, spec, source, parse_views(views), codebook, class_label)
     entries = len(data.photographs) * len(request.views)
@@ -162,6 +162,14 @@ _OF_A_NETWORK = (
     "batch", "workers", "scheduler", "compiled",
 )  # fmt: skip
 """Options of ``run`` that say how the network is run and what is kept of its features."""
+
+
+def _difference(store: FeatureStore, expected: str, spec: FeatureSpec) -> str:
+    """What differs, as far as it is known: the store may hold the spec that is expected."""
+    try:
+        return f"; they differ in\n{store.spec(expected).difference(spec)}"
+    except StoreError:
+        return ": an option, the backbone, its class label or the codebook differs from what was expected"
 
 
 @contextmanager

@@ -16,24 +16,25 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass, field, replace
+from itertools import groupby, islice
 
 import torch
 from distributed import Client, Future, KilledWorker, LocalCluster, Scheduler, Worker, WorkerPlugin, get_worker, wait
+from distributed.comm import CommClosedError
 
 from extractor.backbones import codebook_for
-from extractor.datasets import DataSet
-from extractor.errors import ClusterError
+from extractor.datasets import DataSet, Photograph
+from extractor.errors import ClusterError, ExtractorError
 from extractor.execution import Execution, extractor_for
 from extractor.pipeline import Pipeline, ViewTask
 from extractor.request import Request
 from extractor.run_report import RunReport
-from extractor.runs import record_collection, work_of
+from extractor.runs import collection_recorded, work_of
 from store.claims import Claims
 from store.collection import Sample
 from store.entries import Entry
-from store.errors import DamagedEntry, MissingEntry
+from store.errors import DamagedEntry, MissingEntry, StoreError, StoreUnavailable
 from store.feature_store import FeatureStore
 from store.features import entry_path
 from store.interrupts import Stop
@@ -42,6 +43,9 @@ from store.memory import keep_freed_memory
 TASKS_PER_WORKER = 2
 """Tasks submitted per worker at any time: enough that no worker waits, few enough that a run stops soon."""
 RETRIES = 3
+MOST_LOST = 5
+"""If the workers of so many tasks in a row die, the workers are at fault and not the photographs."""
+_KEPT = "What was done is kept; run again to continue"
 CONNECT_TIMEOUT = 10
 """Seconds to wait for the scheduler to answer."""
 
@@ -68,7 +72,7 @@ class ExtractionJob:
 
     @property
     def task_size(self) -> int:
-        """Views in one task: on a GPU two batches, so that one is written while the network runs on the next."""
+        """Least number of views in one task: on a GPU two batches, so that one is written while the other is made."""
         return 2 * self.batch if self.on_gpus else self.batch
 
     @property
@@ -84,11 +88,13 @@ class TaskResult:
         report: counts, failures and times, as in the report of a run on one machine.
         samples: {name: sample} of the task's photographs.
         checksums: {entry: {object: sha256}} of the entries that it wrote, as they are in the store now.
+        failure: what ended the task. It is returned, because Dask would repeat a task that raises it.
     """
 
     report: RunReport
-    samples: dict[str, Sample]
-    checksums: dict[str, dict[str, str]]
+    samples: dict[str, Sample] = field(default_factory=dict)
+    checksums: dict[str, dict[str, str]] = field(default_factory=dict)
+    failure: Exception | None = None
 
 
 class ExtractionPlugin(WorkerPlugin):
@@ -129,8 +135,14 @@ class ExtractionPlugin(WorkerPlugin):
         with self.one_at_a_time:
             overwrite = self.job.execution.overwrite
             pipeline = Pipeline(self.store, self.extractor, batch=self.job.batch, overwrite=overwrite)
-            pipeline.run(work)
-        return TaskResult(pipeline.report, pipeline.samples, self._checksums(pipeline))
+            failure = None
+            try:
+                pipeline.run(work)
+            except StoreUnavailable:  # another attempt may succeed
+                raise
+            except (StoreError, ExtractorError) as error:
+                failure = error
+        return TaskResult(pipeline.report, pipeline.samples, self._checksums(pipeline), failure)
 
     def _checksums(self, pipeline: Pipeline) -> dict[str, dict[str, str]]:
         paths = [entry_path(self.job.request.spec, key) for key in pipeline.made]
@@ -219,21 +231,25 @@ def extract_on_cluster(
     request = job.request
     store.register(request.spec, request.made_by, codebook_for(request.spec, request.backbone, request.codebook))
     _require_workers(client, job)
-    report, samples = RunReport(), {}
-    views_of_all = work_of(dataset, request.views)
-    tasks = [views_of_all[i : i + job.task_size] for i in range(0, len(views_of_all), job.task_size)]
+    report, samples = RunReport(), dict[str, Sample]()
+    per_task = -(-job.task_size // len(request.views))  # whole photographs, each of which is decoded once
+    tasks = [
+        work_of(dataset.photographs[i : i + per_task], request.views)
+        for i in range(0, len(dataset.photographs), per_task)
+    ]
     done = 0
-    with _registered(client, job) as run:
+    with collection_recorded(store, dataset, report, samples), _registered(client, job, stop) as run:
         for task, result in _results(client, run, tasks, job, stop):
-            _require_same_store(store, result)
             report.add(result.report)
             samples.update(result.samples)
+            if result.failure is not None:
+                raise result.failure
+            _require_same_store(store, result)
             done += len(task)
             for work in task:
                 if advance is not None:
                     advance(work.photograph.name)
-    report.interrupted = done < len(views_of_all)
-    record_collection(store, dataset, report, samples)
+        report.interrupted = done < len(dataset.photographs) * len(request.views)
     return report
 
 
@@ -259,11 +275,21 @@ def _resources(client: Client) -> list[dict[str, float]]:
 
 
 @contextmanager
-def _registered(client: Client, job: ExtractionJob) -> Iterator[str]:
-    """Have every worker, including those that join later, open the job in this context; yields the plugin's name."""
+def _registered(client: Client, job: ExtractionJob, stop: Stop) -> Iterator[str]:
+    """Have every worker, including those that join later, open the job in this context; yields the plugin's name.
+
+    Raises:
+        ClusterError: the cluster ended meanwhile.
+        KeyboardInterrupt: so it did, and a stop was requested, as when a signal is sent to all processes of a run.
+    """
     run = f"diffdgss-{uuid.uuid4().hex}"
     try:
-        client.register_plugin(ExtractionPlugin(job, run), run)  # may fail on one worker after others have opened it
+        try:
+            client.register_plugin(ExtractionPlugin(job, run), run)  # may fail on one worker after others opened it
+        except CommClosedError as error:
+            if stop.requested:
+                raise KeyboardInterrupt from error
+            raise ClusterError("the cluster ended while its workers opened the backbone; run again") from error
         yield run
     finally:
         # A scheduler that is gone, or was restarted, has lost the plugin as well.
@@ -274,29 +300,63 @@ def _registered(client: Client, job: ExtractionJob) -> Iterator[str]:
 def _results(
     client: Client, run: str, tasks: Sequence[list[ViewTask]], job: ExtractionJob, stop: Stop
 ) -> Iterator[tuple[list[ViewTask], TaskResult]]:
-    """Yield each task with its result, in order of completion; a worker has ``TASKS_PER_WORKER`` at most."""
+    """Yield each task with its result, in order of completion.
+
+    A task whose workers died comes once more, after all others and in parts of one photograph, each alone: the others
+    that its workers had at the time are not to blame. A photograph that kills its workers again is left out.
+
+    Raises:
+        ClusterError: the scheduler is gone, or ``MOST_LOST`` tasks in a row lost their workers.
+    """
+    lost, in_a_row = list[list[ViewTask]](), 0
+    for task, result in _each(client, run, tasks, job, stop, TASKS_PER_WORKER * max(1, len(client.nthreads()))):
+        in_a_row = in_a_row + 1 if result is None else 0
+        if result is not None:
+            yield task, result
+        elif in_a_row < MOST_LOST:
+            lost.append(task)
+        else:
+            raise ClusterError(f"{_died(task[0].photograph)}, as those of the {in_a_row - 1} tasks before. {_KEPT}")
+    parts = [list(views) for task in lost for _, views in groupby(task, key=lambda view: view.photograph)]
+    for part, result in _each(client, run, parts, job, stop, 1):
+        if result is None:
+            result, photograph = TaskResult(RunReport()), part[0].photograph
+            result.report.leave_out(str(photograph.image), f"{photograph.image}: {_died(photograph)}")
+        yield part, result
+
+
+def _died(photograph: Photograph) -> str:
+    return (
+        f"the workers that had {photograph.image.name} died one after the other; their logs say why (often: too little "
+        "memory)"
+    )
+
+
+def _each(
+    client: Client, run: str, tasks: Sequence[list[ViewTask]], job: ExtractionJob, stop: Stop, at_once: int
+) -> Iterator[tuple[list[ViewTask], TaskResult | None]]:
+    """Yield each task with its result, in order of completion; None if its workers died.
+
+    Args:
+        at_once: most tasks submitted at any time.
+    """
     needs = {"GPU": 1} if job.on_gpus else None
     left, under_way = iter(tasks), dict[Future, list[ViewTask]]()
     while True:
-        room = 0 if stop.requested else TASKS_PER_WORKER * max(1, len(client.nthreads())) - len(under_way)
-        for task in islice(left, max(0, room)):
+        for task in islice(left, 0 if stop.requested else at_once - len(under_way)):
             under_way[client.submit(extract_task, run, task, pure=False, retries=RETRIES, resources=needs)] = task
         if not under_way:
             return
         try:
             done = wait(list(under_way), return_when="FIRST_COMPLETED").done
         except CancelledError as error:
-            raise ClusterError("the Dask scheduler is gone; what was done is kept, run again to continue") from error
+            raise ClusterError(f"the Dask scheduler is gone. {_KEPT}") from error
         for future in done:
             task = under_way.pop(future)
             try:
-                result: TaskResult = future.result()
-            except KilledWorker as error:
-                raise ClusterError(
-                    f"the workers that had {task[0].photograph.image.name} died one after the other; their logs say "
-                    "why (often: too little memory). All else is kept; run again to continue"
-                ) from error
-            yield task, result
+                yield task, future.result()
+            except KilledWorker:
+                yield task, None
 
 
 def _require_same_store(store: FeatureStore, result: TaskResult) -> None:

@@ -16,6 +16,8 @@ from extractor.pixels import PixelExtractor
 from extractor.request import Request, absolute_store, require_own_name
 from extractor.run_report import RunReport
 from extractor.runs import extract_dataset
+from store.claims import Claims
+from store.collection import COLLECTIONS
 from store.feature_store import FeatureStore
 from store.interrupts import Stop
 from store.pixels import holds_pixels
@@ -88,10 +90,12 @@ def extract_recorded(
     """
     execution, spec, started = execution or Execution(), request.spec, time.perf_counter()
     dataset = dataset or request.selection.load()
-    require_own_name(store, request.selection, dataset.name)
     extractor = None if execution.spread else extractor_for(request, execution, network)
     record = RunRecord(spec=spec.digest, dataset=dataset.name, options=request.options(), device=execution.device)
-    store.records.write(record)
+    with Claims(store.objects) as claims, claims.acquired(f"{COLLECTIONS}/{dataset.name}"):  # one run after the other
+        if (former := require_own_name(store, request.selection, dataset.name)) is not None:
+            say(f"the data set {dataset.name} has had the photographs of {former}; these replace them")
+        store.records.write(record)
     if extractor is None:
         from extractor.cluster import ExtractionJob, connected, extract_on_cluster  # Dask takes a second to import
 

@@ -189,8 +189,10 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
                 require_few_scans(data)
             if isinstance(image, TiffImagePlugin.TiffImageFile):
                 _require_small_tiles(image.tag_v2, max_pixels)
+                _require_one_plane(image.tag_v2)
             image.load()
-            return ImageOps.exif_transpose(image)
+            negative = image.mode.startswith("I;16") and _is_negative(image)
+            return ImageOps.exif_transpose(Image.fromarray(65535 - np.asarray(image)) if negative else image)
     except UnidentifiedImageError as error:
         deep = _decode_deep_tiff(data, max_pixels)
         if deep is None:
@@ -219,6 +221,19 @@ def _require_small_tiles(directory: TiffImagePlugin.ImageFileDirectory_v2, max_p
     tile = int(directory.get(TiffImagePlugin.TILEWIDTH, 0)) * int(directory.get(TiffImagePlugin.TILELENGTH, 0))
     if tile > max_pixels:
         raise ImageTooLarge(f"tiles of {tile} pixels, more than {max_pixels}")
+
+
+def _require_one_plane(directory: TiffImagePlugin.ImageFileDirectory_v2) -> None:
+    """Raise ImageError for colours of 16 bits in a plane each, which Pillow and OpenCV take for others."""
+    separate = directory.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1) == 2
+    if separate and 16 in np.atleast_1d(directory.get(TiffImagePlugin.BITSPERSAMPLE, 8)):
+        raise ImageError("a TIFF with 16 bits a channel and its channels in separate planes; save them interleaved")
+
+
+def _is_negative(image: Image.Image) -> bool:
+    """Return whether zero is white in a TIFF; Pillow takes that into account for 8 bits only."""
+    tags = getattr(image, "tag_v2", {})
+    return bool(tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -266,8 +281,9 @@ def _decode_deep_tiff(data: bytes, max_pixels: int) -> NDArray[np.uint8] | None:
         if width * height > max_pixels:
             raise ImageTooLarge(f"{width} x {height} pixels are more than {max_pixels}")
         _require_small_tiles(directory, max_pixels)
+        _require_one_plane(directory)
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except ImageTooLarge:
+    except ImageError:
         raise
     except Exception as error:  # damaged directories, and files that OpenCV rejects
         raise ImageError(f"damaged or truncated image ({type(error).__name__})") from error

@@ -57,23 +57,27 @@ class Request:
         return here.selection.options() | how | options_of_spec(self.spec, here.backbone)
 
 
-def require_own_name(store: FeatureStore, selection: Selection, name: str) -> None:
+def require_own_name(store: FeatureStore, selection: Selection, name: str) -> str | None:
     """Raise DatasetError if the store knows another folder's photographs by the name that a selection would take.
 
     Args:
         name: what the selection is called in the store. If the user has given it that name, it may replace others.
+
+    Returns:
+        ADAPTER:PATH of the photographs that it replaces; None if there are none.
     """
-    if selection.name is not None:
-        return
     mine = absolute_reference(selection.dataset)
     for record in store.records.all():
         theirs = str(record.options.get("dataset", mine))
         if record.dataset == name and theirs != mine and Path(theirs.partition(":")[2]).exists():
+            if selection.name is not None:
+                return theirs
             raise DatasetError(
                 f"{store.location} has the photographs of {theirs} under the name {name!r}, which {mine} would take, "
                 "too; give it another name with --name, or as NAME=ADAPTER:PATH after --data (or give it this name, to "
                 "replace them)"
             )
+    return None
 
 
 def absolute_store(store: str) -> str:

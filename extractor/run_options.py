@@ -19,7 +19,11 @@ _machines = partial(typer.Option, rich_help_panel="Machines")
 Dataset = Annotated[str, typer.Option(help=f"ADAPTER:PATH; adapters: {', '.join(ADAPTERS)}.", show_default=False)]
 Store = Annotated[str, typer.Option(help="Folder of the feature store, or s3://bucket/prefix.", show_default=False)]
 Name = Annotated[
-    str | None, typer.Option(help="Name of the data set in the store.", show_default="the adapter's or folder's")
+    str | None,
+    typer.Option(
+        help="Name of the data set in the store; another one of this name is replaced.",
+        show_default="the adapter's or folder's",
+    ),
 ]
 
 Split = Annotated[str | None, _photographs(help="Read only this split.")]
@@ -46,7 +50,7 @@ CodebookOption = Annotated[
 ]
 ExpectSpec = Annotated[
     str | None,
-    _features(help="Digest that these options must lead to; if they do not, nothing is extracted."),
+    _features(help="Digest, or its first digits, that these options must lead to; else nothing is extracted."),
 ]
 
 Batch = Annotated[

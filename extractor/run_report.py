@@ -29,6 +29,9 @@ class RunReport:
     interrupted: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._left_out = set(self.failed)  # as there may be very many
+
     def add(self, other: RunReport) -> None:
         """Add the report of another part of the run."""
         self.extracted += other.extracted
@@ -43,7 +46,8 @@ class RunReport:
 
     def leave_out(self, image: str, reason: str) -> None:
         """Record an image that could not be used, once although each of its views reports it."""
-        if (image, reason) not in self.failed:
+        if (image, reason) not in self._left_out:
+            self._left_out.add((image, reason))
             self.failed.append((image, reason))
 
     def counts(self) -> dict[str, int]:

@@ -6,7 +6,8 @@ of its masks cannot be used; the run goes on with the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from extractor.datasets import DataSet, Photograph
@@ -16,7 +17,7 @@ from extractor.pipeline import AnyExtractor, Pipeline, ViewTask
 from extractor.run_report import RunReport
 from store.collection import Collection, Sample
 from store.console import human_bytes
-from store.errors import StoreFull
+from store.errors import StoreError, StoreFull
 from store.feature_store import FeatureStore
 from store.features import Key
 from store.interrupts import Stop
@@ -122,18 +123,23 @@ def extract_dataset(
         keep_freed_memory()
     store.register(extractor.spec, backbone, extractor.codebook)
     pipeline = Pipeline(store, extractor, batch=batch, overwrite=overwrite, advance=advance, stop=stop, say=say)
-    pipeline.run(work_of(dataset, views))
-    record_collection(store, dataset, pipeline.report, pipeline.samples)
+    with collection_recorded(store, dataset, pipeline.report, pipeline.samples):
+        pipeline.run(work_of(dataset.photographs, views))
     return pipeline.report
 
 
-def work_of(dataset: DataSet, views: Sequence[str]) -> list[ViewTask]:
+def work_of(photographs: Iterable[Photograph], views: Sequence[str]) -> list[ViewTask]:
     """Every view of every photograph; the views of one photograph are adjacent."""
-    return [ViewTask(photograph, view) for photograph in dataset.photographs for view in views]
+    return [ViewTask(photograph, view) for photograph in photographs for view in views]
 
 
-def record_collection(store: FeatureStore, dataset: DataSet, report: RunReport, samples: Mapping[str, Sample]) -> None:
-    """Record the data set in the store, with the samples of a run in the order of its photographs.
+@contextmanager
+def collection_recorded(
+    store: FeatureStore, dataset: DataSet, report: RunReport, samples: Mapping[str, Sample]
+) -> Iterator[None]:
+    """Record the data set in the store after this context, with the samples of a run in the order of its photographs.
+
+    A context that ends with an error counts as interrupted: what was made until then can be used.
 
     Of what was recorded before, the samples stay of photographs that the data set has and the run did not come to: it
     was asked for a part of them, or was interrupted. A sample is dropped if the photograph could not be used, or has
@@ -142,6 +148,17 @@ def record_collection(store: FeatureStore, dataset: DataSet, report: RunReport, 
     Raises:
         DatasetError: no image could be used.
     """
+    try:
+        yield
+    except Exception:
+        report.interrupted = True
+        with suppress(StoreError, OSError):  # the store may be what has failed
+            _record_collection(store, dataset, report, samples)
+        raise
+    _record_collection(store, dataset, report, samples)
+
+
+def _record_collection(store: FeatureStore, dataset: DataSet, report: RunReport, samples: Mapping[str, Sample]) -> None:
     if not samples:
         if report.interrupted:
             return

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.table import Column, Table
+from rich.text import Text
 
 from store import console, pruning
 from store.collection import Collection
@@ -75,7 +76,7 @@ def list_entries(path: StorePath, spec: SpecOption = None, as_json: AsJson = Fal
         return
     table = Table(*(Column(name, no_wrap=True) for name in ("spec", "image", "view")), "name", "size")
     for row in rows:
-        size_text = console.human_bytes(row["bytes"]) if row["complete"] else "[red]incomplete[/]"
+        size_text = console.human_bytes(row["bytes"]) if row["complete"] else Text("incomplete", style="red")
         table.add_row(row["spec"][:12], row["image_id"][:12], row["view"], row["name"] or "", size_text)
     console.out.print(table)
 
@@ -284,7 +285,7 @@ def _problems(store: FeatureStore, damaged: Iterable[CheckResult]) -> list[str]:
 
 def _print_lines(lines: Iterable[str]) -> None:
     for line in lines:
-        console.out.print(line, soft_wrap=True, highlight=False, markup=False)
+        console.out.print(line, soft_wrap=True, highlight=False)
 
 
 def _only(specs: list[FeatureSpec], store: FeatureStore) -> FeatureSpec:
@@ -313,9 +314,8 @@ def _image_names(store: FeatureStore) -> dict[str, str]:
 
 def _spec_info(store: FeatureStore, spec: FeatureSpec, advance: Callable[[], None]) -> dict[str, Any]:
     sizes = []
-    for key in store.all_keys(spec):
-        if (size := store.stored_bytes(spec, key)) is not None:
-            sizes.append(size)
+    for size in in_parallel(lambda key: store.stored_bytes(spec, key), store.all_keys(spec)):
+        sizes += [] if size is None else [size]
         advance()
     stored = sum(sizes)
     return {
@@ -326,6 +326,8 @@ def _spec_info(store: FeatureStore, spec: FeatureSpec, advance: Callable[[], Non
         "blocks": [block.name for block in spec.blocks],
         "encoding": spec.encoding.kind,
         "resolution": spec.resolution,
+        "precision": spec.precision,
+        "seed": spec.seed,
         "preprocessing": spec.preprocessing.name,
         "entries": len(sizes),
         "bytes": stored,
@@ -338,7 +340,9 @@ def _of_what(info: dict[str, Any]) -> str:
     timesteps, blocks = " ".join(map(str, info["timesteps"])), " ".join(info["blocks"])
     made_by = f"{info['backbone'] or 'an unknown backbone'}, {info['trajectory']}"
     seen_as = f"{info['preprocessing']} at {info['resolution']} px"
-    return f"{made_by}, {seen_as}, t = {timesteps}, {blocks}, {info['encoding']}"
+    more = [] if info["precision"] == "float32" else [info["precision"]]
+    more += [] if info["seed"] is None else [f"seed {info['seed']}"]
+    return ", ".join([made_by, seen_as, f"t = {timesteps}", blocks, info["encoding"], *more])
 
 
 def _dataset_info(collection: Collection) -> dict[str, Any]:

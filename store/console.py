@@ -35,8 +35,9 @@ from store.validation import first_problem
 WIDE = 160
 """Columns of a table that is written to a file or another program, for which rich would assume 80."""
 
-out = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE)
-err = Console(stderr=True)
+# Without markup: brackets in names of files and data sets are not tags.
+out = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE, markup=False)
+err = Console(stderr=True, markup=False)
 
 
 class Exit(IntEnum):
@@ -107,8 +108,7 @@ def run(app: typer.Typer, *expected: type[Exception], usage: tuple[type[Exceptio
 
 def _fail(message: object, code: int) -> NoReturn:
     """Print an error as one line on stderr and exit with ``code``."""
-    plain = str(message).replace("[", r"\[")  # brackets in file names are not markup
-    err.print(f"[bold red]error:[/] {plain}", highlight=False, soft_wrap=True)
+    err.print(Text.assemble(("error:", "bold red"), f" {message}"), highlight=False, soft_wrap=True)
     sys.exit(code)
 
 
@@ -140,8 +140,7 @@ def require_unused(out: Path, *, overwrite: bool) -> None:
 
 def note(text: str) -> None:
     """Print a note for the user on stderr; the work continues."""
-    plain = text.replace("[", r"\[")
-    err.print(f"[yellow]note:[/] {plain}", highlight=False, soft_wrap=True)
+    err.print(Text.assemble(("note:", "yellow"), f" {text}"), highlight=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
@@ -208,7 +207,7 @@ def progress(
         hidden: show no bar.
     """
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         _Rate(),

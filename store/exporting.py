@@ -38,6 +38,10 @@ AUTHORS_LEVELS = {
 """How the authors' later code groups the 21 decoder blocks of ADM-512 (Xyporz/DiffDGSSv2)."""
 
 
+COMPLETE = "complete"
+"""Attribute of an export, and key of an index: whether all of it is there. What an unfinished one lacks reads as 0."""
+
+
 def export_npy(
     store: FeatureStore, spec: FeatureSpec, keys: Sequence[Key], folder: Path, advance: Advance | None = None
 ) -> None:
@@ -57,7 +61,7 @@ def export_npy(
     }
     _require_same(folder / "index.json", index, lambda path: json.loads(path.read_text()))
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "index.json").write_text(json.dumps(index, indent=1) + "\n")
+    _write_index(folder, index | {COMPLETE: False})
     for row, key in enumerate(keys):
         entry = store.entry(spec, key)
         for level, blocks in authors_levels(spec).items():
@@ -66,6 +70,11 @@ def export_npy(
                 _save(folder / f"X_{t}_{level}_{row}.npy", of_t)
         if advance is not None:
             advance()
+    _write_index(folder, index | {COMPLETE: True})
+
+
+def _write_index(folder: Path, index: dict[str, Any]) -> None:
+    (folder / "index.json").write_text(json.dumps(index, indent=1) + "\n")
 
 
 def authors_levels(spec: FeatureSpec) -> dict[str, list[Block]]:
@@ -102,7 +111,8 @@ def export_zarr(
     """
     names = _names(spec, keys)
     _require_same(folder / "zarr.json", names, lambda path: json.loads(path.read_text())["attributes"])
-    group = zarr.open_group(str(folder), mode="a", attributes=names)
+    group = zarr.open_group(str(folder), mode="a")
+    group.update_attributes(names | {COMPLETE: False})
     _array(group, "t", np.asarray(spec.timesteps, dtype=np.int64).shape, "int64", ("t",))[...] = spec.timesteps
     arrays = {}
     for block in spec.blocks:
@@ -114,6 +124,7 @@ def export_zarr(
             arrays[block.name][row] = entry.read(block.name)
         if advance is not None:
             advance()
+    group.update_attributes({COMPLETE: True})
 
 
 def to_xarray(
@@ -170,7 +181,7 @@ def _names(spec: FeatureSpec, keys: Sequence[Key]) -> dict[str, Any]:
 def _require_same(path: Path, index: dict[str, Any], read: Callable[[Path], Any]) -> None:
     """Raise FormatError unless the folder is new, empty, or holds an unfinished export of the same features."""
     if path.is_file():
-        if read(path) != index:
+        if {name: value for name, value in read(path).items() if name != COMPLETE} != index:
             raise FormatError(f"{path.parent}: holds an export of other features; choose another folder")
     elif path.parent.is_dir() and any(path.parent.iterdir()):
         raise FormatError(f"{path.parent}: is not empty; choose another folder")

@@ -40,6 +40,7 @@ from store.entries import (
 from store.errors import DamagedEntry, FormatError, MissingEntry, SpecError, SpecMismatch, StoreError
 from store.features import FeatureEntry, Features, Key, arrays_of, attributes_of, entry_path
 from store.objects import HEALTH, open_objects
+from store.parallel import in_parallel
 from store.records import RUNS, Records
 from store.spec import FeatureSpec, TransformEncoding
 from store.uses import USES, Uses
@@ -299,15 +300,16 @@ class FeatureStore:
 
     def keys(self, spec: FeatureSpec) -> Iterator[Key]:
         """Keys of the complete entries of a spec, sorted by image and view."""
-        return (key for key in self.all_keys(spec) if self.has(spec, key))
+        complete = in_parallel(lambda key: key if self.has(spec, key) else None, self.all_keys(spec))
+        return (key for key in complete if key is not None)
 
     def all_keys(self, spec: FeatureSpec) -> Iterator[Key]:
         """Keys of all entries of a spec, those included that are incomplete or being written, in the same order."""
-        for image_id in self.objects.names(spec.digest):
-            if _DIGEST.fullmatch(image_id):
-                for view in self.objects.names(f"{spec.digest}/{image_id}"):
-                    if is_view(view):  # file managers and network shares leave files of their own
-                        yield Key(image_id, view)
+        images = [name for name in self.objects.names(spec.digest) if _DIGEST.fullmatch(name)]
+        listed = in_parallel(lambda image_id: self.objects.names(f"{spec.digest}/{image_id}"), images)
+        for image_id, names in zip(images, listed, strict=True):
+            for view in filter(is_view, names):  # file managers and network shares leave files of their own
+                yield Key(image_id, view)
 
     def stored_bytes(self, spec: FeatureSpec, key: Key) -> int | None:
         """Stored size of an entry in bytes; None if it is missing, incomplete or damaged. Does not count as a use."""

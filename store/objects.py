@@ -300,6 +300,8 @@ class ZarrObjects(Objects):
         try:
             return sync(operation)
         except _client_errors() as error:
+            if "NoSuchBucket" in str(error):
+                raise StoreUnavailable(_no_bucket(self.location)) from error
             reason = str(error).strip().splitlines()[0]
             raise StoreUnavailable(
                 f"{self.location}: the object storage refuses access or does not answer ({reason}); check endpoint and "
@@ -311,11 +313,15 @@ class ZarrObjects(Objects):
         try:
             yield
         except FileNotFoundError as error:
-            raise StoreUnavailable(f"{self.location}: there is no such bucket; create it first") from error
+            raise StoreUnavailable(_no_bucket(self.location)) from error
         except OSError as error:
             if is_disk_full(error):
                 raise StoreFull(_no_room(self.location, key)) from error
             raise
+
+
+def _no_bucket(location: str) -> str:
+    return f"{location}: there is no such bucket; create it first"
 
 
 def _no_room(location: str, key: str) -> str:

@@ -190,7 +190,10 @@ class FeatureSpec(_Frozen):
             raise ValueError(f"a separate grid and clipping belong to the ddim trajectory, not to {self.trajectory}")
         if isinstance(self.encoding, TransformEncoding):
             if len(self.encoding.bits) != len(self.blocks):
-                raise ValueError(f"expected bits for {len(self.blocks)} blocks, got {len(self.encoding.bits)}")
+                raise ValueError(
+                    f"the codebook was made for {len(self.encoding.bits)} blocks, and these are {len(self.blocks)}; "
+                    "make one for them with extractor fit-codebook, or choose another encoding"
+                )
             for block, bits in zip(self.blocks, self.encoding.bits, strict=True):
                 if not 0 < len(bits) <= block.channels:
                     raise ValueError(f"{block.name}: expected 1 to {block.channels} components, got {len(bits)}")
@@ -216,7 +219,9 @@ class FeatureSpec(_Frozen):
         """A short text for people: the first digits of the digest and the fields in which specs usually differ."""
         steps = ", ".join(map(str, self.timesteps))
         photographs = f"{self.resolution} px, {preprocessing_name(self.preprocessing) or 'another preprocessing'}"
-        return f"{self.digest[:12]} ({self.trajectory}, t = {steps}, {photographs}, {self.encoding.kind})"
+        more = "" if self.precision == "float32" else f", {self.precision}"
+        more += "" if self.seed is None else f", seed {self.seed}"
+        return f"{self.digest[:12]} ({self.trajectory}, t = {steps}, {photographs}, {self.encoding.kind}{more})"
 
     def block(self, name: str) -> Block:
         """The block of that name; SpecError if the spec has none."""

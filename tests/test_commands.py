@@ -195,6 +195,9 @@ def test_photographs_on_disk_are_extracted_as_an_interpreter_reads_them(
     }
     other = run("extractor", *extract, "--store", tmp_path / "other.zarr", "--expect-spec", "0" * 64)
     assert (other.returncode, "these options lead to features of spec" in other.stderr) == (2, True)
+    digest, at = FeatureStore(tmp_path / "new.zarr").specs()[0].digest, ("--store", tmp_path / "new.zarr")
+    other = run("extractor", *extract, *at, "--timesteps", "1,10", "--expect-spec", digest[:12])
+    assert (other.returncode, "timesteps: [1, 10, 100, 500] expected" in other.stderr) == (2, True), other.stderr
     assert not list((tmp_path / "other.zarr").rglob("block_*"))
     mixed = ["segment", *read, "--out", tmp_path / "other", "--data", f"folder:{photographs}"]
     refused = run("interpreter", *mixed, "--data", f"photographs=folder:{dataset_folder}")

@@ -6,24 +6,29 @@ import dataclasses
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
+import dask
 import numpy as np
 import pytest
+import torch
 from distributed import Client
 
 from extractor.backbone import Backbone
 from extractor.backbone_folder import save_backbone
 from extractor.backbones import open_backbone
-from extractor.cluster import ExtractionJob, connected, extract_on_cluster
+from extractor.cluster import ExtractionJob, ExtractionPlugin, connected, extract_on_cluster
 from extractor.datasets import Selection, load_dataset
 from extractor.errors import BackboneError, ClusterError
 from extractor.execution import Execution
 from extractor.extraction import Extractor
 from extractor.request import Request
 from extractor.run_report import RunReport
-from extractor.runs import extract_dataset
+from extractor.runs import extract_dataset, work_of
 from store import FeatureSpec, FeatureStore, parse_views
+from store.errors import StoreFull, StoreUnavailable
 from store.interrupts import Stop
 from tests.conftest import changed
 
@@ -151,6 +156,52 @@ def test_a_worker_that_is_killed_loses_nothing(
     assert report.extracted + report.present == 6 * len(views)
     assert len(list(store.keys(spec))) == 6 * len(views)
     assert all(store.verify(spec, key) == [] for key in store.keys(spec))
+
+
+class Deadly(type(Path())):  # type: ignore[misc]
+    """A path that ends every other process which receives it, as a photograph does that needs too much memory."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        here = f"__import__('sys').modules[{__name__!r}].Deadly({str(self)!r})"
+        return eval, (f"{here} if __import__('os').getpid() == {os.getpid()} else __import__('os')._exit(137)",)
+
+
+def test_a_photograph_that_kills_its_workers_is_left_out_and_all_others_are_made(
+    spec: FeatureSpec, saved: Path, dataset_folder: Path, tmp_path: Path
+) -> None:
+    whole, job = load_dataset(f"folder:{dataset_folder}", "eyes"), job_in(tmp_path, spec, saved)
+    first = dataclasses.replace(whole.photographs[0], image=Deadly(whole.photographs[0].image))
+    dataset = dataclasses.replace(whole, photographs=(first, *whole.photographs[1:]))
+    with dask.config.set({"distributed.scheduler.allowed-failures": 0}), connected(None, 2) as client:
+        client.wait_for_workers(2)
+        report = extract_on_cluster(dataset, job, client)
+    assert (report.extracted + report.present, report.interrupted) == (5, False)
+    assert [(image, "died one after the other" in reason) for image, reason in report.failed] == [
+        (str(first.image), True)
+    ]
+    recorded = FeatureStore(job.store).collections.read("eyes")
+    assert [sample.name for sample in recorded.samples] == [one.name for one in whole.photographs[1:]]
+
+
+def test_an_error_that_another_attempt_would_meet_again_is_returned(
+    spec: FeatureSpec, saved: Path, dataset_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise StoreFull("no room left")
+
+    def away(*_: object) -> int:
+        raise StoreUnavailable("away")
+
+    plugin = ExtractionPlugin(job_in(tmp_path, spec, saved), "run")
+    worker = SimpleNamespace(name="0", state=SimpleNamespace(nthreads=torch.get_num_threads()))
+    with ThreadPoolExecutor(1) as pool:  # as a worker does; it leaves the signals of the main thread alone
+        pool.submit(plugin.setup, worker).result()  # type: ignore[arg-type]
+    work = work_of(load_dataset(f"folder:{dataset_folder}", "eyes").photographs[:1], ("identity",))
+    monkeypatch.setattr(plugin.store, "write", full)
+    assert isinstance(plugin.run(work).failure, StoreFull)
+    monkeypatch.setattr(plugin.store, "write", away)
+    with pytest.raises(StoreUnavailable):
+        plugin.run(work)
 
 
 def test_no_scheduler_and_another_backbone_are_told(

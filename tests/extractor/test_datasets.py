@@ -103,7 +103,9 @@ def test_a_manifest_names_everything(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("picture\none.png\n", "expected a column 'image'"),
-        ("image\nmissing.png\n", r"line 2 names .*missing\.png, which does not exist"),
+        ("image\nmissing.png\n", r"line 2 names .*missing\.png: no such file"),
+        (f"image,name\n\n'one.png','a\nb'\n{'x' * 300}.png,\n".replace("'", '"'), "line 5 names .*x.png: no such file"),
+        ("image\n" + "missing.png\n" * 7, r"(line \d names .*){5} and more are missing: no such file"),
         ("image,vessel\none.png,missing.png\n", "line 2 names"),
         ('image\n""\n', "line 2 names no image"),
         ("image;vessel\none.png;\n", "cells are separated by commas"),

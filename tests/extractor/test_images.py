@@ -174,6 +174,25 @@ def test_fewer_bits_in_a_file_of_16_are_told(bits: int) -> None:
     assert not decode_image(encoded(Image.fromarray(np.zeros_like(deep)), "PNG")).any()  # said to be dark elsewhere
 
 
+def with_tag(tiff: bytes, tag: int, value: int) -> bytes:
+    """A little-endian TIFF with another value of a 16-bit tag that it has."""
+    place = tiff.index(struct.pack("<HHI", tag, 3, 1))
+    return tiff[: place + 8] + struct.pack("<H", value) + tiff[place + 10 :]
+
+
+def test_a_deep_tiff_whose_zero_is_white_is_turned_round() -> None:
+    grey = np.linspace(0, 65535, 64 * 48).reshape(48, 64).astype(np.uint16)
+    plain, negative = encoded(Image.fromarray(grey), "TIFF"), encoded(Image.fromarray(65535 - grey), "TIFF")
+    np.testing.assert_array_equal(decode_image(with_tag(negative, 262, 0)), decode_image(plain))
+
+
+def test_a_deep_tiff_of_separate_planes_is_refused() -> None:
+    ok, data = cv2.imencode(".tiff", np.full((8, 8, 3), 60000, np.uint16))
+    assert ok
+    with pytest.raises(ImageError, match="channels in separate planes; save them interleaved"):
+        decode_image(with_tag(data.tobytes(), 284, 2))
+
+
 def test_a_deep_tiff_that_lies_about_its_size_is_refused() -> None:
     ok, data = cv2.imencode(".tiff", np.zeros((8, 8, 3), np.uint16))
     assert ok

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from store import FeatureStore
+from store import Collection, FeatureStore, Sample
 from store.console import human_bytes
 from tests.conftest import Run
 
@@ -29,6 +29,15 @@ def test_every_command_tells_its_version(run: Run, command: str) -> None:
     told = run(command, "--version")
     assert (told.returncode, told.stdout.split()[0]) == (0, "diffdgss")
     assert "--version" in run(command, "--help").stdout
+
+
+def test_brackets_in_names_are_shown_as_they_are(run: Run, filled_store: FeatureStore) -> None:
+    sample = Sample(image_id="0" * 64, name="[OD] a[/b]", split="[/train]", masks={"[bold]x": "1" * 64})
+    image_id = filled_store.collections.read("eyes").samples[0].image_id
+    filled_store.collections.write(Collection(name="eyes", samples=(sample.model_copy(update={"image_id": image_id}),)))
+    assert "eyes/[OD] a[/b]" in run("store", "ls", str(filled_store.location)).stdout
+    told = run("store", "info", str(filled_store.location))
+    assert ("[/train]:1" in told.stdout, "[bold]x" in told.stdout) == (True, True), told.stderr
 
 
 def test_one_damaged_data_set_hides_no_other(run: Run, filled_store: FeatureStore) -> None:

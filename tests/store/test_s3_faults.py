@@ -81,7 +81,10 @@ def test_storage_that_does_not_answer_is_told_and_nothing_is_lost(
 
 
 def test_a_bucket_that_is_not_there_is_told(s3_server: S3Server, spec: FeatureSpec) -> None:
-    with pytest.raises(StoreUnavailable, match="s3://nowhere/prefix: there is no such bucket"):
+    nowhere = "s3://nowhere/prefix: there is no such bucket"
+    with pytest.raises(StoreUnavailable, match=nowhere):
+        FeatureStore("s3://nowhere/prefix").records.all()
+    with pytest.raises(StoreUnavailable, match=nowhere):
         FeatureStore("s3://nowhere/prefix").write(spec, KEY, some_features(spec))
 
 

@@ -62,7 +62,7 @@ def test_whatever_changes_a_number_changes_the_digest(spec: FeatureSpec, change:
         ({"trajectory": "stochastic"}, "a seed for the stochastic trajectory"),
         ({"seed": 3}, "a seed for the stochastic trajectory"),
         ({"backbone": "abc"}, "backbone"),
-        ({"encoding": TransformEncoding(codebook="1" * 64, bits=((8,),))}, "bits for 2 blocks, got 1"),
+        ({"encoding": TransformEncoding(codebook="1" * 64, bits=((8,),))}, "made for 1 blocks, and these are 2"),
         ({"encoding": TransformEncoding(codebook="1" * 64, bits=((8,) * 99, (1,)))}, "block_0: expected 1 to"),
     ],
 )

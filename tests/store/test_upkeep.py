@@ -172,8 +172,27 @@ def test_xarray_reads_what_is_exported(store: FeatureStore, spec: FeatureSpec, t
     with xarray.open_zarr(tmp_path / "exported", consolidated=False) as dataset:
         np.testing.assert_array_equal(dataset["block_2"].sel(t=100)[2], expected)
         assert dataset.attrs["image_id"][2] == KEYS[2].image_id
+        assert dataset.attrs["complete"]
     array = zarr.open_group(str(tmp_path / "exported"), mode="r")["block_2"]
     np.testing.assert_array_equal(array[2, 2], expected)  # type: ignore[index]
+
+
+def test_an_export_that_ended_early_says_so(store: FeatureStore, spec: FeatureSpec, tmp_path: Path) -> None:
+    spec, seen = fill(store, spec, "int8"), list[int]()
+
+    def ended() -> None:
+        seen.append(1)
+        if len(seen) == 2:
+            raise StoreError("as if an entry were damaged")
+
+    for form, index in ((export_zarr, "zarr.json"), (export_npy, "index.json")):
+        seen.clear()
+        with pytest.raises(StoreError, match="as if"):
+            form(store, spec, KEYS, tmp_path / form.__name__, ended)
+        for finished in (False, True):
+            written = json.loads((tmp_path / form.__name__ / index).read_text())
+            assert (written.get("attributes") or written)["complete"] is finished
+            form(store, spec, KEYS, tmp_path / form.__name__)
 
 
 def test_a_lazy_dataset(store: FeatureStore, spec: FeatureSpec) -> None:
