@@ -27,6 +27,8 @@ MAX_PIXELS = 120_000_000
 MAX_SCANS = 100
 """Most scans accepted in a JPEG. A progressive one has about ten; each is decoded over the whole image, however few
 bytes it has."""
+MAX_PAGES = 100
+"""Most pages of a TIFF that are looked at; a damaged one may seem to have no end of them."""
 _TIFF = (b"II*\x00", b"MM\x00*")
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 """A marker of a JPEG that begins a segment with a length; restarts and escaped bytes within a scan do not match."""
@@ -190,6 +192,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
             if isinstance(image, TiffImagePlugin.TiffImageFile):
                 _require_small_tiles(image.tag_v2, max_pixels)
                 _require_one_plane(image.tag_v2)
+                _require_one_photograph(data, image.width * image.height)
             image.load()
             negative = image.mode.startswith("I;16") and _is_negative(image)
             return ImageOps.exif_transpose(Image.fromarray(65535 - np.asarray(image)) if negative else image)
@@ -221,6 +224,24 @@ def _require_small_tiles(directory: TiffImagePlugin.ImageFileDirectory_v2, max_p
     tile = int(directory.get(TiffImagePlugin.TILEWIDTH, 0)) * int(directory.get(TiffImagePlugin.TILELENGTH, 0))
     if tile > max_pixels:
         raise ImageTooLarge(f"tiles of {tile} pixels, more than {max_pixels}")
+
+
+def _require_one_photograph(data: bytes, pixels: int) -> None:
+    """Raise ImageError for a TIFF that has another page as large as the first: which one is meant is not known.
+
+    Smaller ones are thumbnails or the levels of a pyramid.
+    """
+    file = io.BytesIO(data)
+    directory = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+    for page in range(MAX_PAGES):
+        if not directory.next:
+            return
+        file.seek(directory.next)
+        directory.load(file)
+        size = int(directory.get(TiffImagePlugin.IMAGEWIDTH, 0)) * int(directory.get(TiffImagePlugin.IMAGELENGTH, 0))
+        if page > 0 and size >= pixels:
+            raise ImageError(f"a TIFF whose page {page + 1} is as large as the first; save the photograph alone")
+    raise ImageError(f"a TIFF of more than {MAX_PAGES} pages; save the photograph alone")
 
 
 def _require_one_plane(directory: TiffImagePlugin.ImageFileDirectory_v2) -> None:
@@ -282,6 +303,7 @@ def _decode_deep_tiff(data: bytes, max_pixels: int) -> NDArray[np.uint8] | None:
             raise ImageTooLarge(f"{width} x {height} pixels are more than {max_pixels}")
         _require_small_tiles(directory, max_pixels)
         _require_one_plane(directory)
+        _require_one_photograph(data, width * height)
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except ImageError:
         raise

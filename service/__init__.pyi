@@ -2,7 +2,7 @@
 
 from .answers import Answer
 from .app import create_app
-from .client import Client, Refused
+from .client import Client, Refused, Unreachable
 from .engine import Engine, load_engine
 from .errors import (
     BadRequest,
@@ -43,6 +43,7 @@ __all__ = [
     "ServiceError",
     "Settings",
     "Unavailable",
+    "Unreachable",
     "WrongSettings",
     "create_app",
     "load_engine",

@@ -20,7 +20,7 @@ from starlette.middleware.cors import CORSMiddleware
 from service.context import Context
 from service.engine import Engine
 from service.errors import HANDLED_ERRORS, NotReady, Unavailable, detail_of, headers_of, status_of
-from service.middleware import RequestMiddleware, UnexpectedErrorMiddleware
+from service.middleware import LocalMiddleware, RequestMiddleware, UnexpectedErrorMiddleware
 from service.routes import features, health, jobs, models, page, segment
 from service.routes.segment import HEADERS
 from service.settings import Settings
@@ -71,6 +71,7 @@ def create_app(
     for routes in (page, health, segment, features, jobs, models):
         app.include_router(routes.router)
     app.add_middleware(UnexpectedErrorMiddleware)  # innermost, so that its answers pass through the other middlewares
+    app.add_middleware(LocalMiddleware, settings=lambda: context.settings)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -7,12 +7,12 @@ import threading
 import time
 from contextlib import suppress
 from enum import StrEnum
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from service.errors import HANDLED_ERRORS, WrongSettings
+from service.security import is_loopback
 from service.settings import CONFIG, Settings, read_settings, settings_table
 from store import console
 from store.errors import StoreError
@@ -134,10 +134,11 @@ def _serve(settings: Settings, chosen: dict[str, Any]) -> None:
     from interpreter.checkpoint import load_interpreter
     from service import logs
 
+    _allow_many_connections()
     for name in (settings.model, *settings.models):
         load_interpreter(name)  # so that a wrong name fails now, not at the first request
     logs.configure(settings.log_level)
-    if not settings.api_keys and not _is_loopback(settings.host):
+    if not settings.api_keys and not is_loopback(settings.host):
         get_logger(__name__).warning(
             "no API keys: anyone who can reach this address may use the service", host=settings.host
         )
@@ -166,6 +167,15 @@ def _serve(settings: Settings, chosen: dict[str, Any]) -> None:
         _leave_what_hangs()
 
 
+def _allow_many_connections() -> None:
+    """Raise the process's limit of open files as far as it may: each connection takes one, even an idle one."""
+    with suppress(ImportError, ValueError, OSError):  # not on every system
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def _leave_what_hangs() -> None:
     """End the process even if a store or folder does not answer: Python would wait for its threads for ever."""
     from structlog import get_logger
@@ -176,14 +186,6 @@ def _leave_what_hangs() -> None:
             get_logger(__name__).warning("stopped while a store or folder does not answer", threads=hanging)
             os._exit(console.Exit.INTERRUPTED)
         time.sleep(0.02)
-
-
-def _is_loopback(host: str) -> bool:
-    """Return whether the address can be reached from this machine alone."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _app(settings: Settings, chosen: dict[str, Any]) -> FastAPI:

@@ -43,14 +43,21 @@ class Refused(Exception):
         self.status, self.detail, self.retry_after = status, detail, retry_after
 
 
+class Unreachable(Exception):
+    """The service cannot be reached, or went away before it answered."""
+
+
 class Client:
     """A client of one service.
+
+    Requests raise Refused if the service answers with an error, and Unreachable if it does not answer.
 
     Args:
         url: base URL of the service.
         api_key: needed if the operator has set keys.
         timeout: seconds that each step of a request may take: to connect, to send, to receive.
-        retries: how many times a request is retried while the service is busy.
+        retries: how many times a request is retried while the service is busy; one that only reads, also while it
+            cannot be reached, as during a restart.
         transport: transport of httpx; its default if None.
     """
 
@@ -62,7 +69,7 @@ class Client:
         retries: int = 3,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        headers = {} if api_key is None else {b"Authorization": f"Bearer {api_key}".encode()}
         self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout, transport=transport)
         self._retries = retries
 
@@ -145,42 +152,78 @@ class Client:
         self._request("DELETE", f"/v1/features/{key}")
 
     def wait_for_job(
-        self, job_id: str, poll_seconds: float = 1.0, on_progress: Callable[[JobStatus], None] | None = None
+        self,
+        job_id: str,
+        poll_seconds: float = 1.0,
+        on_progress: Callable[[JobStatus], None] | None = None,
+        timeout: float | None = None,
     ) -> JobStatus:
-        """Wait until a job is done or cancelled, asking for its state every ``poll_seconds``."""
+        """Wait until a job is done or cancelled, asking for its state every ``poll_seconds``.
+
+        Args:
+            timeout: seconds after which TimeoutError is raised; None waits for ever.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
         while True:
             status = self.job(job_id)
             if on_progress is not None:
                 on_progress(status)
             if status.finished is not None:
                 return status
+            if until is not None and time.monotonic() + poll_seconds > until:
+                raise TimeoutError(f"the job {job_id} is {status.state} after {timeout:.0f} s")
             time.sleep(poll_seconds)
 
     def job_results(self, job_id: str) -> bytes:
         """The ZIP with the results of a finished job."""
         return self._request("GET", f"/v1/jobs/{job_id}/results").content
 
+    def save_job_results(self, job_id: str, path: Path) -> None:
+        """Write the ZIP with the results of a finished job to a file, piece by piece; it may be larger than memory."""
+        partial = path.with_name(f"{path.name}.partial")
+        try:
+            with self._http.stream("GET", f"/v1/jobs/{job_id}/results") as response, partial.open("wb") as file:
+                if not response.is_success:
+                    response.read()
+                    raise _refused(response)
+                for piece in response.iter_bytes():
+                    file.write(piece)
+            partial.replace(path)
+        except httpx.TransportError as error:
+            raise Unreachable(f"the service went away: {error}") from error
+        finally:
+            partial.unlink(missing_ok=True)
+
     def _segment(self, photograph: Photograph | None, options: dict[str, Any]) -> bytes:
         files = None if photograph is None else [_file(photograph)]
         return self._request("POST", "/v1/segment", params=_given(options), files=files).content
 
     def _request(self, method: str, path: str, **how: Any) -> httpx.Response:
-        """Send a request, retrying while the service is busy; Refused if it fails."""
+        """Send a request, retrying while the service is busy."""
         for attempt in range(self._retries + 1):
-            response = self._http.request(method, path, **how)
+            last = attempt == self._retries
+            try:
+                response = self._http.request(method, path, **how)
+            except httpx.TransportError as error:
+                if last or method != "GET":  # another one may have begun what it asked for
+                    raise Unreachable(f"{self._http.base_url} does not answer: {error}") from error
+                time.sleep(2.0**attempt)
+                continue
             if response.is_success:
                 return response
             refused = _refused(response)
-            if refused.retry_after is None or attempt == self._retries:
-                break
+            if refused.retry_after is None or last:
+                raise refused
             time.sleep(refused.retry_after)
-        raise refused
+        raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 def _file(photograph: Photograph, name: str = "image") -> tuple[str, tuple[str, bytes]]:
     if isinstance(photograph, Path):
         return "image", (photograph.name, photograph.read_bytes())
-    return "image", (name, photograph)
+    if isinstance(photograph, bytes | bytearray | memoryview):
+        return "image", (name, bytes(photograph))
+    raise TypeError(f"expected a Path or the bytes of a photograph, got {photograph!r}")  # httpx would send a text
 
 
 def _refused(response: httpx.Response) -> Refused:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,6 +50,12 @@ _LARGEST_SIDE = 65535  # Rows and Columns are unsigned 16-bit numbers
 def is_dicom(data: bytes) -> bool:
     """Return whether data begin as a DICOM file: 'DICM' after a preamble of 128 bytes (PS3.10 7.1)."""
     return data[128:132] == b"DICM"
+
+
+def is_dicom_file(path: Path) -> bool:
+    """Return whether a file begins as DICOM; OSError if it cannot be read."""
+    with path.open("rb") as file:
+        return is_dicom(file.read(132))
 
 
 def decode_dicom(data: bytes, max_pixels: int) -> NDArray[np.uint8]:

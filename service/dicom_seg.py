@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableSequence, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -78,12 +78,27 @@ class SegmentedBy:
         version: version of the model's files.
         software: version of the service.
         mirrored: whether the photograph's three mirror images were read as well.
+        timesteps: timesteps that were read.
+        threshold: least mean probability of a pixel's class; None if the timesteps voted.
+        abstain: whether the answer should not be relied on; None if the model cannot tell.
     """
 
     model: str
     version: str
     software: str
     mirrored: bool = False
+    timesteps: tuple[int, ...] = ()
+    threshold: float | None = None
+    abstain: bool | None = None
+
+    def parameters(self) -> dict[str, str]:
+        """What else decided the masks, by name; "unknown" where the model cannot tell whether to abstain."""
+        return {
+            "mirrored": str(self.mirrored).lower(),
+            "timesteps": " ".join(map(str, self.timesteps)),
+            "threshold": "vote" if self.threshold is None else str(self.threshold),
+            "abstain": "unknown" if self.abstain is None else str(self.abstain).lower(),
+        }
 
 
 def encode_segmentation(
@@ -171,6 +186,8 @@ def _referable(header: Dataset) -> Dataset:
         header.Modality = "OP"
     # A photograph has no position in the patient's coordinate system and no functional groups. highdicom expects
     # groups for every SOP class that allows several frames, and positions if there is a frame of reference.
+    if isinstance(header.get("SpecificCharacterSet"), MutableSequence):  # highdicom rejects an empty first value,
+        header.SpecificCharacterSet = [one or "ISO 2022 IR 6" for one in header.SpecificCharacterSet]  # the default
     header.NumberOfFrames = 1
     header.pop("FrameOfReferenceUID", None)
     header.SharedFunctionalGroupsSequence = [_groups(header)]
@@ -183,7 +200,9 @@ def _groups(header: Dataset) -> Dataset:
     from pydicom.dataset import Dataset
 
     groups = Dataset()
-    groups.PixelMeasuresSequence = PixelMeasuresSequence(_spacing(header) or [1.0, 1.0], None)
+    spacing = _spacing(header) or [1.0, 1.0]
+    # A photograph has no thickness. Readers such as highdicom's want one beside the spacing: it is nominal.
+    groups.PixelMeasuresSequence = PixelMeasuresSequence(spacing, spacing[0])
     return groups
 
 
@@ -217,7 +236,7 @@ def _described(number: int, class_name: str, colour: str, made_by: SegmentedBy) 
             name=f"DiffDGSS {made_by.model}"[:64],
             version=made_by.version[:64] or "unknown",
             family=codes.DCM.ArtificialIntelligence,
-            parameters={"mirrored": str(made_by.mirrored).lower()},
+            parameters=made_by.parameters(),
         ),
         anatomic_regions=[Code(RETINA.value, RETINA.scheme, RETINA.meaning)],
         display_color=CIELabColor.from_string(colour),

@@ -184,6 +184,17 @@ def detail_of(error: Exception) -> str:
     return str(error)
 
 
+def trouble_of(error: Exception) -> str:
+    """Return the kind of trouble that storage is in, without keys or addresses, which identify photographs."""
+    if isinstance(error, StoreFull):
+        return "no room left"
+    if isinstance(error, StoreUnavailable) and error.__cause__ is not None:
+        return "it refuses access or does not answer"
+    if isinstance(error, OSError) and not isinstance(error, StoreError):
+        return error.strerror or type(error).__name__
+    return str(error)
+
+
 def headers_of(error: Exception) -> dict[str, str]:
     """Return the headers of an error: when to try again, or how to authenticate."""
     if isinstance(error, (Unavailable, TooManyRequests)):

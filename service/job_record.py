@@ -116,9 +116,12 @@ class JobRecord(BaseModel):
 
 def as_report(record: JobRecord) -> dict[str, Any]:
     """Return a job, its photographs and the summaries of their answers as values for JSON."""
+    cancelled = record.state == "cancelled"
     images = [
-        item.model_dump(exclude={"bytes", "begun_by", "failures", "answer"})
+        {"number": i}
+        | item.model_dump(exclude={"bytes", "begun_by", "failures", "answer"})
         | {"file": record.file_of(i)}
+        | ({"problem": "the job was cancelled before"} if item.state == "waiting" and cancelled else {})
         | (item.answer.model_dump(mode="json") if item.answer else {})
         for i, item in enumerate(record.items)
     ]
@@ -137,7 +140,8 @@ def as_table(record: JobRecord) -> str:
     """Return the photographs of a job as CSV, one per row."""
     summary = [name for name in AnswerSummary.model_fields if name != "expected_dice"]
     classes = sorted({name for item in record.items if item.answer for name in item.answer.expected_dice})
-    columns = ["file", "name", "source", "state", "problem", *summary, *(f"expected_dice_{name}" for name in classes)]
+    columns = ["number", "file", "name", "source", "state", "problem", *summary]
+    columns += [f"expected_dice_{name}" for name in classes]
     sheet = io.StringIO()
     writer = csv.DictWriter(sheet, columns, restval="", extrasaction="ignore")
     writer.writeheader()

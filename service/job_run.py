@@ -89,10 +89,10 @@ class JobRun:
             for one in self._under_way:  # empty unless an error ended the run
                 if one.flight is not None:
                     self._engine.leave(one.flight, one.ticket)
-        record.trouble = trouble
         if trouble is not None:
             self.wait(trouble)
             return record.state in FINISHED
+        record.trouble = None
         self._end()
         return True
 
@@ -105,6 +105,8 @@ class JobRun:
             for item in self._record.items:
                 if item.state == "waiting":
                     self._mark_failed(item, ServiceError(trouble))
+        if trouble != self._record.trouble:
+            logger.warning("a job has to wait", job=self._record.id, problem=trouble)
         self._record.trouble = trouble
         self._save()
         self._end()

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
-from service.errors import Unavailable
+from service.errors import Unavailable, trouble_of
 from service.job_record import JobRecord
 from service.jobs import Jobs, Submitted
 from service.options import Options
@@ -89,7 +89,7 @@ class JobStorage:
         if not wait([probe], PATIENCE).done:
             return "the storage of jobs does not answer"
         error = probe.exception()
-        return None if error is None else str(error)
+        return None if error is None else trouble_of(error) if isinstance(error, Exception) else str(error)
 
     def close(self) -> None:
         """Stop the threads, without waiting for operations that hang."""

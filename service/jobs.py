@@ -20,11 +20,11 @@ from typing import NamedTuple
 import structlog
 from pydantic import ValidationError
 
-from service.errors import Busy, Conflict, NotFound, Unavailable
+from service.errors import BodyTooLarge, Busy, Conflict, NotFound, Unavailable, trouble_of
 from service.job_record import FINISHED, JobItem, JobRecord
 from service.options import Options
 from store.claims import Claims
-from store.errors import MissingEntry, StoreError
+from store.errors import MissingEntry, StoreError, StoreFull
 from store.objects import Objects
 from store.parallel import in_parallel
 from store.validation import first_problem
@@ -80,6 +80,7 @@ class Jobs:
         self._lock = threading.RLock()
         self._making: dict[str, int] = {}  # upload size of each job that is being created
         self._reading: Counter[str] = Counter()  # number of readers of each job's results
+        self._no_room_for = 0  # size of the last upload or answer that did not fit, in bytes; 0 if the last one did
         self._counted, self._recount = 0, 0.0  # upper bound on the bytes kept, and when to count again
 
     def create(
@@ -98,6 +99,7 @@ class Jobs:
             given_up: asked just before the record is written; the job is not created if nobody waits for it any more.
 
         Raises:
+            BodyTooLarge: there will never be room for the photographs.
             Busy: too many jobs are unfinished, or unfinished ones take all the room.
             Unavailable: the job cannot be stored, or was given up.
         """
@@ -105,6 +107,8 @@ class Jobs:
         items = [JobItem(name=one.name, source=one.source, bytes=len(one.data or b"")) for one in photographs]
         record = JobRecord(id=uuid.uuid4().hex, owner=owner, created=time.time(), options=options, items=items)
         size = sum(item.bytes for item in items)
+        if size > self.limits.bytes:
+            raise BodyTooLarge(f"the photographs have {size} bytes, all jobs together may have {self.limits.bytes}")
         with self._lock:
             unfinished += len(self._making)
             if unfinished >= self.limits.max_unfinished:
@@ -115,12 +119,12 @@ class Jobs:
             self.claims.acquire(record.id)
             for i, one in enumerate(photographs):
                 if one.data is not None:
-                    self._objects.put(f"{record.id}/inputs/{i:05d}", one.data)
+                    self._put(f"{record.id}/inputs/{i:05d}", one.data)
             if given_up():
                 raise TimeoutError("nobody waits for the job any more")
             self._objects.put(f"{record.id}/job.json", record.model_dump_json().encode())
         except OSError as error:  # full, read-only or unavailable
-            logger.warning("a job cannot be stored", problem=str(error))
+            logger.warning("a job cannot be stored", problem=trouble_of(error))
             with suppress(OSError):
                 self._objects.delete(record.id)
             raise Unavailable("the job cannot be stored; ask again later", retry_after=60) from error
@@ -131,8 +135,15 @@ class Jobs:
         return record
 
     def require_writable(self) -> None:
-        """Write a small object and remove it again; raises StoreError or OSError if that is not possible."""
+        """Write a small object and remove it again; raises StoreError or OSError if that is not possible.
+
+        Raises StoreFull also while the last upload or answer that found no room would still find none.
+        """
         self._objects.require_writable()
+        if self._no_room_for:
+            free = self._objects.free_bytes()
+            if free is None or free < self._no_room_for:
+                raise StoreFull(f"no room left for {self._no_room_for} bytes")
 
     def release(self, job_id: str) -> None:
         """Release the claim on a job, so that any service may run it."""
@@ -258,8 +269,18 @@ class Jobs:
             return
         item = record.items[number]
         self._make_room(len(data) - item.bytes)
-        self._objects.put(f"{record.id}/results/{number:05d}", data)
+        self._put(f"{record.id}/results/{number:05d}", data)
         record.result_bytes, item.bytes = record.result_bytes + len(data), 0
+
+    def _put(self, key: str, data: bytes) -> None:
+        """Write an upload or an answer, and remember its size if there is no room for it."""
+        try:
+            self._objects.put(key, data)
+        except StoreFull:
+            self._no_room_for = len(data)
+            raise
+        if len(data) >= self._no_room_for:
+            self._no_room_for = 0
 
     def result(self, record: JobRecord, number: int) -> bytes:
         """Return the answer to one photograph."""

@@ -6,14 +6,18 @@ import asyncio
 import re
 import time
 import uuid
+from collections.abc import Callable
+from urllib.parse import urlsplit
 
 import structlog
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.metrics import HttpMetrics
+from service.security import is_loopback
+from service.settings import Settings
 
 logger = structlog.get_logger(__name__)
 SECURITY_HEADERS = {
@@ -82,6 +86,39 @@ class RequestMiddleware:
         self._metrics.seconds.labels(route).observe(seconds)
         if scope["path"] not in _QUIET:
             logger.info("request", route=route, method=scope["method"], status=status, seconds=round(seconds, 4))
+
+
+class LocalMiddleware:
+    """Middleware that keeps pages of other sites from using a service that listens on its own machine without keys.
+
+    A browser on the machine would pass on what any page asks for. Requests are refused if their ``Host`` is another
+    name, which may have been made to resolve to this machine (DNS rebinding), and those that are sent by another
+    site's page, unless CORS allows its origin.
+
+    Args:
+        settings: returns the settings that are in force.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Callable[[], Settings]) -> None:
+        self._app, self._settings = app, settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (refusal := self._refusal(Headers(scope=scope), scope["method"])) is not None:
+            await JSONResponse({"detail": refusal}, status_code=403)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _refusal(self, headers: Headers, method: str) -> str | None:
+        settings = self._settings()
+        if settings.api_keys or not is_loopback(settings.host):
+            return None
+        host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+        if host and not is_loopback(host) and not {"*", host} & {*settings.trusted_hosts}:
+            return "without API keys this service is for its own machine: set api_keys, or trusted_hosts to this host"
+        from_elsewhere = headers.get("sec-fetch-site") == "cross-site" and method not in ("GET", "HEAD", "OPTIONS")
+        if from_elsewhere and headers.get("origin") not in settings.cors_origins:
+            return "a page of another site may not ask this service; name its origin in cors_origins"
+        return None
 
 
 class UnexpectedErrorMiddleware:

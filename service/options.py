@@ -58,7 +58,7 @@ class Options(FeatureOptions):
         min_length=1,
         max_length=100,
         description="timesteps that vote; all by default, and always for models that read all timesteps at once",
-        examples=[[1, 10]],
+        examples=[[100, 500]],
     )
     labels: Annotated[list[str], BeforeValidator(_split)] | None = Field(
         default=None, min_length=1, max_length=100, description="classes to keep; the others become background"
@@ -81,7 +81,7 @@ class Options(FeatureOptions):
     def require_classes(self, classes: Sequence[str]) -> None:
         """Raise NotFound unless the requested labels are all among a model's classes."""
         if unknown := sorted(set(self.labels or ()) - set(classes)):
-            raise NotFound(f"no class {', '.join(unknown)} in this model; it has {', '.join(classes)}")
+            raise NotFound(f"no class {', '.join(map(repr, unknown))} in this model; it has {', '.join(classes)}")
 
 
 OptionsT = TypeVar("OptionsT", bound=FeatureOptions)

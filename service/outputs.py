@@ -99,11 +99,21 @@ def _npz(answer: Answer, options: Options, _source: SourcePhotograph) -> bytes:
     return buffer.getvalue()
 
 
-def _dicom_seg(answer: Answer, _options: Options, source: SourcePhotograph) -> bytes:
-    made_by = SegmentedBy(answer.model, answer.version, metadata.version("diffdgss"), answer.mirrored)
+def _dicom_seg(answer: Answer, options: Options, source: SourcePhotograph) -> bytes:
+    made_by = SegmentedBy(
+        answer.model,
+        answer.version,
+        metadata.version("diffdgss"),
+        answer.mirrored,
+        answer.timesteps,
+        options.threshold,
+        None if answer.domain is None else answer.domain.abstain,
+    )
     data = source.bytes_for("a DICOM SEG")
-    masks = np.stack([answer.mask(i) for i in range(1, len(answer.classes))])
-    return encode_segmentation(data, masks, answer.classes, answer.colours, made_by)
+    asked = [i for i, name in enumerate(answer.classes) if i and name in (options.labels or answer.classes)]
+    masks = np.stack([answer.mask(i) for i in asked])
+    classes = [answer.classes[0], *(answer.classes[i] for i in asked)]
+    return encode_segmentation(data, masks, classes, [answer.colours[i - 1] for i in asked], made_by)
 
 
 def _is_dicom(source: SourcePhotograph) -> None:

@@ -149,7 +149,7 @@ class SegmentResponse(BaseModel):
 class Problem(BaseModel):
     """An error: the reason why the request was not answered."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"detail": "eye.png: damaged or truncated image"}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"detail": "damaged image"}]})
 
     detail: str
 
@@ -255,7 +255,9 @@ class Ready(BaseModel):
 class JobProblem(BaseModel):
     """A photograph of a job that could not be segmented."""
 
+    number: int = Field(description="its place in the job, from 0, with which its file in the ZIP would begin")
     name: str
+    source: str | None = Field(default=None, description="NAME/KEY of a photograph in a folder")
     detail: str
 
 
@@ -272,7 +274,14 @@ class JobStatus(BaseModel):
         progress=0.34,
         created=1750000000.0,
         finished=None,
-        problems=[{"name": "eye.png", "detail": "eye.png: damaged or truncated image"}],
+        problems=[
+            {
+                "number": 7,
+                "name": "eye.png",
+                "source": "clinic/eye.png",
+                "detail": "eye.png: damaged or truncated image",
+            }
+        ],
         trouble=None,
         results=f"/v1/jobs/{'0f' * 16}/results",
     )
@@ -286,7 +295,9 @@ class JobStatus(BaseModel):
     progress: float = Field(description="fraction of the photographs that are done or failed, 0..1")
     created: float = Field(description="Unix time in seconds")
     finished: float | None
-    problems: list[JobProblem] = Field(description="the first hundred photographs that failed, with the reasons")
+    problems: list[JobProblem] = Field(
+        description="the first hundred of the photographs that failed, with the reasons; the ZIP has all"
+    )
     trouble: str | None = Field(description="why the job is paused; it is tried again, less and less often")
     results: str = Field(description="path of the ZIP of results, once the job is finished")
 

@@ -8,12 +8,21 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from ipaddress import ip_address
 
 from pydantic import SecretStr
 
 from service.errors import Busy, TooManyRequests, Unauthorised
 
 ANYBODY = "anybody"
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether an address can be reached from this machine alone."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 class Keys:

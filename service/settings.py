@@ -126,6 +126,10 @@ class Settings(BaseSettings):
     rate: float = Field(default=0.0, ge=0, description="most requests per minute for each key; 0: no limit")
     key_requests: int = Field(default=0, ge=0, description="most concurrent requests for each key; 0: no limit")
     cors_origins: Names = Field(default=(), description="web origins whose pages may send requests (CORS)")
+    trusted_hosts: Names = Field(
+        default=(),
+        description="host names that a service without API keys answers to, besides this machine's own; * for any",
+    )
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$", description="level of the JSON log")
 
     @model_validator(mode="after")

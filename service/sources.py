@@ -16,7 +16,8 @@ from typing import Protocol, TypeVar
 import structlog
 
 from extractor.images import is_image_name
-from service.errors import BodyTooLarge, Forbidden, NotFound, Unavailable
+from service.dicom import is_dicom_file
+from service.errors import BodyTooLarge, Forbidden, NotFound, Unavailable, trouble_of
 from service.photographs import SUFFIXES
 from store.errors import FormatError, MissingEntry, StoreUnavailable
 from store.objects import Objects, open_objects
@@ -54,9 +55,11 @@ class FolderSource:
 
     def keys(self, prefix: str, most: int | None) -> list[str]:
         below = self._inside(prefix)
+        if not self._is_there():
+            raise StoreUnavailable("the folder is empty or not mounted")
         if not below.is_dir():
             raise NotFound("no such folder")
-        found = (path for path in below.rglob("*") if is_image_name(path, SUFFIXES) and path.is_file())
+        found = (path for path in below.rglob("*") if _is_photograph(path))
         keys = (path.relative_to(self._root).as_posix() for path in found if self._is_inside(path))
         readable = list(islice((key for key in keys if self._can_be_told(key)), most))
         return sorted(readable)
@@ -73,7 +76,7 @@ class FolderSource:
                 data = file.read(limit + 1)
         except OSError as error:
             if not self._is_there():
-                raise StoreUnavailable("the folder is empty or not mounted") from error
+                raise StoreUnavailable("the folder is empty or not mounted") from None
             raise NotFound(f"{path.name}: cannot be read (any more)") from error
         if len(data) > limit:
             raise _too_large(path.name, limit)
@@ -172,7 +175,7 @@ class Sources:
     def _in_time(self, name: str, work: Callable[[], T]) -> T:
         """Return the result of work on a folder, within the timeout.
 
-        The errors of the work name the folder's location, so they are only logged.
+        The errors of the work name the folder's location, and may name photographs: what kind they are is logged.
         """
         if name not in self._folders:
             raise Forbidden(f"no folder {name[:40]!r} is allowed here; allowed: {', '.join(self._folders) or 'none'}")
@@ -185,9 +188,21 @@ class Sources:
         except (CancelledError, RuntimeError) as error:  # a reload has closed this pool meanwhile
             raise Unavailable("the folders are being reloaded; ask again", retry_after=1) from error
         except (FutureTimeout, StoreUnavailable, FormatError, OSError) as error:
-            problem = str(error) or f"no answer within {self._timeout:.0f} s"
+            late = f"no answer within {self._timeout:.0f} s"
+            problem = late if isinstance(error, FutureTimeout) else trouble_of(error)
             logger.warning("a folder of jobs cannot be read", folder=name, problem=problem)
-            raise Unavailable(f"the folder {name} cannot be read now; ask again later", retry_after=30) from error
+            raise Unavailable(f"the folder {name} cannot be read now ({problem}); ask later", retry_after=30) from error
+
+
+def _is_photograph(path: Path) -> bool:
+    """Return whether a file has a name as photographs have; files of DICOM often have none of its suffixes."""
+    if is_image_name(path, SUFFIXES):
+        return path.is_file()
+    plain = not path.name.startswith(".") and (not path.suffix or path.suffix[1:].isdecimal())  # such as IM0001, 1.2.8
+    try:
+        return plain and path.is_file() and is_dicom_file(path)
+    except OSError:
+        return False
 
 
 def _opened(location: str | Path) -> Source:

@@ -18,6 +18,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from service.errors import trouble_of
 from service.metrics import Metrics
 from store.claims import Claims
 from store.codebook import Codebook
@@ -111,7 +112,7 @@ class GuardedStore:
             logger.warning("cached features are damaged and extracted again", problem=str(error))
             return None, "cached features were damaged and have been extracted again"
         except (StoreError, OSError) as error:
-            logger.warning("the store cannot be read", problem=str(error))
+            logger.warning("the store cannot be read", problem=str(error.__cause__ or error))
             return None, "the feature store cannot be read"
 
     def stored_bytes(self, spec: FeatureSpec, key: Key) -> int | None:
@@ -147,7 +148,7 @@ class GuardedStore:
         except (StoreError, OSError) as error:
             if isinstance(error.__cause__, StoreFull):
                 self._no_room_for = spec.entry_bytes()
-            logger.warning("features could not be stored", problem=str(error))
+            logger.warning("features could not be stored", problem=str(error.__cause__ or error))
             return Written(0, "features could not be stored; the next request has to extract them again")
         self._no_room_for = 0
         gone = self._kept.added(spec, key, written)
@@ -159,7 +160,7 @@ class GuardedStore:
         try:
             self._guarded("write", lambda: self.store().delete(spec, key))
         except (StoreError, OSError) as error:
-            logger.warning("features could not be deleted", problem=str(error))
+            logger.warning("features could not be deleted", problem=str(error.__cause__ or error))
             return False
         return True
 
@@ -235,16 +236,16 @@ class GuardedStore:
         try:
             result = future.result()
         except StoreFull as error:
-            raise self._failed(doing, str(error), cool_down=False) from error
+            raise self._failed(doing, trouble_of(error), cool_down=False) from error
         except StoreUnavailable as error:
-            raise self._failed(doing, str(error), cool_down=True) from error
+            raise self._failed(doing, trouble_of(error), cool_down=True) from error
         except (MissingEntry, DamagedEntry):
             self._troubles.pop(doing, None)
             raise
         except (SpecError, StoreBusy):  # not trouble of the store
             raise
         except (StoreError, OSError) as error:
-            raise self._failed(doing, str(error), cool_down=isinstance(error, TimeoutError)) from error
+            raise self._failed(doing, trouble_of(error), cool_down=isinstance(error, TimeoutError)) from error
         for over in (doing, "open"):
             self._troubles.pop(over, None)
         return result

@@ -72,6 +72,12 @@ class _InMemory(MultiPartParser):
     """A multipart parser without temporary files; the size of the body is limited before it gets here."""
 
     spool_max_size = 2**62
+    is_whole = False
+    """Whether the boundary that ends the body has been read."""
+
+    def on_end(self) -> None:
+        super().on_end()
+        self.is_whole = True
 
 
 async def read_body(request: Request, budget: UploadBudget, limit: int, files: int = 1) -> Upload:
@@ -121,6 +127,8 @@ async def _multipart(request: Request, budget: UploadBudget, limit: int, files: 
     parser = _InMemory(request.headers, chunks, max_files=files, max_fields=20, max_part_size=10_000)
     try:
         form = await parser.parse()
+        if not parser.is_whole:
+            raise MultiPartException("it ends before its last boundary")
         uploads = [(key, value) for key, value in form.multi_items() if isinstance(value, UploadFile)]
         if strange := [key for key, _ in uploads if key != "image"]:
             raise NoImage(f"expected photographs in the field 'image', found a file in {strange[0][:40]!r}")
@@ -148,7 +156,12 @@ async def _limited(request: Request, budget: UploadBudget, limit: int) -> AsyncG
         yield chunk
 
 
+LONGEST_NAME = 100
+"""Bytes of a photograph's name that are kept, the last ones: files in a ZIP are named after it."""
+
+
 def plain_name(filename: str | None) -> str:
     """The last component of a file name, with unusual characters replaced; for messages and results, never a path."""
     name = Path((filename or "image").replace("\\", "/")).name
-    return re.sub(r"[^\w.\- ()]", "_", name)[:100] or "image"
+    plain = re.sub(r"[^\w.\- ()]", "_", name).encode()[-LONGEST_NAME:].decode(errors="ignore")
+    return plain or "image"

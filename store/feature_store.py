@@ -37,7 +37,7 @@ from store.entries import (
     write_entry,
     write_group,
 )
-from store.errors import DamagedEntry, FormatError, MissingEntry, SpecError, SpecMismatch, StoreError
+from store.errors import DamagedEntry, FormatError, MissingEntry, SpecError, SpecMismatch, StoreError, StoreFull
 from store.features import FeatureEntry, Features, Key, arrays_of, attributes_of, entry_path
 from store.objects import HEALTH, open_objects
 from store.parallel import in_parallel
@@ -265,14 +265,19 @@ class FeatureStore:
 
         Raises:
             SpecError: blocks, shapes or types differ from the spec.
-            StoreFull: there is no room left.
+            StoreFull: there is no room left; what was written of the entry is removed.
         """
         arrays = arrays_of(features, spec)
         if not self.objects.exists(f"{spec.digest}/zarr.json"):
             self.register(spec)
         path = entry_path(spec, key)
         self.uses.stamp(path)
-        return write_entry(self.objects, path, arrays, attributes_of(features, spec))
+        try:
+            return write_entry(self.objects, path, arrays, attributes_of(features, spec))
+        except StoreFull:
+            with suppress(StoreError, OSError):  # what was written of it would only take the room of others
+                self.objects.delete(path)
+            raise
 
     def delete(self, spec: FeatureSpec, key: Key) -> None:
         """Remove one entry. Its marker goes first, so that no reader takes the rest for a complete entry."""

@@ -73,7 +73,7 @@ PROMISED = {
     "service": """
         Answer BadRequest Busy Client DeadlinePassed DeviceLost DeviceOutOfMemory DicomError Engine FeaturesInfo
         JobStatus Limits ModelInfo NotFound NotReady Ready Refused SegmentResponse ServiceError Settings Unavailable
-        WrongSettings create_app load_engine
+        Unreachable WrongSettings create_app load_engine
     """,
     "store": """
         AffineEncoding Batch Block Clahe Codebook Collection Collections DamagedEntry DamagedModel

@@ -130,6 +130,9 @@ async def server_metadata(request: Request) -> ServerMetadata:
     return ServerMetadata(version=request.app.version)
 
 
+for _path, _answer in (("/healthz", healthz), ("/readyz", readyz), ("/metrics", metrics)):  # as monitors ask
+    router.add_api_route(_path, _answer, methods=["HEAD"], include_in_schema=False)
+
 _NAME = Annotated[str, PathParameter(max_length=200)]
 
 

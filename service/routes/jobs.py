@@ -183,7 +183,9 @@ def _photographs(folder: str, context: Context) -> list[Submitted]:
 def _status(record: JobRecord) -> JobStatus:
     done, failed = record.count("done"), record.count("failed")
     failures = [
-        JobProblem(name=item.name, detail=item.problem or "") for item in record.items if item.state == "failed"
+        JobProblem(number=number, name=item.name, source=item.source, detail=item.problem or "")
+        for number, item in enumerate(record.items)
+        if item.state == "failed"
     ]
     return JobStatus(
         id=record.id,

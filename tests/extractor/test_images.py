@@ -180,6 +180,18 @@ def with_tag(tiff: bytes, tag: int, value: int) -> bytes:
     return tiff[: place + 8] + struct.pack("<H", value) + tiff[place + 10 :]
 
 
+@pytest.mark.parametrize("side", [24, 48])
+def test_a_tiff_of_several_pages_is_read_if_the_first_is_the_photograph(side: int) -> None:
+    first, other = (Image.fromarray(np.full((height, 64, 3), 90, np.uint8)) for height in (48, side))
+    buffer = io.BytesIO()
+    first.save(buffer, "TIFF", save_all=True, append_images=[other])
+    if side == 24:
+        assert decode_image(buffer.getvalue()).shape == (48, 64, 3)
+    else:
+        with pytest.raises(ImageError, match="page 2 is as large as the first"):
+            decode_image(buffer.getvalue())
+
+
 def test_a_deep_tiff_whose_zero_is_white_is_turned_round() -> None:
     grey = np.linspace(0, 65535, 64 * 48).reshape(48, 64).astype(np.uint16)
     plain, negative = encoded(Image.fromarray(grey), "TIFF"), encoded(Image.fromarray(65535 - grey), "TIFF")

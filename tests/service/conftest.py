@@ -79,13 +79,13 @@ def shared_engine(make_engine: Callable[..., Engine]) -> Engine:
 def serving(engine: Engine, **settings: object) -> TestClient:
     """A client of an application with this engine; a context."""
     chosen = Settings(**({"keep_nothing": True, "max_pixels": 100_000} | settings))  # type: ignore[arg-type]
-    return TestClient(create_app(chosen, lambda: engine, lambda: chosen))
+    return TestClient(create_app(chosen, lambda: engine, lambda: chosen), base_url="http://localhost")
 
 
 @pytest.fixture
 def client(engine: Engine) -> Iterator[TestClient]:
     settings = Settings(max_bytes=200_000, max_pixels=100_000, keep_nothing=True)
-    with TestClient(create_app(settings, lambda: engine)) as client:
+    with TestClient(create_app(settings, lambda: engine), base_url="http://localhost") as client:
         client.app.state.engine.result()  # type: ignore[attr-defined]
         yield client
 

@@ -100,7 +100,8 @@ def described(api: TestClient) -> schemathesis.BaseSchema:
     async def without_lifespan(scope: Scope, receive: Receive, send: Send) -> None:
         """The application with its engine as it is: what starts and stops is acknowledged and not done."""
         if scope["type"] != "lifespan":
-            await api.app(scope, receive, send)
+            headers = [(b"host", b"localhost"), *(one for one in scope["headers"] if one[0] != b"host")]
+            await api.app({**scope, "headers": headers}, receive, send)
             return
         for step in ("startup", "shutdown"):
             await receive()

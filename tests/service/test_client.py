@@ -18,8 +18,9 @@ import pytest
 from PIL import Image
 
 from interpreter.rendering import encode_labels
-from service.client import Client, Refused
+from service.client import Client, Refused, Unreachable
 from service.engine import Engine
+from service.schemas import JobStatus
 from store import FeatureStore, console
 from tests.service.conftest import png
 
@@ -142,6 +143,60 @@ def test_a_busy_service_is_asked_again_when_it_says() -> None:
     with Client(transport=httpx.MockTransport(lambda _: refusal), retries=1) as client, pytest.raises(Refused) as told:
         client.models()
     assert (told.value.status, told.value.detail) == (503, "no JSON")
+
+
+def test_a_service_that_is_restarted_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, waited = list[str](), list[float]()
+    monkeypatch.setattr("service.client.time.sleep", waited.append)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.method)
+        if len(asked) < 3:
+            raise httpx.ConnectError("refused")
+        return httpx.Response(200, json=[])
+
+    with Client(transport=httpx.MockTransport(answer)) as client:
+        assert client.jobs() == []
+        assert (asked, waited) == (["GET"] * 3, [1.0, 2.0])
+        asked.clear()
+        with pytest.raises(Unreachable, match="does not answer"):  # it may have been begun
+            client.segment(b"a")
+        assert asked == ["POST"]
+    with Client(transport=httpx.MockTransport(answer), retries=1) as hasty, pytest.raises(Unreachable):
+        asked.clear()
+        hasty.jobs()
+
+
+def test_what_is_no_photograph_is_not_sent() -> None:
+    silent = httpx.MockTransport(lambda _: httpx.Response(200))
+    with Client(transport=silent) as client, pytest.raises(TypeError, match="expected a Path or the bytes"):
+        client.segment("eye.jpg")  # type: ignore[arg-type]
+
+
+def test_keys_in_any_script_are_sent() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        assert dict(request.headers.raw)[b"Authorization"] == "Bearer \u043a\u043b\u044e\u0447".encode()
+        return httpx.Response(200, json=[])
+
+    with Client(api_key="\u043a\u043b\u044e\u0447", transport=httpx.MockTransport(answer)) as client:
+        assert client.models() == []
+
+
+def test_waiting_for_a_job_has_an_end() -> None:
+    (status,) = JobStatus.model_json_schema()["examples"]
+    running = httpx.MockTransport(lambda _: httpx.Response(200, json=status))
+    with Client(transport=running) as client, pytest.raises(TimeoutError, match="is running after 0 s"):
+        client.wait_for_job("0" * 32, poll_seconds=0.01, timeout=0.02)
+
+
+def test_results_are_written_to_a_file_as_a_whole(tmp_path: Path) -> None:
+    answers = [httpx.Response(200, content=b"a zip"), httpx.Response(409, json={"detail": "the job is running"})]
+    with Client(transport=httpx.MockTransport(lambda _: answers.pop(0))) as client:
+        client.save_job_results("0" * 32, tmp_path / "results.zip")
+        assert (tmp_path / "results.zip").read_bytes() == b"a zip"
+        with pytest.raises(Refused, match="the job is running"):
+            client.save_job_results("0" * 32, tmp_path / "other.zip")
+    assert [path.name for path in tmp_path.iterdir()] == ["results.zip"]
 
 
 def test_folders_have_names_in_any_language() -> None:

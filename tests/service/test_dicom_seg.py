@@ -25,6 +25,8 @@ from service.dicom import decode_dicom
 from service.dicom_seg import ABNORMAL, ANATOMICAL, CONCEPTS, SegmentedBy, encode_segmentation
 from service.engine import Engine
 from service.errors import UnsupportedAnswer
+from service.options import Options
+from service.outputs import OUTPUTS, SourcePhotograph
 from tests.service.conftest import png, serving
 from tests.service.dicom_files import LIMIT, compressed, fundus, jpeg2000, photograph, written
 
@@ -58,8 +60,12 @@ def test_every_class_is_a_segment_on_the_source_pixels() -> None:
 
 
 def test_what_made_it_and_how_stands_in_the_file() -> None:
-    for mirrored, told in ((False, "mirrored=false"), (True, "mirrored=true")):
-        made_by = dataclasses.replace(MADE_BY, mirrored=mirrored)
+    asked = {"mirrored": True, "timesteps": (100, 500), "threshold": 0.25, "abstain": False}
+    for how, told in (
+        ({}, "mirrored=false,timesteps=,threshold=vote,abstain=unknown"),
+        (asked, "mirrored=true,timesteps=100 500,threshold=0.25,abstain=false"),
+    ):
+        made_by = dataclasses.replace(MADE_BY, **how)  # type: ignore[arg-type]
         masks = np.stack([LABELS == 1, LABELS == 2])
         data = encode_segmentation(written(photograph(fundus())), masks, CLASSES, ("#1fe0ff",), made_by)
         for segment in pydicom.dcmread(io.BytesIO(data)).SegmentSequence:
@@ -128,7 +134,23 @@ def test_the_size_of_pixels_is_said_where_the_source_says_it() -> None:
     assert measures(photograph(fundus())) is None
     assert measures(photograph(fundus(), PixelSpacing=[0.01])) is None
     assert measures(photograph(fundus(), PixelSpacing=[0, 0])) is None
-    assert measures(photograph(fundus(), PixelSpacing=[0.01, 0.02])) == [0.01, 0.02]
+    spaced = photograph(fundus(), PixelSpacing=[0.01, 0.02])
+    assert measures(spaced) == [0.01, 0.02]
+    assert highdicom.seg.segread(io.BytesIO(seg_of(spaced))).number_of_segments == 2
+
+
+def test_names_in_several_character_sets_are_kept() -> None:
+    name = "Yamada^Tarou=\u5c71\u7530^\u592a\u90ce"
+    source = photograph(fundus(), SpecificCharacterSet=["", "ISO 2022 IR 87"], PatientName=name)
+    assert pydicom.dcmread(io.BytesIO(seg_of(source))).PatientName == name
+
+
+def test_classes_that_were_not_asked_for_are_no_segments(shared_engine: Engine) -> None:
+    source = written(photograph(fundus()))
+    answer = dataclasses.replace(shared_engine.segment(source), classes=CLASSES, colours=("#1fe0ff", "#7cff6b"))
+    for labels, expected in ((None, 2), (["vessel"], 1)):
+        data = OUTPUTS["dicom-seg"].render(answer, Options(labels=labels), SourcePhotograph(source, LIMIT))
+        assert len(pydicom.dcmread(io.BytesIO(data)).SegmentSequence) == expected
 
 
 def test_classes_that_were_not_found_are_empty_segments() -> None:

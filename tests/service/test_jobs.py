@@ -25,7 +25,7 @@ from interpreter.domain import DomainScore
 from interpreter.rendering import encode_labels
 from service.archive import archived
 from service.engine import Engine
-from service.errors import Busy, Conflict, DeviceLost, Unavailable
+from service.errors import BodyTooLarge, Busy, Conflict, DeviceLost, Unavailable
 from service.flights import Flight, Ticket
 from service.job_record import AnswerSummary, JobRecord, as_report, as_table
 from service.job_runner import JobRunner
@@ -137,7 +137,7 @@ def test_a_job_waits_while_its_folder_is_away_and_others_go_on(make_engine: Make
     now = jobs.read(waits.id)
     assert now is not None
     assert (now.state, now.count("waiting"), now.trouble) == (
-        "running", 1, "the folder clinic cannot be read now; ask again later"
+        "running", 1, "the folder clinic cannot be read now (the folder is empty or not mounted); ask later"
     )  # fmt: skip
     (tmp_path / "eyes").rmdir()
     (tmp_path / "elsewhere").rename(tmp_path / "eyes")
@@ -342,7 +342,7 @@ def test_a_folder_that_stays_away_is_given_up(make_engine: MakeEngine, tmp_path:
     runner.start()
     (item,) = ended(jobs, record.id).items
     runner.stop()
-    assert (item.state, item.problem) == ("failed", "the folder clinic cannot be read now; ask again later")
+    assert (item.state, "(the folder is empty or not mounted)" in str(item.problem)) == ("failed", True)
 
 
 def test_a_photograph_that_fails_in_an_unexpected_way_ends_no_job(
@@ -714,6 +714,42 @@ def test_trouble_with_the_storage_of_jobs_is_seen_in_readyz(make_engine: MakeEng
             assert client.get("/readyz").json()["jobs"] == "the storage of jobs does not answer"
         assert probes == [1]
         released.set()
+
+
+def test_a_disk_without_room_for_answers_is_seen_in_readyz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    objects = open_objects(tmp_path)
+    jobs, put, free = Jobs(objects, LIMITS), objects.put, [10]
+    record = jobs.create("anybody", Options(), photographs(bytes(5)))
+
+    def full(key: str, *parts: bytes) -> None:
+        if sum(map(len, parts)) > free[0] and "/results/" in key:
+            raise StoreFull("no room left")
+        put(key, *parts)
+
+    monkeypatch.setattr(objects, "put", full)
+    monkeypatch.setattr(objects, "free_bytes", lambda: free[0])
+    jobs.require_writable()
+    with pytest.raises(StoreFull):
+        jobs.put_result(record, 0, bytes(50))
+    with pytest.raises(StoreFull, match="50 bytes"):
+        jobs.require_writable()
+    free[0] = 60
+    jobs.require_writable()
+    jobs.put_result(record, 0, bytes(50))
+    free[0] = 0
+    jobs.require_writable()
+
+
+def test_photographs_that_can_never_fit_are_too_large(tmp_path: Path) -> None:
+    with pytest.raises(BodyTooLarge, match="have 101 bytes, all jobs together may have 100"):
+        Jobs(open_objects(tmp_path), JobLimits(10, 24, bytes=100)).create("anybody", Options(), photographs(bytes(101)))
+
+
+def test_the_photographs_of_a_cancelled_job_say_why_they_have_no_answer(tmp_path: Path) -> None:
+    jobs = Jobs(open_objects(tmp_path), LIMITS)
+    record = jobs.cancel(jobs.create("anybody", Options(), photographs(b"a", b"b")))
+    rows = list(csv.DictReader(io.StringIO(as_table(record))))
+    assert [row["number"] + row["problem"] for row in rows] == [f"{i}the job was cancelled before" for i in (0, 1)]
 
 
 def test_a_runner_whose_storage_hangs_is_left_behind(make_engine: MakeEngine, tmp_path: Path) -> None:

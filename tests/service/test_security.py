@@ -26,7 +26,7 @@ from service.question import Limits
 from service.security import ANYBODY, Admission, Keys, presented_key
 from service.settings import FIXED_AT_START, FIXED_IN_ENGINE, Settings, read_settings
 from service.storage import GuardedStore
-from service.uploads import UploadBudget, read_body, release_body
+from service.uploads import UploadBudget, plain_name, read_body, release_body
 from store import FeatureStore
 from tests.service.conftest import png, post, serving
 
@@ -221,6 +221,53 @@ def test_a_body_that_does_not_arrive_is_given_up() -> None:
         asyncio.run(read_body(request, UploadBudget(100, 0.01), 100))
 
 
+def test_pages_of_other_sites_may_not_use_a_service_without_keys(shared_engine: Engine) -> None:
+    elsewhere, ours = {"Sec-Fetch-Site": "cross-site", "Origin": "http://evil"}, {"Sec-Fetch-Site": "same-origin"}
+    files = {"image": ("a.png", png())}
+    for settings, host, headers, expected in (
+        ({}, "127.0.0.1:8000", ours, 200),
+        ({}, "[::1]:8000", {}, 200),
+        ({}, "evil.example", {}, 403),
+        ({"trusted_hosts": ("eyes.example",)}, "eyes.example", {}, 200),
+        ({"trusted_hosts": ("*",)}, "evil.example", {}, 200),
+        ({"host": "0.0.0.0"}, "eyes.example", elsewhere, 200),
+        ({"api_keys": {"a": "key"}}, "eyes.example", elsewhere | {"X-API-Key": "key"}, 200),
+        ({}, "localhost", elsewhere, 403),
+        ({"cors_origins": ("http://evil",)}, "localhost", elsewhere, 200),
+    ):
+        client = serving(shared_engine, **settings)
+        client.app.state.context.engine.set_result(shared_engine)  # type: ignore[attr-defined]
+        answer = client.post("/v1/segment", files=files, headers=headers | {"Host": host})
+        assert answer.status_code == expected, (settings, host, headers, answer.text)
+
+
+def test_a_body_that_is_cut_off_is_malformed(shared_engine: Engine) -> None:
+    client = serving(shared_engine)
+    client.app.state.context.engine.set_result(shared_engine)  # type: ignore[attr-defined]
+    part = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n' + png() + b"\r\n"
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    for path, ending, expected in (
+        ("/v1/segment", b"--x--\r\n", 200),
+        ("/v1/segment", b"", 400),
+        ("/v1/jobs", part[:-1000], 400),
+    ):
+        answer = client.post(path, content=part + ending, headers=headers)
+        assert answer.status_code == expected, answer.text
+        assert expected == 200 or "ends before its last boundary" in answer.json()["detail"]
+
+
+def test_monitors_may_ask_by_head(shared_engine: Engine) -> None:
+    client = serving(shared_engine)
+    client.app.state.context.engine.set_result(shared_engine)  # type: ignore[attr-defined]
+    for path in ("/healthz", "/readyz", "/metrics"):
+        answer = client.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+
+
+def test_names_are_short_enough_for_a_file_and_keep_their_suffix() -> None:
+    assert plain_name("a/" + 96 * "\u5c71" + ".png") == 32 * "\u5c71" + ".png"
+
+
 @pytest.mark.parametrize("content_type", ["image/png", "multipart/form-data; boundary=x"])
 def test_who_goes_away_while_sending_is_no_error_of_ours(shared_engine: Engine, content_type: str) -> None:
     client = serving(shared_engine)
@@ -257,7 +304,7 @@ def test_models_that_could_not_be_loaded_are_loaded_by_a_reload(make_engine: Mak
         return outcome
 
     settings = Settings(keep_nothing=True)
-    with TestClient(create_app(settings, load, lambda: settings)) as client:
+    with TestClient(create_app(settings, load, lambda: settings), base_url="http://localhost") as client:
         with pytest.raises(OSError, match="away"):
             client.app.state.engine.result()  # type: ignore[attr-defined]
         refused = post(client, png())

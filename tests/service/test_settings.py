@@ -139,7 +139,7 @@ def test_check_says_what_is_there_and_what_is_wrong(
     assert "folder clinic: 1 photographs" in run("service", "check", "--model", model_folder).stdout
     monkeypatch.setenv("DIFFDGSS_FOLDERS", json.dumps({"clinic": str(tmp_path / "nothing")}))
     lacks = run("service", "check", "--model", model_folder)
-    assert (lacks.returncode, "folder clinic: no such folder" in lacks.stdout) == (1, True)
+    assert (lacks.returncode, "(the folder is empty or not mounted)" in lacks.stdout) == (1, True)
     monkeypatch.delenv("DIFFDGSS_FOLDERS")
     (tmp_path / "file").write_text("in the way")
     assert run("service", "check", "--model", model_folder, "--store", tmp_path / "file").returncode == 1

@@ -11,11 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from service.engine import Engine
 from service.errors import BodyTooLarge, Forbidden, NotFound, Unavailable
 from service.settings import Settings
 from service.sources import FolderSource, Sources
+from store.errors import StoreUnavailable
 from store.objects import open_objects
 from tests.service.conftest import png, serving
 from tests.service.test_jobs import finished
@@ -131,6 +133,37 @@ def test_a_mount_that_went_stale_is_unavailable(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(FolderSource, "keys", stale)
     with pytest.raises(Unavailable, match="cannot be read now"):
         Sources({"clinic": tmp_path}).keys("clinic")
+
+
+def test_trouble_is_logged_without_names_of_photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    away = StoreUnavailable("HEAD http://storage/Mueller_Hans.jpg: refused")
+    away.__cause__ = TimeoutError()
+    (tmp_path / "Mueller_Hans.jpg").write_bytes(b"a")
+    for error in (away, OSError(errno.EIO, "input/output error", "/eyes/Mueller_Hans.jpg")):
+
+        def failing(*_: object, error: Exception = error) -> bytes:
+            raise error
+
+        monkeypatch.setattr(FolderSource, "read", failing)
+        with capture_logs() as lines, pytest.raises(Unavailable) as told:
+            Sources({"clinic": tmp_path}).read("clinic/Mueller_Hans.jpg", 10)
+        assert len(lines) == 1
+        assert "Mueller" not in f"{lines} {told.value}"
+
+
+def test_dicom_is_found_whatever_its_suffix(tmp_path: Path) -> None:
+    dicom = bytes(128) + b"DICM"
+    for name in ("IM0001", "1.2.840.7", "a.dcm", "b.dat", ".hidden"):
+        (tmp_path / name).write_bytes(dicom)
+    (tmp_path / "README").write_bytes(b"no photograph")
+    assert Sources({"clinic": tmp_path}).keys("clinic") == ["clinic/1.2.840.7", "clinic/IM0001", "clinic/a.dcm"]
+
+
+def test_a_folder_that_is_not_mounted_is_unavailable(tmp_path: Path) -> None:
+    (tmp_path / "mount").mkdir()
+    for place in ("mount", "missing"):
+        with pytest.raises(Unavailable, match="empty or not mounted"):
+            Sources({"clinic": tmp_path / place}).keys("clinic")
 
 
 def test_storage_that_is_away_is_told_in_time(monkeypatch: pytest.MonkeyPatch, make_engine: MakeEngine) -> None:

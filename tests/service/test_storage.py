@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import socket
 import subprocess
@@ -44,7 +45,7 @@ class ReadOnlyStore(FeatureStore):
     """A store that may be read and not written."""
 
     def register(self, *_: object, **__: object) -> None:
-        raise PermissionError("read-only file system")
+        raise OSError(errno.EROFS, "read-only file system", "/store/1f4e")
 
 
 def away() -> FeatureStore:

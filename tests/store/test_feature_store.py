@@ -25,6 +25,7 @@ from store import (
     MissingEntry,
     SpecError,
     SpecMismatch,
+    StoreFull,
     StoreUnavailable,
 )
 from store.arrays import ArrayToWrite, Compressor, packed
@@ -400,3 +401,23 @@ def test_a_backbone_that_was_not_named_can_be_named_later(store: FeatureStore, s
     store.register(spec, "runs/mine")
     store.register(spec, "runs/another")
     assert store.backbone_of(spec) == "runs/mine"
+
+
+def test_what_a_full_disk_cuts_off_takes_no_room(
+    spec: FeatureSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, key = FeatureStore(tmp_path), Key("a" * 64)
+    store.register(spec)
+    put, written = store.objects.put, list[str]()
+
+    def full(name: str, *parts: bytes) -> None:
+        if len(written) == 2:
+            raise StoreFull("no room left")
+        written.append(name)
+        put(name, *parts)
+
+    monkeypatch.setattr(store.objects, "put", full)
+    with pytest.raises(StoreFull):
+        store.write(spec, key, some_features(spec))
+    assert len(written) == 2
+    assert store.objects.keys(spec.digest) == [f"{spec.digest}/zarr.json"]
