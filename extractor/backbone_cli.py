@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import BaseModel
 from rich.table import Table
+from rich.text import Text
 
 from extractor.backbones import open_backbone
 from extractor.datasets import evenly_spread, load_dataset, of_split
@@ -172,7 +173,8 @@ def presets(as_json: AsJson = False) -> None:
         console.print_json(values)
         return
     for name, value in values.items():
-        console.out.print(f"[bold]{name}[/]  {(PRESETS[name].__doc__ or '').splitlines()[0]}")
+        summary = (PRESETS[name].__doc__ or "").splitlines()[0]
+        console.out.print(Text.assemble((name, "bold"), f"  {summary}"))
         for field, setting in value.items():
             console.out.print(f"  {field:14} {setting}", highlight=False)
 

@@ -221,7 +221,7 @@ def _print_report(report: RunReport, name: str, digest: str, as_json: bool) -> N
     if report.fallbacks:
         console.err.print(f"computed in float32, as values overflowed half precision: {', '.join(report.fallbacks)}")
     for _, reason in report.failed:
-        console.err.print(f"left out: {reason}", highlight=False, markup=False, soft_wrap=True)
+        console.err.print(f"left out: {reason}", highlight=False, soft_wrap=True)
 
 
 def _print_profile(seconds: dict[str, float]) -> None:

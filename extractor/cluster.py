@@ -33,8 +33,8 @@ from extractor.run_report import RunReport
 from extractor.runs import collection_recorded, work_of
 from store.claims import Claims
 from store.collection import Sample
-from store.entries import Entry
-from store.errors import DamagedEntry, MissingEntry, StoreError, StoreUnavailable
+from store.entries import find_entry
+from store.errors import StoreError, StoreUnavailable
 from store.feature_store import FeatureStore
 from store.features import entry_path
 from store.interrupts import Stop
@@ -378,7 +378,5 @@ def _require_same_store(store: FeatureStore, result: TaskResult) -> None:
 
 def _checksums(store: FeatureStore, path: str) -> dict[str, str]:
     """{object: sha256} of an entry as seen from here; empty if it is missing or damaged."""
-    try:
-        return {name: str(entry["sha256"]) for name, entry in Entry(store.objects, path).checksums.items()}
-    except (MissingEntry, DamagedEntry):
-        return {}
+    found = find_entry(store.objects, path)
+    return {} if found is None else {name: str(one["sha256"]) for name, one in found.checksums.items()}

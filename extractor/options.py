@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from extractor.presets import PRESETS, Preset, default_preprocessing
+from store.console import AsJson as AsJson
+from store.console import DeviceOption as DeviceOption
 from store.spec import PREPROCESSINGS, Precision, Preprocessing, PreprocessingName, Trajectory
 
 if TYPE_CHECKING:  # loading diffusers takes seconds
@@ -54,8 +56,6 @@ ResolutionOption = Annotated[
 ]
 ClipOption = Annotated[bool, _features("--clip", help="Clip x0_hat to [-1, 1] at every step.")]
 PrecisionOption = Annotated[Precision, _features(help="Precision of the network's arithmetic.")]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
 def integers(text: str | None) -> tuple[int, ...] | None:

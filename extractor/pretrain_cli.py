@@ -122,7 +122,7 @@ def pretrain(
             paths, out / "prepared", resolution, settings.preprocessing, lambda _: advance()
         )
     for reason in photographs.rejected:
-        console.err.print(f"left out: {reason}", highlight=False, markup=False, soft_wrap=True)
+        console.err.print(f"left out: {reason}", highlight=False, soft_wrap=True)
     training = Pretraining(settings, photographs, out, start, workers=workers)
     stop, single_process = Stop(), training.accelerator.num_processes == 1
     say = partial(console.err.print, "writing a checkpoint; Ctrl-C again interrupts at once")

@@ -37,7 +37,7 @@ from extractor.photographs import CropDataset, PreparedPhotographs
 from extractor.preprocess import to_pixels
 from extractor.schedule import NoiseSchedule, noise_schedule
 from extractor.unet import build_unet, stride
-from store.files import raising_store_full, read_json, replace_json
+from store.files import raising_store_full, read_json, replace_json, require_same_json
 from store.interrupts import Stop
 from store.spec import Preprocessing
 
@@ -302,21 +302,19 @@ class Pretraining:
                 raise PretrainingError(f"{name} {side} is not a multiple of the network's stride {multiple}")
 
     def _require_same_settings(self) -> None:
-        path = self.folder / "settings.json"
         mine = self.settings.model_dump(mode="json")
-        if path.is_file():
-            usual = PretrainingSettings(unet={}).model_dump(mode="json")  # for settings that former versions lacked
-            theirs = usual | read_json(path, PretrainingError)
-            free = {"steps", "checkpoint_every"}
-            if self.settings.initial is not None:
-                free.add("unet")  # the fingerprint stands for it; the configuration's keys vary with diffusers' version
-            differing = [k for k in mine if mine[k] != theirs[k] and k not in free]
-            if differing:
-                raise PretrainingError(
-                    f"{self.folder} holds a run with other {', '.join(differing)}; choose another folder to start anew"
-                )
+        free = {"steps", "checkpoint_every"}
+        if self.settings.initial is not None:
+            free.add("unet")  # the fingerprint stands for it; the configuration's keys vary with diffusers' version
+        usual = PretrainingSettings(unet={}).model_dump(mode="json")  # for settings that former versions lacked
         self.folder.mkdir(parents=True, exist_ok=True)
-        replace_json(path, mine)
+        require_same_json(
+            self.folder / "settings.json",
+            mine,
+            lambda theirs: usual | theirs | {name: mine[name] for name in free},
+            other=PretrainingError,
+            damaged=PretrainingError,
+        )
 
     def _require_same_photographs(self) -> None:
         """Raise PretrainingError for other photographs than at the start: the same draws would give other crops."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from interpreter.checkpoint import CODEBOOK_FILE, Card, save_interpreter
 from interpreter.data import LabelledImage
-from interpreter.domain import DOMAIN_FILE, MIN_IMAGES, Domain, descriptor, fit_domain, residual
+from interpreter.domain import DOMAIN_FILE, MIN_IMAGES, Domain, domain_of_stored
 from interpreter.errors import DataError
 from interpreter.expected import expected_dice, expected_sums
 from interpreter.metrics import finite_or_none, mean_of_known
@@ -206,9 +206,7 @@ def save_adapted(
         (folder / former).unlink(missing_ok=True)
     save_interpreter(folder, interpreter, adapted)
     if len(images) >= MIN_IMAGES:
-        codec = store.codec(best.spec)
-        read = [store.entry(best.spec, image.key).features() for image in images]
-        domain = fit_domain(best.spec, (descriptor(one, codec) for one in read), [residual(one) for one in read])
+        domain = domain_of_stored(store, best.spec, [image.key for image in images])
     elif best.spec != card.spec:
         domain = None
     if domain is not None:

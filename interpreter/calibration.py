@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from interpreter.data import LabelledImage, network_truth
 from interpreter.network import Interpreter
-from interpreter.rules import Rules
+from interpreter.rules import STRICT, Rules
 from interpreter.task import Task
 from store.feature_store import FeatureStore
 
@@ -29,7 +29,7 @@ def fit_temperature(
     store: FeatureStore,
     task: Task,
     images: Sequence[LabelledImage],
-    rules: Rules | None = None,
+    rules: Rules = STRICT,
 ) -> float:
     """Fit the temperature that maximises the likelihood of the mean over voters, on SOURCE validation images.
 
@@ -39,7 +39,6 @@ def fit_temperature(
     Returns:
         The number to divide logits by, between 0.05 and 20.
     """
-    rules = rules or Rules()
     interpreter.eval()
     logits, truths, counted = [], [], []
     for number, image in enumerate(images):

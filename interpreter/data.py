@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from interpreter.errors import DataError
 from interpreter.rules import Rules
 from interpreter.task import Task
-from store.collection import UNNAMED_TARGET, Sample
+from store.collection import UNNAMED_TARGET, Collection, Sample
 from store.feature_store import FeatureStore
 from store.features import FeatureEntry, Key
 
@@ -69,17 +69,14 @@ def labelled_images(store: FeatureStore, dataset: str, split: str | None, task: 
         DataError: there is no such image; the message lists the targets and splits of the collection.
     """
     collection = store.collections.read(dataset)
-    in_split = [s for s in collection.samples if split is None or s.split == split]
-    found = [s for s in in_split if task.takes(s.masks)]
+    found = [image for image in _in_split(collection, split) if task.takes(image.sample.masks)]
     if not found:
-        splits = sorted({s.split for s in collection.samples if s.split})
         raise DataError(
             f"{dataset}: no image{f' of split {split}' if split else ''} is labelled with {', '.join(task.targets)}; "
-            f"targets there: {', '.join(collection.targets) or 'none'}; splits: {', '.join(splits) or 'none'} (a "
+            f"targets there: {', '.join(collection.targets) or 'none'}; splits: {_splits(collection)} (a "
             "folder's targets are the folders of masks/: masks/vessel/a.png is the target vessel of a.png)"
         )
-    targets = collection.targets
-    return [LabelledImage(dataset, targets, sample, Key(sample.image_id)) for sample in found]
+    return found
 
 
 def labelled_in(store: FeatureStore, references: Iterable[str], task: Task) -> list[LabelledImage]:
@@ -153,15 +150,34 @@ def _some(names: Sequence[str], among: Sequence[LabelledImage]) -> str:
 def all_images(store: FeatureStore, reference: str) -> list[LabelledImage]:
     """All images of a data set, NAME or NAME:SPLIT, labelled or not; raises DataError if there are none."""
     name, _, split = reference.partition(":")
-    collection = store.collections.read(name)
-    targets, samples = collection.targets, collection.samples
-    found = [
-        LabelledImage(name, targets, sample, Key(sample.image_id)) for sample in samples if split in ("", sample.split)
-    ]
+    return images_of(store, name, split or None)
+
+
+def images_of(store: FeatureStore, dataset: str, split: str | None) -> list[LabelledImage]:
+    """Like ``all_images``, with the split apart; None takes all."""
+    collection = store.collections.read(dataset)
+    found = _in_split(collection, split)
     if not found:
-        splits = sorted({sample.split for sample in samples if sample.split})
-        raise DataError(f"{name}: no image of split {split}; splits: {', '.join(splits) or 'none'}")
+        raise DataError(f"{dataset}: no image of split {split}; splits: {_splits(collection)}")
     return found
+
+
+def _in_split(collection: Collection, split: str | None) -> list[LabelledImage]:
+    targets = collection.targets
+    return [
+        LabelledImage(collection.name, targets, sample, Key(sample.image_id))
+        for sample in collection.samples
+        if split in (None, sample.split)
+    ]
+
+
+def _splits(collection: Collection) -> str:
+    return ", ".join(sorted({sample.split for sample in collection.samples if sample.split})) or "none"
+
+
+def known_targets(images: Iterable[LabelledImage], task: Task) -> dict[str, list[bool]]:
+    """For each data set of some images, which of a task's targets are known in it (``LabelledImage.known``)."""
+    return {image.dataset: image.known(task).tolist() for image in images}
 
 
 def without_duplicates(images: Iterable[LabelledImage], task: Task) -> list[LabelledImage]:

@@ -189,13 +189,17 @@ def domain_of(card: Card, store: FeatureStore) -> Domain:
             f"{store.location} lacks features of {len(missing)} of the {len(ids)} images that the interpreter was "
             f"trained on, {missing[0][:12]} among them; extract them first"
         )
-    codec = store.codec(card.spec)
-    descriptors, residuals = [], []
-    for one in ids:
-        features = store.entry(card.spec, Key(one, view)).features()
+    return domain_of_stored(store, card.spec, [Key(one, view) for one in ids])
+
+
+def domain_of_stored(store: FeatureStore, spec: FeatureSpec, keys: Iterable[Key]) -> Domain:
+    """The domain of some images whose features are in the store; DataError for fewer than five."""
+    codec, descriptors, residuals = store.codec(spec), [], []
+    for key in keys:
+        features = store.entry(spec, key).features()
         descriptors.append(descriptor(features, codec))
         residuals.append(residual(features))
-    return fit_domain(card.spec, descriptors, residuals)
+    return fit_domain(spec, descriptors, residuals)
 
 
 def load_domain(folder: Path, spec: FeatureSpec) -> Domain | None:

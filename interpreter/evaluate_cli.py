@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from pydantic import TypeAdapter, ValidationError
-from rich.markup import escape
 from rich.table import Table
 
 from interpreter.checkpoint import Card
@@ -243,5 +242,5 @@ def _interval(low: float, high: float) -> str:
 def _table_of_images(scores: Scores) -> Table:
     table = Table("image", "Dice", "expected Dice")
     for image in scores.images:
-        table.add_row(escape(image.name), in_points(image.dice), in_points(image.expected_dice))
+        table.add_row(image.name, in_points(image.dice), in_points(image.expected_dice))
     return table

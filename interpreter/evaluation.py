@@ -17,7 +17,7 @@ from interpreter.expected import expected_of
 from interpreter.metrics import Counts, bootstrap_interval, count, finite_or_none, hd95, mean_of_known
 from interpreter.network import Interpreter
 from interpreter.prediction import Prediction, Segmentation, native_masks, native_probabilities
-from interpreter.rules import Rules, Size
+from interpreter.rules import STRICT, Rules, Size
 from interpreter.stored import segment_stored
 from interpreter.task import Task
 from store.feature_store import FeatureStore
@@ -174,7 +174,7 @@ def evaluate(
     images: Sequence[LabelledImage],
     on_image: OnImage | None = None,
     *,
-    rules: Rules | None = None,
+    rules: Rules = STRICT,
     mirrored: bool = False,
 ) -> Scores:
     """Segment every image and compare the result with its masks.
@@ -202,7 +202,6 @@ def evaluate(
     interpreter.require(spec)
     if not images:
         raise DataError("expected images to compare with their masks, got none")
-    rules = rules or Rules()
     scored: list[int] = np.flatnonzero(np.any([image.known(task) for image in images], axis=0)).tolist()
     targets = tuple(task.targets[i] for i in scored)
     scores = Scores(targets, [], [PooledPixels() for _ in scored], [Reliability() for _ in scored])

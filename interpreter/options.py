@@ -14,6 +14,8 @@ from interpreter.network import Interpreter
 from interpreter.on_disk import NamedPhotographs
 from interpreter.scan import Method
 from store import console
+from store.console import AsJson as AsJson
+from store.console import DeviceOption as DeviceOption
 from store.errors import SpecError
 from store.views import is_upright, parse_views
 
@@ -85,8 +87,6 @@ ResolutionOption = Annotated[
     ),
 ]
 ScanOption = Annotated[Method, typer.Option(help="Implementation of the selective scan; auto chooses by device.")]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
 def views_named(text: str) -> tuple[str, ...]:

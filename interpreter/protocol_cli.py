@@ -15,6 +15,7 @@ from interpreter.options import views_named
 from interpreter.presets import TRAINING_PRESETS
 from interpreter.protocols import protocol_named
 from interpreter.protocols.extracting import extract_by_command, parse_source
+from interpreter.protocols.features import ProtocolFeatures
 from interpreter.protocols.protocol import ROWS, Edition, ProtocolSettings, Row
 from interpreter.protocols.report import write_report
 from interpreter.protocols.running import ProtocolRun
@@ -50,16 +51,15 @@ def run_protocol(
     sources = [parse_source(text) for text in data]
     chosen = parse_settings(settings, device, mirrored=mirrored)
     methods, numbers = parse_rows(rows), parse_seeds(seeds)
-    protocol_run = ProtocolRun(
+    features = ProtocolFeatures(
         protocol,
         sources,
         FeatureStore(store),
-        out,
         chosen,
         extract_by_command(store, chosen),
         lambda message: console.err.print(message, highlight=False),
     )
-    results = protocol_run.run(targets, methods, numbers)
+    results = ProtocolRun(features, out).run(targets, methods, numbers)
     report = write_report(protocol, chosen, {source.name: source.reference for source in sources}, results, out)
     table = tabulated(protocol, results)
     if as_json:

@@ -7,11 +7,12 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 
 from interpreter.config import InterpreterConfig, with_current_defaults
 from interpreter.errors import CheckpointError, ConfigurationError
 from interpreter.settings import TrainingRecord
-from store.files import read_json, replace_json, replaced
+from store.files import replaced, require_same_json
 
 STATE_FILE = "state.pt"
 RUN_FILE = "run.json"
@@ -40,22 +41,7 @@ class RunFolder:
             ConfigurationError: the folder holds another training; the message names what differs.
             CheckpointError: the folder's record is damaged.
         """
-        path = self.path / RUN_FILE
-        if path.is_file():
-            theirs = read_json(path, CheckpointError)
-            if "config" in theirs:
-                theirs["config"] = with_current_defaults(InterpreterConfig, theirs["config"])
-            if "training" in theirs:
-                theirs["training"] = with_current_defaults(TrainingRecord, theirs["training"])
-            if differing := [field for field in mine if mine[field] != theirs.get(field, mine[field])]:
-                listed = "; ".join(
-                    line for field in differing for line in _differences(field, theirs[field], mine[field])
-                )
-                raise ConfigurationError(
-                    f"{self.path} holds a training with other {', '.join(differing)} ({listed}); "
-                    "choose another folder to start anew"
-                )
-        replace_json(path, mine)
+        require_same_json(self.path / RUN_FILE, mine, _completed, other=ConfigurationError, damaged=CheckpointError)
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Replace the saved state atomically; a process that is killed meanwhile leaves the former one."""
@@ -77,12 +63,8 @@ class RunFolder:
         return state
 
 
-def _differences(name: str, former: Any, now: Any) -> list[str]:
-    """Describe where two JSON values differ, a line for each part, by its path; for long lists give their lengths."""
-    if isinstance(former, dict) and isinstance(now, dict):
-        keys = [key for key in {**former, **now} if former.get(key) != now.get(key)]
-        return [line for key in keys for line in _differences(f"{name}.{key}", former.get(key), now.get(key))]
-    if isinstance(former, (list, tuple)) and isinstance(now, (list, tuple)) and max(len(former), len(now)) > 5:
-        others = len(set(map(str, former)) ^ set(map(str, now)))
-        return [f"{name}: {len(former)}, now {len(now)}, {others} of them in one only"]
-    return [f"{name}: {former}, now {now}"]
+def _completed(theirs: dict[str, Any]) -> dict[str, Any]:
+    """A record that an earlier version may have written, with the defaults of the fields added since."""
+    kinds: dict[str, type[BaseModel]] = {"config": InterpreterConfig, "training": TrainingRecord}
+    completed = {name: with_current_defaults(kinds[name], theirs[name]) for name in kinds if name in theirs}
+    return theirs | completed

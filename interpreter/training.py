@@ -26,14 +26,14 @@ from accelerate.utils import broadcast_object_list
 
 from interpreter.checkpoint import Card
 from interpreter.config import InterpreterConfig
-from interpreter.data import LabelledImage
+from interpreter.data import LabelledImage, known_targets
 from interpreter.errors import ConfigurationError, NonFinitePrediction, TrainingDiverged
 from interpreter.feed import Feed, ProcessShard
 from interpreter.network import Interpreter
 from interpreter.objective import Objective
 from interpreter.pseudo_labels import PseudoLabels
 from interpreter.recorder import Recorder
-from interpreter.rules import Rules
+from interpreter.rules import STRICT, Rules
 from interpreter.run_folder import RunFolder
 from interpreter.scan import Method
 from interpreter.selection import Selection
@@ -92,7 +92,7 @@ class Training:
         backbone: str,
         device: str = "cpu",
         *,
-        rules: Rules | None = None,
+        rules: Rules = STRICT,
         validation: Sequence[LabelledImage] | None = None,
         pseudo_labels: PseudoLabels | None = None,
         scan: Method = "auto",
@@ -102,7 +102,7 @@ class Training:
         if config.overlapping != task.overlapping:
             raise ConfigurationError("classes overlap in the task or in the network, not in both")
         self.store, self.spec, self.task, self.settings, self.folder = store, spec, task, settings, folder
-        self.rules = rules or Rules()
+        self.rules = rules
         labelled, validation_images = split_images(images, task, settings, validation)
         unlabelled = [] if pseudo_labels is None else pseudo_labels.excluding(labelled, validation_images)
         self.train_images = [*labelled, *unlabelled]
@@ -307,7 +307,7 @@ class Training:
         masks = json.dumps([image.masks_of(self.task) for image in images])
         return described | {
             "masks": hashlib.sha256(masks.encode()).hexdigest(),
-            "known": {image.dataset: image.known(self.task).tolist() for image in images},
+            "known": known_targets(images, self.task),
             "processes": self.accelerator.num_processes,
         }
 

@@ -15,23 +15,15 @@ from rich.text import Text
 
 from store import console, pruning
 from store.collection import Collection
-from store.console import Exit
+from store.console import AsJson, Exit
 from store.copying import copy_store
 from store.errors import DamagedEntry, MissingEntry, StoreError
 from store.feature_store import FeatureStore
 from store.features import Key
 from store.parallel import in_parallel
 from store.records import RUNS
-from store.repairing import (
-    CheckResult,
-    check,
-    command_of,
-    count_parts,
-    markers_removed,
-    missing_specs,
-    run_again,
-    runs_to_repeat,
-)
+from store.repairing import CheckResult, check, count_parts, missing_specs
+from store.repairing import repair as repair_damage
 from store.spec import FeatureSpec
 
 app = typer.Typer(
@@ -44,7 +36,6 @@ app = typer.Typer(
 console.add_version_option(app)
 
 StorePath = Annotated[str, typer.Argument(help="Folder of the store, or s3://bucket/prefix.", show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 SpecOption = Annotated[
     str | None, typer.Option("--spec", help="Digest of the only spec to read; its first digits suffice.")
 ]
@@ -122,14 +113,9 @@ def verify(
     count, damaged = _damage(store, spec, as_json)
     report: dict[str, Any] = {"checked": count, "problems": _problems(store, damaged)}
     if repair and report["problems"]:
-        records, made, orphans = runs_to_repeat(store, damaged)
-        if store.digests_without_spec():
-            records = store.records.all()
-        commands = [command_of(record, path) for record in records]
-        with markers_removed(store, made):
-            failed = run_again(commands)
-        report["made_by_no_recorded_run"] = [one.path for one in orphans]
-        report["problems_left"] = _problems(store, _damage(store, spec, as_json)[1]) + failed
+        done = repair_damage(store, damaged)
+        report["made_by_no_recorded_run"] = [one.path for one in done.orphans]
+        report["problems_left"] = _problems(store, _damage(store, spec, as_json)[1]) + done.failed
     if as_json:
         console.print_json(report)
     else:

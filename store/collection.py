@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from store.arrays import ArrayToWrite
 from store.claims import Claims
-from store.entries import Entry, read_group, write_entry, write_group
+from store.entries import Entry, find_entry, read_group, write_entry, write_group
 from store.errors import DamagedEntry, MissingEntry
 from store.objects import Objects
 
@@ -144,9 +144,7 @@ class Collections:
         """Store a native mask, bool (H, W), and return its digest."""
         digest = hashlib.sha256(f"{mask.shape}".encode() + np.packbits(mask).tobytes()).hexdigest()
         path = f"{LABELS}/{digest}"
-        try:
-            Entry(self.objects, path)
-        except (MissingEntry, DamagedEntry):
+        if find_entry(self.objects, path) is None:
             write_entry(self.objects, path, {"mask": ArrayToWrite(mask, ("y", "x"))}, {})
         return digest
 

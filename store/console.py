@@ -32,6 +32,9 @@ from store.cores import limit_threads_to_quota
 from store.files import is_disk_full
 from store.validation import first_problem
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+
 WIDE = 160
 """Columns of a table that is written to a file or another program, for which rich would assume 80."""
 

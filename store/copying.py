@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from store.claims import Claims
 from store.collection import LABELS, Collection
-from store.entries import Entry
+from store.entries import Entry, find_entry
 from store.errors import DamagedEntry, MissingEntry
 from store.feature_store import FeatureStore
 from store.features import entry_path
@@ -86,7 +86,7 @@ def copy_store(
 
 def _copy_claimed(source: FeatureStore, destination: FeatureStore, path: str, claims: Claims) -> CopyReport:
     """Copy an entry under its claim, so that no extraction and no `prune` touches it at the same time."""
-    if _is_whole(destination.objects, path):  # a resumed copy takes no claims of what it has copied
+    if find_entry(destination.objects, path) is not None:  # a resumed copy takes no claims of what it has copied
         return CopyReport(present=1)
     if not claims.acquire(path):
         problem = f"{path}: another process is making it at the destination; copy again when it is done"
@@ -109,17 +109,9 @@ def _copy_collection(source: FeatureStore, destination: FeatureStore, name: str)
         destination.collections.update(Collection(name=name, samples=new), keep=lambda _: True)
 
 
-def _is_whole(objects: Objects, path: str) -> bool:
-    try:
-        Entry(objects, path)
-    except (MissingEntry, DamagedEntry):
-        return False
-    return True
-
-
 def _copy_entry(source: Objects, destination: Objects, path: str) -> CopyReport:
     """Copy all objects of an entry, then its marker."""
-    if _is_whole(destination, path):
+    if find_entry(destination, path) is not None:
         return CopyReport(present=1)
     marker, report = f"{path}/zarr.json", CopyReport()
     try:

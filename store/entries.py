@@ -131,6 +131,14 @@ class Entry:
         return problems
 
 
+def find_entry(objects: Objects, path: str) -> Entry | None:
+    """The complete entry at ``path``; None if there is none, or its marker is damaged."""
+    try:
+        return Entry(objects, path)
+    except (MissingEntry, DamagedEntry):
+        return None
+
+
 def verify_entry(objects: Objects, path: str) -> list[str]:
     """Read an entry completely and check it; returns one line for each problem."""
     try:

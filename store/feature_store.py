@@ -31,6 +31,7 @@ from store.entries import (
     FORMAT_VERSION,
     MARKER,
     Entry,
+    find_entry,
     read_group,
     require_format,
     verify_entry,
@@ -318,10 +319,8 @@ class FeatureStore:
 
     def stored_bytes(self, spec: FeatureSpec, key: Key) -> int | None:
         """Stored size of an entry in bytes; None if it is missing, incomplete or damaged. Does not count as a use."""
-        try:
-            return Entry(self.objects, entry_path(spec, key)).bytes
-        except (MissingEntry, DamagedEntry):
-            return None
+        found = find_entry(self.objects, entry_path(spec, key))
+        return None if found is None else found.bytes
 
     def verify(self, spec: FeatureSpec, key: Key) -> list[str]:
         """Read one entry completely and check it; returns one line for each problem."""

@@ -6,7 +6,7 @@ import errno
 import json
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,47 @@ def replace_json(path: Path, content: Any) -> None:
     """Write JSON in place of a file, which stays as it was if the process is killed meanwhile or finds no room."""
     with replaced(path) as partial:
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def require_same_json(
+    path: Path,
+    mine: dict[str, Any],
+    complete: Callable[[dict[str, Any]], dict[str, Any]],
+    *,
+    other: type[Exception],
+    damaged: type[Exception],
+) -> None:
+    """Check that a folder's record of what is done there is this one, and write it.
+
+    Args:
+        path: the record, below the folder.
+        mine: the record of this run, plain values. Fields that the stored one lacks are not compared.
+        complete: completes a stored record that an earlier version wrote.
+
+    Raises:
+        other: the stored record is another one; the message names what differs.
+        damaged: it cannot be read.
+    """
+    if path.is_file():
+        theirs = complete(read_json(path, damaged))
+        if differing := [field for field in mine if mine[field] != theirs.get(field, mine[field])]:
+            listed = "; ".join(line for field in differing for line in _differences(field, theirs[field], mine[field]))
+            raise other(
+                f"{path.parent} holds a run with other {', '.join(differing)} ({listed}); choose another folder to "
+                "start anew"
+            )
+    replace_json(path, mine)
+
+
+def _differences(name: str, former: Any, now: Any) -> list[str]:
+    """Describe where two JSON values differ, a line for each part, by its path; for long lists give their lengths."""
+    if isinstance(former, dict) and isinstance(now, dict):
+        keys = [key for key in {**former, **now} if former.get(key) != now.get(key)]
+        return [line for key in keys for line in _differences(f"{name}.{key}", former.get(key), now.get(key))]
+    if isinstance(former, (list, tuple)) and isinstance(now, (list, tuple)) and max(len(former), len(now)) > 5:
+        others = len(set(map(str, former)) ^ set(map(str, now)))
+        return [f"{name}: {len(former)}, now {len(now)}, {others} of them in one only"]
+    return [f"{name}: {former}, now {now}"]
 
 
 def read_json(path: Path, otherwise: type[Exception]) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from store.claims import Claims
@@ -120,6 +121,35 @@ def runs_to_repeat(
     return list(chosen.values()), made, orphans
 
 
+@dataclass(frozen=True)
+class Repair:
+    """The outcome of a repair.
+
+    Attributes:
+        orphans: damaged parts that no recorded run made.
+        failed: one line for each run that failed.
+    """
+
+    orphans: list[CheckResult]
+    failed: list[str]
+
+
+def repair(store: FeatureStore, damaged: Sequence[CheckResult]) -> Repair:
+    """Repeat the recorded runs that made damaged parts, each in a new process; all runs if the spec of some is gone.
+
+    Parts that are not made again are left as they were.
+
+    Raises:
+        StoreError: a run record holds an option that runs do not record; nothing was run.
+    """
+    records, made, orphans = runs_to_repeat(store, damaged)
+    if store.digests_without_spec():
+        records = store.records.all()
+    commands = [command_of(record, str(store.location)) for record in records]
+    with markers_removed(store, made):
+        return Repair(orphans, _run_again(commands))
+
+
 def command_of(record: RunRecord, location: str) -> ExtractionCommand:
     """The command that repeats a run; StoreError if the record holds an option that runs do not record."""
     for name in record.options:
@@ -128,7 +158,7 @@ def command_of(record: RunRecord, location: str) -> ExtractionCommand:
     return ExtractionCommand({"store": location, **record.options})
 
 
-def run_again(commands: Iterable[ExtractionCommand]) -> list[str]:
+def _run_again(commands: Iterable[ExtractionCommand]) -> list[str]:
     """Run commands, each in a new process; returns one line for each that failed."""
     failed = ((command, command.run().returncode) for command in commands)
     return [f"`{command}` failed with exit code {code}" for command, code in failed if code]

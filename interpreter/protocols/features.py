@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from interpreter.data import LabelledImage, all_images, labelled_at
+from interpreter.data import LabelledImage, images_of, labelled_at
 from interpreter.errors import ConfigurationError
 from interpreter.protocols.extracting import DataSource, Extract, FeatureRequest
 from interpreter.protocols.protocol import Experiment, Protocol, ProtocolSettings, Row
@@ -43,33 +43,33 @@ class ProtocolFeatures:
         store: FeatureStore,
         settings: ProtocolSettings,
         extract: Extract,
-        say: Say,
+        say: Say = lambda _: None,
     ) -> None:
         self.sources = {source.name: source for source in sources}
         if len(self.sources) < len(sources):
             raise ConfigurationError(
                 f"expected data sets with distinct names, got {', '.join(s.name for s in sources)}"
             )
-        self._task, self._preprocessing = protocol.task, protocol.preprocessing_for(settings)
-        self._store, self._settings, self._extract, self._say = store, settings, extract, say
+        self.protocol, self.store, self.settings, self.say = protocol, store, settings, say
+        self._preprocessing, self._extract = protocol.preprocessing_for(settings), extract
         self._digests: dict[FeatureRequest, str] = {}
 
     def test_views(self, experiment: Experiment) -> tuple[str, ...]:
         """The views of each test image that the experiment reads."""
-        return views_read(experiment.test_view, mirrored=self._settings.mirrored)
+        return views_read(experiment.test_view, mirrored=self.settings.mirrored)
 
     def images(self, splits: Splits, view: str = IDENTITY) -> list[LabelledImage]:
         """The labelled images of some splits in one view, each photograph once."""
-        return [image.seen_as(view) for image in labelled_at(self._store, splits, self._task)]
+        return [image.seen_as(view) for image in labelled_at(self.store, splits, self.protocol.task)]
 
     def photographs(self, splits: Splits) -> list[LabelledImage]:
         """All images of some splits, labelled or not."""
-        return [image for name, split in splits for image in all_images(self._store, f"{name}:{split}")]
+        return [image for name, split in splits for image in images_of(self.store, name, split)]
 
     def extract_for_experiment(self, experiment: Experiment) -> FeatureSpec:
         """Extract what an experiment is trained and tested on, where it is missing; return its spec."""
         row, test_views = experiment.row, self.test_views(experiment)
-        drawn = self._settings.views_of(row)
+        drawn = self.settings.views_of(row)
         views = tuple(dict.fromkeys((plain_view(drawn), *drawn)))
         digests = {self.extract(name, split, row, views) for name, split in experiment.sources}
         digests |= {self.extract(name, split, row, test_views) for name, split in experiment.tests}
@@ -89,11 +89,11 @@ class ProtocolFeatures:
         if wanted not in self._digests:
             made = "photographs" if row.pixels else f"features ({row.trajectory})"
             how = ["random weights"] * row.untrained + ([] if resolution is None else [f"{resolution} pixels"])
-            self._say(f"  {made} of {name}, {split}: {', '.join([*how, *views])}")
+            self.say(f"  {made} of {name}, {split}: {', '.join([*how, *views])}")
             self._digests[wanted] = self._extract(wanted)
         return self._digests[wanted]
 
     def _only_spec(self, digests: set[str]) -> FeatureSpec:
         if len(digests) != 1:
             raise ConfigurationError(f"data sets were extracted under several specs: {', '.join(sorted(digests))}")
-        return self._store.spec(next(iter(digests)))
+        return self.store.spec(next(iter(digests)))

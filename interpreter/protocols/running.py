@@ -18,14 +18,12 @@ from interpreter.evaluation import OnImage, evaluate
 from interpreter.metrics import finite_or_none
 from interpreter.network import Interpreter
 from interpreter.prediction import Segmentation
-from interpreter.protocols.extracting import DataSource, Extract
-from interpreter.protocols.features import ProtocolFeatures, Say
-from interpreter.protocols.protocol import Experiment, Protocol, ProtocolSettings, Row, TableRequest
+from interpreter.protocols.features import ProtocolFeatures
+from interpreter.protocols.protocol import Experiment, Row, TableRequest
 from interpreter.protocols.score_cache import inputs_of, read_scores, write_scores
 from interpreter.rendering import draw_comparison, encode_picture, label_map_path
 from interpreter.splits import group_of
 from interpreter.training import Training
-from store.feature_store import FeatureStore
 from store.interrupts import Stop
 from store.spec import FeatureSpec
 
@@ -52,27 +50,14 @@ class ProtocolRun:
     """Runs a protocol on data sets.
 
     Args:
-        protocol: the protocol to run.
-        sources: the data sets.
-        store: receives features.
+        features: features and images of the protocol's data sets.
         out: receives interpreters, scores and pictures.
-        settings: the user's settings.
-        extract: extracts features.
-        say: called with progress messages.
     """
 
-    def __init__(
-        self,
-        protocol: Protocol,
-        sources: Sequence[DataSource],
-        store: FeatureStore,
-        out: Path,
-        settings: ProtocolSettings,
-        extract: Extract,
-        say: Say = lambda _: None,
-    ) -> None:
-        self.protocol, self.store, self.out, self.settings, self._say = protocol, store, out, settings, say
-        self.features = ProtocolFeatures(protocol, sources, store, settings, extract, say)
+    def __init__(self, features: ProtocolFeatures, out: Path) -> None:
+        self.features, self.out = features, out
+        self.protocol, self.store, self.settings = features.protocol, features.store, features.settings
+        self._say = features.say
 
     def run(self, targets: Sequence[str], rows: Sequence[Row], seeds: Sequence[int]) -> list[Result]:
         """Run every experiment of the table, in the protocol's order."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from interpreter.config import InterpreterConfig, with_current_defaults
-from interpreter.data import LabelledImage
+from interpreter.data import LabelledImage, known_targets
 from interpreter.errors import CheckpointError
 from interpreter.protocols.protocol import Experiment, ProtocolSettings
 from interpreter.settings import TrainingSettings
@@ -44,7 +45,7 @@ def inputs_of(
         "settings": settings.training(experiment.row, experiment.seed, experiment.labels).model_dump(),
         "config": settings.config(experiment.row, task).model_dump(),
         "task": task.model_dump(),
-        "known": {image.dataset: image.known(task).tolist() for some in images for image in some},
+        "known": known_targets(chain(*images), task),
         "images": [[_fingerprint(image, task) for image in some] for some in images],
         # Left out when off, as in files from before these settings existed.
         **({"mirrored": True} if settings.mirrored else {}),

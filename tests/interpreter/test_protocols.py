@@ -45,6 +45,7 @@ from interpreter.protocols.extracting import (
     extract_by_command,
     parse_source,
 )
+from interpreter.protocols.features import ProtocolFeatures
 from interpreter.protocols.protocol import ROWS, Edition, ProtocolSettings
 from interpreter.protocols.report import write_report
 from interpreter.protocols.running import ProtocolRun, Result
@@ -123,7 +124,8 @@ def table(store: FeatureStore, extract: Extract, tmp_path: Path) -> Table:
         seeds: tuple[int, ...] = (0,), settings: ProtocolSettings = SETTINGS,
     ) -> tuple[list[Result], dict[str, Any]]:  # fmt: skip
         protocol, out = protocol_named(name, edition), tmp_path / f"{name}-{edition}"
-        results = ProtocolRun(protocol, sources, store, out, settings, extract).run(targets, parse_rows(rows), seeds)
+        features = ProtocolFeatures(protocol, sources, store, settings, extract)
+        results = ProtocolRun(features, out).run(targets, parse_rows(rows), seeds)
         page = write_report(protocol, settings, {s.name: s.reference for s in sources}, results, out).read_text()
         assert all(str(cell) in page for cells in tabulated(protocol, results).values() for cell in cells.values())
         return results, json.loads((out / "report.json").read_text())
@@ -255,7 +257,7 @@ def test_what_was_done_is_not_done_again_and_other_settings_are_refused(table: T
         with pytest.raises(CheckpointError, match=r"scores\.json"):
             table("lodo-vessels", "strict", sources, ("hrf",))
         scores.write_text(kept)
-    with pytest.raises(ConfigurationError, match="a training with other training"):
+    with pytest.raises(ConfigurationError, match="a run with other training"):
         table("lodo-vessels", "strict", sources, ("hrf",), settings=SETTINGS.model_copy(update={"batch": 3}))
     (path, *_) = of_split(load_dataset(sources[1].reference).photographs, "test")[0].masks.values()
     with Image.open(path) as image:
@@ -407,11 +409,13 @@ def test_an_interrupted_training_of_a_protocol_goes_on_where_it_was(
     settings = SETTINGS.model_copy(update={"epochs": 2, "batch": 1})
     asked = (["stare"], parse_rows("diffdgss"), [0])
     with pytest.raises(KeyboardInterrupt):
-        ProtocolRun(protocol, sources, store, tmp_path / "out", settings, extract, say).run(*asked)
+        ProtocolRun(ProtocolFeatures(protocol, sources, store, settings, extract, say), tmp_path / "out").run(*asked)
     assert "  finishing a step; Ctrl-C again interrupts at once" in said
     steps = sum("loss" in one for one in said)
-    (result,) = ProtocolRun(protocol, sources, store, tmp_path / "out", settings, extract, said.append).run(*asked)
-    (whole,) = ProtocolRun(protocol, sources, store, tmp_path / "whole", settings, extract).run(*asked)
+    features = ProtocolFeatures(protocol, sources, store, settings, extract, said.append)
+    (result,) = ProtocolRun(features, tmp_path / "out").run(*asked)
+    quiet = ProtocolFeatures(protocol, sources, store, settings, extract)
+    (whole,) = ProtocolRun(quiet, tmp_path / "whole").run(*asked)
     assert result.summary == whole.summary
     per_epoch = result.summary["training_images"]
     assert (steps, sum("loss" in one for one in said)) == (1, 2 * per_epoch)

@@ -277,19 +277,19 @@ def test_a_training_goes_on_that_was_begun_before_a_setting_existed(
     training(filled_store, spec, tmp_path / "run")
     begun["training"]["a_later_one"] = 1
     (tmp_path / "run" / "run.json").write_text(json.dumps(begun))
-    with pytest.raises(ConfigurationError, match="a training with other training"):
+    with pytest.raises(ConfigurationError, match="a run with other training"):
         training(filled_store, spec, tmp_path / "run")
 
 
 def test_a_folder_belongs_to_one_run(filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path) -> None:
     training(filled_store, spec, tmp_path / "run")
-    with pytest.raises(ConfigurationError, match=r"a training with other training \(training\.batch: \d, now 3\)"):
+    with pytest.raises(ConfigurationError, match=r"a run with other training \(training\.batch: \d, now 3\)"):
         training(filled_store, spec, tmp_path / "run", SETTINGS.model_copy(update={"batch": 3}))
     collection = filled_store.collections.read("eyes")
     corrected = filled_store.collections.write_mask(np.zeros((80, 96), np.bool_))
     samples = tuple(sample.model_copy(update={"masks": {"mask": corrected}}) for sample in collection.samples)
     filled_store.collections.write(Collection(name="eyes", samples=samples))
-    with pytest.raises(ConfigurationError, match="a training with other masks"):
+    with pytest.raises(ConfigurationError, match="a run with other masks"):
         training(filled_store, spec, tmp_path / "run")
     noted = json.loads((tmp_path / "run" / "run.json").read_text())
     del noted["masks"], noted["processes"], noted["config"]["standardise"]
@@ -616,7 +616,7 @@ def test_of_a_data_set_without_a_class_nothing_is_learnt_and_scored_of_it(
         Collection(name="discs", samples=(*of_one, samples[0].model_copy(update={"name": "x", "masks": {"cup": "y"}})))
     )
     now = [image for image in labelled_in(filled_store, ["discs"], task) if image.sample.name != "x"]
-    with pytest.raises(ConfigurationError, match=r"a training with other known \(known\.discs: "):
+    with pytest.raises(ConfigurationError, match=r"a run with other known \(known\.discs: "):
         Training(filled_store, spec, task, [*images[:3], *now], config, SETTINGS, tmp_path / "run", "x")
     batch = next(iter(run.feed.batches(0)))
     ids = {one.image_id for one in of_both}
