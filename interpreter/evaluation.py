@@ -18,6 +18,7 @@ from interpreter.metrics import Counts, bootstrap_interval, count, finite_or_non
 from interpreter.network import Interpreter
 from interpreter.prediction import Prediction, Segmentation, native_masks, native_probabilities
 from interpreter.rules import STRICT, Rules, Size
+from interpreter.splits import group_of
 from interpreter.stored import segment_stored
 from interpreter.task import Task
 from store.feature_store import FeatureStore
@@ -38,6 +39,7 @@ class ImageScores:
         by_voter: {voter: Dice averaged over the classes that are known}, at the network's size.
         expected: the Dice that the interpreter expects of its mask, without labels (``interpreter.expected``), at the
             network's size inside the field of view; nan where it finds nothing, and where ``voted`` is None.
+        group: what images that are not independent share, such as a patient; None for an image by itself.
     """
 
     name: str
@@ -45,6 +47,7 @@ class ImageScores:
     hd95: tuple[float, ...]
     by_voter: dict[str, float]
     expected: tuple[float, ...]
+    group: str | None = None
 
     @property
     def dice(self) -> float:
@@ -107,13 +110,14 @@ class Scores:
         return [counts for image in self.images if (counts := image.voted[index]) is not None]
 
     def interval(self) -> tuple[float, float]:
-        """95 % bootstrap confidence interval, over images, of ``mean_dice``; (nan, nan) for a single image."""
+        """95 % bootstrap confidence interval of ``mean_dice``, over groups of images; (nan, nan) for a single one."""
         of_each = [[math.nan if one is None else one.dice for one in image.voted] for image in self.images]
-        return bootstrap_interval(np.array(of_each))
+        return bootstrap_interval(np.array(of_each), [image.group or image.name for image in self.images])
 
     def class_interval(self, index: int) -> tuple[float, float]:
-        """95 % bootstrap confidence interval, over images, of one class's mean Dice; (nan, nan) for one image."""
-        return bootstrap_interval(np.array([counts.dice for counts in self._counts(index)]))
+        """95 % bootstrap confidence interval of one class's mean Dice, over groups of images; (nan, nan) for one."""
+        known = [image.group or image.name for image in self.images if image.voted[index] is not None]
+        return bootstrap_interval(np.array([counts.dice for counts in self._counts(index)]), known)
 
     def class_figures(self, index: int) -> dict[str, float]:
         """All metrics of one class, between 0 and 1; HD95 in pixels; nan where a metric is undefined."""
@@ -147,7 +151,12 @@ class Scores:
             "dice_by_voter": self.dice_by_voter(),
             "by_class": {name: self._class_summary(i) for i, name in enumerate(self.classes)},
             "by_image": {
-                image.name: _plain({"dice": image.dice, "expected_dice": image.expected_dice}) for image in self.images
+                image.name: {
+                    "dice": image.dice,
+                    "expected_dice": finite_or_none(image.expected_dice),
+                    "group": image.group,
+                }
+                for image in self.images
             },
         }
 
@@ -216,7 +225,7 @@ def evaluate(
         if rules.size != "network":
             compared = _compared(rules.size, prediction, features, image, truth, task, rules)
         of_scored = [i if known[i] else None for i in scored]
-        scores.images.append(_score(image.name, compared, by_voter, expected_of(prediction, features.fov), of_scored))
+        scores.images.append(_score(image, compared, by_voter, expected_of(prediction, features.fov), of_scored))
         for pixels, reliability, i in zip(scores.pixels, scores.reliability, of_scored, strict=True):
             if i is not None:
                 one = compared.probabilities[i], compared.truth[i], compared.inside
@@ -258,7 +267,7 @@ def _mean_dice(masks: NDArray[np.bool_], truth: NDArray[np.bool_], inside: NDArr
 
 
 def _score(
-    name: str,
+    image: LabelledImage,
     compared: Compared,
     by_voter: dict[str, float],
     expected: tuple[float, ...],
@@ -267,11 +276,12 @@ def _score(
     """Score one image; ``classes`` are indices from 0, the first after the background; None if a class is not known."""
     masks, truth, inside = compared.masks, compared.truth, compared.inside
     return ImageScores(
-        name,
+        image.name,
         tuple(None if i is None else count(masks[i], truth[i], inside) for i in classes),
         tuple(math.nan if i is None else hd95(masks[i] & inside, truth[i] & inside) for i in classes),
         by_voter,
         tuple(math.nan if i is None else expected[i] for i in classes),
+        None if image.sample.group is None else "/".join(group_of(image)),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,21 +77,34 @@ def hd95(predicted: Mask, truth: Mask) -> float:
 
 
 def bootstrap_interval(
-    values: NDArray[np.floating], seed: int = 0, draws: int = 10_000, level: float = 0.95
+    values: NDArray[np.floating],
+    groups: Sequence[Hashable] | None = None,
+    *,
+    seed: int = 0,
+    draws: int = 10_000,
+    level: float = 0.95,
 ) -> tuple[float, float]:
     """Percentile bootstrap confidence interval of the mean over images; ``values`` (images) or (images, classes).
 
-    Images are resampled. With several classes, the interval is that of the mean over classes of their means; a value
-    is nan if it is not known where the class is in the image, and samples without any image of some class are not
-    counted. Without any sample that is left, and of a single image, there is no interval: (nan, nan).
+    With several classes, the interval is that of the mean over classes of their means; a value is nan if it is not
+    known where the class is in the image, and samples without any image of some class are not counted. Without any
+    sample that is left, and of a single group, there is no interval: (nan, nan).
+
+    Args:
+        groups: the group of each image. Whole groups are resampled (the cluster bootstrap, Davison and Hinkley 1997,
+            section 3.8): images of one, such as the eyes of a patient, say less than as many independent ones. None
+            stands for independent images.
     """
-    if len(values) < 2:
+    of_image = groups if groups is not None else range(len(values))
+    places = {group: place for place, group in enumerate(dict.fromkeys(of_image))}
+    if len(places) < 2:
         return math.nan, math.nan
+    member = np.eye(len(places))[:, [places[group] for group in of_image]]  # (groups, images)
     of_class = values.reshape(len(values), -1)
     of_class = of_class[:, ~np.isnan(of_class).all(axis=0)]
-    drawn = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
     known = ~np.isnan(of_class)
-    sums, counts = np.where(known, of_class, 0)[drawn].sum(axis=1), known[drawn].sum(axis=1)  # (draws, classes)
+    drawn = np.random.default_rng(seed).integers(0, len(places), (draws, len(places)))
+    sums, counts = ((member @ one)[drawn].sum(axis=1) for one in (np.where(known, of_class, 0), known))
     whole = (counts > 0).all(axis=1)
     if not whole.any():
         return math.nan, math.nan

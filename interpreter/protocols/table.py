@@ -29,8 +29,8 @@ class Cell:
     Attributes:
         value: mean over seeds; nan if the metric is unknown.
         by_seed: {seed: value}.
-        interval: 95 % bootstrap interval over test images, of each image's mean over seeds; None if the metric is
-            not one of single images, or there is one image.
+        interval: 95 % bootstrap interval over groups of test images, of each image's mean over seeds; None if the
+            metric is not one of single images, or there is one group.
     """
 
     value: float
@@ -133,5 +133,6 @@ def _cell(by_seed: dict[int, float | None], interval: tuple[float, float] | None
 
 def _interval(results: Sequence[Result]) -> tuple[float, float] | None:
     by_image = [result.summary["by_image"] for result in results]
-    interval = bootstrap_interval(np.array([np.mean([of[image]["dice"] for of in by_image]) for image in by_image[0]]))
+    means = np.array([np.mean([of[image]["dice"] for of in by_image]) for image in by_image[0]])
+    interval = bootstrap_interval(means, [of.get("group") or image for image, of in by_image[0].items()])
     return None if math.isnan(interval[0]) else interval

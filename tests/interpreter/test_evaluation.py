@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,8 @@ def test_each_class_has_its_own_interval() -> None:
         assert min(values) - 0.01 <= low <= float(np.mean(exact)) <= high <= max(values) + 0.01
     assert (by_class["disc"]["expected_dice"], by_class["cup"]["expected_dice"]) == (0.5, None)
     assert summary["by_image"]["0"]["expected_dice"] == 0.5  # type: ignore[index]
+    grouped = Scores(scores.classes, [replace(image, group="a patient") for image in scores.images])
+    assert np.isnan([*grouped.interval(), *grouped.class_interval(0)]).all()
     whole = scores.interval()
     assert scores.class_interval(1)[0] < whole[0] < scores.class_interval(0)[0]
 

@@ -67,6 +67,19 @@ def test_the_bootstrap_of_several_classes_is_that_of_their_mean() -> None:
     assert np.isnan(bootstrap_interval(np.where(np.eye(30, dtype=bool), 0.5, np.nan))).all()
 
 
+def test_the_bootstrap_draws_whole_groups() -> None:
+    values = np.random.default_rng(0).random(20)
+    assert bootstrap_interval(values, list(range(20))) == bootstrap_interval(values)
+    low, high = bootstrap_interval(values)
+    twice = np.concatenate([values, values])  # each image once more says nothing new
+    assert bootstrap_interval(twice, [*range(20), *range(20)]) == pytest.approx((low, high))
+    assert bootstrap_interval(twice)[0] > low
+    uneven = np.array([0.0, 0.0, 0.0, 1.0])  # a group of three, and one: of both together the mean is 1/4
+    assert bootstrap_interval(uneven, "aaab", level=0.4) == pytest.approx((0.25, 0.25))
+    assert bootstrap_interval(uneven, "aaab", level=0.9) == pytest.approx((0.0, 1.0))
+    assert np.isnan(bootstrap_interval(values, ["a patient"] * 20)).all()
+
+
 def test_the_bootstrap_interval_covers_the_mean_as_often_as_it_says() -> None:
     low, high = bootstrap_interval(np.full(9, 0.7))
     assert low == pytest.approx(0.7)
