@@ -183,10 +183,8 @@ def workers(scale: Scale, recipe: Preset, dataset: DataSet, work: Path) -> dict[
     The second is the limit of the machine, whose cores may share a clock, caches or units of one physical core.
     """
     spec = recipe.spec(open_backbone(recipe.backbone))
-    photographs = part(dataset, scale.photographs)
-    views = ("identity", *(f"photometric-{i}" for i in range(3)))  # enough tasks for the last ones to weigh little
-    folder_of_all = photographs.photographs[0].image.parent
-    request = Request(Selection(f"folder:{folder_of_all}"), spec, recipe.backbone, views)
+    photographs = part(dataset, 4 * scale.photographs)  # enough tasks for the last ones to weigh little
+    request = Request(Selection(f"folder:{photographs.photographs[0].image.parent}"), spec, recipe.backbone)
 
     def extract(client: Client) -> float:
         def run(folder: Path) -> None:
@@ -297,7 +295,7 @@ def main() -> None:
     scale = QUICK if given.quick else FULL
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        figures = measure(scale, given.photographs or draw(work / "drawn", scale.photographs), work)
+        figures = measure(scale, given.photographs or draw(work / "drawn", 4 * scale.photographs), work)
     text = lines(figures, scale)
     print("\n".join(text))
     if not given.quick:
