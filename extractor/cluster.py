@@ -309,7 +309,7 @@ def _results(
         ClusterError: the scheduler is gone, or ``MOST_LOST`` tasks in a row lost their workers.
     """
     lost, in_a_row = list[list[ViewTask]](), 0
-    for task, result in _each(client, run, tasks, job, stop, TASKS_PER_WORKER * max(1, len(client.nthreads()))):
+    for task, result in _each(client, run, tasks, job, stop):
         in_a_row = in_a_row + 1 if result is None else 0
         if result is not None:
             yield task, result
@@ -318,7 +318,7 @@ def _results(
         else:
             raise ClusterError(f"{_died(task[0].photograph)}, as those of the {in_a_row - 1} tasks before. {_KEPT}")
     parts = [list(views) for task in lost for _, views in groupby(task, key=lambda view: view.photograph)]
-    for part, result in _each(client, run, parts, job, stop, 1):
+    for part, result in _each(client, run, parts, job, stop, alone=True):
         if result is None:
             result, photograph = TaskResult(RunReport()), part[0].photograph
             result.report.leave_out(str(photograph.image), f"{photograph.image}: {_died(photograph)}")
@@ -333,17 +333,18 @@ def _died(photograph: Photograph) -> str:
 
 
 def _each(
-    client: Client, run: str, tasks: Sequence[list[ViewTask]], job: ExtractionJob, stop: Stop, at_once: int
+    client: Client, run: str, tasks: Sequence[list[ViewTask]], job: ExtractionJob, stop: Stop, *, alone: bool = False
 ) -> Iterator[tuple[list[ViewTask], TaskResult | None]]:
     """Yield each task with its result, in order of completion; None if its workers died.
 
     Args:
-        at_once: most tasks submitted at any time.
+        alone: submit each task once the one before has ended; else ``TASKS_PER_WORKER`` for each worker there is.
     """
     needs = {"GPU": 1} if job.on_gpus else None
     left, under_way = iter(tasks), dict[Future, list[ViewTask]]()
     while True:
-        for task in islice(left, 0 if stop.requested else at_once - len(under_way)):
+        at_once = 1 if alone else TASKS_PER_WORKER * max(1, len(client.nthreads()))  # workers may join and leave
+        for task in islice(left, 0 if stop.requested else max(0, at_once - len(under_way))):
             under_way[client.submit(extract_task, run, task, pure=False, retries=RETRIES, resources=needs)] = task
         if not under_way:
             return

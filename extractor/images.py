@@ -232,7 +232,7 @@ def _require_one_photograph(data: bytes, pixels: int) -> None:
     Smaller ones are thumbnails or the levels of a pyramid.
     """
     file = io.BytesIO(data)
-    directory = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+    directory = TiffImagePlugin.ImageFileDirectory_v2(file.read(16 if 43 in data[2:4] else 8))  # 43: BigTIFF
     for page in range(MAX_PAGES):
         if not directory.next:
             return

@@ -180,11 +180,12 @@ def with_tag(tiff: bytes, tag: int, value: int) -> bytes:
     return tiff[: place + 8] + struct.pack("<H", value) + tiff[place + 10 :]
 
 
+@pytest.mark.parametrize("big", [False, True])
 @pytest.mark.parametrize("side", [24, 48])
-def test_a_tiff_of_several_pages_is_read_if_the_first_is_the_photograph(side: int) -> None:
+def test_a_tiff_of_several_pages_is_read_if_the_first_is_the_photograph(side: int, big: bool) -> None:
     first, other = (Image.fromarray(np.full((height, 64, 3), 90, np.uint8)) for height in (48, side))
     buffer = io.BytesIO()
-    first.save(buffer, "TIFF", save_all=True, append_images=[other])
+    first.save(buffer, "TIFF", save_all=True, append_images=[other], big_tiff=big)
     if side == 24:
         assert decode_image(buffer.getvalue()).shape == (48, 64, 3)
     else:
