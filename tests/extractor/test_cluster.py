@@ -183,6 +183,18 @@ def test_a_photograph_that_kills_its_workers_is_left_out_and_all_others_are_made
     assert [sample.name for sample in recorded.samples] == [one.name for one in whole.photographs[1:]]
 
 
+def test_workers_that_die_with_every_photograph_end_the_run(
+    spec: FeatureSpec, saved: Path, dataset_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("extractor.cluster.MOST_LOST", 2)
+    whole = load_dataset(f"folder:{dataset_folder}", "eyes")
+    deadly = tuple(dataclasses.replace(one, image=Deadly(one.image)) for one in whole.photographs)
+    with dask.config.set({"distributed.scheduler.allowed-failures": 0}), connected(None, 1) as client:
+        client.wait_for_workers(1)
+        with pytest.raises(ClusterError, match="as those of the 1 tasks before"):
+            extract_on_cluster(dataclasses.replace(whole, photographs=deadly), job_in(tmp_path, spec, saved), client)
+
+
 def test_an_error_that_another_attempt_would_meet_again_is_returned(
     spec: FeatureSpec, saved: Path, dataset_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -133,8 +133,10 @@ def test_non_finite_features_stop_a_run(spec: FeatureSpec, backbone: Backbone, d
     broken = Backbone(build_unet(tiny_unet()), backbone.diffusion, tiny_unet())
     broken.unet.up_blocks[0].resnets[0].conv1.weight[0] = np.inf
     dataset = load_dataset(f"folder:{dataset_folder}", "eyes")
+    left_out, extractor = list[str](), Extractor(broken, TINY.spec(backbone_like(broken, spec)))
     with pytest.raises(NonFiniteActivation, match="block_0 at timestep 1"):
-        extract_dataset(dataset, FeatureStore("memory://"), Extractor(broken, TINY.spec(backbone_like(broken, spec))))
+        extract_dataset(dataset, FeatureStore("memory://"), extractor, advance=left_out.append)
+    assert len(left_out) == 2  # the third photograph in a row makes it the network's fault
 
 
 @pytest.mark.parametrize("error", [NonFiniteFeatures, NonFiniteActivation])

@@ -84,6 +84,9 @@ def test_the_bootstrap_interval_covers_the_mean_as_often_as_it_says() -> None:
     low, high = bootstrap_interval(np.full(9, 0.7))
     assert low == pytest.approx(0.7)
     assert high == pytest.approx(0.7)
+    values = np.random.default_rng(0).normal(size=400)
+    half = 1.96 * values.std() / 20
+    assert bootstrap_interval(values) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.05 * half)
     covered = 0
     for seed in range(200):
         low, high = bootstrap_interval(np.random.default_rng(seed).normal(size=40), seed=seed, draws=500)

@@ -374,6 +374,8 @@ def test_groups_never_part() -> None:
     assert len(validation) == 6
     assert not {i.sample.group for i in train} & {i.sample.group for i in validation}
     assert split_off(train + validation, 0.3, seed=5)[1] != validation
+    kept, _ = split_off(train + validation, 1.0, seed=4)
+    assert len({image.sample.group for image in kept}) == 1  # one group is left to train on, whatever the share
 
 
 def test_another_spec_is_refused(filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path) -> None:
@@ -511,6 +513,16 @@ def test_half_precision_trains_and_the_scan_stays_in_float32(
     assert all(p.dtype == torch.float32 for p in run.network.parameters())
 
 
+def test_the_learning_rate_falls_as_half_a_cosine(
+    filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path
+) -> None:
+    settings, rates = SETTINGS.model_copy(update={"decay": "cosine"}), list[float]()
+    run = training(filled_store, spec, tmp_path / "run", settings)
+    run.run(lambda *_: rates.append(run.optimizer.param_groups[0]["lr"]))
+    done = np.arange(len(rates)) / len(rates)
+    np.testing.assert_allclose(rates, SETTINGS.learning_rate * (1 + np.cos(np.pi * done)) / 2)
+
+
 def test_few_labels_are_drawn_by_seed_and_nested(filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path) -> None:
     images = labelled_images(filled_store, "eyes", None, TASK)
     assert draw_subset(images, 2, 0) == draw_subset(images, 5, 0)[:2]
@@ -524,6 +536,7 @@ def test_few_labels_are_drawn_by_seed_and_nested(filled_store: FeatureStore, spe
         assert len(train) + len(validation) == 6
         assert len({image in train for image in eyes}) == 1
     assert split_small_set(eyes, 0.5, 0)[1] == []
+    assert [len(split_small_set(images[2:], share, 0)[1]) for share in (0.1, 0.3, 0.45)] == [0, 1, 2]  # of four
     with pytest.raises(DataError, match="expected at least 7 labelled images to draw from, found 6"):
         draw_subset(images, 7, 0)
     run = training(filled_store, spec, tmp_path / "two", SETTINGS.model_copy(update={"labels": 2, "epochs": 1}))

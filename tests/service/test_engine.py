@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,8 @@ from service.errors import Abandoned, Busy, Conflict, DeadlinePassed, NotFound
 from service.flights import Flight, Flights, Ticket
 from service.models import Model, Models
 from service.single_flight import SingleFlight
-from store import Features, FeatureStore, StoreFull
+from service.storage import Written
+from store import Features, FeatureSpec, FeatureStore, Key, StoreFull
 from tests.conftest import draw_fundus
 from tests.service.conftest import png, post, serving, with_store
 
@@ -588,3 +590,19 @@ def test_what_a_client_calls_its_file_is_told_to_no_other(make_engine: Callable[
         messages = dict(zip(names, pool.map(told, names), strict=True))
     for name, message in messages.items():
         assert message.startswith(f"{name}: 400 x 60 pixels are no photograph of a retina")
+
+
+def test_features_that_are_deleted_while_they_are_written_do_not_stay(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, image = make_engine(), png(96)
+    question, write = engine.question(image), engine.storage.write
+
+    def overtaken(spec: FeatureSpec, key: Key, *rest: Any) -> Written:
+        engine.forget(spec, key.image_id)  # which finds nothing yet
+        return write(spec, key, *rest)
+
+    monkeypatch.setattr(engine.storage, "write", overtaken)
+    answer = engine.segment(image)
+    assert "the photograph was deleted while its features were made; they are not kept" in answer.warnings
+    assert engine.storage.stored_bytes(engine.card.spec, Key(question.image_id)) is None

@@ -516,6 +516,28 @@ def test_a_cancelled_job_stays_so_whoever_is_at_it(tmp_path: Path, monkeypatch: 
     assert (kept.state, kept.finished is not None, kept.bytes) == ("cancelled", True, 0)
 
 
+def test_no_more_jobs_are_deleted_than_make_room(tmp_path: Path) -> None:
+    jobs = Jobs(open_objects(tmp_path), JobLimits(10, 24, bytes=100))
+    older, newer = (jobs.create("anybody", Options(), photographs(bytes(40))) for _ in range(2))
+    for record in (older, newer):
+        record.state, record.finished = "done", time.time()
+        jobs.save(record)
+    jobs.create("anybody", Options(), photographs(bytes(60)))
+    assert (jobs.read(older.id), jobs.read(newer.id) is not None) == (None, True)
+
+
+def test_a_job_that_another_service_has_finished_stays_so(tmp_path: Path) -> None:
+    jobs = Jobs(open_objects(tmp_path), LIMITS)
+    record = jobs.create("anybody", Options(), photographs(b"a"))
+    late = record.model_copy(deep=True)
+    record.state, record.finished = "done", time.time()
+    jobs.save(record)
+    jobs.save(late)
+    kept = jobs.read(record.id)
+    assert kept is not None
+    assert kept.state == "done"
+
+
 def test_an_answer_to_a_deleted_job_is_not_kept(tmp_path: Path) -> None:
     jobs = Jobs(open_objects(tmp_path), JobLimits(10, 0.0, 10**6))
     record = jobs.create("anybody", Options(), photographs(b"a"))

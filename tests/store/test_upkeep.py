@@ -54,6 +54,7 @@ def test_the_least_recently_used_go_first(store: FeatureStore, spec: FeatureSpec
     assert [entry.key for entry in entries] == [KEYS[1], KEYS[2], KEYS[3], KEYS[0]]
     chosen = to_prune(entries, max_bytes=2 * max(entry.bytes for entry in entries))
     assert [entry.key for entry in chosen] == [KEYS[1], KEYS[2]]
+    assert to_prune(entries, max_bytes=sum(entry.bytes for entry in entries)) == []  # as many may stay
     assert prune(store, chosen) == chosen
     assert list(store.all_keys(spec)) == [KEYS[0], KEYS[3]]
     assert all(store.verify(spec, key) == [] for key in store.all_keys(spec))
