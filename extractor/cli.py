@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -128,6 +129,8 @@ def run(
         spec = spec_of_pixels(recipe.resolution, prepared)
     else:
         spec = dataclasses.replace(recipe, encoding=how, preprocessing=prepared).spec(network)
+    if expect_spec is not None and not re.fullmatch("[0-9a-f]{8,64}", expect_spec):
+        raise typer.BadParameter(f"--expect-spec: expected a digest, or 8 of its digits at least, got {expect_spec!r}")
     if expect_spec is not None and not spec.digest.startswith(expect_spec):
         raise SpecMismatch(
             f"these options lead to features of spec {spec.digest[:12]}, not of {expect_spec[:12]}"

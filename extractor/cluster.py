@@ -25,7 +25,7 @@ from distributed.comm import CommClosedError
 
 from extractor.backbones import codebook_for
 from extractor.datasets import DataSet, Photograph
-from extractor.errors import ClusterError, ExtractorError
+from extractor.errors import ClusterError, DeviceFull, ExtractorError
 from extractor.execution import Execution, extractor_for
 from extractor.pipeline import Pipeline, ViewTask
 from extractor.request import Request
@@ -34,7 +34,7 @@ from extractor.runs import collection_recorded, work_of
 from store.claims import Claims
 from store.collection import Sample
 from store.entries import find_entry
-from store.errors import StoreError, StoreUnavailable
+from store.errors import StoreFull
 from store.feature_store import FeatureStore
 from store.features import entry_path
 from store.interrupts import Stop
@@ -44,7 +44,7 @@ TASKS_PER_WORKER = 2
 """Tasks submitted per worker at any time: enough that no worker waits, few enough that a run stops soon."""
 RETRIES = 3
 MOST_LOST = 5
-"""If the workers of so many tasks in a row die, the workers are at fault and not the photographs."""
+"""If the workers of so many tasks in a row die, beside those under way, they are at fault and not the photographs."""
 _KEPT = "What was done is kept; run again to continue"
 CONNECT_TIMEOUT = 10
 """Seconds to wait for the scheduler to answer."""
@@ -72,7 +72,8 @@ class ExtractionJob:
 
     @property
     def task_size(self) -> int:
-        """Least number of views in one task: on a GPU two batches, so that one is written while the other is made."""
+        """Views in one task, as far as whole photographs fit: on a GPU two batches, the first of which is written while
+        the second is made."""
         return 2 * self.batch if self.on_gpus else self.batch
 
     @property
@@ -138,9 +139,9 @@ class ExtractionPlugin(WorkerPlugin):
             failure = None
             try:
                 pipeline.run(work)
-            except StoreUnavailable:  # another attempt may succeed
+            except DeviceFull:  # another worker, or another attempt, may have room
                 raise
-            except (StoreError, ExtractorError) as error:
+            except (StoreFull, ExtractorError) as error:
                 failure = error
         return TaskResult(pipeline.report, pipeline.samples, self._checksums(pipeline), failure)
 
@@ -232,7 +233,7 @@ def extract_on_cluster(
     store.register(request.spec, request.made_by, codebook_for(request.spec, request.backbone, request.codebook))
     _require_workers(client, job)
     report, samples = RunReport(), dict[str, Sample]()
-    per_task = -(-job.task_size // len(request.views))  # whole photographs, each of which is decoded once
+    per_task = max(1, job.task_size // len(request.views))  # whole photographs, each of which is decoded once
     tasks = [
         work_of(dataset.photographs[i : i + per_task], request.views)
         for i in range(0, len(dataset.photographs), per_task)
@@ -306,14 +307,15 @@ def _results(
     that its workers had at the time are not to blame. A photograph that kills its workers again is left out.
 
     Raises:
-        ClusterError: the scheduler is gone, or ``MOST_LOST`` tasks in a row lost their workers.
+        ClusterError: the scheduler is gone, or too many tasks in a row lost their workers.
     """
     lost, in_a_row = list[list[ViewTask]](), 0
+    most = MOST_LOST + TASKS_PER_WORKER * max(1, len(client.nthreads()))  # neighbours of a deadly one are lost with it
     for task, result in _each(client, run, tasks, job, stop):
         in_a_row = in_a_row + 1 if result is None else 0
         if result is not None:
             yield task, result
-        elif in_a_row < MOST_LOST:
+        elif in_a_row < most:
             lost.append(task)
         else:
             raise ClusterError(f"{_died(task[0].photograph)}, as those of the {in_a_row - 1} tasks before. {_KEPT}")

@@ -29,6 +29,7 @@ MAX_SCANS = 100
 bytes it has."""
 MAX_PAGES = 100
 """Most pages of a TIFF that are looked at; a damaged one may seem to have no end of them."""
+_NEW_SUBFILE_TYPE = 254
 _TIFF = (b"II*\x00", b"MM\x00*")
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 """A marker of a JPEG that begins a segment with a length; restarts and escaped bytes within a scan do not match."""
@@ -231,17 +232,16 @@ def _require_one_photograph(data: bytes, pixels: int) -> None:
 
     Smaller ones are thumbnails or the levels of a pyramid.
     """
-    file = io.BytesIO(data)
+    file, seen = io.BytesIO(data), list[int]()
     directory = TiffImagePlugin.ImageFileDirectory_v2(file.read(16 if 43 in data[2:4] else 8))  # 43: BigTIFF
-    for page in range(MAX_PAGES):
-        if not directory.next:
-            return
-        file.seek(directory.next)
+    while (place := directory.next) and place not in seen and place < len(data) and len(seen) < MAX_PAGES:
+        file.seek(place)
         directory.load(file)
+        seen.append(place)
         size = int(directory.get(TiffImagePlugin.IMAGEWIDTH, 0)) * int(directory.get(TiffImagePlugin.IMAGELENGTH, 0))
-        if page > 0 and size >= pixels:
-            raise ImageError(f"a TIFF whose page {page + 1} is as large as the first; save the photograph alone")
-    raise ImageError(f"a TIFF of more than {MAX_PAGES} pages; save the photograph alone")
+        accessory = int(directory.get(_NEW_SUBFILE_TYPE, 0)) & 5  # of less resolution, or a transparency mask
+        if len(seen) > 1 and size >= pixels and not accessory:
+            raise ImageError(f"a TIFF whose page {len(seen)} is as large as the first; save the photograph alone")
 
 
 def _require_one_plane(directory: TiffImagePlugin.ImageFileDirectory_v2) -> None:

@@ -136,9 +136,10 @@ class Pipeline:
         self._threads = default_threads(extractor.device.type, torch.get_num_threads())
         self._ahead = batch + self._threads.decoders
         self._opened = PhotographCache(store, extractor, self._ahead + 1)
-        self._writing: deque[tuple[ViewTask, Future[int | None]]] = deque()
+        self._writing: deque[tuple[ViewTask, Sample | None, Future[int | None]]] = deque()
         self._lost: list[ViewTask] = []
         self._nonfinite_ids: set[str] = set()
+        self._gave_finite = False
         self.made: set[Key] = set()
         self._stages = extractor.stages
         self._claims: Claims
@@ -193,7 +194,7 @@ class Pipeline:
                 left.append(one)
             elif decoded.prepared is None:
                 self.report.present += 1
-                self._record(one, decoded)
+                self._record(one, decoded.sample)
                 self._done(one)
             else:
                 together.append((one, decoded))
@@ -223,16 +224,17 @@ class Pipeline:
         if reason is not None:  # outside the clause above: the exception keeps the batch's tensors alive until it ends
             self._extract_apart(together, reason)
             return
+        self._gave_finite = True
         for one, decoded in together:  # the features are handed over, so that writing them frees their memory
-            self._writing.append((one, self._writer.submit(self._write, decoded.key, [extracted.popleft()])))
-            self._record(one, decoded)
+            writing = self._writer.submit(self._write, decoded.key, [extracted.popleft()])
+            self._writing.append((one, decoded.sample, writing))
         self.report.fallbacks += self._extractor.take_fallbacks()
         while len(self._writing) > max(self._batch, self._threads.writers):
             self._await_write()
 
     def _backbone_is_broken(self, decoded: _Decoded) -> bool:
         """Return whether none of the first ``MAX_NONFINITE_PHOTOGRAPHS`` photographs gave finite numbers."""
-        if self.samples:
+        if self.samples or self._gave_finite:
             return False
         self._nonfinite_ids.add(decoded.key.image_id)
         return len(self._nonfinite_ids) == MAX_NONFINITE_PHOTOGRAPHS
@@ -250,7 +252,7 @@ class Pipeline:
         self._done(one)
 
     def _await_write(self) -> None:
-        one, writing = self._writing.popleft()
+        one, sample, writing = self._writing.popleft()
         with self._stages("wait for writing"):
             written = writing.result()
         if written is None:
@@ -258,15 +260,17 @@ class Pipeline:
             return
         self.report.extracted += 1
         self.report.bytes_stored += written
+        self._record(one, sample)
         self._done(one)
 
     def _done(self, one: ViewTask) -> None:
         if self._advance is not None:
             self._advance(one.photograph.name)
 
-    def _record(self, one: ViewTask, decoded: _Decoded) -> None:
-        if decoded.sample is not None:
-            self.samples.setdefault(one.photograph.name, decoded.sample)
+    def _record(self, one: ViewTask, sample: Sample | None) -> None:
+        """Record the sample of a photograph of which the store has a view now."""
+        if sample is not None:
+            self.samples.setdefault(one.photograph.name, sample)
 
     def _write(self, key: Key, handed_over: list[UnstackedFeatures]) -> int | None:
         """Return the bytes written; None if the claim's lease has expired and another process makes the entry."""

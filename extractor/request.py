@@ -67,11 +67,11 @@ def require_own_name(store: FeatureStore, selection: Selection, name: str) -> st
         ADAPTER:PATH of the photographs that it replaces; None if there are none.
     """
     mine = absolute_reference(selection.dataset)
-    for record in store.records.all():
-        theirs = str(record.options.get("dataset", mine))
-        if record.dataset == name and theirs != mine and Path(theirs.partition(":")[2]).exists():
-            if selection.name is not None:
-                return theirs
+    recorded = [str(one.options.get("dataset", mine)) for one in store.records.all() if one.dataset == name]
+    if selection.name is not None:
+        return recorded[-1] if recorded and recorded[-1] != mine else None
+    for theirs in recorded:
+        if theirs != mine and Path(theirs.partition(":")[2]).exists():
             raise DatasetError(
                 f"{store.location} has the photographs of {theirs} under the name {name!r}, which {mine} would take, "
                 "too; give it another name with --name, or as NAME=ADAPTER:PATH after --data (or give it this name, to "

@@ -16,7 +16,7 @@ from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import httpx
 import numpy as np
@@ -27,6 +27,7 @@ from pydantic import TypeAdapter
 from service.schemas import FeaturesInfo, JobStatus, ModelInfo, Ready, Reloaded, SegmentResponse
 
 Photograph = Path | bytes
+T = TypeVar("T")
 
 
 class Refused(Exception):
@@ -170,9 +171,10 @@ class Client:
                 on_progress(status)
             if status.finished is not None:
                 return status
-            if until is not None and time.monotonic() + poll_seconds > until:
-                raise TimeoutError(f"the job {job_id} is {status.state} after {timeout:.0f} s")
-            time.sleep(poll_seconds)
+            left = poll_seconds if until is None else until - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(f"the job {job_id} is {status.state} after {timeout:g} s")
+            time.sleep(min(poll_seconds, left))
 
     def job_results(self, job_id: str) -> bytes:
         """The ZIP with the results of a finished job."""
@@ -181,16 +183,18 @@ class Client:
     def save_job_results(self, job_id: str, path: Path) -> None:
         """Write the ZIP with the results of a finished job to a file, piece by piece; it may be larger than memory."""
         partial = path.with_name(f"{path.name}.partial")
-        try:
+
+        def download() -> None:
             with self._http.stream("GET", f"/v1/jobs/{job_id}/results") as response, partial.open("wb") as file:
                 if not response.is_success:
                     response.read()
                     raise _refused(response)
                 for piece in response.iter_bytes():
                     file.write(piece)
+
+        try:
+            self._retrying(download, only_reads=True)
             partial.replace(path)
-        except httpx.TransportError as error:
-            raise Unreachable(f"the service went away: {error}") from error
         finally:
             partial.unlink(missing_ok=True)
 
@@ -200,21 +204,29 @@ class Client:
 
     def _request(self, method: str, path: str, **how: Any) -> httpx.Response:
         """Send a request, retrying while the service is busy."""
+
+        def send() -> httpx.Response:
+            response = self._http.request(method, path, **how)
+            if not response.is_success:
+                raise _refused(response)
+            return response
+
+        return self._retrying(send, only_reads=method == "GET")
+
+    def _retrying(self, work: Callable[[], T], *, only_reads: bool) -> T:
+        """Return the result of work, retried while the service is busy, and if it only reads while it is away."""
         for attempt in range(self._retries + 1):
             last = attempt == self._retries
             try:
-                response = self._http.request(method, path, **how)
+                return work()
             except httpx.TransportError as error:
-                if last or method != "GET":  # another one may have begun what it asked for
+                if last or not only_reads:  # it may have begun what it was asked for
                     raise Unreachable(f"{self._http.base_url} does not answer: {error}") from error
                 time.sleep(2.0**attempt)
-                continue
-            if response.is_success:
-                return response
-            refused = _refused(response)
-            if refused.retry_after is None or last:
-                raise refused
-            time.sleep(refused.retry_after)
+            except Refused as refused:
+                if refused.retry_after is None or last:
+                    raise
+                time.sleep(refused.retry_after)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
 

@@ -30,7 +30,7 @@ import math
 
 from extractor.errors import ExtractorError, ImageError, ImageTooLarge, NoFieldOfView
 from interpreter.errors import InterpreterError
-from store.errors import DamagedEntry, StoreBusy, StoreError, StoreFull, StoreUnavailable
+from store.errors import DamagedEntry, FormatError, StoreBusy, StoreError, StoreFull, StoreUnavailable
 
 
 class ServiceError(Exception):
@@ -188,11 +188,13 @@ def trouble_of(error: Exception) -> str:
     """Return the kind of trouble that storage is in, without keys or addresses, which identify photographs."""
     if isinstance(error, StoreFull):
         return "no room left"
-    if isinstance(error, StoreUnavailable) and error.__cause__ is not None:
-        return "it refuses access or does not answer"
-    if isinstance(error, OSError) and not isinstance(error, StoreError):
-        return error.strerror or type(error).__name__
-    return str(error)
+    if isinstance(error, StoreUnavailable):
+        return "there is no such bucket" if "no such bucket" in str(error) else "it refuses access or does not answer"
+    if isinstance(error, FormatError):
+        return "it is of another kind or version than can be read here"
+    if isinstance(error, StoreError):
+        return "what it holds cannot be read"
+    return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
 
 
 def headers_of(error: Exception) -> dict[str, str]:

@@ -10,12 +10,15 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
+import structlog
+
 from service.errors import Unavailable, trouble_of
 from service.job_record import JobRecord
 from service.jobs import Jobs, Submitted
 from service.options import Options
 from service.storage import COOL_DOWN, LEAST_RATE
 
+logger = structlog.get_logger(__name__)
 T = TypeVar("T")
 PATIENCE = 1.0
 """Seconds that a question about readiness waits for the storage of jobs."""
@@ -84,12 +87,19 @@ class JobStorage:
         with self._probing:
             if self._probe is None or (self._probe.done() and time.monotonic() - self._probed >= self.cool_down):
                 self._probed = time.monotonic()
-                self._probe = self._threads.submit(self.jobs.require_writable)
+                self._probe = self._threads.submit(self._try_to_write)
             probe = self._probe
         if not wait([probe], PATIENCE).done:
             return "the storage of jobs does not answer"
         error = probe.exception()
-        return None if error is None else trouble_of(error) if isinstance(error, Exception) else str(error)
+        return trouble_of(error) if isinstance(error, Exception) else None
+
+    def _try_to_write(self) -> None:
+        try:
+            self.jobs.require_writable()
+        except Exception as error:
+            logger.warning("the storage of jobs is in trouble", problem=str(error))
+            raise
 
     def close(self) -> None:
         """Stop the threads, without waiting for operations that hang."""

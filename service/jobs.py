@@ -20,7 +20,7 @@ from typing import NamedTuple
 import structlog
 from pydantic import ValidationError
 
-from service.errors import BodyTooLarge, Busy, Conflict, NotFound, Unavailable, trouble_of
+from service.errors import BodyTooLarge, Busy, Conflict, NotFound, Unavailable
 from service.job_record import FINISHED, JobItem, JobRecord
 from service.options import Options
 from store.claims import Claims
@@ -124,7 +124,7 @@ class Jobs:
                 raise TimeoutError("nobody waits for the job any more")
             self._objects.put(f"{record.id}/job.json", record.model_dump_json().encode())
         except OSError as error:  # full, read-only or unavailable
-            logger.warning("a job cannot be stored", problem=trouble_of(error))
+            logger.warning("a job cannot be stored", problem=str(error))
             with suppress(OSError):
                 self._objects.delete(record.id)
             raise Unavailable("the job cannot be stored; ask again later", retry_after=60) from error
@@ -279,7 +279,7 @@ class Jobs:
         except StoreFull:
             self._no_room_for = len(data)
             raise
-        if len(data) >= self._no_room_for:
+        if len(data) >= self._no_room_for or self._objects.free_bytes() is None:
             self._no_room_for = 0
 
     def result(self, record: JobRecord, number: int) -> bytes:

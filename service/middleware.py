@@ -112,13 +112,24 @@ class LocalMiddleware:
         settings = self._settings()
         if settings.api_keys or not is_loopback(settings.host):
             return None
-        host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
-        if host and not is_loopback(host) and not {"*", host} & {*settings.trusted_hosts}:
+        asked = headers.get("host", "")
+        host, trusted = _host_of(f"//{asked}"), {name.lower() for name in settings.trusted_hosts}
+        if asked and not is_loopback(host) and not {"*", host} & trusted:
             return "without API keys this service is for its own machine: set api_keys, or trusted_hosts to this host"
-        from_elsewhere = headers.get("sec-fetch-site") == "cross-site" and method not in ("GET", "HEAD", "OPTIONS")
-        if from_elsewhere and headers.get("origin") not in settings.cors_origins:
+        site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+        # Browsers leave the first one out for names that are neither https nor of this machine.
+        elsewhere = site == "cross-site" if site else origin is not None and _host_of(origin) != host
+        if elsewhere and method not in ("GET", "HEAD", "OPTIONS") and not {"*", origin} & {*settings.cors_origins}:
             return "a page of another site may not ask this service; name its origin in cors_origins"
         return None
+
+
+def _host_of(url: str) -> str:
+    """The host of a URL in small letters; empty if it is malformed."""
+    try:
+        return (urlsplit(url).hostname or "").rstrip(".")
+    except ValueError:
+        return ""
 
 
 class UnexpectedErrorMiddleware:

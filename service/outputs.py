@@ -111,6 +111,8 @@ def _dicom_seg(answer: Answer, options: Options, source: SourcePhotograph) -> by
     )
     data = source.bytes_for("a DICOM SEG")
     asked = [i for i, name in enumerate(answer.classes) if i and name in (options.labels or answer.classes)]
+    if not asked:
+        raise UnsupportedAnswer("a DICOM SEG has no segment of the background; name another class in labels")
     masks = np.stack([answer.mask(i) for i in asked])
     classes = [answer.classes[0], *(answer.classes[i] for i in asked)]
     return encode_segmentation(data, masks, classes, [answer.colours[i - 1] for i in asked], made_by)

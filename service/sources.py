@@ -26,6 +26,10 @@ logger = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 
+class _NotMounted(StoreUnavailable):
+    """A local folder that holds nothing, or is not there; the message names neither it nor a photograph."""
+
+
 class Source(Protocol):
     """The photographs below one folder or prefix of object storage."""
 
@@ -56,7 +60,7 @@ class FolderSource:
     def keys(self, prefix: str, most: int | None) -> list[str]:
         below = self._inside(prefix)
         if not self._is_there():
-            raise StoreUnavailable("the folder is empty or not mounted")
+            raise _NotMounted("the folder is empty or not mounted")
         if not below.is_dir():
             raise NotFound("no such folder")
         found = (path for path in below.rglob("*") if _is_photograph(path))
@@ -76,7 +80,7 @@ class FolderSource:
                 data = file.read(limit + 1)
         except OSError as error:
             if not self._is_there():
-                raise StoreUnavailable("the folder is empty or not mounted") from None
+                raise _NotMounted("the folder is empty or not mounted") from error
             raise NotFound(f"{path.name}: cannot be read (any more)") from error
         if len(data) > limit:
             raise _too_large(path.name, limit)
@@ -188,8 +192,11 @@ class Sources:
         except (CancelledError, RuntimeError) as error:  # a reload has closed this pool meanwhile
             raise Unavailable("the folders are being reloaded; ask again", retry_after=1) from error
         except (FutureTimeout, StoreUnavailable, FormatError, OSError) as error:
-            late = f"no answer within {self._timeout:.0f} s"
-            problem = late if isinstance(error, FutureTimeout) else trouble_of(error)
+            if isinstance(error, _NotMounted):
+                problem = str(error)
+            else:
+                late = f"no answer within {self._timeout:.0f} s"
+                problem = late if isinstance(error, FutureTimeout) else trouble_of(error)
             logger.warning("a folder of jobs cannot be read", folder=name, problem=problem)
             raise Unavailable(f"the folder {name} cannot be read now ({problem}); ask later", retry_after=30) from error
 
@@ -198,7 +205,9 @@ def _is_photograph(path: Path) -> bool:
     """Return whether a file has a name as photographs have; files of DICOM often have none of its suffixes."""
     if is_image_name(path, SUFFIXES):
         return path.is_file()
-    plain = not path.name.startswith(".") and (not path.suffix or path.suffix[1:].isdecimal())  # such as IM0001, 1.2.8
+    plain = (
+        not path.name.startswith(".") and path.name != "DICOMDIR" and (not path.suffix or path.suffix[1:].isdecimal())
+    )  # such as IM0001, 1.2.8
     try:
         return plain and path.is_file() and is_dicom_file(path)
     except OSError:

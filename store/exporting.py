@@ -111,8 +111,8 @@ def export_zarr(
     """
     names = _names(spec, keys)
     _require_same(folder / "zarr.json", names, lambda path: json.loads(path.read_text())["attributes"])
-    group = zarr.open_group(str(folder), mode="a")
-    group.update_attributes(names | {COMPLETE: False})
+    group = zarr.open_group(str(folder), mode="a", attributes=names | {COMPLETE: False})
+    group.update_attributes({COMPLETE: False})
     _array(group, "t", np.asarray(spec.timesteps, dtype=np.int64).shape, "int64", ("t",))[...] = spec.timesteps
     arrays = {}
     for block in spec.blocks:

@@ -193,6 +193,7 @@ def test_photographs_on_disk_are_extracted_as_an_interpreter_reads_them(
     assert {command.options["expect-spec"] for command in called} == {
         load_interpreter(model)[1].spec.with_resolution(side).digest for side in (32, 64)
     }
+    assert run("extractor", *extract, "--store", tmp_path / "other.zarr", "--expect-spec", "").returncode == 2
     other = run("extractor", *extract, "--store", tmp_path / "other.zarr", "--expect-spec", "0" * 64)
     assert (other.returncode, "these options lead to features of spec" in other.stderr) == (2, True)
     digest, at = FeatureStore(tmp_path / "new.zarr").specs()[0].digest, ("--store", tmp_path / "new.zarr")

@@ -640,3 +640,23 @@ def test_photographs_are_stored_as_the_backbone_is_shown_them(
         np.testing.assert_array_equal(entry.read("pixels"), shown.x0.half().float())
         np.testing.assert_array_equal(entry.fov, shown.fov)
         assert entry.geometry == shown.geometry
+
+
+def test_a_run_that_an_error_ends_records_what_it_has_written(
+    spec: FeatureSpec, backbone: Backbone, dataset_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, written = FeatureStore("memory://"), list[Key]()
+    write = store.write
+
+    def full(one: FeatureSpec, key: Key, features: Features) -> int:
+        if len(written) == 2:
+            raise StoreFull("no room left")
+        written.append(key)
+        return write(one, key, features)
+
+    monkeypatch.setattr(store, "write", full)
+    with pytest.raises(StoreFull):
+        extract_dataset(load_dataset(f"folder:{dataset_folder}", "eyes"), store, Extractor(backbone, spec), batch=2)
+    recorded = {sample.image_id for sample in store.collections.read("eyes").samples}
+    assert recorded
+    assert recorded <= {key.image_id for key in written}

@@ -185,7 +185,7 @@ def test_keys_in_any_script_are_sent() -> None:
 def test_waiting_for_a_job_has_an_end() -> None:
     (status,) = JobStatus.model_json_schema()["examples"]
     running = httpx.MockTransport(lambda _: httpx.Response(200, json=status))
-    with Client(transport=running) as client, pytest.raises(TimeoutError, match="is running after 0 s"):
+    with Client(transport=running) as client, pytest.raises(TimeoutError, match=r"is running after 0\.02 s"):
         client.wait_for_job("0" * 32, poll_seconds=0.01, timeout=0.02)
 
 

@@ -148,6 +148,8 @@ def test_names_in_several_character_sets_are_kept() -> None:
 def test_classes_that_were_not_asked_for_are_no_segments(shared_engine: Engine) -> None:
     source = written(photograph(fundus()))
     answer = dataclasses.replace(shared_engine.segment(source), classes=CLASSES, colours=("#1fe0ff", "#7cff6b"))
+    with pytest.raises(UnsupportedAnswer, match="no segment of the background"):
+        OUTPUTS["dicom-seg"].render(answer, Options(labels=["background"]), SourcePhotograph(source, LIMIT))
     for labels, expected in ((None, 2), (["vessel"], 1)):
         data = OUTPUTS["dicom-seg"].render(answer, Options(labels=labels), SourcePhotograph(source, LIMIT))
         assert len(pydicom.dcmread(io.BytesIO(data)).SegmentSequence) == expected

@@ -234,6 +234,11 @@ def test_pages_of_other_sites_may_not_use_a_service_without_keys(shared_engine: 
         ({"api_keys": {"a": "key"}}, "eyes.example", elsewhere | {"X-API-Key": "key"}, 200),
         ({}, "localhost", elsewhere, 403),
         ({"cors_origins": ("http://evil",)}, "localhost", elsewhere, 200),
+        ({"cors_origins": ("*",)}, "localhost", elsewhere, 200),
+        ({}, "localhost", {"Origin": "http://evil"}, 403),
+        ({}, "localhost:8000", {"Origin": "http://localhost:8000"}, 200),
+        ({}, "[::1", {}, 403),
+        ({"trusted_hosts": ("Eyes.example",)}, "eyes.example.", {}, 200),
     ):
         client = serving(shared_engine, **settings)
         client.app.state.context.engine.set_result(shared_engine)  # type: ignore[attr-defined]

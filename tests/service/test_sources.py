@@ -153,7 +153,7 @@ def test_trouble_is_logged_without_names_of_photographs(tmp_path: Path, monkeypa
 
 def test_dicom_is_found_whatever_its_suffix(tmp_path: Path) -> None:
     dicom = bytes(128) + b"DICM"
-    for name in ("IM0001", "1.2.840.7", "a.dcm", "b.dat", ".hidden"):
+    for name in ("IM0001", "1.2.840.7", "a.dcm", "b.dat", ".hidden", "DICOMDIR"):
         (tmp_path / name).write_bytes(dicom)
     (tmp_path / "README").write_bytes(b"no photograph")
     assert Sources({"clinic": tmp_path}).keys("clinic") == ["clinic/1.2.840.7", "clinic/IM0001", "clinic/a.dcm"]

@@ -67,7 +67,7 @@ def test_each_trouble_is_said_and_answered_all_the_same(make_engine: MakeEngine)
     expected = engine.segment(png(90)).labels
     for open_store, said in [
         (lambda: ReadOnlyStore("memory://"), "read-only"),
-        (lambda: OtherStore("memory://"), "format 99"),
+        (lambda: OtherStore("memory://"), "another kind or version"),
         (away, "does not answer"),
     ]:
         troubled = with_store(engine, open_store)
