@@ -35,7 +35,7 @@ from extractor.pipeline import Threads, default_batch, default_threads
 from extractor.pixels import PixelExtractor
 from extractor.runs import SizePlan, extract_dataset, plan_size, require_room
 from extractor.unet import build_unet
-from store import FeatureSpec, FeatureStore, FloatEncoding, NonFiniteFeatures, SpecError, StoreFull
+from store import Features, FeatureSpec, FeatureStore, FloatEncoding, NonFiniteFeatures, SpecError, StoreFull
 from store.claims import Claims
 from store.features import Key
 from store.interrupts import Stop
