@@ -199,7 +199,7 @@ def test_memory_stays_bounded_where_nothing_is_kept(make_engine: MakeEngine, mon
 
     monkeypatch.setattr(storage.store(), "delete", away)
     assert small.segment(png(98)).bytes_stored
-    assert storage.troubles == {"write": "no answer"}
+    assert storage.troubles == {"write": "it refuses access or does not answer"}
     monkeypatch.undo()
     storage._blocked_until = 0.0
     small.segment(png(99))
