@@ -96,7 +96,7 @@ def fit_codebook_command(
         console.print_json(report)
         return
     kept = ", ".join(f"{name} {len(one.bits)} of {len(one.mean)}" for name, one in code.blocks.items())
-    console.out.print(f"{out}: codebook {code.digest[:12]}; components kept: {kept}", soft_wrap=True)
+    console.print_line(f"{out}: codebook {code.digest[:12]}; components kept: {kept}")
 
 
 _USUAL_HEAD_CHANNELS = 64
@@ -159,7 +159,7 @@ def import_command(
             "in the released ADM networks; give --head-channels or --heads for others"
         )
     backbone = load_backbone(out, class_label=class_label)  # its fingerprint is that of the weights as they were saved
-    console.out.print(
+    console.print_line(
         f"{out}: {backbone.parameters / 1e6:.1f} M weights, blocks {backbone.block_names[0]} .. "
         f"{backbone.block_names[-1]}, {schedule}, predicts {prediction}, fingerprint {backbone.fingerprint[:12]}"
     )
@@ -174,9 +174,9 @@ def presets(as_json: AsJson = False) -> None:
         return
     for name, value in values.items():
         summary = (PRESETS[name].__doc__ or "").splitlines()[0]
-        console.out.print(Text.assemble((name, "bold"), f"  {summary}"))
+        console.print_line(Text.assemble((name, "bold"), f"  {summary}"))
         for field, setting in value.items():
-            console.out.print(f"  {field:14} {setting}", highlight=False)
+            console.print_line(f"  {field:14} {setting}")
 
 
 @app.command(epilog="Examples: extractor models --json · extractor models runs/backbone/backbone")
@@ -222,7 +222,7 @@ def reconstruct(
     if as_json:
         console.print_json({"psnr_db": psnr, "picture": str(out)})
     else:
-        console.out.print(f"{out}: PSNR {psnr:.2f} dB after walking up to t = {grid.split(',')[-1]} and back")
+        console.print_line(f"{out}: PSNR {psnr:.2f} dB after walking up to t = {grid.split(',')[-1]} and back")
 
 
 @app.command(

@@ -150,7 +150,7 @@ def run(
     with _interruptible(data.name, entries, as_json) as (stop, done):
         report = extract_recorded(
             request, features, network, execution, dataset=data, advance=done, stop=stop,
-            say=lambda message: console.err.print(message, highlight=False),
+            say=console.say,
         )  # fmt: skip
     _print_report(report, data.name, spec.digest, as_json)
     if profile:
@@ -180,7 +180,7 @@ def _interruptible(name: str, entries: int, as_json: bool) -> Iterator[tuple[Sto
     """Yield what Ctrl-C asks to stop, and the callback that advances a progress bar by one view of a photograph."""
     stop = Stop()
     with (
-        stop.on_interrupt(lambda: console.err.print("finishing what is in flight; Ctrl-C again interrupts at once")),
+        stop.on_interrupt(lambda: console.say("finishing what is in flight; Ctrl-C again interrupts at once")),
         console.progress(f"extracting {name}", entries, as_json=as_json) as advance,
     ):
         yield stop, lambda photograph: advance(1, photograph)
@@ -191,10 +191,10 @@ def _print_size(size: SizePlan, asked: int, spec: FeatureSpec, as_json: bool) ->
         console.print_json(size._asdict() | {"bytes_total": size.bytes_total, "spec": spec.digest})
         return
     if not size.entries:
-        console.err.print(f"0 of {asked} entries to do")
+        console.say(f"0 of {asked} entries to do")
         return
     free = "unknown" if size.free is None else console.human_bytes(size.free)
-    console.err.print(
+    console.say(
         f"{size.entries} of {asked} entries to do, "
         f"about {console.human_bytes(sum(size.bytes_by_block.values()))} each, "
         f"{console.human_bytes(size.bytes_total)} in all, {free} free"
@@ -203,28 +203,28 @@ def _print_size(size: SizePlan, asked: int, spec: FeatureSpec, as_json: bool) ->
         f"{name} {console.human_bytes(count)} ({console.human_bytes(count * size.entries)} in all)"
         for name, count in size.bytes_by_block.items()
     )
-    console.err.print(f"by block: {blocks}", highlight=False)
+    console.say(f"by block: {blocks}")
 
 
 def _print_masks(data: DataSet) -> None:
     """Print how many photographs have a mask of each target, so that masks which were not found are noticed early."""
     counts = Counter(target for photograph in data.photographs for target in photograph.masks)
     counted = ", ".join(f"{target} of {count}" for target, count in sorted(counts.items())) or "none"
-    console.err.print(f"masks of {len(data.photographs)} photographs: {counted}", highlight=False)
+    console.say(f"masks of {len(data.photographs)} photographs: {counted}")
 
 
 def _print_report(report: RunReport, name: str, digest: str, as_json: bool) -> None:
     if as_json:
         console.print_json(dataclasses.asdict(report) | {"dataset": name, "spec": digest})
         return
-    console.out.print(
+    console.print_line(
         f"{name}: {report.extracted} extracted, {report.present} there already, {len(report.failed)} left out; "
         f"{report.forwards} forwards, {console.human_bytes(report.bytes_stored)} written; spec {digest[:12]}"
     )
     if report.fallbacks:
-        console.err.print(f"computed in float32, as values overflowed half precision: {', '.join(report.fallbacks)}")
+        console.say(f"computed in float32, as values overflowed half precision: {', '.join(report.fallbacks)}")
     for _, reason in report.failed:
-        console.err.print(f"left out: {reason}", highlight=False, soft_wrap=True)
+        console.say(f"left out: {reason}")
 
 
 def _print_profile(seconds: dict[str, float]) -> None:

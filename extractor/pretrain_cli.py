@@ -122,13 +122,13 @@ def pretrain(
             paths, out / "prepared", resolution, settings.preprocessing, lambda _: advance()
         )
     for reason in photographs.rejected:
-        console.err.print(f"left out: {reason}", highlight=False, soft_wrap=True)
+        console.say(f"left out: {reason}")
     training = Pretraining(settings, photographs, out, start, workers=workers)
     stop, single_process = Stop(), training.accelerator.num_processes == 1
-    say = partial(console.err.print, "writing a checkpoint; Ctrl-C again interrupts at once")
+    say = partial(console.say, "writing a checkpoint; Ctrl-C again interrupts at once")
     with (
         stop.on_interrupt(say, single_process=single_process),
         console.progress("pre-training", steps - training.step) as advance,
     ):
         training.run(lambda _, loss: advance(1, f"loss {loss:.3f}"), stop)
-    console.out.print(f"backbone: {out / 'backbone'}  (pictures and TensorBoard beside it)")
+    console.print_line(f"backbone: {out / 'backbone'}  (pictures and TensorBoard beside it)")

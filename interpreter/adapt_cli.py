@@ -107,7 +107,7 @@ def adapt_command(
         console.out.print(_table(card.task, expected, learnt))
         as_before = best == card.spec.resolution
         reading = "as it does by itself" if as_before else f"read these photographs with --resolution {best}"
-        console.out.print(f"best at {best}: {reading}", highlight=False)
+        console.print_line(f"best at {best}: {reading}")
     if out is not None:
         _print_copy(out, model, len(images), as_json)
     console.exit_after(extracted.left_out)
@@ -116,7 +116,7 @@ def adapt_command(
 def _print_copy(out: Path, model: str, photographs: int, as_json: bool) -> None:
     """Say how to use the copy, and whether it can flag unusual photographs."""
     if not as_json:
-        console.out.print(f"{out}: reads at that resolution by itself; try it: service --model {out}", highlight=False)
+        console.print_line(f"{out}: reads at that resolution by itself; try it: service --model {out}")
     if not (out / DOMAIN_FILE).is_file():
         console.note(f"it cannot flag unusual photographs: that takes at least {MIN_IMAGES} photographs")
     elif photographs < MIN_IMAGES:

@@ -36,7 +36,7 @@ def fit(
     if (manifest := read_manifest(folder)) is not None:
         seal(folder, manifest)
     usual = domain.residual_range
-    console.out.print(
+    console.print_line(
         f"{path}: distance up to {domain.threshold:.2f}, {len(domain.mean)} statistics of an image; residual "
         + (
             "not judged, as some features were stored without it"

@@ -100,7 +100,7 @@ def probe_command(
     for panel in panels:
         console.out.print(_table(panel))
     best = max(probed, key=lambda one: one.average_precision)
-    console.out.print(
+    console.print_line(
         f"best: t = {best.timestep}, {best.block}, {best.encoding}; "
         f"a random guess scores {100 * best.prevalence:.1f} for {best.target}" + (f"; {out}" if out is not None else "")
     )

@@ -57,7 +57,7 @@ def run_protocol(
         FeatureStore(store),
         chosen,
         extract_by_command(store, chosen),
-        lambda message: console.err.print(message, highlight=False),
+        console.say,
     )
     results = ProtocolRun(features, out).run(targets, methods, numbers)
     report = write_report(protocol, chosen, {source.name: source.reference for source in sources}, results, out)
@@ -70,8 +70,8 @@ def run_protocol(
         return
     for row, cells in table.items():
         for column, cell in cells.items():
-            console.out.print(f"{row:12} {column:12} {cell}", highlight=False)
-    console.out.print(f"report: {report}", highlight=False, soft_wrap=True)
+            console.print_line(f"{row:12} {column:12} {cell}")
+    console.print_line(f"report: {report}")
 
 
 def parse_settings(text: str | None, device: str, *, mirrored: bool = False) -> ProtocolSettings:

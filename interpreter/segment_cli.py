@@ -125,4 +125,4 @@ def _print_found(found: Sequence[SegmentedPhotograph], task: Task, out: Path) ->
     warning = (
         f"; {len(unusual)} photographs are unlike those of the training: do not rely on their maps" if unusual else ""
     )
-    console.out.print(f"{out}: {len(found)} label maps and {TABLE}{warning}", soft_wrap=True)
+    console.print_line(f"{out}: {len(found)} label maps and {TABLE}{warning}")

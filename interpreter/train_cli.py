@@ -158,9 +158,7 @@ def _pseudo_labels(
     pseudo_labels = PseudoLabels(features, task, images, teacher, views, scan)
     theirs = pseudo_labels.task_of_teacher
     renamed = f"; its {theirs.targets[0]} is taken for {task.targets[0]}" if theirs.targets != task.targets else ""
-    console.err.print(
-        f"{teacher} labels those of {len(pseudo_labels.images)} photographs that have no labels here{renamed}"
-    )
+    console.say(f"{teacher} labels those of {len(pseudo_labels.images)} photographs that have no labels here{renamed}")
     return pseudo_labels
 
 
@@ -168,7 +166,7 @@ def _train(training: Training, as_json: bool) -> None:
     """Train to the end or until Ctrl-C and print the result; of several processes the first one prints."""
     from interpreter.counting import cost_of
 
-    console.err.print(
+    console.say(
         f"{len(training.train_images)} training and {len(training.validation_images)} validation images, "
         f"{cost_of(training.network)}"
     )
@@ -178,7 +176,7 @@ def _train(training: Training, as_json: bool) -> None:
     left = (training.epochs - training.epoch) * training.steps_per_epoch - training.next_batch
     first = training.accelerator.is_main_process
     stop, single_process = Stop(), training.accelerator.num_processes == 1
-    say = partial(console.err.print, "finishing a step; Ctrl-C again interrupts at once")
+    say = partial(console.say, "finishing a step; Ctrl-C again interrupts at once")
     with (
         stop.on_interrupt(say, single_process=single_process),
         console.progress("training", left, hidden=not first or training.is_finished, as_json=as_json) as advance,
@@ -196,8 +194,8 @@ def _train(training: Training, as_json: bool) -> None:
         }
         console.print_json(report)
     elif math.isnan(dice):
-        console.out.print(f"{training.folder}: trained to the last epoch without validation images")
+        console.print_line(f"{training.folder}: trained to the last epoch without validation images")
     else:
-        console.out.print(
+        console.print_line(
             f"{training.folder}: validation Dice {100 * dice:.2f}; try it: service --model {training.folder}"
         )

@@ -8,6 +8,8 @@ import json
 from contextlib import redirect_stdout
 from typing import Any
 
+from rich.text import Text
+
 from store import console
 
 
@@ -25,7 +27,7 @@ def call(command: str, *arguments: object) -> Any:
         StepFailed: its exit code was not zero.
     """
     words = [str(argument) for argument in arguments]
-    console.err.print(f"$ {command} {' '.join(words)}", highlight=False, soft_wrap=True, style="dim")
+    console.say(Text(f"$ {command} {' '.join(words)}", style="dim"))
     printed = io.StringIO()
     with redirect_stdout(printed):
         code = importlib.import_module(f"{command}.cli").app(words, standalone_mode=False)

@@ -197,7 +197,7 @@ def models(
         console.print_json({folder.name: str(folder) for folder in folders})
     else:
         for folder in folders:
-            console.out.print(folder, highlight=False)
+            console.print_line(str(folder))
 
 
 def _publish(run: Path, made: Path) -> None:

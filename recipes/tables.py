@@ -226,7 +226,7 @@ def tables(
     if as_json:
         console.print_json(report)
     else:
-        console.out.print(report["report"], highlight=False)
+        console.print_line(report["report"])
 
 
 def main() -> NoReturn:

@@ -83,16 +83,14 @@ def _check(settings: Settings) -> None:
     engine = engine_from(settings)
     troubles = engine.storage.probe(every=0)
     for model in engine.models.by_name.values():
-        console.out.print(
-            f"model {model.name} ({model.version}): {', '.join(model.card.task.classes)}", highlight=False
-        )
+        console.print_line(f"model {model.name} ({model.version}): {', '.join(model.card.task.classes)}")
     keys = (
         f"API keys of {len(settings.api_keys)} names"
         if settings.api_keys
         else "no API keys: anyone who can reach the service may use it"
     )
-    console.out.print(f"store {settings.store_location}: {troubles or 'can be read and written'}", highlight=False)
-    console.out.print(keys, highlight=False)
+    console.print_line(f"store {settings.store_location}: {troubles or 'can be read and written'}")
+    console.print_line(keys)
     engine.close()
     kept = _jobs_are_kept(settings)
     if not _folders_are_read(settings) or not kept or troubles:
@@ -108,7 +106,7 @@ def _jobs_are_kept(settings: Settings) -> bool:
         open_objects(settings.jobs_location).require_writable()
     except (StoreError, OSError) as error:
         state = str(error)
-    console.out.print(f"jobs {settings.jobs_location}: {state}", highlight=False)
+    console.print_line(f"jobs {settings.jobs_location}: {state}")
     return state == "can be read and written"
 
 
@@ -122,7 +120,7 @@ def _folders_are_read(settings: Settings) -> bool:
             state = f"{len(sources.keys(name))} photographs"
         except HANDLED_ERRORS as error:
             state, fine = str(error), False
-        console.out.print(f"folder {name}: {state}", highlight=False)
+        console.print_line(f"folder {name}: {state}")
     sources.close()
     return fine
 

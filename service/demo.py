@@ -67,9 +67,9 @@ def _tell(answer: Answer, loading: float) -> None:
         if answer.cached
         else (f"{answer.forwards} forwards, {console.human_bytes(answer.bytes_stored)} stored")
     )
-    console.out.print(f"models loaded in {loading:.1f} s; {source}")
+    console.print_line(f"models loaded in {loading:.1f} s; {source}")
     for stage, seconds in answer.seconds.items():
-        console.out.print(f"  {stage:10} {seconds:6.2f} s", highlight=False)
+        console.print_line(f"  {stage:10} {seconds:6.2f} s")
 
 
 def _report(answer: Answer, mask: bytes, picture: bytes) -> str:

@@ -120,7 +120,7 @@ def verify(
         console.print_json(report)
     else:
         _print_lines(report["problems"])
-        console.out.print(f"{count} entries, masks and data sets, {len(report['problems'])} problems")
+        console.print_line(f"{count} entries, masks and data sets, {len(report['problems'])} problems")
         if "problems_left" in report:
             _print_lines(
                 f"{entry}: no recorded run made it; where it is incomplete `store prune` removes it"
@@ -128,7 +128,7 @@ def verify(
                 if not entry.startswith(f"{RUNS}/")
             )
             _print_lines(report["problems_left"])
-            console.out.print(f"after the repair {len(report['problems_left'])} problems")
+            console.print_line(f"after the repair {len(report['problems_left'])} problems")
     if report.get("problems_left", report["problems"]):
         raise typer.Exit(Exit.DAMAGED)
 
@@ -168,9 +168,9 @@ def prune(
         return
     did = "would remove" if dry_run else "removed"
     left = f"{len(entries) - len(removed)} entries of {console.human_bytes(total - freed)} left"
-    console.out.print(f"{did} {len(removed)} entries of {console.human_bytes(freed)}; {left}", highlight=False)
+    console.print_line(f"{did} {len(removed)} entries of {console.human_bytes(freed)}; {left}")
     if limit is not None and total - freed > limit:
-        console.err.print(
+        console.say(
             f"{path} still holds more than {max_bytes}: the remaining entries were used in the last ten minutes"
         )
 
@@ -210,7 +210,7 @@ def export(
     if as_json:
         console.print_json({"out": str(out), "format": form, "entries": len(keys), "spec": one.digest})
         return
-    console.out.print(f"{out}: {len(keys)} entries", highlight=False, soft_wrap=True)
+    console.print_line(f"{out}: {len(keys)} entries")
 
 
 @app.command(epilog="Example: store copy features.zarr s3://bucket/features")
@@ -232,10 +232,9 @@ def copy(
         console.print_json(dataclasses.asdict(report))
     else:
         _print_lines(report.problems)
-        console.out.print(
+        console.print_line(
             f"{report.copied} entries copied ({console.human_bytes(report.bytes)}), {report.present} there already, "
             f"{len(report.problems)} left out",
-            highlight=False,
         )
     if report.problems:
         raise typer.Exit(Exit.DAMAGED)
@@ -271,7 +270,7 @@ def _problems(store: FeatureStore, damaged: Iterable[CheckResult]) -> list[str]:
 
 def _print_lines(lines: Iterable[str]) -> None:
     for line in lines:
-        console.out.print(line, soft_wrap=True, highlight=False)
+        console.print_line(line)
 
 
 def _only(specs: list[FeatureSpec], store: FeatureStore) -> FeatureSpec:

@@ -39,8 +39,8 @@ WIDE = 160
 """Columns of a table that is written to a file or another program, for which rich would assume 80."""
 
 # Without markup: brackets in names of files and data sets are not tags.
-out = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE, markup=False)
-err = Console(stderr=True, markup=False)
+out = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE, markup=False, highlight=False)
+err = Console(stderr=True, markup=False, highlight=False)
 
 
 class Exit(IntEnum):
@@ -105,13 +105,13 @@ def run(app: typer.Typer, *expected: type[Exception], usage: tuple[type[Exceptio
             _fail(f"{text}; see --help", code)
         sys.exit(code)
     if code == Exit.INTERRUPTED:  # typer turns an interrupt into this code
-        err.print("interrupted; run the same command again to continue")
+        say("interrupted; run the same command again to continue")
     sys.exit(code if isinstance(code, int) else Exit.OK)
 
 
 def _fail(message: object, code: int) -> NoReturn:
     """Print an error as one line on stderr and exit with ``code``."""
-    err.print(Text.assemble(("error:", "bold red"), f" {message}"), highlight=False, soft_wrap=True)
+    say(Text.assemble(("error:", "bold red"), f" {message}"))
     sys.exit(code)
 
 
@@ -141,9 +141,19 @@ def require_unused(out: Path, *, overwrite: bool) -> None:
         raise typer.BadParameter(f"{out} holds files already; choose another folder, or replace them with --overwrite")
 
 
+def print_line(text: str | Text) -> None:
+    """Print a line of the result on stdout. It is never folded: programs read it, and terminals fold by themselves."""
+    out.print(text, soft_wrap=True)
+
+
+def say(text: str | Text) -> None:
+    """Print a line about the work on stderr; it is never folded."""
+    err.print(text, soft_wrap=True)
+
+
 def note(text: str) -> None:
     """Print a note for the user on stderr; the work continues."""
-    err.print(Text.assemble(("note:", "yellow"), f" {text}"), highlight=False, soft_wrap=True)
+    say(Text.assemble(("note:", "yellow"), f" {text}"))
 
 
 def print_json(value: Any) -> None:
@@ -189,8 +199,8 @@ def _print_described(name: str, facts: Mapping[str, str | Sequence[str]]) -> Non
         text = value if isinstance(value, str) else "\n".join(value)
         if text:
             grid.add_row(f"  {label}", Text(text))
-    out.print(Text(name, style="bold"))
-    out.print(grid, highlight=False)
+    print_line(Text(name, style="bold"))
+    out.print(grid)
 
 
 class _Rate(ProgressColumn):

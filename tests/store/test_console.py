@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from store import Collection, FeatureStore, Sample
+from store import Collection, FeatureStore, Sample, console
 from store.console import human_bytes
 from tests.conftest import Run
 
@@ -48,3 +48,11 @@ def test_one_damaged_data_set_hides_no_other(run: Run, filled_store: FeatureStor
         assert "torn" in told.stderr
         assert "eye0" in told.stdout or "eyes" in told.stdout
     assert run("store", "verify", str(filled_store.location)).returncode == 4
+
+
+def test_a_line_is_never_folded(capsys: pytest.CaptureFixture[str]) -> None:
+    long = "a folder with spaces " * 20
+    console.print_line(long)
+    console.say(long)
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == (f"{long}\n", f"{long}\n")
