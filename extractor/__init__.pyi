@@ -26,7 +26,8 @@ from .guided_diffusion import UnrecordedOptions, import_checkpoint, read_checkpo
 from .images import decode_image, image_id
 from .inversion import anchor, diffuse, invert, reconstruct
 from .presets import Preset, fast, paper, small
-from .pretraining import Pretraining, PretrainingSettings
+from .pretraining import Pretraining
+from .pretraining_settings import PretrainingSettings
 from .request import Request
 from .run_report import RunReport
 from .schedule import NoiseSchedule, noise_schedule

@@ -93,7 +93,9 @@ def pretrain(
     Under `accelerate launch -m extractor.cli pretrain ...` several devices train it together.
     """
     from extractor.photographs import PreparedPhotographs, find_images
-    from extractor.pretraining import PICTURES_FOLDER, Pretraining, PretrainingSettings
+    from extractor.pretraining import Pretraining
+    from extractor.pretraining_folder import PICTURES_FOLDER
+    from extractor.pretraining_settings import PretrainingSettings
 
     described: dict[str, Any] = {"config": config, "schedule": schedule, "prediction": prediction}
     if preprocessing is not None:

@@ -9,12 +9,11 @@ each crop, so p = 1 is uniform, and p = 3 shows half of the crops below T / 8, w
 
 from __future__ import annotations
 
-import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,7 +23,6 @@ from diffusers import UNet2DModel
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 from torch.nn import functional
 from torch.utils.data import DataLoader, Subset
 
@@ -35,75 +33,17 @@ from extractor.errors import PretrainingError
 from extractor.inversion import reconstruct, round_trip
 from extractor.photographs import CropDataset, PreparedPhotographs
 from extractor.preprocess import to_pixels
+from extractor.pretraining_folder import PretrainingFolder
+from extractor.pretraining_settings import PretrainingSettings
 from extractor.schedule import NoiseSchedule, noise_schedule
-from extractor.unet import build_unet, stride
-from store.files import raising_store_full, read_json, replace_json, require_same_json
+from extractor.unet import build_unet
+from store.files import raising_store_full
 from store.interrupts import Stop
-from store.spec import Preprocessing
 
 if TYPE_CHECKING:  # loading it takes a second
     from torch.utils.tensorboard import SummaryWriter
 
 RECONSTRUCTION_GRID = (1, 10, 100, 500)
-STATE_FOLDER = "state"
-BACKBONE_FOLDER = "backbone"
-PICTURES_FOLDER = "pictures"
-
-
-class PretrainingSettings(BaseModel):
-    """Settings of a pre-training run; written to settings.json next to its results."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    unet: dict[str, Any] = Field(description="configuration of diffusers' UNet2DModel")
-    schedule: str = "cosine-4000"
-    prediction: Prediction = "v_prediction"
-    initial: str | None = Field(default=None, description="fingerprint of the backbone that it starts from")
-    level_power: float = Field(default=3.0, ge=1, description="t = T u^p; 1 is uniform")
-    resolution: int = Field(default=512, gt=0, description="side R of the prepared photographs")
-    preprocessing: Preprocessing = Preprocessing()
-    crop: int = Field(default=128, gt=0, description="side of the training crops; R for whole images")
-    photometric: float = Field(default=1.0, ge=0, description="strength of brightness, contrast and colour changes")
-    colourless: float = Field(default=0.0, ge=0, le=1, description="share of crops that are shown without colour")
-    batch: int = Field(default=4, gt=0)
-    accumulate: int = Field(default=1, gt=0, description="batches summed before a step")
-    steps: int = Field(default=100_000, gt=0)
-    learning_rate: float = Field(default=5e-4, gt=0)
-    warmup: int = Field(default=200, ge=0)
-    ema_decay: float = Field(default=0.999, gt=0, lt=1)
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    checkpoint_every: int = Field(default=500, gt=0)
-    seed: int = 0
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """Seeds of all random draws; a run from a backbone sees other crops and noise than that backbone has seen."""
-        return (self.seed,) if self.initial is None else (self.seed, int(self.initial[:8], 16))
-
-    @classmethod
-    def going_on_from(cls, backbone: Backbone, **settings: Any) -> Self:
-        """Settings of a run that starts from a backbone's weights and keeps its network, schedule and prediction.
-
-        Args:
-            settings: the other settings; ``preprocessing`` defaults to the backbone's own, if that is recorded.
-
-        Raises:
-            PretrainingError: the network is of a kind that can be run here, but not trained.
-        """
-        diffusion = backbone.diffusion
-        unknown = {
-            "a learned variance": backbone.config["out_channels"] != 3,
-            "rescaled timesteps": diffusion.rescale_timesteps,
-            "classes": diffusion.class_label is not None,
-        }
-        if any(unknown.values()):
-            found = ", ".join(name for name, has in unknown.items() if has)
-            raise PretrainingError(f"this backbone has {found}: it can be run here, not trained further")
-        own = {"unet": backbone.config, "schedule": backbone.schedule.name, "prediction": diffusion.prediction}
-        if backbone.preprocessing is not None:
-            settings = {"preprocessing": backbone.preprocessing} | settings
-        return cls.model_validate(settings | own | {"initial": backbone.fingerprint})
-
 
 Report = Callable[[int, float], None]
 
@@ -120,6 +60,9 @@ class Pretraining:
         start: the backbone whose weights a new run starts from, if its settings are ``going_on_from`` it.
         workers: processes that make crops while the network trains; the training process alone cannot keep a GPU busy.
             They import the main module again, so a script needs its ``if __name__ == "__main__"``.
+
+    Raises:
+        PretrainingError: the folder holds another run, or the settings do not fit the network or ``start``.
     """
 
     def __init__(
@@ -133,13 +76,11 @@ class Pretraining:
     ) -> None:
         if settings.initial != (start and start.fingerprint):
             raise PretrainingError("the backbone to start from is not the one that the settings name")
-        self.settings = settings
-        self.folder = folder
-        self._require_fitting_sizes()
-        self._require_same_settings()
-        self._photographs = photographs
-        self._require_same_photographs()
-        self._workers = workers
+        settings.require_fitting_sizes()
+        self._files = PretrainingFolder(folder)
+        self._files.require_same_settings(settings)
+        self._files.require_same_photographs(photographs)
+        self.settings, self._photographs, self._workers = settings, photographs, workers
         self.schedule: NoiseSchedule = noise_schedule(settings.schedule)
         self.accelerator = Accelerator(
             mixed_precision=settings.mixed_precision,
@@ -161,7 +102,8 @@ class Pretraining:
         self.ema.to(self.accelerator.device)
         self.step = 0
         self.accelerator.register_for_checkpointing(self)
-        self._resume()
+        if (state := self._files.complete_state()) is not None:
+            self.accelerator.load_state(str(state))
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self.step, "ema": self.ema.state_dict()}
@@ -182,12 +124,12 @@ class Pretraining:
         from torch.utils.tensorboard import SummaryWriter  # imported late: takes a second
 
         is_first = self.accelerator.is_main_process
-        with SummaryWriter(str(self.folder / "tensorboard")) if is_first else nullcontext() as writer:
+        with SummaryWriter(str(self._files.tensorboard)) if is_first else nullcontext() as writer:
             self._train(writer, report, stop)
         if is_first:  # again: a run killed in its last checkpoint may have left it incomplete
-            save_backbone(self.averaged(), self.folder / BACKBONE_FOLDER)
+            save_backbone(self.averaged(), self._files.backbone)
         self.accelerator.wait_for_everyone()
-        return load_backbone(self.folder / BACKBONE_FOLDER)
+        return load_backbone(self._files.backbone)
 
     def _train(self, writer: SummaryWriter | None, report: Report | None, stop: Stop | None) -> None:
         """Train up to ``settings.steps``; raise KeyboardInterrupt after a checkpoint if a stop is requested."""
@@ -273,59 +215,14 @@ class Pretraining:
         return losses.detach().cpu().numpy(), t
 
     def _checkpoint(self) -> None:
-        """Write the state and the averaged backbone. At every moment one of two names has a complete state."""
-        fresh, current, former = (self.folder / f"{STATE_FOLDER}{suffix}" for suffix in (".new", "", ".old"))
-        with raising_store_full(fresh):
-            self.accelerator.save_state(str(fresh))
+        """Write the state and the averaged backbone."""
+        with raising_store_full(self._files.new_state):
+            self.accelerator.save_state(str(self._files.new_state))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            if current.is_dir():  # else the last complete state is the former one
-                shutil.rmtree(former, ignore_errors=True)
-                current.rename(former)
-            fresh.rename(current)
-            shutil.rmtree(former, ignore_errors=True)
-            save_backbone(self.averaged(), self.folder / BACKBONE_FOLDER)
+            self._files.keep_new_state()
+            save_backbone(self.averaged(), self._files.backbone)
         self.accelerator.wait_for_everyone()
-
-    def _resume(self) -> None:
-        """Load the last complete state, which is under ``.old`` if a run was killed while it renamed states."""
-        for name in (STATE_FOLDER, f"{STATE_FOLDER}.old"):
-            if (self.folder / name).is_dir():
-                self.accelerator.load_state(str(self.folder / name))
-                return
-
-    def _require_fitting_sizes(self) -> None:
-        settings = self.settings
-        multiple = stride(settings.unet)
-        for name, side in (("crop", settings.crop), ("resolution", settings.resolution)):
-            if side % multiple:
-                raise PretrainingError(f"{name} {side} is not a multiple of the network's stride {multiple}")
-
-    def _require_same_settings(self) -> None:
-        mine = self.settings.model_dump(mode="json")
-        free = {"steps", "checkpoint_every"}
-        if self.settings.initial is not None:
-            free.add("unet")  # the fingerprint stands for it; the configuration's keys vary with diffusers' version
-        usual = PretrainingSettings(unet={}).model_dump(mode="json")  # for settings that former versions lacked
-        self.folder.mkdir(parents=True, exist_ok=True)
-        require_same_json(
-            self.folder / "settings.json",
-            mine,
-            lambda theirs: usual | theirs | {name: mine[name] for name in free},
-            other=PretrainingError,
-            damaged=PretrainingError,
-        )
-
-    def _require_same_photographs(self) -> None:
-        """Raise PretrainingError for other photographs than at the start: the same draws would give other crops."""
-        path = self.folder / "photographs.json"
-        mine = {"photographs": len(self._photographs), "sha256": self._photographs.digest}
-        if path.is_file() and (theirs := read_json(path, PretrainingError)) != mine:
-            raise PretrainingError(
-                f"{self.folder} was begun with {theirs['photographs']} photographs, but not with these "
-                f"{mine['photographs']}; give it the same, or choose another folder to start anew"
-            )
-        replace_json(path, mine)
 
     def _draw(self, writer: Any) -> None:
         """Save pictures of a reconstruction after inversion over the sparse grid, and of samples from noise."""
@@ -345,7 +242,7 @@ class Pretraining:
             ("samples", np.concatenate(list(to_pixels(samples)), axis=1)),
         ):
             writer.add_image(name, picture, self.step, dataformats="HWC")
-            _save_picture(picture, self.folder / PICTURES_FOLDER / f"{name}_{self.step:07d}.png")
+            self._files.save_picture(picture, name, self.step)
 
 
 def noisy_pair(
@@ -381,10 +278,3 @@ def _by_level(losses: NDArray[np.float32], levels: Sequence[int]) -> dict[str, f
     """Mean loss of the crops at each order of magnitude of timesteps."""
     names = np.array([f"t_below_{10 ** len(str(max(t, 1)))}" for t in levels])
     return {str(name): float(losses[names == name].mean()) for name in np.unique(names)}
-
-
-def _save_picture(picture: NDArray[np.uint8], path: Path) -> None:
-    from PIL import Image
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path)

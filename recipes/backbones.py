@@ -35,7 +35,8 @@ from extractor.backbone import Backbone
 from extractor.backbones import stored_backbone
 from extractor.errors import ExtractorError
 from extractor.photographs import PreparedPhotographs, find_images
-from extractor.pretraining import Pretraining, PretrainingSettings
+from extractor.pretraining import Pretraining
+from extractor.pretraining_settings import PretrainingSettings
 from extractor.unet import build_unet
 from interpreter.errors import InterpreterError
 from recipes.calls import StepFailed, call

@@ -24,7 +24,8 @@ from extractor.errors import PretrainingError
 from extractor.photographs import CropDataset, PreparedPhotographs, find_images
 from extractor.photometric import photometric_change
 from extractor.pretrain_cli import pretrain
-from extractor.pretraining import Pretraining, PretrainingSettings, _by_level, noisy_pair
+from extractor.pretraining import Pretraining, _by_level, noisy_pair
+from extractor.pretraining_settings import PretrainingSettings
 from extractor.schedule import noise_schedule
 from extractor.unet import build_unet
 from store import Clahe, Preprocessing
