@@ -202,8 +202,10 @@ class Engine:
 
         What is being made of it at this moment is answered, but neither stored nor cached.
         """
-        self._answers.forget(image_id)
-        return self._finder.forget(spec, image_id)
+        try:
+            return self._finder.forget(spec, image_id)
+        finally:  # after the deletion is known, so that no answer that was under way stays
+            self._answers.forget(image_id)
 
     def warm(self) -> None:
         """Run every model once, so that the first request finds kernels compiled and memory allocated."""

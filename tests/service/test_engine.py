@@ -21,6 +21,7 @@ from interpreter.network import Interpreter
 from service.answers import AnswerCache
 from service.engine import Engine
 from service.errors import Abandoned, Busy, Conflict, DeadlinePassed, NotFound
+from service.finding import FeatureFinder
 from service.flights import Flight, Flights, Ticket
 from service.models import Model, Models
 from service.single_flight import SingleFlight
@@ -606,3 +607,20 @@ def test_features_that_are_deleted_while_they_are_written_do_not_stay(
     answer = engine.segment(image)
     assert "the photograph was deleted while its features were made; they are not kept" in answer.warnings
     assert engine.storage.stored_bytes(engine.card.spec, Key(question.image_id)) is None
+
+
+def test_an_answer_that_comes_just_before_a_deletion_does_not_stay(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = with_store(make_engine(), lambda: FeatureStore("memory://"), answers_bytes=10_000_000)
+    forget = FeatureFinder.forget
+
+    def a_moment_too_late(finder: FeatureFinder, spec: FeatureSpec, image_id: str) -> int:
+        engine.segment(png(97))
+        assert "diffdgss_answer_cache_bytes 0.0" not in engine.metrics.text().decode()
+        return forget(finder, spec, image_id)
+
+    monkeypatch.setattr(FeatureFinder, "forget", a_moment_too_late)
+    assert engine.forget(engine.card.spec, engine.question(png(97)).image_id) == 1
+    assert "diffdgss_answer_cache_bytes 0.0" in engine.metrics.text().decode()
+    engine.close()
