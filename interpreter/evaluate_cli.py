@@ -227,9 +227,11 @@ def _table(scores: Scores, rules: Rules) -> Table:
     table.add_row("Dice", *(in_points(figures["dice"]) for _, figures, _ in columns))
     table.add_row("95 % interval", *(_interval(*bounds) for _, _, bounds in columns))
     where = "" if rules.size == "network" else ", at the network's size"
-    for voter, dice in scores.dice_by_voter().items():
+    by_voter = [scores.class_dice_by_voter(i) for i in range(len(scores.classes))]
+    by_voter += [scores.dice_by_voter()] * (len(columns) - len(by_voter))
+    for voter in by_voter[0]:
         alone = f"t = {voter}" if voter.isdecimal() else voter
-        table.add_row(f"Dice of {alone} alone{where}", *[""] * (len(columns) - 1), in_points(dice))
+        table.add_row(f"Dice of {alone} alone{where}", *(in_points(of_class[voter]) for of_class in by_voter))
     for name, words in SHOWN.items():
         table.add_row(words, *(in_points(figures[name]) for _, figures, _ in columns))
     return table

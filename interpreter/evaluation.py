@@ -36,7 +36,7 @@ class ImageScores:
     Attributes:
         voted: confusion matrix of the voted mask; None if it is not known where the class is in this image.
         hd95: in pixels; nan where ``voted`` is None, and where only one of the two masks is empty.
-        by_voter: {voter: Dice averaged over the classes that are known}, at the network's size.
+        by_voter: {voter: Dice of its own mask of each class}, at the network's size; nan where ``voted`` is None.
         expected: the Dice that the interpreter expects of its mask, without labels (``interpreter.expected``), at the
             network's size inside the field of view; nan where it finds nothing, and where ``voted`` is None.
         group: what images that are not independent share, such as a patient; None for an image by itself.
@@ -45,9 +45,14 @@ class ImageScores:
     name: str
     voted: tuple[Counts | None, ...]
     hd95: tuple[float, ...]
-    by_voter: dict[str, float]
+    by_voter: dict[str, tuple[float, ...]]
     expected: tuple[float, ...]
     group: str | None = None
+
+    @property
+    def cluster(self) -> tuple[str, str]:
+        """What is resampled together for confidence intervals (``cluster_of``)."""
+        return cluster_of(self.name, self.group)
 
     @property
     def dice(self) -> float:
@@ -94,8 +99,14 @@ class Scores:
         return self.mean_dice if math.isnan(precision) else precision
 
     def dice_by_voter(self) -> dict[str, float]:
-        """Mean over images of each voter's own Dice."""
-        return {v: float(np.mean([image.by_voter[v] for image in self.images])) for v in self.images[0].by_voter}
+        """Each voter's own Dice, averaged as in ``mean_dice``."""
+        by_class = [self.class_dice_by_voter(index) for index in range(len(self.classes))]
+        return {voter: float(np.mean([of[voter] for of in by_class])) for voter in by_class[0]}
+
+    def class_dice_by_voter(self, index: int) -> dict[str, float]:
+        """Each voter's own mean Dice of one class, over the images in which it is known where the class is."""
+        voters = self.images[0].by_voter
+        return {voter: mean_of_known(image.by_voter[voter][index] for image in self.images) for voter in voters}
 
     def pooled(self, index: int = 0) -> Counts:
         """The confusion matrix of a class over all images."""
@@ -112,11 +123,11 @@ class Scores:
     def interval(self) -> tuple[float, float]:
         """95 % bootstrap confidence interval of ``mean_dice``, over groups of images; (nan, nan) for a single one."""
         of_each = [[math.nan if one is None else one.dice for one in image.voted] for image in self.images]
-        return bootstrap_interval(np.array(of_each), [image.group or image.name for image in self.images])
+        return bootstrap_interval(np.array(of_each), [image.cluster for image in self.images])
 
     def class_interval(self, index: int) -> tuple[float, float]:
         """95 % bootstrap confidence interval of one class's mean Dice, over groups of images; (nan, nan) for one."""
-        known = [image.group or image.name for image in self.images if image.voted[index] is not None]
+        known = [image.cluster for image in self.images if image.voted[index] is not None]
         return bootstrap_interval(np.array([counts.dice for counts in self._counts(index)]), known)
 
     def class_figures(self, index: int) -> dict[str, float]:
@@ -162,8 +173,14 @@ class Scores:
 
     def _class_summary(self, index: int) -> dict[str, object]:
         interval = [finite_or_none(bound) for bound in self.class_interval(index)]
-        counted = {"images": self.images_of(index), "dice_interval_95": interval}
+        found = sum(not math.isnan(image.expected[index]) for image in self.images)
+        counted = {"images": self.images_of(index), "images_found": found, "dice_interval_95": interval}
         return _plain(self.class_figures(index)) | counted
+
+
+def cluster_of(name: str, group: str | None) -> tuple[str, str]:
+    """What an image is resampled with, given its name and its group: all images of the group, or itself alone."""
+    return ("image", name) if group is None else ("group", group)
 
 
 class Compared(NamedTuple):
@@ -218,13 +235,15 @@ def evaluate(
         features, segmented = segment_stored(interpreter, store, spec, image, mirrored=mirrored)
         prediction, truth, known = segmented.prediction, native_truth(store, image, task), image.known(task)
         compared = _compared("network", prediction, features, image, truth, task, rules)
+        of_scored = [i if known[i] else None for i in scored]
         by_voter = {
-            voter: _mean_dice(masks[known], compared.truth[known], compared.inside)
+            voter: tuple(
+                math.nan if i is None else count(masks[i], compared.truth[i], compared.inside).dice for i in of_scored
+            )
             for voter, masks in zip(interpreter.voters, prediction.masks_by_voter, strict=True)
         }
         if rules.size != "network":
             compared = _compared(rules.size, prediction, features, image, truth, task, rules)
-        of_scored = [i if known[i] else None for i in scored]
         scores.images.append(_score(image, compared, by_voter, expected_of(prediction, features.fov), of_scored))
         for pixels, reliability, i in zip(scores.pixels, scores.reliability, of_scored, strict=True):
             if i is not None:
@@ -253,6 +272,7 @@ def _compared(
     if isinstance(size, int):
         truth = rules.square_truth(geometry.with_resolution(size), truth, task, image.sample)
         geometry = Geometry.whole(size, size, geometry.resolution)
+        fov = rules.counted(fov)  # the whole square has an answer, as at the network's size
     return Compared(
         native_masks(prediction, fov, geometry),
         native_probabilities(prediction, fov, geometry)[1:],
@@ -261,15 +281,10 @@ def _compared(
     )
 
 
-def _mean_dice(masks: NDArray[np.bool_], truth: NDArray[np.bool_], inside: NDArray[np.bool_]) -> float:
-    """Mean Dice over k classes; masks and truth bool (k, R, R)."""
-    return float(np.mean([count(mask, true, inside).dice for mask, true in zip(masks, truth, strict=True)]))
-
-
 def _score(
     image: LabelledImage,
     compared: Compared,
-    by_voter: dict[str, float],
+    by_voter: dict[str, tuple[float, ...]],
     expected: tuple[float, ...],
     classes: Sequence[int | None],
 ) -> ImageScores:

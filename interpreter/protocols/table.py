@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from interpreter.evaluation import cluster_of
 from interpreter.metrics import bootstrap_interval, finite_or_none, in_points
 from interpreter.protocols.protocol import ROWS, Protocol, ProtocolSettings
 from interpreter.protocols.running import Result
@@ -134,5 +135,5 @@ def _cell(by_seed: dict[int, float | None], interval: tuple[float, float] | None
 def _interval(results: Sequence[Result]) -> tuple[float, float] | None:
     by_image = [result.summary["by_image"] for result in results]
     means = np.array([np.mean([of[image]["dice"] for of in by_image]) for image in by_image[0]])
-    interval = bootstrap_interval(means, [of.get("group") or image for image, of in by_image[0].items()])
+    interval = bootstrap_interval(means, [cluster_of(image, of.get("group")) for image, of in by_image[0].items()])
     return None if math.isnan(interval[0]) else interval

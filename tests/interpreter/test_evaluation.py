@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from extractor.backbone import Backbone
 from extractor.datasets import load_dataset
@@ -21,6 +22,7 @@ from interpreter.expected import expected_of
 from interpreter.metrics import Counts, bootstrap_interval
 from interpreter.network import Interpreter
 from interpreter.prediction import predict
+from interpreter.rules import Rules
 from interpreter.task import Task
 from store import FeatureSpec, FeatureStore, SpecError, SpecMismatch
 from tests.conftest import TINY
@@ -36,7 +38,7 @@ def test_each_class_has_its_own_interval() -> None:
     scores = Scores(("disc", "cup"))
     for i in range(3):
         both = tuple(counts(values[i]) for values in dice.values())
-        scores.images.append(ImageScores(str(i), both, (0.0, 0.0), {"1": 0.0}, (0.5, math.nan)))
+        scores.images.append(ImageScores(str(i), both, (0.0, 0.0), {"1": (0.0, 1.0)}, (0.5, math.nan)))
     for _ in dice:
         pixels, reliability = PooledPixels(), Reliability()
         pixels.add(np.array([0.2, 0.9], np.float32), np.array([False, True]), np.array([True, True]))
@@ -111,3 +113,32 @@ def test_photographs_may_be_read_at_another_resolution(
         evaluate(network, store, other, task, images)
     with pytest.raises(SpecError, match="a square of 33 pixels are not in proportion to those of 32"):
         spec.with_resolution(33)
+
+
+def test_a_voter_alone_is_averaged_as_the_vote_is() -> None:
+    scores = Scores(("disc", "cup"))
+    right, none = Counts(10, 0, 0, 90), Counts(0, 10, 10, 80)
+    scores.images.append(ImageScores("a", (right, none), (0.0, 0.0), {"1": (1.0, 0.0)}, (1.0, 1.0)))
+    scores.images.append(ImageScores("b", (right, None), (0.0, math.nan), {"1": (1.0, math.nan)}, (1.0, math.nan)))
+    assert scores.mean_dice == 0.5
+    assert scores.dice_by_voter() == {"1": 0.5}
+    assert (scores.class_dice_by_voter(0), scores.class_dice_by_voter(1)) == ({"1": 1.0}, {"1": 0.0})
+
+
+def test_a_photograph_of_the_name_of_a_group_is_not_of_the_group() -> None:
+    image = ImageScores("d/p1", (), (), {}, ())
+    assert image.cluster != replace(image, name="d/left", group="d/p1").cluster
+
+
+def test_the_networks_size_by_number_is_the_networks_size(
+    backbone: Backbone, spec: FeatureSpec, filled_store: FeatureStore
+) -> None:
+    task = Task(name="vessels", targets=("mask",))
+    images = labelled_images(filled_store, "eyes", None, task)
+    torch.manual_seed(0)
+    network = Interpreter(spec, InterpreterConfig(vss_max_size=0))
+    for region in ("fov", "image"):
+        rules = Rules(masks="pillow", region=region)  # type: ignore[arg-type]
+        at_network = evaluate(network, filled_store, spec, task, images, rules=rules)
+        by_number = rules.model_copy(update={"size": spec.resolution})
+        assert evaluate(network, filled_store, spec, task, images, rules=by_number).summary() == at_network.summary()
