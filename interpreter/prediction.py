@@ -105,6 +105,16 @@ def disagreement(votes: NDArray[np.uint8], steps: int, *, overlapping: bool = Fa
     return np.asarray(_entropy(shares).sum(axis=0) + 0.0)
 
 
+def largest_disagreement(voters: int, choices: int) -> float:
+    """The largest entropy, in nats, that the votes of some voters for some choices can have: split as evenly as can be.
+
+    Three voters cannot split their votes evenly between two choices, so this may be less than log(choices).
+    """
+    each, more = divmod(voters, choices)
+    shares = np.array([each + 1] * more + [each] * (choices - more), dtype=np.float32) / np.float32(voters)
+    return float(_entropy(shares).sum())
+
+
 def predict(
     interpreter: Interpreter,
     maps: Mapping[str, Encoded],

@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 from interpreter.domain import DomainScore
 from interpreter.expected import expected_of
 from interpreter.metrics import finite_or_none
-from interpreter.prediction import Prediction, disagreement, labels_from_masks, native_probabilities, vote
+from interpreter.prediction import (
+    Prediction,
+    disagreement,
+    labels_from_masks,
+    largest_disagreement,
+    native_probabilities,
+    vote,
+)
 from service.models import feature_key
 from service.options import Options
 from store.geometry import Geometry, Interpolation
@@ -80,6 +87,11 @@ class Answer:
         return feature_key(self.spec, self.image_id) if self.spec else None
 
     @property
+    def abstain(self) -> bool | None:
+        """Whether the photograph is unlike the training images; None where the model has no statistics of them."""
+        return None if self.domain is None else self.domain.abstain
+
+    @property
     def agreement(self) -> NDArray[np.float32]:
         """Share of voters that agree with the result, float32 (R, R); where classes overlap, the smallest share of any.
 
@@ -106,10 +118,13 @@ class Answer:
 
     @property
     def uncertainty(self) -> NDArray[np.float32]:
-        """Entropy of the votes divided by its largest possible value, float32 (R, R): 0 where all agree, at most 1."""
+        """Entropy of the votes divided by its largest possible value, float32 (R, R): 0 where all agree, at most 1.
+
+        A single voter always agrees.
+        """
         choices = 2 if self.layers is not None else len(self.classes)  # for an overlapping class: present or absent
-        largest = np.log(max(2, min(len(self.prediction.labels_by_voter), choices)))
-        return np.asarray(self.prediction.disagreement / largest, dtype=np.float32)
+        largest = largest_disagreement(len(self.prediction.labels_by_voter), choices)
+        return np.asarray(self.prediction.disagreement / (largest or 1.0), dtype=np.float32)
 
     @property
     def nbytes(self) -> int:

@@ -39,7 +39,7 @@ class AnswerSummary(BaseModel):
             model=answer.model,
             version=answer.version,
             spec=answer.spec,
-            abstain=None if score is None else score.abstain,
+            abstain=answer.abstain,
             distance=None if score is None else score.distance,
             residual=None if score is None else score.residual,
             expected_dice=answer.expected_dice,

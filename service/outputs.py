@@ -107,7 +107,7 @@ def _dicom_seg(answer: Answer, options: Options, source: SourcePhotograph) -> by
         answer.mirrored,
         answer.timesteps,
         options.threshold,
-        None if answer.domain is None else answer.domain.abstain,
+        answer.abstain,
     )
     data = source.bytes_for("a DICOM SEG")
     asked = [i for i, name in enumerate(answer.classes) if i and name in (options.labels or answer.classes)]

@@ -26,7 +26,7 @@ def to_response(answer: Answer, options: Options) -> SegmentResponse:
     mask = options.mask
 
     def as_png(i: int, one: NDArray[np.uint8]) -> str:
-        return _base64(encode_labels(one, [answer.colours[i % len(answer.colours)]]))
+        return _base64(encode_labels(one, [answer.colours[i]]))
 
     return SegmentResponse(
         image_id=answer.image_id,
@@ -42,7 +42,7 @@ def to_response(answer: Answer, options: Options) -> SegmentResponse:
         mean_agreement=answer.mean_agreement,
         mean_uncertainty=float(answer.uncertainty[fov].mean()),
         domain=None if domain is None else _domain(domain),
-        abstain=None if domain is None else domain.abstain,
+        abstain=answer.abstain,
         field_of_view=_seen(answer),
         cached=answer.cached,
         forwards=answer.forwards,
@@ -76,20 +76,20 @@ def run_lengths(labels: NDArray[np.uint8]) -> RunLengths:
 
 
 def _classes(answer: Answer) -> list[ClassResult]:
-    colours, fov = answer.colours, answer.fov
+    colours, fov, seen = answer.colours, answer.fov, answer.native_fov()
     prediction, steps = answer.prediction, len(answer.prediction.labels_by_voter)
     expected = (None, *answer.expected_dice.values())
     results = []
     for i, name in enumerate(answer.classes):
         here = (prediction.masks[i - 1] if i else prediction.labels == 0)[fov]
-        some = bool(here.any())
+        some, mask = bool(here.any()), answer.mask(i)
         results.append(
             ClassResult(
                 id=i,
                 name=name,
-                colour=colours[(i - 1) % len(colours)] if i else None,
-                pixels=int(np.count_nonzero(answer.mask(i))),
-                share=float(here.mean()),
+                colour=colours[i - 1] if i else None,
+                pixels=int(np.count_nonzero(mask)),
+                share=float(mask[seen].mean()),
                 score=float(prediction.probabilities[i][fov][here].mean()) if some else None,
                 agreement=float(prediction.votes[i][fov][here].mean() / steps) if some else None,
                 expected_dice=expected[i],

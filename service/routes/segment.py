@@ -105,8 +105,8 @@ async def segment(
         "X-Output": name,
         "X-Engine-Seconds": f"{sum(s for stage, s in answer.seconds.items() if stage != 'queue'):.4f}",
     }
-    if answer.domain is not None:
-        headers["X-Abstain"] = str(answer.domain.abstain).lower()
+    if answer.abstain is not None:
+        headers["X-Abstain"] = str(answer.abstain).lower()
     return Response(body, media_type=output.media_type, headers=headers)
 
 

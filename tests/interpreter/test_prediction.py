@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,8 @@ from interpreter.data import all_images
 from interpreter.errors import NonFinitePrediction
 from interpreter.network import Interpreter
 from interpreter.prediction import (
+    disagreement,
+    largest_disagreement,
     native_labels,
     native_masks,
     native_probabilities,
@@ -150,3 +154,10 @@ def test_the_temperature_changes_probabilities_and_not_the_votes(filled_store: F
     cooled = predict(network, features.maps, features.fov)
     np.testing.assert_array_equal(plain.votes, cooled.votes)
     assert np.abs(cooled.probabilities - 0.5).mean() < np.abs(plain.probabilities - 0.5).mean()
+
+
+@pytest.mark.parametrize(("voters", "choices"), [(1, 2), (2, 2), (3, 2), (4, 3), (5, 3), (4, 2), (3, 5)])
+def test_the_largest_disagreement_is_that_of_some_votes(voters: int, choices: int) -> None:
+    splits = [split for split in product(range(voters + 1), repeat=choices) if sum(split) == voters]
+    votes = np.array(splits, np.uint8).T[:, None, :]
+    assert disagreement(votes, voters).max() == pytest.approx(largest_disagreement(voters, choices), abs=1e-6)

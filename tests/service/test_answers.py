@@ -13,10 +13,12 @@ from PIL import Image
 
 from interpreter.prediction import at_native_size, labels_from_masks, native_masks, vote, vote_overlapping
 from service.answers import Answer, at_threshold, restricted_to
+from service.engine import Engine
 from service.options import Options
 from service.outputs import OUTPUTS, SourcePhotograph
 from service.responses import to_response
 from store.geometry import Geometry
+from tests.service.conftest import png
 
 SIDE = 32
 SOURCE = SourcePhotograph(None, 10**6)
@@ -133,3 +135,12 @@ def test_a_class_that_is_left_out_is_left_out_of_everything(overlapping: bool) -
     everything = restricted_to(answer, ["OD", "cup"]).prediction
     for name in ("labels", "probabilities", "votes", "disagreement", "labels_by_voter", "masks", "masks_by_voter"):
         np.testing.assert_allclose(getattr(everything, name), getattr(before, name), atol=1e-6)
+
+
+def test_shares_are_those_of_the_masks(shared_engine: Engine) -> None:
+    answer = shared_engine.segment(png(3))
+    response = to_response(answer, Options())
+    seen = int(answer.native_fov().sum())
+    for one in response.classes[1:]:
+        assert one.share == pytest.approx(one.pixels / seen)
+    assert sum(one.share for one in response.classes) == pytest.approx(1)
