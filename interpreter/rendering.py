@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ def encode_labels(labels: NDArray[np.uint8], colours: Sequence[str]) -> bytes:
         labels: uint8 (H, W), class ids.
         colours: of classes 1, 2, ...; class 0 is black.
     """
-    shown = islice(cycle(colours), int(labels.max(initial=0)) or 1)
+    shown = colours[: int(labels.max(initial=0)) or 1]
     palette = [0, 0, 0, *(value for colour in shown for value in ImageColor.getrgb(colour)[:3])]
     image = Image.fromarray(labels)
     image.putpalette(palette)
@@ -43,7 +42,7 @@ def write_label_maps(
     """
     file = label_map_path(folder, name)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(encode_labels(labels, task.colours))
+    file.write_bytes(encode_labels(labels, task.palette))
     if masks is not None:
         layers = file.with_suffix("")
         layers.mkdir(exist_ok=True)
@@ -65,7 +64,7 @@ def overlay(
     tinted = photograph.astype(np.float32)
     for class_id in range(1, int(labels.max(initial=0)) + 1):
         here = labels == class_id
-        colour = np.array(ImageColor.getrgb(colours[(class_id - 1) % len(colours)])[:3], dtype=np.float32)
+        colour = np.array(ImageColor.getrgb(colours[class_id - 1])[:3], dtype=np.float32)
         tinted[here] = (1 - opacity) * tinted[here] + opacity * colour
     return tinted.round().astype(np.uint8)
 

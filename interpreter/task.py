@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
+from itertools import cycle, islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ class Task(BaseModel):
         name: name of the task, such as ``vessels``.
         targets: target i of the data set becomes class i + 1; later ones cover earlier ones (a cup
             lies inside its disc). Class 0 is whatever none of them covers.
-        colours: colours of classes 1 to n - 1, for overlays; repeated if they are too few.
+        colours: colours of classes 1, 2, ...; repeated if they are too few (``palette``).
         overlapping: whether a pixel may belong to several classes (lesions). An image then needs a mask of only one
             target: a target without a mask is absent if other images of its data set have masks of it, and unknown
             otherwise (``interpreter.data.LabelledImage.known``).
@@ -29,7 +30,7 @@ class Task(BaseModel):
 
     name: str
     targets: tuple[str, ...] = Field(min_length=1, max_length=8)
-    colours: tuple[str, ...] = PALETTE
+    colours: tuple[str, ...] = Field(default=PALETTE, min_length=1)
     overlapping: bool = False
 
     @field_validator("targets")
@@ -43,6 +44,11 @@ class Task(BaseModel):
     def classes(self) -> tuple[str, ...]:
         """Names of all classes, background first."""
         return ("background", *self.targets)
+
+    @property
+    def palette(self) -> tuple[str, ...]:
+        """One colour for each class but the background."""
+        return tuple(islice(cycle(self.colours), len(self.targets)))
 
     def takes(self, targets: Container[str]) -> bool:
         """Return whether an image with these targets is labelled: with all of the task's, or any if they overlap."""

@@ -114,7 +114,7 @@ def encode_segmentation(
         source: the DICOM photograph that was segmented.
         masks: of each class but the background, bool (n - 1, H, W), at the source's size; they may overlap.
         classes: names of all classes, background first.
-        colours: of classes 1, 2, ..., repeated if there are fewer.
+        colours: of each class but the background.
         made_by: the model and software to record in the file.
 
     Raises:
@@ -124,11 +124,7 @@ def encode_segmentation(
     header = _header(source)
     if masks.shape[1:] != (header.Rows, header.Columns):
         raise UnsupportedAnswer(f"expected masks of {header.Rows} x {header.Columns} pixels, found {masks.shape[1:]}")
-    descriptions = [
-        _described(i, class_name, colours[(i - 1) % len(colours)], made_by)
-        for i, class_name in enumerate(classes)
-        if i > 0
-    ]
+    descriptions = [_described(i, class_name, colours[i - 1], made_by) for i, class_name in enumerate(classes) if i > 0]
     with _as_the_standard_wants():
         return _written(header, masks, descriptions, made_by)
 

@@ -255,7 +255,7 @@ class Engine:
             version=model.version,
             spec=model.card.spec.digest,
             classes=model.card.task.classes,
-            colours=model.card.task.colours,
+            colours=model.card.task.palette,
             timesteps=timesteps,
             voters=reader.voters,
             mirrored=question.mirrored,

@@ -41,7 +41,7 @@ def described(model: Model, default: bool) -> ModelInfo:
         version=model.version,
         default=default,
         classes=list(card.task.classes),
-        colours=list(card.task.colours),
+        colours=list(card.task.palette),
         timesteps=list(card.spec.timesteps),
         spec=card.spec.digest,
         backbone=card.spec.backbone,

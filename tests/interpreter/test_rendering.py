@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 from interpreter.rendering import label_map_path, write_label_maps
-from interpreter.task import Task
+from interpreter.task import PALETTE, Task
 
 
 def test_overlapping_classes_are_written_one_by_one(tmp_path: Path) -> None:
@@ -34,3 +36,11 @@ def test_each_image_has_a_picture_of_its_own_and_none_lies_elsewhere(tmp_path: P
     assert len(files) == len(names)
     assert all(file.resolve().is_relative_to(tmp_path) for file in files)
     assert label_map_path(tmp_path, "stare/im0001.v2") == tmp_path / "stare" / "im0001.v2.png"
+
+
+def test_colours_are_repeated_if_they_are_too_few() -> None:
+    task = Task(name="many", targets=("a", "b", "c"), colours=("#ff0000", "#00ff00"))
+    assert task.palette == ("#ff0000", "#00ff00", "#ff0000")
+    assert Task(name="one", targets=("a",)).palette == PALETTE[:1]
+    with pytest.raises(ValidationError):
+        Task(name="none", targets=("a",), colours=())

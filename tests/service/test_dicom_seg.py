@@ -67,7 +67,7 @@ def test_what_made_it_and_how_stands_in_the_file() -> None:
     ):
         made_by = dataclasses.replace(MADE_BY, **how)  # type: ignore[arg-type]
         masks = np.stack([LABELS == 1, LABELS == 2])
-        data = encode_segmentation(written(photograph(fundus())), masks, CLASSES, ("#1fe0ff",), made_by)
+        data = encode_segmentation(written(photograph(fundus())), masks, CLASSES, ("#1fe0ff", "#7cff6b"), made_by)
         for segment in pydicom.dcmread(io.BytesIO(data)).SegmentSequence:
             (algorithm,) = segment.SegmentationAlgorithmIdentificationSequence
             assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("DiffDGSS vessels", "0a1b2c")
@@ -78,7 +78,7 @@ def test_segments_may_overlap() -> None:
     source = photograph(fundus())
     disc, cup = np.zeros((2, 80, 96), np.bool_)
     disc[20:60, 20:60] = cup[30:50, 30:50] = True
-    data = encode_segmentation(written(source), np.stack([disc, cup]), CLASSES, ("#1fe0ff",), MADE_BY)
+    data = encode_segmentation(written(source), np.stack([disc, cup]), CLASSES, ("#1fe0ff", "#7cff6b"), MADE_BY)
     seg = highdicom.seg.segread(io.BytesIO(data))
     masks = seg.get_pixels_by_source_instance([source.SOPInstanceUID], ignore_spatial_locations=True)
     np.testing.assert_array_equal(masks[0, ..., 0], disc)
