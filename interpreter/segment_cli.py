@@ -64,8 +64,9 @@ def segment_command(
 
     Writes for each photograph a PNG at native size whose values are class ids (overlapping classes get one mask each as
     well), and one table, segmented.csv: the share of the field of view that each class covers, the Dice expected of its
-    mask (computed from the probabilities; too high on unfamiliar cameras), how much the timesteps disagree, and how far
-    the photograph is from those that the interpreter was trained on or adapted to.
+    mask (computed from the probabilities; too high on unfamiliar cameras), how much the timesteps disagree (the entropy
+    of their votes in nats, 0 where all agree), and how far the photograph is from those that the interpreter was
+    trained on or adapted to.
     """
     views = views_read(view, mirrored=mirrored)
     photographs = photographs_named(dataset, data, split)
@@ -79,6 +80,12 @@ def segment_command(
     images = [image.seen_as(view) for image in named.values()]
     require_features(features, spec, images, views, card.backbone)
     domain = load_domain(folder_of(model), card.spec)
+    if domain is not None and spec != card.spec:
+        domain = None
+        console.note(
+            "how unusual the photographs are is not judged: that is known at the interpreter's own resolution alone; "
+            "`interpreter adapt --out` learns it at another one"
+        )
     out.mkdir(parents=True, exist_ok=True)
     former = _former_rows(out / TABLE, card.task, {image.name for image in images})
     with console.progress("segmenting", len(images), as_json=as_json) as advance:

@@ -12,6 +12,7 @@ from store.errors import MissingEntry
 from store.extraction_command import ExtractionCommand, as_options, options_of_spec
 from store.feature_store import FeatureStore
 from store.features import Features, Key
+from store.parallel import in_parallel
 from store.spec import FeatureSpec
 from store.views import IDENTITY, MIRRORED
 
@@ -82,12 +83,9 @@ def require_features(
         views: the views that are needed; if none are given, the view of each image's key.
         backbone: name or location of the spec's backbone, for these commands; if None, the one that the store names.
     """
-    missing = [
-        (image, view)
-        for image in images
-        for view in views or (image.key.view,)
-        if not store.has(spec, Key(image.key.image_id, view))
-    ]
+    wanted = [(image, view) for image in images for view in views or (image.key.view,)]
+    there = in_parallel(lambda one: store.has(spec, Key(one[0].key.image_id, one[1])), wanted)
+    missing = [one for one, is_there in zip(wanted, there, strict=True) if not is_there]
     if missing:
         shown = ", ".join(f"{image.name} ({view})" for image, view in missing[:5])
         shown += f" and {len(missing) - 5} more" if len(missing) > 5 else ""

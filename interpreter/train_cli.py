@@ -12,7 +12,7 @@ import typer
 
 from interpreter import train_options as option
 from interpreter.checkpoint import folder_of
-from interpreter.config import InterpreterConfig
+from interpreter.config import HeadName, InterpreterConfig
 from interpreter.data import all_images, labelled_in, notes_on_missing
 from interpreter.domain import DOMAIN_FILE, MIN_IMAGES
 from interpreter.errors import ConfigurationError
@@ -43,8 +43,13 @@ def _as_options(plan: TrainingPlan) -> str:
     return " ".join(name if value is True else f"{name} {value}" for name, value in named.items())
 
 
-_OF_ADAPTIVE_HEADS = ("width_multiplier", "max_width", "vss", "vss_max_size", "drop_path")
-"""Options of the network's levels, which the head ``mlp`` has none of."""
+_OF_LEVELS = ("width_multiplier", "max_width", "vss", "vss_max_size", "drop_path")
+_WITHOUT_EFFECT: dict[HeadName, tuple[str, ...]] = {
+    "mlp": _OF_LEVELS,
+    "unet": _OF_LEVELS,
+    "pyramid": ("width_multiplier",),
+}
+"""Options that change nothing in a head: those of levels, where it has none, or whose widths are all the same."""
 
 
 @app.command(
@@ -102,8 +107,8 @@ def train(
 
     if (unlabelled is None) != (teacher is None):
         raise typer.BadParameter("expected --unlabelled and --teacher together")
-    if head == "mlp" and (given := console.options_given(context, _OF_ADAPTIVE_HEADS)):
-        raise typer.BadParameter(f"the head mlp reads single pixels: leave out {', '.join(given)}")
+    if given := console.options_given(context, _WITHOUT_EFFECT.get(head, ())):
+        raise typer.BadParameter(f"without effect on the head {head}: leave out {', '.join(given)}")
     if console.options_given(context, ("epochs", "steps")) == ["--epochs"]:
         steps = None  # the preset's, which would take precedence over the epochs asked for
     settings = TrainingSettings(

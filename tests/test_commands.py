@@ -80,6 +80,8 @@ def test_the_whole_way_by_commands(run: Run, dataset_folder: Path, wide_backbone
     train = ["train", "--store", store, "--dataset", "eyes", "--out", model, "--backbone", wide_backbone]
     refused = run("interpreter", *train, "--head", "mlp", "--standardise", "--vss", "v05")
     assert (refused.returncode, "leave out --vss" in refused.stderr) == (2, True)  # any head reads standardised maps
+    refused = run("interpreter", *train, "--head", "unet", "--max-width", "8", "--drop-path", "0.1")
+    assert (refused.returncode, "unet: leave out --max-width, --drop-path" in refused.stderr) == (2, True)
     trained = run(
         "interpreter", *train, "--standardise", "--epochs", "1", "--vss-max-size", "0", "--max-width", "8", "--json"
     )
@@ -193,6 +195,10 @@ def test_photographs_on_disk_are_extracted_as_an_interpreter_reads_them(
     assert {command.options["expect-spec"] for command in called} == {
         load_interpreter(model)[1].spec.with_resolution(side).digest for side in (32, 64)
     }
+    smaller = run("interpreter", "segment", *read, "--data", eyes, "--resolution", "32", "--out", tmp_path / "at_32")
+    assert (smaller.returncode, "photographs are is not judged" in smaller.stderr) == (0, True), smaller.stderr
+    with (tmp_path / "at_32" / "segmented.csv").open(newline="") as table:
+        assert {(row["distance"], row["unusual"]) for row in csv.DictReader(table)} == {("", "")}
     assert run("extractor", *extract, "--store", tmp_path / "other.zarr", "--expect-spec", "").returncode == 2
     other = run("extractor", *extract, "--store", tmp_path / "other.zarr", "--expect-spec", "0" * 64)
     assert (other.returncode, "these options lead to features of spec" in other.stderr) == (2, True)
