@@ -89,8 +89,7 @@ def assess(
             estimate = backbone.estimate(backbone.schedule.noised(x0, noise, t), t).x0
             assert estimate is not None
             denoised[t].append(psnr(float(residual(estimate, x0, inside))))
-        back, _ = round_trip(backbone, x0, grid)
-        walked.append(psnr(float(residual(back, x0, inside))))
+        walked.append(round_trip(backbone, x0, grid, prepared.fov)[1])
         if advance is not None:
             advance(photograph.name)
     return Assessment(len(walked), {t: fmean(of_each) for t, of_each in denoised.items()}, fmean(walked))

@@ -216,13 +216,15 @@ def reconstruct(
     network = open_backbone(backbone)
     network.require_resolution(resolution)
     with naming(image):
-        x0 = preprocess(pixels, resolution, preprocessing_for(network, preprocessing)).x0
-    back, psnr = round_trip(network, x0, integers(grid) or ())
-    save_side_by_side(x0, back, out)
+        prepared = preprocess(pixels, resolution, preprocessing_for(network, preprocessing))
+    back, psnr = round_trip(network, prepared.x0, integers(grid) or (), prepared.fov)
+    save_side_by_side(prepared.x0, back, out)
     if as_json:
         console.print_json({"psnr_db": psnr, "picture": str(out)})
     else:
-        console.print_line(f"{out}: PSNR {psnr:.2f} dB after walking up to t = {grid.split(',')[-1]} and back")
+        console.print_line(
+            f"{out}: PSNR {psnr:.2f} dB inside the field of view after walking up to t = {grid.split(',')[-1]} and back"
+        )
 
 
 @app.command(

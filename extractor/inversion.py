@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from extractor.backbone import Backbone
 from extractor.schedule import NoiseSchedule
@@ -147,11 +148,18 @@ def reconstruct(backbone: Backbone, x: torch.Tensor, grid: Sequence[int], *, cli
     return x
 
 
-def round_trip(backbone: Backbone, x0: torch.Tensor, grid: Sequence[int]) -> tuple[torch.Tensor, float]:
-    """Invert up to grid[-1] and walk back down; returns the reconstruction and its PSNR in dB (range [-1, 1])."""
+def round_trip(
+    backbone: Backbone, x0: torch.Tensor, grid: Sequence[int], inside: NDArray[np.bool_]
+) -> tuple[torch.Tensor, float]:
+    """Invert up to grid[-1] and walk back down; returns the reconstruction, in [-1, 1], and its PSNR in dB.
+
+    Args:
+        x0: one photograph, float32 (1, 3, R, R) in [-1, 1].
+        inside: field of view, bool (R, R), where the PSNR is measured.
+    """
     *_, last = invert(backbone, x0, grid, ())
     back = reconstruct(backbone, last.x, grid).clamp(-1, 1)
-    return back, psnr(float((back - x0).square().mean()))
+    return back, psnr(float(residual(back, x0, torch.from_numpy(inside)[None].to(x0.device))))
 
 
 def psnr(error: float) -> float:

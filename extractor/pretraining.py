@@ -43,6 +43,8 @@ from store.interrupts import Stop
 if TYPE_CHECKING:  # loading it takes a second
     from torch.utils.tensorboard import SummaryWriter
 
+_NOISE = 1
+"""Last number of the seeds of noise. Without it they would be those of a crop: numpy pads seeds with zeros."""
 RECONSTRUCTION_GRID = (1, 10, 100, 500)
 
 Report = Callable[[int, float], None]
@@ -194,7 +196,7 @@ class Pretraining:
     def _train_step(self, x0: torch.Tensor, part: int) -> tuple[NDArray[np.float32], list[int]]:
         """Train on one batch, number ``part`` of its step; returns the loss and the timestep of each crop."""
         rank = self.accelerator.process_index
-        generator = np.random.default_rng([*self.settings.seeds, self.step, part, rank])
+        generator = np.random.default_rng([*self.settings.seeds, self.step, part, rank, _NOISE])
         drawn = self.schedule.steps * generator.random(len(x0)) ** self.settings.level_power
         t = [int(level) for level in drawn]
         draw = torch.Generator(x0.device).manual_seed(int(generator.integers(2**63)))
@@ -229,7 +231,8 @@ class Pretraining:
         device = self.accelerator.device
         backbone = self.averaged().to(device)
         x0 = self._photographs.network_input(0).to(device)
-        back, psnr = round_trip(backbone, x0, [t for t in RECONSTRUCTION_GRID if t < self.schedule.steps])
+        grid = [t for t in RECONSTRUCTION_GRID if t < self.schedule.steps]
+        back, psnr = round_trip(backbone, x0, grid, inside=to_pixels(x0)[0].any(axis=2))
         side = min(256, self.settings.resolution)
         noise = torch.from_numpy(
             np.random.default_rng(self.settings.seed).standard_normal((2, 3, side, side), dtype=np.float32)

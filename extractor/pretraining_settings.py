@@ -29,7 +29,7 @@ class PretrainingSettings(BaseModel):
     photometric: float = Field(default=1.0, ge=0, description="strength of brightness, contrast and colour changes")
     colourless: float = Field(default=0.0, ge=0, le=1, description="share of crops that are shown without colour")
     batch: int = Field(default=4, gt=0)
-    accumulate: int = Field(default=1, gt=0, description="batches summed before a step")
+    accumulate: int = Field(default=1, gt=0, description="batches averaged in a step")
     steps: int = Field(default=100_000, gt=0)
     learning_rate: float = Field(default=5e-4, gt=0)
     warmup: int = Field(default=200, ge=0)

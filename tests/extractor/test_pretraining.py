@@ -370,3 +370,20 @@ def test_a_run_goes_on_with_the_photographs_it_began_with(
     )
     with pytest.raises(PretrainingError, match="begun with 6 photographs, but not with these 5"):
         Pretraining(SETTINGS, fewer, tmp_path / "run")
+
+
+def test_noise_and_crops_are_drawn_apart(
+    photographs: PreparedPhotographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = list[list[int]]()
+    generator = np.random.default_rng
+
+    def noted(seed: Any = None) -> np.random.Generator:
+        if isinstance(seed, list):
+            seeds.append(seed)
+        return generator(seed)
+
+    monkeypatch.setattr(np.random, "default_rng", noted)
+    Pretraining(SETTINGS.model_copy(update={"batch": 1, "steps": 3}), photographs, tmp_path / "run").run()
+    first_draws = {tuple(generator(seed).random(4)) for seed in seeds}
+    assert len(first_draws) == len({tuple(seed) for seed in seeds}) == 6
