@@ -30,7 +30,8 @@ bytes it has."""
 MAX_PAGES = 100
 """Most pages of a TIFF that are looked at; a damaged one may seem to have no end of them."""
 _NEW_SUBFILE_TYPE = 254
-_TIFF = (b"II*\x00", b"MM\x00*")
+TIFF_SIGNATURES = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+"""First bytes of TIFFs, the last two of BigTIFFs."""
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 """A marker of a JPEG that begins a segment with a length; restarts and escaped bytes within a scan do not match."""
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
@@ -233,7 +234,7 @@ def _require_one_photograph(data: bytes, pixels: int) -> None:
     Smaller ones are thumbnails or the levels of a pyramid.
     """
     file, seen = io.BytesIO(data), list[int]()
-    directory = TiffImagePlugin.ImageFileDirectory_v2(file.read(16 if 43 in data[2:4] else 8))  # 43: BigTIFF
+    directory = _directories(file)
     while (place := directory.next) and place not in seen and place < len(data) and len(seen) < MAX_PAGES:
         file.seek(place)
         directory.load(file)
@@ -287,14 +288,14 @@ def _has_16_bits(data: bytes) -> bool:
     """Return whether the header of a decodable PNG or TIFF says that its channels have 16 bits."""
     if data.startswith(b"\x89PNG"):
         return data[24] == 16
-    if data[:4] in _TIFF:
+    if data.startswith(TIFF_SIGNATURES):
         return 16 in np.atleast_1d(_first_directory(data).get(TiffImagePlugin.BITSPERSAMPLE, 8))
     return False
 
 
 def _decode_deep_tiff(data: bytes, max_pixels: int) -> NDArray[np.uint8] | None:
     """Decode a 16-bit RGB TIFF, which Pillow does not identify, with OpenCV; None if ``data`` is no such file."""
-    if data[:4] not in _TIFF:
+    if not data.startswith(TIFF_SIGNATURES):
         return None
     try:
         directory = _first_directory(data)
@@ -321,7 +322,13 @@ def _decode_deep_tiff(data: bytes, max_pixels: int) -> NDArray[np.uint8] | None:
 def _first_directory(data: bytes) -> TiffImagePlugin.ImageFileDirectory_v2:
     """Read the tags of the first image in a TIFF."""
     file = io.BytesIO(data)
-    directory = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+    directory = _directories(file)
     file.seek(directory.next)
     directory.load(file)
     return directory
+
+
+def _directories(file: io.BytesIO) -> TiffImagePlugin.ImageFileDirectory_v2:
+    """The directories of a TIFF, none of which is loaded yet: ``next`` is the place of the first."""
+    header = file.read(8)
+    return TiffImagePlugin.ImageFileDirectory_v2(header + file.read(8) if b"+" in header[2:4] else header)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from extractor.errors import ImageError
 from extractor.images import SUFFIXES as IMAGE_SUFFIXES
-from extractor.images import decode_image
+from extractor.images import TIFF_SIGNATURES, decode_image
 from service.dicom import decode_dicom, is_dicom
 from service.settings import FORMATS as FORMATS
 
@@ -45,7 +45,7 @@ DECODERS: list[Decoder] = [
     Decoder("DICOM", is_dicom, decode_dicom),
     Decoder("PNG", _starts(b"\x89PNG\r\n\x1a\n"), decode_image),
     Decoder("JPEG", _starts(b"\xff\xd8\xff"), decode_image),
-    Decoder("TIFF", _starts(b"II*\x00", b"MM\x00*"), decode_image),
+    Decoder("TIFF", _starts(*TIFF_SIGNATURES), decode_image),
     Decoder("PPM", _starts(b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"), decode_image),
     Decoder("GIF", _starts(b"GIF87a", b"GIF89a"), decode_image),
     Decoder("BMP", _starts(b"BM"), decode_image),

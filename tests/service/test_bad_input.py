@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -12,12 +13,14 @@ import schemathesis
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
+from PIL import Image
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 from starlette.types import Receive, Scope, Send
 
 from service.engine import Engine
 from store.memory import resident_bytes
+from tests.conftest import draw_fundus
 from tests.service.conftest import png, post, serving
 from tests.service.corpus import corpus
 
@@ -33,6 +36,14 @@ def api(shared_engine: Engine) -> Iterator[TestClient]:
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of odd files, which is what these are
+def test_every_tiff_that_the_commands_read_is_accepted(api: TestClient) -> None:
+    photograph = Image.fromarray(draw_fundus(seed=5)[0])
+    for big in (False, True):
+        buffer = io.BytesIO()
+        photograph.save(buffer, "TIFF", big_tiff=big)
+        assert api.post("/v1/segment", files={"image": ("eye.tif", buffer.getvalue())}).status_code == 200
+
+
 def test_a_corpus_of_bad_files(api: TestClient) -> None:
     expected = post(api, png(), "image/png").content
     cases = list(corpus())
