@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from service.errors import BodyTooLarge, Busy, Conflict, NotFound, Unavailable
 from service.job_record import FINISHED, JobItem, JobRecord
 from service.options import Options
+from service.room import Room
 from store.claims import Claims
 from store.errors import MissingEntry, StoreError, StoreFull
 from store.objects import Objects
@@ -80,7 +81,8 @@ class Jobs:
         self._lock = threading.RLock()
         self._making: dict[str, int] = {}  # upload size of each job that is being created
         self._reading: Counter[str] = Counter()  # number of readers of each job's results
-        self._no_room_for = 0  # size of the last upload or answer that did not fit, in bytes; 0 if the last one did
+        self._counting_readers = threading.Lock()  # never held while storage is waited for, as ``_lock`` is
+        self._room = Room()
         self._counted, self._recount = 0, 0.0  # upper bound on the bytes kept, and when to count again
 
     def create(
@@ -140,10 +142,7 @@ class Jobs:
         Raises StoreFull also while the last upload or answer that found no room would still find none.
         """
         self._objects.require_writable()
-        if self._no_room_for:
-            free = self._objects.free_bytes()
-            if free is None or free < self._no_room_for:
-                raise StoreFull(f"no room left for {self._no_room_for} bytes")
+        self._room.require(self._objects)
 
     def release(self, job_id: str) -> None:
         """Release the claim on a job, so that any service may run it."""
@@ -277,10 +276,9 @@ class Jobs:
         try:
             self._objects.put(key, data)
         except StoreFull:
-            self._no_room_for = len(data)
+            self._room.lacked(len(data))
             raise
-        if len(data) >= self._no_room_for or self._objects.free_bytes() is None:
-            self._no_room_for = 0
+        self._room.found(len(data), self._objects)
 
     def result(self, record: JobRecord, number: int) -> bytes:
         """Return the answer to one photograph."""
@@ -288,13 +286,13 @@ class Jobs:
 
     @contextmanager
     def reading(self, job_id: str) -> Iterator[None]:
-        """In this context, this service does not delete the job."""
-        with self._lock:
+        """In this context, this service does not delete the job. Entering it never waits for the storage."""
+        with self._counting_readers:
             self._reading[job_id] += 1
         try:
             yield
         finally:
-            with self._lock:
+            with self._counting_readers:
                 self._reading[job_id] -= 1
 
     def delete_old(self) -> list[JobRecord]:

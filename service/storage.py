@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from service.errors import trouble_of
 from service.metrics import Metrics
+from service.room import Room
 from store.claims import Claims
 from store.codebook import Codebook
 from store.errors import (
@@ -83,7 +84,7 @@ class GuardedStore:
         self._troubles: dict[str, str] = {}
         self._blocked_until = 0.0
         self._probed = 0.0
-        self._no_room_for = 0  # size of the last entry that did not fit, in bytes; 0 if the last one did
+        self._room = Room()
         self._kept = _EntryBudget(memory_bytes)
         try:
             self._guarded("open", self.store)
@@ -147,10 +148,11 @@ class GuardedStore:
             )
         except (StoreError, OSError) as error:
             if isinstance(error.__cause__, StoreFull):
-                self._no_room_for = spec.entry_bytes()
+                self._room.lacked(spec.entry_bytes())
             logger.warning("features could not be stored", problem=str(error.__cause__ or error))
             return Written(0, "features could not be stored; the next request has to extract them again")
-        self._no_room_for = 0
+        if written:
+            self._room.found(spec.entry_bytes(), self.store().objects)
         gone = self._kept.added(spec, key, written)
         self._kept.put_back([one for one in gone if not self.discard(one.spec, one.key)])  # the next write tries again
         return Written(written)
@@ -178,19 +180,14 @@ class GuardedStore:
         """Try a small write, at most once in ``every`` seconds; return the present troubles."""
         if time.monotonic() - self._probed >= every:
             self._probed = time.monotonic()
-            before = self._troubles.get("write")
             with contextlib.suppress(OSError):
-                self._guarded("write", lambda: self.store().objects.require_writable())
-                if before is not None and self._is_full():
-                    self._troubles["write"] = before  # a few bytes fit, the entry still would not
+                self._guarded("write", self._require_room)
         return self.troubles
 
-    def _is_full(self) -> bool:
-        """Return whether the last entry that did not fit would not fit now either, as far as this can be known."""
-        if not self._no_room_for:
-            return False
-        free = self.store().objects.free_bytes()
-        return free is None or free < self._no_room_for
+    def _require_room(self) -> None:
+        objects = self.store().objects
+        objects.require_writable()
+        self._room.require(objects)
 
     def close(self) -> None:
         """Stop the threads, without waiting for operations that hang."""

@@ -75,7 +75,7 @@ def uploads(*data: bytes) -> list[tuple[str, tuple[str, bytes]]]:
 def test_a_job_from_upload_to_zip(make_engine: MakeEngine) -> None:
     engine = make_engine()
     with serving(engine) as client:
-        client.app.state.engine.result()  # type: ignore[attr-defined]
+        client.app.state.context.engine.result()  # type: ignore[attr-defined]
         started = client.post("/v1/jobs", files=uploads(png(1), b"rubbish", png(2)))
         assert started.status_code == 202
         assert started.headers["location"] == f"/v1/jobs/{started.json()['id']}"
@@ -106,7 +106,7 @@ def test_a_job_of_a_folder_that_is_allowed(make_engine: MakeEngine, tmp_path: Pa
     (allowed / "ward" / "notes.txt").write_text("no photograph")
     (allowed / "ward" / "link.png").symlink_to(secret / "eye.png")
     with serving(make_engine(), folders={"clinic": allowed}) as client:
-        client.app.state.engine.result()  # type: ignore[attr-defined]
+        client.app.state.context.engine.result()  # type: ignore[attr-defined]
         started = client.post("/v1/jobs", headers={"X-Folder": "clinic/ward"}, params={"output": "json", "mask": "rle"})
         assert started.status_code == 202, started.text
         status = finished(client, started.json())
@@ -157,7 +157,7 @@ def ended(jobs: Jobs, job_id: str) -> JobRecord:
 
 def test_what_cannot_be_meant_is_told_at_once(make_engine: MakeEngine) -> None:
     with serving(make_engine(), job_images=2, job_bytes=100_000) as client:
-        client.app.state.engine.result()  # type: ignore[attr-defined]
+        client.app.state.context.engine.result()  # type: ignore[attr-defined]
         assert client.post("/v1/jobs").status_code == 400
         assert client.post("/v1/jobs", files=uploads(png(1)), params={"output": "docx"}).status_code == 406
         assert client.post("/v1/jobs", files=uploads(png(1)), params={"labels": "disc"}).status_code == 404
@@ -173,7 +173,7 @@ def test_what_cannot_be_meant_is_told_at_once(make_engine: MakeEngine) -> None:
 def test_a_job_is_cancelled_behind_the_image_it_is_at(make_engine: MakeEngine) -> None:
     engine, gate, begun = make_engine(), threading.Event(), threading.Event()
     with serving(engine) as client, ThreadPoolExecutor(1) as pool:
-        client.app.state.engine.result()  # type: ignore[attr-defined]
+        client.app.state.context.engine.result()  # type: ignore[attr-defined]
         busy = pool.submit(engine.device.run, lambda: begun.set() or gate.wait(120), lambda: True)  # type: ignore[func-returns-value]
         assert begun.wait(60)
         job = client.post("/v1/jobs", files=uploads(*[png(seed) for seed in range(10, 16)])).json()
@@ -191,7 +191,7 @@ def test_a_job_is_cancelled_behind_the_image_it_is_at(make_engine: MakeEngine) -
 
 def test_a_finished_job_is_deleted_with_its_answers(make_engine: MakeEngine) -> None:
     with serving(make_engine()) as client:
-        client.app.state.engine.result()  # type: ignore[attr-defined]
+        client.app.state.context.engine.result()  # type: ignore[attr-defined]
         job = client.post("/v1/jobs", files=uploads(png(17))).json()
         path, jobs = f"/v1/jobs/{job['id']}", client.app.state.context.jobs.jobs  # type: ignore[attr-defined]
         finished(client, job)
@@ -452,7 +452,7 @@ def test_what_answers_say_about_themselves_is_in_the_zip(make_engine: MakeEngine
     (tmp_path / "p2" / "right.png").write_bytes(b"rubbish")
     engine = make_engine()
     with serving(engine, folders={"clinic": tmp_path}) as client:
-        client.app.state.engine.result()  # type: ignore[attr-defined]
+        client.app.state.context.engine.result()  # type: ignore[attr-defined]
         status = finished(client, client.post("/v1/jobs", headers={"X-Folder": "clinic"}).json())
         assert status["abstained"] == 0
         archive = zipfile.ZipFile(io.BytesIO(client.get(status["results"]).content))
@@ -563,7 +563,7 @@ def test_a_record_that_is_damaged_is_nobodys_end(tmp_path: Path) -> None:
 
 def test_a_job_is_its_owners_alone(make_engine: MakeEngine) -> None:
     with serving(make_engine(), api_keys={"one": "1", "two": "2"}) as client:
-        client.app.state.engine.result()  # type: ignore[attr-defined]
+        client.app.state.context.engine.result()  # type: ignore[attr-defined]
         mine, theirs = {"X-API-Key": "1"}, {"X-API-Key": "2"}
         job = client.post("/v1/jobs", files=uploads(png(6)), headers=mine).json()
         for method, path in [("GET", ""), ("GET", "/results"), ("DELETE", ""), ("DELETE", "/results")]:
@@ -595,7 +595,7 @@ def test_services_at_one_place_leave_each_other_their_jobs(make_engine: MakeEngi
 
 def test_a_job_keeps_the_model_it_was_given(make_engine: MakeEngine) -> None:
     with serving(make_engine()) as client:
-        client.app.state.engine.result()  # type: ignore[attr-defined]
+        client.app.state.context.engine.result()  # type: ignore[attr-defined]
         job = client.post("/v1/jobs", files=uploads(png(6))).json()
         record = client.app.state.context.jobs.jobs.read(job["id"])  # type: ignore[attr-defined]
         assert record.options.model == "vessels"
@@ -720,7 +720,7 @@ def test_a_job_waits_for_its_model_where_a_reload_takes_it_away(
 
 def test_trouble_with_the_storage_of_jobs_is_seen_in_readyz(make_engine: MakeEngine) -> None:
     with serving(make_engine()) as client:
-        client.app.state.engine.result()  # type: ignore[attr-defined]
+        client.app.state.context.engine.result()  # type: ignore[attr-defined]
         assert (client.get("/readyz").json()["status"], client.get("/readyz").json()["jobs"]) == ("ready", None)
         storage = client.app.state.context.jobs  # type: ignore[attr-defined]
 
@@ -805,7 +805,7 @@ def test_a_cancellation_that_a_lost_power_has_emptied_is_one(tmp_path: Path) -> 
 def test_a_storage_of_jobs_that_hangs_costs_other_requests_nothing(make_engine: MakeEngine) -> None:
     released = threading.Event()
     with serving(make_engine(), store_timeout=0.5) as client, ThreadPoolExecutor(50) as pool:
-        client.app.state.engine.result()  # type: ignore[attr-defined]
+        client.app.state.context.engine.result()  # type: ignore[attr-defined]
         client.app.state.context.jobs.jobs.read = lambda _: released.wait(120)  # type: ignore[attr-defined]
         polls = [pool.submit(client.get, f"/v1/jobs/{'0' * 32}") for _ in range(45)]
         time.sleep(0.2)
@@ -817,7 +817,7 @@ def test_a_storage_of_jobs_that_hangs_costs_other_requests_nothing(make_engine: 
 def test_answers_that_cannot_be_read_cost_other_requests_nothing(make_engine: MakeEngine) -> None:
     released = threading.Event()
     with serving(make_engine(), store_timeout=0.5) as client, ThreadPoolExecutor(50) as pool:
-        client.app.state.engine.result()  # type: ignore[attr-defined]
+        client.app.state.context.engine.result()  # type: ignore[attr-defined]
         job = client.post("/v1/jobs", files=uploads(png(9))).json()
         finished(client, job)
         client.app.state.context.jobs.jobs.result = lambda *_: released.wait(120)  # type: ignore[attr-defined]
@@ -858,3 +858,22 @@ def test_a_job_that_nobody_waits_for_any_more_is_not_made(tmp_path: Path) -> Non
         jobs.create("anybody", Options(), photographs(png(1)), given_up=lambda: True)
     assert jobs.all() == []
     assert not list(tmp_path.iterdir())
+
+
+def test_a_record_that_takes_long_to_be_written_stops_no_download(tmp_path: Path) -> None:
+    jobs, begun, released = Jobs(open_objects(tmp_path), LIMITS), threading.Event(), threading.Event()
+    record = jobs.create("anybody", Options(), photographs(png(1)))
+    put = jobs._objects.put
+
+    def hanging(key: str, data: bytes) -> None:
+        begun.set()
+        assert released.wait(60)
+        put(key, data)
+
+    jobs._objects.put = hanging  # type: ignore[method-assign]
+    with ThreadPoolExecutor(2) as pool:
+        saving = pool.submit(jobs.save, record)
+        assert begun.wait(60)
+        with pool.submit(jobs.reading, record.id).result(60):
+            released.set()
+        saving.result(60)
