@@ -63,7 +63,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
-    app.state.settings, app.state.context, app.state.engine = settings, context, context.engine
+    app.state.settings, app.state.context = settings, context
     for kind in HANDLED_ERRORS:
         app.add_exception_handler(kind, _expected_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)

@@ -89,7 +89,7 @@ class Context:
         if not self._reloading.acquire(blocking=False):
             raise Conflict("a reload is under way")
         try:
-            failed = self.engine.done() and self.engine.exception() is not None
+            failed = self.load_error() is not None
             fixed = FIXED_AT_START if failed else (*FIXED_AT_START, *FIXED_IN_ENGINE, *_LIMITS)
             settings, ignored = self.settings.reloaded(self._read_settings(), fixed)
             if ignored:
@@ -116,21 +116,29 @@ class Context:
             self.runner.stop()
         self.jobs.close()
         self.sources.close()
-        if self.engine.done() and self.engine.exception() is None:
-            self.engine.result().close()
+        if (engine := self.loaded_engine()) is not None:
+            engine.close()
 
     def require_admin(self, key: str, doing: str) -> None:
         """Raise Forbidden unless the operator listed the key's name in ``admins``; ``doing`` completes the message."""
         if key not in self.settings.admins:
             raise Forbidden(f"only the keys named in admins may {doing}")
 
+    def loaded_engine(self) -> Engine | None:
+        """Return the engine; None while it is being loaded, or if that failed."""
+        return self.engine.result() if self.engine.done() and self.load_error() is None else None
+
+    def load_error(self) -> BaseException | None:
+        """Return why the engine could not be loaded; None if it is there, or still being loaded."""
+        return self.engine.exception() if self.engine.done() else None
+
     def ready_engine(self) -> Engine:
         """Return the engine; raises NotReady while it is being loaded, or if that failed."""
-        if not self.engine.done():
-            raise NotReady("models are still being loaded; try again in a few seconds")
-        if self.engine.exception() is not None:
+        if self.load_error() is not None:
             raise NotReady("models could not be loaded; the log of the service says why", retry_after=30)
-        return self.engine.result()
+        if (engine := self.loaded_engine()) is None:
+            raise NotReady("models are still being loaded; try again in a few seconds")
+        return engine
 
     def _adopt(self, settings: Settings, keys: Keys) -> None:
         self.settings, self.keys = settings, keys

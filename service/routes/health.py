@@ -81,7 +81,7 @@ async def readyz(context: SharedContext) -> Ready:
 
     A feature store that fails only costs time.
     """
-    if context.engine.done() and (error := context.engine.exception()):
+    if (error := context.load_error()) is not None:
         raise NotReady(f"models could not be loaded: {error}", retry_after=30)
     engine = context.ready_engine()
     _require_device(context)
@@ -105,8 +105,8 @@ async def readyz(context: SharedContext) -> Ready:
 async def metrics(context: SharedContext) -> Response:
     """Metrics in the text format of Prometheus."""
     text = context.http.text()
-    if context.engine.done() and context.engine.exception() is None:
-        text += context.engine.result().metrics.text()
+    if (engine := context.loaded_engine()) is not None:
+        text += engine.metrics.text()
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -163,5 +163,6 @@ async def model_ready(name: _NAME, engine: ReadyEngine) -> ModelReady:
 
 def _require_device(context: Context) -> None:
     """Raise DeviceLost if the device has failed for good; before the models are loaded there is none to check."""
-    if context.engine.done() and context.engine.exception() is None and context.engine.result().device.lost:
+    engine = context.loaded_engine()
+    if engine is not None and engine.device.lost:
         raise DeviceLost

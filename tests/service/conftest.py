@@ -86,7 +86,7 @@ def serving(engine: Engine, **settings: object) -> TestClient:
 def client(engine: Engine) -> Iterator[TestClient]:
     settings = Settings(max_bytes=200_000, max_pixels=100_000, keep_nothing=True)
     with TestClient(create_app(settings, lambda: engine), base_url="http://localhost") as client:
-        client.app.state.engine.result()  # type: ignore[attr-defined]
+        client.app.state.context.engine.result()  # type: ignore[attr-defined]
         yield client
 
 

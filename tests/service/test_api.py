@@ -135,7 +135,7 @@ def test_votes_and_uncertainty_on_request(api: TestClient) -> None:
 def test_mirror_images_are_inverted_kept_and_read(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine()
     with serving(engine) as api:
-        api.app.state.engine.result()  # type: ignore[attr-defined]
+        api.app.state.context.engine.result()  # type: ignore[attr-defined]
         plain, mirrored = segment(api).json(), segment(api, mirrored=True).json()
         assert (plain["mirrored"], mirrored["mirrored"]) == (False, True)
         assert (plain["forwards"], mirrored["forwards"]) == (3, 9)  # the photograph's own features were there

@@ -130,7 +130,7 @@ def test_until_models_are_loaded_it_says_so_and_a_failure_too() -> None:
         raise FileNotFoundError("weights are gone")
 
     with TestClient(create_app(Settings(keep_nothing=True), fail), base_url="http://localhost") as client:
-        client.app.state.engine.exception()  # type: ignore[attr-defined]
+        client.app.state.context.engine.exception()  # type: ignore[attr-defined]
         assert client.get("/healthz").status_code == 200
         response = client.get("/readyz")
         assert response.status_code == 503

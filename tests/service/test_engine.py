@@ -429,7 +429,7 @@ def test_what_reads_all_timesteps_at_once_answers_for_all_of_them(
     assert answer.timesteps == (1, 10, 100)
     assert len(answer.voters) == len(answer.prediction.labels_by_voter) == voters
     with serving(engine) as client:
-        client.app.state.engine.result()  # type: ignore[attr-defined]
+        client.app.state.context.engine.result()  # type: ignore[attr-defined]
         shown = post(client, png(86), by_timestep="true").json()
         assert list(shown["by_timestep"]) == list(answer.voters)
         assert shown["timesteps"] == [1, 10, 100]
@@ -453,7 +453,7 @@ def test_a_full_service_says_when_to_ask_again(make_engine: MakeEngine) -> None:
     engine = make_engine(queue=1)
     gate, begun = threading.Event(), threading.Event()
     with serving(engine) as client, ThreadPoolExecutor(1) as pool:
-        client.app.state.engine.result()  # type: ignore[attr-defined]
+        client.app.state.context.engine.result()  # type: ignore[attr-defined]
         busy = pool.submit(engine.device.run, lambda: begun.set() or gate.wait(120), lambda: True)  # type: ignore[func-returns-value]
         assert begun.wait(60)
         waiting = engine.ask(engine.question(png(84)), Ticket())
@@ -470,7 +470,7 @@ def test_a_deadline_is_told(make_engine: MakeEngine) -> None:
     engine = make_engine()
     gate, begun = threading.Event(), threading.Event()
     with serving(engine, deadline=0.2) as client, ThreadPoolExecutor(1) as pool:
-        client.app.state.engine.result()  # type: ignore[attr-defined]
+        client.app.state.context.engine.result()  # type: ignore[attr-defined]
         busy = pool.submit(engine.device.run, lambda: begun.set() or gate.wait(120), lambda: True)  # type: ignore[func-returns-value]
         assert begun.wait(60)
         answer = post(client, png(86))
@@ -501,7 +501,7 @@ def test_the_application_answers_while_others_wait(make_engine: MakeEngine) -> N
     gate, begun = threading.Event(), threading.Event()
     with serving(engine) as client, ThreadPoolExecutor(2) as pool:
         assert isinstance(client, TestClient)
-        client.app.state.engine.result()  # type: ignore[attr-defined]
+        client.app.state.context.engine.result()  # type: ignore[attr-defined]
         busy = pool.submit(engine.device.run, lambda: begun.set() or gate.wait(120), lambda: True)  # type: ignore[func-returns-value]
         assert begun.wait(60)
         slow = pool.submit(post, client, png(89))
@@ -531,7 +531,7 @@ def test_a_device_without_room_is_asked_again_later(make_engine: MakeEngine, mon
         return features(*of)  # type: ignore[arg-type]
 
     with serving(engine) as client:
-        client.app.state.engine.result()  # type: ignore[attr-defined]
+        client.app.state.context.engine.result()  # type: ignore[attr-defined]
         monkeypatch.setattr(extractor, "features", full)
         job = client.post("/v1/jobs", files={"image": ("a.png", png(73))}).json()
         while errors:
@@ -561,7 +561,7 @@ def test_a_lost_device_is_said_and_costs_no_photograph(
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
     with serving(engine) as client:
-        client.app.state.engine.result()  # type: ignore[attr-defined]
+        client.app.state.context.engine.result()  # type: ignore[attr-defined]
         monkeypatch.setattr(engine.models.default.extractor, "features", fails)
         assert post(client, png()).status_code == 500  # the device still computes: one photograph's trouble
         assert client.get("/healthz").status_code == 200
@@ -586,7 +586,7 @@ def test_what_a_client_calls_its_file_is_told_to_no_other(make_engine: Callable[
         return str(answer.json()["detail"])
 
     with serving(make_engine()) as client, ThreadPoolExecutor(2) as pool:
-        client.app.state.engine.result()  # type: ignore[attr-defined]
+        client.app.state.context.engine.result()  # type: ignore[attr-defined]
         names = ("Mueller.png", "b.png")
         messages = dict(zip(names, pool.map(told, names), strict=True))
     for name, message in messages.items():

@@ -134,7 +134,7 @@ def test_a_reload_leaves_what_needs_a_restart_and_says_so(shared_engine: Engine,
 def test_features_are_deleted_by_admins(make_engine: MakeEngine) -> None:
     engine = make_engine(answers_bytes=10_000_000)
     with serving(engine, api_keys={"boss": "b", "clinic": "c"}, admins=("boss",)) as client:
-        client.app.state.engine.result()  # type: ignore[attr-defined]
+        client.app.state.context.engine.result()  # type: ignore[attr-defined]
         boss, clinic = {"X-API-Key": "b"}, {"X-API-Key": "c"}
         asked = {"files": {"image": ("a.png", png(44))}, "data": {"mirrored": "true"}, "headers": clinic}
         key = client.post("/v1/segment", **asked).json()["key"]
@@ -151,7 +151,7 @@ def test_features_are_deleted_by_admins(make_engine: MakeEngine) -> None:
 
 def test_a_name_may_have_two_keys_while_one_is_replaced(make_engine: MakeEngine) -> None:
     with serving(make_engine(), api_keys={"clinic": ["new", "old"], "other": "x"}) as client:
-        client.app.state.engine.result()  # type: ignore[attr-defined]
+        client.app.state.context.engine.result()  # type: ignore[attr-defined]
         job = client.post("/v1/jobs", files={"image": ("a.png", png())}, headers={"X-API-Key": "old"}).json()
         for key, status in (("new", 200), ("old", 200), ("x", 404), ("none", 401)):
             assert client.get(f"/v1/jobs/{job['id']}", headers={"X-API-Key": key}).status_code == status, key
@@ -183,7 +183,7 @@ def test_settings_that_cannot_be_meant_change_nothing(shared_engine: Engine, mod
 def test_bodies_have_room_together_and_give_it_back(make_engine: MakeEngine) -> None:
     data = png()
     with serving(make_engine(), max_bytes=10_000, job_bytes=10_000, uploads_bytes=int(1.5 * len(data))) as client:
-        client.app.state.engine.result()  # type: ignore[attr-defined]
+        client.app.state.context.engine.result()  # type: ignore[attr-defined]
         context = client.app.state.context  # type: ignore[attr-defined]
         for _ in range(3):
             assert post(client, data).status_code == 200
@@ -201,7 +201,7 @@ def test_bodies_have_room_together_and_give_it_back(make_engine: MakeEngine) -> 
 
 def test_an_answer_that_is_not_written_in_time_is_told(make_engine: MakeEngine) -> None:
     with serving(make_engine(answers_bytes=10_000_000)) as client:
-        client.app.state.engine.result()  # type: ignore[attr-defined]
+        client.app.state.context.engine.result()  # type: ignore[attr-defined]
         assert post(client, png()).status_code == 200  # from here on the answer is known, and only written
         client.app.state.context.rendering = asyncio.Semaphore(0)  # type: ignore[attr-defined]
         client.app.state.context.settings = client.app.state.context.settings.model_copy(update={"deadline": 0.2})  # type: ignore[attr-defined]
@@ -311,7 +311,7 @@ def test_models_that_could_not_be_loaded_are_loaded_by_a_reload(make_engine: Mak
     settings = Settings(keep_nothing=True)
     with TestClient(create_app(settings, load, lambda: settings), base_url="http://localhost") as client:
         with pytest.raises(OSError, match="away"):
-            client.app.state.engine.result()  # type: ignore[attr-defined]
+            client.app.state.context.engine.result()  # type: ignore[attr-defined]
         refused = post(client, png())
         assert (refused.status_code, "private" in refused.text) == (503, False)
         assert "/private/place is away" in client.get("/readyz").json()["detail"]  # for the operator
@@ -391,7 +391,7 @@ def test_failures_that_nobody_expected_have_the_headers_too(make_engine: MakeEng
     metrics = Metrics()
     engine = Engine(make_engine().models, BrokenStore(lambda: FeatureStore("memory://"), metrics), metrics=metrics)
     with serving(engine, cors_origins=("https://clinic.example",)) as client:
-        client.app.state.engine.result()  # type: ignore[attr-defined]
+        client.app.state.context.engine.result()  # type: ignore[attr-defined]
         for path in ("/v1/segment", "/segment", "/v1/features"):
             answer = client.post(path, files={"image": ("a.png", png(9))}, headers=origin)
             assert answer.status_code == 500
@@ -420,7 +420,7 @@ def test_the_log_has_no_photograph_and_no_key(make_engine: MakeEngine, capsys: p
     logs.configure("debug")
     try:
         with serving(make_engine(), api_keys={"clinic": "very-secret"}) as client:
-            client.app.state.engine.result()  # type: ignore[attr-defined]
+            client.app.state.context.engine.result()  # type: ignore[attr-defined]
             headers = {"X-API-Key": "very-secret", "X-Request-Id": "trace-7"}
             files = {"image": ("Jane Doe.png", png(7))}
             assert client.post("/segment", files=files, headers=headers).status_code == 200
@@ -465,7 +465,7 @@ def test_metrics_count_by_route_and_never_by_path(shared_engine: Engine) -> None
 
 def test_keys_are_read_as_utf_8(make_engine: Callable[..., Engine]) -> None:
     with serving(make_engine(), api_keys={"one": "schlüssel"}) as client:
-        client.app.state.engine.result()  # type: ignore[attr-defined]
+        client.app.state.context.engine.result()  # type: ignore[attr-defined]
         for header in ({"X-API-Key": "schlüssel".encode()}, {"Authorization": "Bearer schlüssel".encode()}):
             assert client.get("/v1/models", headers=header).status_code == 200  # type: ignore[arg-type]
     assert presented_key({"x-api-key": "schl\xfcssel"}) != "schlüssel"  # sent as Latin-1

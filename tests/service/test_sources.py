@@ -103,7 +103,7 @@ def test_what_is_gone_or_too_large_is_said_without_its_place(place: str) -> None
 
 def test_a_job_of_a_prefix(place: str, make_engine: MakeEngine) -> None:
     with serving(make_engine(), folders={"clinic": place}) as client:
-        client.app.state.engine.result()  # type: ignore[attr-defined]
+        client.app.state.context.engine.result()  # type: ignore[attr-defined]
         started = client.post("/v1/jobs", headers={"X-Folder": "clinic/ward"})
         assert started.status_code == 202, started.text
         status = finished(client, started.json())
@@ -175,7 +175,7 @@ def test_storage_that_is_away_is_told_in_time(monkeypatch: pytest.MonkeyPatch, m
         with pytest.raises(Unavailable, match="the folder clinic cannot be read now"):
             Sources({"clinic": "s3://bucket/eyes"}, timeout=0.3).keys("clinic")
         with serving(make_engine(), folders={"clinic": "s3://bucket/eyes"}, store_timeout=0.3) as client:
-            client.app.state.engine.result()  # type: ignore[attr-defined]
+            client.app.state.context.engine.result()  # type: ignore[attr-defined]
             answer = client.post("/v1/jobs", headers={"X-Folder": "clinic"})
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "30")
         assert "bucket" not in answer.text

@@ -54,7 +54,7 @@ def away() -> FeatureStore:
 
 def ready_of(engine: Engine) -> dict[str, object]:
     with serving(engine) as client:
-        client.app.state.engine.result()  # type: ignore[attr-defined]
+        client.app.state.context.engine.result()  # type: ignore[attr-defined]
         assert post(client, png(90)).status_code == 200
         answer = client.get("/readyz")
         assert answer.status_code == 200
@@ -112,7 +112,7 @@ def test_where_the_store_is_is_told_to_nobody(make_engine: MakeEngine, tmp_path:
     place = tmp_path / "private.zarr"
     engine = with_store(make_engine(), lambda: FeatureStore(place))
     with serving(engine) as client:
-        client.app.state.engine.result()  # type: ignore[attr-defined]
+        client.app.state.context.engine.result()  # type: ignore[attr-defined]
         made = client.post("/v1/features", files={"image": ("a.png", png(97))}).json()
         path = f"/v1/features/{made['key']}?block=block_0"
         assert client.get(path).status_code == 200

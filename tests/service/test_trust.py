@@ -58,7 +58,7 @@ def test_an_unusual_residual_advises_to_abstain(trusting: Engine) -> None:
     assert known is not None
     judged_by(trusting, (0.5 * known, 0.99 * known))
     with serving(trusting) as client:
-        client.app.state.engine.result()  # type: ignore[attr-defined]
+        client.app.state.context.engine.result()  # type: ignore[attr-defined]
         answer = post(client, png(6))
         models = client.get("/v1/models").json()
         assert answer.headers["X-Abstain"] == "true"
