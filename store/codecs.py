@@ -35,7 +35,8 @@ class Codec(Protocol):
             to_host: copies a tensor to the host; the arrays hold its numbers once its copies are finished.
 
         Raises:
-            NonFiniteFeatures: the maps hold NaN, infinity, or numbers that the encoding cannot represent.
+            NonFiniteFeatures: the maps hold NaN, infinity, or numbers beyond the range of float16 or int8's steps.
+                ``compact`` clips numbers beyond its codebook's range.
         """
 
     def decode(self, block: str, encoded: Encoded, device: torch.device | str = "cpu") -> torch.Tensor:
@@ -70,8 +71,8 @@ class AffineCodec:
     def encode(self, block: str, maps: torch.Tensor, to_host: ToHost = at_once) -> Encoded:
         maps = maps.float()
         smallest, largest = channel_ranges(maps)
-        _finite(block, torch.stack([smallest, largest]))
         scale = (largest - smallest) / 255  # 0 for a constant channel, whose value is then the offset
+        _finite(block, torch.stack([smallest, largest, scale]))
         offset = smallest + 128 * scale
         stored = rounded(maps, offset, torch.where(scale > 0, scale, torch.ones_like(scale)))
         return Encoded(to_host(stored), to_host(scale), to_host(offset))

@@ -60,7 +60,7 @@ def copy_store(
         for spec in specs:
             try:
                 codebook = source.codebook(spec)
-            except DamagedEntry as error:
+            except (DamagedEntry, MissingEntry) as error:
                 report.problems.append(str(error))
                 continue
             destination.register(spec, source.backbone_of(spec), codebook)
@@ -75,7 +75,7 @@ def copy_store(
     for name in source.collections.names():
         try:
             _copy_collection(source, destination, name)
-        except DamagedEntry as error:
+        except (DamagedEntry, MissingEntry) as error:
             report.problems.append(str(error))
     known = {record.name for record in destination.records.all()}
     for record in source.records.all():

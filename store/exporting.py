@@ -18,7 +18,7 @@ from store.batches import Plan, lazy_maps
 from store.errors import FormatError, MissingEntry
 from store.feature_store import FeatureStore
 from store.features import Key
-from store.files import replaced
+from store.files import read_json, replace_json, replaced
 from store.spec import Block, FeatureSpec
 
 if TYPE_CHECKING:
@@ -59,9 +59,9 @@ def export_npy(
         "levels": {name: [block.name for block in blocks] for name, blocks in authors_levels(spec).items()},
         "rows": [{"image_id": key.image_id, "view": key.view} for key in keys],
     }
-    _require_same(folder / "index.json", index, lambda path: json.loads(path.read_text()))
+    _require_same(folder / "index.json", index, lambda path: read_json(path, FormatError))
     folder.mkdir(parents=True, exist_ok=True)
-    _write_index(folder, index | {COMPLETE: False})
+    replace_json(folder / "index.json", index | {COMPLETE: False})
     for row, key in enumerate(keys):
         entry = store.entry(spec, key)
         for level, blocks in authors_levels(spec).items():
@@ -70,11 +70,7 @@ def export_npy(
                 _save(folder / f"X_{t}_{level}_{row}.npy", of_t)
         if advance is not None:
             advance()
-    _write_index(folder, index | {COMPLETE: True})
-
-
-def _write_index(folder: Path, index: dict[str, Any]) -> None:
-    (folder / "index.json").write_text(json.dumps(index, indent=1) + "\n")
+    replace_json(folder / "index.json", index | {COMPLETE: True})
 
 
 def authors_levels(spec: FeatureSpec) -> dict[str, list[Block]]:
@@ -110,7 +106,7 @@ def export_zarr(
         FormatError: the folder holds something else.
     """
     names = _names(spec, keys)
-    _require_same(folder / "zarr.json", names, lambda path: json.loads(path.read_text())["attributes"])
+    _require_same(folder / "zarr.json", names, lambda path: read_json(path, FormatError)["attributes"])
     group = zarr.open_group(str(folder), mode="a", attributes=names | {COMPLETE: False})
     group.update_attributes({COMPLETE: False})
     _array(group, "t", np.asarray(spec.timesteps, dtype=np.int64).shape, "int64", ("t",))[...] = spec.timesteps

@@ -151,11 +151,15 @@ def repair(store: FeatureStore, damaged: Sequence[CheckResult]) -> Repair:
 
 
 def command_of(record: RunRecord, location: str) -> ExtractionCommand:
-    """The command that repeats a run; StoreError if the record holds an option that runs do not record."""
+    """The command that repeats a run, if its options still lead to the same spec.
+
+    Raises:
+        StoreError: the record holds an option that runs do not record.
+    """
     for name in record.options:
         if name not in REPEATABLE:
             raise StoreError(f"the run record {record.name} holds the option {name!r}; it was not written here")
-    return ExtractionCommand({"store": location, **record.options})
+    return ExtractionCommand({"store": location, **record.options, "expect-spec": record.spec})
 
 
 def _run_again(commands: Iterable[ExtractionCommand]) -> list[str]:

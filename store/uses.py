@@ -25,10 +25,12 @@ class Uses:
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
         self._stamped: dict[str, float] = {}
+        self._tidied = time.time()
 
     def stamp(self, path: str) -> None:
         """Record that an entry is being used. If the stamp cannot be written, it is skipped and tried again later."""
         now = time.time()
+        self._forget_old(now)
         if now - self._stamped.get(path, 0.0) < GRACE / 2:
             return
         try:
@@ -39,6 +41,12 @@ class Uses:
             self._stamped[path] = now
         else:
             self._stamped[path] = now
+
+    def _forget_old(self, now: float) -> None:
+        """Forget stamps that have no effect any more, now and then: a service reads entries for months."""
+        if now - self._tidied >= GRACE:
+            self._stamped = {path: then for path, then in list(self._stamped.items()) if now - then < GRACE / 2}
+            self._tidied = now
 
     def last(self, path: str) -> float:
         """Time of last use, seconds since 1970. An entry without a stamp counts as used now, and is stamped."""

@@ -158,6 +158,13 @@ def test_overflow_of_half_precision_is_refused(spec: FeatureSpec) -> None:
         codec_for(spec).encode("block_2", maps)
 
 
+def test_a_range_beyond_float32_is_refused() -> None:
+    maps = torch.zeros(1, 4, 8, 8)
+    maps[0, 1, 2, 2], maps[0, 1, 2, 3] = 3e38, -3e38
+    with pytest.raises(NonFiniteFeatures, match="block_2"):
+        AffineCodec().encode("block_2", maps)
+
+
 def test_a_codebook_survives_a_file(spec: FeatureSpec, tmp_path: Path) -> None:
     codebook = fitted(spec)
     codebook.save(tmp_path / "codebook.safetensors")

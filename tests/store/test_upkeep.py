@@ -141,6 +141,17 @@ def test_damage_is_not_copied(spec: FeatureSpec, tmp_path: Path) -> None:
     assert [target.has(spec, key) for key in KEYS] == [True, False, False, True]
 
 
+def test_a_codebook_that_is_gone_is_told_and_all_else_is_copied(spec: FeatureSpec, tmp_path: Path) -> None:
+    store = FeatureStore("memory://")
+    compact = fill(store, spec, "compact")
+    store.objects.remove(f"{compact.digest}/codebook/zarr.json")
+    other = fill(store, spec)
+    target = FeatureStore(tmp_path / "copy")
+    report = copy_store(store, target, [compact, other])
+    assert (report.copied, len(report.problems)) == (len(KEYS), 1)
+    assert "codebook" in report.problems[0]
+
+
 def test_the_authors_files_are_written(store: FeatureStore, spec: FeatureSpec, tmp_path: Path) -> None:
     fill(store, spec)
     export_npy(store, spec, KEYS, tmp_path / "npy")
@@ -148,10 +159,14 @@ def test_the_authors_files_are_written(store: FeatureStore, spec: FeatureSpec, t
     maps = np.load(tmp_path / "npy" / "X_10_block_2_3.npy")
     assert maps.dtype == np.float32
     np.testing.assert_array_equal(maps, store.entry(spec, KEYS[3]).read("block_2", [10])[0])
-    index = json.loads((tmp_path / "npy" / "index.json").read_text())
+    index_file = tmp_path / "npy" / "index.json"
+    index = json.loads(index_file.read_text())
     assert index["rows"][3]["image_id"] == KEYS[3].image_id
     with pytest.raises(FormatError, match="holds an export of other features"):
         export_npy(store, spec, KEYS[:2], tmp_path / "npy")
+    index_file.write_text("")
+    with pytest.raises(FormatError, match=r"index\.json: damaged"):
+        export_npy(store, spec, KEYS, tmp_path / "npy")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("")
     with pytest.raises(FormatError, match="is not empty"):
@@ -319,6 +334,7 @@ def test_only_options_of_a_run_are_run_again() -> None:
         "--store=s",
         "--dataset=folder:/a b",
         "--clip",
+        f"--expect-spec={'0' * 64}",
     ]
     for name in ("store", "scheduler", "workers", "overwrite", "x; rm", "-c"):
         with pytest.raises(StoreError, match="it was not written here"):
