@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import socket
 import threading
@@ -25,12 +26,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from store.errors import MissingEntry, StoreBusy, StoreError
+from store.errors import DamagedEntry, MissingEntry, StoreBusy, StoreError
 from store.objects import Objects
 
 CLAIMS = "claims"
 LEASE = 120.0
 """Seconds without renewal after which a claim is dead. Clocks of machines that share a store must differ by less."""
+
+_FIRST_SEEN: dict[tuple[str, str], float] = {}
+"""{(location, identity of a claim without a usable time): when this process saw it first}"""
 
 MAX_VANISHED = 100
 """Attempts to take a claim that each found it taken and then gone, before ``Claims.acquire`` gives up."""
@@ -65,7 +69,6 @@ class Claims:
     def __init__(self, objects: Objects, lease: float = LEASE) -> None:
         self._objects, self._lease = objects, lease
         self._held: dict[str, _Held] = {}
-        self._unreadable: dict[str, float] = {}  # {token of an unreadable claim: time it was first seen}
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._renewal = threading.Thread(target=self._renew_until_stopped, name="claims", daemon=True)
@@ -170,20 +173,35 @@ class Claims:
             self.release(name)
 
     def _holder(self, key: str) -> dict[str, Any] | None:
-        """The contents of a claim; None if it is gone. An unreadable one gets a token from its key and bytes."""
+        """The contents of a claim; None if it is gone.
+
+        One whose time lies in the future (a clock ran ahead) counts from when it was written, or first seen, and so
+        does an unreadable one, which gets a token from its key and bytes.
+        """
         try:
             data = self._objects.get(key)
         except MissingEntry:
             return None
+        except DamagedEntry:
+            data = b""
+        identity = hashlib.sha256(key.encode() + data).hexdigest()[:32]
+        holder: dict[str, Any] = {"token": identity, "machine": "", "process": 0, "renewed": math.inf}
         with suppress(ValueError, KeyError, TypeError):
-            holder = json.loads(data)
-            return {"token": str(holder["token"]), "machine": str(holder["machine"])} | {
-                "process": int(holder["process"]),
-                "renewed": float(holder["renewed"]),
+            found = json.loads(data)
+            holder = {"token": str(found["token"]), "machine": str(found["machine"])} | {
+                "process": int(found["process"]),
+                "renewed": float(found["renewed"]),
             }
-        token = hashlib.sha256(key.encode() + data).hexdigest()[:32]
-        seen = self._unreadable.setdefault(token, time.time())
-        return {"token": token, "machine": "", "process": 0, "renewed": seen}
+        if not holder["renewed"] < time.time() + self._lease:
+            holder["renewed"] = self._first_seen(key, identity)
+        return holder
+
+    def _first_seen(self, key: str, identity: str) -> float:
+        """When a claim of these bytes was written; where that cannot be known, when this process first saw it."""
+        now, written = time.time(), self._objects.modified(key)
+        if written is not None and written < now + self._lease:
+            return written
+        return _FIRST_SEEN.setdefault((self._objects.location, identity), now)
 
     def _has_token(self, key: str, token: str) -> bool:
         holder = self._holder(key)
@@ -197,11 +215,15 @@ class Claims:
     def _renew_until_stopped(self) -> None:
         while not self._stop.wait(self._lease / 4):
             with self._lock:
-                all_held = list(self._held.values())
-            for held in all_held:
+                all_held = list(self._held.items())
+            for name, held in all_held:
                 with held.lock, suppress(StoreError, OSError):  # the next renewal may succeed
-                    if not held.released:
+                    if held.released:
+                        continue
+                    if self._still_ours(name, held):
                         self._objects.put(held.chain[-1], _claim(held.token))
+                    else:  # this process slept longer than its lease; the claim may be another one's by now
+                        held.released = True
 
 
 def _claim(token: str) -> bytes:

@@ -45,6 +45,7 @@ SpecOption = Annotated[
 def list_entries(path: StorePath, spec: SpecOption = None, as_json: AsJson = False) -> None:
     """List every entry: its spec, image, view and size, and whether it is complete."""
     store = FeatureStore(path, read_only=True)
+    _note_missing_specs(store)
     names = _image_names(store)
     rows: list[dict[str, Any]] = []
     work = [(one, key) for one in _specs(store, spec) for key in store.all_keys(one)]
@@ -146,19 +147,22 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be removed, and stop.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove incomplete entries, and others until the limits given are met, the least recently used first.
+    """Remove incomplete entries and masks, and other entries until the limits given are met.
 
-    Entries that were used in the last ten minutes stay.
+    Those that were not used for longest go first; entries that were used in the last ten minutes stay.
     """
     limit = None if max_bytes is None else _measured(max_bytes, _SIZES)
     age = None if older_than is None else _measured(older_than, _AGES)
     store = FeatureStore(path, read_only=dry_run)
+    _note_missing_specs(store)
     entries = pruning.stored_entries(store, _specs(store, spec))
     chosen = pruning.to_prune(entries, max_bytes=limit, older_than=age)
     removed = chosen
     if not dry_run:
         with console.progress("pruning", len(chosen), as_json=as_json) as advance:
             removed = pruning.prune(store, chosen, lambda: advance(1))
+        if masks := pruning.remove_incomplete_masks(store):
+            console.note(f"removed {masks} incomplete masks")
     freed, total = sum(entry.bytes for entry in removed), sum(entry.bytes for entry in entries)
     if as_json:
         gone = [
@@ -227,7 +231,7 @@ def copy(
     specs = _specs(store, spec)
     count = sum(1 for one in specs for _ in store.all_keys(one))
     with console.progress("copying", count, as_json=as_json) as advance:
-        report = copy_store(store, FeatureStore(destination), specs, lambda: advance(1))
+        report = copy_store(store, FeatureStore(destination), None if spec is None else specs, lambda: advance(1))
     if as_json:
         console.print_json(dataclasses.asdict(report))
     else:
@@ -262,6 +266,11 @@ def _damage(store: FeatureStore, spec: str | None, as_json: bool) -> tuple[int, 
             damaged += [one] if one.problems else []
             advance()
     return count, damaged
+
+
+def _note_missing_specs(store: FeatureStore) -> None:
+    for line in missing_specs(store):
+        console.note(line)
 
 
 def _problems(store: FeatureStore, damaged: Iterable[CheckResult]) -> list[str]:

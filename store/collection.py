@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from store.arrays import ArrayToWrite
 from store.claims import Claims
-from store.entries import Entry, find_entry, read_group, write_entry, write_group
+from store.entries import Entry, find_entry, read_sealed, write_entry, write_sealed
 from store.errors import DamagedEntry, MissingEntry
 from store.objects import Objects
 
@@ -93,14 +93,13 @@ class Collections:
 
     def write(self, collection: Collection) -> None:
         """Write or replace the collection of that name, in one object."""
-        write_group(
-            self.objects, f"{COLLECTIONS}/{collection.name}", {"collection": collection.model_dump(mode="json")}
-        )
+        described = collection.model_dump(mode="json")
+        write_sealed(self.objects, f"{COLLECTIONS}/{collection.name}", {"collection": described})
 
     def read(self, name: str) -> Collection:
         """The collection of that name; MissingEntry, which lists the known names, if there is none."""
         try:
-            attributes = read_group(self.objects, f"{COLLECTIONS}/{name}")
+            attributes = read_sealed(self.objects, f"{COLLECTIONS}/{name}")
         except MissingEntry as error:
             known = ", ".join(self.names()) or "none"
             raise MissingEntry(
@@ -145,7 +144,9 @@ class Collections:
         digest = hashlib.sha256(f"{mask.shape}".encode() + np.packbits(mask).tobytes()).hexdigest()
         path = f"{LABELS}/{digest}"
         if find_entry(self.objects, path) is None:
-            write_entry(self.objects, path, {"mask": ArrayToWrite(mask, ("y", "x"))}, {})
+            with Claims(self.objects).acquired(path):  # writing it again would remove another's marker for a moment
+                if find_entry(self.objects, path) is None:
+                    write_entry(self.objects, path, {"mask": ArrayToWrite(mask, ("y", "x"))}, {})
         return digest
 
     def masks(self) -> list[str]:

@@ -25,8 +25,8 @@ class CopyReport:
         copied: number of entries that are new at the destination.
         present: number of entries that were there already.
         bytes: number of bytes copied.
-        problems: one line for each entry, codebook, data set or mask that was left out: it is incomplete, damaged, or
-            being made by another process.
+        problems: one line for each spec, entry, codebook, data set, mask or run record that was left out: it is
+            incomplete, damaged, gone, or being made by another process.
     """
 
     copied: int = 0
@@ -45,17 +45,25 @@ class CopyReport:
 def copy_store(
     source: FeatureStore,
     destination: FeatureStore,
-    specs: Iterable[FeatureSpec],
+    specs: Iterable[FeatureSpec] | None = None,
     advance: Callable[[], None] | None = None,
 ) -> CopyReport:
     """Copy the entries of some specs, and all data sets, masks and run records.
 
     Every object is compared with its checksum on the way. A copy that was stopped continues when it is run again.
 
+    Args:
+        specs: whose entries are copied; all if None.
+        advance: called for each entry.
+
     Raises:
         StoreFull, StoreUnavailable: the destination is full or unavailable.
     """
     report = CopyReport()
+    if specs is None:
+        specs = source.specs()
+        lost = source.digests_without_spec()
+        report.problems += [f"{digest}: its spec is gone, its features are not copied" for digest in lost]
     with Claims(destination.objects) as claims:
         for spec in specs:
             try:
@@ -69,17 +77,26 @@ def copy_store(
                 report.add(part)
                 if advance is not None:
                     advance()
-    labels = [f"{LABELS}/{label}" for label in source.collections.masks()]
-    for part in in_parallel(lambda path: _copy_entry(source.objects, destination.objects, path), labels):
-        report.problems += part.problems
+    collections = list[Collection]()
     for name in source.collections.names():
         try:
-            _copy_collection(source, destination, name)
+            collections.append(source.collections.read(name))
+        except (DamagedEntry, MissingEntry) as error:
+            report.problems.append(str(error))
+    named = {mask for one in collections for sample in one.samples for mask in sample.masks.values()}
+    labels = [f"{LABELS}/{label}" for label in sorted(named | set(source.collections.masks()))]
+    for part in in_parallel(lambda path: _copy_entry(source.objects, destination.objects, path), labels):
+        report.problems += part.problems
+    for collection in collections:
+        try:
+            _copy_collection(collection, destination)
         except (DamagedEntry, MissingEntry) as error:
             report.problems.append(str(error))
     known = {record.name for record in destination.records.all()}
-    for record in source.records.all():
-        if record.name not in known:
+    for name, record in source.records.checked():
+        if isinstance(record, DamagedEntry):
+            report.problems.append(str(record))
+        elif name not in known:
             destination.records.write(record)
     return report
 
@@ -99,14 +116,14 @@ def _copy_claimed(source: FeatureStore, destination: FeatureStore, path: str, cl
         claims.release(path)
 
 
-def _copy_collection(source: FeatureStore, destination: FeatureStore, name: str) -> None:
+def _copy_collection(collection: Collection, destination: FeatureStore) -> None:
     """Add the samples that the destination lacks to its data set; those that it has stay as they are."""
     known: set[str] = set()
-    if name in destination.collections.names():
-        known = {sample.name for sample in destination.collections.read(name).samples}
-    new = tuple(sample for sample in source.collections.read(name).samples if sample.name not in known)
+    if collection.name in destination.collections.names():
+        known = {sample.name for sample in destination.collections.read(collection.name).samples}
+    new = tuple(sample for sample in collection.samples if sample.name not in known)
     if new:
-        destination.collections.update(Collection(name=name, samples=new), keep=lambda _: True)
+        destination.collections.update(Collection(name=collection.name, samples=new), keep=lambda _: True)
 
 
 def _copy_entry(source: Objects, destination: Objects, path: str) -> CopyReport:
@@ -126,6 +143,8 @@ def _copy_entry(source: Objects, destination: Objects, path: str) -> CopyReport:
             data = source.get(f"{path}/{key}")
         except MissingEntry:
             return CopyReport(problems=[f"{path}/{key}: gone"])
+        except DamagedEntry as error:
+            return CopyReport(problems=[str(error)])
         if hashlib.sha256(data).hexdigest() != expected["sha256"]:
             return CopyReport(problems=[f"{path}/{key}: the bytes differ from those that were written"])
         destination.put(f"{path}/{key}", data)

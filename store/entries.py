@@ -12,12 +12,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from store.arrays import ArrayToWrite, StoredArray, packed
-from store.errors import DamagedEntry, FormatError, MissingEntry
+from store.errors import DamagedEntry, FormatError, MissingEntry, StoreFull
 from store.objects import Objects
 
 FORMAT_VERSION = 2
 """Format 2 seals the attributes; format 1 did not, and can still be read."""
 MARKER = "diffdgss"
+SEAL = "seal"
 
 
 def write_entry(objects: Objects, path: str, arrays: Mapping[str, ArrayToWrite], attributes: Mapping[str, Any]) -> int:
@@ -27,13 +28,16 @@ def write_entry(objects: Objects, path: str, arrays: Mapping[str, ArrayToWrite],
         Bytes written.
 
     Raises:
-        StoreFull: there is no room; what was written has no marker and does not count.
+        StoreFull: there is no room; what was written has no marker and does not count. An entry that was there stays
+            as it was if that can be known beforehand.
     """
     objects_of = {name: packed(array) for name, array in arrays.items()}
     marker_key = f"{path}/zarr.json"
+    size_of_all = sum(len(one) for parts in objects_of.values() for data in parts.values() for one in data)
     # Without its marker the entry does not exist while its objects are replaced. The marker is only removed if there is
     # one: a removal that object storage carries out late, after its client has given up, would take the new marker.
     if objects.exists(marker_key):
+        _require_room_to_replace(objects, path, size_of_all)
         objects.remove(marker_key)
     checksums: dict[str, dict[str, int | str]] = {}
     written = 0
@@ -44,7 +48,7 @@ def write_entry(objects: Objects, path: str, arrays: Mapping[str, ArrayToWrite],
             checksums[f"{name}/{below}"] = {"bytes": size, "sha256": _sha256(data)}
             written += size
     contents = {"format": FORMAT_VERSION, "objects": checksums}
-    marker = contents | {"seal": _seal(attributes, contents)}
+    marker = contents | {SEAL: _seal(attributes, contents)}
     return written + write_group(objects, path, dict(attributes) | {MARKER: marker})
 
 
@@ -68,6 +72,35 @@ def read_group(objects: Objects, path: str) -> dict[str, Any]:
     return attributes
 
 
+def write_sealed(objects: Objects, path: str, attributes: Mapping[str, Any]) -> None:
+    """Write a group that is nothing but attributes, plain JSON values, with a seal that tells when they change."""
+    write_group(objects, path, dict(attributes) | {SEAL: _seal(attributes, {})})
+
+
+def read_sealed(objects: Objects, path: str) -> dict[str, Any]:
+    """The attributes that ``write_sealed`` wrote; those of earlier versions have no seal.
+
+    Raises:
+        MissingEntry: there is no such group.
+        DamagedEntry: the attributes cannot be read, or differ from those that were written.
+    """
+    attributes = read_group(objects, path)
+    seal = attributes.pop(SEAL, None)
+    if seal is not None and seal != _seal(attributes, {}):
+        raise DamagedEntry(f"{objects.location}: {path}/zarr.json differs from what was written")
+    return attributes
+
+
+def _require_room_to_replace(objects: Objects, path: str, size: int) -> None:
+    """Raise StoreFull if there is no room for the objects of an entry before those that they replace are gone."""
+    free = objects.free_bytes()
+    if free is not None and free < size:
+        raise StoreFull(
+            f"{objects.location}: no room left for the {size} bytes that replace {path}, which stays as it was; free "
+            "some space and run the same command again"
+        )
+
+
 class Entry:
     """A complete entry, opened for reading.
 
@@ -84,11 +117,11 @@ class Entry:
         marker = self.attributes.pop(MARKER, None)
         if marker is None:
             raise MissingEntry(f"{objects.location}: {path} was begun and never completed; extract it again")
-        require_format(marker, f"{objects.location}: {path}")
-        seal = marker.pop("seal", None)
-        if marker["format"] > 1 and seal != _seal(self.attributes, marker):
+        seal = marker.pop(SEAL, None) if isinstance(marker, dict) else None
+        if seal is not None and seal != _seal(self.attributes, marker):  # first, since the format may be what differs
             raise DamagedEntry(f"{objects.location}: {path}/zarr.json differs from what was written")
-        if not _are_checksums(marker.get("objects")):
+        require_format(marker, f"{objects.location}: {path}")
+        if (marker["format"] > 1 and seal is None) or not _are_checksums(marker.get("objects")):
             raise DamagedEntry(f"{objects.location}: {path}/zarr.json differs from what was written")
         self.checksums: dict[str, dict[str, Any]] = marker["objects"]
 
@@ -123,6 +156,9 @@ class Entry:
                 data = self._objects.get(f"{self.path}/{key}")
             except MissingEntry:
                 problems.append(f"{self.path}/{key}: gone")
+                continue
+            except DamagedEntry as error:
+                problems.append(str(error))
                 continue
             if len(data) != expected["bytes"]:
                 problems.append(f"{self.path}/{key}: {len(data)} bytes, {expected['bytes']} were written")

@@ -86,6 +86,9 @@ class FeatureStore:
             require_format(read_group(self.objects, "").get(MARKER, {"format": 1}), self.location)
         except MissingEntry:  # a new store, or one of the first format, which had no root marker
             self._require_own_place(read_only=read_only)
+        except DamagedEntry as error:
+            advice = "remove that file: all else is whole without it, and `extractor run` writes it again"
+            raise DamagedEntry(f"{error}; {advice}") from error
 
     def _require_own_place(self, *, read_only: bool) -> None:
         """Raise MissingEntry if there is no store to read, FormatError if a new store may not be created here."""
@@ -121,13 +124,20 @@ class FeatureStore:
         ):
             if codebook is None or codebook.digest != spec.encoding.codebook:
                 raise SpecError(f"the spec is encoded with the codebook {spec.encoding.codebook[:12]}; register it too")
-            arrays = {name: ArrayToWrite(a, tuple("ck"[: a.ndim])) for name, a in codebook.arrays().items()}
-            write_entry(self.objects, f"{spec.digest}/{CODEBOOK}", arrays, {})
-        if known and (backbone is None or self.backbone_of(spec) is not None):
-            return
+            self._write_codebook(spec, codebook)
         if not self.objects.exists("zarr.json"):
             write_group(self.objects, "", {MARKER: {"format": FORMAT_VERSION}})
+        if known and (backbone is None or self.backbone_of(spec) is not None):
+            return
         write_group(self.objects, spec.digest, {"spec": spec.model_dump(mode="json"), "backbone": backbone})
+
+    def _write_codebook(self, spec: FeatureSpec, codebook: Codebook) -> None:
+        """Write a codebook, unless another process has just done so."""
+        path = f"{spec.digest}/{CODEBOOK}"
+        with Claims(self.objects).acquired(path):
+            if verify_entry(self.objects, path):
+                arrays = {name: ArrayToWrite(a, tuple("ck"[: a.ndim])) for name, a in codebook.arrays().items()}
+                write_entry(self.objects, path, arrays, {})
 
     def is_registered(self, spec: FeatureSpec) -> bool:
         """Return whether the store holds this spec, readable and unchanged."""
@@ -265,9 +275,11 @@ class FeatureStore:
             Bytes written.
 
         Raises:
-            SpecError: blocks, shapes or types differ from the spec.
+            SpecError: blocks, shapes or types differ from the spec, or the key is none.
             StoreFull: there is no room left; what was written of the entry is removed.
         """
+        if not _DIGEST.fullmatch(key.image_id) or not is_view(key.view):
+            raise SpecError(f"expected the sha256 of an image, in hexadecimal digits, and a view, got {tuple(key)}")
         arrays = arrays_of(features, spec)
         if not self.objects.exists(f"{spec.digest}/zarr.json"):
             self.register(spec)
@@ -277,7 +289,7 @@ class FeatureStore:
             return write_entry(self.objects, path, arrays, attributes_of(features, spec))
         except StoreFull:
             with suppress(StoreError, OSError):  # what was written of it would only take the room of others
-                self.objects.delete(path)
+                self.remove_incomplete(spec, key)
             raise
 
     def delete(self, spec: FeatureSpec, key: Key) -> None:
@@ -296,12 +308,16 @@ class FeatureStore:
         Raises:
             StoreBusy: a process still holds the claim of a view; that view and those after it stay.
         """
-        views, claims = self.objects.names(f"{spec.digest}/{image_id}"), Claims(self.objects)
-        deadline = time.monotonic() + timeout
+        folder, claims = f"{spec.digest}/{image_id}", Claims(self.objects)
+        names, deadline = self.objects.names(folder), time.monotonic() + timeout
+        views = [name for name in names if is_view(name)]
         for view in views:
             key = Key(image_id, view)
             with claims.acquired(entry_path(spec, key), max(0.0, deadline - time.monotonic())):
                 self.delete(spec, key)
+        for name in set(names) - set(views):  # what file managers and network shares leave in any folder
+            self.objects.delete(f"{folder}/{name}")
+            self.objects.remove(f"{folder}/{name}")
         return len(views)
 
     def keys(self, spec: FeatureSpec) -> Iterator[Key]:

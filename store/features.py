@@ -159,7 +159,14 @@ def arrays_of(features: Features, spec: FeatureSpec) -> dict[str, ArrayToWrite]:
             raise SpecError(
                 f"{block.name}: expected {dtype} {shape}, got {encoded.values.dtype} {encoded.values.shape}"
             )
+        scaled = shape[:2] if spec.encoding.kind == "int8" else None
+        for name, numbers in (("scale", encoded.scale), ("offset", encoded.offset)):
+            if (None if numbers is None else numbers.shape) != scaled:
+                raise SpecError(f"{block.name}: expected a {name} of shape {scaled}")
         arrays[block.name] = _to_write(encoded, spec)
+    side = spec.resolution
+    if features.fov.shape != (side, side) or features.geometry.resolution != side:
+        raise SpecError(f"expected field of view and geometry of {side} x {side} pixels, got {features.fov.shape}")
     arrays["fov"] = ArrayToWrite(features.fov, ("h", "w"))
     return arrays
 

@@ -22,12 +22,14 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore
 
-from store.errors import FormatError, MissingEntry, StoreFull, StoreUnavailable
+from store.errors import DamagedEntry, FormatError, MissingEntry, StoreFull, StoreUnavailable
 from store.files import is_disk_full
 
 T = TypeVar("T")
 HEALTH = "health"
 """Prefix of the small objects that are written to find out whether the store is writable."""
+_UNREADABLE = (errno.EIO, errno.EACCES, errno.ELOOP)
+"""What reading one file of a folder may fail with while all others are fine."""
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -45,7 +47,7 @@ class Objects(ABC):
 
     @abstractmethod
     def get(self, key: str) -> bytes:
-        """All bytes of one object; MissingEntry if there is none."""
+        """All bytes of one object; MissingEntry if there is none, DamagedEntry if the disk cannot read it."""
 
     @abstractmethod
     def get_range(self, key: str, start: int, length: int) -> NDArray[np.uint8]:
@@ -96,6 +98,10 @@ class Objects(ABC):
 
     def free_bytes(self) -> int | None:
         """Free bytes on the disk of a folder; None for other storage, where that cannot be known."""
+        return None
+
+    def modified(self, key: str) -> float | None:  # noqa: ARG002
+        """When a file of a folder was written, seconds since 1970; None if it is gone, and for other storage."""
         return None
 
     def require_writable(self) -> None:
@@ -201,6 +207,12 @@ class FolderObjects(Objects):
             folder = folder.parent
         return shutil.disk_usage(folder).free
 
+    def modified(self, key: str) -> float | None:
+        try:
+            return (self._folder / key).stat().st_mtime
+        except OSError:
+            return None
+
     def _refuse_if_read_only(self) -> None:
         if self._read_only:
             raise ValueError(f"{self.location}: opened for reading only")
@@ -211,6 +223,10 @@ class FolderObjects(Objects):
             yield
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise MissingEntry(f"{self.location}: no object {key}") from error
+        except OSError as error:
+            if error.errno not in _UNREADABLE:
+                raise
+            raise DamagedEntry(f"{self.location}: {key} cannot be read ({error.strerror})") from error
 
     @contextmanager
     def _written(self, key: str, parts: Iterable[bytes]) -> Iterator[Path]:

@@ -13,6 +13,8 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from store.claims import Claims
+from store.collection import LABELS
+from store.entries import find_entry
 from store.errors import MissingEntry
 from store.feature_store import FeatureStore
 from store.features import Key, entry_path
@@ -89,6 +91,18 @@ def prune(
                 claims.release(path)
             if advance is not None:
                 advance()
+    return removed
+
+
+def remove_incomplete_masks(store: FeatureStore) -> int:
+    """Remove masks that a killed run has left incomplete; return how many there were."""
+    claims, removed = Claims(store.objects), 0
+    for path in (f"{LABELS}/{digest}" for digest in store.collections.masks()):
+        if find_entry(store.objects, path) is None and claims.acquire(path):
+            if find_entry(store.objects, path) is None:
+                store.objects.delete(path)
+                removed += 1
+            claims.release(path)
     return removed
 
 

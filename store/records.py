@@ -12,7 +12,7 @@ from importlib import metadata
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from store.entries import read_group, write_group
+from store.entries import read_sealed, write_sealed
 from store.errors import DamagedEntry, MissingEntry
 from store.objects import Objects
 from store.parallel import in_parallel
@@ -71,7 +71,7 @@ class Records:
 
     def write(self, record: RunRecord) -> None:
         """Write or replace a record."""
-        write_group(self._objects, f"{RUNS}/{record.name}", {"run": record.model_dump(mode="json")})
+        write_sealed(self._objects, f"{RUNS}/{record.name}", {"run": record.model_dump(mode="json")})
 
     def all(self) -> list[RunRecord]:
         """All records that can be read, oldest first."""
@@ -86,10 +86,13 @@ class Records:
 
     def _read(self, name: str) -> RunRecord | DamagedEntry | None:
         try:
-            return RunRecord.model_validate(read_group(self._objects, f"{RUNS}/{name}")["run"])
+            record = RunRecord.model_validate(read_sealed(self._objects, f"{RUNS}/{name}")["run"])
         except MissingEntry:  # a folder that something else has left there
             return None
         except DamagedEntry as error:
             return error
         except (KeyError, ValidationError) as error:
             return DamagedEntry(f"{self._objects.location}: the run record {name} is damaged ({error})")
+        if record.name != name:  # it is a path in the store to which it is copied
+            return DamagedEntry(f"{self._objects.location}: the run record {name} is damaged (its name is another)")
+        return record

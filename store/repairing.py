@@ -57,7 +57,7 @@ def check(store: FeatureStore, specs: Sequence[FeatureSpec]) -> Iterator[CheckRe
             path = f"{spec.digest}/{CODEBOOK}"
             yield CheckResult(path, verify_entry(store.objects, path), spec)
         entries = [(entry_path(spec, key), spec, key) for key in store.all_keys(spec)]
-        yield from in_parallel(lambda entry: _checked(store, claims, *entry), entries)
+        yield from in_parallel(lambda one: CheckResult(one[0], _problems(store, claims, one[0]), *one[1:]), entries)
     named: set[str] = set()
     for name in store.collections.names():
         try:
@@ -71,12 +71,16 @@ def check(store: FeatureStore, specs: Sequence[FeatureSpec]) -> Iterator[CheckRe
         if isinstance(record, DamagedEntry):
             yield CheckResult(f"{RUNS}/{name}", [f"{record}; its folder may be removed"])
     masks = [f"{LABELS}/{digest}" for digest in sorted(named | set(store.collections.masks()))]
-    yield from in_parallel(lambda path: CheckResult(path, verify_entry(store.objects, path)), masks)
+    yield from in_parallel(lambda path: CheckResult(path, _problems(store, claims, path)), masks)
 
 
-def _checked(store: FeatureStore, claims: Claims, path: str, spec: FeatureSpec, key: Key) -> CheckResult:
+def _problems(store: FeatureStore, claims: Claims, path: str) -> list[str]:
+    """The problems of an entry or a mask; none if it is being made at this moment, when it has no marker."""
     problems = verify_entry(store.objects, path)
-    return CheckResult(path, [] if problems and claims.is_held(path) else problems, spec, key)
+    if not problems or not claims.is_held(path):
+        return problems
+    # Its objects may have been replaced while they were read, so that they belong to a marker written since.
+    return verify_entry(store.objects, path) if store.objects.exists(f"{path}/zarr.json") else []
 
 
 def missing_specs(store: FeatureStore) -> list[str]:

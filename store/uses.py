@@ -7,9 +7,11 @@ again, and puts the marker back if a reader came in between.
 
 from __future__ import annotations
 
+import math
 import time
+from contextlib import suppress
 
-from store.errors import MissingEntry, StoreFull, StoreUnavailable
+from store.errors import DamagedEntry, MissingEntry, StoreFull, StoreUnavailable
 from store.objects import Objects
 
 USES = "used"
@@ -50,12 +52,14 @@ class Uses:
 
     def last(self, path: str) -> float:
         """Time of last use, seconds since 1970. An entry without a stamp counts as used now, and is stamped."""
-        try:
-            return float(self._objects.get(_key(path)))
-        except (MissingEntry, ValueError):
-            self._stamped.pop(path, None)
-            self.stamp(path)
-            return time.time()
+        now, used = time.time(), math.inf
+        with suppress(MissingEntry, DamagedEntry, ValueError):
+            used = float(self._objects.get(_key(path)))
+        if used < now + GRACE:  # else a clock ran ahead, and it would stay for ever
+            return used
+        self._stamped.pop(path, None)
+        self.stamp(path)
+        return now
 
     def forget(self, path: str) -> None:
         """Remove the stamp of an entry that is gone."""

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import threading
 import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -278,3 +279,28 @@ def test_a_claim_that_can_neither_be_made_nor_read_is_an_error(
     monkeypatch.setattr(store.objects, "create", lambda *_: False)
     with pytest.raises(StoreError, match="can neither be made nor read"):
         Claims(store.objects).acquire("a")
+
+
+def test_a_claim_without_a_usable_time_counts_from_when_it_was_written(store: FeatureStore, location: str) -> None:
+    future = {"token": "x", "machine": "another", "process": 1, "renewed": time.time() + 1e9}
+    for data in (b"", json.dumps(future).encode()):
+        name = uuid.uuid4().hex  # the process remembers when it saw it first
+        store.objects.put(f"claims/{name}", data)
+        assert Claims(store.objects).is_held(name)
+        assert not Claims(store.objects).acquire(name)
+        if "://" in location:
+            time.sleep(0.6)
+            assert Claims(store.objects, lease=0.5).acquire(name)  # known from the first time, by another object
+        else:
+            os.utime(Path(location) / "claims" / name, (1e9, 1e9))
+            assert Claims(store.objects).acquire(name)
+
+
+def test_a_claim_that_another_has_now_is_not_renewed(store: FeatureStore) -> None:
+    with Claims(store.objects, lease=0.4) as slept:
+        assert slept.acquire("a")
+        anothers = json.dumps({"token": "x", "machine": "another", "process": 1, "renewed": time.time()}).encode()
+        store.objects.put("claims/a", anothers)
+        time.sleep(0.5)
+        assert store.objects.get("claims/a") == anothers
+        assert not slept.is_ours("a")

@@ -29,6 +29,7 @@ from store import (
     StoreUnavailable,
 )
 from store.arrays import ArrayToWrite, Compressor, packed
+from store.entries import _seal
 from store.features import Key, entry_path
 from store.objects import open_objects
 from tests.conftest import changed
@@ -265,11 +266,15 @@ def test_the_first_format_is_still_read(on_disk: tuple[FeatureStore, Path], spec
 
 def test_a_newer_format_is_refused(on_disk: tuple[FeatureStore, Path], spec: FeatureSpec) -> None:
     store, folder = on_disk
-    marker = json.loads((folder / "zarr.json").read_text())
-    marker["attributes"]["diffdgss"]["format"] = 99
-    (folder / "zarr.json").write_text(json.dumps(marker))
-    with pytest.raises(FormatError, match="upgrade diffdgss"):
-        store.entry(spec, KEY)
+    written = json.loads((folder / "zarr.json").read_text())
+    marker = written["attributes"].pop("diffdgss")
+    seal, newer = marker.pop("seal"), marker | {"format": 99}
+    for sealed, error in ((_seal(written["attributes"], newer), FormatError), (seal, DamagedEntry)):
+        attributes = written["attributes"] | {"diffdgss": newer | {"seal": sealed}}
+        (folder / "zarr.json").write_text(json.dumps(written | {"attributes": attributes}))
+        with pytest.raises(error, match=r"upgrade diffdgss|differs from what was written"):
+            store.entry(spec, KEY)
+    assert not store.has(spec, KEY)  # of the flipped bit, which stops no command
 
 
 def test_a_damaged_spec_is_told(on_disk: tuple[FeatureStore, Path], spec: FeatureSpec) -> None:
@@ -421,3 +426,65 @@ def test_what_a_full_disk_cuts_off_takes_no_room(
         store.write(spec, key, some_features(spec))
     assert len(written) == 2
     assert store.objects.keys(spec.digest) == [f"{spec.digest}/zarr.json"]
+
+
+def test_what_could_not_be_read_is_not_written(spec: FeatureSpec) -> None:
+    store, features = FeatureStore("memory://"), some_features(spec)
+    for key in (Key("a" * 64, "rotated"), Key("A" * 64), Key("../../../x")):
+        with pytest.raises(SpecError, match="expected the sha256 of an image"):
+            store.write(spec, key, features)
+    with pytest.raises(SpecError, match="field of view"):
+        store.write(spec, KEY, replace(features, fov=np.ones((3, 3), np.bool_)))
+    stepped = coded(spec, "int8").spec
+    whole = some_features(stepped)
+    for scale in (None, np.ones((1, 8), np.float32)):
+        maps = {name: replace(one, scale=scale) for name, one in whole.maps.items()}
+        with pytest.raises(SpecError, match="expected a scale of shape"):
+            store.write(stepped, KEY, replace(whole, maps=maps))
+    assert not store.objects.keys("")
+
+
+def test_an_entry_that_cannot_be_replaced_stays(
+    on_disk: tuple[FeatureStore, Path], spec: FeatureSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, _ = on_disk
+    before = store.entry(spec, KEY).read("block_2")
+    monkeypatch.setattr(store.objects, "free_bytes", lambda: 1000)
+    with pytest.raises(StoreFull, match="which stays as it was"):
+        store.write(spec, KEY, some_features(spec, 5))
+    np.testing.assert_array_equal(store.entry(spec, KEY).read("block_2"), before)
+
+
+def test_all_of_an_image_is_deleted_whatever_lies_beside_it(
+    on_disk: tuple[FeatureStore, Path], spec: FeatureSpec
+) -> None:
+    store, folder = on_disk
+    (folder.parent / ".DS_Store").write_text("x")
+    (folder.parent / "@eaDir").mkdir()
+    (folder.parent / "@eaDir" / "thumbnail").write_text("x")
+    assert store.delete_image(spec, KEY.image_id) == 1
+    assert not folder.parent.exists()
+
+
+def test_a_file_that_the_disk_cannot_read_is_damage(on_disk: tuple[FeatureStore, Path], spec: FeatureSpec) -> None:
+    store, folder = on_disk
+    other = Key("b" * 64)
+    store.write(spec, other, some_features(spec, 1))
+    shard = next(path for path in (folder / "block_2" / "c").rglob("*") if path.is_file())
+    shard.unlink()
+    shard.symlink_to(shard.name)
+    with pytest.raises(DamagedEntry, match="cannot be read"):
+        store.entry(spec, KEY).read("block_2")
+    assert ["cannot be read" in line for line in store.verify(spec, KEY)] == [True]
+    assert store.verify(spec, other) == []
+
+
+def test_a_damaged_root_is_told_with_the_way_out(on_disk: tuple[FeatureStore, Path], spec: FeatureSpec) -> None:
+    store, folder = on_disk
+    root = folder.parents[2] / "zarr.json"
+    root.write_text("{}")
+    with pytest.raises(DamagedEntry, match="remove that file"):
+        FeatureStore(store.location)
+    root.unlink()
+    FeatureStore(store.location).register(spec)
+    assert root.is_file()

@@ -17,7 +17,7 @@ from store.copying import copy_store
 from store.errors import StoreBusy
 from store.exporting import authors_levels, export_npy, export_zarr
 from store.features import entry_path
-from store.pruning import prune, stored_entries, to_prune
+from store.pruning import prune, remove_incomplete_masks, stored_entries, to_prune
 from store.records import RunRecord
 from store.repairing import check, command_of, markers_removed, missing_specs, runs_to_repeat
 from store.spec import Block
@@ -139,6 +139,58 @@ def test_damage_is_not_copied(spec: FeatureSpec, tmp_path: Path) -> None:
     assert report.copied == 2
     assert len(report.problems) == 2
     assert [target.has(spec, key) for key in KEYS] == [True, False, False, True]
+
+
+def test_a_copy_tells_all_that_it_leaves_out(spec: FeatureSpec, tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path / "store")
+    fill(store, spec)
+    for name in ("whole", "renamed", "damaged"):
+        store.records.write(RunRecord(name=name, spec=spec.digest, dataset="eyes"))
+    damage(store, "runs/damaged/zarr.json")
+    store.objects.put(
+        "runs/renamed/zarr.json", store.objects.get("runs/whole/zarr.json").replace(b'"whole"', b'"../../../out"')
+    )
+    (mask,) = store.collections.masks()
+    store.objects.delete(f"labels/{mask}")
+    lost = changed(spec, clip=not spec.clip)
+    store.register(lost)
+    store.write(lost, KEYS[0], some_features(lost))
+    damage(store, f"{lost.digest}/zarr.json")
+    target = FeatureStore(tmp_path / "deep" / "er" / "copy")
+    report = copy_store(store, target)
+    told = sorted(report.problems)
+    assert len(told) == 4, told
+    for part in ("runs/damaged", "runs/renamed", f"labels/{mask}", lost.digest):
+        assert any(part.removeprefix("runs/") in line for line in told), part
+    assert (report.copied, [record.name for record in target.records.all()]) == (len(KEYS), ["whole"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "store"]
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["er"]
+
+
+def test_damage_is_told_whatever_claim_lies_on_it(store: FeatureStore, spec: FeatureSpec) -> None:
+    fill(store, spec)
+    with Claims(store.objects) as claims:
+        assert claims.acquire(entry_path(spec, KEYS[0]))
+        assert claims.acquire(entry_path(spec, KEYS[1]))
+        damage(store, f"{entry_path(spec, KEYS[0])}/block_2/c/0/0/0/0")
+        store.objects.remove(f"{entry_path(spec, KEYS[1])}/zarr.json")  # being made
+        assert [one.key for one in check(store, [spec]) if one.problems] == [KEYS[0]]
+
+
+def test_masks_that_were_never_finished_can_be_removed(store: FeatureStore, spec: FeatureSpec) -> None:
+    fill(store, spec)
+    whole, half = *store.collections.masks(), "f" * 64
+    store.objects.put(f"labels/{half}/mask/zarr.json", b"{}")
+    assert remove_incomplete_masks(store) == 1
+    assert store.collections.masks() == [whole]
+
+
+def test_a_stamp_of_the_future_does_not_keep_an_entry_for_ever(store: FeatureStore, spec: FeatureSpec) -> None:
+    fill(store, spec)
+    used_ago(store, spec, KEYS[0], -1e9)
+    assert store.uses.last(entry_path(spec, KEYS[0])) <= time.time()
+    later = time.time() + GRACE + 100
+    assert KEYS[0] in [entry.key for entry in to_prune(stored_entries(store, [spec]), older_than=1.0, now=later)]
 
 
 def test_a_codebook_that_is_gone_is_told_and_all_else_is_copied(spec: FeatureSpec, tmp_path: Path) -> None:
