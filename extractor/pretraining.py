@@ -119,7 +119,7 @@ class Pretraining:
         """Train up to ``settings.steps``; returns the averaged backbone as loaded from the folder ``backbone``.
 
         Args:
-            report: called with the step and its loss.
+            report: called with the step and its loss, the mean over the crops that this process has seen in it.
             stop: checked after each step; a checkpoint is then written and KeyboardInterrupt raised. Runs of several
                 processes ignore it, as these cannot agree on a step; they resume from the last regular checkpoint.
         """
@@ -135,10 +135,13 @@ class Pretraining:
 
     def _train(self, writer: SummaryWriter | None, report: Report | None, stop: Stop | None) -> None:
         """Train up to ``settings.steps``; raise KeyboardInterrupt after a checkpoint if a stop is requested."""
+        batches = list[tuple[NDArray[np.float32], list[int]]]()
         for position, x0 in enumerate(self._batches()):
-            losses, levels = self._train_step(x0, position % self.settings.accumulate)
+            batches.append(self._train_step(x0, position % self.settings.accumulate))
             if not self.accelerator.sync_gradients:
                 continue  # the step ends with the last of its batches
+            losses, levels = np.concatenate([of_each for of_each, _ in batches]), [t for _, ts in batches for t in ts]
+            batches.clear()
             loss = float(losses.mean())
             self._require_finite(loss)
             if writer is not None:

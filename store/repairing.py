@@ -22,6 +22,9 @@ from store.parallel import in_parallel
 from store.records import RUNS, RunRecord
 from store.spec import FeatureSpec, TransformEncoding
 
+_SET_ASIDE = "marker-of-damaged.json"
+"""Name, within a damaged part that is being repaired, of its marker."""
+
 
 class CheckResult(NamedTuple):
     """One part of a store that was read completely.
@@ -77,6 +80,8 @@ def check(store: FeatureStore, specs: Sequence[FeatureSpec]) -> Iterator[CheckRe
 def _problems(store: FeatureStore, claims: Claims, path: str) -> list[str]:
     """The problems of an entry or a mask; none if it is being made at this moment, when it has no marker."""
     problems = verify_entry(store.objects, path)
+    if problems and store.objects.exists(f"{path}/{_SET_ASIDE}"):
+        return [f"{path}: damaged, and its repair was interrupted; run `store verify --repair` again"]
     if not problems or not claims.is_held(path):
         return problems
     # Its objects may have been replaced while they were read, so that they belong to a marker written since.
@@ -93,19 +98,24 @@ def missing_specs(store: FeatureStore) -> list[str]:
 
 @contextmanager
 def markers_removed(store: FeatureStore, damaged: Iterable[CheckResult]) -> Iterator[None]:
-    """Remove the markers of damaged parts in this context; then put back those of parts that were not made again."""
-    markers = {}
-    for one in damaged:
-        key = f"{one.path}/zarr.json"
+    """Set the markers of damaged parts aside in this context; then put back those of parts that were not made again.
+
+    They are set aside in the store, so that a repair which is killed loses nothing: the next one goes on with them.
+    """
+    paths = [one.path for one in damaged]
+    for path in paths:
         with suppress(MissingEntry):
-            markers[key] = store.objects.get(key)
-            store.objects.remove(key)
+            store.objects.put(f"{path}/{_SET_ASIDE}", store.objects.get(f"{path}/zarr.json"))
+            store.objects.remove(f"{path}/zarr.json")
     try:
         yield
     finally:
-        for key, marker in markers.items():
-            if not store.objects.exists(key):
-                store.objects.put(key, marker)
+        for path in paths:
+            with suppress(MissingEntry):  # all of it was removed to be made again
+                marker = store.objects.get(f"{path}/{_SET_ASIDE}")
+                if not store.objects.exists(f"{path}/zarr.json"):
+                    store.objects.put(f"{path}/zarr.json", marker)
+                store.objects.remove(f"{path}/{_SET_ASIDE}")
 
 
 def runs_to_repeat(

@@ -306,6 +306,22 @@ def test_what_is_set_aside_is_put_back_unless_it_was_made_anew(store: FeatureSto
     assert [one.path for one in check(store, [spec]) if one.problems] == [entry_path(spec, KEYS[1])]
 
 
+def test_a_repair_that_is_killed_loses_nothing(store: FeatureStore, spec: FeatureSpec) -> None:
+    fill(store, spec)
+    path = entry_path(spec, KEYS[0])
+    before = store.entry(spec, KEYS[0]).read("block_0")
+    damage(store, f"{path}/block_2/c/0/0/0/0")
+    killed = markers_removed(store, [one for one in check(store, [spec]) if one.problems])
+    killed.__enter__()
+    (found,) = (one for one in check(store, [spec]) if one.problems)
+    assert (found.path, "its repair was interrupted" in found.problems[0]) == (path, True)
+    with markers_removed(store, [found]):
+        assert not store.has(spec, KEYS[0])
+    np.testing.assert_array_equal(store.entry(spec, KEYS[0]).read("block_0"), before)
+    assert store.verify(spec, KEYS[0])
+    assert not [key for key in store.objects.keys(path) if "marker-of" in key]
+
+
 def test_what_is_being_made_is_no_damage_and_is_not_pruned(store: FeatureStore, spec: FeatureSpec) -> None:
     fill(store, spec)
     path = entry_path(spec, KEYS[0])
