@@ -114,7 +114,7 @@ def readable_specs(
         DataError: there is no such spec; the message gives the command that makes one.
     """
     specs = [one for one in store.specs() if _differs_in_resolution_alone(card.spec, one)]
-    counted = [(one, sum(store.has(one, image.key) for image in images)) for one in specs]
+    counted = [(one, sum(store.has_each(one, [image.key for image in images]))) for one in specs]
     found = sorted(((one, count) for one, count in counted if count), key=lambda pair: pair[0].resolution)
     whole = [one for one, count in found if count == len(images)]
     if not whole:

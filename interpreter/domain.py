@@ -184,12 +184,13 @@ def domain_of(card: Card, store: FeatureStore) -> Domain:
         DataError: their features are not in the store, or the card names fewer than five.
     """
     ids, view = (*card.training_ids, *card.validation_ids), plain_view(card.training.views)
-    if missing := [one for one in ids if not store.has(card.spec, Key(one, view))]:
+    keys = [Key(one, view) for one in ids]
+    if missing := [one for one, there in zip(ids, store.has_each(card.spec, keys), strict=True) if not there]:
         raise DataError(
             f"{store.location} lacks features of {len(missing)} of the {len(ids)} images that the interpreter was "
             f"trained on, {missing[0][:12]} among them; extract them first"
         )
-    return domain_of_stored(store, card.spec, [Key(one, view) for one in ids])
+    return domain_of_stored(store, card.spec, keys)
 
 
 def domain_of_stored(store: FeatureStore, spec: FeatureSpec, keys: Iterable[Key]) -> Domain:

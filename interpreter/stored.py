@@ -12,7 +12,6 @@ from store.errors import MissingEntry
 from store.extraction_command import ExtractionCommand, as_options, options_of_spec
 from store.feature_store import FeatureStore
 from store.features import Features, Key
-from store.parallel import in_parallel
 from store.spec import FeatureSpec
 from store.views import IDENTITY, MIRRORED
 
@@ -84,7 +83,7 @@ def require_features(
         backbone: name or location of the spec's backbone, for these commands; if None, the one that the store names.
     """
     wanted = [(image, view) for image in images for view in views or (image.key.view,)]
-    there = in_parallel(lambda one: store.has(spec, Key(one[0].key.image_id, one[1])), wanted)
+    there = store.has_each(spec, [Key(image.key.image_id, view) for image, view in wanted])
     missing = [one for one, is_there in zip(wanted, there, strict=True) if not is_there]
     if missing:
         shown = ", ".join(f"{image.name} ({view})" for image, view in missing[:5])

@@ -68,7 +68,7 @@ def copy_store(
         for spec in specs:
             try:
                 codebook = source.codebook(spec)
-            except (DamagedEntry, MissingEntry) as error:
+            except DamagedEntry as error:
                 report.problems.append(str(error))
                 continue
             destination.register(spec, source.backbone_of(spec), codebook)

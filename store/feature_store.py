@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -147,11 +148,17 @@ class FeatureStore:
             return False
 
     def codebook(self, spec: FeatureSpec) -> Codebook | None:
-        """The codebook of a registered compact spec; None for every other encoding."""
+        """The codebook of a registered compact spec; None for every other encoding; DamagedEntry if it is gone."""
         if not isinstance(spec.encoding, TransformEncoding):
             return None
         path = f"{spec.digest}/{CODEBOOK}"
-        entry = Entry(self.objects, path)
+        try:
+            entry = Entry(self.objects, path)
+        except MissingEntry as error:
+            raise DamagedEntry(
+                f"{self.location}: the codebook of spec {spec.digest[:12]} is gone, without which its features cannot be "
+                "read; `extractor run` with the same options writes it again"
+            ) from error
         names = {key.split("/")[0] for key in entry.checksums}
         arrays = {name: entry.array(name).read() for name in names}
         return codebook_of(arrays, [block.name for block in spec.blocks], f"{self.location}: {path}")
@@ -224,6 +231,10 @@ class FeatureStore:
     def has(self, spec: FeatureSpec, key: Key) -> bool:
         """Return whether a complete entry is stored. Does not count as a use."""
         return self.stored_bytes(spec, key) is not None
+
+    def has_each(self, spec: FeatureSpec, keys: Iterable[Key]) -> Iterator[bool]:
+        """Yield whether each of some entries is stored, in order; many are looked up at once."""
+        return in_parallel(lambda key: self.has(spec, key), keys)
 
     def entry(self, spec: FeatureSpec, key: Key) -> FeatureEntry:
         """A stored entry, opened for reading, which counts as a use.
@@ -322,8 +333,8 @@ class FeatureStore:
 
     def keys(self, spec: FeatureSpec) -> Iterator[Key]:
         """Keys of the complete entries of a spec, sorted by image and view."""
-        complete = in_parallel(lambda key: key if self.has(spec, key) else None, self.all_keys(spec))
-        return (key for key in complete if key is not None)
+        keys = list(self.all_keys(spec))
+        return compress(keys, self.has_each(spec, keys))
 
     def all_keys(self, spec: FeatureSpec) -> Iterator[Key]:
         """Keys of all entries of a spec, those included that are incomplete or being written, in the same order."""

@@ -14,7 +14,7 @@ import zarr
 from store import Collection, FeatureSpec, FeatureStore, FormatError, Key, MissingEntry, Sample, StoreError, to_xarray
 from store.claims import Claims
 from store.copying import copy_store
-from store.errors import StoreBusy
+from store.errors import DamagedEntry, StoreBusy
 from store.exporting import authors_levels, export_npy, export_zarr
 from store.features import entry_path
 from store.pruning import prune, remove_incomplete_masks, stored_entries, to_prune
@@ -197,6 +197,8 @@ def test_a_codebook_that_is_gone_is_told_and_all_else_is_copied(spec: FeatureSpe
     store = FeatureStore("memory://")
     compact = fill(store, spec, "compact")
     store.objects.remove(f"{compact.digest}/codebook/zarr.json")
+    with pytest.raises(DamagedEntry, match=r"the codebook of spec .* is gone"):
+        store.entry(compact, KEYS[0])
     other = fill(store, spec)
     target = FeatureStore(tmp_path / "copy")
     report = copy_store(store, target, [compact, other])
