@@ -156,8 +156,8 @@ class FeatureStore:
             entry = Entry(self.objects, path)
         except MissingEntry as error:
             raise DamagedEntry(
-                f"{self.location}: the codebook of spec {spec.digest[:12]} is gone, without which its features cannot be "
-                "read; `extractor run` with the same options writes it again"
+                f"{self.location}: the codebook of spec {spec.digest[:12]} is gone, without which its features cannot "
+                "be read; `extractor run` with the same options writes it again"
             ) from error
         names = {key.split("/")[0] for key in entry.checksums}
         arrays = {name: entry.array(name).read() for name in names}
