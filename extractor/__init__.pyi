@@ -25,6 +25,7 @@ from .extraction import Extractor
 from .guided_diffusion import UnrecordedOptions, import_checkpoint, read_checkpoint
 from .images import decode_image, image_id
 from .inversion import anchor, diffuse, invert, reconstruct
+from .photographs import PreparedPhotographs, prepare_photographs
 from .presets import Preset, fast, paper, small
 from .pretraining import Pretraining
 from .pretraining_settings import PretrainingSettings
@@ -50,6 +51,7 @@ __all__ = [
     "NoFieldOfView",
     "NoiseSchedule",
     "NonFiniteActivation",
+    "PreparedPhotographs",
     "Preset",
     "Pretraining",
     "PretrainingError",
@@ -73,6 +75,7 @@ __all__ = [
     "noise_schedule",
     "open_backbone",
     "paper",
+    "prepare_photographs",
     "read_checkpoint",
     "reconstruct",
     "save_backbone",

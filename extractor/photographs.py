@@ -44,45 +44,16 @@ def find_images(folders: Sequence[Path], without: Path | None = None) -> list[Pa
 
 
 class PreparedPhotographs:
-    """Photographs at resolution R as uint8 (R, R, 3) files.
+    """Photographs at resolution R, as ``prepare_photographs`` made them.
 
     Args:
-        paths: image files; those that cannot be used are left out and listed in ``rejected``.
-        folder: where prepared files are kept, by image id, resolution and preprocessing; existing ones are used again.
+        files: a NumPy file of each, uint8 (R, R, 3).
         resolution: R.
-        how: how the photographs are preprocessed.
-        report: called with the number of photographs done.
+        rejected: one line for each photograph that could not be used.
     """
 
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        folder: Path,
-        resolution: int,
-        how: Preprocessing,
-        report: Callable[[int], None] | None = None,
-    ) -> None:
-        self.resolution = resolution
-        self.rejected: list[str] = []
-        self._files: list[Path] = []
-        folder.mkdir(parents=True, exist_ok=True)
-
-        def prepare(path: Path) -> Path | ImageError:
-            try:
-                return _prepare(path, folder, resolution, how)
-            except ImageError as error:
-                return error
-
-        with ThreadPoolExecutor() as pool:
-            for done, outcome in enumerate(pool.map(prepare, paths), 1):
-                if isinstance(outcome, ImageError):
-                    self.rejected.append(str(outcome))
-                else:
-                    self._files.append(outcome)
-                if report is not None:
-                    report(done)
-        if not self._files:
-            raise PretrainingError(f"none of {len(paths)} images can be used; the first: {self.rejected[:1]}")
+    def __init__(self, files: Sequence[Path], resolution: int, rejected: Sequence[str] = ()) -> None:
+        self._files, self.resolution, self.rejected = files, resolution, rejected
 
     def __len__(self) -> int:
         return len(self._files)
@@ -100,6 +71,47 @@ class PreparedPhotographs:
     def network_input(self, index: int) -> torch.Tensor:
         """One photograph as input of the network: float32 (1, 3, R, R) in [-1, 1]."""
         return to_network_range(np.asarray(self[index]))
+
+
+def prepare_photographs(
+    paths: Sequence[Path],
+    folder: Path,
+    resolution: int,
+    how: Preprocessing,
+    report: Callable[[int], None] | None = None,
+) -> PreparedPhotographs:
+    """Crop, resize and preprocess photographs once for all epochs.
+
+    Args:
+        paths: image files; those that cannot be used are left out.
+        folder: where prepared files are kept, by image id, resolution and preprocessing; existing ones are used again.
+        resolution: R.
+        how: how the photographs are preprocessed.
+        report: called with the number of photographs done.
+
+    Raises:
+        PretrainingError: none can be used.
+    """
+    rejected, files = list[str](), list[Path]()
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def prepare(path: Path) -> Path | ImageError:
+        try:
+            return _prepare(path, folder, resolution, how)
+        except ImageError as error:
+            return error
+
+    with ThreadPoolExecutor() as pool:
+        for done, outcome in enumerate(pool.map(prepare, paths), 1):
+            if isinstance(outcome, ImageError):
+                rejected.append(str(outcome))
+            else:
+                files.append(outcome)
+            if report is not None:
+                report(done)
+    if not files:
+        raise PretrainingError(f"none of {len(paths)} images can be used; the first: {rejected[:1]}")
+    return PreparedPhotographs(files, resolution, rejected)
 
 
 def _prepare(path: Path, folder: Path, resolution: int, how: Preprocessing) -> Path:

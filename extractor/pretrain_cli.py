@@ -92,7 +92,7 @@ def pretrain(
 
     Under `accelerate launch -m extractor.cli pretrain ...` several devices train it together.
     """
-    from extractor.photographs import PreparedPhotographs, find_images
+    from extractor.photographs import find_images, prepare_photographs
     from extractor.pretraining import Pretraining
     from extractor.pretraining_folder import PICTURES_FOLDER
     from extractor.pretraining_settings import PretrainingSettings
@@ -120,7 +120,7 @@ def pretrain(
         settings = PretrainingSettings.model_validate(chosen | given)
     paths = find_images(images, without=out / PICTURES_FOLDER)
     with console.progress("preparing photographs", len(paths)) as advance:
-        photographs = PreparedPhotographs(
+        photographs = prepare_photographs(
             paths, out / "prepared", resolution, settings.preprocessing, lambda _: advance()
         )
     for reason in photographs.rejected:

@@ -34,7 +34,7 @@ from extractor.architectures import plain_unet, small_unet
 from extractor.backbone import Backbone
 from extractor.backbones import stored_backbone
 from extractor.errors import ExtractorError
-from extractor.photographs import PreparedPhotographs, find_images
+from extractor.photographs import find_images, prepare_photographs
 from extractor.pretraining import Pretraining
 from extractor.pretraining_settings import PretrainingSettings
 from extractor.unet import build_unet
@@ -205,7 +205,7 @@ class Comparison:
 
     def _train(self, variant: Variant, settings: PretrainingSettings, folder: Path) -> float | None:
         """Train a variant or resume its training; return processor seconds if it was trained in one go, else None."""
-        photographs = PreparedPhotographs(
+        photographs = prepare_photographs(
             self.unlabelled[0], self.work / "prepared", settings.resolution, settings.preprocessing
         )
         training = Pretraining(settings, photographs, folder, variant.start)

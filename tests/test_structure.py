@@ -57,10 +57,11 @@ PROMISED = {
     "extractor": """
         Assessment Backbone BackboneError CheckpointError ClusterError DataSet DatasetError DeviceFull Diffusion
         Execution Extractor ExtractorError ImageError ImageTooLarge NoFieldOfView NoiseSchedule NonFiniteActivation
-        Preset Pretraining PretrainingError PretrainingSettings Request RunReport ScheduleError Selection
-        UnrecordedOptions
+        PreparedPhotographs Preset Pretraining PretrainingError PretrainingSettings Request RunReport ScheduleError
+        Selection UnrecordedOptions
         anchor assess decode_image diffuse extract_recorded fast image_id import_checkpoint invert load_backbone
-        load_dataset noise_schedule open_backbone paper read_checkpoint reconstruct save_backbone small
+        load_dataset noise_schedule open_backbone paper prepare_photographs read_checkpoint reconstruct save_backbone
+        small
     """,
     "interpreter": """
         Card CheckpointError ConfigurationError DataError Domain DomainScore ExtractionFailed ImageScores Interpreter

@@ -21,7 +21,7 @@ from extractor.backbone import Backbone
 from extractor.backbone_folder import WEIGHTS_FILE, load_backbone
 from extractor.diffusion import Diffusion
 from extractor.errors import PretrainingError
-from extractor.photographs import CropDataset, PreparedPhotographs, find_images
+from extractor.photographs import CropDataset, PreparedPhotographs, find_images, prepare_photographs
 from extractor.photometric import photometric_change
 from extractor.pretrain_cli import pretrain
 from extractor.pretraining import Pretraining, _by_level, noisy_pair
@@ -39,7 +39,7 @@ SETTINGS = PretrainingSettings(
 
 @pytest.fixture
 def photographs(dataset_folder: Path, tmp_path: Path) -> PreparedPhotographs:
-    return PreparedPhotographs(
+    return prepare_photographs(
         find_images([dataset_folder / "images"]), tmp_path / "prepared", 32, Preprocessing(clahe=None)
     )
 
@@ -299,7 +299,7 @@ def test_a_finished_run_is_finished(photographs: PreparedPhotographs, tmp_path: 
 
 def test_photographs_prepared_otherwise_are_prepared_again(dataset_folder: Path, tmp_path: Path) -> None:
     paths = find_images([dataset_folder / "images"])
-    plain, equalised = (PreparedPhotographs(paths, tmp_path, 32, Preprocessing(clahe=c)) for c in (None, Clahe()))
+    plain, equalised = (prepare_photographs(paths, tmp_path, 32, Preprocessing(clahe=c)) for c in (None, Clahe()))
     assert not np.array_equal(plain[0], equalised[0])
 
 
@@ -340,11 +340,11 @@ def test_some_crops_are_shown_without_colour(photographs: PreparedPhotographs) -
 def test_unusable_photographs_are_listed(dataset_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"rubbish")
     good = find_images([dataset_folder / "images"])
-    prepared = PreparedPhotographs([*good, tmp_path / "broken.png"], tmp_path / "p", 32, Preprocessing())
+    prepared = prepare_photographs([*good, tmp_path / "broken.png"], tmp_path / "p", 32, Preprocessing())
     assert len(prepared) == 6
     assert "broken.png" in prepared.rejected[0]
     with pytest.raises(PretrainingError, match="none of 1 images can be used"):
-        PreparedPhotographs([tmp_path / "broken.png"], tmp_path / "q", 32, Preprocessing())
+        prepare_photographs([tmp_path / "broken.png"], tmp_path / "q", 32, Preprocessing())
     with pytest.raises(PretrainingError, match="no image files here"):
         find_images([tmp_path / "q"])
 
@@ -365,7 +365,7 @@ def test_a_run_goes_on_with_the_photographs_it_began_with(
 ) -> None:
     Pretraining(SETTINGS, photographs, tmp_path / "run")
     Pretraining(SETTINGS, photographs, tmp_path / "run")
-    fewer = PreparedPhotographs(
+    fewer = prepare_photographs(
         find_images([dataset_folder / "images"])[1:], tmp_path / "prepared", 32, Preprocessing(clahe=None)
     )
     with pytest.raises(PretrainingError, match="begun with 6 photographs, but not with these 5"):
