@@ -21,11 +21,8 @@ class OpenedPhotograph:
     Pixels at native size are not kept. A part that failed is tried again when it is asked for again.
     """
 
-    def __init__(
-        self, photograph: Photograph, store: FeatureStore, extractor: ViewMaker, writing_masks: threading.Lock
-    ) -> None:
+    def __init__(self, photograph: Photograph, store: FeatureStore, extractor: ViewMaker) -> None:
         self._photograph, self._store, self._extractor = photograph, store, extractor
-        self._writing_masks = writing_masks
         self._lock = threading.RLock()
         self._data: bytes | None = None
         self._image_id: str | None = None
@@ -72,18 +69,13 @@ class OpenedPhotograph:
         with self._lock:
             if self._sample is None:
                 photograph, size = self._photograph, (geometry.height, geometry.width)
-
-                def stored(target: str) -> str:
-                    mask = photograph.read_mask(target, size)
-                    with self._writing_masks:  # equal masks of two photographs are one object
-                        return self._store.collections.write_mask(mask)
-
+                write = self._store.collections.write_mask
                 self._sample = Sample(
                     image_id=self.image_id,
                     name=photograph.name,
                     split=photograph.split,
                     group=photograph.group,
-                    masks={target: stored(target) for target in photograph.masks},
+                    masks={target: write(photograph.read_mask(target, size)) for target in photograph.masks},
                     indexed=tuple(t for t, path in photograph.masks.items() if is_indexed(path)),
                 )
             return self._sample
@@ -95,14 +87,14 @@ class PhotographCache:
     def __init__(self, store: FeatureStore, extractor: ViewMaker, max_size: int) -> None:
         self._store, self._extractor, self._max_size = store, extractor, max_size
         self._opened: OrderedDict[str, OpenedPhotograph] = OrderedDict()
-        self._lock, self._writing_masks = threading.Lock(), threading.Lock()
+        self._lock = threading.Lock()
 
     def get(self, photograph: Photograph) -> OpenedPhotograph:
         """Return a photograph of the run's data set, opened; photographs are told apart by name."""
         with self._lock:
             opened = self._opened.pop(photograph.name, None)
             if opened is None:
-                opened = OpenedPhotograph(photograph, self._store, self._extractor, self._writing_masks)
+                opened = OpenedPhotograph(photograph, self._store, self._extractor)
             self._opened[photograph.name] = opened
             while len(self._opened) > self._max_size:
                 self._opened.popitem(last=False)

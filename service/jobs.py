@@ -25,7 +25,7 @@ from service.job_record import FINISHED, JobItem, JobRecord
 from service.options import Options
 from service.room import Room
 from store.claims import Claims
-from store.errors import DamagedEntry, MissingEntry, StoreError, StoreFull
+from store.errors import MissingEntry, StoreError, StoreFull
 from store.objects import Objects
 from store.parallel import in_parallel
 from store.validation import first_problem
@@ -194,9 +194,6 @@ class Jobs:
         try:
             record = JobRecord.model_validate_json(self._objects.get(f"{job_id}/job.json"))
         except MissingEntry:
-            return None
-        except DamagedEntry:
-            logger.warning("a job's record cannot be read", job=job_id, problem="the disk cannot read it")
             return None
         except ValidationError as error:
             logger.warning("a job's record cannot be read", job=job_id, problem=first_problem(error))

@@ -151,8 +151,6 @@ class GuardedStore:
                 self._room.lacked(spec.entry_bytes())
             logger.warning("features could not be stored", problem=str(error.__cause__ or error))
             return Written(0, "features could not be stored; the next request has to extract them again")
-        if written:
-            self._room.found(spec.entry_bytes(), self.store().objects)
         gone = self._kept.added(spec, key, written)
         self._kept.put_back([one for one in gone if not self.discard(one.spec, one.key)])  # the next write tries again
         return Written(written)
@@ -211,7 +209,9 @@ class GuardedStore:
             return 0
         try:
             store.remove_incomplete(spec, key)
-            return store.write(spec, key, features)
+            written = store.write(spec, key, features)
+            self._room.found(spec.entry_bytes(), store.objects)
+            return written
         finally:
             claims.release(path)
 

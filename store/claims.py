@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from store.errors import DamagedEntry, MissingEntry, StoreBusy, StoreError
+from store.errors import MissingEntry, StoreBusy, StoreError
 from store.objects import Objects
 
 CLAIMS = "claims"
@@ -182,8 +182,6 @@ class Claims:
             data = self._objects.get(key)
         except MissingEntry:
             return None
-        except DamagedEntry:
-            data = b""
         identity = hashlib.sha256(key.encode() + data).hexdigest()[:32]
         holder: dict[str, Any] = {"token": identity, "machine": "", "process": 0, "renewed": math.inf}
         with suppress(ValueError, KeyError, TypeError):

@@ -157,22 +157,31 @@ def prune(
     _note_missing_specs(store)
     entries = pruning.stored_entries(store, _specs(store, spec))
     chosen = pruning.to_prune(entries, max_bytes=limit, older_than=age)
+    masks = [] if spec is not None else pruning.incomplete_masks(store)  # masks belong to no spec
     removed = chosen
     if not dry_run:
         with console.progress("pruning", len(chosen), as_json=as_json) as advance:
             removed = pruning.prune(store, chosen, lambda: advance(1))
-        if masks := pruning.remove_incomplete_masks(store):
-            console.note(f"removed {masks} incomplete masks")
+        masks = pruning.remove_masks(store, masks)
     freed, total = sum(entry.bytes for entry in removed), sum(entry.bytes for entry in entries)
     if as_json:
         gone = [
             {"spec": e.spec.digest, "image_id": e.key.image_id, "view": e.key.view, "bytes": e.bytes} for e in removed
         ]
-        console.print_json({"dry_run": dry_run, "removed": gone, "bytes_removed": freed, "bytes_left": total - freed})
+        console.print_json(
+            {
+                "dry_run": dry_run,
+                "removed": gone,
+                "bytes_removed": freed,
+                "bytes_left": total - freed,
+                "removed_masks": masks,
+            }
+        )
         return
     did = "would remove" if dry_run else "removed"
     left = f"{len(entries) - len(removed)} entries of {console.human_bytes(total - freed)} left"
-    console.print_line(f"{did} {len(removed)} entries of {console.human_bytes(freed)}; {left}")
+    also = f" and {len(masks)} incomplete masks" if masks else ""
+    console.print_line(f"{did} {len(removed)} entries of {console.human_bytes(freed)}{also}; {left}")
     if limit is not None and total - freed > limit:
         console.say(
             f"{path} still holds more than {max_bytes}: the remaining entries were used in the last ten minutes"

@@ -11,13 +11,14 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Self
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from store.arrays import ArrayToWrite
-from store.claims import Claims
+from store.claims import LEASE, Claims
 from store.entries import Entry, find_entry, read_sealed, write_entry, write_sealed
 from store.errors import DamagedEntry, MissingEntry
 from store.objects import Objects
@@ -39,6 +40,11 @@ def is_name(name: str) -> bool:
     """
     plain = bool(name) and not name.startswith(".") and all(c.isalnum() or c in "_-." for c in name)
     return plain and len(name.encode()) <= LONGEST_NAME
+
+
+def is_digest(name: str) -> bool:
+    """Return whether a name has the form of a mask's digest."""
+    return re.fullmatch("[0-9a-f]{64}", name) is not None
 
 
 class Sample(BaseModel):
@@ -107,9 +113,12 @@ class Collections:
                 "`extractor run --dataset ...` adds one"
             ) from error
         try:
-            return Collection.model_validate(attributes["collection"])
+            collection = Collection.model_validate(attributes["collection"])
         except (KeyError, ValidationError) as error:
             raise DamagedEntry(f"{self.objects.location}: the data set {name} is damaged ({error})") from error
+        if normalize("NFC", collection.name) != normalize("NFC", name):  # file systems may normalise names otherwise
+            raise DamagedEntry(f"{self.objects.location}: the data set {name} is damaged (its name is another)")
+        return collection
 
     def names(self) -> list[str]:
         """Names of all collections, sorted."""
@@ -144,14 +153,15 @@ class Collections:
         digest = hashlib.sha256(f"{mask.shape}".encode() + np.packbits(mask).tobytes()).hexdigest()
         path = f"{LABELS}/{digest}"
         if find_entry(self.objects, path) is None:
-            with Claims(self.objects).acquired(path):  # writing it again would remove another's marker for a moment
+            # Writing it again would remove another's marker for a moment.
+            with Claims(self.objects).acquired(path, 2 * LEASE):
                 if find_entry(self.objects, path) is None:
                     write_entry(self.objects, path, {"mask": ArrayToWrite(mask, ("y", "x"))}, {})
         return digest
 
     def masks(self) -> list[str]:
         """Digests of all masks, complete or not, sorted; other files are ignored."""
-        return [name for name in self.objects.names(LABELS) if re.fullmatch("[0-9a-f]{64}", name)]
+        return [name for name in self.objects.names(LABELS) if is_digest(name)]
 
     def mask(self, digest: str) -> NDArray[np.bool_]:
         """A native mask, bool (H, W)."""

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from store.claims import Claims
-from store.collection import LABELS, Collection
+from store.collection import LABELS, Collection, is_digest
 from store.entries import Entry, find_entry
-from store.errors import DamagedEntry, MissingEntry
+from store.errors import DamagedEntry, MissingEntry, StoreFull, StoreUnavailable
 from store.feature_store import FeatureStore
 from store.features import entry_path
 from store.objects import Objects
@@ -73,20 +73,11 @@ def copy_store(
                 continue
             destination.register(spec, source.backbone_of(spec), codebook)
             paths = [entry_path(spec, key) for key in source.all_keys(spec)]
-            for part in in_parallel(lambda path: _copy_claimed(source, destination, path, claims), paths):
+            for part in in_parallel(lambda path: _copy_used(source, destination, path, claims), paths):
                 report.add(part)
                 if advance is not None:
                     advance()
-    collections = list[Collection]()
-    for name in source.collections.names():
-        try:
-            collections.append(source.collections.read(name))
-        except (DamagedEntry, MissingEntry) as error:
-            report.problems.append(str(error))
-    named = {mask for one in collections for sample in one.samples for mask in sample.masks.values()}
-    labels = [f"{LABELS}/{label}" for label in sorted(named | set(source.collections.masks()))]
-    for part in in_parallel(lambda path: _copy_entry(source.objects, destination.objects, path), labels):
-        report.problems += part.problems
+        collections = _copy_masks(source, destination, claims, report)
     for collection in collections:
         try:
             _copy_collection(collection, destination)
@@ -101,6 +92,33 @@ def copy_store(
     return report
 
 
+def _copy_masks(
+    source: FeatureStore, destination: FeatureStore, claims: Claims, report: CopyReport
+) -> list[Collection]:
+    """Copy all masks, and return the data sets, which name them; their problems are added to the report."""
+    collections = list[Collection]()
+    for name in source.collections.names():
+        try:
+            collections.append(source.collections.read(name))
+        except (DamagedEntry, MissingEntry) as error:
+            report.problems.append(str(error))
+    named = {mask for one in collections for sample in one.samples for mask in sample.masks.values()}
+    digests = {mask for mask in named if is_digest(mask)} | set(source.collections.masks())
+    report.problems += [f"{LABELS}/{mask!r}: named by a data set, and no mask's" for mask in named - digests]
+    paths = [f"{LABELS}/{digest}" for digest in sorted(digests)]
+    for part in in_parallel(lambda path: _copy_claimed(source, destination, path, claims), paths):
+        report.problems += part.problems
+    return collections
+
+
+def _copy_used(source: FeatureStore, destination: FeatureStore, path: str, claims: Claims) -> CopyReport:
+    """Copy an entry of features, which counts as a use of it."""
+    if find_entry(destination.objects, path) is None:
+        source.uses.stamp(path)
+        destination.uses.stamp(path)
+    return _copy_claimed(source, destination, path, claims)
+
+
 def _copy_claimed(source: FeatureStore, destination: FeatureStore, path: str, claims: Claims) -> CopyReport:
     """Copy an entry under its claim, so that no extraction and no `prune` touches it at the same time."""
     if find_entry(destination.objects, path) is not None:  # a resumed copy takes no claims of what it has copied
@@ -109,8 +127,6 @@ def _copy_claimed(source: FeatureStore, destination: FeatureStore, path: str, cl
         problem = f"{path}: another process is making it at the destination; copy again when it is done"
         return CopyReport(problems=[problem])
     try:
-        source.uses.stamp(path)
-        destination.uses.stamp(path)
         return _copy_entry(source.objects, destination.objects, path)
     finally:
         claims.release(path)
@@ -130,6 +146,15 @@ def _copy_entry(source: Objects, destination: Objects, path: str) -> CopyReport:
     """Copy all objects of an entry, then its marker."""
     if find_entry(destination, path) is not None:
         return CopyReport(present=1)
+    try:
+        return _copy_objects(source, destination, path)
+    except (StoreUnavailable, StoreFull):
+        raise
+    except OSError as error:  # of one file: a bad sector, permissions
+        return CopyReport(problems=[f"{path}: cannot be copied ({error.strerror or error})"])
+
+
+def _copy_objects(source: Objects, destination: Objects, path: str) -> CopyReport:
     marker, report = f"{path}/zarr.json", CopyReport()
     try:
         entry, data_of_marker = Entry(source, path), source.get(marker)
@@ -143,8 +168,6 @@ def _copy_entry(source: Objects, destination: Objects, path: str) -> CopyReport:
             data = source.get(f"{path}/{key}")
         except MissingEntry:
             return CopyReport(problems=[f"{path}/{key}: gone"])
-        except DamagedEntry as error:
-            return CopyReport(problems=[str(error)])
         if hashlib.sha256(data).hexdigest() != expected["sha256"]:
             return CopyReport(problems=[f"{path}/{key}: the bytes differ from those that were written"])
         destination.put(f"{path}/{key}", data)

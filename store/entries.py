@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from store.arrays import ArrayToWrite, StoredArray, packed
-from store.errors import DamagedEntry, FormatError, MissingEntry, StoreFull
+from store.errors import DamagedEntry, FormatError, MissingEntry, StoreFull, StoreUnavailable
 from store.objects import Objects
 
 FORMAT_VERSION = 2
@@ -33,11 +33,10 @@ def write_entry(objects: Objects, path: str, arrays: Mapping[str, ArrayToWrite],
     """
     objects_of = {name: packed(array) for name, array in arrays.items()}
     marker_key = f"{path}/zarr.json"
-    size_of_all = sum(len(one) for parts in objects_of.values() for data in parts.values() for one in data)
     # Without its marker the entry does not exist while its objects are replaced. The marker is only removed if there is
     # one: a removal that object storage carries out late, after its client has given up, would take the new marker.
     if objects.exists(marker_key):
-        _require_room_to_replace(objects, path, size_of_all)
+        _require_room_to_replace(objects, path, objects_of)
         objects.remove(marker_key)
     checksums: dict[str, dict[str, int | str]] = {}
     written = 0
@@ -91,14 +90,21 @@ def read_sealed(objects: Objects, path: str) -> dict[str, Any]:
     return attributes
 
 
-def _require_room_to_replace(objects: Objects, path: str, size: int) -> None:
-    """Raise StoreFull if there is no room for the objects of an entry before those that they replace are gone."""
-    free = objects.free_bytes()
-    if free is not None and free < size:
-        raise StoreFull(
-            f"{objects.location}: no room left for the {size} bytes that replace {path}, which stays as it was; free "
-            "some space and run the same command again"
-        )
+def _require_room_to_replace(objects: Objects, path: str, objects_of: Mapping[str, Mapping[str, list[bytes]]]) -> None:
+    """Raise StoreFull if the disk would fill up while the objects of an entry are replaced one by one."""
+    free, former = objects.free_bytes(), find_entry(objects, path)
+    if free is None:
+        return
+    for name, parts in sorted(objects_of.items()):
+        for below, data in parts.items():
+            size = sum(map(len, data))
+            if free < size:
+                raise StoreFull(
+                    f"{objects.location}: no room left for what is to replace {path}, which stays as it was; free some "
+                    "space and run the same command again"
+                )
+            replaced = former.checksums.get(f"{name}/{below}") if former is not None else None
+            free += (0 if replaced is None else int(replaced["bytes"])) - size
 
 
 class Entry:
@@ -157,9 +163,6 @@ class Entry:
             except MissingEntry:
                 problems.append(f"{self.path}/{key}: gone")
                 continue
-            except DamagedEntry as error:
-                problems.append(str(error))
-                continue
             if len(data) != expected["bytes"]:
                 problems.append(f"{self.path}/{key}: {len(data)} bytes, {expected['bytes']} were written")
             elif hashlib.sha256(data).hexdigest() != expected["sha256"]:
@@ -176,13 +179,21 @@ def find_entry(objects: Objects, path: str) -> Entry | None:
 
 
 def verify_entry(objects: Objects, path: str) -> list[str]:
-    """Read an entry completely and check it; returns one line for each problem."""
+    """Read an entry completely and check it; returns one line for each problem, files that cannot be read among them.
+
+    Raises:
+        StoreUnavailable: the object storage does not answer.
+    """
     try:
         return Entry(objects, path).verify()
     except MissingEntry:
         return [f"{path}: incomplete, never finished"]
     except (DamagedEntry, FormatError) as error:
         return [str(error)]
+    except StoreUnavailable:
+        raise
+    except OSError as error:  # of one file: a bad sector, permissions
+        return [f"{path}: cannot be read ({error.strerror or error})"]
 
 
 def require_format(marker: Any, where: str) -> None:
@@ -202,8 +213,11 @@ def require_format(marker: Any, where: str) -> None:
 def _are_checksums(found: Any) -> bool:
     """Return whether a value has the form of a marker's checksums: {key: {"bytes": int, "sha256": str}}."""
     return isinstance(found, dict) and all(
-        isinstance(one, dict) and isinstance(one.get("bytes"), int) and isinstance(one.get("sha256"), str)
-        for one in found.values()
+        isinstance(one, dict)
+        and isinstance(one.get("bytes"), int)
+        and isinstance(one.get("sha256"), str)
+        and not {"", ".."} & set(key.split("/"))  # it is a path in the store to which the entry is copied
+        for key, one in found.items()
     )
 
 

@@ -118,6 +118,7 @@ class FeatureStore:
 
         Raises:
             SpecError: the codebook of a compact encoding has to be written, and ``codebook`` is not that codebook.
+            StoreBusy: another process is writing the codebook, or has died over it lately.
         """
         known = self.is_registered(spec)
         if isinstance(spec.encoding, TransformEncoding) and (
@@ -135,7 +136,7 @@ class FeatureStore:
     def _write_codebook(self, spec: FeatureSpec, codebook: Codebook) -> None:
         """Write a codebook, unless another process has just done so."""
         path = f"{spec.digest}/{CODEBOOK}"
-        with Claims(self.objects).acquired(path):
+        with Claims(self.objects).acquired(path, 5.0):
             if verify_entry(self.objects, path):
                 arrays = {name: ArrayToWrite(a, tuple("ck"[: a.ndim])) for name, a in codebook.arrays().items()}
                 write_entry(self.objects, path, arrays, {})

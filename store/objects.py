@@ -22,14 +22,12 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore
 
-from store.errors import DamagedEntry, FormatError, MissingEntry, StoreFull, StoreUnavailable
+from store.errors import FormatError, MissingEntry, StoreFull, StoreUnavailable
 from store.files import is_disk_full
 
 T = TypeVar("T")
 HEALTH = "health"
 """Prefix of the small objects that are written to find out whether the store is writable."""
-_UNREADABLE = (errno.EIO, errno.EACCES, errno.ELOOP)
-"""What reading one file of a folder may fail with while all others are fine."""
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -47,7 +45,7 @@ class Objects(ABC):
 
     @abstractmethod
     def get(self, key: str) -> bytes:
-        """All bytes of one object; MissingEntry if there is none, DamagedEntry if the disk cannot read it."""
+        """All bytes of one object; MissingEntry if there is none."""
 
     @abstractmethod
     def get_range(self, key: str, start: int, length: int) -> NDArray[np.uint8]:
@@ -223,10 +221,6 @@ class FolderObjects(Objects):
             yield
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise MissingEntry(f"{self.location}: no object {key}") from error
-        except OSError as error:
-            if error.errno not in _UNREADABLE:
-                raise
-            raise DamagedEntry(f"{self.location}: {key} cannot be read ({error.strerror})") from error
 
     @contextmanager
     def _written(self, key: str, parts: Iterable[bytes]) -> Iterator[Path]:

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 from store.claims import Claims
 from store.collection import LABELS
-from store.entries import find_entry
 from store.errors import MissingEntry
 from store.feature_store import FeatureStore
 from store.features import Key, entry_path
@@ -94,14 +93,22 @@ def prune(
     return removed
 
 
-def remove_incomplete_masks(store: FeatureStore) -> int:
-    """Remove masks that a killed run has left incomplete; return how many there were."""
-    claims, removed = Claims(store.objects), 0
-    for path in (f"{LABELS}/{digest}" for digest in store.collections.masks()):
-        if find_entry(store.objects, path) is None and claims.acquire(path):
-            if find_entry(store.objects, path) is None:
+def incomplete_masks(store: FeatureStore) -> list[str]:
+    """Digests of masks without a marker: being written, or left by a killed run."""
+    digests = store.collections.masks()
+    whole = in_parallel(lambda digest: store.objects.exists(f"{LABELS}/{digest}/zarr.json"), digests)
+    return [digest for digest, is_whole in zip(digests, whole, strict=True) if not is_whole]
+
+
+def remove_masks(store: FeatureStore, digests: Iterable[str]) -> list[str]:
+    """Remove incomplete masks, except those that are being written or whole by now; return the removed ones."""
+    claims, removed = Claims(store.objects), list[str]()
+    for digest in digests:
+        path = f"{LABELS}/{digest}"
+        if claims.acquire(path):
+            if not store.objects.exists(f"{path}/zarr.json"):
                 store.objects.delete(path)
-                removed += 1
+                removed.append(digest)
             claims.release(path)
     return removed
 

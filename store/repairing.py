@@ -159,13 +159,17 @@ def repair(store: FeatureStore, damaged: Sequence[CheckResult]) -> Repair:
     records, made, orphans = runs_to_repeat(store, damaged)
     if store.digests_without_spec():
         records = store.records.all()
-    commands = [command_of(record, str(store.location)) for record in records]
+    of_specs = {one.spec.digest for one in made if one.spec is not None} | set(store.digests_without_spec())
+    commands = [command_of(one, str(store.location), same_spec=one.spec in of_specs) for one in records]
     with markers_removed(store, made):
         return Repair(orphans, _run_again(commands))
 
 
-def command_of(record: RunRecord, location: str) -> ExtractionCommand:
-    """The command that repeats a run, if its options still lead to the same spec.
+def command_of(record: RunRecord, location: str, *, same_spec: bool = True) -> ExtractionCommand:
+    """The command that repeats a run.
+
+    Args:
+        same_spec: the command fails if the options lead to another spec now; masks and data sets belong to none.
 
     Raises:
         StoreError: the record holds an option that runs do not record.
@@ -173,7 +177,8 @@ def command_of(record: RunRecord, location: str) -> ExtractionCommand:
     for name in record.options:
         if name not in REPEATABLE:
             raise StoreError(f"the run record {record.name} holds the option {name!r}; it was not written here")
-    return ExtractionCommand({"store": location, **record.options, "expect-spec": record.spec})
+    pinned = {"expect-spec": record.spec} if same_spec else {}
+    return ExtractionCommand({"store": location, **record.options, **pinned})
 
 
 def _run_again(commands: Iterable[ExtractionCommand]) -> list[str]:

@@ -11,7 +11,7 @@ import math
 import time
 from contextlib import suppress
 
-from store.errors import DamagedEntry, MissingEntry, StoreFull, StoreUnavailable
+from store.errors import MissingEntry, StoreFull, StoreUnavailable
 from store.objects import Objects
 
 USES = "used"
@@ -53,7 +53,7 @@ class Uses:
     def last(self, path: str) -> float:
         """Time of last use, seconds since 1970. An entry without a stamp counts as used now, and is stamped."""
         now, used = time.time(), math.inf
-        with suppress(MissingEntry, DamagedEntry, ValueError):
+        with suppress(MissingEntry, ValueError):
             used = float(self._objects.get(_key(path)))
         if used < now + GRACE:  # else a clock ran ahead, and it would stay for ever
             return used

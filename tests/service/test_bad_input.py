@@ -35,7 +35,6 @@ def api(shared_engine: Engine) -> Iterator[TestClient]:
     yield client
 
 
-@pytest.mark.filterwarnings("ignore")  # Pillow warns of odd files, which is what these are
 def test_every_tiff_that_the_commands_read_is_accepted(api: TestClient) -> None:
     photograph = Image.fromarray(draw_fundus(seed=5)[0])
     for big in (False, True):
@@ -44,6 +43,7 @@ def test_every_tiff_that_the_commands_read_is_accepted(api: TestClient) -> None:
         assert api.post("/v1/segment", files={"image": ("eye.tif", buffer.getvalue())}).status_code == 200
 
 
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of odd files, which is what these are
 def test_a_corpus_of_bad_files(api: TestClient) -> None:
     expected = post(api, png(), "image/png").content
     cases = list(corpus())

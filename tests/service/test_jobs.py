@@ -871,9 +871,16 @@ def test_a_record_that_takes_long_to_be_written_stops_no_download(tmp_path: Path
         put(key, data)
 
     jobs._objects.put = hanging  # type: ignore[method-assign]
+
+    def read() -> None:
+        with jobs.reading(record.id):
+            pass
+
     with ThreadPoolExecutor(2) as pool:
         saving = pool.submit(jobs.save, record)
         assert begun.wait(60)
-        with pool.submit(jobs.reading, record.id).result(60):
+        try:
+            pool.submit(read).result(20)
+        finally:
             released.set()
         saving.result(60)

@@ -71,6 +71,9 @@ def test_a_flipped_bit_is_noticed(store: FeatureStore) -> None:
     store.objects.put(key, written.replace(b'"p1"', b'"p0"'))
     with pytest.raises(DamagedEntry, match="differs from what was written"):
         store.collections.read("eyes")
+    store.objects.put(key.replace("eyes", "ears"), written)
+    with pytest.raises(DamagedEntry, match="its name is another"):
+        store.collections.read("ears")
     plain = json.loads(written)
     del plain["attributes"]["seal"]  # as earlier versions wrote it
     store.objects.put(key, json.dumps(plain).encode())

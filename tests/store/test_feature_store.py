@@ -29,6 +29,7 @@ from store import (
     StoreUnavailable,
 )
 from store.arrays import ArrayToWrite, Compressor, packed
+from store.copying import copy_store
 from store.entries import _seal
 from store.features import Key, entry_path
 from store.objects import open_objects
@@ -449,10 +450,14 @@ def test_an_entry_that_cannot_be_replaced_stays(
 ) -> None:
     store, _ = on_disk
     before = store.entry(spec, KEY).read("block_2")
-    monkeypatch.setattr(store.objects, "free_bytes", lambda: 1000)
+    features = some_features(spec, 5)
+    largest = max(maps.values.nbytes for maps in features.maps.values())
+    monkeypatch.setattr(store.objects, "free_bytes", lambda: largest // 4)
     with pytest.raises(StoreFull, match="which stays as it was"):
-        store.write(spec, KEY, some_features(spec, 5))
+        store.write(spec, KEY, features)
     np.testing.assert_array_equal(store.entry(spec, KEY).read("block_2"), before)
+    monkeypatch.setattr(store.objects, "free_bytes", lambda: largest + 5000)  # objects are replaced one by one
+    assert store.write(spec, KEY, features) > largest + 5000
 
 
 def test_all_of_an_image_is_deleted_whatever_lies_beside_it(
@@ -466,17 +471,19 @@ def test_all_of_an_image_is_deleted_whatever_lies_beside_it(
     assert not folder.parent.exists()
 
 
-def test_a_file_that_the_disk_cannot_read_is_damage(on_disk: tuple[FeatureStore, Path], spec: FeatureSpec) -> None:
+def test_a_file_that_the_disk_cannot_read_hides_no_other_damage(
+    on_disk: tuple[FeatureStore, Path], spec: FeatureSpec
+) -> None:
     store, folder = on_disk
     other = Key("b" * 64)
     store.write(spec, other, some_features(spec, 1))
     shard = next(path for path in (folder / "block_2" / "c").rglob("*") if path.is_file())
     shard.unlink()
     shard.symlink_to(shard.name)
-    with pytest.raises(DamagedEntry, match="cannot be read"):
-        store.entry(spec, KEY).read("block_2")
     assert ["cannot be read" in line for line in store.verify(spec, KEY)] == [True]
     assert store.verify(spec, other) == []
+    report = copy_store(store, FeatureStore("memory://"))
+    assert (report.copied, ["cannot be copied" in line for line in report.problems]) == (1, [True])
 
 
 def test_a_damaged_root_is_told_with_the_way_out(on_disk: tuple[FeatureStore, Path], spec: FeatureSpec) -> None:

@@ -17,7 +17,7 @@ from store.copying import copy_store
 from store.errors import DamagedEntry, StoreBusy
 from store.exporting import authors_levels, export_npy, export_zarr
 from store.features import entry_path
-from store.pruning import prune, remove_incomplete_masks, stored_entries, to_prune
+from store.pruning import incomplete_masks, prune, remove_masks, stored_entries, to_prune
 from store.records import RunRecord
 from store.repairing import check, command_of, markers_removed, missing_specs, runs_to_repeat
 from store.spec import Block
@@ -152,6 +152,10 @@ def test_a_copy_tells_all_that_it_leaves_out(spec: FeatureSpec, tmp_path: Path) 
     )
     (mask,) = store.collections.masks()
     store.objects.delete(f"labels/{mask}")
+    foreign = store.objects.get("datasets/eyes/zarr.json").replace(mask.encode(), b"../../../../out")
+    plain = json.loads(foreign)
+    del plain["attributes"]["seal"]
+    store.objects.put("datasets/eyes/zarr.json", json.dumps(plain).encode())
     lost = changed(spec, clip=not spec.clip)
     store.register(lost)
     store.write(lost, KEYS[0], some_features(lost))
@@ -160,7 +164,7 @@ def test_a_copy_tells_all_that_it_leaves_out(spec: FeatureSpec, tmp_path: Path) 
     report = copy_store(store, target)
     told = sorted(report.problems)
     assert len(told) == 4, told
-    for part in ("runs/damaged", "runs/renamed", f"labels/{mask}", lost.digest):
+    for part in ("runs/damaged", "runs/renamed", "labels/'../../../../out'", lost.digest):
         assert any(part.removeprefix("runs/") in line for line in told), part
     assert (report.copied, [record.name for record in target.records.all()]) == (len(KEYS), ["whole"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "store"]
@@ -181,7 +185,12 @@ def test_masks_that_were_never_finished_can_be_removed(store: FeatureStore, spec
     fill(store, spec)
     whole, half = *store.collections.masks(), "f" * 64
     store.objects.put(f"labels/{half}/mask/zarr.json", b"{}")
-    assert remove_incomplete_masks(store) == 1
+    assert incomplete_masks(store) == [half]
+    with Claims(store.objects) as claims:
+        assert claims.acquire(f"labels/{half}")  # being written
+        assert remove_masks(store, [half, whole]) == []
+    damage(store, f"labels/{whole}/zarr.json")  # which is no reason to remove it
+    assert remove_masks(store, [half, whole]) == [half]
     assert store.collections.masks() == [whole]
 
 
@@ -406,6 +415,7 @@ def test_only_options_of_a_run_are_run_again() -> None:
         "--clip",
         f"--expect-spec={'0' * 64}",
     ]
+    assert "--expect-spec" not in str(command_of(record, "s", same_spec=False))
     for name in ("store", "scheduler", "workers", "overwrite", "x; rm", "-c"):
         with pytest.raises(StoreError, match="it was not written here"):
             command_of(RunRecord(spec="0" * 64, dataset="eyes", options={name: "y"}), "s")
