@@ -7,7 +7,6 @@ Each mask is stored once, at native size, under the sha256 of its shape and pixe
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Self
@@ -19,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from store.arrays import ArrayToWrite
 from store.claims import LEASE, Claims
-from store.entries import Entry, find_entry, read_sealed, write_entry, write_sealed
+from store.entries import Entry, find_entry, is_sha256, read_sealed, write_entry, write_sealed
 from store.errors import DamagedEntry, MissingEntry
 from store.objects import Objects
 
@@ -40,11 +39,6 @@ def is_name(name: str) -> bool:
     """
     plain = bool(name) and not name.startswith(".") and all(c.isalnum() or c in "_-." for c in name)
     return plain and len(name.encode()) <= LONGEST_NAME
-
-
-def is_digest(name: str) -> bool:
-    """Return whether a name has the form of a mask's digest."""
-    return re.fullmatch("[0-9a-f]{64}", name) is not None
 
 
 class Sample(BaseModel):
@@ -161,7 +155,7 @@ class Collections:
 
     def masks(self) -> list[str]:
         """Digests of all masks, complete or not, sorted; other files are ignored."""
-        return [name for name in self.objects.names(LABELS) if is_digest(name)]
+        return [name for name in self.objects.names(LABELS) if is_sha256(name)]
 
     def mask(self, digest: str) -> NDArray[np.bool_]:
         """A native mask, bool (H, W)."""

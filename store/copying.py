@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from store.claims import Claims
-from store.collection import LABELS, Collection, is_digest
-from store.entries import Entry, find_entry
+from store.collection import LABELS, Collection
+from store.entries import Entry, find_entry, is_sha256
 from store.errors import DamagedEntry, MissingEntry, StoreFull, StoreUnavailable
 from store.feature_store import FeatureStore
 from store.features import entry_path
@@ -103,7 +103,7 @@ def _copy_masks(
         except (DamagedEntry, MissingEntry) as error:
             report.problems.append(str(error))
     named = {mask for one in collections for sample in one.samples for mask in sample.masks.values()}
-    digests = {mask for mask in named if is_digest(mask)} | set(source.collections.masks())
+    digests = {mask for mask in named if is_sha256(mask)} | set(source.collections.masks())
     report.problems += [f"{LABELS}/{mask!r}: named by a data set, and no mask's" for mask in named - digests]
     paths = [f"{LABELS}/{digest}" for digest in sorted(digests)]
     for part in in_parallel(lambda path: _copy_claimed(source, destination, path, claims), paths):

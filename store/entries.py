@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ FORMAT_VERSION = 2
 """Format 2 seals the attributes; format 1 did not, and can still be read."""
 MARKER = "diffdgss"
 SEAL = "seal"
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def write_entry(objects: Objects, path: str, arrays: Mapping[str, ArrayToWrite], attributes: Mapping[str, Any]) -> int:
@@ -168,6 +170,11 @@ class Entry:
             elif hashlib.sha256(data).hexdigest() != expected["sha256"]:
                 problems.append(f"{self.path}/{key}: the bytes differ from those that were written")
         return problems
+
+
+def is_sha256(name: str) -> bool:
+    """Return whether a name has the form of a sha256, as those of images, specs and masks have."""
+    return _SHA256.fullmatch(name) is not None
 
 
 def find_entry(objects: Objects, path: str) -> Entry | None:

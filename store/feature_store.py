@@ -33,6 +33,7 @@ from store.entries import (
     MARKER,
     Entry,
     find_entry,
+    is_sha256,
     read_group,
     require_format,
     verify_entry,
@@ -52,7 +53,6 @@ if TYPE_CHECKING:  # importing torch takes seconds, and inspecting a store does 
     from store.codecs import Codec
 
 CODEBOOK = "codebook"
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _PARTS = ("zarr.json", COLLECTIONS, LABELS, RUNS, CLAIMS, USES, HEALTH)
 """Names directly below a store, besides the folders of features."""
 _LEFT_BY_OTHERS = re.compile(r"[.@$].*|.*\.partial|lost\+found|System Volume Information|Thumbs\.db|desktop\.ini", re.I)
@@ -96,7 +96,7 @@ class FeatureStore:
         if "://" in self.location and not read_only:  # the first write reports a bucket that does not exist
             return
         names = self.objects.names("")
-        if any(_DIGEST.fullmatch(name) for name in names):  # a store of the first format, which had no root marker
+        if any(is_sha256(name) for name in names):  # a store of the first format, which had no root marker
             return
         if read_only:
             raise MissingEntry(f"{self.location}: no store here")
@@ -217,16 +217,16 @@ class FeatureStore:
     def digests_without_spec(self) -> list[str]:
         """Digests under which entries are stored although their spec is missing or damaged."""
         found = []
-        for digest in (name for name in self.objects.names("") if _DIGEST.fullmatch(name)):
+        for digest in (name for name in self.objects.names("") if is_sha256(name)):
             try:
                 self._read_spec(digest)
             except (MissingEntry, DamagedEntry):
-                if any(_DIGEST.fullmatch(name) for name in self.objects.names(digest)):
+                if any(is_sha256(name) for name in self.objects.names(digest)):
                     found.append(digest)
         return found
 
     def _digests(self) -> list[str]:
-        names = [name for name in self.objects.names("") if _DIGEST.fullmatch(name)]
+        names = [name for name in self.objects.names("") if is_sha256(name)]
         return [name for name in names if self.objects.exists(f"{name}/zarr.json")]
 
     def has(self, spec: FeatureSpec, key: Key) -> bool:
@@ -290,7 +290,7 @@ class FeatureStore:
             SpecError: blocks, shapes or types differ from the spec, or the key is none.
             StoreFull: there is no room left; what was written of the entry is removed.
         """
-        if not _DIGEST.fullmatch(key.image_id) or not is_view(key.view):
+        if not is_sha256(key.image_id) or not is_view(key.view):
             raise SpecError(f"expected the sha256 of an image, in hexadecimal digits, and a view, got {tuple(key)}")
         arrays = arrays_of(features, spec)
         if not self.objects.exists(f"{spec.digest}/zarr.json"):
@@ -339,7 +339,7 @@ class FeatureStore:
 
     def all_keys(self, spec: FeatureSpec) -> Iterator[Key]:
         """Keys of all entries of a spec, those included that are incomplete or being written, in the same order."""
-        images = [name for name in self.objects.names(spec.digest) if _DIGEST.fullmatch(name)]
+        images = [name for name in self.objects.names(spec.digest) if is_sha256(name)]
         listed = in_parallel(lambda image_id: self.objects.names(f"{spec.digest}/{image_id}"), images)
         for image_id, names in zip(images, listed, strict=True):
             for view in filter(is_view, names):  # file managers and network shares leave files of their own
