@@ -218,8 +218,10 @@ def _note_seen(store: FeatureStore, images: Sequence[LabelledImage], card: Card)
 def _table(scores: Scores, rules: Rules) -> Table:
     """A row for each metric in points of 100; a column for each class, and one for the mean of several."""
     columns = [(name, scores.class_figures(i), scores.class_interval(i)) for i, name in enumerate(scores.classes)]
+    by_voter = [scores.class_dice_by_voter(i) for i in range(len(scores.classes))]
     if len(columns) > 1:
         columns.append(("mean", scores.figures(), scores.interval()))
+        by_voter.append(scores.dice_by_voter())
     table = Table("points of 100", *(name for name, *_ in columns))
     counts = [scores.images_of(i) for i in range(len(scores.classes))]
     if min(counts) < len(scores.images):
@@ -227,8 +229,6 @@ def _table(scores: Scores, rules: Rules) -> Table:
     table.add_row("Dice", *(in_points(figures["dice"]) for _, figures, _ in columns))
     table.add_row("95 % interval", *(_interval(*bounds) for _, _, bounds in columns))
     where = "" if rules.size == "network" else ", at the network's size"
-    by_voter = [scores.class_dice_by_voter(i) for i in range(len(scores.classes))]
-    by_voter += [scores.dice_by_voter()] * (len(columns) - len(by_voter))
     for voter in by_voter[0]:
         alone = f"t = {voter}" if voter.isdecimal() else voter
         table.add_row(f"Dice of {alone} alone{where}", *(in_points(of_class[voter]) for of_class in by_voter))

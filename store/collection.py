@@ -84,6 +84,11 @@ class Collection(BaseModel):
         """Names of all targets that are labelled on at least one sample, sorted."""
         return tuple(sorted({target for sample in self.samples for target in sample.masks}))
 
+    @property
+    def masks(self) -> set[str]:
+        """Digests of the masks of all samples."""
+        return {digest for sample in self.samples for digest in sample.masks.values()}
+
 
 class Collections:
     """The collections and masks of one store."""

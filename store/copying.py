@@ -73,11 +73,12 @@ def copy_store(
                 continue
             destination.register(spec, source.backbone_of(spec), codebook)
             paths = [entry_path(spec, key) for key in source.all_keys(spec)]
-            for part in in_parallel(lambda path: _copy_used(source, destination, path, claims), paths):
+            for part in in_parallel(lambda path: _copy_claimed(source, destination, path, claims), paths):
                 report.add(part)
                 if advance is not None:
                     advance()
-        collections = _copy_masks(source, destination, claims, report)
+        collections = _readable_collections(source, report)
+        _copy_masks(source, destination, collections, claims, report)
     for collection in collections:
         try:
             _copy_collection(collection, destination)
@@ -92,42 +93,55 @@ def copy_store(
     return report
 
 
-def _copy_masks(
-    source: FeatureStore, destination: FeatureStore, claims: Claims, report: CopyReport
-) -> list[Collection]:
-    """Copy all masks, and return the data sets, which name them; their problems are added to the report."""
+def _readable_collections(store: FeatureStore, report: CopyReport) -> list[Collection]:
+    """The data sets that can be read; the others are added to the report."""
     collections = list[Collection]()
-    for name in source.collections.names():
+    for name in store.collections.names():
         try:
-            collections.append(source.collections.read(name))
+            collections.append(store.collections.read(name))
         except (DamagedEntry, MissingEntry) as error:
             report.problems.append(str(error))
-    named = {mask for one in collections for sample in one.samples for mask in sample.masks.values()}
-    digests = {mask for mask in named if is_sha256(mask)} | set(source.collections.masks())
-    report.problems += [f"{LABELS}/{mask!r}: named by a data set, and no mask's" for mask in named - digests]
-    paths = [f"{LABELS}/{digest}" for digest in sorted(digests)]
-    for part in in_parallel(lambda path: _copy_claimed(source, destination, path, claims), paths):
-        report.problems += part.problems
     return collections
 
 
-def _copy_used(source: FeatureStore, destination: FeatureStore, path: str, claims: Claims) -> CopyReport:
-    """Copy an entry of features, which counts as a use of it."""
-    if find_entry(destination.objects, path) is None:
-        source.uses.stamp(path)
-        destination.uses.stamp(path)
-    return _copy_claimed(source, destination, path, claims)
+def _copy_masks(
+    source: FeatureStore,
+    destination: FeatureStore,
+    collections: Iterable[Collection],
+    claims: Claims,
+    report: CopyReport,
+) -> None:
+    """Copy all masks; those that cannot be copied, or that a data set names in vain, are added to the report."""
+    named = set[str]().union(*(one.masks for one in collections))
+    digests = {mask for mask in named if is_sha256(mask)} | set(source.collections.masks())
+    report.problems += [f"{LABELS}/{mask!r}: named by a data set, and no mask's" for mask in named - digests]
+    paths = [f"{LABELS}/{digest}" for digest in sorted(digests)]
+    for part in in_parallel(lambda path: _copy_claimed(source, destination, path, claims, used=False), paths):
+        report.problems += part.problems
 
 
-def _copy_claimed(source: FeatureStore, destination: FeatureStore, path: str, claims: Claims) -> CopyReport:
-    """Copy an entry under its claim, so that no extraction and no `prune` touches it at the same time."""
+def _copy_claimed(
+    source: FeatureStore, destination: FeatureStore, path: str, claims: Claims, *, used: bool = True
+) -> CopyReport:
+    """Copy an entry under its claim, so that no extraction and no `prune` touches it at the same time.
+
+    Args:
+        used: copying counts as a use of the entry, which masks do not record.
+    """
     if find_entry(destination.objects, path) is not None:  # a resumed copy takes no claims of what it has copied
         return CopyReport(present=1)
     if not claims.acquire(path):
         problem = f"{path}: another process is making it at the destination; copy again when it is done"
         return CopyReport(problems=[problem])
     try:
+        if used:
+            source.uses.stamp(path)
+            destination.uses.stamp(path)
         return _copy_entry(source.objects, destination.objects, path)
+    except (StoreUnavailable, StoreFull):
+        raise
+    except OSError as error:  # of one file: a bad sector, permissions
+        return CopyReport(problems=[f"{path}: cannot be copied ({error.strerror or error})"])
     finally:
         claims.release(path)
 
@@ -146,15 +160,6 @@ def _copy_entry(source: Objects, destination: Objects, path: str) -> CopyReport:
     """Copy all objects of an entry, then its marker."""
     if find_entry(destination, path) is not None:
         return CopyReport(present=1)
-    try:
-        return _copy_objects(source, destination, path)
-    except (StoreUnavailable, StoreFull):
-        raise
-    except OSError as error:  # of one file: a bad sector, permissions
-        return CopyReport(problems=[f"{path}: cannot be copied ({error.strerror or error})"])
-
-
-def _copy_objects(source: Objects, destination: Objects, path: str) -> CopyReport:
     marker, report = f"{path}/zarr.json", CopyReport()
     try:
         entry, data_of_marker = Entry(source, path), source.get(marker)

@@ -94,9 +94,11 @@ def read_sealed(objects: Objects, path: str) -> dict[str, Any]:
 
 def _require_room_to_replace(objects: Objects, path: str, objects_of: Mapping[str, Mapping[str, list[bytes]]]) -> None:
     """Raise StoreFull if the disk would fill up while the objects of an entry are replaced one by one."""
-    free, former = objects.free_bytes(), find_entry(objects, path)
+    free = objects.free_bytes()
     if free is None:
         return
+    former = find_entry(objects, path)
+    replaced = {} if former is None else {key: int(one["bytes"]) for key, one in former.checksums.items()}
     for name, parts in sorted(objects_of.items()):
         for below, data in parts.items():
             size = sum(map(len, data))
@@ -105,8 +107,7 @@ def _require_room_to_replace(objects: Objects, path: str, objects_of: Mapping[st
                     f"{objects.location}: no room left for what is to replace {path}, which stays as it was; free some "
                     "space and run the same command again"
                 )
-            replaced = former.checksums.get(f"{name}/{below}") if former is not None else None
-            free += (0 if replaced is None else int(replaced["bytes"])) - size
+            free += replaced.get(f"{name}/{below}", 0) - size
 
 
 class Entry:

@@ -68,7 +68,7 @@ def check(store: FeatureStore, specs: Sequence[FeatureSpec]) -> Iterator[CheckRe
         except (DamagedEntry, MissingEntry) as error:
             yield CheckResult(f"{COLLECTIONS}/{name}", [str(error)])
         else:
-            named |= {digest for sample in collection.samples for digest in sample.masks.values()}
+            named |= collection.masks
             yield CheckResult(f"{COLLECTIONS}/{name}", [])
     for name, record in store.records.checked():
         if isinstance(record, DamagedEntry):
@@ -197,10 +197,10 @@ class _Contents(NamedTuple):
 def _contents(store: FeatureStore, dataset: str) -> _Contents | None:
     """What a data set names; None if it cannot be read."""
     try:
-        samples = store.collections.read(dataset).samples
+        collection = store.collections.read(dataset)
     except (MissingEntry, DamagedEntry):
         return None
-    return _Contents({one.image_id for one in samples}, {mask for one in samples for mask in one.masks.values()})
+    return _Contents({one.image_id for one in collection.samples}, collection.masks)
 
 
 def _may_have_made(record: RunRecord, contents: _Contents | None, damaged: CheckResult) -> bool:
