@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -42,6 +42,8 @@ from store.memory import keep_freed_memory
 
 TASKS_PER_WORKER = 2
 """Tasks submitted per worker at any time: enough that no worker waits, few enough that a run stops soon."""
+MOST_PRESENT = 16
+"""Photographs in a task while the store has them all: asking it takes a millisecond each, and a task takes ten."""
 RETRIES = 3
 MOST_LOST = 5
 """If the workers of so many tasks in a row die, beside those under way, they are at fault and not the photographs."""
@@ -234,14 +236,12 @@ def extract_on_cluster(
     _require_workers(client, job)
     report, samples = RunReport(), dict[str, Sample]()
     per_task = max(1, job.task_size // len(request.views))  # whole photographs, each of which is decoded once
-    tasks = [
-        work_of(dataset.photographs[i : i + per_task], request.views)
-        for i in range(0, len(dataset.photographs), per_task)
-    ]
+    tasks = _Tasks(dataset.photographs, request.views, per_task)
     done = 0
     with collection_recorded(store, dataset, report, samples), _registered(client, job, stop) as run:
         for task, result in _results(client, run, tasks, job, stop):
             report.add(result.report)
+            tasks.resize(result.report)
             samples.update(result.samples)
             if result.failure is not None:
                 raise result.failure
@@ -252,6 +252,28 @@ def extract_on_cluster(
                     advance(work.photograph.name)
         report.interrupted = done < len(dataset.photographs) * len(request.views)
     return report
+
+
+class _Tasks:
+    """The tasks of a run in the order of its photographs, each made when it is asked for.
+
+    Args:
+        size: photographs in a task; more while the store turns out to have all that is asked for, as when a run goes on
+            after an interrupt.
+    """
+
+    def __init__(self, photographs: Iterable[Photograph], views: Sequence[str], size: int) -> None:
+        self._left, self._views = iter(photographs), views
+        self._size = self._smallest = size
+
+    def __iter__(self) -> Iterator[list[ViewTask]]:
+        while photographs := list(islice(self._left, self._size)):
+            yield work_of(photographs, self._views)
+
+    def resize(self, latest: RunReport) -> None:
+        """Choose the size of the tasks to come by what the latest one did."""
+        only_present = latest.present > 0 and latest.extracted == 0
+        self._size = max(self._smallest, min(2 * self._size, MOST_PRESENT)) if only_present else self._smallest
 
 
 def _require_workers(client: Client, job: ExtractionJob) -> None:
@@ -299,7 +321,7 @@ def _registered(client: Client, job: ExtractionJob, stop: Stop) -> Iterator[str]
 
 
 def _results(
-    client: Client, run: str, tasks: Sequence[list[ViewTask]], job: ExtractionJob, stop: Stop
+    client: Client, run: str, tasks: Iterable[list[ViewTask]], job: ExtractionJob, stop: Stop
 ) -> Iterator[tuple[list[ViewTask], TaskResult]]:
     """Yield each task with its result, in order of completion.
 
@@ -335,7 +357,7 @@ def _died(photograph: Photograph) -> str:
 
 
 def _each(
-    client: Client, run: str, tasks: Sequence[list[ViewTask]], job: ExtractionJob, stop: Stop, *, alone: bool = False
+    client: Client, run: str, tasks: Iterable[list[ViewTask]], job: ExtractionJob, stop: Stop, *, alone: bool = False
 ) -> Iterator[tuple[list[ViewTask], TaskResult | None]]:
     """Yield each task with its result, in order of completion; None if its workers died.
 

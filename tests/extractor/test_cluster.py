@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import dask
 import numpy as np
@@ -55,7 +56,12 @@ def job_in(
 
 
 def test_two_workers_make_what_one_process_makes(
-    client: Client, spec: FeatureSpec, saved: Path, dataset_folder: Path, tmp_path: Path
+    client: Client,
+    spec: FeatureSpec,
+    saved: Path,
+    dataset_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     dataset, views = load_dataset(f"folder:{dataset_folder}", "eyes"), parse_views("identity,flips")
     job = job_in(tmp_path, spec, saved, views)
@@ -70,8 +76,12 @@ def test_two_workers_make_what_one_process_makes(
     for key in alone.keys(spec):
         expected = alone.entry(spec, key).read("block_2")  # by two threads, whose sums are rounded in another order
         np.testing.assert_allclose(store.entry(spec, key).read("block_2"), expected, atol=1e-3 * np.abs(expected).max())
-    again = extract_on_cluster(dataset, job, client)
+    with monkeypatch.context() as patched:
+        submitted = MagicMock(wraps=client.submit)
+        patched.setattr(client, "submit", submitted)
+        again = extract_on_cluster(dataset, job, client)
     assert (again.extracted, again.present, again.forwards) == (0, 24, 0)
+    assert submitted.call_count == 5  # two for each worker, and the rest together, since the first had nothing to do
 
 
 def test_two_runs_on_one_cluster_keep_apart(
