@@ -9,8 +9,10 @@ read at pixels of the network's square by bilinear interpolation, as if they had
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -71,33 +73,40 @@ class ProbeResult:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """Pixels of one image: flat indices (n) into (R, R), and whether they belong to the target, bool (n)."""
+    """Pixels of one image.
+
+    Attributes:
+        entry: its features.
+        pixels: for each target that is known there, flat indices (n) into (R, R).
+        truth: whether these pixels belong to the target, bool (n).
+    """
 
     entry: FeatureEntry
-    pixels: NDArray[np.intp]
-    truth: NDArray[np.bool_]
+    pixels: Mapping[str, NDArray[np.intp]]
+    truth: Mapping[str, NDArray[np.bool_]]
 
 
 def probe(
     store: FeatureStore,
     spec: FeatureSpec,
-    target: str,
+    targets: Sequence[str],
     images: Sequence[LabelledImage],
     encodings: Mapping[str, Codec | None],
     settings: ProbeSettings | None = None,
     scored_on: Sequence[LabelledImage] = (),
 ) -> list[ProbeResult]:
-    """Fit and score a probe for every encoding, timestep and block.
+    """Fit and score a probe for every target, encoding, timestep and block.
 
     Args:
-        target: name of a target of the data sets; an image without a mask of it is taken to have none of it.
+        targets: names of targets of the data sets. An image without a mask of one is taken to have none of it, and is
+            not used for it if no image of its data set has such a mask (``LabelledImage.known``).
         images: labelled images; some are held out by seed if ``scored_on`` is empty.
         encodings: {name: codec that maps are encoded and decoded with first}; None reads maps as they are stored.
         scored_on: score on these images, such as those of another camera, and fit to all of ``images``.
 
     Raises:
         DataError: features are missing, no image can be held out, an image is both in ``images`` and in ``scored_on``,
-            or the target has no pixel in the training images or none in the held-out ones.
+            or a target has no pixel in the training images or none in the held-out ones.
     """
     settings = settings or ProbeSettings()
     require_features(store, spec, [*images, *scored_on])
@@ -107,24 +116,19 @@ def probe(
     if both := {one.key for one in train} & {one.key for one in held_out}:
         names = sorted(one.name for one in train if one.key in both)
         raise DataError(f"{names[0]} is both fitted to and scored on; take it out of one of them")
-    fitted = [_draw(store, spec, image, target, settings, balanced=True) for image in train]
-    scored = [_draw(store, spec, image, target, settings, balanced=False) for image in held_out]
-    y = np.concatenate([one.truth for one in fitted])
-    truth = np.concatenate([one.truth for one in scored])
-    if not y.any() or not truth.any():
-        where = "training" if not y.any() else "held-out"
-        raise DataError(f"no pixel of {target} in the {where} images; name more images or another --seed")
-    return [
-        ProbeResult(target, encoding, t, block.name, _precision(x[0], y, x[1], truth), float(truth.mean()))
-        for encoding, codec in encodings.items()
-        for block in spec.blocks
-        for t, *x in zip(
-            spec.timesteps,
-            _read(codec, block.name, fitted),
-            _read(codec, block.name, scored),
-            strict=True,
-        )
-    ]
+    fitted = [_draw(store, spec, image, targets, settings, balanced=True) for image in train]
+    scored = [_draw(store, spec, image, targets, settings, balanced=False) for image in held_out]
+    fitted_truth = {target: _truth(target, fitted, "training") for target in targets}
+    scored_truth = {target: _truth(target, scored, "held-out") for target in targets}
+    results = []
+    for block in spec.blocks:
+        x, unseen = _sampled(block.name, fitted, encodings), _sampled(block.name, scored, encodings)
+        for target, encoding in product(targets, encodings):
+            y, truth, place = fitted_truth[target], scored_truth[target], (target, encoding)
+            for t, mine, theirs in zip(spec.timesteps, x[place], unseen[place], strict=True):
+                precision = _precision(mine, y, theirs, truth)
+                results.append(ProbeResult(target, encoding, t, block.name, precision, float(truth.mean())))
+    return results
 
 
 def fit_logistic(
@@ -168,42 +172,62 @@ def _draw(
     store: FeatureStore,
     spec: FeatureSpec,
     image: LabelledImage,
-    target: str,
+    targets: Sequence[str],
     settings: ProbeSettings,
     *,
     balanced: bool,
 ) -> _Drawn:
-    """Draw pixels of an image inside its field of view; the seed includes the image's id."""
-    entry, task = store.entry(spec, image.key), Task(name=target, targets=(target,), overlapping=True)
-    labelled = target in image.sample.masks
-    truth = (
-        task.members(network_truth(store, entry, image, task, STRICT))[0].ravel()
-        if labelled
-        else np.zeros(spec.resolution**2, dtype=np.bool_)
-    )
-    random = np.random.default_rng([settings.seed, int(image.key.image_id[:16], 16)])
-    inside = entry.fov.ravel()
-    if balanced:
-        there, elsewhere = np.flatnonzero(inside & truth), np.flatnonzero(inside & ~truth)
-        half = min(len(there), settings.pixels // 2)
-        pixels = np.concatenate(
-            [
-                random.choice(there, half, replace=False),
-                random.choice(elsewhere, min(len(elsewhere), settings.pixels - half), replace=False),
-            ]
-        )
-    else:
-        everywhere = np.flatnonzero(inside)
-        pixels = random.choice(everywhere, min(len(everywhere), settings.scored_pixels), replace=False)
-    return _Drawn(entry, pixels, truth[pixels])
+    """Draw pixels of an image inside its field of view for each target; the seed includes the image's id."""
+    entry, task = store.entry(spec, image.key), Task(name="probed", targets=tuple(targets), overlapping=True)
+    masks = np.zeros((len(targets), *entry.fov.shape), dtype=np.bool_)
+    if task.takes(image.sample.masks):
+        masks = task.members(network_truth(store, entry, image, task, STRICT))
+    inside, pixels, truth = entry.fov.ravel(), dict[str, NDArray[np.intp]](), dict[str, NDArray[np.bool_]]()
+    for target, known, mask in zip(targets, image.known(task), masks, strict=True):
+        if known:
+            random = np.random.default_rng([settings.seed, int(image.key.image_id[:16], 16)])
+            pixels[target] = (
+                _drawn_from_both(inside, mask.ravel(), settings.pixels, random)
+                if balanced
+                else _drawn_from(inside, settings.scored_pixels, random)
+            )
+            truth[target] = mask.ravel()[pixels[target]]
+    return _Drawn(entry, pixels, truth)
 
 
-def _read(through: Codec | None, block: str, drawn: Sequence[_Drawn]) -> torch.Tensor:
-    """Read one block at the drawn pixels of all images, at every timestep: (t, n of all images, c)."""
-    parts = []
+def _drawn_from(there: NDArray[np.bool_], count: int, random: np.random.Generator) -> NDArray[np.intp]:
+    """Draw the indices of ``count`` pixels of a region, or of all if it has fewer."""
+    found = np.flatnonzero(there)
+    return random.choice(found, min(len(found), count), replace=False)
+
+
+def _drawn_from_both(
+    inside: NDArray[np.bool_], target: NDArray[np.bool_], count: int, random: np.random.Generator
+) -> NDArray[np.intp]:
+    """Draw the indices of ``count`` pixels, half of them from the target if it has so many."""
+    there = _drawn_from(inside & target, count // 2, random)
+    return np.concatenate([there, _drawn_from(inside & ~target, count - len(there), random)])
+
+
+def _truth(target: str, drawn: Sequence[_Drawn], where: str) -> NDArray[np.bool_]:
+    """Whether the drawn pixels of all images belong to the target, bool (n of all images)."""
+    found = [one.truth[target] for one in drawn if target in one.truth]
+    if not any(truth.any() for truth in found):
+        raise DataError(f"no pixel of {target} in the {where} images; name more images or another --seed")
+    return np.concatenate(found)
+
+
+def _sampled(
+    block: str, drawn: Sequence[_Drawn], encodings: Mapping[str, Codec | None]
+) -> dict[tuple[str, str], torch.Tensor]:
+    """Read one block of all images, each once: {(target, encoding): (t, n of all images, c)} at the drawn pixels."""
+    parts = defaultdict[tuple[str, str], list[torch.Tensor]](list)
     for one in drawn:
-        maps = one.entry.codec.decode(block, one.entry.encoded(block))
-        if through is not None:
-            maps = through.decode(block, through.encode(block, maps))
-        parts.append(at_pixels(maps, torch.from_numpy(one.pixels)[None], one.entry.spec.resolution))
-    return torch.cat(parts, dim=1)
+        stored = one.entry.codec.decode(block, one.entry.encoded(block))
+        for encoding, codec in encodings.items():
+            maps = stored if codec is None else codec.decode(block, codec.encode(block, stored))
+            for target, pixels in one.pixels.items():
+                parts[target, encoding].append(
+                    at_pixels(maps, torch.from_numpy(pixels)[None], one.entry.spec.resolution)
+                )
+    return {place: torch.cat(found, dim=1) for place, found in parts.items()}

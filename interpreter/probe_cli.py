@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from interpreter.data import labelled_in
+from interpreter.data import labelled_in, notes_on_missing
 from interpreter.errors import ConfigurationError
 from interpreter.heat_map import Panel, draw_heat_map
 from interpreter.options import AsJson, Datasets, StoreOption
@@ -51,7 +51,12 @@ def probe_command(
         ),
     ] = None,
     target: Annotated[
-        list[str] | None, typer.Option(help="Mask to predict. May be given again.", show_default=UNNAMED_TARGET)
+        list[str] | None,
+        typer.Option(
+            help="Mask to predict. May be given again: photographs that have a mask of another one only then count as "
+            "having none of this.",
+            show_default=UNNAMED_TARGET,
+        ),
     ] = None,
     spec: Annotated[
         str | None, typer.Option(help="Digest of the features to read, where the store holds several specs.")
@@ -85,12 +90,12 @@ def probe_command(
     read = store_spec(features, spec)
     settings = ProbeSettings(pixels=pixels, held_out=held_out, seed=seed)
     through = codecs_named(encodings, read, codebook)
-    probed: list[ProbeResult] = []
-    for wanted in target or [UNNAMED_TARGET]:
-        task = Task(name=wanted, targets=(wanted,), overlapping=True)
-        found = labelled_in(features, dataset, task)
-        chosen = found if images is None else draw_subset(found, images, seed)
-        probed += probe(features, read, wanted, chosen, through, settings, labelled_in(features, score_on or [], task))
+    task = Task(name="probed", targets=tuple(target or [UNNAMED_TARGET]), overlapping=True)
+    found, scored = (labelled_in(features, references, task) for references in (dataset, score_on or []))
+    for line in notes_on_missing(features, [*dataset, *(score_on or [])], task):
+        console.note(line)
+    chosen = found if images is None else draw_subset(found, images, seed)
+    probed = probe(features, read, task.targets, chosen, through, settings, scored)
     panels = panels_of(probed)
     if out is not None:
         out.write_bytes(encode_picture(draw_heat_map(panels)))

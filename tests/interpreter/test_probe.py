@@ -37,7 +37,7 @@ class Forgetful(FloatCodec):
 
 def probed(store: FeatureStore, spec: FeatureSpec, settings: ProbeSettings = SETTINGS) -> list[ProbeResult]:
     codecs = codecs_named("float16,int8", spec) | {"nothing": Forgetful(FloatEncoding(kind="float32"))}
-    return probe(store, spec, "mask", labelled_images(store, "eyes", None, TASK), codecs, settings)
+    return probe(store, spec, ["mask"], labelled_images(store, "eyes", None, TASK), codecs, settings)
 
 
 def test_the_fit_is_scikit_learns() -> None:
@@ -71,7 +71,7 @@ def test_probes_fitted_to_some_images_are_scored_on_others(filled_store: Feature
     images = labelled_images(filled_store, "eyes", None, TASK)
 
     def scores(fitted: list[LabelledImage], scored: list[LabelledImage]) -> list[float]:
-        found = probe(filled_store, spec, "mask", fitted, {"float16": None}, SETTINGS, scored)
+        found = probe(filled_store, spec, ["mask"], fitted, {"float16": None}, SETTINGS, scored)
         return [one.average_precision for one in found]
 
     one, other = scores(images[:2], images[2:]), scores(images[2:], images[:2])
@@ -85,13 +85,43 @@ def test_probes_fitted_to_some_images_are_scored_on_others(filled_store: Feature
 def test_what_cannot_be_probed_is_told(filled_store: FeatureStore, spec: FeatureSpec) -> None:
     images = labelled_images(filled_store, "eyes", None, TASK)
     with pytest.raises(DataError, match="too few for a probe"):
-        probe(filled_store, spec, "mask", images[:1], {"float16": None})
+        probe(filled_store, spec, ["mask"], images[:1], {"float16": None})
     with pytest.raises(DataError, match="no pixel of disc in the training images"):
-        probe(filled_store, spec, "disc", images, {"float16": None})
+        probe(filled_store, spec, ["disc"], images, {"float16": None})
     with pytest.raises(ConfigurationError, match="compact needs --codebook"):
         codecs_named("compact", spec)
     with pytest.raises(ConfigurationError, match="no encoding 'int4'"):
         codecs_named("float16,int4", spec)
+
+
+def test_an_image_without_a_target_has_none_of_it_unless_its_data_set_has_none(
+    filled_store: FeatureStore, spec: FeatureSpec
+) -> None:
+    """Two of six images have exudates: the four others are scored as well, and those of another data set are not."""
+    eyes = filled_store.collections.read("eyes")
+    named = [
+        sample.model_copy(
+            update={"masks": {"MA": sample.masks["mask"]} | ({"EX": sample.masks["mask"]} if i < 2 else {})}
+        )
+        for i, sample in enumerate(eyes.samples)
+    ]
+    filled_store.collections.write(eyes.model_copy(update={"name": "lesions", "samples": tuple(named[:4])}))
+    only_ma = tuple(sample.model_copy(update={"masks": {"MA": sample.masks["MA"]}}) for sample in named[4:])
+    filled_store.collections.write(eyes.model_copy(update={"name": "others", "samples": only_ma}))
+    task = Task(name="probed", targets=("MA", "EX"), overlapping=True)
+    lesions, others = (labelled_images(filled_store, name, None, task) for name in ("lesions", "others"))
+
+    def prevalence(scored: list[LabelledImage]) -> dict[str, float]:
+        fitted = [lesions[0]]
+        found = probe(filled_store, spec, task.targets, fitted, {"float16": None}, SETTINGS, scored)
+        return {one.target: one.prevalence for one in found}
+
+    alone, all_of_them = prevalence(lesions[1:2]), prevalence(lesions[1:])
+    assert alone["MA"] == alone["EX"] > 0
+    assert all_of_them["EX"] == pytest.approx(alone["EX"] / 3)  # two images have none
+    assert prevalence([*lesions[1:], *others])["EX"] == all_of_them["EX"]
+    with pytest.raises(DataError, match="no pixel of EX in the held-out images"):
+        prevalence(others)
 
 
 def test_the_largest_value_is_the_lightest_cell() -> None:
