@@ -129,6 +129,12 @@ TABLES = {
     "lodo-vessels-base-four": TableRecipe(
         "lodo-vessels", CAMERAS, ("diffdgss",), settings=BASE | {"views": BUDGET["views"]}
     ),
+    "lodo-vessels-base-ablated": TableRecipe(
+        "lodo-vessels",
+        CAMERAS,
+        ("anchored", "stochastic", "untrained", "mlp"),
+        settings=BASE | {"views": BUDGET["views"]},
+    ),
     "lodo-vessels-adapted": TableRecipe("lodo-vessels", CAMERAS, ("diffdgss", "unet"), settings=ADAPTED),
     "lodo-vessels-adapted-mirrored": TableRecipe(
         "lodo-vessels", CAMERAS, ("diffdgss", "unet"), settings=ADAPTED | MIRRORED
