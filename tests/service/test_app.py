@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import uvicorn
 from fastapi.testclient import TestClient
 from PIL import Image
 from typer.testing import CliRunner
@@ -17,6 +20,7 @@ from extractor.extraction import Extractor
 from extractor.images import image_id
 from interpreter.cli import app as interpreter_app
 from service.app import create_app
+from service.cli import bound
 from service.engine import Engine, load_engine
 from service.models import Model
 from service.settings import Settings
@@ -24,6 +28,14 @@ from store import FeatureSpec, FeatureStore, SpecMismatch, StoreFull
 from store.features import Key
 from tests.conftest import changed
 from tests.service.conftest import png, post, with_store
+
+
+def test_answers_do_not_wait_for_acknowledgements() -> None:
+    """Small packets are sent at once; else every answer takes the 40 ms of a delayed acknowledgement."""
+    with contextlib.closing(bound(uvicorn.Config("unused", port=0))) as listening:
+        listening.listen()
+        with socket.create_connection(listening.getsockname()), listening.accept()[0] as accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_new_photograph_is_inverted_once(client: TestClient) -> None:
