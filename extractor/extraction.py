@@ -84,9 +84,13 @@ class ViewMaker:
         """Preprocess a decoded photograph, uint8 (H, W, 3), and render the view that ``key`` names."""
         return self.view_of(self.frame(pixels), key)
 
-    def frame(self, pixels: NDArray[np.uint8]) -> Framed:
-        """The first part of ``render``, shared by all views; raises ImageError for what is no photograph."""
-        return frame(pixels, self.spec.resolution, self.spec.preprocessing)
+    def frame(self, pixels: NDArray[np.uint8], fov: NDArray[np.bool_] | None = None) -> Framed:
+        """The first part of ``render``, shared by all views; raises ImageError for what is no photograph.
+
+        Args:
+            fov: the field of view, bool (H, W), if it has been found already.
+        """
+        return frame(pixels, self.spec.resolution, self.spec.preprocessing, fov)
 
     def view_of(self, framed: Framed, key: Key) -> Prepared:
         """The second part of ``render``: the view that ``key`` names."""

@@ -79,13 +79,16 @@ def preprocess(
     return frame(image, resolution, how).shown(how, rendering)
 
 
-def frame(image: NDArray[np.uint8], resolution: int, how: Preprocessing) -> Framed:
+def frame(
+    image: NDArray[np.uint8], resolution: int, how: Preprocessing, fov: NDArray[np.bool_] | None = None
+) -> Framed:
     """Find the field of view, crop to it and resize.
 
     Args:
         image: uint8 (H, W, 3), RGB.
         resolution: R.
         how: the spec's preprocessing.
+        fov: the field of view, bool (H, W), if it has been found already.
 
     Raises:
         ImageError: the image is so narrow that a square around it would take far more memory.
@@ -97,7 +100,7 @@ def frame(image: NDArray[np.uint8], resolution: int, how: Preprocessing) -> Fram
             f"{width} x {height} pixels are no photograph of a retina; "
             f"its longer side may be {MAX_ASPECT_RATIO} times the shorter one"
         )
-    fov = find_field_of_view(image)
+    fov = find_field_of_view(image) if fov is None else fov
     geometry = (
         Geometry.square_around(fov, resolution) if how.crop == "fov" else Geometry.whole(height, width, resolution)
     )

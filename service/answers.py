@@ -9,6 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,15 @@ from interpreter.prediction import (
 from service.models import feature_key
 from service.options import Options
 from store.geometry import Geometry, Interpolation
+
+
+class Box(NamedTuple):
+    """A rectangle in native pixels, which may reach beyond the photograph."""
+
+    top: int
+    left: int
+    height: int
+    width: int
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,7 @@ class Answer:
         prediction: the vote at the network's size.
         fov: field of view, bool (R, R).
         geometry: mapping between native and network's size.
+        seen: the part of the photograph that was looked at: what ``geometry`` crops to, if None.
         cached: whether all its features were in the store, or the answer itself was in the cache.
         forwards: network forwards that were run for this answer.
         bytes_stored: bytes written to the feature store.
@@ -76,6 +87,13 @@ class Answer:
     domain: DomainScore | None = None
     layers: NDArray[np.bool_] | None = None
     mirrored: bool = False
+    seen: Box | None = None
+
+    @property
+    def box(self) -> Box:
+        """The part of the photograph that was looked at."""
+        g = self.geometry
+        return self.seen or Box(g.top, g.left, g.box_height, g.box_width)
 
     def mask(self, index: int) -> NDArray[np.bool_]:
         """Return the mask of a class, bool (H, W); the background's has the pixels that belong to no other class."""
@@ -237,6 +255,8 @@ def of_field_of_view(
     """
     geometry = Geometry.whole(fov.shape[0], fov.shape[1], resolution)
     square = geometry.apply(fov).astype(np.bool_)
+    rows, columns = (np.flatnonzero(fov.any(axis=axis)) for axis in (1, 0))
+    top, left = int(rows[0]), int(columns[0])
     return Answer(
         image_id=image_id,
         model="field of view",
@@ -255,6 +275,7 @@ def of_field_of_view(
         bytes_stored=0,
         seconds=seconds,
         warnings=warnings,
+        seen=Box(top, left, int(rows[-1]) + 1 - top, int(columns[-1]) + 1 - left),
     )
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from extractor.extraction import Prepared
 from extractor.field_of_view import find_field_of_view
 from extractor.images import image_id
-from extractor.preprocess import NetworkInput
+from extractor.preprocess import Framed, NetworkInput
 from interpreter.checkpoint import Card
 from interpreter.domain import DomainScore
 from interpreter.prediction import at_native_size, predict, segment
@@ -235,7 +235,7 @@ class Engine:
         if (known := self.cached_answer(question)) is not None:  # finished while this question was queued
             return known
         work, model = Work(self.metrics, lambda: flight.wanted), question.model
-        by_view, cached = self._finder.features(question, self._decoded(question, work), work)
+        by_view, cached = self._finder.features(question, self._framed(question, work), work)
         timesteps = question.timesteps or model.card.spec.timesteps
         features, reader = by_view[IDENTITY], model.interpreter.with_timesteps(timesteps)
         mirrored = {view: one.with_timesteps(model.card.spec, timesteps) for view, one in by_view.items()}
@@ -289,31 +289,35 @@ class Engine:
 
     def _made_or_found(self, question: Question, flight: Flight[Any]) -> FeaturesResult:
         work, spec = Work(self.metrics, lambda: flight.wanted), question.model.card.spec
-        _, cached = self._finder.features(question, self._decoded(question, work), work)
+        _, cached = self._finder.features(question, self._framed(question, work), work)
         if self._finder.is_deleted(question):
             raise Conflict("the photograph was deleted while its features were made; ask again to have them stored")
         key = feature_key(spec.digest, question.image_id)
         return FeaturesResult(key, question.image_id, spec, cached, work.forwards, work.all_stored)
 
-    def _decoded(self, question: Question, work: Work) -> NDArray[np.uint8] | None:
-        """Return the pixels of the photograph, uint8 (H, W, 3); None if only the key of its features was sent.
+    def _framed(self, question: Question, work: Work) -> Framed | None:
+        """Return the photograph cropped and resized for the network; None if only the key of its features was sent.
 
         Comes before the store is read, so that a file that is not an image is refused in any case.
         """
         if question.data is None:
             return None
         with self._at_native_size, work.stage("decode"):
-            pixels = decode_photograph(question.data, self.limits.max_pixels, self.limits.formats)
-            work.warnings += quality_warnings(pixels, find_field_of_view(pixels))
-        return pixels
+            pixels, fov = self._decoded(question.data, work)
+            return question.model.extractor.frame(pixels, fov)
+
+    def _decoded(self, data: bytes, work: Work) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Return the pixels of a photograph, uint8 (H, W, 3), and its field of view, bool (H, W)."""
+        pixels = decode_photograph(data, self.limits.max_pixels, self.limits.formats)
+        fov = find_field_of_view(pixels)
+        work.warnings += quality_warnings(pixels, fov)
+        return pixels, fov
 
     def _field_of_view(self, data: bytes, image: str) -> Answer:
         work = Work(self.metrics, lambda: True)
         with self._at_native_size, work.stage("decode"):
-            pixels = decode_photograph(data, self.limits.max_pixels, self.limits.formats)
-            fov = find_field_of_view(pixels)
-        warnings = tuple(quality_warnings(pixels, fov))
-        return of_field_of_view(image, fov, self.card.spec.resolution, work.seconds, warnings)
+            _, fov = self._decoded(data, work)
+        return of_field_of_view(image, fov, self.card.spec.resolution, work.seconds, tuple(work.warnings))
 
 
 def load_engine(

@@ -6,10 +6,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from extractor.extraction import Prepared
+from extractor.preprocess import Framed
 from service.deletions import Deletions
 from service.device import Device
 from service.errors import NotFound
@@ -51,21 +49,19 @@ class FeatureFinder:
         self._deletions = Deletions()
         self._single_flight: SingleFlight[_Found] = SingleFlight()
 
-    def features(
-        self, question: Question, pixels: NDArray[np.uint8] | None, work: Work
-    ) -> tuple[dict[str, Features], bool]:
+    def features(self, question: Question, framed: Framed | None, work: Work) -> tuple[dict[str, Features], bool]:
         """Return the features that a question needs by view, and whether all of them were in the store.
 
         Args:
-            pixels: the photograph, uint8 (H, W, 3); None if it was not sent, so that nothing can be made.
+            framed: the photograph, cropped and resized; None if it was not sent, so that nothing can be made.
             work: gets the times, forwards and troubles.
 
         Raises:
             NotFound: the photograph was not sent, and features are not in the store (any more).
             Abandoned: nobody waits for the answer any more.
         """
-        render = question.model.extractor.render
-        upright = None if pixels is None else cache(lambda: render(pixels, Key(question.image_id)))
+        view_of = question.model.extractor.view_of
+        upright = None if framed is None else cache(lambda: view_of(framed, Key(question.image_id)))
         by_view, cached = dict[str, Features](), True
         for view in question.views:
             by_view[view], stored = self._of_view(question, view, upright, work)

@@ -43,7 +43,7 @@ def to_response(answer: Answer, options: Options) -> SegmentResponse:
         mean_uncertainty=float(answer.uncertainty[fov].mean()),
         domain=None if domain is None else _domain(domain),
         abstain=answer.abstain,
-        field_of_view=_seen(answer),
+        field_of_view=FieldOfView(**answer.box._asdict()),
         cached=answer.cached,
         forwards=answer.forwards,
         seconds={stage: round(seconds, 4) for stage, seconds in answer.seconds.items()},
@@ -55,15 +55,6 @@ def to_response(answer: Answer, options: Options) -> SegmentResponse:
         uncertainty_png=_uncertainty(answer) if options.uncertainty else None,
         warnings=list(answer.warnings),
     )  # fmt: skip
-
-
-def _seen(answer: Answer) -> FieldOfView:
-    if not answer.spec:
-        rows, columns = (np.flatnonzero(answer.labels.any(axis=axis)) for axis in (1, 0))
-        top, left = int(rows[0]), int(columns[0])
-        return FieldOfView(top=top, left=left, height=int(rows[-1]) + 1 - top, width=int(columns[-1]) + 1 - left)
-    g = answer.geometry
-    return FieldOfView(top=g.top, left=g.left, height=g.box_height, width=g.box_width)
 
 
 def run_lengths(labels: NDArray[np.uint8]) -> RunLengths:

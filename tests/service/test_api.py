@@ -214,6 +214,7 @@ def test_the_field_of_view_alone(api: TestClient) -> None:
     arrays = np.load(io.BytesIO(segment(api, fov_only=True, output="npz").content))
     assert (arrays["timesteps"].shape, arrays["timesteps"].dtype) == ((0,), np.int64)
     answer = segment(api, fov_only=True).json()
+    assert segment(api, fov_only=True, labels="outside").json()["field_of_view"] == answer["field_of_view"]
     assert (answer["forwards"], answer["key"], answer["abstain"]) == (0, None, None)
     np.testing.assert_array_equal(picture(answer["mask_png"]), find_field_of_view(decode_image(png())))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,6 +17,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from extractor.errors import DeviceFull
+from extractor.field_of_view import find_field_of_view
 from interpreter.config import HeadName, InterpreterConfig
 from interpreter.network import Interpreter
 from service.answers import AnswerCache
@@ -24,6 +26,7 @@ from service.errors import Abandoned, Busy, Conflict, DeadlinePassed, NotFound
 from service.finding import FeatureFinder
 from service.flights import Flight, Flights, Ticket
 from service.models import Model, Models
+from service.photographs import decode_photograph
 from service.single_flight import SingleFlight
 from service.storage import Written
 from store import Features, FeatureSpec, FeatureStore, Key, StoreFull
@@ -54,6 +57,33 @@ def blocked() -> tuple[Flights[int], Gate]:
     flights.join("first", Ticket(), gate.work)
     assert gate.begun.wait(60)
     return flights, gate
+
+
+def test_a_photograph_is_searched_once_and_not_held_while_it_is_inverted(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, held, searched, alive = make_engine(), list[weakref.ref[Any]](), list[None](), list[bool]()
+
+    def decoded(*given: Any) -> Any:
+        pixels = decode_photograph(*given)
+        held.append(weakref.ref(pixels))
+        return pixels
+
+    def inverted(*given: Any) -> Any:
+        alive.append(held[0]() is not None)
+        return invert(*given)
+
+    def found(pixels: Any) -> Any:
+        searched.append(None)
+        return find_field_of_view(pixels)
+
+    invert = engine.device.invert
+    monkeypatch.setattr("service.engine.decode_photograph", decoded)
+    monkeypatch.setattr("service.engine.find_field_of_view", found)
+    monkeypatch.setattr("extractor.preprocess.find_field_of_view", found)
+    monkeypatch.setattr(engine.device, "invert", inverted)
+    engine.segment(png(4))
+    assert (len(searched), alive) == (1, [False])
 
 
 def test_who_shares_the_work_of_another_one_is_counted() -> None:
