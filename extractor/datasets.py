@@ -85,6 +85,8 @@ class Selection:
             if asked > len(chosen):
                 unlabelled = f"{asked - len(chosen)} of {asked} photographs have no mask of a target and are left out"
                 notes = (*notes, unlabelled)
+        if self.limit is not None and self.limit < 1:
+            raise DatasetError(f"expected a limit of one photograph at least, got {self.limit}")
         return replace(data.part(chosen[: self.limit]), notes=notes)
 
     def with_absolute_path(self) -> Selection:

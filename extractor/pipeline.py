@@ -93,6 +93,7 @@ class _Decoded(NamedTuple):
     """The outcome of decoding a view: it is ready for the network, already in the store, or being made elsewhere."""
 
     key: Key
+    geometry: Geometry | None = None
     prepared: Prepared | None = None
     sample: Sample | None = None
     elsewhere: bool = False
@@ -280,9 +281,6 @@ class Pipeline:
             claim = entry_path(self._extractor.spec, key)
             written = None
             if self._claims.is_ours(claim):
-                self._store.remove_incomplete(
-                    self._extractor.spec, key
-                )  # not earlier, so that an interrupted run removes nothing
                 written = self._store.write(self._extractor.spec, key, features)
                 self.made.add(key)
             self._claims.release(claim)
@@ -297,11 +295,11 @@ class Pipeline:
         opened = self._opened.get(work.photograph)
         with self._stages("decode"):
             decoded = self._claim_and_prepare(opened, work.view)
-        if decoded.elsewhere:
+        if decoded.geometry is None:
             return decoded
         try:
             with self._stages("masks"):
-                return decoded._replace(sample=opened.sample(self._geometry(decoded)))
+                return decoded._replace(sample=opened.sample(decoded.geometry))
         except (ImageError, DatasetError):
             if decoded.prepared is not None:
                 self._claims.release(entry_path(self._extractor.spec, decoded.key))
@@ -310,24 +308,24 @@ class Pipeline:
     def _claim_and_prepare(self, opened: OpenedPhotograph, view: str) -> _Decoded:
         key = Key(opened.image_id, view)
         claim = entry_path(self._extractor.spec, key)
-        if self._is_there(key):
-            return _Decoded(key)
+        if (geometry := self._geometry_there(key)) is not None:
+            return _Decoded(key, geometry)
         if not self._claims.acquire(claim):
             return _Decoded(key, elsewhere=True)
         try:
-            if not self._is_there(key):  # another process may have made it just before the claim
-                return _Decoded(key, self._extractor.view_of(opened.framed, key))
+            geometry = self._geometry_there(key)  # another process may have made it just before the claim
+            if geometry is None:
+                prepared = self._extractor.view_of(opened.framed, key)
+                return _Decoded(key, prepared.input.geometry, prepared)
         except ImageError:
             self._claims.release(claim)
             raise
         self._claims.release(claim)
-        return _Decoded(key)
+        return _Decoded(key, geometry)
 
-    def _geometry(self, decoded: _Decoded) -> Geometry:
-        if decoded.prepared is not None:
-            return decoded.prepared.input.geometry
-        return self._store.entry(self._extractor.spec, decoded.key).geometry
-
-    def _is_there(self, key: Key) -> bool:
-        to_do_again = self._overwrite and key not in self.made
-        return not to_do_again and self._store.has(self._extractor.spec, key)
+    def _geometry_there(self, key: Key) -> Geometry | None:
+        """The geometry of a view that the store has; None if the view is to be made."""
+        if self._overwrite and key not in self.made:
+            return None
+        entry = self._store.find(self._extractor.spec, key)
+        return None if entry is None else entry.geometry

@@ -193,10 +193,10 @@ class GuardedStore:
 
     def _entry(self, spec: FeatureSpec, key: Key) -> FeatureEntry:
         """Return a stored entry; MissingEntry names neither the store's location nor specs that have the entry."""
-        store = self.store()
-        if not store.has(spec, key):
+        found = self.store().find(spec, key)
+        if found is None:
             raise MissingEntry("not there")
-        return store.entry(spec, key)
+        return found
 
     def _write(self, spec: FeatureSpec, key: Key, features: Features, backbone: str, codebook: Codebook | None) -> int:
         store = self.store()
@@ -208,7 +208,6 @@ class GuardedStore:
         if not claims.acquire(path):
             return 0
         try:
-            store.remove_incomplete(spec, key)
             written = store.write(spec, key, features)
             self._room.found(spec.entry_bytes(), store.objects)
             return written

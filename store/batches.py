@@ -5,7 +5,7 @@ k  stored planes: channels, or components of the compact encoding
 
 ``stream`` reads batches in the background, at most ``prefetch`` ahead, on Dask's threaded scheduler
 (the codecs release the GIL) or on a Dask client whose workers are threads of this process.
-``lazy_maps`` reads no maps until its arrays are computed.
+``lazy_maps`` reads nothing until its arrays are computed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import dask
 import dask.array as da
 import numpy as np
+from dask.base import tokenize
 from numpy.typing import NDArray
 
 from store.encoded import Encoded, stacked
@@ -128,13 +129,13 @@ def _read(
     store: FeatureStore, spec: FeatureSpec, plan: Plan, names: Sequence[str], client: Client | None
 ) -> dict[str, Encoded]:
     """{block: Encoded (b, t, k, h, w)}, read with one task for each block of each image."""
-    entries = [store.entry(spec, key) for key in plan.keys]
     if client is not None:
-        return _read_with(client, entries, plan, names)
+        return _read_with(client, store, spec, plan, names)
     # Every task decodes into its own slice of the batch, so that nothing is copied afterwards.
     shape = plan.timesteps.shape
     element = STORED_TYPES[spec.encoding.kind]
     targets = {name: np.empty((*shape, *spec.stored_shape(name)[1:]), element) for name in names}
+    entries = [dask.delayed(store.entry, pure=False)(spec, key) for key in plan.keys]
     tasks = [
         dask.delayed(_encoded, pure=False)(entry, name, timesteps, targets[name][i])
         for i, (entry, timesteps) in enumerate(zip(entries, plan.timesteps, strict=True))
@@ -148,7 +149,10 @@ def _read(
     return maps
 
 
-def _read_with(client: Client, entries: Sequence[FeatureEntry], plan: Plan, names: Sequence[str]) -> dict[str, Encoded]:
+def _read_with(
+    client: Client, store: FeatureStore, spec: FeatureSpec, plan: Plan, names: Sequence[str]
+) -> dict[str, Encoded]:
+    entries = [client.submit(store.entry, spec, key, pure=False) for key in plan.keys]
     tasks = [(entry, name, steps) for name in names for entry, steps in zip(entries, plan.timesteps, strict=True)]
     parts = client.gather([client.submit(_encoded, *task, None, pure=False) for task in tasks])
     return {name: stacked(parts[i * len(entries) : (i + 1) * len(entries)]) for i, name in enumerate(names)}
@@ -177,33 +181,48 @@ def lazy_maps(
 ) -> dict[str, da.Array]:
     """Decoded feature maps as {block: dask array, float32 (b, t, c, h, w)}.
 
-    Only the entries' metadata are read here. Computing an array, or a part of it, reads no other
+    Nothing is read here, not even whether the images are stored. Computing an array, or a part of it, reads no other
     timesteps than the planned ones; each image and timestep is one chunk.
+
+    Raises:
+        SpecError: the spec has no such block.
     """
-    entries = [store.entry(spec, key) for key in plan.keys]
     names = [block.name for block in spec.blocks] if blocks is None else list(blocks)
-    return {name: da.stack([_lazy(spec, e, k, t, name) for e, k, t in _rows(entries, plan)]) for name in names}
+    return {name: _lazy(_Maps(store, spec, plan, name)) for name in names}
 
 
-def _rows(entries: Sequence[FeatureEntry], plan: Plan) -> list[tuple[FeatureEntry, Key, list[int]]]:
-    timesteps = [[int(t) for t in row] for row in plan.timesteps]
-    return list(zip(entries, plan.keys, timesteps, strict=True))
+class _Maps:
+    """The feature maps of one block, float32 (b, t, c, h, w), which are read when it is indexed."""
 
+    dtype, ndim = np.dtype(np.float32), 5
 
-def _lazy(spec: FeatureSpec, entry: FeatureEntry, key: Key, timesteps: list[int], name: str) -> da.Array:
-    """The feature maps of one image as a dask array (t, c, h, w)."""
-    block = spec.block(name)
-    shape = (block.channels, block.height, block.width)
-    label = f"{name}-{key.view}-{key.image_id}-{spec.digest}"
-    read = dask.delayed(_map_at, pure=True)
-    return da.stack(
-        [
-            da.from_delayed(read(entry, name, t, dask_key_name=f"{label}-{t}"), shape, dtype=np.float32)
-            for t in timesteps
+    def __init__(self, store: FeatureStore, spec: FeatureSpec, plan: Plan, name: str) -> None:
+        self._store, self._spec, self._plan, self._block = store, spec, plan, spec.block(name)
+        block = self._block
+        self.shape = (*plan.timesteps.shape, block.channels, block.height, block.width)
+
+    @property
+    def token(self) -> str:
+        """A name for the numbers: equal for equal maps of one store."""
+        return str(tokenize(self._store.location, self._spec.digest, self._block.name, *self._plan))
+
+    def __getitem__(self, index: tuple[int | slice, ...]) -> NDArray[np.float32]:
+        images, steps = (np.arange(count)[one] for count, one in zip(self.shape, index[:2], strict=False))
+        maps = np.stack([self._read(int(i), np.atleast_1d(steps)) for i in np.atleast_1d(images)])
+        found: NDArray[np.float32] = maps[
+            (*(0 if np.ndim(one) == 0 else slice(None) for one in (images, steps)), *index[2:])
         ]
+        return found
+
+    def _read(self, image: int, steps: NDArray[np.intp]) -> NDArray[np.float32]:
+        timesteps = [int(t) for t in self._plan.timesteps[image, steps]]
+        return self._store.entry(self._spec, self._plan.keys[image]).read(self._block.name, timesteps)
+
+
+def _lazy(maps: _Maps) -> da.Array:
+    chunks = (1, 1, *maps.shape[2:])
+    nothing = np.empty((0,) * maps.ndim, maps.dtype)
+    array: da.Array = da.from_array(
+        maps, chunks, name=f"maps-{maps.token}", asarray=False, fancy=False, meta=nothing, inline_array=True
     )
-
-
-def _map_at(entry: FeatureEntry, block: str, t: int) -> NDArray[np.float32]:
-    maps: NDArray[np.float32] = entry.read(block, [t])[0]
-    return maps
+    return array

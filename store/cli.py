@@ -24,7 +24,7 @@ from store.parallel import in_parallel
 from store.records import RUNS
 from store.repairing import CheckResult, check, count_parts, missing_specs
 from store.repairing import repair as repair_damage
-from store.spec import FeatureSpec
+from store.spec import FeatureSpec, preprocessing_name
 
 app = typer.Typer(
     help="List, verify, prune, copy and export feature stores.",
@@ -83,11 +83,12 @@ def info(path: StorePath, as_json: AsJson = False) -> None:
     if as_json:
         console.print_json({"location": store.location, "specs": specs, "datasets": datasets})
         return
-    table = Table(Column("spec", no_wrap=True), "features", "entries", "size", "float32 / stored")
+    table = Table(Column("spec", no_wrap=True), "features", "images", "entries", "size", "float32 / stored")
     for row in specs:
         table.add_row(
             row["digest"][:12],
             _of_what(row),
+            str(row["images"]),
             str(row["entries"]),
             console.human_bytes(row["bytes"]),
             f"{row['ratio_to_float32']:.2f}" if row["ratio_to_float32"] else "",
@@ -316,22 +317,28 @@ def _image_names(store: FeatureStore) -> dict[str, str]:
 
 
 def _spec_info(store: FeatureStore, spec: FeatureSpec, advance: Callable[[], None]) -> dict[str, Any]:
-    sizes = []
-    for size in in_parallel(lambda key: store.stored_bytes(spec, key), store.all_keys(spec)):
-        sizes += [] if size is None else [size]
+    sizes = dict[Key, int]()
+    keys = list(store.all_keys(spec))
+    for key, size in zip(keys, in_parallel(lambda key: store.stored_bytes(spec, key), keys), strict=True):
+        if size is not None:
+            sizes[key] = size
         advance()
-    stored = sum(sizes)
+    stored = sum(sizes.values())
     return {
         "digest": spec.digest,
         "backbone": store.backbone_of(spec),
+        "description": spec.description,
         "trajectory": spec.trajectory,
         "timesteps": spec.timesteps,
+        "grid": spec.grid,
+        "clip": spec.clip,
         "blocks": [block.name for block in spec.blocks],
         "encoding": spec.encoding.kind,
         "resolution": spec.resolution,
         "precision": spec.precision,
         "seed": spec.seed,
-        "preprocessing": spec.preprocessing.name,
+        "preprocessing": preprocessing_name(spec.preprocessing) or "another",
+        "images": len({key.image_id for key in sizes}),
         "entries": len(sizes),
         "bytes": stored,
         "ratio_to_float32": len(sizes) * spec.float32_bytes() / stored if stored else None,
@@ -340,12 +347,7 @@ def _spec_info(store: FeatureStore, spec: FeatureSpec, advance: Callable[[], Non
 
 def _of_what(info: dict[str, Any]) -> str:
     """Describe in one line what tells a spec from others."""
-    timesteps, blocks = " ".join(map(str, info["timesteps"])), " ".join(info["blocks"])
-    made_by = f"{info['backbone'] or 'an unknown backbone'}, {info['trajectory']}"
-    seen_as = f"{info['preprocessing']} at {info['resolution']} px"
-    more = [] if info["precision"] == "float32" else [info["precision"]]
-    more += [] if info["seed"] is None else [f"seed {info['seed']}"]
-    return ", ".join([made_by, seen_as, f"t = {timesteps}", blocks, info["encoding"], *more])
+    return ", ".join([info["backbone"] or "an unknown backbone", info["description"], *info["blocks"]])
 
 
 def _dataset_info(collection: Collection) -> dict[str, Any]:

@@ -10,10 +10,11 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from store.arrays import ArrayToWrite, StoredArray, packed
-from store.errors import DamagedEntry, FormatError, MissingEntry, StoreFull, StoreUnavailable
+from store.errors import DamagedEntry, FormatError, MissingEntry, StoreError, StoreFull, StoreUnavailable
 from store.objects import Objects
 
 FORMAT_VERSION = 2
@@ -26,20 +27,36 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 def write_entry(objects: Objects, path: str, arrays: Mapping[str, ArrayToWrite], attributes: Mapping[str, Any]) -> int:
     """Write all arrays, then the marker. Writing an entry again replaces it object by object.
 
+    What a killed writer has left of an incomplete entry is removed first.
+
     Returns:
         Bytes written.
 
     Raises:
-        StoreFull: there is no room; what was written has no marker and does not count. An entry that was there stays
-            as it was if that can be known beforehand.
+        StoreFull: there is no room; what was written is removed. An entry that was there stays as it was if that can be
+            known beforehand.
     """
     objects_of = {name: packed(array) for name, array in arrays.items()}
-    marker_key = f"{path}/zarr.json"
+    there = objects.names(path)
     # Without its marker the entry does not exist while its objects are replaced. The marker is only removed if there is
     # one: a removal that object storage carries out late, after its client has given up, would take the new marker.
-    if objects.exists(marker_key):
+    if "zarr.json" in there:
         _require_room_to_replace(objects, path, objects_of)
-        objects.remove(marker_key)
+        objects.remove(f"{path}/zarr.json")
+    elif there:
+        objects.delete(path)
+    try:
+        return _written(objects, path, objects_of, attributes)
+    except StoreFull:
+        with suppress(StoreError, OSError):  # it would only take the room of others
+            objects.delete(path)
+        raise
+
+
+def _written(
+    objects: Objects, path: str, objects_of: Mapping[str, Mapping[str, list[bytes]]], attributes: Mapping[str, Any]
+) -> int:
+    """Write all objects of an entry, then its marker; returns the bytes written."""
     checksums: dict[str, dict[str, int | str]] = {}
     written = 0
     for name, parts in sorted(objects_of.items()):

@@ -40,7 +40,7 @@ from store.entries import (
     write_entry,
     write_group,
 )
-from store.errors import DamagedEntry, FormatError, MissingEntry, SpecError, SpecMismatch, StoreError, StoreFull
+from store.errors import DamagedEntry, FormatError, MissingEntry, SpecError, SpecMismatch, StoreError
 from store.features import FeatureEntry, Features, Key, arrays_of, attributes_of, entry_path
 from store.objects import HEALTH, open_objects
 from store.parallel import in_parallel
@@ -164,12 +164,6 @@ class FeatureStore:
         arrays = {name: entry.array(name).read() for name in names}
         return codebook_of(arrays, [block.name for block in spec.blocks], f"{self.location}: {path}")
 
-    def remove_incomplete(self, spec: FeatureSpec, key: Key) -> None:
-        """Remove what a killed writer has left of an incomplete entry. The caller must hold the entry's claim."""
-        path = entry_path(spec, key)
-        if not self.has(spec, key) and self.objects.names(path):
-            self.objects.delete(path)
-
     def codec(self, spec: FeatureSpec) -> Codec:
         """The codec that decodes the numbers stored under a spec to feature maps."""
         if spec.digest not in self._codecs:
@@ -237,6 +231,18 @@ class FeatureStore:
         """Yield whether each of some entries is stored, in order; many are looked up at once."""
         return in_parallel(lambda key: self.has(spec, key), keys)
 
+    def find(self, spec: FeatureSpec, key: Key) -> FeatureEntry | None:
+        """A stored entry, opened for reading, which counts as a use; None if it is missing, incomplete or damaged.
+
+        The store is looked at once, while ``entry`` also finds out why there is none.
+        """
+        path = entry_path(spec, key)
+        found = find_entry(self.objects, path)
+        if found is None:
+            return None
+        self.uses.stamp(path)
+        return FeatureEntry(found, spec, self.codec(spec), self.uses)
+
     def entry(self, spec: FeatureSpec, key: Key) -> FeatureEntry:
         """A stored entry, opened for reading, which counts as a use.
 
@@ -280,6 +286,8 @@ class FeatureStore:
     def write(self, spec: FeatureSpec, key: Key, features: Features) -> int:
         """Store one entry; its marker is written last. A compact spec must be registered first.
 
+        Several processes that may write the same entry must hold its claim (``store.claims``).
+
         Args:
             features: exactly the blocks of the spec, in its encoding.
 
@@ -297,12 +305,7 @@ class FeatureStore:
             self.register(spec)
         path = entry_path(spec, key)
         self.uses.stamp(path)
-        try:
-            return write_entry(self.objects, path, arrays, attributes_of(features, spec))
-        except StoreFull:
-            with suppress(StoreError, OSError):  # what was written of it would only take the room of others
-                self.remove_incomplete(spec, key)
-            raise
+        return write_entry(self.objects, path, arrays, attributes_of(features, spec))
 
     def delete(self, spec: FeatureSpec, key: Key) -> None:
         """Remove one entry. Its marker goes first, so that no reader takes the rest for a complete entry."""

@@ -378,9 +378,9 @@ def open_objects(location: str | Path | Store, *, read_only: bool = False) -> Ob
         FormatError: the URL is of an unsupported kind, the path is a file, or obstore is not installed.
     """
     if isinstance(location, LocalStore):
-        return FolderObjects(location.root, str(location), read_only=location.read_only)
+        return open_objects(location.root, read_only=read_only or location.read_only)
     if isinstance(location, Store):
-        return ZarrObjects(location, str(location))
+        return ZarrObjects(location.with_read_only(True) if read_only else location, str(location))
     if str(location) == "memory://":
         return ZarrObjects(MemoryStore(), "memory://")
     if str(location).startswith("s3://"):

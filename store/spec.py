@@ -216,12 +216,19 @@ class FeatureSpec(_Frozen):
 
     @property
     def summary(self) -> str:
-        """A short text for people: the first digits of the digest and the fields in which specs usually differ."""
-        steps = ", ".join(map(str, self.timesteps))
-        photographs = f"{self.resolution} px, {preprocessing_name(self.preprocessing) or 'another preprocessing'}"
-        more = "" if self.precision == "float32" else f", {self.precision}"
-        more += "" if self.seed is None else f", seed {self.seed}"
-        return f"{self.digest[:12]} ({self.trajectory}, t = {steps}, {photographs}, {self.encoding.kind}{more})"
+        """A short text for people: the first digits of the digest, and ``description``."""
+        return f"{self.digest[:12]} ({self.description})"
+
+    @property
+    def description(self) -> str:
+        """In words, the fields in which specs usually differ; blocks and backbone are not among them."""
+        walk = f"t = {' '.join(map(str, self.timesteps))}"
+        walk += "" if self.grid == self.timesteps else f" over the grid {' '.join(map(str, self.grid))}"
+        photographs = f"{preprocessing_name(self.preprocessing) or 'another preprocessing'} at {self.resolution} px"
+        more = ["clipped"] if self.clip else []
+        more += [] if self.precision == "float32" else [self.precision]
+        more += [] if self.seed is None else [f"seed {self.seed}"]
+        return ", ".join([self.trajectory, photographs, walk, self.encoding.kind, *more])
 
     def block(self, name: str) -> Block:
         """The block of that name; SpecError if the spec has none."""

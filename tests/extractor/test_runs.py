@@ -37,7 +37,7 @@ from extractor.runs import SizePlan, extract_dataset, plan_size, require_room
 from extractor.unet import build_unet
 from store import Features, FeatureSpec, FeatureStore, FloatEncoding, NonFiniteFeatures, SpecError, StoreFull
 from store.claims import Claims
-from store.features import Key
+from store.features import FeatureEntry, Key
 from store.interrupts import Stop
 from store.pixels import spec_of_pixels
 from store.spec import PREPROCESSINGS, Preprocessing, PreprocessingName
@@ -58,6 +58,17 @@ def test_a_second_run_does_nothing(
     assert first.forwards == 6 * len(spec.grid)
     assert first.bytes_stored > 0
     assert seen == [photograph.name for photograph in dataset.photographs]
+    with monkeypatch.context() as pruned:
+        find = store.find
+
+        def found_and_removed(spec: FeatureSpec, key: Key) -> FeatureEntry | None:
+            found = find(spec, key)
+            store.delete(spec, key)  # by another process, just after this one has seen it
+            return found
+
+        pruned.setattr(store, "find", found_and_removed)
+        assert extract_dataset(dataset, store, extractor).present == 6
+    assert extract_dataset(dataset, store, extractor).extracted == 6
     second = extract_dataset(dataset, store, extractor)
     assert (second.extracted, second.present, second.forwards, second.bytes_stored) == (0, 6, 0, 0)
     assert plan_size(dataset, store, spec).entries == 0

@@ -157,10 +157,9 @@ def test_a_store_that_hangs_is_left_alone(spec: FeatureSpec) -> None:
     released, asked = threading.Event(), list[Key]()
 
     class HangingStore(FeatureStore):
-        def has(self, spec: FeatureSpec, key: Key) -> bool:
+        def find(self, spec: FeatureSpec, key: Key) -> None:
             asked.append(key)
             released.wait(120)
-            return False
 
     hanging, metrics = HangingStore("memory://"), Metrics()
     storage = GuardedStore(lambda: hanging, metrics, timeout=60.0)

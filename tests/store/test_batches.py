@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 import threading
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 from distributed import Client
 
 from store import (
-    DamagedEntry,
     FeatureSpec,
     FeatureStore,
     Key,
@@ -72,8 +72,34 @@ def test_lazy_maps_read_nothing_before_they_are_computed(
     block = spec.block("block_2")
     assert lazy["block_2"].shape == (2, 3, block.channels, block.height, block.width)
     shutil.rmtree(f"{filled_store.location}/{spec.digest}")
-    with pytest.raises(DamagedEntry, match="is gone"):
+    with pytest.raises(MissingEntry, match="no features of image"):
         lazy["block_2"].compute()
+
+
+def test_lazy_maps_are_sliced_as_arrays_are(filled_store: FeatureStore, spec: FeatureSpec, keys: list[Key]) -> None:
+    lazy = lazy_maps(filled_store, spec, plan_epoch(spec, keys, 6)[0], ["block_2"])["block_2"]
+    whole = np.stack([filled_store.entry(spec, key).read("block_2") for key in keys])
+    for index in (
+        np.s_[1],
+        np.s_[1, 2],
+        np.s_[2:5, 1],
+        np.s_[::-2, ::2, 3:1:-1],
+        np.s_[:, [2, 0], 4:, ::3],
+        np.s_[..., 0],
+    ):
+        np.testing.assert_array_equal(lazy[index].compute(), whole[index])
+    again = lazy_maps(filled_store, spec, plan_epoch(spec, keys, 6)[0], ["block_2"])["block_2"]
+    assert again.name == lazy.name
+
+
+def test_an_array_of_many_images_is_made_at_once(spec: FeatureSpec) -> None:
+    """As an array of arrays, a hundred thousand images took minutes to open and a minute for each access."""
+    store = MagicMock(spec=FeatureStore, location="nowhere")
+    keys = [Key(f"{i:064x}") for i in range(20_000)]
+    lazy = lazy_maps(store, spec, plan_epoch(spec, keys, len(keys))[0], ["block_2"])["block_2"]
+    assert lazy.shape[:2] == (20_000, 3)
+    assert len(lazy[7, 1].dask.layers) < 5
+    store.entry.assert_not_called()
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

@@ -13,7 +13,7 @@ import pytest
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import Buffer
-from zarr.storage import MemoryStore
+from zarr.storage import LocalStore, MemoryStore
 
 from store import (
     DamagedEntry,
@@ -341,6 +341,24 @@ def test_a_url_without_a_bucket_is_told(location: str) -> None:
 def test_a_missing_folder_is_told(tmp_path: Path) -> None:
     with pytest.raises(MissingEntry, match="no such store"):
         FeatureStore(tmp_path / "nowhere", read_only=True)
+
+
+def test_a_zarr_store_is_only_read_if_asked_to(filled_store: FeatureStore, spec: FeatureSpec, tmp_path: Path) -> None:
+    folder = LocalStore(filled_store.location)
+    memory = MemoryStore()
+    copy_store(filled_store, FeatureStore(memory))
+    for reader in (
+        FeatureStore(folder, read_only=True),
+        FeatureStore(LocalStore(folder.root, read_only=True)),
+        FeatureStore(memory, read_only=True),
+    ):
+        key = next(iter(reader.keys(spec)))
+        with pytest.raises((OSError, ValueError), match=r"reading only|read-only"):
+            reader.delete(spec, key)
+        assert reader.has(spec, key)
+    assert FeatureStore(folder).location == filled_store.location  # a folder as any other, which commands can be given
+    with pytest.raises(FormatError, match="holds other things"):
+        FeatureStore(LocalStore(tmp_path))
     (tmp_path / "file").write_text("")
     with pytest.raises(FormatError, match="is a file"):
         FeatureStore(tmp_path / "file")
