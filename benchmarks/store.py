@@ -28,7 +28,7 @@ from benchmarks.drawn import draw_data
 from benchmarks.measuring import say
 from benchmarks.reading import Coded, choices, peak_memory, prefetching, reading, stream_images
 from benchmarks.report import table, write_section
-from extractor.backbones import encoding_of, open_backbone
+from extractor.backbones import codebook_for, encoding_of, open_backbone
 from extractor.datasets import DataSet, load_dataset, of_split
 from extractor.extraction import Extractor
 from extractor.presets import small
@@ -55,8 +55,8 @@ def coded_specs(resolution: int) -> dict[str, Coded]:
     """The spec of the small preset in every encoding, by name."""
     recipe = replace(small(), resolution=resolution, encoding=FloatEncoding(kind="float32"))
     spec = recipe.spec(open_backbone(recipe.backbone))
-    codes = {name: encoding_of(name, recipe.backbone) for name in ENCODINGS}
-    return {name: Coded(spec.with_encoding(encoding), codebook) for name, (encoding, codebook) in codes.items()}
+    specs = {name: spec.with_encoding(encoding_of(name, recipe.backbone)) for name in ENCODINGS}
+    return {name: Coded(coded, codebook_for(coded, recipe.backbone)) for name, coded in specs.items()}
 
 
 def of_one_split(dataset: DataSet, split: str | None) -> DataSet:
@@ -176,6 +176,7 @@ def measure(options: argparse.Namespace, work: Path) -> tuple[dict[str, Any], li
         "peak_memory_ratio": memory[large_count] / memory[small_count],
         "images": sum(1 for key in store.keys(specs["int8"].spec) if key.view == "identity"),
         "seeds": options.seeds,
+        "epochs": settings.epochs,
     }
     ahead = prefetching(store, specs["int8"].spec, repeats)
     return results, report(results, scores, rates, list(choices(store, specs, repeats)), ahead)
@@ -196,8 +197,8 @@ def report(
         rows.append([name, results["bytes_ratio"][name], f"{100 * results['dice'][name]:.2f}", against])
     return [
         f"`python benchmarks/store.py`: {results['images']} photographs, the small preset. Dice on CHASE_DB1's test "
-        f"images of an interpreter trained on that encoding (STARE and HRF_1024's training split, 30 epochs; seeds "
-        f"{', '.join(map(str, results['seeds']))}); the interval is over test images.",
+        f"images of an interpreter trained on that encoding (STARE and HRF_1024's training split, {results['epochs']} "
+        f"epochs; seeds {', '.join(map(str, results['seeds']))}); the interval is over test images.",
         "",
         *table(["encoding", "float32 .npy / bytes", "Dice", "against float32 (95 %)"], rows),
         "",

@@ -207,7 +207,7 @@ class Backbone:
             x: float32 (b, 3, h, w); h and w multiples of the network's stride.
             t: the timestep index of the original schedule, 0..T-1, before any rescaling.
             blocks: blocks whose feature maps are returned.
-            features_only: stop after the last of ``blocks``; x0 is then None.
+            features_only: stop after the last of ``blocks``, one at least; x0 is then None.
 
         Raises:
             NonFiniteActivation: a feature map or the output holds NaN or infinity.

@@ -136,6 +136,7 @@ def import_command(
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Store float16 weights.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what the folder holds.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Import a checkpoint of guided-diffusion; widths, blocks and classes are read off the weights."""
     from extractor.backbone_folder import load_backbone, save_backbone
@@ -159,6 +160,14 @@ def import_command(
             "in the released ADM networks; give --head-channels or --heads for others"
         )
     backbone = load_backbone(out, class_label=class_label)  # its fingerprint is that of the weights as they were saved
+    if as_json:
+        facts = {
+            "weights": backbone.parameters,
+            "blocks": list(backbone.block_names),
+            "fingerprint": backbone.fingerprint,
+        }
+        console.print_json({"backbone": str(out), "schedule": schedule, "prediction": prediction} | facts)
+        return
     console.print_line(
         f"{out}: {backbone.parameters / 1e6:.1f} M weights, blocks {backbone.block_names[0]} .. "
         f"{backbone.block_names[-1]}, {schedule}, predicts {prediction}, fingerprint {backbone.fingerprint[:12]}"

@@ -84,8 +84,8 @@ def open_backbone(
     return loaded
 
 
-def encoding_of(name: EncodingName, backbone: str, codebook: Path | None = None) -> tuple[Encoding, Codebook | None]:
-    """Look up an encoding by name, with the codebook if it is the compact one.
+def encoding_of(name: EncodingName, backbone: str, codebook: Path | None = None) -> Encoding:
+    """Look up an encoding by name.
 
     Args:
         backbone: the backbone whose codebook (``codebook.safetensors`` next to its weights) is used if none is given.
@@ -95,9 +95,8 @@ def encoding_of(name: EncodingName, backbone: str, codebook: Path | None = None)
         MissingEntry: the encoding is compact and there is no codebook.
     """
     if name == "compact":
-        code = _codebook(backbone, codebook)
-        return code.encoding, code
-    return (AffineEncoding() if name == "int8" else FloatEncoding(kind=name)), None
+        return _codebook(backbone, codebook).encoding
+    return AffineEncoding() if name == "int8" else FloatEncoding(kind=name)
 
 
 def codebook_for(spec: FeatureSpec, backbone: str, codebook: Path | None = None) -> Codebook | None:

@@ -113,6 +113,9 @@ def run(
         raise typer.BadParameter(f"--photographs runs no network: leave out {', '.join(given)}")
     if trajectory != "stochastic" and console.options_given(context, ("seed",)):
         raise typer.BadParameter("--seed draws the noise of --trajectory stochastic; the others have none")
+    if expect_spec is not None and not re.fullmatch("[0-9a-f]{8,64}", expect_spec):
+        raise typer.BadParameter(f"--expect-spec: expected a digest, or 8 of its digits at least, got {expect_spec!r}")
+    renderings = parse_views(views)
     recipe = recipe_of(preset, clip, trajectory, seed, (timesteps, grid, blocks), resolution)
     selection = Selection(dataset, name, split, labelled, images, limit)
     data, features = selection.load(), FeatureStore(store)
@@ -120,7 +123,7 @@ def run(
         console.note(line)
     require_own_name(features, selection, data.name)
     source = backbone or recipe.backbone
-    how = encoding_of(encoding, source, codebook)[0] if encoding else recipe.encoding
+    how = encoding_of(encoding, source, codebook) if encoding else recipe.encoding
     execution = Execution(device, batch, workers, scheduler, overwrite, compiled)
     # A cluster's workers load the network themselves: here it only names the spec, on a machine that may have no GPU.
     network = open_backbone(source, precision, "cpu" if execution.spread else device, class_label)
@@ -129,14 +132,12 @@ def run(
         spec = spec_of_pixels(recipe.resolution, prepared)
     else:
         spec = dataclasses.replace(recipe, encoding=how, preprocessing=prepared).spec(network)
-    if expect_spec is not None and not re.fullmatch("[0-9a-f]{8,64}", expect_spec):
-        raise typer.BadParameter(f"--expect-spec: expected a digest, or 8 of its digits at least, got {expect_spec!r}")
     if expect_spec is not None and not spec.digest.startswith(expect_spec):
         raise SpecMismatch(
             f"these options lead to features of spec {spec.digest[:12]}, not of {expect_spec[:12]}"
             + _difference(features, expect_spec, spec)
         )
-    request = Request(selection, spec, source, parse_views(views), codebook, class_label)
+    request = Request(selection, spec, source, renderings, codebook, class_label)
     entries = len(data.photographs) * len(request.views)
     if not as_json:
         _print_masks(data)

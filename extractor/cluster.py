@@ -39,6 +39,7 @@ from store.feature_store import FeatureStore
 from store.features import entry_path
 from store.interrupts import Stop
 from store.memory import keep_freed_memory
+from store.parallel import in_parallel
 
 TASKS_PER_WORKER = 2
 """Tasks submitted per worker at any time: enough that no worker waits, few enough that a run stops soon."""
@@ -149,8 +150,8 @@ class ExtractionPlugin(WorkerPlugin):
 
     def _checksums(self, pipeline: Pipeline) -> dict[str, dict[str, str]]:
         paths = [entry_path(self.job.request.spec, key) for key in pipeline.made]
-        found = {path: _checksums(self.store, path) for path in paths}
-        return {path: written for path, written in found.items() if written}  # others are being rewritten right now
+        found = zip(paths, in_parallel(lambda path: _checksums(self.store, path), paths), strict=True)
+        return {path: written for path, written in found if written}  # others are being rewritten right now
 
 
 def _device(device: str, worker: Worker) -> str:
@@ -387,8 +388,8 @@ def _each(
 def _require_same_store(store: FeatureStore, result: TaskResult) -> None:
     """Raise ClusterError if a worker's entries are missing from the store as seen from here, or differ."""
     claims = Claims(store.objects)
-    for path, written in result.checksums.items():
-        here = _checksums(store, path)
+    seen = in_parallel(lambda path: _checksums(store, path), result.checksums)
+    for (path, written), here in zip(result.checksums.items(), seen, strict=True):
         while here != written and claims.is_held(path):  # another task is rewriting it (--overwrite, equal files)
             time.sleep(0.1)
             here = _checksums(store, path)

@@ -49,7 +49,7 @@ def invert(
     clip: bool = False,
     final_estimate: bool = False,
 ) -> Iterator[Step]:
-    """Deterministic DDIM inversion: one forward for every timestep of the grid.
+    """Deterministic DDIM inversion: one forward for every timestep of the grid, unless nothing is wanted of the last.
 
     Args:
         keep: the timesteps whose features are taken; all of the grid if None.
@@ -61,8 +61,12 @@ def invert(
     for t, t_next in pairwise([*grid, None]):
         assert t is not None
         kept = keep is None or t in keep
+        wanted = blocks if kept else ()
         features_only = t_next is None and not final_estimate
-        x0_hat, features = backbone.estimate(x, t, blocks if kept else (), features_only=features_only)
+        if features_only and not wanted:
+            yield Step(t, x, {}, None)
+            return
+        x0_hat, features = backbone.estimate(x, t, wanted, features_only=features_only)
         if x0_hat is not None and clip:
             x0_hat = x0_hat.clamp(-1, 1)
         yield Step(t, x, features, x0_hat)

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from extractor.errors import ImageError, PretrainingError, naming
 from extractor.images import SUFFIXES, decode_image, image_id, is_image_name, read_bytes
 from extractor.photometric import photometric_change
-from extractor.preprocess import preprocess, to_network_range, to_pixels
+from extractor.preprocess import frame, shown, to_network_range
 from store.files import replaced
 from store.spec import Preprocessing
 from store.views import without_colour
@@ -120,9 +120,9 @@ def _prepare(path: Path, folder: Path, resolution: int, how: Preprocessing) -> P
     target = folder / f"{image_id(data)}-{resolution}-{recipe}.npy"
     if not target.exists():
         with naming(path):
-            x0 = preprocess(decode_image(data), resolution, how).x0
+            framed = frame(decode_image(data), resolution, how)
         with replaced(target) as partial, partial.open("wb") as file:
-            np.save(file, to_pixels(x0)[0])
+            np.save(file, shown(framed.square, framed.fov, how))
     return target
 
 

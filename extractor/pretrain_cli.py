@@ -12,6 +12,7 @@ import typer
 from extractor.architectures import small_unet
 from extractor.backbones import stored_backbone
 from extractor.diffusion import Prediction
+from extractor.options import AsJson
 from store import console
 from store.interrupts import Stop
 from store.spec import PREPROCESSINGS, PreprocessingName
@@ -87,6 +88,7 @@ def pretrain(
     checkpoint_every: CheckpointEvery = 500,
     seed: Seed = 0,
     workers: Workers = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Pre-train a backbone on unlabelled photographs.
 
@@ -119,7 +121,7 @@ def pretrain(
         given["unet"] = json.loads(given.pop("config").read_text()) if config else small_unet()
         settings = PretrainingSettings.model_validate(chosen | given)
     paths = find_images(images, without=out / PICTURES_FOLDER)
-    with console.progress("preparing photographs", len(paths)) as advance:
+    with console.progress("preparing photographs", len(paths), as_json=as_json) as advance:
         photographs = prepare_photographs(
             paths, out / "prepared", resolution, settings.preprocessing, lambda _: advance()
         )
@@ -130,7 +132,12 @@ def pretrain(
     say = partial(console.say, "writing a checkpoint; Ctrl-C again interrupts at once")
     with (
         stop.on_interrupt(say, single_process=single_process),
-        console.progress("pre-training", steps - training.step) as advance,
+        console.progress("pre-training", steps - training.step, as_json=as_json) as advance,
     ):
         training.run(lambda _, loss: advance(1, f"loss {loss:.3f}"), stop)
-    console.print_line(f"backbone: {out / 'backbone'}  (pictures and TensorBoard beside it)")
+    if as_json:
+        console.print_json(
+            {"backbone": str(out / "backbone"), "steps": training.step, "left_out": photographs.rejected}
+        )
+    else:
+        console.print_line(f"backbone: {out / 'backbone'}  (pictures and TensorBoard beside it)")

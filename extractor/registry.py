@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from extractor.backbones import backbone_source, open_backbone, shipped_backbones
+from extractor.backbones import backbone_source, shipped_backbones, stored_backbone
 from extractor.errors import BackboneError
 from extractor.presets import PRESETS
 from store.console import human_bytes
@@ -89,7 +89,7 @@ def listed(folders: Iterable[Path] = ()) -> list[ListedBackbone]:
 def _listed(name: str) -> ListedBackbone:
     from extractor.backbone_folder import WEIGHTS_FILE
 
-    network, folder = open_backbone(name), Path(backbone_source(name))
+    network, folder = stored_backbone(name), Path(backbone_source(name))
     manifest = read_intact(folder, otherwise=BackboneError)
     weights = next(path for path in (folder / WEIGHTS_FILE, folder / "unet" / WEIGHTS_FILE) if path.is_file())
     return ListedBackbone(name, folder, network, manifest, weights.stat().st_size)

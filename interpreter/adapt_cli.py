@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from interpreter.adapting import Expected, best_of, expected_at, gains, readable_specs, save_adapted
-from interpreter.checkpoint import folder_of
+from interpreter.checkpoint import folder_of, how_to_try
 from interpreter.data import all_images
 from interpreter.domain import DOMAIN_FILE, MIN_IMAGES, load_domain
 from interpreter.metrics import finite_or_none
@@ -109,14 +109,14 @@ def adapt_command(
         reading = "as it does by itself" if as_before else f"read these photographs with --resolution {best}"
         console.print_line(f"best at {best}: {reading}")
     if out is not None:
-        _print_copy(out, model, len(images), as_json)
+        _print_copy(out, card.spec, model, len(images), as_json)
     console.exit_after(extracted.left_out)
 
 
-def _print_copy(out: Path, model: str, photographs: int, as_json: bool) -> None:
+def _print_copy(out: Path, spec: FeatureSpec, model: str, photographs: int, as_json: bool) -> None:
     """Say how to use the copy, and whether it can flag unusual photographs."""
     if not as_json:
-        console.print_line(f"{out}: reads at that resolution by itself; try it: service --model {out}")
+        console.print_line(f"{out}: reads at that resolution by itself; try it: {how_to_try(out, spec)}")
     if not (out / DOMAIN_FILE).is_file():
         console.note(f"it cannot flag unusual photographs: that takes at least {MIN_IMAGES} photographs")
     elif photographs < MIN_IMAGES:

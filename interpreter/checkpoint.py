@@ -17,6 +17,7 @@ from store.codebook import load_codebook
 from store.errors import StoreError
 from store.files import replaced
 from store.manifest import require_intact
+from store.pixels import holds_pixels
 from store.spec import FeatureSpec, TransformEncoding
 from store.validation import first_problem
 
@@ -154,6 +155,11 @@ def read_card(name: str | Path) -> Card:
         return Card.model_validate_json(path.read_text())
     except ValidationError as error:
         raise CheckpointError(f"{path}: {first_problem(error)}") from error
+
+
+def how_to_try(folder: Path, spec: FeatureSpec) -> str:
+    """A command that uses an interpreter; the service has no photographs for those that read no features."""
+    return f"interpreter segment --model {folder}" if holds_pixels(spec) else f"service --model {folder}"
 
 
 def folder_of(name: str | Path) -> Path:

@@ -48,6 +48,11 @@ class LabelledImage:
         """The digest of the image's mask of each of a task's targets; None for a target without a mask."""
         return tuple(self.sample.masks.get(target) for target in task.targets)
 
+    def truth_of(self, task: Task, rules: Rules) -> list[str | None]:
+        """What decides the image's ground truth: its masks and, if the rules ask, which of them have a palette."""
+        indexed = sorted(set(self.sample.indexed) & set(task.targets)) if rules.masks == "pillow" else []
+        return [*self.masks_of(task), *indexed]
+
     def seen_as(self, view: str) -> LabelledImage:
         """The same image with the features of one of its views."""
         return replace(self, key=Key(self.key.image_id, view))

@@ -9,6 +9,7 @@ import typer
 from interpreter.checkpoint import folder_of, load_interpreter
 from interpreter.domain import domain_of
 from interpreter.errors import ConfigurationError
+from interpreter.options import AsJson
 from store import console
 from store.feature_store import FeatureStore
 from store.manifest import read_manifest, seal
@@ -20,6 +21,7 @@ app = typer.Typer()
 def fit(
     model: Annotated[str, typer.Argument(help="Shipped name or folder of an interpreter.")],
     store: Annotated[str, typer.Option(help="Store that holds the features of its training images.")],
+    as_json: AsJson = False,
 ) -> None:
     """Write domain.safetensors, by which photographs are recognised as unlike the training images.
 
@@ -36,6 +38,9 @@ def fit(
     if (manifest := read_manifest(folder)) is not None:
         seal(folder, manifest)
     usual = domain.residual_range
+    if as_json:
+        console.print_json({"domain": str(path), "threshold": domain.threshold, "residual_range": usual})
+        return
     console.print_line(
         f"{path}: distance up to {domain.threshold:.2f}, {len(domain.mean)} statistics of an image; residual "
         + (

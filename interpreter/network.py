@@ -16,7 +16,7 @@ from torch import nn
 from interpreter.config import InterpreterConfig
 from interpreter.errors import ConfigurationError
 from interpreter.heads import HEADS
-from interpreter.scan import Method
+from interpreter.scan import Method, implementation
 from interpreter.standardising import Moments, moments_of
 from interpreter.vss import SS2D
 from store.codebook import Codebook
@@ -81,6 +81,11 @@ class Interpreter(nn.Module):
     def require(self, spec: FeatureSpec) -> None:
         """Raise SpecMismatch unless ``spec`` is that of its features, at its own resolution or another one."""
         self.spec.with_resolution(spec.resolution).require(spec)
+
+    @property
+    def scan(self) -> str | None:
+        """Implementation of the selective scan on the current device; None for a network without VSS blocks."""
+        return next((implementation(one.method, self.device) for one in self.modules() if isinstance(one, SS2D)), None)
 
     def use_scan(self, method: Method) -> None:
         """Have all VSS blocks use one implementation of the selective scan; ``auto`` chooses by the device."""

@@ -49,5 +49,6 @@ TRAINING_PRESETS: dict[TrainingPresetName, TrainingPlan] = {
         width_multiplier=2,
     ),
 }
-"""``paper``: DiffDGSS (MICCAI 2024). ``fast``: for CPUs and for unseen cameras, with many steps on small windows,
-standardised channels and wider levels (docs/experiments.md); reads features of the extraction preset ``fast``."""
+"""``paper``: DiffDGSS (MICCAI 2024), but for VSS blocks above 128 pixels (docs/decisions/0005). ``fast``: for CPUs and
+for unseen cameras, with many steps on small windows, standardised channels and wider levels (docs/experiments.md);
+reads features of the extraction preset ``fast``."""

@@ -111,8 +111,8 @@ def parse_rows(text: str) -> list[Row]:
 
 
 def parse_seeds(words: Sequence[str]) -> list[int]:
-    """Parse seeds, separated by spaces or commas."""
-    parts = " ".join(words).replace(",", " ").split()
+    """Parse seeds, separated by spaces or commas; ConfigurationError if there are none."""
+    parts = " ".join(words).replace(",", " ").split() or [""]
     if wrong := [part for part in parts if not part.isdecimal()]:
         raise ConfigurationError(f"expected seeds such as 0 1 2, got {wrong[0]!r}")
     return [int(part) for part in dict.fromkeys(parts)]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from interpreter import train_options as option
-from interpreter.checkpoint import folder_of
+from interpreter.checkpoint import folder_of, how_to_try
 from interpreter.config import HeadName, InterpreterConfig
 from interpreter.data import all_images, labelled_in, notes_on_missing
 from interpreter.domain import DOMAIN_FILE, MIN_IMAGES
@@ -171,9 +171,10 @@ def _train(training: Training, as_json: bool) -> None:
     """Train to the end or until Ctrl-C and print the result; of several processes the first one prints."""
     from interpreter.counting import cost_of
 
+    scan = training.network.scan
     console.say(
         f"{len(training.train_images)} training and {len(training.validation_images)} validation images, "
-        f"{cost_of(training.network)}"
+        f"{cost_of(training.network)}{'' if scan is None else f', selective scan by {scan}'}"
     )
     if training.is_finished:
         console.note(f"the training in {training.folder} has finished already")
@@ -201,6 +202,5 @@ def _train(training: Training, as_json: bool) -> None:
     elif math.isnan(dice):
         console.print_line(f"{training.folder}: trained to the last epoch without validation images")
     else:
-        console.print_line(
-            f"{training.folder}: validation Dice {100 * dice:.2f}; try it: service --model {training.folder}"
-        )
+        hint = how_to_try(training.folder, training.spec)
+        console.print_line(f"{training.folder}: validation Dice {100 * dice:.2f}; try it: {hint}")

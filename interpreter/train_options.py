@@ -78,8 +78,8 @@ Preset = Annotated[
     TrainingPresetName,
     _training(
         "--preset",
-        help="Defaults of the options below: paper has those of the publication; fast is for CPUs and for cameras "
-        "without labels.",
+        help="Defaults of the options below: paper has those of the publication, but VSS blocks only up to 128 pixels; "
+        "fast is for CPUs and for cameras without labels.",
         is_eager=True,
         callback=_use_as_defaults,
     ),

@@ -304,7 +304,7 @@ class Training:
         derived: Any = {"metrics": True, "training": {"pseudo_labels": {"teacher_images"}}}
         described = card.model_dump(mode="json", exclude=derived)
         images = [*self.train_images, *self.validation_images]
-        masks = json.dumps([image.masks_of(self.task) for image in images])
+        masks = json.dumps([image.truth_of(self.task, self.rules) for image in images])
         return described | {
             "masks": hashlib.sha256(masks.encode()).hexdigest(),
             "known": known_targets(images, self.task),

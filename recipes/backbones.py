@@ -42,12 +42,11 @@ from interpreter.errors import InterpreterError
 from recipes.calls import StepFailed, call
 from recipes.models import UNLABELLED, table_at
 from recipes.photographs import folders_of
-from recipes.shipped import CHASE_DB1, HRF, STARE
+from recipes.shipped import CAMERAS
 from store import console
 from store.errors import StoreError
 from store.feature_store import FeatureStore
 
-CAMERAS = (STARE, CHASE_DB1, HRF)
 HELD_OUT = 8
 """About how many unlabelled photographs are held out from training; ``further`` starts from weights that saw them."""
 

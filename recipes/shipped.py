@@ -18,6 +18,9 @@ IDRID = SourceDataset("idrid", "IDRiD_1024", ("MA", "HE", "EX", "SE"), "CC BY 4.
 OCTA_6M = SourceDataset("octa_6m", "OCTA500_6M", ("vessel",), "no licence stated")
 OCTA_3M = SourceDataset("octa_3m", "OCTA500_3M", ("vessel",), "no licence stated")
 
+CAMERAS = (STARE, CHASE_DB1, HRF)
+"""Those whose vessels are labelled."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -199,5 +202,5 @@ def at_smoke_size(recipe: InterpreterRecipe) -> InterpreterRecipe:
         views="identity",
         steps=1,
         evaluate_every=1,
-        options=(*recipe.options[:-1], "0", "--max-width", "8"),
+        options=(*recipe.options, "--vss-max-size", "0", "--max-width", "8"),
     )

@@ -9,7 +9,7 @@ seed, and by several processes at once; a last call without --rows and --seeds p
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -21,7 +21,7 @@ from recipes.calls import StepFailed, call
 from recipes.drawing import SMOKE_BACKBONE
 from recipes.models import TABLE, Build, table_at
 from recipes.photographs import SourceDataset
-from recipes.shipped import CHASE_DB1, HRF, IDRID, STARE
+from recipes.shipped import CAMERAS, IDRID, OCTA_6M
 from store import console
 from store.errors import StoreError
 from store.views import RED_FREE
@@ -100,9 +100,8 @@ class TableRecipe:
     settings: dict[str, Any] = field(default_factory=lambda: BUDGET)
 
 
-CAMERAS = (STARE, CHASE_DB1, HRF)
 METHODS = ("diffdgss", "anchored", "stochastic", "untrained", "mlp", "unet", "pyramid")
-OCTA = SourceDataset("octa_500", "OCTA500_6M", ("vessel",), "no licence stated")
+OCTA = replace(OCTA_6M, name="octa_500")
 TABLES = {
     "lodo-vessels": TableRecipe("lodo-vessels", CAMERAS, METHODS),
     "lodo-vessels-aadg-compat": TableRecipe("lodo-vessels", CAMERAS, METHODS, "aadg-compat"),

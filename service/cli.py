@@ -131,12 +131,12 @@ def _serve(settings: Settings, chosen: dict[str, Any]) -> None:
     import uvicorn  # imported late, with everything that loads torch: `--help` answers at once
     from structlog import get_logger
 
-    from interpreter.checkpoint import load_interpreter
     from service import logs
+    from service.models import load_servable
 
     _allow_many_connections()
     for name in (settings.model, *settings.models):
-        load_interpreter(name)  # so that a wrong name fails now, not at the first request
+        load_servable(name)  # so that a wrong name fails now, not at the first request
     logs.configure(settings.log_level)
     if not settings.api_keys and not is_loopback(settings.host):
         get_logger(__name__).warning(

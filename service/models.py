@@ -12,7 +12,8 @@ from extractor.extraction import Extractor
 from interpreter.checkpoint import Card, folder_of, load_interpreter
 from interpreter.domain import Domain, load_domain
 from interpreter.network import Interpreter
-from service.errors import NotFound
+from service.errors import NotFound, WrongSettings
+from store.pixels import holds_pixels
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,12 @@ def load_models(
     Raises:
         InterpreterError: an interpreter cannot be loaded.
         BackboneError: a backbone cannot be loaded.
+        WrongSettings: an interpreter reads photographs, as the controls of protocols do.
     """
     extractors = dict(known or {})
     models: list[Model] = []
     for source in dict.fromkeys(names):
-        interpreter, card = load_interpreter(source)
+        interpreter, card = load_servable(source)
         digest = card.spec.digest
         if digest not in extractors:
             network = open_backbone(backbone or card.backbone, card.spec.precision, device)
@@ -103,6 +105,21 @@ def load_models(
         domain = load_domain(folder, card.spec)
         models.append(Model(name, interpreter.to(device), card, extractors[digest], version_of(folder), domain))
     return Models(models)
+
+
+def load_servable(source: str) -> tuple[Interpreter, Card]:
+    """Load an interpreter by shipped name or folder.
+
+    Raises:
+        InterpreterError: it cannot be loaded.
+        WrongSettings: it reads photographs.
+    """
+    interpreter, card = load_interpreter(source)
+    if holds_pixels(card.spec):
+        raise WrongSettings(
+            f"{source} reads photographs, and the service serves models of features; use `interpreter segment`"
+        )
+    return interpreter, card
 
 
 def feature_key(spec: str, image_id: str) -> str:

@@ -210,13 +210,12 @@ def export(
         raise typer.BadParameter(f"{out}: an export is written to a folder; `store copy` writes to object storage")
     store = FeatureStore(path, read_only=True)
     one = _only(_specs(store, spec), store)
-    keys = list(store.keys(one))
-    if dataset is not None:
-        of_image: dict[str, list[Key]] = {}
-        for key in keys:
-            of_image.setdefault(key.image_id, []).append(key)
-        samples = store.collections.read(dataset).samples
-        keys = [key for sample in samples for key in of_image.get(sample.image_id, [])]
+    if dataset is None:
+        keys = list(store.keys(one))
+    else:
+        images = dict.fromkeys(sample.image_id for sample in store.collections.read(dataset).samples)
+        place = {image: i for i, image in enumerate(images)}
+        keys = sorted(store.keys(one, place), key=lambda key: place[key.image_id])
     if not keys:
         raise MissingEntry(f"{path}: no complete entry to export")
     with console.progress("exporting", len(keys), as_json=as_json) as advance:

@@ -63,11 +63,14 @@ def export_npy(
     folder.mkdir(parents=True, exist_ok=True)
     replace_json(folder / "index.json", index | {COMPLETE: False})
     for row, key in enumerate(keys):
-        entry = store.entry(spec, key)
         for level, blocks in authors_levels(spec).items():
+            files = [folder / f"X_{t}_{level}_{row}.npy" for t in spec.timesteps]
+            if all(file.is_file() for file in files):  # by an export that was interrupted
+                continue
+            entry = store.entry(spec, key)
             maps = np.concatenate([entry.read(block.name) for block in blocks], axis=1)
-            for t, of_t in zip(spec.timesteps, maps, strict=True):
-                _save(folder / f"X_{t}_{level}_{row}.npy", of_t)
+            for file, of_t in zip(files, maps, strict=True):
+                _save(file, of_t)
         if advance is not None:
             advance()
     replace_json(folder / "index.json", index | {COMPLETE: True})

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import suppress
 from itertools import compress
 from pathlib import Path
@@ -335,9 +335,13 @@ class FeatureStore:
             self.objects.remove(f"{folder}/{name}")
         return len(views)
 
-    def keys(self, spec: FeatureSpec) -> Iterator[Key]:
-        """Keys of the complete entries of a spec, sorted by image and view."""
-        keys = list(self.all_keys(spec))
+    def keys(self, spec: FeatureSpec, images: Container[str] | None = None) -> Iterator[Key]:
+        """Keys of the complete entries of a spec, sorted by image and view.
+
+        Args:
+            images: ids of the images whose entries are looked up; all if None.
+        """
+        keys = [key for key in self.all_keys(spec) if images is None or key.image_id in images]
         return compress(keys, self.has_each(spec, keys))
 
     def all_keys(self, spec: FeatureSpec) -> Iterator[Key]:

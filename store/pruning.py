@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 from store.claims import Claims
@@ -82,12 +83,9 @@ def prune(
     """Remove entries, except those read or made since they were listed, and return the removed ones."""
     removed = []
     with Claims(store.objects) as claims:
-        for entry in entries:
-            path = entry_path(entry.spec, entry.key)
-            if claims.acquire(path):
-                if _remove(store, path, entry):
-                    removed.append(entry)
-                claims.release(path)
+        listed = list(entries)
+        for entry, is_removed in zip(listed, in_parallel(partial(_removed, store, claims), listed), strict=True):
+            removed += [entry] if is_removed else []
             if advance is not None:
                 advance()
     return removed
@@ -113,6 +111,17 @@ def remove_masks(store: FeatureStore, digests: Iterable[str]) -> list[str]:
     return removed
 
 
+def _removed(store: FeatureStore, claims: Claims, entry: StoredEntry) -> bool:
+    """Remove an entry, and return whether that was possible."""
+    path = entry_path(entry.spec, entry.key)
+    if not claims.acquire(path):
+        return False
+    try:
+        return _remove(store, path, entry)
+    finally:
+        claims.release(path)
+
+
 def _remove(store: FeatureStore, path: str, entry: StoredEntry) -> bool:
     if store.has(entry.spec, entry.key) != entry.complete or store.uses.last(path) != entry.used:
         return False
@@ -122,7 +131,8 @@ def _remove(store: FeatureStore, path: str, entry: StoredEntry) -> bool:
         if marker is not None:
             store.objects.put(f"{path}/zarr.json", marker)
         return False
-    store.delete(entry.spec, entry.key)
+    store.objects.delete(path)
+    store.uses.forget(path)
     return True
 
 

@@ -11,6 +11,7 @@ Views are to a feature cache what augmentation is to a network. A view is part o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -123,4 +124,4 @@ def flipped_axes(view: str) -> tuple[int, ...]:
 def photometric_seed(view: str) -> int | None:
     """The seed of a photometric view; None for any other view."""
     seed = view.removeprefix(_PHOTOMETRIC)
-    return int(seed) if seed != view and seed.isdecimal() else None
+    return int(seed) if seed != view and re.fullmatch("0|[1-9][0-9]*", seed) else None

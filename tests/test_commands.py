@@ -421,10 +421,15 @@ def test_pretrain_and_import_by_command(run: Run, dataset_folder: Path, shared: 
     assert (tmp_path / "run" / "backbone" / "config.json").is_file()
     further = run(
         "extractor", "pretrain", "--images", dataset_folder / "images", "--out", tmp_path / "further", "--steps", "1",
-        "--crop", "16", "--resolution", "32", "--initial", tmp_path / "run" / "backbone",
+        "--crop", "16", "--resolution", "32", "--initial", tmp_path / "run" / "backbone", "--json",
     )  # fmt: skip
     assert further.returncode == 0, further.stderr
     assert json.loads((tmp_path / "further" / "settings.json").read_text())["initial"]
+    assert json.loads(further.stdout) == {
+        "backbone": str(tmp_path / "further" / "backbone"),
+        "steps": 1,
+        "left_out": [],
+    }
     importing = ["import-checkpoint", shared / "fixtures" / "imagenet_tiny.safetensors", tmp_path / "imported"]
     imported = run("extractor", *importing, "--preprocessing", "unequalised")
     assert imported.returncode == 0, imported.stderr
@@ -433,8 +438,9 @@ def test_pretrain_and_import_by_command(run: Run, dataset_folder: Path, shared: 
     assert "64 channels a head are assumed" in " ".join(imported.stderr.split())
     again = run("extractor", *importing)
     assert (again.returncode, "imported holds files already" in again.stderr) == (2, True)
-    replaced = run("extractor", *importing, "--overwrite", "--head-channels", "64")
+    replaced = run("extractor", *importing, "--overwrite", "--head-channels", "64", "--json")
     assert (replaced.returncode, replaced.stderr) == (0, "")
+    assert json.loads(replaced.stdout)["blocks"][-1] == "block_8"
     assert not (tmp_path / "imported" / "preprocessing.json").exists()
 
 

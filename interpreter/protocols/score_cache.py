@@ -13,6 +13,7 @@ from interpreter.config import InterpreterConfig, with_current_defaults
 from interpreter.data import LabelledImage, known_targets
 from interpreter.errors import CheckpointError
 from interpreter.protocols.protocol import Experiment, ProtocolSettings
+from interpreter.rules import Rules
 from interpreter.settings import TrainingSettings
 from interpreter.task import Task
 from store.files import read_json, replace_json
@@ -28,7 +29,7 @@ def inputs_of(
     spec: FeatureSpec,
     settings: ProtocolSettings,
     task: Task,
-    images: Sequence[Sequence[LabelledImage]],
+    images: tuple[Sequence[LabelledImage], Sequence[LabelledImage]],
     adapted_on: Sequence[LabelledImage],
 ) -> dict[str, Any]:
     """Collect everything that decides an experiment's scores, as plain JSON values.
@@ -46,7 +47,10 @@ def inputs_of(
         "config": settings.config(experiment.row, task).model_dump(),
         "task": task.model_dump(),
         "known": known_targets(chain(*images), task),
-        "images": [[_fingerprint(image, task) for image in some] for some in images],
+        "images": [
+            [_fingerprint(image, task, rules) for image in some]
+            for some, rules in zip(images, (experiment.training_rules, experiment.scoring_rules), strict=True)
+        ],
         # Left out when off, as in files from before these settings existed.
         **({"mirrored": True} if settings.mirrored else {}),
         **(_adapted(settings, adapted_on) if settings.adapt else {}),
@@ -60,9 +64,10 @@ def _without_description(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != "description"}
 
 
-def _fingerprint(image: LabelledImage, task: Task) -> list[Any]:
-    """The facts of an image that affect scores: its name, photograph and masks of the task's targets."""
-    return [image.name, image.key.image_id, image.masks_of(task)]
+def _fingerprint(image: LabelledImage, task: Task, rules: Rules) -> list[Any]:
+    """The facts of an image that affect scores: its name, photograph, ground truth and, if it has one, its group."""
+    group = [] if image.sample.group is None else [image.sample.group]
+    return [image.name, image.key.image_id, image.truth_of(task, rules), *group]
 
 
 def _adapted(settings: ProtocolSettings, images: Sequence[LabelledImage]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def selective_scan(
     """
     if u.device.type == "meta":  # only shapes matter, as when operations are counted
         return torch.empty_like(u)
-    name = _choose(u.device) if method == "auto" else method
+    name = implementation(method, u.device)
     if name not in _announced:
         _announced.add(name)
         logger.info("selective scan on %s: %s", u.device.type, name)
@@ -60,7 +60,10 @@ def selective_scan(
         return scan(*float32).to(u.dtype)
 
 
-def _choose(device: torch.device) -> str:
+def implementation(method: Method, device: torch.device) -> str:
+    """Name of the implementation that a method stands for on a device."""
+    if method != "auto":
+        return method
     if device.type == "cpu":
         return "numba"
     if device.type == "cuda" and _mamba() is not None:

@@ -104,7 +104,7 @@ async function photograph(file, how) {
     ;(await createImageBitmap(file)).close()
     return file
   } catch {
-    return (await ask(file, { output: 'overlay', opacity: 0 }, how)).blob()
+    return (await ask(file, { output: 'overlay', opacity: 0, fov_only: true }, how)).blob()
   }
 }
 

@@ -75,6 +75,9 @@ def test_images_of_a_batch_do_not_touch_each_other(spec: FeatureSpec) -> None:
 def test_large_levels_go_without_vss(spec: FeatureSpec) -> None:
     small = Interpreter(spec, InterpreterConfig(vss_max_size=0))
     large = Interpreter(spec, InterpreterConfig(vss_max_size=512))
+    assert (small.scan, large.scan) == (None, "numba")
+    large.use_scan("torch")
+    assert large.scan == "torch"
     assert small.parameter_count < large.parameter_count
 
 

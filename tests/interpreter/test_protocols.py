@@ -31,6 +31,7 @@ from extractor.schedule import noise_schedule
 from extractor.unet import build_unet
 from interpreter.adapting import Expected, expected_at
 from interpreter.cli import app
+from interpreter.data import LabelledImage
 from interpreter.errors import CheckpointError, ConfigurationError, DataError, ExtractionFailed
 from interpreter.extractor_command import run_extraction
 from interpreter.heads.photometric import ROUNDED
@@ -49,9 +50,12 @@ from interpreter.protocols.features import ProtocolFeatures
 from interpreter.protocols.protocol import ROWS, Edition, ProtocolSettings
 from interpreter.protocols.report import write_report
 from interpreter.protocols.running import ProtocolRun, Result
+from interpreter.protocols.score_cache import _fingerprint
 from interpreter.protocols.table import tabulated
-from interpreter.rules import Rules
+from interpreter.rules import STRICT, Rules
+from interpreter.task import Task
 from store import FeatureStore, SpecError
+from store.collection import Sample
 from store.extraction_command import ExtractionCommand
 from store.features import Key
 from store.pixels import spec_of_pixels
@@ -231,6 +235,17 @@ def test_only_a_name_that_was_given_replaces_a_data_set_of_that_name() -> None:
     for text, named in (("stare:/x/STARE", False), ("stare=stare:/x/STARE", True)):
         wanted = FeatureRequest(parse_source(text), "train", "ddim", ("identity",), None)
         assert ("name" in command_of(wanted, "features.zarr", SETTINGS).options) == named
+
+
+def test_groups_and_palettes_decide_scores_where_they_are_asked_for() -> None:
+    task, squeezed = Task(name="vessels", targets=("vessel",)), Rules(masks="pillow")
+    plain = Sample(image_id="0" * 64, name="a", masks={"vessel": "1" * 64, "disc": "2" * 64})
+    samples = (plain, plain.model_copy(update={"group": "eve"}), plain.model_copy(update={"indexed": ("vessel",)}))
+    images = [LabelledImage("eyes", ("disc", "vessel"), one, Key(one.image_id)) for one in samples]
+    strict, compatible = ([_fingerprint(one, task, rules) for one in images] for rules in (STRICT, squeezed))
+    assert strict[0] == strict[2] == ["eyes/a", "0" * 64, ["1" * 64]]  # as files of earlier versions have it
+    assert strict[1] == [*strict[0], "eve"]
+    assert compatible == [strict[0], strict[1], ["eyes/a", "0" * 64, ["1" * 64, "vessel"]]]
 
 
 def test_what_was_done_is_not_done_again_and_other_settings_are_refused(table: Table, tmp_path: Path) -> None:
@@ -449,6 +464,7 @@ def test_names_and_options() -> None:
         (lambda: parse_source("manifest:list.csv"), "give the data set a name, as NAME=manifest:list.csv"),
         (lambda: parse_rows("diffdgss,x"), "no method x"),
         (lambda: parse_seeds(["0", "--x"]), "expected seeds such as"),
+        (lambda: parse_seeds([""]), "expected seeds such as"),
         (lambda: parse_settings('{"epochs": 0}', "cpu"), "epochs: Input should be"),
         *((lambda text=text: parse_settings(text, "cpu"), "expected a JSON object") for text in ("[", "[]", "3")),
         (lambda: parse_settings('{"training": "slow"}', "cpu"), "no training 'slow'; there are paper, fast"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +12,11 @@ from pydantic import ValidationError
 
 from extractor.images import FORMATS as IMAGE_FORMATS
 from service.errors import WrongSettings
+from service.models import load_servable
 from service.photographs import DECODERS
 from service.settings import FORMATS, MEMORY, Settings, read_settings, settings_table
+from store.pixels import spec_of_pixels
+from store.spec import Preprocessing
 from tests.conftest import Run
 
 
@@ -148,6 +152,15 @@ def test_check_says_what_is_there_and_what_is_wrong(
     wrong = run("service", "check", "--model", model_folder)
     assert wrong.returncode == 2
     assert "queue" in wrong.stderr
+
+
+def test_a_model_of_photographs_is_refused_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    card = SimpleNamespace(spec=spec_of_pixels(64, Preprocessing()))
+    monkeypatch.setattr("service.models.load_interpreter", lambda _: (None, card))
+    with pytest.raises(WrongSettings, match=r"reads photographs.*use `interpreter segment`"):
+        load_servable(str(tmp_path))
 
 
 def test_the_formats_of_the_settings_are_those_that_are_read() -> None:

@@ -218,7 +218,10 @@ def test_a_codebook_that_is_gone_is_told_and_all_else_is_copied(spec: FeatureSpe
 def test_the_authors_files_are_written(store: FeatureStore, spec: FeatureSpec, tmp_path: Path) -> None:
     fill(store, spec)
     export_npy(store, spec, KEYS, tmp_path / "npy")
+    (tmp_path / "npy" / "X_10_block_2_3.npy").unlink()
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "npy").glob(f"X_*_{len(KEYS) - 2}.npy")}
     export_npy(store, spec, KEYS, tmp_path / "npy")  # gone on with
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
     maps = np.load(tmp_path / "npy" / "X_10_block_2_3.npy")
     assert maps.dtype == np.float32
     np.testing.assert_array_equal(maps, store.entry(spec, KEYS[3]).read("block_2", [10])[0])

@@ -18,7 +18,9 @@ def test_lists_are_spelled_out() -> None:
     assert parse_views("flip-v,photometric-7") == ("flip-v", "photometric-7")
 
 
-@pytest.mark.parametrize("text", ["", "sideways", "photometric:0", "photometric:x", "photometric-", "identity,"])
+@pytest.mark.parametrize(
+    "text", ["", "sideways", "photometric:0", "photometric-007", "photometric:x", "photometric-", "identity,"]
+)
 def test_what_is_no_view_is_refused(text: str) -> None:
     with pytest.raises(SpecError, match="no view"):
         parse_views(text)
