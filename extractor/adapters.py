@@ -51,9 +51,10 @@ class Photograph:
         with naming(path):
             mask = decode_mask(data)
         if mask.shape != size:
+            turned = ", since photographs are turned upright as their EXIF orientation says; turn the mask, too"
             raise DatasetError(
                 f"{path}: mask of {mask.shape[1]} x {mask.shape[0]} pixels, its image {self.image.name} has "
-                f"{size[1]} x {size[0]}"
+                f"{size[1]} x {size[0]}{turned if mask.shape == size[::-1] else ''}"
             )
         return mask
 
@@ -236,7 +237,7 @@ def notes_on_unread(root: Path, photographs: Sequence[Photograph]) -> list[str]:
     kinds = {
         "have formats that are not read; save them as PNG": [p for p in there if p.suffix.lower() in _OTHER_IMAGES],
         "are unread folders of images; name each as a data set, or list them in a manifest": [
-            p for p in there if p.is_dir() and any(map(is_image_name, p.iterdir()))
+            p for p in there if _holds_images(p)
         ],
         "are masks beside folders of targets, which alone are read": beside,
         "are masks without an image": [
@@ -283,7 +284,8 @@ def manifest(path: Path) -> Iterator[Photograph]:
             raise DatasetError(f"{path}: line {line} has more cells than there are columns")
         image = path.parent / cells["image"]
         files = {target: path.parent / cells[target] for target in targets if cells[target]}
-        gone += [f"line {line} names {named}" for named in (image, *files.values()) if not _is_file(named)]
+        named = [("", image), *((f" as the mask of {target}", file) for target, file in files.items())]
+        gone += [f"line {line} names {file}{role}" for role, file in named if not _is_file(file)]
         if len(gone) > _MOST_NAMED:
             break
         dataset = cells.get("dataset")
@@ -309,9 +311,18 @@ def _images(folder: Path, wanted: Callable[[Path], bool] = lambda _: True) -> li
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such folder; is this the data set it was called?")
     found = sorted(p for p in folder.iterdir() if is_image_name(p) and p.is_file() and wanted(p))
+    if not found and (below := [p.name for p in folder.iterdir() if _holds_images(p)]):
+        raise DatasetError(
+            f"{folder}: no images in it, only in its folders, such as {min(below)}: name each as a data set, or list "
+            "the images in a manifest"
+        )
     if not found:
         raise DatasetError(f"{folder}: no images in it; expected files ending in {', '.join(sorted(SUFFIXES))}")
     return found
+
+
+def _holds_images(path: Path) -> bool:
+    return path.is_dir() and any(map(is_image_name, path.iterdir()))
 
 
 def _number(image: Path, digits: str) -> int:

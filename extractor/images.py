@@ -90,8 +90,8 @@ def decode_mask(data: bytes) -> NDArray[np.bool_]:
     masks, values above the middle of 0..255 are True (in 16-bit masks, values above half of the largest).
 
     Raises:
-        ImageError: the file is a photograph; it has several classes, as areas of more than two values or colours or as
-            class ids; or its colours are all equally bright.
+        ImageError: the file is a photograph; only its transparency shows a mask; it has several classes, as areas of
+            more than two values or colours or as class ids; or its colours are all equally bright.
     """
     image = _open(data, MAX_PIXELS)
     colours = np.asarray(image)[..., None] if image.mode.startswith("I") else np.asarray(_to_rgb(image))
@@ -106,6 +106,10 @@ def decode_mask(data: bytes) -> NDArray[np.bool_]:
         )
     if len(levels) == 1 and (colours != colours[0, 0]).any():
         raise ImageError("expected a binary mask, found several colours of one brightness; save it in black and white")
+    if len(levels) == 1 and "A" in image.getbands() and len(np.unique(np.asarray(image.getchannel("A")))) > 1:
+        raise ImageError(
+            "expected a binary mask, found one that only its transparency shows; save it in black and white"
+        )
     if len(levels) <= 2:
         return np.asarray(pixels > (levels[0] if len(levels) == 2 else 0))
     middle = 127 if levels[-1] <= 255 else int(levels[-1]) // 2

@@ -25,6 +25,7 @@ CARD_FILE = "interpreter.json"
 WEIGHTS_FILE = "interpreter.safetensors"
 CODEBOOK_FILE = "codebook.safetensors"
 MODELS = Path(__file__).parent / "models"
+UNLICENSED = "not stated"
 
 
 class Validation(BaseModel):
@@ -73,7 +74,7 @@ class Card(BaseModel):
     validation_ids: tuple[str, ...] = ()
     training: TrainingRecord = TrainingRecord()
     metrics: Validation = Validation()
-    licence: str = "Apache-2.0"
+    licence: str = UNLICENSED
     temperature: float = Field(default=1.0, gt=0)
     learnt_at: int | None = Field(default=None, gt=0)
 

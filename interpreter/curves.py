@@ -27,12 +27,13 @@ class PooledPixels:
     _scores: list[NDArray[np.float32]] = field(default_factory=list)
     _truths: list[NDArray[np.bool_]] = field(default_factory=list)
     _areas: _Areas | None = None
+    _idrid_area: float | None = None
 
     def add(self, probabilities: NDArray[np.float32], truth: NDArray[np.bool_], inside: NDArray[np.bool_]) -> None:
         """Add an image: a class's probabilities, its true pixels, and the pixels that count; arrays of one shape."""
         self._scores.append(np.asarray(probabilities[inside], dtype=np.float32))
         self._truths.append(truth[inside])
-        self._areas = None
+        self._areas = self._idrid_area = None
 
     def auc_roc(self) -> float:
         """Exact area under the ROC curve (sensitivity over 1 - specificity); nan without both kinds of pixels."""
@@ -48,6 +49,11 @@ class PooledPixels:
         A pixel is found if its value reaches the threshold. At 256 none is, which counts as recall 0 at precision 1.
         nan without a pixel of the class.
         """
+        if self._idrid_area is None:
+            self._idrid_area = self._area_over_idrid_thresholds()
+        return self._idrid_area
+
+    def _area_over_idrid_thresholds(self) -> float:
         true_by_value, all_by_value = np.zeros(257), np.zeros(257)
         for scores, truth in zip(self._scores, self._truths, strict=True):
             values = np.rint(255 * scores).astype(np.intp)

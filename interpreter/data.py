@@ -141,7 +141,8 @@ def notes_on_missing(store: FeatureStore, references: Iterable[str], task: Task)
             considered, fate = (kept, "count as having none") if task.overlapping else (images, "are left out")
             without = [image.name for image in considered if target not in image.sample.masks]
             if without:
-                notes.append(f"{_some(without, considered)} of {reference} have no mask of {target} and {fate}")
+                of_target = "" if target == UNNAMED_TARGET else f" of {target}"
+                notes.append(f"{_some(without, considered)} of {reference} have no mask{of_target} and {fate}")
         others = [image.name for image in images if not task.takes(image.sample.masks)]
         if task.overlapping and others:
             notes.append(f"{_some(others, images)} of {reference} have no mask and are left out")

@@ -41,7 +41,7 @@ from store.feature_store import FeatureStore
 from store.views import IDENTITY
 
 if TYPE_CHECKING:
-    from interpreter.evaluation import Scores
+    from interpreter.evaluation import Compared, Scores
 
 app = typer.Typer()
 SHOWN = {
@@ -187,9 +187,9 @@ def _evaluate_model(
     require_features(features, spec, images, views, card.backbone)
     with console.progress("evaluating", len(images), as_json=as_json) as advance:
 
-        def on_image(image: LabelledImage, found: Segmentation) -> None:
+        def on_image(image: LabelledImage, found: Segmentation, _: Compared) -> None:
             if masks is not None:
-                write_label_maps(masks, image.name, found.labels, found.masks, card.task)
+                write_label_maps(masks, image.name, found.labels, found.layers, card.task)
             advance(1, image.name)
 
         scores = evaluate_images(
@@ -207,7 +207,9 @@ def _evaluate_model(
 def _note_seen(store: FeatureStore, images: Sequence[LabelledImage], card: Card) -> None:
     """Say which of the images, or of their groups, the interpreter has seen: then the scores are too good."""
     if seen := {image.key.image_id for image in images} & card.seen_ids:
-        console.note(f"{len(seen)} of these images were used to train this interpreter")
+        chose = len(seen.intersection(card.validation_ids))
+        how = f", {chose} of them to choose its epoch" if chose else ""
+        console.note(f"{len(seen)} of these images were used to train this interpreter{how}: the scores are too good")
     everything = [image for name in {image.dataset for image in images} for image in all_images(store, name)]
     groups = {group_of(image) for image in everything if image.key.image_id in card.seen_ids}
     others = [image for image in images if group_of(image) in groups and image.key.image_id not in seen]
@@ -242,7 +244,10 @@ def _interval(low: float, high: float) -> str:
 
 
 def _table_of_images(scores: Scores) -> Table:
-    table = Table("image", "Dice", "expected Dice")
+    """A row for each image; a column for each of several classes, and one for their mean."""
+    classes = scores.classes if len(scores.classes) > 1 else ()
+    table = Table("image", *classes, "mean Dice" if classes else "Dice", "expected Dice")
     for image in scores.images:
-        table.add_row(image.name, in_points(image.dice), in_points(image.expected_dice))
+        of_class = [None if counts is None else counts.dice for counts in image.voted] if classes else []
+        table.add_row(image.name, *map(in_points, (*of_class, image.dice, image.expected_dice)))
     return table

@@ -16,17 +16,14 @@ from interpreter.errors import DataError
 from interpreter.expected import expected_of
 from interpreter.metrics import Counts, bootstrap_interval, count, finite_or_none, hd95, mean_of_known
 from interpreter.network import Interpreter
-from interpreter.prediction import Prediction, Segmentation, native_masks, native_probabilities
+from interpreter.prediction import Segmentation, native_probabilities
 from interpreter.rules import STRICT, Rules, Size
 from interpreter.splits import group_of
 from interpreter.stored import segment_stored
 from interpreter.task import Task
 from store.feature_store import FeatureStore
-from store.features import Features
 from store.geometry import Geometry
 from store.spec import FeatureSpec
-
-OnImage = Callable[[LabelledImage, Segmentation], None]
 
 
 @dataclass(frozen=True)
@@ -166,6 +163,10 @@ class Scores:
                     "dice": image.dice,
                     "expected_dice": finite_or_none(image.expected_dice),
                     "group": image.group,
+                    "dice_by_class": {
+                        name: None if counts is None else counts.dice
+                        for name, counts in zip(self.classes, image.voted, strict=True)
+                    },
                 }
                 for image in self.images
             },
@@ -192,6 +193,10 @@ class Compared(NamedTuple):
     inside: NDArray[np.bool_]
 
 
+OnImage = Callable[[LabelledImage, Segmentation, Compared], None]
+"""Gets an image, its segmentation, and what is compared at the network's size."""
+
+
 def evaluate(
     interpreter: Interpreter,
     store: FeatureStore,
@@ -209,7 +214,7 @@ def evaluate(
 
     Args:
         spec: spec of the features to read: the interpreter's, at its own resolution or another one.
-        on_image: called with each image and its segmentation.
+        on_image: called for each image.
         rules: how the ground truth is made and which pixels count; by default those inside the field of view, at the
             network's size.
         mirrored: also read each image's three flips, and average the probabilities.
@@ -232,9 +237,9 @@ def evaluate(
     targets = tuple(task.targets[i] for i in scored)
     scores = Scores(targets, [], [PooledPixels() for _ in scored], [Reliability() for _ in scored])
     for image in images:
-        features, segmented = segment_stored(interpreter, store, spec, image, mirrored=mirrored)
+        _, segmented = segment_stored(interpreter, store, spec, image, mirrored=mirrored)
         prediction, truth, known = segmented.prediction, native_truth(store, image, task), image.known(task)
-        compared = _compared("network", prediction, features, image, truth, task, rules)
+        at_network = compared = _compared("network", segmented, image, truth, task, rules)
         of_scored = [i if known[i] else None for i in scored]
         by_voter = {
             voter: tuple(
@@ -243,42 +248,37 @@ def evaluate(
             for voter, masks in zip(interpreter.voters, prediction.masks_by_voter, strict=True)
         }
         if rules.size != "network":
-            compared = _compared(rules.size, prediction, features, image, truth, task, rules)
-        scores.images.append(_score(image, compared, by_voter, expected_of(prediction, features.fov), of_scored))
+            compared = _compared(rules.size, segmented, image, truth, task, rules)
+        scores.images.append(_score(image, compared, by_voter, expected_of(prediction, segmented.fov), of_scored))
         for pixels, reliability, i in zip(scores.pixels, scores.reliability, of_scored, strict=True):
             if i is not None:
                 one = compared.probabilities[i], compared.truth[i], compared.inside
                 pixels.add(*one)
                 reliability.add(*one)
         if on_image is not None:
-            on_image(image, segmented)
+            on_image(image, segmented, at_network)
     return scores
 
 
 def _compared(
     size: Size,
-    prediction: Prediction,
-    features: Features,
+    found: Segmentation,
     image: LabelledImage,
     truth: NDArray[np.uint8],
     task: Task,
     rules: Rules,
 ) -> Compared:
     """The arrays to compare at a size; ``truth`` is uint8 (H, W)."""
-    fov, geometry = features.fov, features.geometry
+    prediction, geometry = found.prediction, found.geometry
     if size == "network":
         truth = rules.square_truth(geometry, truth, task, image.sample)
-        return Compared(prediction.masks, prediction.probabilities[1:], task.members(truth), rules.counted(fov))
+        return Compared(prediction.masks, prediction.probabilities[1:], task.members(truth), rules.counted(found.fov))
     if isinstance(size, int):
         truth = rules.square_truth(geometry.with_resolution(size), truth, task, image.sample)
-        geometry = Geometry.whole(size, size, geometry.resolution)
-        fov = rules.counted(fov)  # the whole square has an answer, as at the network's size
-    return Compared(
-        native_masks(prediction, fov, geometry),
-        native_probabilities(prediction, fov, geometry)[1:],
-        task.members(truth),
-        rules.counted(geometry.restore(fov).astype(np.bool_)),
-    )
+        # The whole square has an answer, as at the network's size.
+        found = Segmentation(prediction, rules.counted(found.fov), Geometry.whole(size, size, geometry.resolution))
+    probabilities = native_probabilities(prediction, found.fov, found.geometry)[1:]
+    return Compared(found.masks, probabilities, task.members(truth), rules.counted(found.native_fov))
 
 
 def _score(

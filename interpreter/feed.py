@@ -110,10 +110,10 @@ class Feed:
     def load_truth(self, image: LabelledImage, native: NDArray[np.uint8] | None = None) -> None:
         """Load an image's ground truth before it is fed: its masks, or ``native``, uint8 (H, W), in their place."""
         image_id, of_masks = image.key.image_id, image.known(self._task)
-        self._truths[image_id] = self.truth_of(image, native)
+        self._truths[image_id] = self._truth_of(image, native)
         self._known[image_id] = of_masks if native is None else np.ones_like(of_masks)
 
-    def truth_of(self, image: LabelledImage, native: NDArray[np.uint8] | None = None) -> Truth:
+    def _truth_of(self, image: LabelledImage, native: NDArray[np.uint8] | None = None) -> Truth:
         """Ground truth and counted pixels of an image; made from its masks, or from ``native``, uint8 (H, W)."""
         entry = self._store.entry(self._spec, image.key)
         if native is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -158,17 +158,58 @@ def _probabilities(
     return probabilities
 
 
-class Segmentation(NamedTuple):
-    """A vote at the network's size, and its result at native size.
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """A vote at the network's size, which is brought to native size when that is asked for.
 
     Attributes:
-        labels: uint8 (H, W); if classes overlap, the last one that is present.
-        masks: bool (n - 1, H, W) if classes may overlap; None otherwise, since the labels then say everything.
+        prediction: the vote.
+        fov: field of view, bool (R, R).
+        geometry: mapping between native and network's size.
     """
 
     prediction: Prediction
-    labels: NDArray[np.uint8]
-    masks: NDArray[np.bool_] | None
+    fov: NDArray[np.bool_]
+    geometry: Geometry
+
+    @cached_property
+    def labels(self) -> NDArray[np.uint8]:
+        """Class ids uint8 (H, W), 0 outside the field of view; if classes overlap, the last one that is present.
+
+        Votes plus mean probability rank the classes exactly as the vote does. Resized to native size before the largest
+        is taken, they give smooth outlines, where resized labels would give steps.
+        """
+        if self.prediction.overlapping:
+            return labels_from_masks(self.masks)
+        planes = _restored(self.prediction.votes + self.prediction.probabilities, self.geometry)
+        best = next(planes)
+        labels = np.zeros(best.shape, dtype=np.uint8)
+        for c, plane in enumerate(planes, 1):
+            labels[plane > best] = c
+            np.maximum(best, plane, out=best)
+        labels[~self.native_fov] = 0
+        return labels
+
+    @cached_property
+    def masks(self) -> NDArray[np.bool_]:
+        """The pixels of each class but the background, bool (n - 1, H, W), none outside the field of view."""
+        if not self.prediction.overlapping:
+            return np.stack([self.labels == c for c in range(1, len(self.prediction.votes))])
+        votes, probabilities = self.prediction.votes[1:], self.prediction.probabilities[1:]
+        half = np.float32(len(self.prediction.labels_by_voter) / 2)
+        # Positive exactly where the vote finds the class: more than half of the votes, or half and a mean above 0.5.
+        scores = votes - half + np.float32(0.99) * (probabilities - np.float32(0.5))
+        return np.stack([(plane > 0) & self.native_fov for plane in _restored(scores, self.geometry)])
+
+    @property
+    def layers(self) -> NDArray[np.bool_] | None:
+        """``masks`` if classes may overlap; None otherwise, since the labels then say everything."""
+        return self.masks if self.prediction.overlapping else None
+
+    @cached_property
+    def native_fov(self) -> NDArray[np.bool_]:
+        """The field of view, bool (H, W)."""
+        return self.geometry.restore(self.fov).astype(np.bool_)
 
 
 def segment(
@@ -176,43 +217,7 @@ def segment(
 ) -> Segmentation:
     """Segment a photograph from its features, and from those of its mirror images if given (``predict``)."""
     prediction = predict(interpreter, features.maps, features.fov, mirrored)
-    return at_native_size(prediction, features.fov, features.geometry)
-
-
-def at_native_size(prediction: Prediction, fov: NDArray[np.bool_], geometry: Geometry) -> Segmentation:
-    """Bring a vote to native size; ``fov`` is bool (R, R). No network is needed."""
-    if prediction.overlapping:
-        masks = native_masks(prediction, fov, geometry)
-        return Segmentation(prediction, labels_from_masks(masks), masks)
-    return Segmentation(prediction, native_labels(prediction, fov, geometry), None)
-
-
-def native_labels(prediction: Prediction, fov: NDArray[np.bool_], geometry: Geometry) -> NDArray[np.uint8]:
-    """Labels uint8 (H, W) of classes that exclude each other, background outside the field of view.
-
-    Votes plus mean probability rank the classes exactly as the vote does. Resized to native size before the largest
-    is taken, they give smooth outlines, where resized labels would give steps.
-    """
-    planes = _restored(prediction.votes + prediction.probabilities, geometry)
-    best = next(planes)
-    labels = np.zeros(best.shape, dtype=np.uint8)
-    for c, plane in enumerate(planes, 1):
-        labels[plane > best] = c
-        np.maximum(best, plane, out=best)
-    labels[~geometry.restore(fov).astype(np.bool_)] = 0
-    return labels
-
-
-def native_masks(prediction: Prediction, fov: NDArray[np.bool_], geometry: Geometry) -> NDArray[np.bool_]:
-    """The pixels of each class but the background, bool (n - 1, H, W), none outside the field of view."""
-    if not prediction.overlapping:
-        labels = native_labels(prediction, fov, geometry)
-        return np.stack([labels == c for c in range(1, len(prediction.votes))])
-    half = np.float32(len(prediction.labels_by_voter) / 2)
-    # Positive exactly where the vote finds the class: more than half of the votes, or half and a mean above 0.5.
-    scores = prediction.votes[1:] - half + np.float32(0.99) * (prediction.probabilities[1:] - np.float32(0.5))
-    inside = geometry.restore(fov).astype(np.bool_)
-    return np.stack([(plane > 0) & inside for plane in _restored(scores, geometry)])
+    return Segmentation(prediction, features.fov, features.geometry)
 
 
 def native_probabilities(prediction: Prediction, fov: NDArray[np.bool_], geometry: Geometry) -> NDArray[np.float32]:

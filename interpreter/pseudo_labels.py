@@ -23,6 +23,7 @@ from interpreter.scan import Method
 from interpreter.splits import group_of, unaugmented
 from interpreter.stored import require_features, segment_stored
 from interpreter.task import Task
+from store.collection import UNNAMED_TARGET
 from store.feature_store import FeatureStore
 from store.views import plain_view
 
@@ -97,8 +98,8 @@ class PseudoLabels:
         self._network.to("cpu")
 
     def _native(self, image: LabelledImage) -> NDArray[np.uint8]:
-        _, (_, labels, masks) = segment_stored(self._network, self._store, self._spec, image)
-        return labels if masks is None else self._task.labels(dict(zip(self._task.targets, masks, strict=True)))
+        _, found = segment_stored(self._network, self._store, self._spec, image)
+        return self._task.labels(dict(zip(self._task.targets, found.masks, strict=True)))
 
 
 def _digest(folder: Path) -> str:
@@ -113,9 +114,9 @@ def _unlabelled(image: LabelledImage) -> LabelledImage:
 
 
 def _require_same_classes(teacher: str, theirs: Task, ours: Task) -> None:
-    """Raise ConfigurationError unless a teacher has the task's classes; a single class may have another name."""
-    alone = len(theirs.targets) == len(ours.targets) == 1
-    if theirs.overlapping != ours.overlapping or (theirs.targets != ours.targets and not alone):
+    """Raise ConfigurationError unless a teacher has the task's classes; an unnamed single class fits any other."""
+    unnamed = len(theirs.targets) == len(ours.targets) == 1 and UNNAMED_TARGET in (*theirs.targets, *ours.targets)
+    if theirs.overlapping != ours.overlapping or (theirs.targets != ours.targets and not unnamed):
         raise ConfigurationError(f"the teacher {teacher} segments {_named(theirs)}, the task is {_named(ours)}")
 
 

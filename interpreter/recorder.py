@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
-
-import numpy as np
-from numpy.typing import NDArray
 
 from interpreter.data import LabelledImage
 from interpreter.prediction import Segmentation
@@ -16,7 +12,7 @@ from interpreter.rendering import draw_comparison
 from interpreter.task import Task
 
 if TYPE_CHECKING:
-    from interpreter.evaluation import OnImage, Scores
+    from interpreter.evaluation import Compared, OnImage, Scores
 
 PICTURES = 4
 
@@ -52,20 +48,14 @@ class Recorder:
         for name, value in scores.figures().items():
             self._scalar(f"validation/{name}", value, epoch)
 
-    def pictures(
-        self,
-        epoch: int,
-        task: Task,
-        truth_of: Callable[[LabelledImage], tuple[NDArray[np.uint8], NDArray[np.bool_]]],
-    ) -> OnImage:
+    def pictures(self, epoch: int, task: Task) -> OnImage:
         """Return a callback that logs pictures of the first few predictions against their ground truth."""
         left = iter(range(PICTURES))
 
-        def draw(image: LabelledImage, found: Segmentation) -> None:
+        def draw(image: LabelledImage, _: Segmentation, compared: Compared) -> None:
             if self._writer is not None and next(left, None) is not None:
-                truth, inside = truth_of(image)
                 known = image.known(task)
-                picture = draw_comparison(found.prediction.masks[known], task.members(truth)[known], inside)
+                picture = draw_comparison(compared.masks[known], compared.truth[known], compared.inside)
                 self._writer.add_image(image.name, picture, epoch, dataformats="HWC")
 
         return draw

@@ -74,6 +74,7 @@ def segment_command(
     spec = card.spec.with_resolution(resolution)
     if out.exists() and not out.is_dir():
         raise typer.BadParameter(f"--out: {out} is a file; expected a folder")
+    _former_rows(out / TABLE, card.task, ())  # before anything is extracted for it
     extracted = photographs.extract_missing(store, model, card, [spec], views, device)
     features = FeatureStore(store, read_only=True)
     named = {image.name: image for one in extracted.references for image in all_images(features, one)}
@@ -93,7 +94,8 @@ def segment_command(
         for one in segment_into(out, interpreter, features, spec, card.task, images, domain, mirrored=mirrored):
             found.append(one)
             advance(1, one.image)
-    rows: list[Mapping[str, object]] = [*former, *(one.row(out) for one in found)]
+    how = {"model": model, "resolution": spec.resolution}
+    rows: list[Mapping[str, object]] = [*former, *(one.row(out) | how for one in found)]
     with replaced(out / TABLE) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, table_columns(card.task))
         table.writeheader()

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from interpreter.data import LabelledImage
 from interpreter.domain import Domain, DomainScore
 from interpreter.expected import expected_of
@@ -51,7 +49,7 @@ class SegmentedPhotograph:
         return "" if self.domain is None else " ".join(self.domain.reasons)
 
     def row(self, folder: Path) -> dict[str, Cell]:
-        """A row of the table of ``table_columns``: plain values, with the file's path relative to ``folder``."""
+        """Plain values for a row of a table, with the file's path relative to ``folder``."""
         return {
             "image": self.image,
             "file": self.file.relative_to(folder).as_posix(),
@@ -65,9 +63,10 @@ class SegmentedPhotograph:
 
 
 def table_columns(task: Task) -> list[str]:
-    """Names of the columns of ``SegmentedPhotograph.row``."""
+    """Names of the columns of a table: those of ``SegmentedPhotograph.row``, and who read it at which resolution."""
     shares, expected = ([f"{kind}_{name}" for name in task.targets] for kind in ("share", "expected_dice"))
-    return ["image", "file", "mirrored", *shares, *expected, "disagreement", "distance", "unusual"]
+    read = ["model", "resolution"]
+    return ["image", "file", "mirrored", *shares, *expected, "disagreement", "distance", "unusual", *read]
 
 
 def segment_into(
@@ -97,17 +96,15 @@ def segment_into(
     """
     interpreter.require(spec)
     for image in images:
-        features, (prediction, labels, masks) = segment_stored(interpreter, store, spec, image, mirrored=mirrored)
-        found = [labels == c for c in range(1, len(task.classes))] if masks is None else list(masks)
-        inside = features.geometry.restore(features.fov).astype(np.bool_)
-        expected = expected_of(prediction, features.fov)
-        shares = [float(mask[inside].mean()) for mask in found]
+        features, found = segment_stored(interpreter, store, spec, image, mirrored=mirrored)
+        expected = expected_of(found.prediction, found.fov)
+        shares = [float(mask[found.native_fov].mean()) for mask in found.masks]
         yield SegmentedPhotograph(
             image=image.name,
-            file=write_label_maps(folder, image.name, labels, masks, task),
+            file=write_label_maps(folder, image.name, found.labels, found.layers, task),
             mirrored=mirrored,
             shares=dict(zip(task.targets, shares, strict=True)),
             expected_dice=dict(zip(task.targets, map(finite_or_none, expected), strict=True)),
-            disagreement=float(prediction.disagreement[features.fov].mean()),
+            disagreement=float(found.prediction.disagreement[found.fov].mean()),
             domain=None if domain is None else domain.score(features, interpreter.codec),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from interpreter.calibration import fit_temperature
@@ -11,7 +11,6 @@ from interpreter.checkpoint import Card, Validation, load_interpreter, read_card
 from interpreter.data import LabelledImage
 from interpreter.domain import DOMAIN_FILE, MIN_IMAGES, domain_of
 from interpreter.evaluation import evaluate
-from interpreter.feed import Truth
 from interpreter.network import Interpreter
 from interpreter.recorder import Recorder
 from interpreter.rules import Rules
@@ -42,14 +41,12 @@ class Selection:
         self.best, self.since_best = -1.0, 0
         self._dice: float | None = None
 
-    def criterion(
-        self, network: Interpreter, epoch: int, recorder: Recorder, truth_of: Callable[[LabelledImage], Truth]
-    ) -> float:
+    def criterion(self, network: Interpreter, epoch: int, recorder: Recorder) -> float:
         """Score the network on the validation images and return ``Scores.criterion``; 0 if there are none."""
         if not self.images:
             return 0.0
         task = self._card.task
-        pictures = recorder.pictures(epoch, task, truth_of)
+        pictures = recorder.pictures(epoch, task)
         scores = evaluate(network, self._store, self._card.spec, task, self.images, pictures, rules=self._rules)
         recorder.scores(scores, epoch)
         self._dice = round(scores.mean_dice, 4)

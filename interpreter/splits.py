@@ -95,8 +95,13 @@ def split_images(
         images = draw_subset(images, settings.labels, settings.seed)
     if validation is not None:
         ids, groups = {image.key.image_id for image in validation}, {group_of(image) for image in validation}
-        if both := [image.name for image in images if image.key.image_id in ids or group_of(image) in groups]:
+        if both := [image.name for image in images if image.key.image_id in ids]:
             raise DataError(f"{', '.join(both[:5])}: to be trained on and validated on; leave each out of one")
+        if both := [image.name for image in images if group_of(image) in groups]:
+            raise DataError(
+                f"{', '.join(both[:5])}: to be trained on, and other images of their groups (patients) validated on; "
+                "leave each group out of one"
+            )
         return images, list(validation)
     if settings.labels is not None:
         return split_small_set(images, settings.validation_share, settings.seed)

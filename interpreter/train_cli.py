@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from interpreter import train_options as option
-from interpreter.checkpoint import folder_of, how_to_try
+from interpreter.checkpoint import UNLICENSED, folder_of, how_to_try
 from interpreter.config import HeadName, InterpreterConfig
 from interpreter.data import all_images, labelled_in, notes_on_missing
 from interpreter.domain import DOMAIN_FILE, MIN_IMAGES
@@ -85,6 +85,7 @@ def train(
     flips: option.Flips = True,
     precision: option.Precision = "float32",
     seed: option.Seed = 0,
+    licence: option.Licence = UNLICENSED,
     head: option.Head = "adaptive",
     standardise: option.Standardise = False,
     width_multiplier: option.WidthMultiplier = 1,
@@ -134,7 +135,7 @@ def train(
         pseudo_labels = _pseudo_labels(features, what, unlabelled or [], teacher, settings.views, scan, out)
     training = Training(
         features, read, what, images, config, settings, out, backbone or _recorded_backbone(features, read), device,
-        validation=kept, pseudo_labels=pseudo_labels, scan=scan,
+        validation=kept, pseudo_labels=pseudo_labels, scan=scan, licence=licence,
     )  # fmt: skip
     _train(training, as_json)
 

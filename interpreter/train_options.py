@@ -107,6 +107,7 @@ Patience = Annotated[
 ]
 Flips = Annotated[bool, _training(help="Flip the cached maps at random.")]
 Precision = Annotated[Literal["float32", "bfloat16"], _training(help="Precision of the arithmetic.")]
+Licence = Annotated[str, _training(help="Licence of the weights, which `interpreter models` and the service state.")]
 Seed = Annotated[int, _training(min=0, help="Seed of everything that is drawn.")]
 
 Head = Annotated[

@@ -24,7 +24,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from interpreter.checkpoint import Card
+from interpreter.checkpoint import UNLICENSED, Card
 from interpreter.config import InterpreterConfig
 from interpreter.data import LabelledImage, known_targets
 from interpreter.errors import ConfigurationError, NonFinitePrediction, TrainingDiverged
@@ -69,6 +69,7 @@ class Training:
         validation: select on these images instead of some of ``images``.
         pseudo_labels: unlabelled photographs to train on as well, with the teacher that labels them.
         scan: implementation of the selective scan; ``auto`` chooses one by the device.
+        licence: licence of the weights, recorded in the card.
 
     Attributes:
         data_wait_share: share of the last epoch's time that was spent waiting for features, 0..1.
@@ -96,6 +97,7 @@ class Training:
         validation: Sequence[LabelledImage] | None = None,
         pseudo_labels: PseudoLabels | None = None,
         scan: Method = "auto",
+        licence: str = UNLICENSED,
     ) -> None:
         if config.classes != len(task.classes):
             raise ConfigurationError(f"the task has {len(task.classes)} classes, the network {config.classes}")
@@ -123,7 +125,7 @@ class Training:
         self._objective, self._stepper = self.accelerator.prepare(
             Objective(self.network, task, settings.precision), self.optimizer, device_placement=[False, False]
         )
-        card = self._card(config, backbone, validation_images)
+        card = self._card(config, backbone, validation_images).model_copy(update={"licence": licence})
         self.selection = Selection(folder, card, store, validation_images, self.rules)
         self.epoch = self.next_batch = 0
         self._in_step = self._is_prepared = False
@@ -290,7 +292,7 @@ class Training:
         criterion = [0.0]
         if self.accelerator.is_main_process:
             try:
-                criterion = [self.selection.criterion(self.network, self.epoch, recorder, self.feed.truth_of)]
+                criterion = [self.selection.criterion(self.network, self.epoch, recorder)]
             except NonFinitePrediction as error:
                 raise TrainingDiverged(f"after epoch {self.epoch}, {error}") from error
         if self.selection.update(float(broadcast_object_list(criterion)[0])) and self.accelerator.is_main_process:
@@ -299,9 +301,9 @@ class Training:
     def _run_identity(self, card: Card) -> dict[str, Any]:
         """What decides a training: its card, the masks, which targets are known, and the number of processes.
 
-        Of the card, the scores are left out, and what follows from the teacher.
+        Of the card, the scores and the licence are left out, and what follows from the teacher.
         """
-        derived: Any = {"metrics": True, "training": {"pseudo_labels": {"teacher_images"}}}
+        derived: Any = {"metrics": True, "licence": True, "training": {"pseudo_labels": {"teacher_images"}}}
         described = card.model_dump(mode="json", exclude=derived)
         images = [*self.train_images, *self.validation_images]
         masks = json.dumps([image.truth_of(self.task, self.rules) for image in images])

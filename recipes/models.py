@@ -92,7 +92,7 @@ class Build:
             "--spec", spec,
             *(["--overlapping"] if recipe.overlapping else []), "--views", recipe.views,
             "--steps", recipe.steps, "--evaluate-every", recipe.evaluate_every, "--batch", recipe.batch, "--seed", 0,
-            *recipe.options, "--out", run, "--json",
+            *recipe.options, "--licence", "Apache-2.0", "--out", run, "--json",
         )  # fmt: skip
         _publish(run, made)
         figures = [figure for part in recipe.test for figure in self._figures(recipe, part, made, backbone)]

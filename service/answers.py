@@ -110,6 +110,12 @@ class Answer:
         return None if self.domain is None else self.domain.abstain
 
     @property
+    def shares(self) -> dict[str, float]:
+        """{class: share of the field of view at native size that it takes}, 0..1, the background included."""
+        seen = self.native_fov()
+        return {name: float(self.mask(i)[seen].mean()) for i, name in enumerate(self.classes)}
+
+    @property
     def agreement(self) -> NDArray[np.float32]:
         """Share of voters that agree with the result, float32 (R, R); where classes overlap, the smallest share of any.
 

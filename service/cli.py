@@ -91,7 +91,8 @@ def _check(settings: Settings) -> None:
         if settings.api_keys
         else "no API keys: anyone who can reach the service may use it"
     )
-    console.print_line(f"store {settings.store_location}: {troubles or 'can be read and written'}")
+    state = "; ".join(f"cannot {doing} ({why})" for doing, why in troubles.items()) or "can be read and written"
+    console.print_line(f"store {settings.store_location}: {state}")
     console.print_line(keys)
     engine.close()
     kept = _jobs_are_kept(settings)

@@ -26,7 +26,7 @@ from extractor.images import image_id
 from extractor.preprocess import Framed, NetworkInput
 from interpreter.checkpoint import Card
 from interpreter.domain import DomainScore
-from interpreter.prediction import at_native_size, predict, segment
+from interpreter.prediction import Segmentation, predict, segment
 from service.answers import Answer, AnswerCache, of_field_of_view
 from service.device import Device
 from service.errors import Conflict, NotFound
@@ -105,6 +105,8 @@ class Engine:
             NotFound: no such model here, or it does not keep these timesteps.
             BadRequest: timesteps were given, and the model can only read all of its timesteps at once.
         """
+        if not isinstance(data, bytes):
+            raise TypeError(f"expected the bytes of an image file (Path.read_bytes), got {type(data).__name__}")
         ticket = Ticket()
         question = self.question(data, model, timesteps, mirrored=mirrored)
         known = self.cached_answer(question)
@@ -248,7 +250,8 @@ class Engine:
             score = _scored(model, features, work.warnings)
         work.check()
         with self._at_native_size, work.stage("outline"):
-            _, labels, layers = at_native_size(prediction, features.fov, features.geometry)
+            found = Segmentation(prediction, features.fov, features.geometry)
+            labels, layers = found.labels, found.layers
         answer = Answer(
             image_id=question.image_id,
             model=model.name,

@@ -27,6 +27,10 @@ class AnswerSummary(BaseModel):
     abstain: bool | None
     distance: float | None
     residual: float | None
+    unusual: tuple[str, ...] = Field(default=(), description="what made it abstain: distance, residual")
+    shares: dict[str, float] = Field(
+        default_factory=dict, description="of the field of view, of each class but the background"
+    )
     expected_dice: dict[str, float | None] = Field(default_factory=dict, description="of each class but the background")
     warnings: tuple[str, ...]
 
@@ -42,6 +46,8 @@ class AnswerSummary(BaseModel):
             abstain=answer.abstain,
             distance=None if score is None else score.distance,
             residual=None if score is None else score.residual,
+            unusual=() if score is None else score.reasons,
+            shares={name: share for name, share in answer.shares.items() if name != answer.classes[0]},
             expected_dice=answer.expected_dice,
             warnings=answer.warnings,
         )
@@ -138,14 +144,16 @@ def as_report(record: JobRecord) -> dict[str, Any]:
 
 def as_table(record: JobRecord) -> str:
     """Return the photographs of a job as CSV, one per row."""
-    summary = [name for name in AnswerSummary.model_fields if name != "expected_dice"]
+    summary = [name for name in AnswerSummary.model_fields if name not in ("shares", "expected_dice")]
     classes = sorted({name for item in record.items if item.answer for name in item.answer.expected_dice})
     columns = ["number", "file", "name", "source", "state", "problem", *summary]
-    columns += [f"expected_dice_{name}" for name in classes]
+    columns += [f"{kind}_{name}" for kind in ("share", "expected_dice") for name in classes]
     sheet = io.StringIO()
     writer = csv.DictWriter(sheet, columns, restval="", extrasaction="ignore")
     writer.writeheader()
     for image in as_report(record)["images"]:
+        shares = {f"share_{name}": share for name, share in image.get("shares", {}).items()}
         expected = {f"expected_dice_{name}": dice for name, dice in image.get("expected_dice", {}).items()}
-        writer.writerow(image | expected | {"warnings": "; ".join(image.get("warnings", []))})
+        joined = {"warnings": "; ".join(image.get("warnings", [])), "unusual": " ".join(image.get("unusual", []))}
+        writer.writerow(image | shares | expected | joined)
     return sheet.getvalue()

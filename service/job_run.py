@@ -221,8 +221,8 @@ class JobRun:
             answer = one.outcome.result()
         except (Abandoned, CancelledError) as error:
             raise Unavailable("work on a photograph was abandoned; it is tried again") from error
-        source = SourcePhotograph(one.data, self._around.settings.max_pixels)
-        return answer, self._record.output.render(relabelled(answer, options), options, source)
+        source, answer = SourcePhotograph(one.data, self._around.settings.max_pixels), relabelled(answer, options)
+        return answer, self._record.output.render(answer, options, source)
 
     def _keep(self, number: int, rendered: bytes) -> None:
         try:

@@ -67,20 +67,20 @@ def run_lengths(labels: NDArray[np.uint8]) -> RunLengths:
 
 
 def _classes(answer: Answer) -> list[ClassResult]:
-    colours, fov, seen = answer.colours, answer.fov, answer.native_fov()
+    colours, fov, shares = answer.colours, answer.fov, answer.shares
     prediction, steps = answer.prediction, len(answer.prediction.labels_by_voter)
     expected = (None, *answer.expected_dice.values())
     results = []
     for i, name in enumerate(answer.classes):
         here = (prediction.masks[i - 1] if i else prediction.labels == 0)[fov]
-        some, mask = bool(here.any()), answer.mask(i)
+        some = bool(here.any())
         results.append(
             ClassResult(
                 id=i,
                 name=name,
                 colour=colours[i - 1] if i else None,
-                pixels=int(np.count_nonzero(mask)),
-                share=float(mask[seen].mean()),
+                pixels=int(np.count_nonzero(answer.mask(i))),
+                share=shares[name],
                 score=float(prediction.probabilities[i][fov][here].mean()) if some else None,
                 agreement=float(prediction.votes[i][fov][here].mean() / steps) if some else None,
                 expected_dice=expected[i],

@@ -23,7 +23,9 @@ class ClassResult(BaseModel):
     id: int
     name: str
     colour: str | None = Field(description="colour in the overlay, #rrggbb; null for the background")
-    pixels: int = Field(description="area in pixels of the photograph")
+    pixels: int = Field(
+        description="area in pixels of the photograph; the background's includes what lies outside the field of view"
+    )
     share: float = Field(description="fraction of the field of view, 0..1")
     score: float | None = Field(
         description="mean probability of this class over the pixels where it was chosen, 0..1; null if there are none"
@@ -93,8 +95,8 @@ class SegmentResponse(BaseModel):
                          "score": 0.86, "agreement": 0.93, "expected_dice": 0.81},
                     ],
                     "mean_agreement": 0.985, "mean_uncertainty": 0.02,
-                    "domain": {"distance": 1.1, "threshold": 1.6, "residual": 0.0058,
-                               "residual_range": [0.0049, 0.0067], "abstain": False},
+                    "domain": {"distance": 1.1, "threshold": 2.15, "residual": 0.0258,
+                               "residual_range": [0.0221, 0.0325], "abstain": False},
                     "abstain": False,
                     "field_of_view": {"top": 0, "left": 0, "height": 1411, "width": 1411},
                     "cached": False, "forwards": 4, "seconds": {"decode": 0.03, "invert": 4.8, "interpret": 1.1},
@@ -204,8 +206,8 @@ class ModelInfo(BaseModel):
         spec=SPEC,
         backbone="01" * 32,
         resolution=512,
-        domain_threshold=2.85,
-        residual_range=[0.0049, 0.0067],
+        domain_threshold=2.15,
+        residual_range=[0.0221, 0.0325],
         validation_dice=0.7565,
         training_images=21,
         licence="Apache-2.0",

@@ -232,7 +232,7 @@ def read_settings(**given: Any) -> Settings:
     try:
         return Settings(**given)
     except ValidationError as error:
-        raise WrongSettings("; ".join(_error_text(one) for one in error.errors())) from error
+        raise WrongSettings("; ".join(dict.fromkeys(map(_error_text, error.errors())))) from error
     except SettingsError as error:  # a table in the environment that is not JSON; the message names its field
         field = re.search(r'"(\w+)"', str(error))
         variable = f"{PREFIX}{field[1].upper()}" if field else "a setting"
@@ -245,6 +245,9 @@ def read_settings(**given: Any) -> Settings:
 
 def _error_text(problem: Mapping[str, Any]) -> str:
     """One problem of the settings; for an unknown one, the setting whose name is nearest."""
+    table, name, *_ = (*map(str, problem["loc"]), "", "")
+    if name in Settings.model_fields:
+        return f"{table}.{name}: {name} is a setting of its own; write it above the table [{table}]"
     if problem["type"] != "extra_forbidden":
         return problem_text(problem)
     place = ".".join(map(str, problem["loc"]))

@@ -25,6 +25,7 @@ from store.records import RUNS
 from store.repairing import CheckResult, check, count_parts, missing_specs
 from store.repairing import repair as repair_damage
 from store.spec import FeatureSpec, preprocessing_name
+from store.uses import GRACE
 
 app = typer.Typer(
     help="List, verify, prune, copy and export feature stores.",
@@ -117,7 +118,8 @@ def verify(
     if repair and report["problems"]:
         done = repair_damage(store, damaged)
         report["made_by_no_recorded_run"] = [one.path for one in done.orphans]
-        report["problems_left"] = _problems(store, _damage(store, spec, as_json)[1]) + done.failed
+        report["failed_runs"] = done.failed
+        report["problems_left"] = _problems(store, _damage(store, spec, as_json)[1])
     if as_json:
         console.print_json(report)
     else:
@@ -129,6 +131,7 @@ def verify(
                 for entry in report["made_by_no_recorded_run"]
                 if not entry.startswith(f"{RUNS}/")
             )
+            _print_lines(report["failed_runs"])
             _print_lines(report["problems_left"])
             console.print_line(f"after the repair {len(report['problems_left'])} problems")
     if report.get("problems_left", report["problems"]):
@@ -187,6 +190,8 @@ def prune(
         console.say(
             f"{path} still holds more than {max_bytes}: the remaining entries were used in the last ten minutes"
         )
+    elif age is not None and age < GRACE and len(removed) < len(entries):
+        console.say("entries that were used in the last ten minutes stay")
 
 
 @app.command(epilog="Example: store export features.zarr exported --format zarr --dataset stare")

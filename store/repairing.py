@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from store.claims import Claims
 from store.collection import COLLECTIONS, LABELS
+from store.console import Exit
 from store.entries import verify_entry
 from store.errors import DamagedEntry, MissingEntry, StoreError
 from store.extraction_command import REPEATABLE, ExtractionCommand
@@ -141,7 +142,7 @@ class Repair:
 
     Attributes:
         orphans: damaged parts that no recorded run made.
-        failed: one line for each run that failed.
+        failed: one line for each run that failed; one that left out photographs, as it did before, did not.
     """
 
     orphans: list[CheckResult]
@@ -184,7 +185,9 @@ def command_of(record: RunRecord, location: str, *, same_spec: bool = True) -> E
 def _run_again(commands: Iterable[ExtractionCommand]) -> list[str]:
     """Run commands, each in a new process; returns one line for each that failed."""
     failed = ((command, command.run().returncode) for command in commands)
-    return [f"`{command}` failed with exit code {code}" for command, code in failed if code]
+    return [
+        f"`{command}` failed with exit code {code}" for command, code in failed if code not in (Exit.OK, Exit.PARTIAL)
+    ]
 
 
 class _Contents(NamedTuple):

@@ -481,9 +481,11 @@ def test_damage_is_repaired_by_the_runs_that_made_it(
     run: Run, dataset_folder: Path, wide_backbone: Path, tmp_path: Path
 ) -> None:
     store = tmp_path / "features.zarr"
-    extract = ["run", "--dataset", f"folder:{dataset_folder}", "--name", "eyes", *AT_64, wide_backbone]
+    photographs = shutil.copytree(dataset_folder, tmp_path / "photographs")
+    (photographs / "images" / "broken.png").write_bytes(b"rubbish")  # left out by the run, and by its repetition
+    extract = ["run", "--dataset", f"folder:{photographs}", "--name", "eyes", *AT_64, wide_backbone]
     done = run("extractor", *extract, "--store", store, "--encoding", "int8", "--views", "identity,flip-h", "--json")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 3, done.stderr
     spec = json.loads(done.stdout)["spec"]
     entries = sorted(path for path in (store / spec).glob("*/*") if path.is_dir())
     assert len(entries) == 12
@@ -498,6 +500,7 @@ def test_damage_is_repaired_by_the_runs_that_made_it(
     assert repaired.returncode == 0, repaired.stderr
     report = json.loads(repaired.stdout)
     assert (len(report["problems"]), report["problems_left"], report["made_by_no_recorded_run"]) == (3, [], [])
+    assert report["failed_runs"] == []
     assert run("store", "verify", store).returncode == 0
     assert len(json.loads(run("store", "ls", store, "--json").stdout)) == 12
 
@@ -568,9 +571,10 @@ def test_a_training_selects_on_the_images_it_is_told_and_learns_from_unlabelled_
     done = run("interpreter", *train, "--vss-max-size", "0", "--dataset", "mine", "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     _, card = load_interpreter(tmp_path / "run")
+    assert card.licence == "not stated"
     assert set(card.validation_ids) == {sample.image_id for sample in eyes.samples[:2]}
     assert set(card.training_ids) == {sample.image_id for sample in eyes.samples[2:]}
-    taught = [*begun, "--vss-max-size", "0", "--out", tmp_path / "student"]
+    taught = [*begun, "--vss-max-size", "0", "--licence", "CC0-1.0", "--out", tmp_path / "student"]
     asked = ["--dataset", "mine", "--unlabelled", "others"]
     learnt = run("interpreter", *taught, *asked, "--teacher", tmp_path / "run")
     assert learnt.returncode == 0, learnt.stderr
@@ -579,6 +583,7 @@ def test_a_training_selects_on_the_images_it_is_told_and_learns_from_unlabelled_
     assert itself.returncode == 2
     assert load_interpreter(tmp_path / "run")[1].validation_ids
     _, card = load_interpreter(tmp_path / "student")
+    assert card.licence == "CC0-1.0"
     assert {sample.image_id for sample in eyes.samples[:2]} < set(card.training_ids)
     alone = run("interpreter", *taught, *asked)
     assert alone.returncode == 2

@@ -12,9 +12,9 @@ from typing import Any
 from interpreter.adapting import best_of, expected_at
 from interpreter.checkpoint import load_interpreter
 from interpreter.counting import cost_of
-from interpreter.data import LabelledImage, network_truth
+from interpreter.data import LabelledImage
 from interpreter.errors import ConfigurationError, DataError
-from interpreter.evaluation import OnImage, evaluate
+from interpreter.evaluation import Compared, OnImage, evaluate
 from interpreter.metrics import finite_or_none
 from interpreter.network import Interpreter
 from interpreter.prediction import Segmentation
@@ -124,7 +124,7 @@ class ProtocolRun:
         rules = experiment.scoring_rules
         if read != spec and rules.size == "network":  # compare at the size trained at, whatever is read
             rules = rules.model_copy(update={"size": spec.resolution})
-        draw = self._draw_into(folder / PICTURES, experiment, read)
+        draw = self._draw_into(folder / PICTURES)
         scores = evaluate(
             interpreter, self.store, read, task, tests, draw, rules=rules, mirrored=self.settings.mirrored
         )
@@ -185,15 +185,12 @@ class ProtocolRun:
             self.features.extract(name, split, experiment.row, (experiment.test_view,))
         return self.features.photographs(splits)
 
-    def _draw_into(self, folder: Path, experiment: Experiment, spec: FeatureSpec) -> OnImage:
+    def _draw_into(self, folder: Path) -> OnImage:
         folder.mkdir(parents=True, exist_ok=True)
-        task, rules = self.protocol.task, experiment.scoring_rules
 
-        def draw(image: LabelledImage, found: Segmentation) -> None:
-            entry = self.store.entry(spec, image.key)
-            truth = task.members(network_truth(self.store, entry, image, task, rules))
-            known = image.known(task)
-            picture = draw_comparison(found.prediction.masks[known], truth[known], rules.counted(entry.fov))
+        def draw(image: LabelledImage, _: Segmentation, compared: Compared) -> None:
+            known = image.known(self.protocol.task)
+            picture = draw_comparison(compared.masks[known], compared.truth[known], compared.inside)
             file = label_map_path(folder, image.name)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(encode_picture(picture))

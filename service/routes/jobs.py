@@ -84,7 +84,9 @@ async def start(
     else:
         photographs = [Submitted(name, data) for name, data in upload.files]
     if not photographs:
-        raise NoImage("expected photographs in fields 'image', or a folder that has some")
+        raise NoImage(
+            "expected photographs in fields 'image', or a folder that has some (header X-Folder or field 'folder')"
+        )
     record = await context.jobs.create(key, options, photographs)
     if context.runner is not None:
         context.runner.wake()

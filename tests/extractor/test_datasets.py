@@ -106,7 +106,7 @@ def test_a_manifest_names_everything(tmp_path: Path) -> None:
         ("image\nmissing.png\n", r"line 2 names .*missing\.png: no such file"),
         (f"image,name\n\n'one.png','a\nb'\n{'x' * 300}.png,\n".replace("'", '"'), "line 5 names .*x.png: no such file"),
         ("image\n" + "missing.png\n" * 7, r"(line \d names .*){5} and more are missing: no such file"),
-        ("image,vessel\none.png,missing.png\n", "line 2 names"),
+        ("image,vessel\none.png,missing.png\n", r"line 2 names .*missing\.png as the mask of vessel: no such file"),
         ('image\n""\n', "line 2 names no image"),
         ("image;vessel\none.png;\n", "cells are separated by commas"),
         ("image,vessel,vessel\none.png,,\n", "two columns are called vessel"),
@@ -207,12 +207,19 @@ def test_cells_of_a_manifest_may_have_spaces_around_them(tmp_path: Path) -> None
     assert (second.split, second.masks) == ("test", {})
 
 
+def test_folders_of_cameras_are_told_apart_from_a_folder_of_photographs(tmp_path: Path) -> None:
+    (tmp_path / "images" / "camera").mkdir(parents=True)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "images" / "camera" / "a.png")
+    with pytest.raises(DatasetError, match="no images in it, only in its folders, such as camera: name each"):
+        load_dataset(f"folder:{tmp_path}")
+
+
 def test_a_mask_of_another_size_is_named(tmp_path: Path) -> None:
     for name, size in (("images/a.png", (8, 6)), ("masks/a.png", (6, 8))):
         (tmp_path / name).parent.mkdir()
         Image.fromarray(np.zeros(size, np.uint8)).save(tmp_path / name)
     photograph = load_dataset(f"folder:{tmp_path}").photographs[0]
-    with pytest.raises(DatasetError, match=r"masks/a\.png: mask of 8 x 6 pixels, its image a\.png has 6 x 8"):
+    with pytest.raises(DatasetError, match=r"masks/a\.png: mask of 8 x 6 pixels, its image a\.png has 6 x 8, .*EXIF"):
         photograph.read_mask("mask", (8, 6))
 
 

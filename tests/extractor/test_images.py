@@ -108,6 +108,15 @@ def test_masks_in_any_two_values_and_any_colour() -> None:
     np.testing.assert_array_equal(decode_mask(encoded(Image.fromarray(soft), "PNG"))[1:], mask[1:])
 
 
+def test_a_mask_that_is_drawn_in_its_transparency_is_told() -> None:
+    layer = np.zeros((5, 5, 4), np.uint8)
+    layer[1:3, :, 3] = 255  # black on nothing, as paint programs save a layer
+    with pytest.raises(ImageError, match="found one that only its transparency shows"):
+        decode_mask(encoded(Image.fromarray(layer), "PNG"))
+    layer[..., 3] = 255
+    assert not decode_mask(encoded(Image.fromarray(layer), "PNG")).any()
+
+
 def test_colours_of_one_brightness_are_no_binary_mask() -> None:
     painted = np.full((5, 5, 3), 255, np.uint8)
     painted[2, 2] = 255, 0, 0  # a red lesion on white: which of both is meant?

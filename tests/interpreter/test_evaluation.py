@@ -55,6 +55,7 @@ def test_each_class_has_its_own_interval() -> None:
         assert min(values) - 0.01 <= low <= float(np.mean(exact)) <= high <= max(values) + 0.01
     assert (by_class["disc"]["expected_dice"], by_class["cup"]["expected_dice"]) == (0.5, None)
     assert summary["by_image"]["0"]["expected_dice"] == 0.5  # type: ignore[index]
+    assert set(summary["by_image"]["0"]["dice_by_class"]) == set(scores.classes)  # type: ignore[index]
     grouped = Scores(scores.classes, [replace(image, group="a patient") for image in scores.images])
     assert np.isnan([*grouped.interval(), *grouped.class_interval(0)]).all()
     whole = scores.interval()
@@ -101,7 +102,9 @@ def test_photographs_may_be_read_at_another_resolution(
     images = labelled_images(store, "eyes", None, task)
     seen: list[tuple[int, ...]] = []
     network = Interpreter(spec, InterpreterConfig(head=head))
-    scores = evaluate(network, store, larger, task, images, lambda _, found: seen.append(found.prediction.labels.shape))
+    scores = evaluate(
+        network, store, larger, task, images, lambda _, found, at_network: seen.append(found.prediction.labels.shape)
+    )
     assert seen == 6 * [(64, 64)]
     assert scores.summary()["images"] == 6
     for image, scored in zip(images, scores.images, strict=True):

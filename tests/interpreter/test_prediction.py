@@ -13,10 +13,9 @@ from interpreter.data import all_images
 from interpreter.errors import NonFinitePrediction
 from interpreter.network import Interpreter
 from interpreter.prediction import (
+    Segmentation,
     disagreement,
     largest_disagreement,
-    native_labels,
-    native_masks,
     native_probabilities,
     predict,
     segment,
@@ -112,8 +111,10 @@ def test_native_labels_follow_the_vote_and_stay_inside_the_field_of_view(
     torch.manual_seed(0)
     network = Interpreter(spec, InterpreterConfig())
     features = filled_store.entry(spec, next(iter(filled_store.keys(spec)))).features()
-    prediction, native, masks = segment(network, features)
-    assert masks is None
+    found = segment(network, features)
+    prediction, native = found.prediction, found.labels
+    assert found.layers is None
+    np.testing.assert_array_equal(found.masks, [native == 1])
     assert native.shape == (80, 96)
     outside = ~features.geometry.restore(features.fov).astype(bool)
     assert not native[outside].any()
@@ -122,7 +123,7 @@ def test_native_labels_follow_the_vote_and_stay_inside_the_field_of_view(
     np.testing.assert_allclose(probabilities[:, ~outside].sum(axis=0), 1, atol=1e-4)
     same_size = Geometry.whole(32, 32, 32)
     everywhere = np.ones((32, 32), dtype=np.bool_)
-    np.testing.assert_array_equal(native_labels(prediction, everywhere, same_size), prediction.labels)
+    np.testing.assert_array_equal(Segmentation(prediction, everywhere, same_size).labels, prediction.labels)
 
 
 def test_overlapping_classes_are_voted_on_one_by_one() -> None:
@@ -141,7 +142,7 @@ def test_native_masks_of_overlapping_classes_are_the_vote_at_the_same_size() -> 
     random = np.random.default_rng(0)
     prediction = vote_overlapping(random.random((4, 3, 32, 32)).astype(np.float32))
     everywhere = np.ones((32, 32), dtype=np.bool_)
-    masks = native_masks(prediction, everywhere, Geometry.whole(32, 32, 32))
+    masks = Segmentation(prediction, everywhere, Geometry.whole(32, 32, 32)).masks
     np.testing.assert_array_equal(masks, prediction.masks)
 
 

@@ -18,7 +18,7 @@ from interpreter.data import LabelledImage, labelled_images, native_truth
 from interpreter.errors import ConfigurationError, DataError
 from interpreter.network import Interpreter
 from interpreter.prediction import segment
-from interpreter.pseudo_labels import PseudoLabels
+from interpreter.pseudo_labels import PseudoLabels, _require_same_classes
 from interpreter.rules import Rules
 from interpreter.settings import PseudoLabelled, TrainingSettings
 from interpreter.task import Task
@@ -141,6 +141,8 @@ def test_a_teacher_of_other_classes_is_refused(
     two = Task(name="x", targets=("vessel", "mask"))
     with pytest.raises(ConfigurationError, match=r"segments mask, the task is vessel, mask"):
         PseudoLabels(filled_store, two, images[4:], teacher, SETTINGS.views)
+    with pytest.raises(ConfigurationError, match=r"the teacher x segments vessel, the task is disc"):
+        _require_same_classes("x", called, Task(name="x", targets=("disc",)))
 
 
 def test_overlapping_classes_stay_apart(

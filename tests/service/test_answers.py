@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from interpreter.prediction import at_native_size, labels_from_masks, native_masks, vote, vote_overlapping
+from interpreter.prediction import Segmentation, labels_from_masks, vote, vote_overlapping
 from service.answers import Answer, at_threshold, restricted_to
 from service.engine import Engine
 from service.options import Options
@@ -34,7 +34,7 @@ def disc_and_cup(steps: int = 2) -> Answer:
         np.ones((SIDE, SIDE), np.bool_),
         Geometry.whole(SIDE, SIDE, SIDE),
     )
-    layers = native_masks(prediction, fov, geometry)
+    layers = Segmentation(prediction, fov, geometry).masks
     return Answer(
         image_id="0" * 64, model="disc_cup", version="1", spec="2" * 64, classes=("background", "OD", "cup"),
         colours=("#1fe0ff", "#ff9d1f"), timesteps=(100, 500), voters=("100", "500"), labels=labels_from_masks(layers),
@@ -118,8 +118,8 @@ def test_a_class_that_is_left_out_is_left_out_of_everything(overlapping: bool) -
         np.ones((SIDE, SIDE), np.bool_),
         Geometry.whole(SIDE, SIDE, SIDE),
     )
-    _, labels, layers = at_native_size(prediction, fov, geometry)
-    answer = dataclasses.replace(disc_and_cup(), labels=labels, layers=layers, prediction=prediction)
+    found = Segmentation(prediction, fov, geometry)
+    answer = dataclasses.replace(disc_and_cup(), labels=found.labels, layers=found.layers, prediction=prediction)
     kept = restricted_to(answer, ["OD"])
     now, before = kept.prediction, answer.prediction
     assert set(np.unique(now.labels_by_voter)) == {0, 1}

@@ -475,6 +475,8 @@ def test_what_answers_say_about_themselves_is_in_the_zip(make_engine: MakeEngine
     assert rows[0]["warnings"] == "; ".join(answer.warnings)
     assert (rows[0]["expected_dice_mask"], rows[2]["expected_dice_mask"]) == (str(answer.expected_dice["mask"]), "")
     assert rows[2]["problem"] == failed["problem"]
+    assert (rows[0]["share_mask"], rows[2]["share_mask"]) == (str(answer.shares["mask"]), "")
+    assert (rows[0]["unusual"], first["unusual"]) == ("", [])
 
 
 def test_an_answer_that_should_not_be_relied_on_is_counted(tmp_path: Path, make_engine: MakeEngine) -> None:
@@ -491,7 +493,8 @@ def test_an_answer_that_should_not_be_relied_on_is_counted(tmp_path: Path, make_
     former = JobRecord.model_validate_json(record.model_dump_json().replace('"answer":', '"told":'))  # as it was called
     assert former.items[0].answer == kept.items[0].answer is not None
     assert as_report(kept)["images"][0]["abstain"] is True
-    assert next(csv.DictReader(io.StringIO(as_table(kept))))["distance"] == "9.0"
+    row = next(csv.DictReader(io.StringIO(as_table(kept))))
+    assert (row["distance"], row["unusual"]) == ("9.0", "distance")
     with serving(engine) as client:
         client.app.state.context.jobs.jobs = jobs  # type: ignore[attr-defined]
         assert client.get(f"/v1/jobs/{record.id}").json()["abstained"] == 1
