@@ -17,7 +17,7 @@ from zarr.codecs import BloscCodec
 from store.batches import Plan, lazy_maps
 from store.errors import FormatError, MissingEntry
 from store.feature_store import FeatureStore
-from store.features import Key
+from store.features import Key, dimensions
 from store.files import read_json, replace_json, replaced
 from store.spec import Block, FeatureSpec
 
@@ -116,7 +116,7 @@ def export_zarr(
     arrays = {}
     for block in spec.blocks:
         shape = (len(keys), len(spec.timesteps), block.channels, block.height, block.width)
-        arrays[block.name] = _array(group, block.name, shape, "float32", ("image", "t", *dimensions(block)))
+        arrays[block.name] = _array(group, block.name, shape, "float32", ("image", "t", *_axes(block)))
     for row, key in enumerate(keys):
         entry = store.entry(spec, key)
         for block in spec.blocks:
@@ -149,7 +149,7 @@ def to_xarray(
     plan = Plan(tuple(chosen), np.tile(np.asarray(spec.timesteps, dtype=np.int64), (len(chosen), 1)))
     maps = lazy_maps(store, spec, plan, blocks)
     return xarray.Dataset(
-        {name: (("image", "t", *dimensions(spec.block(name))), array) for name, array in maps.items()},
+        {name: (("image", "t", *_axes(spec.block(name))), array) for name, array in maps.items()},
         coords={
             "t": list(spec.timesteps),
             "image_id": ("image", [key.image_id for key in chosen]),
@@ -159,9 +159,9 @@ def to_xarray(
     )
 
 
-def dimensions(block: Block) -> tuple[str, str, str]:
+def _axes(block: Block) -> tuple[str, str, str]:
     """Names of the axes (c, y, x) of a block's maps; blocks of the same size share those of y and x."""
-    return f"c_{block.name}", f"y_{block.height}", f"x_{block.width}"
+    return f"c_{block.name}", *dimensions(block.height, block.width)
 
 
 def _array(group: zarr.Group, name: str, shape: tuple[int, ...], dtype: str, axes: tuple[str, ...]) -> Any:

@@ -18,7 +18,7 @@ from store.encoded import Encoded
 from store.entries import Entry
 from store.errors import SpecError
 from store.geometry import Geometry
-from store.spec import FeatureSpec, TransformEncoding
+from store.spec import Block, FeatureSpec, TransformEncoding
 from store.uses import Uses
 from store.views import IDENTITY
 
@@ -163,11 +163,11 @@ def arrays_of(features: Features, spec: FeatureSpec) -> dict[str, ArrayToWrite]:
         for name, numbers in (("scale", encoded.scale), ("offset", encoded.offset)):
             if (None if numbers is None else numbers.shape) != scaled:
                 raise SpecError(f"{block.name}: expected a {name} of shape {scaled}")
-        arrays[block.name] = _to_write(encoded, spec)
+        arrays[block.name] = _to_write(encoded, block, spec)
     side = spec.resolution
     if features.fov.shape != (side, side) or features.geometry.resolution != side:
         raise SpecError(f"expected field of view and geometry of {side} x {side} pixels, got {features.fov.shape}")
-    arrays["fov"] = ArrayToWrite(features.fov, ("h", "w"))
+    arrays["fov"] = ArrayToWrite(features.fov, dimensions(spec.resolution, spec.resolution))
     return arrays
 
 
@@ -179,11 +179,17 @@ def attributes_of(features: Features, spec: FeatureSpec) -> dict[str, Any]:
     return attributes
 
 
-def _to_write(encoded: Encoded, spec: FeatureSpec) -> ArrayToWrite:
+def dimensions(height: int, width: int) -> tuple[str, str]:
+    """Names of the axes of a map; arrays of a group that share a name must have the same length along it."""
+    return f"y_{height}", f"x_{width}"
+
+
+def _to_write(encoded: Encoded, block: Block, spec: FeatureSpec) -> ArrayToWrite:
     parameters = {"scale": encoded.scale, "offset": encoded.offset}
     attributes = {name: values.tolist() for name, values in parameters.items() if values is not None}
     planes = "k" if isinstance(spec.encoding, TransformEncoding) else "c"
-    return ArrayToWrite(encoded.values, ("t", planes, "h", "w"), True, COMPRESSORS[spec.encoding.kind], attributes)
+    axes = ("t", f"{planes}_{block.name}", *dimensions(block.height, block.width))
+    return ArrayToWrite(encoded.values, axes, True, COMPRESSORS[spec.encoding.kind], attributes)
 
 
 def _of_rows(array: StoredArray, name: str, rows: list[int] | None) -> NDArray[np.float32] | None:

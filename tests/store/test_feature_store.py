@@ -10,6 +10,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
+import xarray
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import Buffer
@@ -325,10 +326,13 @@ def test_numbers_of_another_byte_order_are_the_same_numbers() -> None:
 def test_plain_zarr_reads_it(on_disk: tuple[FeatureStore, Path], spec: FeatureSpec) -> None:
     _, folder = on_disk
     array = zarr.open_array(folder / "block_2", mode="r")
-    assert array.metadata.dimension_names == ("t", "c", "h", "w")  # type: ignore[union-attr]
+    assert array.metadata.dimension_names == ("t", "c_block_2", "y_32", "x_32")  # type: ignore[union-attr]
     np.testing.assert_array_equal(np.asarray(array[...]), some_features(spec).maps["block_2"].values)
     objects = [path for path in (folder / "block_2").rglob("*") if path.is_file()]
     assert len(objects) == 2  # one shard and the metadata
+    with xarray.open_zarr(folder, consolidated=False) as entry:  # axes of different lengths have different names
+        shapes = {name: array.shape for name, array in entry.data_vars.items()}
+    assert shapes == {"block_0": (3, 16, 16, 16), "block_2": (3, 8, 32, 32), "fov": (32, 32)}
 
 
 @pytest.mark.parametrize("location", ["s3://", "s3:///x"])
