@@ -31,7 +31,9 @@ def keep_freed_memory() -> bool:
 class HeapTrimmer:
     """Returns fragmented free memory to the system once it is as much as a step needs.
 
-    For work whose steps are alike, such as training. Without glibc, or without /proc, nothing is done.
+    For work whose steps are alike, such as training. Holes that earlier work has left are returned at once, or else a
+    second training would be given as much again as the first had at its end. Without glibc, or without /proc, nothing
+    is done.
 
     Args:
         slack: bytes of free memory that are kept in any case.
@@ -41,6 +43,8 @@ class HeapTrimmer:
         self._slack = slack
         self._needed: int | None = None
         self._libc = _glibc()
+        if self._libc is not None:
+            self._libc.malloc_trim(0)
 
     def trim_if_fragmented(self) -> bool:
         """Call after a step, when little memory is in use; returns whether holes were returned to the system."""

@@ -39,6 +39,14 @@ def test_holes_are_handed_back_once_they_are_as_much_as_a_step_needs() -> None:
     assert int(left) < 600 << 20  # half of the tensors are in use
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
+def test_holes_of_earlier_work_do_not_count_as_needed() -> None:
+    begun = FRAGMENTED.format(count=1000).replace("holes.trim_if_fragmented()\nprint", "HeapTrimmer() and None\nprint")
+    _, full, left = _run(begun)
+    assert int(full) > 900 << 20
+    assert int(left) < 600 << 20
+
+
 def test_what_a_step_needs_stays() -> None:
     gone, full, left = _said(30)
     assert gone == "False"
