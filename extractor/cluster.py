@@ -43,8 +43,9 @@ from store.parallel import in_parallel
 
 TASKS_PER_WORKER = 2
 """Tasks submitted per worker at any time: enough that no worker waits, few enough that a run stops soon."""
-MOST_PRESENT = 16
-"""Photographs in a task while the store has them all: asking it takes a millisecond each, and a task takes ten."""
+MOST_PRESENT = 4
+"""Photographs in a task while the store has them all: asking it takes a millisecond each, and a task takes ten. More
+would leave what is missing to few workers, since nobody knows where it begins."""
 RETRIES = 3
 MOST_LOST = 5
 """If the workers of so many tasks in a row die, beside those under way, they are at fault and not the photographs."""

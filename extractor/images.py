@@ -106,7 +106,7 @@ def decode_mask(data: bytes) -> NDArray[np.bool_]:
         )
     if len(levels) == 1 and (colours != colours[0, 0]).any():
         raise ImageError("expected a binary mask, found several colours of one brightness; save it in black and white")
-    if len(levels) == 1 and "A" in image.getbands() and len(np.unique(np.asarray(image.getchannel("A")))) > 1:
+    if len(levels) == 1 and image.has_transparency_data and _shows_by_transparency(image):
         raise ImageError(
             "expected a binary mask, found one that only its transparency shows; save it in black and white"
         )
@@ -118,6 +118,10 @@ def decode_mask(data: bytes) -> NDArray[np.bool_]:
             f"expected a binary mask, found {len(levels)} values from {levels[0]} to {levels[-1]}; {_ONE_EACH}"
         )
     return np.asarray(pixels > middle)
+
+
+def _shows_by_transparency(image: Image.Image) -> bool:
+    return len(np.unique(np.asarray(image.convert("RGBA").getchannel("A")))) > 1
 
 
 def _is_photograph(colours: NDArray[np.generic]) -> bool:

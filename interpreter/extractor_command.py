@@ -6,8 +6,7 @@ import json
 from typing import Any
 
 from interpreter.errors import ConfigurationError, ExtractionFailed
-from store import console
-from store.extraction_command import ExtractionCommand
+from store.extraction_command import ExtractionCommand, reached_its_end
 
 
 def parse_data(text: str) -> tuple[str | None, str]:
@@ -31,7 +30,7 @@ def run_extraction(command: ExtractionCommand, *, partial: bool = False) -> dict
     """
     done = command.run()
     what = command.options["dataset"]
-    if done.returncode not in (console.Exit.OK, console.Exit.PARTIAL):
+    if not reached_its_end(done):
         raise ExtractionFailed(
             f"{what} could not be extracted (exit code {done.returncode} of `{command}`); see its messages above"
         )

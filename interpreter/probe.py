@@ -120,15 +120,16 @@ def probe(
     scored = [_draw(store, spec, image, targets, settings, balanced=False) for image in held_out]
     fitted_truth = {target: _truth(target, fitted, "training") for target in targets}
     scored_truth = {target: _truth(target, scored, "held-out") for target in targets}
-    results = []
-    for block in spec.blocks:
-        x, unseen = _sampled(block.name, fitted, encodings), _sampled(block.name, scored, encodings)
-        for target, encoding in product(targets, encodings):
-            y, truth, place = fitted_truth[target], scored_truth[target], (target, encoding)
-            for t, mine, theirs in zip(spec.timesteps, x[place], unseen[place], strict=True):
+    results = defaultdict[tuple[str, str], list[ProbeResult]](list)
+    for block, (encoding, codec) in product(spec.blocks, encodings.items()):
+        x, unseen = _sampled(block.name, fitted, codec), _sampled(block.name, scored, codec)
+        for target in targets:
+            y, truth = fitted_truth[target], scored_truth[target]
+            for t, mine, theirs in zip(spec.timesteps, x[target], unseen[target], strict=True):
                 precision = _precision(mine, y, theirs, truth)
-                results.append(ProbeResult(target, encoding, t, block.name, precision, float(truth.mean())))
-    return results
+                result = ProbeResult(target, encoding, t, block.name, precision, float(truth.mean()))
+                results[target, encoding].append(result)
+    return [result for place in product(targets, encodings) for result in results[place]]
 
 
 def fit_logistic(
@@ -217,17 +218,13 @@ def _truth(target: str, drawn: Sequence[_Drawn], where: str) -> NDArray[np.bool_
     return np.concatenate(found)
 
 
-def _sampled(
-    block: str, drawn: Sequence[_Drawn], encodings: Mapping[str, Codec | None]
-) -> dict[tuple[str, str], torch.Tensor]:
-    """Read one block of all images, each once: {(target, encoding): (t, n of all images, c)} at the drawn pixels."""
-    parts = defaultdict[tuple[str, str], list[torch.Tensor]](list)
+def _sampled(block: str, drawn: Sequence[_Drawn], through: Codec | None) -> dict[str, torch.Tensor]:
+    """Read one block of all images, each once: {target: (t, n of all images, c)} at the drawn pixels."""
+    parts = defaultdict[str, list[torch.Tensor]](list)
     for one in drawn:
-        stored = one.entry.codec.decode(block, one.entry.encoded(block))
-        for encoding, codec in encodings.items():
-            maps = stored if codec is None else codec.decode(block, codec.encode(block, stored))
-            for target, pixels in one.pixels.items():
-                parts[target, encoding].append(
-                    at_pixels(maps, torch.from_numpy(pixels)[None], one.entry.spec.resolution)
-                )
-    return {place: torch.cat(found, dim=1) for place, found in parts.items()}
+        maps = one.entry.codec.decode(block, one.entry.encoded(block))
+        if through is not None:
+            maps = through.decode(block, through.encode(block, maps))
+        for target, pixels in one.pixels.items():
+            parts[target].append(at_pixels(maps, torch.from_numpy(pixels)[None], one.entry.spec.resolution))
+    return {target: torch.cat(parts.pop(target), dim=1) for target in list(parts)}

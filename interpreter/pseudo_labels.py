@@ -99,7 +99,9 @@ class PseudoLabels:
 
     def _native(self, image: LabelledImage) -> NDArray[np.uint8]:
         _, found = segment_stored(self._network, self._store, self._spec, image)
-        return self._task.labels(dict(zip(self._task.targets, found.masks, strict=True)))
+        if found.layers is None:
+            return found.labels
+        return self._task.labels(dict(zip(self._task.targets, found.layers, strict=True)))
 
 
 def _digest(folder: Path) -> str:

@@ -301,7 +301,8 @@ class Engine:
     def _framed(self, question: Question, work: Work) -> Framed | None:
         """Return the photograph cropped and resized for the network; None if only the key of its features was sent.
 
-        Comes before the store is read, so that a file that is not an image is refused in any case.
+        Comes before the store is read, so that a file that is not an image is refused in any case, and its pixels are
+        not held until then.
         """
         if question.data is None:
             return None

@@ -146,6 +146,15 @@ class Settings(BaseSettings):
             raise ValueError("expected max_bytes, of one request, to be at most uploads_bytes, of all")
         return self
 
+    @field_validator("folders", "api_keys", mode="before")
+    @classmethod
+    def _no_setting_has_slipped_in(cls, table: Any) -> Any:
+        if isinstance(table, dict) and (slipped := [name for name in table if name in cls.model_fields]):
+            raise ValueError(
+                f"found {slipped[0]}, which is a setting of its own; a TOML file has settings above its tables"
+            )
+        return table
+
     @field_validator("api_keys", mode="before")
     @classmethod
     def _one_key_is_a_list_of_one(cls, keys: Any) -> Any:
@@ -245,9 +254,6 @@ def read_settings(**given: Any) -> Settings:
 
 def _error_text(problem: Mapping[str, Any]) -> str:
     """One problem of the settings; for an unknown one, the setting whose name is nearest."""
-    table, name, *_ = (*map(str, problem["loc"]), "", "")
-    if name in Settings.model_fields:
-        return f"{table}.{name}: {name} is a setting of its own; write it above the table [{table}]"
     if problem["type"] != "extra_forbidden":
         return problem_text(problem)
     place = ".".join(map(str, problem["loc"]))

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from distributed import Client
 
 
+MOST_OPENED = 64
+"""Entries that lazy maps keep open."""
+
+
 class Batch(NamedTuple):
     """A batch in memory.
 
@@ -188,7 +192,30 @@ def lazy_maps(
         SpecError: the spec has no such block.
     """
     names = [block.name for block in spec.blocks] if blocks is None else list(blocks)
-    return {name: _lazy(_Maps(store, spec, plan, name)) for name in names}
+    entries = _LastEntries(store, spec, plan.keys)
+    return {name: _lazy(_Maps(entries, plan, name)) for name in names}
+
+
+class _LastEntries:
+    """Entries of a store, those that were asked for lately still open."""
+
+    def __init__(self, store: FeatureStore, spec: FeatureSpec, keys: Sequence[Key]) -> None:
+        self._store, self.spec, self._keys = store, spec, keys
+        self._opened: dict[int, FeatureEntry] = {}
+
+    def __getitem__(self, image: int) -> FeatureEntry:
+        entry = self._opened.get(image)
+        if entry is None:
+            if len(self._opened) >= MOST_OPENED:
+                self._opened.clear()
+            self._opened[image] = entry = self._store.entry(self.spec, self._keys[image])
+        return entry
+
+    @property
+    def place(self) -> str:
+        """Where they are: two stores in memory have one location."""
+        location = self._store.location
+        return f"memory {id(self._store.objects)}" if location == "memory://" else location
 
 
 class _Maps:
@@ -196,15 +223,15 @@ class _Maps:
 
     dtype, ndim = np.dtype(np.float32), 5
 
-    def __init__(self, store: FeatureStore, spec: FeatureSpec, plan: Plan, name: str) -> None:
-        self._store, self._spec, self._plan, self._block = store, spec, plan, spec.block(name)
+    def __init__(self, entries: _LastEntries, plan: Plan, name: str) -> None:
+        self._entries, self._plan, self._block = entries, plan, entries.spec.block(name)
         block = self._block
         self.shape = (*plan.timesteps.shape, block.channels, block.height, block.width)
 
     @property
     def token(self) -> str:
         """A name for the numbers: equal for equal maps of one store."""
-        return str(tokenize(self._store.location, self._spec.digest, self._block.name, *self._plan))
+        return str(tokenize(self._entries.place, self._entries.spec.digest, self._block.name, *self._plan))
 
     def __getitem__(self, index: tuple[int | slice, ...]) -> NDArray[np.float32]:
         images, steps = (np.arange(count)[one] for count, one in zip(self.shape, index[:2], strict=False))
@@ -216,7 +243,7 @@ class _Maps:
 
     def _read(self, image: int, steps: NDArray[np.intp]) -> NDArray[np.float32]:
         timesteps = [int(t) for t in self._plan.timesteps[image, steps]]
-        return self._store.entry(self._spec, self._plan.keys[image]).read(self._block.name, timesteps)
+        return self._entries[image].read(self._block.name, timesteps)
 
 
 def _lazy(maps: _Maps) -> da.Array:

@@ -134,7 +134,7 @@ def verify(
             _print_lines(report["failed_runs"])
             _print_lines(report["problems_left"])
             console.print_line(f"after the repair {len(report['problems_left'])} problems")
-    if report.get("problems_left", report["problems"]):
+    if report.get("problems_left", report["problems"]) or report.get("failed_runs"):
         raise typer.Exit(Exit.DAMAGED)
 
 

@@ -54,22 +54,24 @@ def export_npy(
     Raises:
         FormatError: the folder holds something else.
     """
+    levels = authors_levels(spec)
     index = {
         "spec": spec.model_dump(mode="json"),
-        "levels": {name: [block.name for block in blocks] for name, blocks in authors_levels(spec).items()},
+        "levels": {name: [block.name for block in blocks] for name, blocks in levels.items()},
         "rows": [{"image_id": key.image_id, "view": key.view} for key in keys],
     }
     _require_same(folder / "index.json", index, lambda path: read_json(path, FormatError))
     folder.mkdir(parents=True, exist_ok=True)
     replace_json(folder / "index.json", index | {COMPLETE: False})
     for row, key in enumerate(keys):
-        for level, blocks in authors_levels(spec).items():
-            files = [folder / f"X_{t}_{level}_{row}.npy" for t in spec.timesteps]
-            if all(file.is_file() for file in files):  # by an export that was interrupted
-                continue
-            entry = store.entry(spec, key)
-            maps = np.concatenate([entry.read(block.name) for block in blocks], axis=1)
-            for file, of_t in zip(files, maps, strict=True):
+        files_of = {level: [folder / f"X_{t}_{level}_{row}.npy" for t in spec.timesteps] for level in levels}
+        # Files that exist were written by an export that was interrupted.
+        missing = [level for level, files in files_of.items() if not all(file.is_file() for file in files)]
+        entry = store.entry(spec, key) if missing else None
+        for level in missing:
+            assert entry is not None
+            maps = np.concatenate([entry.read(block.name) for block in levels[level]], axis=1)
+            for file, of_t in zip(files_of[level], maps, strict=True):
                 _save(file, of_t)
         if advance is not None:
             advance()
@@ -137,7 +139,7 @@ def to_xarray(
 
     Raises:
         FormatError: xarray is not installed.
-        MissingEntry: an image is not stored, or the spec has no complete entry.
+        MissingEntry: the spec has no complete entry; or, when its maps are read, an image is not stored.
     """
     try:
         import xarray

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from store.console import Exit
 from store.interrupts import Stop
 from store.pixels import holds_pixels
 from store.spec import FeatureSpec, preprocessing_name
@@ -78,6 +79,11 @@ class ExtractionCommand:
         if stop.requested:
             raise KeyboardInterrupt
         return subprocess.CompletedProcess(self.arguments, process.returncode, printed)
+
+
+def reached_its_end(done: subprocess.CompletedProcess[str]) -> bool:
+    """Return whether a run was carried out; it may have left out photographs, which its report lists."""
+    return done.returncode in (Exit.OK, Exit.PARTIAL)
 
 
 def as_options(**values: object) -> dict[str, str | bool]:

@@ -234,13 +234,18 @@ class FeatureStore:
     def find(self, spec: FeatureSpec, key: Key) -> FeatureEntry | None:
         """A stored entry, opened for reading, which counts as a use; None if it is missing, incomplete or damaged.
 
-        The store is looked at once, while ``entry`` also finds out why there is none.
+        Where there is none, the store is looked at once, while ``entry`` also finds out why.
+
+        Raises:
+            DamagedEntry: the codebook of a compact spec is gone.
         """
         path = entry_path(spec, key)
         found = find_entry(self.objects, path)
         if found is None:
             return None
-        self.uses.stamp(path)
+        if self.uses.stamp(path) and not self.objects.exists(f"{path}/zarr.json"):  # `prune` came in between
+            self.uses.forget(path)
+            return None
         return FeatureEntry(found, spec, self.codec(spec), self.uses)
 
     def entry(self, spec: FeatureSpec, key: Key) -> FeatureEntry:

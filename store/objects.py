@@ -375,12 +375,13 @@ def open_objects(location: str | Path | Store, *, read_only: bool = False) -> Ob
 
     Raises:
         MissingEntry: ``read_only``, and the folder does not exist.
-        FormatError: the URL is of an unsupported kind, the path is a file, or obstore is not installed.
+        FormatError: the URL is of an unsupported kind, the path is a file, obstore is not installed, or a Zarr store
+            cannot be opened ``read_only``.
     """
     if isinstance(location, LocalStore):
         return open_objects(location.root, read_only=read_only or location.read_only)
     if isinstance(location, Store):
-        return ZarrObjects(location.with_read_only(True) if read_only else location, str(location))
+        return ZarrObjects(_read_only(location) if read_only else location, str(location))
     if str(location) == "memory://":
         return ZarrObjects(MemoryStore(), "memory://")
     if str(location).startswith("s3://"):
@@ -395,6 +396,16 @@ def open_objects(location: str | Path | Store, *, read_only: bool = False) -> Ob
     if folder.exists() and not folder.is_dir():
         raise FormatError(f"{folder}: is a file, expected a folder")
     return FolderObjects(folder, str(folder), read_only=read_only)
+
+
+def _read_only(store: Store) -> Store:
+    """The same storage, opened for reading only; FormatError if its kind cannot be."""
+    if store.read_only:
+        return store
+    try:
+        return store.with_read_only(True)
+    except NotImplementedError as error:
+        raise FormatError(f"{store}: open it with read_only=True yourself; its kind offers no such view") from error
 
 
 def _s3(url: str, read_only: bool) -> Store:

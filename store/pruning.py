@@ -1,8 +1,8 @@
 """Making room: the least recently used entries are removed first, and none that is being read or made.
 
-Readers stamp an entry before they open it (``store.uses``). An entry is removed under its claim, so that
-nobody makes it meanwhile: its marker is removed, its stamp is read again, and its data are removed. A reader
-that came before that second look is noticed, and the marker is put back; one that comes later finds no entry.
+Readers stamp an entry before they open it, or look again afterwards (``store.uses``). An entry is removed under its
+claim, so that nobody makes it meanwhile: its marker is removed, its stamp is read again, and its data are removed. A
+reader that came before that second look is noticed, and the marker is put back; one that comes later finds no entry.
 """
 
 from __future__ import annotations

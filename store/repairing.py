@@ -13,10 +13,9 @@ from typing import NamedTuple
 
 from store.claims import Claims
 from store.collection import COLLECTIONS, LABELS
-from store.console import Exit
 from store.entries import verify_entry
 from store.errors import DamagedEntry, MissingEntry, StoreError
-from store.extraction_command import REPEATABLE, ExtractionCommand
+from store.extraction_command import REPEATABLE, ExtractionCommand, reached_its_end
 from store.feature_store import CODEBOOK, FeatureStore
 from store.features import Key, entry_path
 from store.parallel import in_parallel
@@ -184,10 +183,8 @@ def command_of(record: RunRecord, location: str, *, same_spec: bool = True) -> E
 
 def _run_again(commands: Iterable[ExtractionCommand]) -> list[str]:
     """Run commands, each in a new process; returns one line for each that failed."""
-    failed = ((command, command.run().returncode) for command in commands)
-    return [
-        f"`{command}` failed with exit code {code}" for command, code in failed if code not in (Exit.OK, Exit.PARTIAL)
-    ]
+    done = ((command, command.run()) for command in commands)
+    return [f"`{command}` failed with exit code {one.returncode}" for command, one in done if not reached_its_end(one)]
 
 
 class _Contents(NamedTuple):

@@ -1,8 +1,8 @@
 """When each entry was last used, so that the least recently used are removed first and none that is being read.
 
-Readers stamp an entry before they open it, at most once in ``GRACE / 2`` seconds. Whoever removes
-entries spares those stamped within ``GRACE``. For any other it removes the marker, reads the stamp
-again, and puts the marker back if a reader came in between.
+Readers stamp an entry before they open it, or look again afterwards, at most once in ``GRACE / 2`` seconds. Whoever
+removes entries spares those stamped within ``GRACE``. For any other it removes the marker, reads the stamp again, and
+puts the marker back if a reader came in between.
 """
 
 from __future__ import annotations
@@ -29,12 +29,15 @@ class Uses:
         self._stamped: dict[str, float] = {}
         self._tidied = time.time()
 
-    def stamp(self, path: str) -> None:
-        """Record that an entry is being used. If the stamp cannot be written, it is skipped and tried again later."""
+    def stamp(self, path: str) -> bool:
+        """Record that an entry is being used, and return whether a stamp was written.
+
+        If it cannot be written, it is skipped and tried again later.
+        """
         now = time.time()
         self._forget_old(now)
         if now - self._stamped.get(path, 0.0) < GRACE / 2:
-            return
+            return False
         try:
             self._objects.put(_key(path), repr(now).encode())
         except (StoreFull, StoreUnavailable):  # temporary: try again soon
@@ -43,6 +46,8 @@ class Uses:
             self._stamped[path] = now
         else:
             self._stamped[path] = now
+            return True
+        return False
 
     def _forget_old(self, now: float) -> None:
         """Forget stamps that have no effect any more, now and then: a service reads entries for months."""

@@ -113,6 +113,11 @@ def test_a_mask_that_is_drawn_in_its_transparency_is_told() -> None:
     layer[1:3, :, 3] = 255  # black on nothing, as paint programs save a layer
     with pytest.raises(ImageError, match="found one that only its transparency shows"):
         decode_mask(encoded(Image.fromarray(layer), "PNG"))
+    indexed = Image.fromarray((layer[..., 3] > 0).astype(np.uint8), "P")
+    indexed.putpalette([0, 0, 0, 0, 0, 0])
+    indexed.info["transparency"] = b"\x00\xff"
+    with pytest.raises(ImageError, match="found one that only its transparency shows"):
+        decode_mask(encoded(indexed, "PNG"))
     layer[..., 3] = 255
     assert not decode_mask(encoded(Image.fromarray(layer), "PNG")).any()
 

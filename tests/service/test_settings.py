@@ -107,9 +107,10 @@ def test_lists_are_given_by_commas_or_as_json(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("DIFFDGSS_CONFIG", str(tmp_path / "service.toml"))
     with pytest.raises(WrongSettings, match=r"service\.toml is not valid TOML: .*line 2"):
         read_settings()
-    (tmp_path / "service.toml").write_text('[folders]\nclinic = "/data"\nadmins = ["boss"]\n')
-    with pytest.raises(WrongSettings, match=r"^folders.admins: admins is a setting of its own; write it above"):
-        read_settings()
+    for table in ("folders", "api_keys"):  # as a client's key it would have been accepted
+        (tmp_path / "service.toml").write_text(f'[{table}]\nclinic = "/data"\nadmins = ["boss"]\n')
+        with pytest.raises(WrongSettings, match=f"^{table}: .*found admins, which is a setting of its own; a TOML"):
+            read_settings()
     (tmp_path / "service.toml").write_text("prot = 1\n")
     with pytest.raises(WrongSettings, match=r"prot: not a setting; did you mean port\?"):
         read_settings()

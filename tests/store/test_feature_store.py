@@ -342,6 +342,37 @@ def test_a_url_without_a_bucket_is_told(location: str) -> None:
         FeatureStore(location)
 
 
+def test_what_is_pruned_while_it_is_found_is_not_there(
+    filled_store: FeatureStore, spec: FeatureSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, uses = next(iter(filled_store.keys(spec))), filled_store.uses
+    found = filled_store.find(spec, key)
+    assert found is not None
+    assert found.geometry == filled_store.entry(spec, key).geometry
+    stamp = uses.stamp
+
+    def pruned_meanwhile(path: str) -> bool:
+        filled_store.objects.delete(path)
+        return stamp(path)
+
+    monkeypatch.setattr(uses, "stamp", pruned_meanwhile)
+    other = list(filled_store.keys(spec))[1]
+    assert filled_store.find(spec, other) is None
+    assert not filled_store.objects.exists(f"used/{entry_path(spec, other)}")
+
+
+def test_a_zarr_store_that_has_no_view_for_reading_is_told_unless_it_is_one() -> None:
+    class Plain(MemoryStore):  # as ZipStore
+        def with_read_only(self, read_only: bool = False) -> MemoryStore:
+            raise NotImplementedError
+
+    written = Plain()
+    FeatureStore(written).objects.put("zarr.json", b'{"attributes": {}}')
+    with pytest.raises(FormatError, match="open it with read_only=True yourself"):
+        FeatureStore(written, read_only=True)
+    assert FeatureStore(Plain(written._store_dict, read_only=True), read_only=True).specs() == []
+
+
 def test_a_missing_folder_is_told(tmp_path: Path) -> None:
     with pytest.raises(MissingEntry, match="no such store"):
         FeatureStore(tmp_path / "nowhere", read_only=True)
