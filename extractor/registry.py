@@ -51,6 +51,7 @@ class ListedBackbone:
             "presets": [f"{name}, spec {PRESETS[name]().spec(network).digest[:12]}" for name in self.presets],
             "weights": f"{network.parameters / 1e6:.1f} M, {human_bytes(self.size)}, {manifest.licence}",
             "sha256": (manifest.sha256_of(WEIGHTS_FILE) or "not sealed")[:12],
+            "figures": [str(one) for one in manifest.figures],
             "learnt from": [str(one) for one in manifest.data],
         }
 
