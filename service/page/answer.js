@@ -155,7 +155,7 @@ export class AnswerPanel {
 
   async #download(button, output, suffix) {
     const { file, answer } = this.item
-    const options = { output, mirrored: answer.mirrored }
+    const options = { output, model: answer.model, mirrored: answer.mirrored }
     if (output === 'overlay') options.opacity = get('opacity').value / 100
     button.disabled = true
     try {

@@ -17,14 +17,28 @@ export async function ask(file, options, { key = '', signal, waiting = () => {} 
   for (let attempt = 0; ; attempt++) {
     const body = new FormData()
     body.append('image', file, file.name)
-    const headers = key ? { Authorization: `Bearer ${key}` } : {}
-    const response = await fetch('v1/segment?' + new URLSearchParams(options), { method: 'POST', body, headers, signal })
+    const response = await fetch('v1/segment?' + new URLSearchParams(options), { method: 'POST', body, headers: signed(key), signal })
     if (response.ok) return response
     const pause = Number(response.headers.get('Retry-After'))
     if (!pause || attempt === PATIENCE) throw new Refused(response.status, await detailOf(response))
     waiting(pause)
     await paused(pause * 1000, signal)
   }
+}
+
+/** The models of the service, the default first; none where a key is needed that is not given. */
+export async function models(key) {
+  for (;;) {
+    const response = await fetch('v1/models', { headers: signed(key) })
+    if (response.ok) return response.json()
+    const pause = Number(response.headers.get('Retry-After'))
+    if (response.status !== 503 || !pause) return []
+    await paused(pause * 1000)
+  }
+}
+
+function signed(key) {
+  return key ? { Authorization: `Bearer ${key}` } : {}
 }
 
 async function detailOf(response) {

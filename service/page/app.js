@@ -1,6 +1,6 @@
 // The list of dropped photographs, which are segmented one after the other, and the choice of the one shown.
 
-import { ask } from './api.js'
+import { ask, models } from './api.js'
 import { AnswerPanel } from './answer.js'
 import { element, get } from './dom.js'
 import { paint } from './pictures.js'
@@ -23,7 +23,7 @@ function say(text, problem = false) {
 
 function add(files) {
   for (const file of files) {
-    const item = { file, mirrored: get('mirrored').checked, state: 'waiting', note: 'waiting', row: element('li'), button: element('button', { type: 'button' }) }
+    const item = { file, model: get('model').value, mirrored: get('mirrored').checked, state: 'waiting', note: 'waiting', row: element('li'), button: element('button', { type: 'button' }) }
     item.button.addEventListener('click', () => (item.state === 'done' ? show(item) : again(item)))
     item.row.append(item.button)
     get('list').append(item.row)
@@ -81,7 +81,7 @@ async function segment(item, signal) {
   const clock = setInterval(() => set(item, 'busy', elapsed()), 200)
   const how = { key: get('key').value, signal, waiting: (s) => say(`The service is busy; asking again in ${s} s …`) }
   try {
-    item.answer = await (await ask(item.file, { ...WANTED, mirrored: item.mirrored }, how)).json()
+    item.answer = await (await ask(item.file, { ...WANTED, ...(item.model && { model: item.model }), mirrored: item.mirrored }, how)).json()
     item.photo = await photograph(item.file, how)
     clearInterval(clock)
     set(item, 'done', elapsed())
@@ -134,6 +134,15 @@ function neighbour(step) {
   if (next) show(next)
 }
 
+/** Let the user choose among the models, if there are several. */
+async function offerModels() {
+  const found = await models(get('key').value).catch(() => [])
+  get('model').replaceChildren(...found.map(({ name }) => element('option', { value: name }, name)))
+  get('models').hidden = found.length < 2
+}
+
+offerModels()
+get('key').addEventListener('change', offerModels)
 get('files').addEventListener('change', () => {
   add([...get('files').files])
   get('files').value = ''

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from service.app import create_app
 from service.engine import Engine
+from service.models import Models
 from service.settings import Settings
 from tests.conftest import draw_fundus
 from tests.service.conftest import make_engine  # noqa: F401  # a fixture
@@ -56,6 +58,8 @@ def upload(name: str, data: bytes) -> dict[str, Any]:
 def url(make_engine: Any) -> Iterator[str]:  # noqa: F811
     """A service with tiny models, on a free port of loopback."""
     engine: Engine = make_engine(max_pixels=100_000)
+    model = engine.models.default
+    engine.replace_models(Models([model, replace(model, name="twin")]))
     settings = Settings(keep_nothing=True, max_pixels=100_000)
     config = uvicorn.Config(create_app(settings, lambda: engine), log_config=None, lifespan="on")
     server = uvicorn.Server(config)
@@ -370,3 +374,16 @@ def test_what_waits_can_be_stopped(page: Page) -> None:
     page.get_by_role("button", name="Stop").click()
     expect(page.locator("#list li.failed")).to_have_count(2)
     expect(page.locator("#running")).to_be_hidden()
+
+
+def test_files_are_read_by_the_model_that_was_chosen(page: Page) -> None:
+    expect(page.get_by_label("Model")).to_have_value("vessels")
+    segmented(page)
+    page.get_by_label("Model").select_option("twin")
+    asked: list[str] = []
+    page.on("request", lambda one: asked.append(one.url) if "v1/segment" in one.url else None)
+    segmented(page, upload("other.png", photograph(2)))
+    assert "model=twin" in asked[0]
+    for name, model in (("other.png", "twin"), ("eye.png", "vessels")):
+        page.get_by_role("button", name=name).click()
+        expect(page.locator("#facts")).to_contain_text(model)
