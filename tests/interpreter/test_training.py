@@ -326,7 +326,7 @@ def test_photographs_that_lack_a_target_are_told(filled_store: FeatureStore) -> 
     changed = [first.model_copy(update={"masks": {}}), second.model_copy(update={"masks": {"cup": "x"}}), *others]
     filled_store.collections.write(eyes.model_copy(update={"samples": tuple(changed)}))
     assert notes_on_missing(filled_store, ["eyes"], TASK) == [
-        f"2 of 6 photographs (eyes/{first.name}, eyes/{second.name}) of eyes have no mask of mask and are left out"
+        f"2 of 6 photographs (eyes/{first.name}, eyes/{second.name}) of eyes have no mask and are left out"
     ]
     assert len(labelled_in(filled_store, ["eyes"], TASK)) == 4
     either = Task(name="both", targets=("mask", "cup"), overlapping=True)
