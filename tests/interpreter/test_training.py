@@ -332,7 +332,7 @@ def test_photographs_that_lack_a_target_are_told(filled_store: FeatureStore) -> 
     either = Task(name="both", targets=("mask", "cup"), overlapping=True)
     told = notes_on_missing(filled_store, ["eyes"], either)
     assert told == [
-        f"1 of 5 photographs (eyes/{second.name}) of eyes have no mask of mask and count as having none",
+        f"1 of 5 photographs (eyes/{second.name}) of eyes have no mask and count as having none",
         f"4 of 5 photographs ({', '.join(f'eyes/{one.name}' for one in others[:3])}, ...) of eyes have no mask of cup "
         "and count as having none",
         f"1 of 6 photographs (eyes/{first.name}) of eyes have no mask and are left out",
