@@ -106,7 +106,7 @@ def decode_mask(data: bytes) -> NDArray[np.bool_]:
         )
     if len(levels) == 1 and (colours != colours[0, 0]).any():
         raise ImageError("expected a binary mask, found several colours of one brightness; save it in black and white")
-    if len(levels) == 1 and image.has_transparency_data and _shows_by_transparency(image):
+    if len(levels) == 1 and _shows_by_transparency(image):
         raise ImageError(
             "expected a binary mask, found one that only its transparency shows; save it in black and white"
         )
@@ -121,7 +121,7 @@ def decode_mask(data: bytes) -> NDArray[np.bool_]:
 
 
 def _shows_by_transparency(image: Image.Image) -> bool:
-    return len(np.unique(np.asarray(image.convert("RGBA").getchannel("A")))) > 1
+    return image.has_transparency_data and len(np.unique(np.asarray(image.convert("RGBA").getchannel("A")))) > 1
 
 
 def _is_photograph(colours: NDArray[np.generic]) -> bool:

@@ -90,13 +90,17 @@ def default_batch(device: str, entry_bytes: int, *, spread: bool = False) -> int
 
 
 class _Decoded(NamedTuple):
-    """The outcome of decoding a view: it is ready for the network, already in the store, or being made elsewhere."""
+    """The outcome of decoding a view: it is ready for the network, already in the store, or being made elsewhere.
+
+    Attributes:
+        geometry: None if the view is being made elsewhere.
+        prepared: None unless it is ready for the network.
+    """
 
     key: Key
     geometry: Geometry | None = None
     prepared: Prepared | None = None
     sample: Sample | None = None
-    elsewhere: bool = False
 
 
 class Pipeline:
@@ -191,7 +195,7 @@ class Pipeline:
                 self.report.leave_out(str(one.photograph.image), str(error))
                 self._done(one)
                 continue
-            if decoded.elsewhere:
+            if decoded.geometry is None:
                 left.append(one)
             elif decoded.prepared is None:
                 self.report.present += 1
@@ -311,7 +315,7 @@ class Pipeline:
         if (geometry := self._geometry_there(key)) is not None:
             return _Decoded(key, geometry)
         if not self._claims.acquire(claim):
-            return _Decoded(key, elsewhere=True)
+            return _Decoded(key)
         try:
             geometry = self._geometry_there(key)  # another process may have made it just before the claim
             if geometry is None:

@@ -48,7 +48,7 @@ class LabelledImage:
         """The digest of the image's mask of each of a task's targets; None for a target without a mask."""
         return tuple(self.sample.masks.get(target) for target in task.targets)
 
-    def truth_of(self, task: Task, rules: Rules) -> list[str | None]:
+    def truth_facts(self, task: Task, rules: Rules) -> list[str | None]:
         """What decides the image's ground truth: its masks and, if the rules ask, which of them have a palette."""
         indexed = sorted(set(self.sample.indexed) & set(task.targets)) if rules.masks == "pillow" else []
         return [*self.masks_of(task), *indexed]

@@ -125,7 +125,7 @@ class Training:
         self._objective, self._stepper = self.accelerator.prepare(
             Objective(self.network, task, settings.precision), self.optimizer, device_placement=[False, False]
         )
-        card = self._card(config, backbone, validation_images).model_copy(update={"licence": licence})
+        card = self._card(config, backbone, licence, validation_images)
         self.selection = Selection(folder, card, store, validation_images, self.rules)
         self.epoch = self.next_batch = 0
         self._in_step = self._is_prepared = False
@@ -136,7 +136,9 @@ class Training:
             self._files.require_same_run(self._run_identity(card))
         self._resume()
 
-    def _card(self, config: InterpreterConfig, backbone: str, validation_images: Sequence[LabelledImage]) -> Card:
+    def _card(
+        self, config: InterpreterConfig, backbone: str, licence: str, validation_images: Sequence[LabelledImage]
+    ) -> Card:
         pseudo_labels = None
         if self._pseudo_labels is not None:
             taught = tuple(image.key.image_id for image in self._pseudo_labelled)
@@ -151,6 +153,7 @@ class Training:
             training_ids=tuple(image.key.image_id for image in self.train_images),
             validation_ids=tuple(image.key.image_id for image in validation_images),
             training=TrainingRecord(**dict(self.settings), rules=self.rules, pseudo_labels=pseudo_labels),
+            licence=licence,
         )
 
     @property
@@ -306,7 +309,7 @@ class Training:
         derived: Any = {"metrics": True, "licence": True, "training": {"pseudo_labels": {"teacher_images"}}}
         described = card.model_dump(mode="json", exclude=derived)
         images = [*self.train_images, *self.validation_images]
-        masks = json.dumps([image.truth_of(self.task, self.rules) for image in images])
+        masks = json.dumps([image.truth_facts(self.task, self.rules) for image in images])
         return described | {
             "masks": hashlib.sha256(masks.encode()).hexdigest(),
             "known": known_targets(images, self.task),

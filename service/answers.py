@@ -39,6 +39,13 @@ class Box(NamedTuple):
     width: int
 
 
+class Area(NamedTuple):
+    """The area of a class: in pixels of the photograph, and as a share of the field of view, 0..1."""
+
+    pixels: int
+    share: float
+
+
 @dataclass(frozen=True)
 class Answer:
     """The segmentation of one photograph, with everything that is reported about it.
@@ -110,10 +117,13 @@ class Answer:
         return None if self.domain is None else self.domain.abstain
 
     @property
-    def shares(self) -> dict[str, float]:
-        """{class: share of the field of view at native size that it takes}, 0..1, the background included."""
-        seen = self.native_fov()
-        return {name: float(self.mask(i)[seen].mean()) for i, name in enumerate(self.classes)}
+    def areas(self) -> dict[str, Area]:
+        """{class: its area at native size}, the background included."""
+        seen, areas = self.native_fov(), dict[str, Area]()
+        for i, name in enumerate(self.classes):
+            mask = self.mask(i)
+            areas[name] = Area(int(np.count_nonzero(mask)), float(mask[seen].mean()))
+        return areas
 
     @property
     def agreement(self) -> NDArray[np.float32]:

@@ -47,7 +47,7 @@ class AnswerSummary(BaseModel):
             distance=None if score is None else score.distance,
             residual=None if score is None else score.residual,
             unusual=() if score is None else score.reasons,
-            shares={name: share for name, share in answer.shares.items() if name != answer.classes[0]},
+            shares={name: area.share for name, area in answer.areas.items() if name != answer.classes[0]},
             expected_dice=answer.expected_dice,
             warnings=answer.warnings,
         )
@@ -152,8 +152,11 @@ def as_table(record: JobRecord) -> str:
     writer = csv.DictWriter(sheet, columns, restval="", extrasaction="ignore")
     writer.writeheader()
     for image in as_report(record)["images"]:
-        shares = {f"share_{name}": share for name, share in image.get("shares", {}).items()}
-        expected = {f"expected_dice_{name}": dice for name, dice in image.get("expected_dice", {}).items()}
+        by_class = {
+            f"{kind}_{name}": value
+            for kind, field in (("share", "shares"), ("expected_dice", "expected_dice"))
+            for name, value in image.get(field, {}).items()
+        }
         joined = {"warnings": "; ".join(image.get("warnings", [])), "unusual": " ".join(image.get("unusual", []))}
-        writer.writerow(image | shares | expected | joined)
+        writer.writerow(image | by_class | joined)
     return sheet.getvalue()

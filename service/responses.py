@@ -67,7 +67,7 @@ def run_lengths(labels: NDArray[np.uint8]) -> RunLengths:
 
 
 def _classes(answer: Answer) -> list[ClassResult]:
-    colours, fov, shares = answer.colours, answer.fov, answer.shares
+    colours, fov, areas = answer.colours, answer.fov, answer.areas
     prediction, steps = answer.prediction, len(answer.prediction.labels_by_voter)
     expected = (None, *answer.expected_dice.values())
     results = []
@@ -79,8 +79,8 @@ def _classes(answer: Answer) -> list[ClassResult]:
                 id=i,
                 name=name,
                 colour=colours[i - 1] if i else None,
-                pixels=int(np.count_nonzero(answer.mask(i))),
-                share=shares[name],
+                pixels=areas[name].pixels,
+                share=areas[name].share,
                 score=float(prediction.probabilities[i][fov][here].mean()) if some else None,
                 agreement=float(prediction.votes[i][fov][here].mean() / steps) if some else None,
                 expected_dice=expected[i],

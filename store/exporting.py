@@ -66,13 +66,12 @@ def export_npy(
     for row, key in enumerate(keys):
         files_of = {level: [folder / f"X_{t}_{level}_{row}.npy" for t in spec.timesteps] for level in levels}
         # Files that exist were written by an export that was interrupted.
-        missing = [level for level, files in files_of.items() if not all(file.is_file() for file in files)]
-        entry = store.entry(spec, key) if missing else None
-        for level in missing:
-            assert entry is not None
-            maps = np.concatenate([entry.read(block.name) for block in levels[level]], axis=1)
-            for file, of_t in zip(files_of[level], maps, strict=True):
-                _save(file, of_t)
+        if missing := [level for level, files in files_of.items() if not all(file.is_file() for file in files)]:
+            entry = store.entry(spec, key)
+            for level in missing:
+                maps = np.concatenate([entry.read(block.name) for block in levels[level]], axis=1)
+                for file, of_t in zip(files_of[level], maps, strict=True):
+                    _save(file, of_t)
         if advance is not None:
             advance()
     replace_json(folder / "index.json", index | {COMPLETE: True})

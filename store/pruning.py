@@ -84,7 +84,7 @@ def prune(
     removed = []
     with Claims(store.objects) as claims:
         listed = list(entries)
-        for entry, is_removed in zip(listed, in_parallel(partial(_removed, store, claims), listed), strict=True):
+        for entry, is_removed in zip(listed, in_parallel(partial(_remove_claimed, store, claims), listed), strict=True):
             removed += [entry] if is_removed else []
             if advance is not None:
                 advance()
@@ -111,8 +111,8 @@ def remove_masks(store: FeatureStore, digests: Iterable[str]) -> list[str]:
     return removed
 
 
-def _removed(store: FeatureStore, claims: Claims, entry: StoredEntry) -> bool:
-    """Remove an entry, and return whether that was possible."""
+def _remove_claimed(store: FeatureStore, claims: Claims, entry: StoredEntry) -> bool:
+    """Remove an entry under its claim, and return whether that was possible."""
     path = entry_path(entry.spec, entry.key)
     if not claims.acquire(path):
         return False

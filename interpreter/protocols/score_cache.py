@@ -67,7 +67,7 @@ def _without_description(row: Mapping[str, Any]) -> dict[str, Any]:
 def _fingerprint(image: LabelledImage, task: Task, rules: Rules) -> list[Any]:
     """The facts of an image that affect scores: its name, photograph, ground truth and, if it has one, its group."""
     group = [] if image.sample.group is None else [image.sample.group]
-    return [image.name, image.key.image_id, image.truth_of(task, rules), *group]
+    return [image.name, image.key.image_id, image.truth_facts(task, rules), *group]
 
 
 def _adapted(settings: ProtocolSettings, images: Sequence[LabelledImage]) -> dict[str, Any]:

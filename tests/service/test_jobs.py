@@ -475,7 +475,7 @@ def test_what_answers_say_about_themselves_is_in_the_zip(make_engine: MakeEngine
     assert rows[0]["warnings"] == "; ".join(answer.warnings)
     assert (rows[0]["expected_dice_mask"], rows[2]["expected_dice_mask"]) == (str(answer.expected_dice["mask"]), "")
     assert rows[2]["problem"] == failed["problem"]
-    assert (rows[0]["share_mask"], rows[2]["share_mask"]) == (str(answer.shares["mask"]), "")
+    assert (rows[0]["share_mask"], rows[2]["share_mask"]) == (str(answer.areas["mask"].share), "")
     assert (rows[0]["unusual"], first["unusual"]) == ("", [])
 
 
